@@ -1,0 +1,1 @@
+"""Names, places and files of models: find, download, read, write."""

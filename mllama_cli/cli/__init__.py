@@ -1,0 +1,1 @@
+"""One file a command: parses, wires the rooms together, turns errors into exit codes."""

@@ -1,0 +1,64 @@
+"""The `mllama` command: its sub-commands and how errors become exit codes."""
+
+import os
+import sys
+from typing import Annotated, Any
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from mllama_cli import __version__
+from mllama_cli.core.errors import MllamaError
+
+DEBUG = "mllama.debug"
+INTERRUPTED = 130
+
+
+class MllamaGroup(TyperGroup):
+    """Turns our errors into one line on stderr and an exit code; ``--debug`` on a command shows the traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MllamaError as error:
+            if ctx.meta.get(DEBUG):
+                raise
+            from mllama_cli.terminal.console import Terminal
+
+            Terminal().error(error.message, error.hint)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            if ctx.meta.get(DEBUG):
+                raise
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            # The reader (`| head`) has all it wants: end quietly, and let no flush at exit complain either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+
+
+app = typer.Typer(
+    name="mllama",
+    cls=MllamaGroup,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Chat with Llama 3.2 Vision models about your pictures, on your own GPU or CPU.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mllama {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,1 @@
+"""Plain data that every room may use: errors, config, conversation, events. Standard library only."""

@@ -1,0 +1,90 @@
+"""A conversation as plain data: messages made of text and image parts."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """A piece of text, exactly as it was written."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ImagePart:
+    """A picture by content: the bytes of an image file in any format that we read, so it cannot vanish later.
+
+    ``name`` is what the user called it (a path, a URL, "stdin") and serves messages only.
+    """
+
+    data: bytes
+    name: str = "image"
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the content, in hex: equal pictures have equal digests whatever their names."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    def __repr__(self) -> str:
+        return f"ImagePart({self.name!r}, {len(self.data)} bytes)"
+
+
+Part = TextPart | ImagePart
+
+
+@dataclass(frozen=True)
+class Message:
+    """What one side said in one turn."""
+
+    role: Role
+    parts: tuple[Part, ...]
+
+    @property
+    def text(self) -> str:
+        """All text parts, joined without a separator, as the chat template joins them."""
+        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+    @property
+    def images(self) -> tuple[ImagePart, ...]:
+        return tuple(part for part in self.parts if isinstance(part, ImagePart))
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages in order. Immutable: ``with_`` methods return a longer conversation."""
+
+    messages: tuple[Message, ...] = ()
+
+    @classmethod
+    def ask(cls, text: str, images: tuple[ImagePart, ...] = (), system: str = "") -> "Conversation":
+        """A conversation of one question, images before the text, as the model was trained."""
+        conversation = cls((Message("system", (TextPart(system),)),)) if system else cls()
+        return conversation.with_user(text, images)
+
+    def with_user(self, text: str, images: tuple[ImagePart, ...] = ()) -> "Conversation":
+        parts: tuple[Part, ...] = images + ((TextPart(text),) if text else ())
+        return Conversation((*self.messages, Message("user", parts)))
+
+    def with_assistant(self, text: str) -> "Conversation":
+        return Conversation((*self.messages, Message("assistant", (TextPart(text),))))
+
+    @property
+    def images(self) -> tuple[ImagePart, ...]:
+        return tuple(image for message in self.messages for image in message.images)
+
+    @property
+    def image_turns(self) -> int:
+        """In how many messages pictures stand. Above one, later text sees only the newest group (SPEC: the model's rule)."""
+        return sum(1 for message in self.messages if message.images)
+
+    def __iter__(self) -> Iterator[Message]:
+        return iter(self.messages)
+
+    def __len__(self) -> int:
+        return len(self.messages)

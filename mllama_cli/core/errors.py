@@ -1,0 +1,77 @@
+"""Every error that a user may see. Each says what is wrong and, in its hint, what to do.
+
+MllamaError                    exit code 1
+|-- UsageError                 exit code 2: the request itself cannot be carried out
+|   |-- ImageNotFoundError     no such picture, or a folder where a picture should be
+|   |-- ModelNotFoundError     no model of that name on this machine or on the hub
+|   `-- DeviceError            a device that this machine does not have
+|-- ImageError                 bytes that are not a picture we can show the model
+|-- CheckpointError            a model folder that is incomplete or damaged
+|-- TemplateError              a chat template that is missing or refuses the conversation
+|-- ContextLengthError         a conversation longer than the model can hold
+|-- MemoryShortageError        the model does not fit this machine
+|-- DownloadError              the hub or a web server did not give what was asked for
+`-- RemovalError               a model that may not or could not be deleted
+"""
+
+
+class MllamaError(Exception):
+    """Base of the tree.
+
+    Args:
+        message: one line that says what is wrong, with the name of the thing concerned.
+        hint: one line that says what to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(MllamaError):
+    """The request itself cannot be carried out."""
+
+    exit_code = 2
+
+
+class ImageNotFoundError(UsageError):
+    """No such picture, or a folder where a picture should be."""
+
+
+class ModelNotFoundError(UsageError):
+    """No model of that name on this machine or on the hub."""
+
+
+class DeviceError(UsageError):
+    """A device that this machine does not have."""
+
+
+class ImageError(MllamaError):
+    """Bytes that are not a picture we can show the model."""
+
+
+class CheckpointError(MllamaError):
+    """A model folder that is incomplete or damaged."""
+
+
+class TemplateError(MllamaError):
+    """A chat template that is missing or refuses the conversation."""
+
+
+class ContextLengthError(MllamaError):
+    """A conversation longer than the model can hold."""
+
+
+class MemoryShortageError(MllamaError):
+    """The model does not fit this machine."""
+
+
+class DownloadError(MllamaError):
+    """The hub or a web server did not give what was asked for."""
+
+
+class RemovalError(MllamaError):
+    """A model that may not or could not be deleted."""

@@ -1,0 +1,78 @@
+"""What long work tells its caller while it goes on. The engine yields these; nothing below the terminal prints."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "stop_string", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something the user should know once, in one line; no error."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """Weights read so far, in bytes."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodingImage:
+    """The vision tower starts on picture ``index`` (from 1) of ``count``."""
+
+    index: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingPrompt:
+    """Prefill: ``done`` of ``total`` prompt tokens are in the cache."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token. ``text`` may be empty while a character's bytes are incomplete."""
+
+    id: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationStats:
+    """The last event of a reply. Times in seconds.
+
+    ``prompt_tokens`` counts the whole prompt, ``cached_tokens`` those of it that an earlier turn left in the cache.
+    ``encode_seconds`` is the vision tower and projector, ``prefill_seconds`` the text prefill up to the first sampled
+    token; time to first token is their sum plus ``load_seconds`` of weights that this reply was the first to need.
+    """
+
+    finish_reason: FinishReason
+    prompt_tokens: int
+    cached_tokens: int
+    images: int
+    completion_tokens: int
+    encode_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    load_seconds: float = 0.0
+
+    @property
+    def time_to_first_token(self) -> float:
+        return self.load_seconds + self.encode_seconds + self.prefill_seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decode speed: tokens after the first, over the time they took."""
+        after_first = self.completion_tokens - 1
+        return after_first / self.decode_seconds if after_first > 0 and self.decode_seconds > 0 else 0.0
+
+
+Event = Notice | LoadProgress | EncodingImage | ReadingPrompt | Token | GenerationStats

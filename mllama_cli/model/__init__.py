@@ -1,0 +1,1 @@
+"""The network in plain torch. Caches are passed in; the network has no state."""
