@@ -1,0 +1,22 @@
+"""Reading the JSON files of a checkpoint folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mllama_cli.core.errors import CheckpointError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. CheckpointError, naming the file, where it is missing, damaged or no object."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.name} is missing in {path.parent}", "The model folder is incomplete.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}", "Download or copy the file again.") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} does not hold a JSON object", "Download or copy the file again.")
+    return data

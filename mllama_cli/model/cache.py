@@ -1,0 +1,125 @@
+"""What attention remembers between steps. A session owns these; the network only reads and fills them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mllama_cli.core.config import MllamaTextConfig
+
+GROWTH = 256
+"""The self KV cache grows in steps of at least this many positions."""
+
+
+class KVCache:
+    """Keys and values of the self-attention layers, preallocated and grown in steps.
+
+    ``keys[slot]`` and ``values[slot]`` are [batch, kv_heads, capacity, head_dim], ``slot`` counting self-attention
+    layers. ``lengths[b]`` positions of conversation b are filled; what lies behind them is never attended to.
+    """
+
+    def __init__(
+        self,
+        config: MllamaTextConfig,
+        batch: int = 1,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.limit = config.max_position_embeddings
+        shape = (batch, config.num_key_value_heads, 0, config.head_dim)
+        slots = len(config.self_attention_layers)
+        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(slots)]
+        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(slots)]
+        self.lengths = [0] * batch
+
+    @property
+    def capacity(self) -> int:
+        return self.keys[0].shape[2] if self.keys else self.limit
+
+    @property
+    def uniform(self) -> bool:
+        """Whether every conversation of the batch is equally long, so that positions are one slice."""
+        return min(self.lengths) == max(self.lengths)
+
+    def reserve(self, length: int) -> None:
+        """Make room for ``length`` positions. Grows by half of what is there, so that copying stays rare."""
+        if length <= self.capacity:
+            return
+        capacity = max(length, self.capacity + max(GROWTH, self.capacity // 2))
+        capacity = max(length, min(-(-capacity // GROWTH) * GROWTH, self.limit))
+        filled = max(self.lengths)
+        for tensors in (self.keys, self.values):
+            for slot, old in enumerate(tensors):
+                new = old.new_empty((*old.shape[:2], capacity, old.shape[3]))
+                new[:, :, :filled] = old[:, :, :filled]
+                tensors[slot] = new
+
+    def write(self, slot: int, keys: Tensor, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values [B, kv_heads, L, head_dim] at ``positions`` [B, L]; returns all up to the longest."""
+        start, count = max(self.lengths), keys.shape[2]
+        stored_k, stored_v = self.keys[slot], self.values[slot]
+        if self.uniform:
+            stored_k[:, :, start : start + count] = keys
+            stored_v[:, :, start : start + count] = values
+        else:
+            rows = torch.arange(len(self.lengths), device=keys.device)[:, None]
+            stored_k[rows, :, positions] = keys.transpose(1, 2)
+            stored_v[rows, :, positions] = values.transpose(1, 2)
+        return stored_k[:, :, : start + count], stored_v[:, :, : start + count]
+
+    def advance(self, counts: Sequence[int]) -> None:
+        """Count the positions that a forward pass has filled."""
+        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
+
+    def truncate(self, length: int) -> None:
+        """Forget everything from position ``length`` on."""
+        self.lengths = [min(old, length) for old in self.lengths]
+
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in (*self.keys, *self.values))
+
+
+LayerKV = tuple[Tensor, Tensor]
+"""Keys and values of one cross-attention layer, each [batch, kv_heads, tokens, head_dim]."""
+
+
+class CrossKVCache:
+    """Keys and values of the cross-attention layers: the vision tokens of each conversation's images, one after another.
+
+    ``layers[slot]`` holds [batch, kv_heads, tokens, head_dim]; shorter conversations of a batch are padded at the end.
+    ``image_tokens[b]`` says how many tokens each image of conversation b has (only tiles that it really has).
+    """
+
+    def __init__(self, layers: list[LayerKV], image_tokens: Sequence[Sequence[int]]) -> None:
+        self.layers = layers
+        self.image_tokens = tuple(tuple(counts) for counts in image_tokens)
+
+    @classmethod
+    def from_images(cls, batch: Sequence[Sequence[list[LayerKV]]]) -> "CrossKVCache | None":
+        """Join single images' keys and values (each a list of per-layer pairs of [1, kv_heads, tokens, head_dim]).
+
+        None where no conversation of the batch has an image.
+        """
+        if not any(batch):
+            return None
+        if len(batch) == 1 and len(batch[0]) == 1:
+            only = batch[0][0]
+            return cls(list(only), [[only[0][0].shape[2]]])
+        counts = [[image[0][0].shape[2] for image in images] for images in batch]
+        width = max(sum(row) for row in counts)
+        example = next(images for images in batch if images)[0]
+        layers = []
+        for slot, (k, _) in enumerate(example):
+            pair = []
+            for which in (0, 1):
+                joined = k.new_zeros((len(batch), k.shape[1], width, k.shape[3]))
+                for row, images in enumerate(batch):
+                    end = 0
+                    for image in images:
+                        tensor = image[slot][which]
+                        joined[row, :, end : end + tensor.shape[2]] = tensor[0]
+                        end += tensor.shape[2]
+                pair.append(joined)
+            layers.append((pair[0], pair[1]))
+        return cls(layers, counts)

@@ -1,0 +1,68 @@
+"""Building blocks that both transformers share."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MllamaTextRMSNorm(nn.Module):
+    """Root-mean-square norm over the last dimension: float32 inside, cast back, then times the weight."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return wide.to(x.dtype) * self.weight
+
+
+class MllamaTextMLP(nn.Module):
+    """SiLU-gated feed-forward network."""
+
+    def __init__(self, size: int, inner: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(size, inner, bias=False)
+        self.up_proj = nn.Linear(size, inner, bias=False)
+        self.down_proj = nn.Linear(inner, size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return result
+
+
+def heads(x: Tensor, head_dim: int) -> Tensor:
+    """[B, L, heads * head_dim] -> [B, heads, L, head_dim]."""
+    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
+def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention of [B, heads, L, D] queries over [B, kv_heads, S, D] keys in which no row is causal.
+
+    The queries of a key head's group become further rows, so keys are neither repeated nor masked by head.
+    ``mask`` is bool [B, 1, L, S]. Returns [B, L, heads * D].
+    """
+    batch, n_heads, length, dim = q.shape
+    kv_heads = k.shape[1]
+    groups = n_heads // kv_heads
+    q = q.reshape(batch, kv_heads, groups * length, dim)
+    if mask is not None and length > 1:
+        mask = mask.repeat(1, 1, groups, 1)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    out = out.reshape(batch, n_heads, length, dim)
+    return out.transpose(1, 2).flatten(2)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of rows over themselves and what stands before them.
+
+    Without a ``mask`` the queries are all rows there are. With one (bool [B or 1, 1, L, S]) they are any. Shapes as in
+    ``grouped_attention``.
+    """
+    if mask is None:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+    return out.transpose(1, 2).flatten(2)

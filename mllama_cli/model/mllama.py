@@ -1,0 +1,90 @@
+"""The whole model: vision tower, projector, language model. Attribute names are those of today's save_pretrained keys."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mllama_cli.core.config import MllamaConfig
+from mllama_cli.core.errors import CheckpointError
+from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
+from mllama_cli.model.text import MllamaTextModel
+from mllama_cli.model.vision import MllamaVisionModel
+from mllama_cli.model.visibility import CrossView, image_spans
+
+
+class MllamaModel(nn.Module):
+    """Vision tower, projector and language model without its output layer."""
+
+    def __init__(self, config: MllamaConfig) -> None:
+        super().__init__()
+        if config.vision_config is None:
+            raise CheckpointError("This is a text-only configuration: it has no vision tower", "Use MllamaForCausalLM.")
+        self.config = config
+        self.vision_model = MllamaVisionModel(config.vision_config)
+        self.language_model = MllamaTextModel(config.text_config)
+        self.multi_modal_projector = nn.Linear(
+            config.vision_config.vision_output_dim, config.text_config.hidden_size, bias=True
+        )
+
+    def vision_tokens(self, pixel_values: Tensor, aspect_ratio_id: int, *, all_tiles: bool = False) -> Tensor:
+        """One image's tiles [tiles, 3, T, T] -> the projected vision tokens [tiles, tokens, text hidden]."""
+        weight = self.vision_model.patch_embedding.weight
+        pixels = pixel_values.to(weight.device, weight.dtype)[None]
+        ids = torch.tensor([aspect_ratio_id], device=weight.device)
+        features = self.vision_model(pixels, ids, all_tiles=all_tiles)
+        result: Tensor = self.multi_modal_projector(features)[0]
+        return result
+
+    def encode_image(self, pixel_values: Tensor, aspect_ratio_id: int) -> list[LayerKV]:
+        """One image -> keys and values for each cross-attention layer, [1, kv_heads, tiles * tokens, head_dim]."""
+        tokens = self.vision_tokens(pixel_values, aspect_ratio_id)
+        return self.language_model.cross_keys_values(tokens.flatten(0, 1)[None])
+
+
+class MllamaForConditionalGeneration(nn.Module):
+    """Pictures and text in, logits out."""
+
+    def __init__(self, config: MllamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = MllamaModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+
+    @property
+    def language_model(self) -> MllamaTextModel:
+        return self.model.language_model
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        input_ids: Tensor,
+        pixel_values: Sequence[Tensor] = (),
+        aspect_ratio_ids: Sequence[int] = (),
+        *,
+        last_only: bool = False,
+    ) -> Tensor:
+        """Logits [B, L, vocab_size] of token ids [B, L], or [B, 1, vocab_size] with ``last_only``.
+
+        ``pixel_values`` are the images' tiles [tiles, 3, T, T] in the order of the image tokens, conversation after
+        conversation. Shorter conversations of a batch are filled up at the end with any id but the image token's.
+        """
+        rows: list[list[int]] = input_ids.tolist()
+        spans = [image_spans(row, self.config.image_token_index) for row in rows]
+        if sum(map(len, spans)) != len(pixel_values) or len(pixel_values) != len(aspect_ratio_ids):
+            raise ValueError(
+                f"{sum(map(len, spans))} image tokens, {len(pixel_values)} images and {len(aspect_ratio_ids)} "
+                "aspect ratio ids do not belong together"
+            )
+        images = iter([self.model.encode_image(p, i) for p, i in zip(pixel_values, aspect_ratio_ids, strict=True)])
+        cross = CrossKVCache.from_images([[next(images) for _ in row] for row in spans])
+        weight = self.lm_head.weight
+        cache = KVCache(self.config.text_config, len(rows), dtype=weight.dtype, device=weight.device)
+        view = (
+            CrossView.build(spans, cross.image_tokens, cache.lengths, input_ids.shape[1], weight.device)
+            if cross is not None
+            else None
+        )
+        hidden = self.model.language_model(input_ids, cache, cross, view)
+        result: Tensor = self.lm_head(hidden[:, -1:] if last_only else hidden)
+        return result

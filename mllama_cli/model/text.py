@@ -1,0 +1,235 @@
+"""The language model: Llama self-attention layers with gated cross-attention layers between them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mllama_cli.core.config import MllamaTextConfig
+from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
+from mllama_cli.model.layers import (
+    MllamaTextMLP,
+    MllamaTextRMSNorm,
+    causal_attention,
+    grouped_attention,
+    heads,
+)
+from mllama_cli.model.rope import inverse_frequencies, rotate, rotation
+from mllama_cli.model.visibility import CrossView
+
+EXTRA_EMBEDDINGS = 8
+"""Rows of embed_tokens behind the vocabulary; the first is the image token's."""
+
+
+@dataclass(frozen=True)
+class SelfAttentionContext:
+    """What every self-attention layer of one forward pass shares."""
+
+    positions: Tensor
+    cos: Tensor
+    sin: Tensor
+    cache: KVCache
+    mask: Tensor | None
+    """bool [B or 1, 1, L, S]; None when the rows are the first ones (causal) or a single one per conversation."""
+
+
+class MllamaTextSelfAttention(nn.Module):
+    def __init__(self, config: MllamaTextConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        inner, kv = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, inner, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv, bias=False)
+        self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, slot: int, context: SelfAttentionContext) -> Tensor:
+        q = rotate(heads(self.q_proj(x), self.head_dim), context.cos, context.sin)
+        k = rotate(heads(self.k_proj(x), self.head_dim), context.cos, context.sin)
+        v = heads(self.v_proj(x), self.head_dim)
+        k, v = context.cache.write(slot, k, v, context.positions)
+        if x.shape[1] == 1:
+            out = grouped_attention(q, k, v, context.mask)
+        else:
+            out = causal_attention(q, k, v, context.mask)
+        result: Tensor = self.o_proj(out)
+        return result
+
+
+class MllamaSelfAttentionDecoderLayer(nn.Module):
+    def __init__(self, config: MllamaTextConfig) -> None:
+        super().__init__()
+        self.self_attn = MllamaTextSelfAttention(config)
+        self.mlp = MllamaTextMLP(config.hidden_size, config.intermediate_size)
+        self.input_layernorm = MllamaTextRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = MllamaTextRMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, slot: int, context: SelfAttentionContext) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), slot, context)
+        result: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return result
+
+
+class MllamaTextCrossAttention(nn.Module):
+    def __init__(self, config: MllamaTextConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        inner, kv = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, inner, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv, bias=False)
+        self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
+        self.q_norm = MllamaTextRMSNorm(self.head_dim, config.rms_norm_eps)
+        self.k_norm = MllamaTextRMSNorm(self.head_dim, config.rms_norm_eps)
+
+    def keys_values(self, states: Tensor) -> LayerKV:
+        """Projected vision tokens [B, tokens, hidden] -> keys and values, each [B, kv_heads, tokens, head_dim]."""
+        keys = self.k_norm(heads(self.k_proj(states), self.head_dim))
+        return keys.contiguous(), heads(self.v_proj(states), self.head_dim).contiguous()
+
+    def forward(self, x: Tensor, kv: LayerKV, view: CrossView) -> Tensor:
+        q = self.q_norm(heads(self.q_proj(x), self.head_dim))
+        if view.mask is not None:
+            out = grouped_attention(q, *kv, view.mask)
+        else:
+            first = view.segments[0].row_start
+            out = torch.cat(
+                [
+                    grouped_attention(
+                        q[:, :, s.row_start - first : s.row_end - first],
+                        kv[0][:, :, s.key_start : s.key_end],
+                        kv[1][:, :, s.key_start : s.key_end],
+                    )
+                    for s in view.segments
+                ],
+                dim=1,
+            )
+        result: Tensor = self.o_proj(out)
+        return result
+
+
+class MllamaCrossAttentionDecoderLayer(nn.Module):
+    """Reads the image. Rows that see none pass unchanged: Meta's reference multiplies both branches by 0 there."""
+
+    def __init__(self, config: MllamaTextConfig) -> None:
+        super().__init__()
+        self.cross_attn = MllamaTextCrossAttention(config)
+        self.mlp = MllamaTextMLP(config.hidden_size, config.intermediate_size)
+        self.input_layernorm = MllamaTextRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = MllamaTextRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.cross_attn_attn_gate = nn.Parameter(torch.zeros(1))
+        self.cross_attn_mlp_gate = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor, kv: LayerKV, view: CrossView) -> Tensor:
+        # From the first image token on every row of a conversation sees some image, so the blind rows are a prefix.
+        first = view.segments[0].row_start if view.segments else 0
+        seeing = x[:, first:] if first else x
+        attention = self.cross_attn(self.input_layernorm(seeing), kv, view)
+        seeing = seeing + self._gated(self.cross_attn_attn_gate, attention, view)
+        mlp = self.mlp(self.post_attention_layernorm(seeing))
+        seeing = seeing + self._gated(self.cross_attn_mlp_gate, mlp, view)
+        return torch.cat((x[:, :first], seeing), dim=1) if first else seeing
+
+    @staticmethod
+    def _gated(gate: Tensor, branch: Tensor, view: CrossView) -> Tensor:
+        branch = gate.tanh() * branch
+        return branch if view.row_mask is None else branch * view.row_mask
+
+
+class MllamaTextModel(nn.Module):
+    """Token ids to final hidden states."""
+
+    def __init__(self, config: MllamaTextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size + EXTRA_EMBEDDINGS, config.hidden_size)
+        self.layers = nn.ModuleList(
+            MllamaCrossAttentionDecoderLayer(config)
+            if index in config.cross_attention_layers
+            else MllamaSelfAttentionDecoderLayer(config)
+            for index in range(config.num_hidden_layers)
+        )
+        self.norm = MllamaTextRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self._frequencies: Tensor | None = None
+
+    def frequencies(self, device: torch.device) -> Tensor:
+        # Not a buffer: a network built on the meta device would have to compute it again after loading.
+        if self._frequencies is None or self._frequencies.device != device:
+            config = self.config
+            with torch.device("cpu"):
+                table = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+            self._frequencies = table.to(device)
+        return self._frequencies
+
+    def cross_keys_values(self, states: Tensor) -> list[LayerKV]:
+        """Projected vision tokens [B, tokens, hidden] -> keys and values for each cross-attention layer."""
+        result = []
+        for index in self.config.cross_attention_layers:
+            layer = self.layers[index]
+            assert isinstance(layer, MllamaCrossAttentionDecoderLayer)
+            result.append(layer.cross_attn.keys_values(states))
+        return result
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        cache: KVCache,
+        cross: CrossKVCache | None = None,
+        view: CrossView | None = None,
+    ) -> Tensor:
+        """Run the rows ``input_ids`` [B, L], which follow what ``cache`` holds -> normed hidden states [B, L, hidden].
+
+        The cache is filled, but not advanced: the caller knows how many of a padded batch's rows count. Without a
+        ``view`` the cross-attention layers are skipped whole, which is what the model does for text alone.
+        """
+        batch, length = input_ids.shape
+        device = input_ids.device
+        cache.reserve(max(cache.lengths) + length)
+        starts = torch.tensor(cache.lengths, device=device)
+        positions = starts[:, None] + torch.arange(length, device=device)
+        cos, sin = rotation(positions, self.frequencies(device))
+        context = SelfAttentionContext(positions, cos, sin, cache, self._mask(cache, positions))
+        x = self.embed_tokens(input_ids)
+        self_slot = cross_slot = 0
+        for layer in self.layers:
+            if isinstance(layer, MllamaCrossAttentionDecoderLayer):
+                if view is not None and cross is not None:
+                    x = layer(x, cross.layers[cross_slot], view)
+                cross_slot += 1
+            else:
+                x = layer(x, self_slot, context)
+                self_slot += 1
+        result: Tensor = self.norm(x)
+        return result
+
+    @staticmethod
+    def _mask(cache: KVCache, positions: Tensor) -> Tensor | None:
+        length = positions.shape[1]
+        if cache.uniform and (length == 1 or cache.lengths[0] == 0):
+            return None
+        rows = positions[:1] if cache.uniform else positions
+        keys = torch.arange(max(cache.lengths) + length, device=positions.device)
+        return keys <= rows[:, None, :, None]
+
+
+class MllamaForCausalLM(nn.Module):
+    """The language model with its output layer; also a whole text-only checkpoint."""
+
+    def __init__(self, config: MllamaTextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = MllamaTextModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @property
+    def language_model(self) -> MllamaTextModel:
+        return self.model
+
+    def forward(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Token ids [B, L] -> logits [B, L, vocab_size] at every row."""
+        weight = self.lm_head.weight
+        cache = cache or KVCache(self.config, input_ids.shape[0], dtype=weight.dtype, device=weight.device)
+        hidden = self.model(input_ids, cache)
+        cache.advance([input_ids.shape[1]] * input_ids.shape[0])
+        result: Tensor = self.lm_head(hidden)
+        return result

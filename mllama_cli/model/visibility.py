@@ -1,0 +1,109 @@
+"""Which text row sees which image: the model's own rule, computed from where the image tokens stand.
+
+An image is seen from its own token up to the next image token; images whose tokens follow one another directly share
+the end of their group. The last group is seen up to the end, generated tokens included (SPEC, difference C).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ImageSpan:
+    """Text rows [start, end) see this image; end None means up to the end."""
+
+    start: int
+    end: int | None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Text rows [row_start, row_end) see the vision tokens [key_start, key_end) and nothing else."""
+
+    row_start: int
+    row_end: int
+    key_start: int
+    key_end: int
+
+
+def image_spans(ids: Sequence[int], image_token: int) -> tuple[ImageSpan, ...]:
+    """The rows that see each image, in order.
+
+    >>> image_spans([9, 7, 7, 1, 2, 7, 3], 7)
+    (ImageSpan(start=1, end=5), ImageSpan(start=2, end=5), ImageSpan(start=5, end=None))
+    """
+    starts = [row for row, token in enumerate(ids) if token == image_token]
+    ends: list[int | None] = []
+    following: int | None = None
+    for index in reversed(range(len(starts))):
+        if index + 1 < len(starts) and starts[index + 1] != starts[index] + 1:
+            following = starts[index + 1]
+        ends.append(following)
+    return tuple(ImageSpan(start, end) for start, end in zip(starts, reversed(ends), strict=True))
+
+
+def segments(
+    spans: Sequence[ImageSpan], image_tokens: Sequence[int], first_row: int, end_row: int
+) -> tuple[Segment, ...]:
+    """Cut rows [first_row, end_row) where the set of visible images changes; rows are counted from ``first_row``.
+
+    ``image_tokens`` says how many vision tokens each image has. Rows that see nothing are in no segment.
+    """
+    bounds = {first_row, end_row}
+    bounds.update(row for span in spans for row in (span.start, span.end) if row and first_row < row < end_row)
+    offsets = [0]
+    for count in image_tokens:
+        offsets.append(offsets[-1] + count)
+    result = []
+    edges = sorted(bounds)
+    for start, end in zip(edges, edges[1:], strict=False):
+        # Images of one group are neighbours, so what a row sees is one run of keys.
+        seen = [i for i, s in enumerate(spans) if s.start <= start and (s.end is None or start < s.end)]
+        if seen:
+            result.append(Segment(start - first_row, end - first_row, offsets[seen[0]], offsets[seen[-1] + 1]))
+    return tuple(result)
+
+
+@dataclass(frozen=True)
+class CrossView:
+    """What each row of this forward pass sees.
+
+    One conversation is cut into segments, which need no mask. A batch gets ``mask``, bool [B, 1, L, tokens], and
+    ``row_mask`` [B, L, 1], 0 for the rows that see nothing (their mask is open, since softmax needs one key).
+    """
+
+    segments: tuple[Segment, ...] = ()
+    mask: Tensor | None = None
+    row_mask: Tensor | None = None
+
+    @classmethod
+    def build(
+        cls,
+        spans: Sequence[Sequence[ImageSpan]],
+        image_tokens: Sequence[Sequence[int]],
+        first_rows: Sequence[int],
+        length: int,
+        device: torch.device | str = "cpu",
+    ) -> "CrossView | None":
+        """The view of ``length`` rows per conversation, conversation b starting at row ``first_rows[b]``.
+
+        None where no row sees an image: the cross-attention layers are skipped then.
+        """
+        cut = [
+            segments(s, n, first, first + length) for s, n, first in zip(spans, image_tokens, first_rows, strict=True)
+        ]
+        if not any(cut):
+            return None
+        if len(cut) == 1:
+            return cls(cut[0])
+        tokens = max(sum(counts) for counts in image_tokens)
+        mask = torch.zeros(len(cut), 1, length, tokens, dtype=torch.bool)
+        for row, parts in enumerate(cut):
+            for part in parts:
+                mask[row, 0, part.row_start : part.row_end, part.key_start : part.key_end] = True
+        sees = mask.any(dim=-1)
+        mask |= ~sees[..., None]
+        return cls(mask=mask.to(device), row_mask=sees[:, 0, :, None].to(device))

@@ -1,0 +1,230 @@
+"""The vision tower: tiles of an image -> vision tokens with intermediate features.
+
+Meta's reference lets the tokens of an image attend to padding as well; only padding attending to padding is masked. Two
+savings are exact and made here (tests hold them to the masked form):
+
+- The sequence is kept as [real tokens | padding], so the mask becomes two calls without one: real queries over all keys,
+  padding queries over real keys.
+- The unused tiles of an image start equal and stay equal, so one of them is computed and its keys count m times: an
+  additive key bias of log(m), carried by two extra head dimensions.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mllama_cli.core.config import MllamaVisionConfig
+from mllama_cli.model.layers import heads
+
+
+class MllamaVisionAttention(nn.Module):
+    def __init__(self, config: MllamaVisionConfig) -> None:
+        super().__init__()
+        self.head_dim = config.hidden_size // config.attention_heads
+        size = config.hidden_size
+        self.q_proj = nn.Linear(size, size, bias=False)
+        self.k_proj = nn.Linear(size, size, bias=False)
+        self.v_proj = nn.Linear(size, size, bias=False)
+        self.o_proj = nn.Linear(size, size, bias=False)
+
+    def forward(self, x: Tensor, real: int, counted: slice, times: int) -> Tensor:
+        """Attention over x [N, real + padding, hidden]; the keys in ``counted`` count ``times`` times."""
+        q, k, v = (heads(project(x), self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj))
+        scale = self.head_dim**-0.5
+        if times > 1:
+            seen = attend_counting(q[:, :, :real], k, v, scale, counted, times)
+        else:
+            seen = F.scaled_dot_product_attention(q[:, :, :real], k, v, scale=scale)
+        padding = F.scaled_dot_product_attention(q[:, :, real:], k[:, :, :real], v[:, :, :real], scale=scale)
+        result: Tensor = self.o_proj(torch.cat((seen, padding), dim=2).transpose(1, 2).flatten(2))
+        return result
+
+
+def attend_counting(q: Tensor, k: Tensor, v: Tensor, scale: float, counted: slice, times: int) -> Tensor:
+    """Attention of q over k, v (all [N, heads, tokens, D]) in which the keys in ``counted`` stand ``times`` times.
+
+    The bias log(times) / scale rides in two extra dimensions, as a value of q's dtype and what that rounding left over,
+    so that it is exact enough in bfloat16 too. Fast attention kernels want head dimensions that are multiples of 8.
+    """
+    dim = q.shape[-1]
+    wide = -(-(dim + 2) // 8) * 8
+    bias = math.log(times) / scale
+    high = torch.tensor(bias, dtype=q.dtype).item()
+    q, k, v = (F.pad(t, (0, wide - dim)) for t in (q, k, v))
+    q[..., dim : dim + 2] = 1.0
+    k[:, :, counted, dim] = high
+    k[:, :, counted, dim + 1] = bias - high
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)[..., :dim]
+
+
+class MllamaVisionMLP(nn.Module):
+    def __init__(self, config: MllamaVisionConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return result
+
+
+class MllamaVisionEncoderLayer(nn.Module):
+    """Pre-norm transformer layer; the global ones gate both branches with tanh."""
+
+    def __init__(self, config: MllamaVisionConfig, gated: bool) -> None:
+        super().__init__()
+        self.self_attn = MllamaVisionAttention(config)
+        self.mlp = MllamaVisionMLP(config)
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.gated = gated
+        if gated:
+            self.gate_attn = nn.Parameter(torch.ones(1) * math.pi / 4)
+            self.gate_ffn = nn.Parameter(torch.ones(1) * math.pi / 4)
+
+    def forward(self, x: Tensor, real: int, counted: slice, times: int) -> Tensor:
+        attention = self.self_attn(self.input_layernorm(x), real, counted, times)
+        x = x + (self.gate_attn.tanh() * attention if self.gated else attention)
+        mlp = self.mlp(self.post_attention_layernorm(x))
+        result: Tensor = x + (self.gate_ffn.tanh() * mlp if self.gated else mlp)
+        return result
+
+
+class MllamaVisionEncoder(nn.Module):
+    def __init__(self, config: MllamaVisionConfig, layers: int, gated: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(MllamaVisionEncoderLayer(config, gated) for _ in range(layers))
+
+
+class MllamaPrecomputedAspectRatioEmbedding(nn.Module):
+    """A learned vector for each tile of each aspect ratio, gated."""
+
+    def __init__(self, config: MllamaVisionConfig) -> None:
+        super().__init__()
+        self.shape = (config.max_num_tiles, 1, config.hidden_size)
+        self.embedding = nn.Embedding(len(config.supported_aspect_ratios) + 1, math.prod(self.shape))
+        self.gate = nn.Parameter(torch.zeros(1))
+
+    def forward(self, aspect_ratio_ids: Tensor, tiles: int) -> Tensor:
+        """Ids [N] -> [N, tiles, 1, hidden], for the first ``tiles`` tiles."""
+        table = self.embedding(aspect_ratio_ids).unflatten(-1, self.shape)[:, :tiles]
+        result: Tensor = self.gate.tanh() * table
+        return result
+
+
+class MllamaPrecomputedPositionEmbedding(nn.Module):
+    """A learned vector for each token of a tile, and one for each token of each tile of each aspect ratio."""
+
+    def __init__(self, config: MllamaVisionConfig) -> None:
+        super().__init__()
+        tokens, size = config.tokens_per_tile, config.hidden_size
+        self.shape = (config.max_num_tiles, tokens, size)
+        self.gate = nn.Parameter(torch.zeros(1))
+        self.embedding = nn.Parameter(torch.randn(tokens, size) * size**-0.5)
+        self.tile_embedding = nn.Embedding(len(config.supported_aspect_ratios) + 1, math.prod(self.shape))
+
+    def forward(self, aspect_ratio_ids: Tensor, tiles: int) -> Tensor:
+        """Ids [N] -> [N, tiles, tokens, hidden], for the first ``tiles`` tiles."""
+        gate = self.gate.tanh()
+        by_tile = self.tile_embedding(aspect_ratio_ids).unflatten(-1, self.shape)[:, :tiles]
+        result: Tensor = (1 - gate) * self.embedding + gate * by_tile
+        return result
+
+
+class MllamaVisionModel(nn.Module):
+    """Pixel tiles of images that have equally many tiles -> features of every token of their real tiles."""
+
+    def __init__(self, config: MllamaVisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        size, patch = config.hidden_size, config.patch_size
+        self.patch_embedding = nn.Conv2d(config.num_channels, size, patch, stride=patch, bias=False)
+        self.class_embedding = nn.Parameter(torch.randn(size) * size**-0.5)
+        self.gated_positional_embedding = MllamaPrecomputedPositionEmbedding(config)
+        self.pre_tile_positional_embedding = MllamaPrecomputedAspectRatioEmbedding(config)
+        self.post_tile_positional_embedding = MllamaPrecomputedAspectRatioEmbedding(config)
+        self.layernorm_pre = nn.LayerNorm(size)  # Meta's own default here: 1e-5 whatever the config says
+        self.layernorm_post = nn.LayerNorm(size)
+        self.transformer = MllamaVisionEncoder(config, config.num_hidden_layers, gated=False)
+        self.global_transformer = MllamaVisionEncoder(config, config.num_global_layers, gated=True)
+        self._compared: tuple[object, bool] | None = None
+
+    def unused_tiles_are_equal(self) -> bool:
+        """Whether the tables give all unused tiles of an image the same rows, as in every released checkpoint.
+
+        Looked at once per set of weights.
+        """
+        tables = (
+            self.pre_tile_positional_embedding.embedding.weight,
+            self.post_tile_positional_embedding.embedding.weight,
+            self.gated_positional_embedding.tile_embedding.weight,
+        )
+        # Inference tensors keep no version counter; they cannot be written in place outside inference mode either.
+        version = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tables)
+        if self._compared is None or self._compared[0] != version:
+            equal = True
+            for id_ in range(1, len(self.config.supported_aspect_ratios) + 1):
+                used = self.config.tiles(id_)
+                for table in tables:
+                    unused = table[id_].unflatten(0, (self.config.max_num_tiles, -1))[used:]
+                    equal = equal and bool((unused == unused[:1]).all())
+            self._compared = (version, equal)
+        return self._compared[1]
+
+    def forward(self, pixel_values: Tensor, aspect_ratio_ids: Tensor, *, all_tiles: bool = False) -> Tensor:
+        """pixel_values [N, tiles, 3, T, T] and aspect ratio ids [N] -> [N, tiles, tokens, hidden * (1 + intermediate)].
+
+        All N images have the same number of real tiles. ``all_tiles`` also gives the features of the unused tiles
+        (tile count 4 then), which the projector of transformers' model gets too; no text row may attend to them.
+        """
+        config = self.config
+        n, tiles = pixel_values.shape[:2]
+        tokens, padded, size = config.tokens_per_tile, config.padded_tokens_per_tile, config.hidden_size
+        unused = config.max_num_tiles - tiles
+        times = unused if self.unused_tiles_are_equal() else 1
+        computed = unused // times if unused else 0
+        every = tiles + computed
+        pad = padded - tokens
+        real = tiles * tokens
+
+        patches = self.patch_embedding(pixel_values.flatten(0, 1)).flatten(2).transpose(1, 2).unflatten(0, (n, tiles))
+        x = torch.cat((patches, patches.new_zeros(n, computed, tokens - 1, size)), dim=1)
+        x = x + self.pre_tile_positional_embedding(aspect_ratio_ids, every)
+        x = torch.cat((self.class_embedding.expand(n, every, 1, size), x), dim=2)
+        x = self.layernorm_pre(x + self.gated_positional_embedding(aspect_ratio_ids, every))
+
+        # [real tokens | pad tokens of real tiles | unused tiles with their pad tokens]
+        x = torch.cat((x[:, :tiles].flatten(1, 2), F.pad(x[:, tiles:], (0, 0, 0, pad)).flatten(1, 2)), dim=1)
+        x = torch.cat((x[:, :real], x.new_zeros(n, tiles * pad, size), x[:, real:]), dim=1)
+        counted = slice(tiles * padded, None)
+
+        intermediate = []
+        for index, layer in enumerate(self.transformer.layers):
+            if index in config.intermediate_layers_indices:  # Meta takes a layer's input (SPEC, difference A)
+                intermediate.append(x)
+            x = layer(x, real, counted, times)
+        x = self.layernorm_post(x)
+        tile_vectors = self.post_tile_positional_embedding(aspect_ratio_ids, every)
+        x = x + torch.cat(
+            (
+                tile_vectors[:, :tiles].expand(-1, -1, tokens, -1).flatten(1, 2),
+                tile_vectors[:, :tiles].expand(-1, -1, pad, -1).flatten(1, 2),
+                tile_vectors[:, tiles:].expand(-1, -1, padded, -1).flatten(1, 2),
+            ),
+            dim=1,
+        )
+        for layer in self.global_transformer.layers:
+            x = layer(x, real, counted, times)
+
+        def features(states: Tensor) -> Tensor:
+            kept = states[:, :real].unflatten(1, (tiles, tokens))
+            if not all_tiles or not unused:
+                return kept
+            rest = states[:, counted].unflatten(1, (computed, padded))[:, :, :tokens]
+            return torch.cat((kept, rest.repeat(1, times, 1, 1)), dim=1)
+
+        # Interleaved: element d * 5 + l is dimension d of intermediate layer l.
+        inner = torch.stack([features(states) for states in intermediate], dim=-1).flatten(-2)
+        return torch.cat((features(x), inner), dim=-1)

@@ -1,0 +1,121 @@
+"""Conversations to model inputs: the template, the tokenizer and the image processor together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
+from mllama_cli.core.errors import TemplateError, UsageError
+from mllama_cli.processing.chat_template import ChatTemplate, RefusedError, fold_system, template_messages
+from mllama_cli.processing.image_processor import ImageTiles, MllamaImageProcessor
+from mllama_cli.processing.images import open_image
+from mllama_cli.processing.tokenizer import MllamaTokenizer
+
+IMAGE_TOKEN = "<|image|>"
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """One prompt: token ids, and the images in the order of their image tokens.
+
+    Pixel tiles are made only for images that a session has not encoded yet (``MllamaProcessor.tiles``).
+    """
+
+    ids: tuple[int, ...]
+    images: tuple[ImagePart, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What the user should know about how the prompt was built."""
+
+
+class MllamaProcessor:
+    """``image_processor`` is None for text-only checkpoints, ``chat_template`` None for base models."""
+
+    def __init__(
+        self,
+        tokenizer: MllamaTokenizer,
+        image_processor: MllamaImageProcessor | None,
+        chat_template: ChatTemplate | None,
+        image_token_id: int,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.chat_template = chat_template
+        self.image_token_id = image_token_id
+
+    @classmethod
+    def from_pretrained(cls, folder: Path, image_token_id: int = 128256, *, vision: bool = True) -> "MllamaProcessor":
+        tokenizer = MllamaTokenizer.from_pretrained(folder)
+        return cls(
+            tokenizer,
+            MllamaImageProcessor.from_pretrained(folder) if vision else None,
+            ChatTemplate.from_pretrained(folder, tokenizer.special_names),
+            image_token_id,
+        )
+
+    def __call__(self, conversation: Conversation) -> ModelInputs:
+        """The prompt of a conversation, rendered with the checkpoint's own template, up to where the answer begins."""
+        if self.chat_template is None:
+            raise TemplateError(
+                "This checkpoint has no chat template, so it is a base model",
+                "Use --raw to give it the prompt as it stands.",
+            )
+        self._check_images(conversation.images)
+        notes: list[str] = []
+        # A character of the private use area that the conversation does not use marks what must not become special.
+        text = "".join(message.text for message in conversation)
+        marker = next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in text)
+        masked = Conversation(tuple(self._masked(message, marker) for message in conversation))
+        try:
+            prompt = self.chat_template.render(template_messages(masked))
+        except RefusedError:
+            if not (conversation.images and any(message.role == "system" for message in conversation)):
+                raise
+            prompt = self.chat_template.render(template_messages(fold_system(masked)))
+            notes.append(
+                "This model's chat template takes no system message beside images: "
+                "the system text now opens the first user message."
+            )
+        ids = self.tokenizer.encode_markup(prompt, self.tokenizer.placeholders(marker))
+        return self._inputs(ids, conversation.images, notes)
+
+    def raw(self, text: str, images: Sequence[ImagePart] = ()) -> ModelInputs:
+        """The prompt for a base model: image tokens, begin_of_text, then the text as it stands.
+
+        Special tokens in the text mean themselves. Images go where it says <|image|>, else before everything.
+        """
+        self._check_images(images)
+        bos = self.tokenizer.special_names.get("bos_token", "")
+        if IMAGE_TOKEN not in text:
+            text = IMAGE_TOKEN * len(images) + text
+        if bos and bos not in text:
+            body = text
+            while body.startswith(IMAGE_TOKEN):
+                body = body.removeprefix(IMAGE_TOKEN)
+            text = text[: len(text) - len(body)] + bos + body
+        return self._inputs(self.tokenizer.encode_markup(text), tuple(images), [])
+
+    def tiles(self, image: ImagePart) -> ImageTiles:
+        """Decode, orient, resize, tile and normalise one image."""
+        if self.image_processor is None:
+            raise UsageError("This model is text-only: it cannot see images", "Use a Llama 3.2 Vision checkpoint.")
+        return self.image_processor([open_image(image)])[0]
+
+    def _masked(self, message: Message, marker: str) -> Message:
+        parts = (
+            TextPart(self.tokenizer.mask(part.text, marker)) if isinstance(part, TextPart) else part
+            for part in message.parts
+        )
+        return Message(message.role, tuple(parts))
+
+    def _check_images(self, images: Sequence[ImagePart]) -> None:
+        if images and self.image_processor is None:
+            raise UsageError("This model is text-only: it cannot see images", "Use a Llama 3.2 Vision checkpoint.")
+
+    def _inputs(self, ids: list[int], images: tuple[ImagePart, ...], notes: list[str]) -> ModelInputs:
+        found = ids.count(self.image_token_id)
+        if found != len(images):
+            raise UsageError(
+                f"The prompt has {found} {IMAGE_TOKEN} tokens but there are {len(images)} images",
+                "Write as many image tokens as there are images, or none.",
+            )
+        return ModelInputs(tuple(ids), images, tuple(notes))

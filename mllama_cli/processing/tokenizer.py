@@ -1,0 +1,131 @@
+"""Text to token ids and back, for byte-level BPE tokenizers (Llama 3's and our own)."""
+
+import codecs
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from mllama_cli.core.errors import CheckpointError
+from mllama_cli.core.json_file import read_json
+
+
+class MllamaTokenizer:
+    """tokenizer.json with the names of its special tokens.
+
+    ``encode`` takes text as it is: special tokens written out in it become ordinary text, so no message can forge a
+    header or an image. ``encode_markup`` reads special tokens where they stand, as the rendered template needs it.
+    """
+
+    def __init__(self, backend: Tokenizer, special_names: dict[str, str] | None = None) -> None:
+        self.backend = backend
+        self.special_names = special_names or {}
+        added = backend.get_added_tokens_decoder()
+        self.special_ids = {token.content: id_ for id_, token in added.items() if token.special}
+        self._literal = {id_: token.content.encode() for id_, token in added.items() if not token.special}
+        self._special = re.compile("(" + "|".join(map(re.escape, self.special_ids)) + ")" if self.special_ids else "(?!)")
+        self._skip = frozenset(self.special_ids.values())
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> "MllamaTokenizer":
+        """Read tokenizer.json and tokenizer_config.json of a checkpoint folder."""
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise CheckpointError(f"tokenizer.json is missing in {folder}", "The model folder is incomplete.")
+        try:
+            backend = Tokenizer.from_file(str(path))
+        except Exception as error:  # the Rust library raises bare Exception
+            raise CheckpointError(f"{path} cannot be read: {error}", "Download or copy the file again.") from error
+        decoder = type(backend.decoder).__name__ if backend.decoder is not None else "none"
+        if decoder != "ByteLevel":
+            raise CheckpointError(f"{path} is no byte-level tokenizer (its decoder is {decoder})")
+        config = folder / "tokenizer_config.json"
+        names = _special_names(read_json(config)) if config.is_file() else {}
+        return cls(backend, names)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text; special tokens in it count as the characters they are written with."""
+        if not text:
+            return []
+        self.backend.encode_special_tokens = True
+        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_markup(self, text: str, restore: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """Ids of text in which special tokens mean themselves. No begin_of_text is added.
+
+        ``restore`` are (placeholder, text) pairs from ``mask``: put back after the special tokens were found.
+        """
+        ids: list[int] = []
+        for piece in self._special.split(text):
+            if piece in self.special_ids:
+                ids.append(self.special_ids[piece])
+                continue
+            for placeholder, original in restore:
+                piece = piece.replace(placeholder, original)
+            ids.extend(self.encode(piece))
+        return ids
+
+    def mask(self, text: str, marker: str) -> str:
+        """``text`` with each special token in it hidden behind a placeholder built from ``marker``."""
+        index = {content: str(number) for number, content in enumerate(self.special_ids)}
+        return self._special.sub(lambda match: f"{marker}{index[match[0]]}{marker}", text)
+
+    def placeholders(self, marker: str) -> list[tuple[str, str]]:
+        """The (placeholder, text) pairs that ``mask`` may have put in."""
+        return [(f"{marker}{number}{marker}", content) for number, content in enumerate(self.special_ids)]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token adds to the text, in UTF-8; nothing for special tokens and ids that the tokenizer lacks."""
+        if token_id in self._skip:
+            return b""
+        if token_id in self._literal:
+            return self._literal[token_id]
+        token = self.backend.id_to_token(token_id)
+        return bytes(_BYTES[char] for char in token) if token is not None else b""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+
+    def special_id(self, content: str) -> int | None:
+        return self.special_ids.get(content)
+
+
+class StreamingDetokenizer:
+    """Token ids to text one by one. A character whose bytes come in several tokens appears when it is whole."""
+
+    def __init__(self, tokenizer: MllamaTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
+
+    def finish(self) -> str:
+        """What is left of a character that never became whole, as a replacement character."""
+        return self._decoder.decode(b"", final=True)
+
+
+def _special_names(config: dict[str, Any]) -> dict[str, str]:
+    """bos_token, eos_token, ... as plain strings, whether the file has them as strings or as objects."""
+    names = {}
+    for key, value in config.items():
+        content = value.get("content") if isinstance(value, dict) else value
+        if key.endswith("_token") and isinstance(content, str):
+            names[key] = content
+    return names
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's map of printable characters to bytes, which byte-level vocabularies are written in."""
+    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    alphabet = {chr(byte): byte for byte in visible}
+    others = [byte for byte in range(256) if byte not in visible]
+    alphabet.update({chr(256 + number): byte for number, byte in enumerate(others)})
+    return alphabet
+
+
+_BYTES = _byte_alphabet()
