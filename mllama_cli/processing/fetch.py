@@ -1,0 +1,142 @@
+"""A picture from a web server: under one time limit for everything, and with a clear error for each way to fail."""
+
+import asyncio
+import ssl
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from mllama_cli.core.conversation import ImagePart
+from mllama_cli.core.errors import DownloadError, ImageError, UsageError
+from mllama_cli.processing.limits import DEFAULT_LIMITS, Limits, too_many_bytes
+from mllama_cli.processing.sniff import not_a_picture
+
+if TYPE_CHECKING:
+    import httpx
+
+_MAX_REDIRECTS = 10
+_CHECK_NETWORK = "Check the address and the network connection."
+_STATUS_HINTS = {
+    401: "It needs a login: save the picture with a browser and give the file.",
+    403: "The server refuses: save the picture with a browser and give the file.",
+    404: "Check the address.",
+    410: "The picture was removed.",
+    429: "Too many requests: try again later.",
+}
+
+
+def fetch_image(url: str, limits: Limits = DEFAULT_LIMITS) -> ImagePart:
+    """The bytes behind an http(s) URL, as an ImagePart.
+
+    Raises DownloadError (unreachable, too slow, an error status, too many redirects, a web page or another thing that
+    is no picture), ImageError (over ``limits.max_bytes``, or empty), UsageError (not a valid URL).
+    """
+    name = _without_credentials(url)
+    # asyncio, because its time limit also ends what a socket time-out does not: a name server that hangs, and a server
+    # that drips its headers or its body byte by byte.
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return ImagePart(asyncio.run(_fetch(url, name, limits)), name)
+    with ThreadPoolExecutor(1) as pool:  # the caller's thread runs a loop already, as notebooks do
+        return ImagePart(pool.submit(asyncio.run, _fetch(url, name, limits)).result(), name)
+
+
+async def _fetch(url: str, name: str, limits: Limits) -> bytes:
+    import httpx
+
+    host = urlsplit(url).hostname or name
+    try:
+        async with asyncio.timeout(limits.total_seconds), _client(limits) as client, client.stream("GET", url) as reply:
+            return await _read(reply, name, limits)
+    except TimeoutError as error:
+        raise DownloadError(
+            f"{name}: not there after {limits.total_seconds:g} s", "Try again, or download it and give the file."
+        ) from error
+    except httpx.ConnectTimeout as error:
+        raise DownloadError(f"{host} did not answer within {limits.connect_seconds:g} s", _CHECK_NETWORK) from error
+    except httpx.ConnectError as error:
+        raise DownloadError(f"cannot reach {host}: {_reason(error)}", _CHECK_NETWORK) from error
+    except httpx.TooManyRedirects as error:
+        raise DownloadError(
+            f"{name}: redirected more than {_MAX_REDIRECTS} times", "Open it in a browser and copy the final address."
+        ) from error
+    except httpx.InvalidURL as error:
+        raise UsageError(f"{name} is not a valid URL: {error}", "Check the address.") from error
+    except httpx.UnsupportedProtocol as error:  # the scheme itself was checked, so: no host, or a redirect elsewhere
+        if not urlsplit(url).hostname:
+            raise UsageError(f"{name} is not a valid URL: it has no host", "Check the address.") from error
+        raise DownloadError(
+            f"{name}: redirected to an address that is not http or https", "Copy the address of the picture itself."
+        ) from error
+    except httpx.HTTPError as error:
+        raise DownloadError(f"{name}: the download broke off ({_reason(error)})", "Try again.") from error
+
+
+def _client(limits: Limits) -> "httpx.AsyncClient":
+    import httpx
+
+    from mllama_cli import __version__
+
+    try:
+        return httpx.AsyncClient(
+            follow_redirects=True,
+            max_redirects=_MAX_REDIRECTS,
+            timeout=httpx.Timeout(None, connect=limits.connect_seconds),
+            # Uncompressed, so that max_bytes counts what arrives; some servers give pictures only to a named client.
+            headers={
+                "User-Agent": f"mllama/{__version__}",
+                "Accept": "image/*,*/*;q=0.5",
+                "Accept-Encoding": "identity",
+            },
+        )
+    except (ImportError, ValueError) as error:  # a SOCKS proxy without socksio, or a malformed one
+        raise DownloadError(f"the proxy setting cannot be used: {error}", "Check HTTPS_PROXY and ALL_PROXY.") from error
+
+
+async def _read(reply: "httpx.Response", name: str, limits: Limits) -> bytes:
+    if reply.status_code != 200:
+        code = reply.status_code
+        hint = _STATUS_HINTS.get(code, "Try again later." if code >= 500 else "Check the address.")
+        raise DownloadError(f"{name}: the server answered {code} {reply.reason_phrase}".rstrip(), hint)
+    body = bytearray()
+    looked = False
+    async for chunk in reply.aiter_bytes():
+        body += chunk
+        if len(body) > limits.max_bytes:
+            raise too_many_bytes(name, limits)
+        if not looked and len(body) >= 4096:  # a long film or page is refused at its start, not at its end
+            _require_picture(bytes(body), reply, name)
+            looked = True
+    if not body:
+        raise ImageError(f"{name} is empty (0 bytes)", "Check the address.")
+    _require_picture(bytes(body), reply, name)
+    return bytes(body)
+
+
+def _require_picture(body: bytes, reply: "httpx.Response", name: str) -> None:
+    """Judges by the bytes, as servers often name the wrong type; what they named is told."""
+    kind = not_a_picture(body)
+    if kind is not None:
+        declared = reply.headers.get("content-type", "").partition(";")[0].strip() or "no type given"
+        what = "a web page" if "web page" in kind.what else kind.what
+        raise DownloadError(f"{name} gave {what} ({declared}), not a picture", kind.hint)
+
+
+def _without_credentials(url: str) -> str:
+    """``url`` as it may be shown: user:password@ left out."""
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+
+
+def _reason(error: Exception) -> str:
+    """The deepest cause's own words: httpx says "All connection attempts failed", the cause says why."""
+    cause: BaseException = error
+    while (inner := cause.__cause__ or cause.__context__) is not None:
+        cause = inner
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"its certificate cannot be trusted ({cause.verify_message})"
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    return str(cause) or type(cause).__name__

@@ -1,0 +1,149 @@
+"""Image files of any format to upright RGB pixels, with a clear error for each way in which a file can be bad."""
+
+import importlib
+from collections.abc import Callable
+from io import BytesIO
+
+from PIL import Image, ImageOps
+
+from mllama_cli.core.conversation import ImagePart
+from mllama_cli.core.errors import ImageError
+from mllama_cli.processing.color import to_rgb
+from mllama_cli.processing.sniff import not_a_picture
+
+MAX_PIXELS = 178_956_970
+"""Width x height at most; also Pillow's own limit, which some of its decoders apply themselves."""
+
+# Only formats that pictures really come in. Pillow has more, among them EPS, which would start Ghostscript.
+_PLUGINS = ("Jpeg", "Png", "WebP", "Gif", "Bmp", "Tiff", "Avif", "Ico", "Jpeg2K", "Ppm", "Qoi")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "ICO", "JPEG2000", "PPM", "QOI")
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+
+_SIGNS_OF_A_CUT = ("truncated", "end of file", "eof", "only got", "requires a buffer", "no more images", "too small")
+_DAMAGED = "Get the file again; if it opens in an image viewer, save it anew as PNG."
+
+
+def open_image(part: ImagePart) -> Image.Image:
+    """The picture as RGB, turned upright by its EXIF orientation, transparency on white, first frame if it moves.
+
+    Colour profiles are not applied, as in training. Raises ImageError: no picture, an unsupported format, cut short,
+    damaged, without pixels, or with more than MAX_PIXELS of them (found out before any is decoded).
+    """
+    if not part.data:
+        raise ImageError(f"{part.name} is empty (0 bytes)", "Give a picture file with something in it.")
+    try:
+        image = _identify(part)
+        _check_size(image, part.name)
+        image.load()
+        _turn_upright(image)
+        return to_rgb(image)
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError(f"{part.name} does not fit in memory", "Make the picture smaller first.") from error
+    except Image.DecompressionBombError as error:
+        raise _too_large(part.name, "it") from error
+    except Exception as error:  # decoders of hostile files raise nearly anything, IndexError and struct.error included
+        raise _damaged(part, error) from error
+
+
+def encode_image(image: Image.Image, name: str = "image") -> ImagePart:
+    """A PIL image of any mode as a lossless ImagePart that ``open_image`` reads back to the same pixels.
+
+    An EXIF orientation that the image still carries is applied.
+    """
+    if not image.width or not image.height:
+        raise ImageError(f"{name} has no pixels ({image.width} x {image.height})", "Give an image of 1 x 1 or more.")
+    upright = image.copy()
+    _turn_upright(upright)
+    buffer = BytesIO()
+    # A bare RGB image: nothing of the original's metadata may follow it into the file.
+    pixels = to_rgb(upright)
+    Image.frombytes("RGB", pixels.size, pixels.tobytes()).save(buffer, "PNG", compress_level=1)
+    return ImagePart(buffer.getvalue(), name)
+
+
+def _identify(part: ImagePart) -> Image.Image:
+    """The file's header, parsed; no pixel is decoded yet.
+
+    Walks Pillow's registry itself because Image.open's limit does not tell the size, and warns at half of it.
+    """
+    for plugin in _PLUGINS:
+        importlib.import_module(f"PIL.{plugin}ImagePlugin")
+    first_failure: Exception | None = None
+    for name in _FORMATS:
+        factory, accept = Image.OPEN[name]
+        if accept is not None and accept(part.data[:16]) is not True:  # a string says: right, but not built in
+            continue
+        try:
+            return factory(BytesIO(part.data), "")
+        except Image.DecompressionBombError:
+            raise
+        except Exception as error:
+            first_failure = first_failure or error
+    if part.data[4:8] == b"ftyp" and part.data[8:12] in _HEIF_BRANDS:
+        return _identify_heif(part)
+    if first_failure is not None:
+        raise first_failure
+    raise _not_a_picture(part)
+
+
+def _identify_heif(part: ImagePart) -> Image.Image:
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise ImageError(
+            f"{part.name} is a HEIC picture, and pillow-heif, which reads those, is not installed",
+            'Install it: pip install "mllama-cli[heic]", or convert the picture to JPEG first.',
+        ) from None
+    factory: Callable[[BytesIO, str], Image.Image] = HeifImageFile
+    return factory(BytesIO(part.data), "")
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} has no pixels ({width} x {height})", _DAMAGED)
+    if width * height > MAX_PIXELS:
+        raise _too_large(name, f"{width} x {height}")
+
+
+def _turn_upright(image: Image.Image) -> None:
+    """Apply the EXIF orientation in place (in place so that ``to_rgb`` still sees the file's format and tags)."""
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except OSError:
+        raise
+    except Exception:  # damaged metadata must not cost the user the picture
+        return
+
+
+def _too_large(name: str, size: str) -> ImageError:
+    return ImageError(
+        f"{name} is too large: {size} has more than {MAX_PIXELS // 1_000_000} million pixels",
+        "Make it smaller first; the model sees at most 4 tiles of 560 x 560 pixels anyway.",
+    )
+
+
+def _not_a_picture(part: ImagePart) -> ImageError:
+    kind = not_a_picture(part.data)
+    if kind is None:
+        return ImageError(
+            f"{part.name} is not a picture in a format that mllama reads",
+            "Give JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC; convert other formats first.",
+        )
+    return ImageError(f"{part.name} is not a picture: it looks like {kind.what}", kind.hint)
+
+
+def _damaged(part: ImagePart, error: Exception) -> ImageError:
+    if _is_cut_short(part.data, error):
+        return ImageError(f"{part.name} is cut short: the end of the picture is missing", _DAMAGED)
+    return ImageError(f"{part.name} is damaged and cannot be decoded", _DAMAGED)
+
+
+def _is_cut_short(data: bytes, error: Exception) -> bool:
+    """Whether the decoder ran out of bytes, as far as its error, or the length in a RIFF header (WebP), tells."""
+    if data[:4] == b"RIFF" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
+        return True
+    text = str(error).lower()
+    return isinstance(error, EOFError) or any(sign in text for sign in _SIGNS_OF_A_CUT)

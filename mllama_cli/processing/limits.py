@@ -1,0 +1,23 @@
+"""How much a picture source may cost before it is refused."""
+
+from dataclasses import dataclass
+
+from mllama_cli.core.errors import ImageError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bytes of one picture file, and seconds for a download: to connect, and in all (redirects and body included)."""
+
+    max_bytes: int = 256 * 1024 * 1024
+    connect_seconds: float = 10.0
+    total_seconds: float = 60.0
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def too_many_bytes(name: str, limits: Limits) -> ImageError:
+    size = limits.max_bytes
+    shown = f"{size >> 20} MiB" if size >= 1 << 20 else f"{size} bytes"
+    return ImageError(f"{name} is larger than {shown}", "Make the picture smaller, or convert it to JPEG, first.")

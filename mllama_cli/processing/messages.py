@@ -1,0 +1,176 @@
+"""Conversations written as JSON, in OpenAI's and transformers' chat formats, to a Conversation."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from PIL import Image
+
+from mllama_cli.core.conversation import Conversation, ImagePart, Message, Part, Role, TextPart
+from mllama_cli.core.errors import MllamaError, UsageError
+from mllama_cli.processing.images import encode_image
+from mllama_cli.processing.sources import decode_base64, read_image
+
+Reader = Callable[[str | Path], ImagePart]
+
+_ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_TEXT_TYPES = ("text", "input_text", "output_text")
+_IMAGE_TYPES = ("image", "image_url", "input_image")
+_SHAPE = 'Expected: [{"role": "user", "content": "..."}, ...], content a string or a list of text and image parts.'
+_TEXT_SHAPE = 'Expected: {"type": "text", "text": "..."}'
+_IMAGE_SHAPE = (
+    'Expected: {"type": "image", "path": ...} with "path", "url" or "base64", '
+    'or {"type": "image_url", "image_url": {"url": ...}}'
+)
+
+
+def load_messages(source: str | Path, stdin: BinaryIO | None = None, *, read: Reader = read_image) -> Conversation:
+    """The conversation in a JSON file, or on ``stdin`` if ``source`` is "-". UTF-8, with or without a byte order mark.
+
+    Relative image paths in it are relative to the current folder. Raises UsageError for a file that is missing, no
+    JSON, or not as ``parse_messages`` wants it.
+    """
+    name = "stdin" if source == "-" else str(source)
+    try:
+        data = (stdin or sys.stdin.buffer).read() if source == "-" else Path(source).expanduser().read_bytes()
+    except FileNotFoundError as error:
+        raise UsageError(f"no such file: {name}", "Check the path given with --messages.") from error
+    except IsADirectoryError as error:
+        raise UsageError(f"{name} is a folder", "Give a JSON file of messages.") from error
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}", "") from error
+    return parse_messages(_decode(data, name), read)
+
+
+def _decode(data: bytes, name: str) -> object:
+    if not data.strip():
+        raise UsageError(f"{name} is empty, where JSON messages were expected", _SHAPE)
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name} is not UTF-8 text (byte {error.start})", "Save it as UTF-8.") from error
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        hint = "JSON Lines are not supported: wrap the messages in [ ]." if error.msg == "Extra data" else _SHAPE
+        raise UsageError(f"{name} is not valid JSON: {error.msg} at {where}", hint) from error
+    except RecursionError as error:
+        raise UsageError(f"{name} is nested too deeply", _SHAPE) from error
+
+
+def parse_messages(data: object, read: Reader = read_image) -> Conversation:
+    """A list of {role, content}, or an object with such a list under "messages", as a Conversation.
+
+    Args:
+        data: content is a string or a list of parts. A text part is {"type": "text" or "input_text", "text"}. An image
+            part is {"type": "image_url" or "input_image", "image_url"} with a string or {"url"}, or {"type": "image"}
+            with one of "url", "path", "image" (as ``read`` takes them; "image" may also be a PIL image or bytes),
+            "base64" or "data" (the file's bytes). "developer" is another name for system.
+        read: gets the picture behind a path or URL.
+
+    Raises UsageError that names the place, as in messages[2].content[0], and what was expected there. Errors of
+    ``read`` keep their type and name the place too.
+    """
+    if isinstance(data, dict):
+        if "messages" not in data:
+            raise UsageError('the object has no "messages"', _SHAPE)
+        data = data["messages"]
+    if not isinstance(data, list):
+        raise UsageError(f"messages must be a list, not {_kind(data)}", _SHAPE)
+    if not data:
+        raise UsageError("there are no messages", _SHAPE)
+    messages = tuple(_message(item, f"messages[{index}]", read) for index, item in enumerate(data))
+    if messages[-1].role != "user":
+        raise UsageError(
+            f"messages[{len(messages) - 1}], the last one, is from the {messages[-1].role}",
+            "The last message must be the user's: it is the one that is answered.",
+        )
+    return Conversation(messages)
+
+
+def _message(item: object, where: str, read: Reader) -> Message:
+    if not isinstance(item, dict):
+        raise UsageError(f"{where} must be an object, not {_kind(item)}", _SHAPE)
+    for key in ("role", "content"):
+        if key not in item:
+            raise UsageError(f'{where} has no "{key}"', _SHAPE)
+    role = _ROLES.get(item["role"]) if isinstance(item["role"], str) else None
+    if role is None:
+        raise UsageError(f"{where}: role {item['role']!r} is not supported", "Roles are system, user and assistant.")
+    content = item["content"]
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}] if content else []
+    if not isinstance(content, list):
+        raise UsageError(f"{where}.content must be a string or a list of parts, not {_kind(content)}", _SHAPE)
+    if not content:
+        raise UsageError(f"{where}.content is empty", _SHAPE)
+    parts = tuple(_part(part, f"{where}.content[{index}]", read) for index, part in enumerate(content))
+    message = Message(role, parts)
+    if message.images and role != "user":
+        raise UsageError(f"{where}: a picture in a message of the {role}", "Pictures belong in the user's messages.")
+    return message
+
+
+def _part(part: object, where: str, read: Reader) -> Part:
+    if not isinstance(part, dict):
+        raise UsageError(f"{where} must be an object, not {_kind(part)}", _TEXT_SHAPE)
+    kind = part.get("type")
+    if kind in _TEXT_TYPES:
+        if not isinstance(part.get("text"), str):
+            raise UsageError(f'{where} has no string "text"', _TEXT_SHAPE)
+        return TextPart(_sound(part["text"], where))
+    if kind not in _IMAGE_TYPES:
+        raise UsageError(f"{where}: part of type {kind!r} is not supported", "Types are text, image and image_url.")
+    try:
+        return _image(part, where, read)
+    except MllamaError as error:
+        if error.message.startswith(where):
+            raise
+        raise type(error)(f"{where}: {error.message}", error.hint) from error
+
+
+def _sound(text: str, where: str) -> str:
+    """``text``, unless it has half a surrogate pair: JSON can write one, no tokenizer can read it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{where}: half a surrogate pair at character {error.start}", "Write the whole character, or leave it out."
+        ) from error
+    return text
+
+
+def _image(part: dict[Any, Any], where: str, read: Reader) -> ImagePart:
+    keys = ("url", "path", "image", "base64", "data") if part["type"] == "image" else ("image_url",)
+    given = [key for key in keys if part.get(key) is not None]
+    if len(given) != 1:
+        what = "names its picture more than once" if given else "names no picture"
+        raise UsageError(f"{where} {what}", _IMAGE_SHAPE)
+    key, value = given[0], part[given[0]]
+    if key == "image_url" and isinstance(value, dict):
+        key, value = "image_url.url", value.get("url")
+    if key == "image" and isinstance(value, Image.Image):
+        return encode_image(value, where)
+    if key in ("image", "data") and isinstance(value, bytes):
+        return ImagePart(value, where)
+    if key in ("path", "image") and isinstance(value, Path):
+        return read(value)
+    if not isinstance(value, str):
+        raise UsageError(f'{where}: "{key}" must be a string, not {_kind(value)}', _IMAGE_SHAPE)
+    if value == "-":
+        raise UsageError(f'{where}: "{key}" cannot be stdin', "Give a path or a URL, or the bytes in base64.")
+    is_data_url = value[:5].lower() == "data:"
+    if key in ("base64", "data") and not is_data_url:
+        return ImagePart(decode_base64(value, where), where)
+    image = read(value)
+    return replace(image, name=where) if is_data_url else image
+
+
+def _kind(value: object) -> str:
+    """What JSON calls the type of ``value``."""
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
+    return names.get(type(value), type(value).__name__)

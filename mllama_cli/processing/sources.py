@@ -1,0 +1,172 @@
+"""Where pictures come from: a path, a URL, a data: URL or stdin, each read under limits into an ImagePart."""
+
+import base64
+import binascii
+import difflib
+import itertools
+import os
+import re
+import stat
+import sys
+import unicodedata
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
+
+from mllama_cli.core.conversation import ImagePart
+from mllama_cli.core.errors import ImageError, ImageNotFoundError, UsageError
+from mllama_cli.processing.limits import DEFAULT_LIMITS, Limits, too_many_bytes
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_FORMS = "Give a path, an http(s) URL, a data: URL, or - for stdin."
+
+
+def read_image(source: str | Path, stdin: BinaryIO | None = None, *, limits: Limits = DEFAULT_LIMITS) -> ImagePart:
+    """The bytes of a picture, not yet decoded (``open_image`` does that).
+
+    Args:
+        source: a path (``~`` is the home folder), an http, https, file: or data: URL, or "-" for stdin. A Path object
+            is always a path.
+        stdin: what "-" reads; the process's own by default.
+
+    Raises:
+        ImageNotFoundError: no such file, or a folder.
+        ImageError: unreadable, empty, or over ``limits.max_bytes``.
+        DownloadError: a URL that gave no picture, or not in time.
+        UsageError: a source of a kind that is not supported.
+    """
+    if isinstance(source, Path):
+        return _read_path(source, str(source), limits)
+    if source == "-":
+        return _read_stdin(stdin, limits)
+    if source[:5].lower() == "data:":
+        return _read_data_url(source, limits)
+    match = _SCHEME.match(source)
+    if match is None:
+        return _read_path(Path(source), source, limits)
+    scheme = match[1].lower()
+    if scheme in ("http", "https"):
+        from mllama_cli.processing.fetch import fetch_image
+
+        return fetch_image(source, limits)
+    if scheme == "file":
+        return _read_file_url(source, limits)
+    raise UsageError(f"{source}: pictures cannot be read from {scheme}:// addresses", _FORMS)
+
+
+def decode_base64(text: str, name: str, limits: Limits = DEFAULT_LIMITS) -> bytes:
+    """The bytes that ``text`` encodes; white space, missing padding and the URL-safe alphabet are accepted.
+
+    Raises ImageError, naming ``name``, if it is not base64, is empty, or decodes to more than ``limits.max_bytes``.
+    """
+    compact = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
+    if len(compact) // 4 * 3 > limits.max_bytes:
+        raise too_many_bytes(name, limits)
+    try:
+        data = base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageError(f"{name} is not valid base64", "Encode the picture anew: base64 -w0 picture.png") from error
+    return _not_empty(data, name)
+
+
+def _read_stdin(stdin: BinaryIO | None, limits: Limits) -> ImagePart:
+    how = "Pipe a picture in: curl -s URL | mllama chat --image - ..."
+    if stdin is None:
+        if sys.stdin is None:  # as under pythonw, or with stdin closed by the caller
+            raise UsageError("there is no stdin to read the picture from", how)
+        stdin = sys.stdin.buffer
+    if stdin.isatty():
+        raise UsageError("the picture should come from stdin, but stdin is the terminal", how)
+    try:
+        data = _read_limited(stdin, "the picture on stdin", limits)
+    except OSError as error:
+        raise ImageError(f"stdin cannot be read: {error.strerror or error}", how) from error
+    if not data:
+        raise ImageError("stdin is empty, where a picture was expected", how)
+    return ImagePart(data, "stdin")
+
+
+def _read_data_url(url: str, limits: Limits) -> ImagePart:
+    name = "the data: URL"
+    header, comma, payload = url[5:].partition(",")
+    if not comma:
+        raise UsageError(f"{name} has no comma before its data", "Its form is data:image/png;base64,iVBORw0...")
+    if len(payload) > limits.max_bytes * 4:  # before any work on it: no encoding takes more than four characters a byte
+        raise too_many_bytes(name, limits)
+    if header.lower().rstrip().endswith(";base64"):
+        return ImagePart(decode_base64(unquote(payload), name, limits), name)
+    data = unquote_to_bytes(payload)
+    if len(data) > limits.max_bytes:
+        raise too_many_bytes(name, limits)
+    return ImagePart(_not_empty(data, name), name)
+
+
+def _read_file_url(url: str, limits: Limits) -> ImagePart:
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost"):
+        raise UsageError(f"{url} names a file on another machine ({parts.netloc})", "Mount it and give its path.")
+    path = unquote(parts.path)
+    if os.name == "nt":  # file:///C:/a.png
+        path = path.lstrip("/")
+    return _read_path(Path(path), path, limits, expand=False)
+
+
+def _read_path(path: Path, name: str, limits: Limits, *, expand: bool = True) -> ImagePart:
+    if not name.strip() or "\0" in name:
+        raise UsageError(f"{name!r} is not a path", _FORMS)
+    try:
+        path = path.expanduser() if expand else path
+        status = path.stat()
+    except PermissionError as error:
+        raise _unreadable(name, error) from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~name of a user who does not exist
+        shown = name if len(name) <= 200 else f"{name[:100]}... ({len(name)} characters)"
+        raise ImageNotFoundError(f"no such picture: {shown}", _near(path)) from error
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageNotFoundError(f"{name} is a folder", "Give a picture file, or use `mllama caption` for folders.")
+    # Devices and sockets may never end or may act when opened; a FIFO is what the shell's <(command) gives.
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)):
+        raise ImageError(f"{name} is neither a file nor a pipe", "Give a picture file.")
+    if status.st_size > limits.max_bytes:
+        raise too_many_bytes(name, limits)
+    try:
+        with path.open("rb") as stream:
+            data = _read_limited(stream, name, limits)
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    return ImagePart(_not_empty(data, name), name)
+
+
+def _read_limited(stream: BinaryIO, name: str, limits: Limits) -> bytes:
+    chunks: list[bytes] = []
+    total = 0
+    while chunk := stream.read(1 << 20):
+        chunks.append(chunk)
+        total += len(chunk)
+        if total > limits.max_bytes:
+            raise too_many_bytes(name, limits)
+    return b"".join(chunks)
+
+
+def _not_empty(data: bytes, name: str) -> bytes:
+    if not data:
+        raise ImageError(f"{name} is empty (0 bytes)", "Give a picture file with something in it.")
+    return data
+
+
+def _unreadable(name: str, error: OSError) -> ImageError:
+    return ImageError(f"{name} cannot be read: {error.strerror or error}", "Check the file's permissions.")
+
+
+def _near(path: Path) -> str:
+    """A hint for a missing ``path``: the most similar name in its folder, or the folder that is missing itself."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f"There is no folder {folder}."
+    try:
+        names = [entry.name for entry in itertools.islice(folder.iterdir(), 5000)]
+    except OSError:
+        return "Check the path."
+    by_key = {unicodedata.normalize("NFC", name).casefold(): name for name in names}
+    near = difflib.get_close_matches(unicodedata.normalize("NFC", path.name).casefold(), by_key, n=1, cutoff=0.6)
+    return f"Did you mean {folder / by_key[near[0]]}?" if near else "Check the path."

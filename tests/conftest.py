@@ -1,0 +1,16 @@
+"""Fixtures for every room's tests."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of files that may not be copied into this repository; tests that need it skip where it is absent."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "photos").is_dir():
+        pytest.skip(f"{folder} is absent: it holds photos and a tokenizer whose licences are not ours")
+    return folder
