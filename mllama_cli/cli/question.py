@@ -1,0 +1,134 @@
+"""What `mllama chat` was asked: gathered from arguments, files and stdin, and checked before any model is loaded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from mllama_cli.core.conversation import Conversation, ImagePart
+from mllama_cli.core.errors import UsageError
+from mllama_cli.terminal.console import Terminal
+
+if TYPE_CHECKING:
+    from mllama_cli.processing.processor import MllamaProcessor, ModelInputs
+
+DESCRIBE_ONE = "Describe this image."
+DESCRIBE_SEVERAL = "Describe these images."
+PICTURE_SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Question:
+    """A conversation for the chat template, or raw text and images for a base model."""
+
+    conversation: Conversation | None = None
+    raw_text: str = ""
+    raw_images: tuple[ImagePart, ...] = ()
+
+    @property
+    def images(self) -> tuple[ImagePart, ...]:
+        return self.conversation.images if self.conversation is not None else self.raw_images
+
+    def inputs(self, processor: "MllamaProcessor") -> "ModelInputs":
+        if self.conversation is None:
+            return processor.raw(self.raw_text, self.raw_images)
+        return processor(self.conversation)
+
+
+def gather(
+    terminal: Terminal,
+    *,
+    words: Sequence[str],
+    prompt: str | None,
+    images: Sequence[str],
+    system: str | None,
+    messages: str | None,
+    raw: bool,
+    no_stdin: bool,
+) -> Question:
+    """Read and check everything that belongs to the question. Raises UsageError, ImageError and their kin."""
+    stdin_wanted = [source for source in (*images, messages) if source == "-"]
+    if len(stdin_wanted) > 1:
+        raise UsageError("Only one of --image and --messages can read stdin (-)", "Save the others to files.")
+    if stdin_wanted and no_stdin:
+        raise UsageError("- reads stdin, which --no-stdin forbids", "Leave one of the two out.")
+    if messages is not None:
+        if words or prompt is not None or images or system or raw:
+            raise UsageError(
+                "--messages is the whole conversation: no prompt, --image, --system or --raw beside it",
+                "Put them into the file.",
+            )
+        return _checked(Question(_conversation(messages, terminal)))
+
+    parts = [_piped_text(terminal)] if not (no_stdin or stdin_wanted) else []
+    parts += [prompt or "", " ".join(_words(words))]
+    text = "\n\n".join(part for part in parts if part.strip())
+    pictures = _pictures(images, terminal)
+    if not text and not pictures:
+        raise UsageError(
+            "There is nothing to ask: no prompt, no image and no text on stdin",
+            'Try: mllama chat --image photo.jpg "What is this?"',
+        )
+    if raw:
+        if system:
+            raise UsageError("--raw has no place for --system", "Write it into the prompt.")
+        return _checked(Question(raw_text=text, raw_images=pictures))
+    if not text:
+        text = DESCRIBE_ONE if len(pictures) == 1 else DESCRIBE_SEVERAL
+        terminal.note(f"No question given, so: {text}")
+    return _checked(Question(Conversation.ask(text, pictures, system or "")))
+
+
+def _checked(question: Question) -> Question:
+    """Decode each picture once: a broken one is reported now, not after 20 GB of weights were read."""
+    from mllama_cli.processing.images import open_image
+
+    for image in question.images:
+        open_image(image)
+    return question
+
+
+def _words(words: Sequence[str]) -> Sequence[str]:
+    # `-i *.jpg` gives only the first picture to -i; the others must not become part of the question.
+    for word in words:
+        if word.lower().endswith(PICTURE_SUFFIXES) and Path(word).expanduser().is_file():
+            raise UsageError(
+                f"{word} is a picture, but stands where the question goes", f"Write -i before each picture: -i {word}"
+            )
+    return words
+
+
+def _binary_stdin(terminal: Terminal) -> BinaryIO:
+    return terminal.stdin.buffer
+
+
+def _piped_text(terminal: Terminal) -> str:
+    if terminal.stdin is None or terminal.stdin.closed or terminal.stdin_is_tty:
+        return ""
+    data = _binary_stdin(terminal).read()
+    try:
+        return data.decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise UsageError(
+            "What comes on stdin is not UTF-8 text", "For a picture on stdin use --image - ; else convert the text."
+        ) from None
+
+
+def _pictures(sources: Sequence[str], terminal: Terminal) -> tuple[ImagePart, ...]:
+    if not sources:
+        return ()
+    from mllama_cli.processing.sources import read_image
+
+    if "-" in sources and terminal.stdin_is_tty:
+        raise UsageError("--image - reads a picture from stdin, but stdin is the terminal", "Pipe one in: ... | mllama")
+    return tuple(read_image(source, _binary_stdin(terminal) if source == "-" else None) for source in sources)
+
+
+def _conversation(source: str, terminal: Terminal) -> Conversation:
+    from mllama_cli.processing.messages import load_messages
+
+    if source == "-" and terminal.stdin_is_tty:
+        raise UsageError("--messages - reads JSON from stdin, but stdin is the terminal", "Pipe it in, or name a file.")
+    return load_messages(source, _binary_stdin(terminal) if source == "-" else None)

@@ -1,0 +1,66 @@
+"""Where and in which number format a model runs, and whether it fits there."""
+
+import psutil
+import torch
+
+from mllama_cli.core.errors import DeviceError, MemoryShortageError
+
+SMALL = 2 * 2**30
+"""On a CPU, models whose float32 weights are at most this many bytes run in float32: the fastest format there."""
+
+HEADROOM = 512 * 2**20
+"""Bytes kept free for activations and caches."""
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """auto, cpu, cuda or cuda:N -> the device. DeviceError where this machine lacks it."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"{name!r} is not a device", "Use auto, cpu, cuda or cuda:N.") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise DeviceError("CUDA was asked for, but this machine has no usable CUDA device", "Use --device cpu.")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise DeviceError(f"There is no {device}: this machine has {torch.cuda.device_count()} CUDA devices")
+    elif device.type != "cpu":
+        raise DeviceError(f"Device {name!r} is not supported", "Use auto, cpu, cuda or cuda:N.")
+    return device
+
+
+def choose_dtype(name: str, stored: torch.dtype, elements: int, device: torch.device) -> torch.dtype:
+    """The format to compute in. "auto" keeps the checkpoint's, but float32 for small models on a CPU.
+
+    GPUs without bfloat16 arithmetic get float16.
+    """
+    if name != "auto":
+        if name not in DTYPES:
+            raise DeviceError(f"{name!r} is not a dtype", f"Use auto, {', '.join(DTYPES)}.")
+        return DTYPES[name]
+    if device.type == "cpu":
+        return torch.float32 if elements * 4 <= SMALL else stored
+    if stored == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
+        return torch.float16
+    return stored
+
+
+def check_fits(needed: int, device: torch.device) -> None:
+    """Raise MemoryShortageError unless ``needed`` bytes of weights and some headroom are free on the device."""
+    if device.type == "cuda":
+        free, where = torch.cuda.mem_get_info(device)[0], str(device)
+        hint = "Close other programs that use the GPU, or use --device cpu."
+    else:
+        free, where = psutil.virtual_memory().available, "memory"
+        hint = "Close other programs, or use --dtype bfloat16, which needs half of float32."
+    if needed + HEADROOM > free:
+        raise MemoryShortageError(
+            f"The model needs {_gib(needed + HEADROOM)} of {where}, but {_gib(free)} are free", hint
+        )
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"

@@ -1,0 +1,149 @@
+"""A checkpoint folder -> an Engine: network and processor, ready to answer."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mllama_cli.checkpoint.catalog import default_model, resolve
+from mllama_cli.checkpoint.names import part
+from mllama_cli.checkpoint.reader import DTYPES, CheckpointReader
+from mllama_cli.core.config import GenerationConfig, MllamaConfig
+from mllama_cli.core.conversation import Conversation, ImagePart
+from mllama_cli.core.errors import UsageError
+from mllama_cli.core.events import Event, LoadProgress
+from mllama_cli.core.json_file import read_json
+from mllama_cli.engine.batch import Reply, answer_batch
+from mllama_cli.engine.decoder import Network
+from mllama_cli.engine.device import check_fits, choose_device, choose_dtype
+from mllama_cli.engine.sampling import Sampling
+from mllama_cli.engine.session import Session
+from mllama_cli.model.cache import LayerKV
+from mllama_cli.model.mllama import MllamaForConditionalGeneration
+from mllama_cli.model.text import MllamaForCausalLM
+from mllama_cli.processing.processor import MllamaProcessor
+
+
+def load(
+    model: str | Path | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    vision: bool = False,
+    progress: Callable[[Event], None] | None = None,
+) -> "Engine":
+    """Load a model: a folder, the name of an installed model, an alias, or a hub id in the cache; None takes the only one.
+
+    ``vision`` also loads what images need; otherwise it comes in with the first image. Nothing is ever downloaded.
+    Raises ModelNotFoundError, CheckpointError, DeviceError or MemoryShortageError.
+    """
+    folder = resolve(str(model)) if model is not None else default_model()
+    engine = Engine(folder, str(model) if model is not None else folder.name, device=device, dtype=dtype)
+    for event in engine.load_weights(vision=vision):
+        if progress is not None:
+            progress(event)
+    return engine
+
+
+class Engine:
+    """A model that answers. Made by ``load``."""
+
+    def __init__(self, folder: Path, name: str, *, device: str = "auto", dtype: str = "auto") -> None:
+        self.path = folder
+        self.name = name
+        self.config = MllamaConfig.from_dict(read_json(folder / "config.json"))
+        generation = folder / "generation_config.json"
+        self.generation_config = GenerationConfig.from_dict(read_json(generation) if generation.is_file() else {})
+        self.eos = frozenset(self.generation_config.eos_token_id or self.config.text_config.eos_token_id)
+        self.can_see = self.config.vision_config is not None
+        self.device = choose_device(device)
+        self._reader = CheckpointReader(folder)
+        with torch.device("meta"):
+            self.network: Network = (
+                MllamaForConditionalGeneration(self.config)
+                if self.can_see
+                else MllamaForCausalLM(self.config.text_config)
+            )
+        self.network.eval()
+        expected = {name: tensor.shape for name, tensor in self.network.named_parameters()}
+        if self.config.text_config.tie_word_embeddings and "lm_head.weight" not in self._reader.tensors:
+            del expected["lm_head.weight"]
+        self._reader.check(expected)
+        self._names = list(expected)
+        stored = DTYPES[self._reader.tensors[self._names[0]].info.dtype]
+        elements = sum(shape.numel() for shape in expected.values())
+        self.dtype = choose_dtype(dtype, stored, elements, self.device)
+        self.processor = MllamaProcessor.from_pretrained(folder, self.config.image_token_index, vision=self.can_see)
+        self._loaded: set[str] = set()
+
+    @property
+    def sees(self) -> bool:
+        """Whether what images need is in memory."""
+        return "vision" in self._loaded
+
+    def default_sampling(self) -> Sampling:
+        return Sampling.from_defaults(self.generation_config)
+
+    def session(self) -> Session:
+        return Session(self)
+
+    def stream(self, conversation: Conversation, sampling: Sampling | None = None) -> Iterator[Event]:
+        """Events of one answer: Notice, EncodingImage, ReadingPrompt, Token ..., and at last GenerationStats."""
+        return self.session().stream(conversation, sampling)
+
+    def answer_batch(self, conversations: Sequence[Conversation], sampling: Sampling | None = None) -> list[Reply]:
+        """Answers to several conversations at once, whatever their lengths and numbers of images."""
+        return answer_batch(self, conversations, sampling)
+
+    @torch.inference_mode()
+    def encode_image(self, image: ImagePart) -> list[LayerKV]:
+        """Keys and values that each cross-attention layer reads of one image."""
+        tiles = self.processor.tiles(image)
+        if not isinstance(self.network, MllamaForConditionalGeneration):
+            raise UsageError("This model is text-only: it cannot see images", "Use a Llama 3.2 Vision checkpoint.")
+        return self.network.model.encode_image(tiles.pixel_values, tiles.aspect_ratio_id)
+
+    def load_vision(self) -> Iterator[Event]:
+        """Load the vision tower, the projector and the cross-attention layers."""
+        return self.load_weights(vision=True)
+
+    def load_weights(self, *, vision: bool = False) -> Iterator[Event]:
+        """Load the text part, and with ``vision`` what images need, as far as they are not there yet; yields progress."""
+        config = self.config.text_config
+        parts = {"text", "vision"} if vision and self.can_see else {"text"}
+        wanted = parts - self._loaded
+        if not wanted:
+            return
+        names = [name for name in self._names if part(name, config) in wanted]
+        total = sum(self._reader.tensors[name].nbytes for name in names)
+        check_fits(self._memory(names), self.device)
+        done = 0
+        modules = dict(self.network.named_modules())
+        yield LoadProgress(0, total)
+        for name, tensor in self._reader.read(names):
+            if name == "lm_head.weight":
+                tensor = tensor[: config.vocab_size]  # rows that people add for fine-tuning are never sampled
+            owner, attribute = name.rpartition(".")[::2]
+            value = tensor.to(self.device, self.dtype)
+            modules[owner].register_parameter(attribute, nn.Parameter(value, requires_grad=False))
+            done += self._reader.tensors[name].nbytes
+            yield LoadProgress(done, total)
+        if "text" in wanted and "lm_head.weight" not in self._names:
+            table = self.network.language_model.embed_tokens.weight
+            self.network.lm_head.weight = nn.Parameter(table[: config.vocab_size], requires_grad=False)
+        self._loaded.update(wanted)
+
+    def synchronize(self) -> None:
+        """Wait for the GPU, so that times mean what they say."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _memory(self, names: Sequence[str]) -> int:
+        """Bytes that loading takes. On a CPU, weights kept in their own format stay in the mapped file."""
+        size = self.dtype.itemsize
+        return sum(
+            self._reader.tensors[name].nbytes // DTYPES[self._reader.tensors[name].info.dtype].itemsize * size
+            for name in names
+            if self.device.type != "cpu" or DTYPES[self._reader.tensors[name].info.dtype] != self.dtype
+        )

@@ -1,0 +1,165 @@
+"""One live conversation with its caches."""
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mllama_cli.core.conversation import Conversation, ImagePart
+from mllama_cli.core.errors import ContextLengthError, UsageError
+from mllama_cli.core.events import EncodingImage, Event, FinishReason, GenerationStats, Notice, ReadingPrompt, Token
+from mllama_cli.engine.decoder import forward, prefill
+from mllama_cli.engine.generate import TextStream
+from mllama_cli.engine.sampling import Sampler, Sampling
+from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
+from mllama_cli.model.visibility import ImageSpan, image_spans
+from mllama_cli.processing.processor import ModelInputs
+
+if TYPE_CHECKING:
+    from mllama_cli.engine.load import Engine
+
+@dataclass
+class _Timer:
+    """Seconds since the last call."""
+
+    last: float
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        passed, self.last = now - self.last, now
+        return passed
+
+
+class Session:
+    """Answers a growing conversation. Only what is new since the last answer is prefilled; images are encoded once.
+
+    A reply can be abandoned between any two events (close the iterator): the caches stay usable.
+    """
+
+    def __init__(self, engine: "Engine") -> None:
+        self.engine = engine
+        config = engine.config.text_config
+        self.cache = KVCache(config, dtype=engine.dtype, device=engine.device)
+        self.ids: list[int] = []
+        self.seen_images: list[str] = []
+        self.encoded: dict[str, list[LayerKV]] = {}
+        self._said: set[str] = set()
+
+    def stream(self, conversation: Conversation, sampling: Sampling | None = None) -> Iterator[Event]:
+        """Events of the answer to a conversation that ends with the user; GenerationStats comes last.
+
+        Raises ContextLengthError, TemplateError, ImageError or UsageError before the first token.
+        """
+        if not conversation.messages or conversation.messages[-1].role != "user":
+            raise UsageError("The last message must be the user's", "Add a question to answer.")
+        yield from self.stream_inputs(self.engine.processor(conversation), sampling)
+
+    def stream_inputs(self, inputs: ModelInputs, sampling: Sampling | None = None) -> Iterator[Event]:
+        """As ``stream``, for a prompt that is already made (``MllamaProcessor.raw`` for base models)."""
+        sampling = sampling or self.engine.default_sampling()
+        yield from (Notice(note) for note in inputs.notes if note not in self._said)
+        self._said.update(inputs.notes)
+        limit = self.engine.config.text_config.max_position_embeddings
+        prompt = list(inputs.ids)
+        if len(prompt) >= limit:
+            raise ContextLengthError(
+                f"The conversation is {len(prompt)} tokens long, {len(prompt) - limit + 1} more than this model can "
+                f"read and still answer (its context is {limit})",
+                "Shorten the text or start a new conversation.",
+            )
+        timer = _Timer(time.perf_counter())
+        load_seconds = 0.0
+        if inputs.images and not self.engine.sees:
+            yield from self.engine.load_vision()
+            load_seconds = timer.lap()
+        spans = image_spans(prompt, self.engine.config.image_token_index)
+        kept = self._keep_common_prefix(prompt, inputs.images, spans)
+        # Images that no new row sees are not encoded (again).
+        active = [i for i, span in enumerate(spans) if span.end is None or span.end > kept]
+        yield from self._encode([inputs.images[i] for i in active])
+        cross = CrossKVCache.from_images([[self.encoded[inputs.images[i].digest] for i in active]])
+        active_spans = [spans[i] for i in active]
+        self.engine.synchronize()
+        encode_seconds = timer.lap()
+
+        logits: Tensor | None = None
+        new = prompt[kept:]
+        yield ReadingPrompt(0, len(new))
+        with closing(prefill(self.engine.network, new, self.cache, cross, active_spans, self.engine.device)) as steps:
+            for done, logits in steps:
+                self.ids.extend(new[len(self.ids) - kept : done])
+                yield ReadingPrompt(done, len(new))
+        assert logits is not None
+        sampler = Sampler(sampling, logits.shape[-1], prompt, logits.device)
+        text = TextStream(self.engine.processor.tokenizer, sampling.stop)
+        budget = min(sampling.max_tokens, limit - len(prompt))
+        reason: FinishReason = "length"
+        count = 0
+        prefill_seconds: float | None = None
+        while True:
+            token = sampler(logits[0])
+            if prefill_seconds is None:
+                prefill_seconds = timer.lap()
+            if token in self.engine.eos:
+                reason = "stop"
+                break
+            count += 1
+            piece, stopped = text.push(token)
+            if stopped:
+                reason = "stop_string"
+                yield Token(token, piece)
+                break
+            if count == budget:
+                yield Token(token, piece + text.finish())
+                break
+            yield Token(token, piece)
+            logits = forward(
+                self.engine.network, torch.tensor([[token]], device=self.engine.device), self.cache, cross, [active_spans]
+            )
+            self.ids.append(token)
+        if reason == "stop" and (rest := text.finish()):
+            yield Token(token, rest)
+        yield GenerationStats(
+            finish_reason=reason,
+            prompt_tokens=len(prompt),
+            cached_tokens=kept,
+            images=len(inputs.images),
+            completion_tokens=count,
+            encode_seconds=encode_seconds,
+            prefill_seconds=prefill_seconds,
+            decode_seconds=timer.lap(),
+            load_seconds=load_seconds,
+        )
+
+    def _keep_common_prefix(
+        self, prompt: list[int], images: tuple[ImagePart, ...], spans: tuple[ImageSpan, ...]
+    ) -> int:
+        """Cut the caches to the part that the new prompt begins with; returns its length.
+
+        At least one token is left to feed, since its logits are needed. Ids and images must agree: the same image token
+        may now stand for another picture.
+        """
+        kept = 0
+        for old, new in zip(self.ids, prompt[:-1], strict=False):
+            if old != new:
+                break
+            kept += 1
+        digests = [image.digest for image in images]
+        for index, span in enumerate(spans):
+            if span.start < kept and self.seen_images[index : index + 1] != digests[index : index + 1]:
+                kept = span.start
+        del self.ids[kept:]
+        self.cache.truncate(kept)
+        self.seen_images = digests
+        self.encoded = {digest: kv for digest, kv in self.encoded.items() if digest in digests}
+        return kept
+
+    def _encode(self, images: list[ImagePart]) -> Iterator[Event]:
+        new = {image.digest: image for image in images if image.digest not in self.encoded}
+        for number, (digest, image) in enumerate(new.items(), 1):
+            yield EncodingImage(number, len(new))
+            self.encoded[digest] = self.engine.encode_image(image)
