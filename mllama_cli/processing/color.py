@@ -25,10 +25,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "La":  # Pillow only goes from La to LA
         image = image.convert("LA")
     if image.mode in ("LA", "PA", "RGBA", "RGBa") or image.info.get("transparency") is not None:
-        rgba = image.convert("RGBA")
+        rgba = _with_8_bit_key(image).convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _with_8_bit_key(image: Image.Image) -> Image.Image:
+    """Pillow reads 16-bit RGB as 8-bit, but leaves the transparent colour of the file as it is, in 16 bits."""
+    key = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    return image
 
 
 def _deep_to_8_bits(image: Image.Image) -> Image.Image:

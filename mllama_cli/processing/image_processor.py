@@ -70,10 +70,9 @@ class MllamaImageProcessor:
                 f"{folder} has no preprocessor_config.json, which says how pictures are prepared",
                 "Download the model again, or copy this file from the original model.",
             )
-        config = ImageProcessorConfig.from_dict(data)
         try:
-            return cls(config)
-        except (TypeError, ValueError) as error:
+            return cls(ImageProcessorConfig.from_dict(data))
+        except (TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{path}: {error}", "The file may be damaged or made for another model.") from error
 
     def __call__(self, images: Image.Image | Sequence[Image.Image]) -> list[ImageTiles]:
@@ -94,7 +93,9 @@ class MllamaImageProcessor:
         canvas = np.zeros((rows * side, columns * side, 3), dtype=np.uint8)
         canvas[:height, :width] = np.asarray(resized)
         tiles = canvas.reshape(rows, side, columns, side, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, side, side)
-        pixels = np.stack([self._values[channel][tiles[:, channel]] for channel in range(3)], axis=1)
+        pixels = np.empty(tiles.shape, dtype=np.float32)
+        for channel in range(3):
+            pixels[:, channel] = self._values[channel][tiles[:, channel]]
         return ImageTiles(torch.from_numpy(pixels), ratios.index((rows, columns)) + 1, (height, width))
 
 

@@ -16,7 +16,7 @@ MAX_PIXELS = 178_956_970
 
 # Only formats that pictures really come in. Pillow has more, among them EPS, which would start Ghostscript.
 _PLUGINS = ("Jpeg", "Png", "WebP", "Gif", "Bmp", "Tiff", "Avif", "Ico", "Jpeg2K", "Ppm", "Qoi")
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "ICO", "JPEG2000", "PPM", "QOI")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "ICO", "JPEG2000", "PPM", "QOI")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 
 _SIGNS_OF_A_CUT = ("truncated", "end of file", "eof", "only got", "requires a buffer", "no more images", "too small")
@@ -71,9 +71,11 @@ def _identify(part: ImagePart) -> Image.Image:
     for plugin in _PLUGINS:
         importlib.import_module(f"PIL.{plugin}ImagePlugin")
     first_failure: Exception | None = None
+    head = part.data[:16].ljust(16, b"\0")  # some look at a fixed number of bytes
     for name in _FORMATS:
         factory, accept = Image.OPEN[name]
-        if accept is not None and accept(part.data[:16]) is not True:  # a string says: right, but not built in
+        accepted = accept(head) if accept is not None else True
+        if not accepted or isinstance(accepted, str):  # a string says: it is this format, but Pillow lacks its library
             continue
         try:
             return factory(BytesIO(part.data), "")
