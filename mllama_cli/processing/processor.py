@@ -13,6 +13,10 @@ from mllama_cli.processing.tokenizer import MllamaTokenizer
 
 IMAGE_TOKEN = "<|image|>"
 
+SEVERAL_TURNS = (
+    "Pictures stand in several turns: text sees only the newest group of pictures before it (the model's own rule)."
+)
+
 
 @dataclass(frozen=True)
 class ModelInputs:
@@ -60,7 +64,7 @@ class MllamaProcessor:
                 "Use --raw to give it the prompt as it stands.",
             )
         self._check_images(conversation.images)
-        notes: list[str] = []
+        notes = [SEVERAL_TURNS] if conversation.image_turns > 1 else []
         # A character of the private use area that the conversation does not use marks what must not become special.
         text = "".join(message.text for message in conversation)
         marker = next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in text)

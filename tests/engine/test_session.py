@@ -1,0 +1,181 @@
+"""A live conversation: what is cached, what is encoded, and that neither changes an answer."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from mllama_cli.core.conversation import Conversation, ImagePart
+from mllama_cli.core.errors import ContextLengthError, UsageError
+from mllama_cli.core.events import EncodingImage, Event, GenerationStats, Notice, Token
+from mllama_cli.engine.load import Engine, load
+from mllama_cli.engine.sampling import Sampling
+from tests.checkpoints import VOCABULARY
+from tests.engine.conftest import picture
+from tests.peers import peer_greedy, transformers_model
+
+GREEDY = Sampling(max_tokens=24)
+
+
+def text_of(events: Iterator[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, Token))
+
+
+def ids_of(events: Iterator[Event]) -> list[int]:
+    return [event.id for event in events if isinstance(event, Token)]
+
+
+def stats_of(events: Iterator[Event]) -> GenerationStats:
+    *_, last = events
+    assert isinstance(last, GenerationStats)
+    return last
+
+
+@pytest.mark.parametrize("images", [(), (picture(),), (picture("red"), picture("blue", (90, 300)))])
+def test_an_answer_equals_transformers_token_for_token(engine: Engine, images: tuple[ImagePart, ...]) -> None:
+    import json
+
+    conversation = Conversation.ask("What is this?", images)
+    inputs = engine.processor(conversation)
+    tiles = [engine.processor.tiles(image) for image in inputs.images]
+    peer = transformers_model(json.loads((engine.path / "config.json").read_text()), engine.network)
+    expected = peer_greedy(
+        peer, inputs.ids, [(t.pixel_values, t.aspect_ratio_id) for t in tiles], VOCABULARY, 24, sorted(engine.eos)
+    )
+    assert ids_of(engine.stream(conversation, GREEDY)) == [token for token in expected if token not in engine.eos]
+
+
+def test_a_later_turn_feeds_only_what_is_new_and_answers_as_from_scratch(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+    original = Engine.encode_image
+    monkeypatch.setattr(Engine, "encode_image", lambda self, image: encoded.append(image.name) or original(self, image))
+    session = engine.session()
+    conversation = Conversation.ask("What is this?", (picture("red"),))
+    answer = text_of(session.stream(conversation, GREEDY))
+    longer = conversation.with_assistant(answer).with_user("And now?", (picture("blue", (300, 60)),))
+    events = list(session.stream(longer, GREEDY))
+    stats = stats_of(iter(events))
+    first_turn = len(engine.processor(conversation).ids)
+    assert stats.cached_tokens >= first_turn
+    assert encoded == ["red.png", "blue.png"]
+    assert ids_of(iter(events)) == ids_of(engine.stream(longer, GREEDY))
+    assert sum(isinstance(event, Notice) for event in events) == 1
+    again = longer.with_assistant("x").with_user("More?")
+    assert not any(isinstance(event, Notice) for event in session.stream(again, GREEDY)), "said once is enough"
+
+
+def test_another_picture_at_the_same_place_is_not_mistaken_for_the_old_one(engine: Engine) -> None:
+    session = engine.session()
+    red, blue = (Conversation.ask("What is this?", (picture(c),)) for c in ("red", "blue"))
+    text_of(session.stream(red, GREEDY))
+    assert ids_of(session.stream(blue, GREEDY)) == ids_of(engine.stream(blue, GREEDY))
+
+
+def test_going_back_and_asking_differently_reuses_the_common_part(engine: Engine) -> None:
+    session = engine.session()
+    start = Conversation.ask("A long enough beginning of a conversation.", (picture(),))
+    text_of(session.stream(start.with_assistant("Yes.").with_user("First?"), GREEDY))
+    other = start.with_assistant("Yes.").with_user("Second?")
+    events = list(session.stream(other, GREEDY))
+    assert stats_of(iter(events)).cached_tokens > len(engine.processor(start).ids)
+    assert not any(isinstance(event, EncodingImage) for event in events)
+    assert ids_of(iter(events)) == ids_of(engine.stream(other, GREEDY))
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 5])
+def test_an_abandoned_reply_leaves_the_session_usable(engine: Engine, tokens: int) -> None:
+    session = engine.session()
+    conversation = Conversation.ask("What is this?", (picture(),))
+    reply = session.stream(conversation, GREEDY)
+    said = ""
+    for event in reply:
+        if isinstance(event, Token):
+            if tokens == 0:
+                break
+            said += event.text
+            tokens -= 1
+    reply.close()
+    longer = conversation.with_assistant(said).with_user("Go on.")
+    assert ids_of(session.stream(longer, GREEDY)) == ids_of(engine.stream(longer, GREEDY))
+
+
+def test_a_text_only_chat_loads_neither_vision_tower_nor_cross_attention(checkpoint: str) -> None:
+    lazy = load(checkpoint, device="cpu")
+    assert text_of(lazy.stream(Conversation.ask("Hello"), GREEDY))
+    network = lazy.network
+    unloaded = {name for name, p in network.named_parameters() if p.is_meta}
+    assert any("vision_model" in name for name in unloaded)
+    assert any("cross_attn" in name for name in unloaded)
+    assert any("multi_modal_projector" in name for name in unloaded)
+    with_image = Conversation.ask("What is this?", (picture(),))
+    eager = load(checkpoint, device="cpu", vision=True)
+    assert ids_of(lazy.stream(with_image, GREEDY)) == ids_of(eager.stream(with_image, GREEDY))
+    assert not any(p.is_meta for p in network.parameters())
+
+
+def test_a_long_prompt_in_chunks_equals_one_in_one_piece(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    conversation = Conversation.ask("word " * 60, (picture(),)).with_assistant("ok").with_user("x " * 30, (picture("blue"),))
+    whole = ids_of(engine.stream(conversation, GREEDY))
+    monkeypatch.setattr("mllama_cli.engine.decoder.CHUNK", 7)
+    assert ids_of(engine.stream(conversation, GREEDY)) == whole
+
+
+def test_statistics_count_what_happened(engine: Engine) -> None:
+    conversation = Conversation.ask("What is this?", (picture(),))
+    events = list(engine.stream(conversation, GREEDY))
+    stats = stats_of(iter(events))
+    assert stats.prompt_tokens == len(engine.processor(conversation).ids)
+    assert stats.completion_tokens == len(ids_of(iter(events))) == 24
+    assert stats.images == 1
+    assert stats.finish_reason == "length"
+    assert stats.time_to_first_token > 0
+    assert stats.tokens_per_second > 0
+
+
+def test_a_conversation_beyond_the_context_is_refused_by_how_much(engine: Engine) -> None:
+    with pytest.raises(ContextLengthError, match=r"more than this model can read .* 2048"):
+        list(engine.stream(Conversation.ask("x" * 3000), GREEDY))
+
+
+def test_an_answer_ends_where_the_context_does(engine: Engine) -> None:
+    room = 2048 - len(engine.processor(Conversation.ask("")).ids)
+    stats = stats_of(engine.stream(Conversation.ask("x" * (room - 3)), Sampling(max_tokens=100)))
+    assert (stats.finish_reason, stats.completion_tokens) == ("length", 3)
+
+
+def test_the_user_must_speak_last(engine: Engine) -> None:
+    with pytest.raises(UsageError, match="last message"):
+        list(engine.stream(Conversation.ask("Hi").with_assistant("Hello"), GREEDY))
+
+
+def test_repetition_penalty_works_with_an_image_token_in_the_context(engine: Engine) -> None:
+    conversation = Conversation.ask("What is this?", (picture(),))
+    ids = ids_of(engine.stream(conversation, Sampling(max_tokens=24, repetition_penalty=5.0)))
+    assert len(set(ids)) > len(set(ids_of(engine.stream(conversation, GREEDY))))
+
+
+def test_seeded_sampling_repeats_and_other_seeds_differ(engine: Engine) -> None:
+    conversation = Conversation.ask("Hello")
+    one, two, three = (
+        ids_of(engine.stream(conversation, Sampling(temperature=1.5, seed=s, max_tokens=16))) for s in (1, 1, 2)
+    )
+    assert one == two
+    assert one != three
+
+
+def test_bfloat16_answers(checkpoint: str) -> None:
+    half = load(checkpoint, device="cpu", dtype="bfloat16", vision=True)
+    assert half.dtype == torch.bfloat16
+    assert len(ids_of(half.stream(Conversation.ask("What is this?", (picture(),)), GREEDY))) == 24
+
+
+def test_text_only_checkpoint_refuses_images(tmp_path_factory: pytest.TempPathFactory) -> None:
+    from tests.checkpoints import make_checkpoint, text_only_config
+
+    folder = make_checkpoint(tmp_path_factory.mktemp("text") / "only", text_only_config())
+    engine = load(folder, device="cpu")
+    assert text_of(engine.stream(Conversation.ask("Hello"), GREEDY))
+    with pytest.raises(UsageError, match="text-only"):
+        list(engine.stream(Conversation.ask("What?", (picture(),)), GREEDY))
