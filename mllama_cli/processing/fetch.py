@@ -1,6 +1,7 @@
 """A picture from a web server: under one time limit for everything, and with a clear error for each way to fail."""
 
 import asyncio
+import os
 import ssl
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -31,21 +32,28 @@ def fetch_image(url: str, limits: Limits = DEFAULT_LIMITS) -> ImagePart:
     Raises DownloadError (unreachable, too slow, an error status, too many redirects, a web page or another thing that
     is no picture), ImageError (over ``limits.max_bytes``, or empty), UsageError (not a valid URL).
     """
+    _require_valid(url)
     name = _without_credentials(url)
     # asyncio, because its time limit also ends what a socket time-out does not: a name server that hangs, and a server
     # that drips its headers or its body byte by byte.
+    if not _inside_a_loop():
+        return ImagePart(asyncio.run(_fetch(url, name, limits)), name)
+    with ThreadPoolExecutor(1) as pool:  # notebooks run a loop in the caller's thread, and a thread has but one
+        return ImagePart(pool.submit(asyncio.run, _fetch(url, name, limits)).result(), name)
+
+
+def _inside_a_loop() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return ImagePart(asyncio.run(_fetch(url, name, limits)), name)
-    with ThreadPoolExecutor(1) as pool:  # the caller's thread runs a loop already, as notebooks do
-        return ImagePart(pool.submit(asyncio.run, _fetch(url, name, limits)).result(), name)
+        return False
+    return True
 
 
 async def _fetch(url: str, name: str, limits: Limits) -> bytes:
     import httpx
 
-    host = urlsplit(url).hostname or name
+    host = urlsplit(url).hostname
     try:
         async with asyncio.timeout(limits.total_seconds), _client(limits) as client, client.stream("GET", url) as reply:
             return await _read(reply, name, limits)
@@ -61,11 +69,7 @@ async def _fetch(url: str, name: str, limits: Limits) -> bytes:
         raise DownloadError(
             f"{name}: redirected more than {_MAX_REDIRECTS} times", "Open it in a browser and copy the final address."
         ) from error
-    except httpx.InvalidURL as error:
-        raise UsageError(f"{name} is not a valid URL: {error}", "Check the address.") from error
-    except httpx.UnsupportedProtocol as error:  # the scheme itself was checked, so: no host, or a redirect elsewhere
-        if not urlsplit(url).hostname:
-            raise UsageError(f"{name} is not a valid URL: it has no host", "Check the address.") from error
+    except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:  # of a redirect: the URL itself was checked
         raise DownloadError(
             f"{name}: redirected to an address that is not http or https", "Copy the address of the picture itself."
         ) from error
@@ -123,6 +127,19 @@ def _require_picture(body: bytes, reply: "httpx.Response", name: str) -> None:
         raise DownloadError(f"{name} gave {what} ({declared}), not a picture", kind.hint)
 
 
+def _require_valid(url: str) -> None:
+    import httpx
+
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port  # a port out of range is only found when it is asked for
+        httpx.URL(url)
+    except (ValueError, httpx.InvalidURL) as error:
+        raise UsageError(f"{url} is not a valid URL: {error}", "Check the address.") from error
+    if not host or any(character.isspace() for character in parts.netloc):
+        raise UsageError(f"{url} is not a valid URL: it has no proper host", "Check the address.")
+
+
 def _without_credentials(url: str) -> str:
     """``url`` as it may be shown: user:password@ left out."""
     scheme, _, rest = url.partition("://")
@@ -135,8 +152,12 @@ def _reason(error: Exception) -> str:
     cause: BaseException = error
     while (inner := cause.__cause__ or cause.__context__) is not None:
         cause = inner
+    if isinstance(cause, BaseExceptionGroup):  # one for each address of the host
+        cause = cause.exceptions[0]
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"its certificate cannot be trusted ({cause.verify_message})"
+    if isinstance(cause, ConnectionError) and cause.errno:
+        return os.strerror(cause.errno)  # asyncio's own text is "Connect call failed (...)"
     if isinstance(cause, OSError) and cause.strerror:
         return cause.strerror
     return str(cause) or type(cause).__name__

@@ -41,7 +41,9 @@ def load_messages(source: str | Path, stdin: BinaryIO | None = None, *, read: Re
     except IsADirectoryError as error:
         raise UsageError(f"{name} is a folder", "Give a JSON file of messages.") from error
     except (OSError, RuntimeError) as error:
-        raise UsageError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}", "") from error
+        raise UsageError(
+            f"{name} cannot be read: {getattr(error, 'strerror', None) or error}", "Check its permissions."
+        ) from error
     return parse_messages(_decode(data, name), read)
 
 

@@ -62,8 +62,8 @@ def _kind_of_text(head: bytes) -> NotAPicture | None:
     # A netpbm picture may be written in digits: it is text, but it is a picture.
     if b"\0" in head or (head[:1] == b"P" and head[1:2].isdigit()):
         return None
-    # The cut at 4096 bytes may halve a character, so up to three bytes at the end may be undecodable.
-    for cut in range(4):
+    # The cut at 4096 bytes may halve a character: then up to three bytes at the end are undecodable.
+    for cut in range(4 if len(head) == 4096 else 1):
         try:
             text = head[: len(head) - cut].decode("utf-8-sig")
             break

@@ -60,7 +60,7 @@ def decode_base64(text: str, name: str, limits: Limits = DEFAULT_LIMITS) -> byte
     Raises ImageError, naming ``name``, if it is not base64, is empty, or decodes to more than ``limits.max_bytes``.
     """
     compact = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
-    if len(compact) // 4 * 3 > limits.max_bytes:
+    if len(compact) * 3 // 4 > limits.max_bytes:
         raise too_many_bytes(name, limits)
     try:
         data = base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)

@@ -14,8 +14,7 @@ from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError
 from mllama_cli.processing.color import to_rgb
 from mllama_cli.processing.images import encode_image, open_image
-
-from .pictures import file_of, noise, png_chunk, raw_png
+from tests.processing.pictures import file_of, noise, png_chunk, raw_png
 
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "BMP": {}, "TIFF": {}, "JPEG2000": {}, "PPM": {}, "QOI": {}}
 LOSSY = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}, "AVIF": {"quality": 95}, "GIF": {}}

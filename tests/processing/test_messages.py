@@ -1,0 +1,222 @@
+"""Conversations as JSON, in the formats that other tools write."""
+
+import base64
+import json
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
+from mllama_cli.core.errors import ImageError, ImageNotFoundError, MllamaError, UsageError
+from mllama_cli.processing.images import open_image
+from mllama_cli.processing.messages import load_messages, parse_messages
+from tests.processing.pictures import file_of, noise
+
+PICTURE = file_of(noise())
+ENCODED = base64.b64encode(PICTURE).decode()
+DATA_URL = "data:image/png;base64," + ENCODED
+TEXT = {"type": "text", "text": "What is this?"}
+
+
+def fake_read(source: str | Path) -> ImagePart:
+    return ImagePart(PICTURE, f"read {source}")
+
+
+def user(*parts: object) -> list:
+    return [{"role": "user", "content": list(parts)}]
+
+
+def image_of(part: object, **options: object) -> ImagePart:
+    [image] = parse_messages(user(part, TEXT), **options).images
+    return image
+
+
+def refused(data: object, kind: type[MllamaError] = UsageError) -> MllamaError:
+    with pytest.raises(kind) as caught:
+        parse_messages(data)
+    assert caught.value.hint
+    return caught.value
+
+
+def test_a_whole_conversation() -> None:
+    data = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "image", "path": "a.png"}, TEXT], "name": "me"},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "A dog."}]},
+        {"role": "user", "content": [{"type": "input_text", "text": "Sure?"}]},
+    ]
+    expected = Conversation(
+        (
+            Message("system", (TextPart("Be brief."),)),
+            Message("user", (ImagePart(PICTURE, "read a.png"), TextPart("What is this?"))),
+            Message("assistant", (TextPart("A dog."),)),
+            Message("user", (TextPart("Sure?"),)),
+        )
+    )
+    assert parse_messages(data, fake_read) == expected
+    assert parse_messages({"model": "x", "messages": data}, fake_read) == expected
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "http://h/a.png", "detail": "auto"}},
+        {"type": "image_url", "image_url": "http://h/a.png"},
+        {"type": "input_image", "image_url": "http://h/a.png"},
+        {"type": "image", "url": "http://h/a.png"},
+        {"type": "image", "path": "http://h/a.png"},
+        {"type": "image", "image": "http://h/a.png", "url": None},
+    ],
+)
+def test_every_way_to_name_a_picture(part: object) -> None:
+    assert image_of(part, read=fake_read) == ImagePart(PICTURE, "read http://h/a.png")
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": DATA_URL}},
+        {"type": "image", "url": DATA_URL},
+        {"type": "image", "base64": ENCODED},
+        {"type": "image", "base64": DATA_URL},
+        {"type": "image", "data": ENCODED},
+        {"type": "image", "data": PICTURE},
+        {"type": "image", "image": PICTURE},
+    ],
+)
+def test_pictures_inside_the_messages_are_named_by_their_place(part: object) -> None:
+    assert image_of(part) == ImagePart(PICTURE, "messages[0].content[0]")
+
+
+def test_pil_images_as_transformers_takes_them() -> None:
+    image = noise()
+    assert open_image(image_of({"type": "image", "image": image})).tobytes() == image.tobytes()
+
+
+def test_paths_are_relative_to_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").write_bytes(PICTURE)
+    monkeypatch.chdir(tmp_path)
+    assert image_of({"type": "image", "path": "a.png"}) == ImagePart(PICTURE, "a.png")
+    assert image_of({"type": "image", "path": Path("a.png")}) == ImagePart(PICTURE, "a.png")
+
+
+GOOD = {"role": "user", "content": "hi"}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, "messages must be a list, not null"),
+        ("hi", "messages must be a list, not a string"),
+        (3, "messages must be a list, not a number"),
+        ([], "there are no messages"),
+        ({}, 'the object has no "messages"'),
+        ({"messages": {}}, "messages must be a list, not an object"),
+        ([GOOD, "hi"], "messages[1] must be an object, not a string"),
+        ([{"content": "hi"}], 'messages[0] has no "role"'),
+        ([{"role": "user"}], 'messages[0] has no "content"'),
+        ([{"role": "tool", "content": "x"}], "messages[0]: role 'tool' is not supported"),
+        ([{"role": ["user"], "content": "x"}], "messages[0]: role ['user'] is not supported"),
+        ([{"role": "user", "content": None}], "messages[0].content must be a string or a list of parts, not null"),
+        ([{"role": "user", "content": True}], "messages[0].content must be a string or a list of parts, not a boolean"),
+        ([{"role": "user", "content": ""}], "messages[0].content is empty"),
+        ([{"role": "user", "content": []}], "messages[0].content is empty"),
+        ([GOOD, {"role": "assistant", "content": "x"}], "messages[1], the last one, is from the assistant"),
+        ([{"role": "system", "content": "x"}], "messages[0], the last one, is from the system"),
+        (user(["x"]), "messages[0].content[0] must be an object, not a list"),
+        (user("x"), "messages[0].content[0] must be an object, not a string"),
+        (user(TEXT, {"text": "x"}), "messages[0].content[1]: part of type None is not supported"),
+        (user({"type": "video", "url": "x"}), "messages[0].content[0]: part of type 'video' is not supported"),
+        (user({"type": {}, "url": "x"}), "messages[0].content[0]: part of type {} is not supported"),
+        (user({"type": "text"}), 'messages[0].content[0] has no string "text"'),
+        (user({"type": "text", "text": 5}), 'messages[0].content[0] has no string "text"'),
+        (user({"type": "text", "text": "a\ud800"}), "messages[0].content[0]: half a surrogate pair at character 1"),
+        (user({"type": "image"}), "messages[0].content[0] names no picture"),
+        (user({"type": "input_image", "file_id": "f1"}), "messages[0].content[0] names no picture"),
+        (user({"type": "image", "url": "a", "path": "b"}), "messages[0].content[0] names its picture more than once"),
+        (
+            user({"type": "image_url", "image_url": {}}),
+            'messages[0].content[0]: "image_url.url" must be a string, not null',
+        ),
+        (user({"type": "image", "path": 5}), 'messages[0].content[0]: "path" must be a string, not a number'),
+        (user({"type": "image", "path": "-"}), 'messages[0].content[0]: "path" cannot be stdin'),
+        (
+            user({"type": "image", "url": "ftp://h/a"}),
+            "messages[0].content[0]: ftp://h/a: pictures cannot be read from ftp",
+        ),
+    ],
+)
+def test_mistakes_are_named_with_their_place(data: object, message: str) -> None:
+    assert refused(data).message.startswith(message)
+
+
+@pytest.mark.parametrize("role", ["assistant", "system"])
+def test_only_the_user_shows_pictures(role: str) -> None:
+    data = [{"role": role, "content": [{"type": "image", "url": DATA_URL}]}, GOOD]
+    assert refused(data).message == f"messages[0]: a picture in a message of the {role}"
+
+
+def test_errors_of_pictures_keep_their_type_and_gain_the_place(tmp_path: Path) -> None:
+    missing = refused(user(TEXT, {"type": "image", "path": str(tmp_path / "no.png")}), ImageNotFoundError)
+    assert missing.message == f"messages[0].content[1]: no such picture: {tmp_path / 'no.png'}"
+    damaged = refused(user({"type": "image", "base64": "!"}), ImageError)
+    assert damaged.message == "messages[0].content[0] is not valid base64"
+    damaged = refused(user({"type": "image", "url": "data:;base64,!"}), ImageError)
+    assert damaged.message == "messages[0].content[0]: the data: URL is not valid base64"
+
+
+# Files
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_file_with_or_without_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "messages.json"
+    path.write_text(json.dumps([{"role": "user", "content": "größer?"}], ensure_ascii=False), encoding=encoding)
+    expected = Conversation.ask("größer?")
+    assert load_messages(path) == load_messages(str(path)) == expected
+
+
+def test_stdin() -> None:
+    assert load_messages("-", BytesIO(json.dumps([GOOD]).encode())) == Conversation.ask("hi")
+
+
+def test_the_reader_is_handed_on(tmp_path: Path) -> None:
+    path = tmp_path / "messages.json"
+    path.write_text(json.dumps(user({"type": "image", "path": "a.png"})))
+    assert load_messages(path, read=fake_read).images[0].name == "read a.png"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "m.json is empty"),
+        (b" \n", "m.json is empty"),
+        (b"[{]", "is not valid JSON: Expecting property name enclosed in double quotes at line 1, column 3"),
+        (b'{"role": "user"}\n{"role": "user"}', "is not valid JSON: Extra data at line 2, column 1"),
+        ("[]".encode("utf-16"), "is not UTF-8 text (byte 0)"),
+        (b'["\xff"]', "is not UTF-8 text (byte 2)"),
+        (b"[" * 100_000, "is nested too deeply"),
+        (b"[]", "there are no messages"),
+    ],
+)
+def test_bad_files(tmp_path: Path, data: bytes, words: str) -> None:
+    path = tmp_path / "m.json"
+    path.write_bytes(data)
+    with pytest.raises(UsageError) as caught:
+        load_messages(path)
+    assert words in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        load_messages(tmp_path / "m.json")
+    with pytest.raises(UsageError, match="is a folder"):
+        load_messages(tmp_path)
+
+
+def test_an_image_is_encoded_from_any_mode() -> None:
+    part = image_of({"type": "image", "image": Image.new("RGBA", (2, 2), (0, 0, 0, 0))})
+    assert open_image(part).getpixel((0, 0)) == (255, 255, 255)
