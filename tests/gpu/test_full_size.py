@@ -87,7 +87,8 @@ def transformers_peer(network: MllamaForConditionalGeneration) -> Any:
     peer.load_state_dict(network.state_dict(), strict=True, assign=True)
     for module in peer.modules():  # buffers that are computed, not stored
         if "RotaryEmbedding" in type(module).__name__:
-            module.__init__(text, device="cuda")
+            with torch.device("cuda"):
+                module.__init__(text)
     assert not any(t.is_meta for t in (*peer.parameters(), *peer.buffers()))
     return peer.eval().requires_grad_(False)
 
