@@ -78,6 +78,8 @@ def random_network(config: dict[str, Any], seed: int = 0, *, equal_unused_tiles:
     for name, parameter in network.named_parameters():
         if parameter.dim() == 1:
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            if "q_norm" in name or "k_norm" in name:
+                centre = 2.5  # sharp cross-attention, so that another picture gives another answer
             parameter.normal_(centre, 0.3 if "gate" not in name else 0.8)
         elif "embed" in name:
             parameter.normal_(0, 0.8)

@@ -9,10 +9,10 @@ import typer
 from typer.core import TyperGroup
 
 from mllama_cli import __version__
+from mllama_cli.cli.chat import chat
+from mllama_cli.cli.exit_status import ExitStatus
+from mllama_cli.cli.options import DEBUG
 from mllama_cli.core.errors import MllamaError
-
-DEBUG = "mllama.debug"
-INTERRUPTED = 130
 
 
 class MllamaGroup(TyperGroup):
@@ -31,11 +31,11 @@ class MllamaGroup(TyperGroup):
         except KeyboardInterrupt:
             if ctx.meta.get(DEBUG):
                 raise
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(ExitStatus.INTERRUPTED) from None
         except BrokenPipeError:
             # The reader (`| head`) has all it wants: end quietly, and let no flush at exit complain either.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
+            raise typer.Exit(ExitStatus.DONE) from None
 
 
 app = typer.Typer(
@@ -62,3 +62,6 @@ def _root(
     ] = False,
 ) -> None:
     pass
+
+
+app.command()(chat)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from mllama_cli.cli.app import INTERRUPTED, app
+from mllama_cli.cli.exit_status import ExitStatus
 from mllama_cli.cli.options import (
     OUTPUT,
     Debug,
@@ -24,7 +24,6 @@ from mllama_cli.cli.options import (
 INPUT = "What to ask"
 
 
-@app.command()
 def chat(
     words: Annotated[
         list[str] | None, typer.Argument(metavar="[PROMPT]", help="The question. Piped text comes before it.")
@@ -133,4 +132,4 @@ def chat(
     if verbose:
         run.print_statistics()
     if run.interrupted:
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(ExitStatus.INTERRUPTED)

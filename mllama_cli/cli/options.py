@@ -5,7 +5,8 @@ from typing import Annotated
 import click
 import typer
 
-from mllama_cli.cli.app import DEBUG
+DEBUG = "mllama.debug"
+"""Key in a command's context: whether --debug was given."""
 
 SAMPLING = "Sampling (defaults: the checkpoint's own)"
 OUTPUT = "Output"

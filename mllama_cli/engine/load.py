@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mllama_cli.checkpoint.catalog import default_model, resolve
 from mllama_cli.checkpoint.names import part
 from mllama_cli.checkpoint.reader import DTYPES, CheckpointReader
 from mllama_cli.core.config import GenerationConfig, MllamaConfig
@@ -38,6 +37,8 @@ def load(
     ``vision`` also loads what images need; otherwise it comes in with the first image. Nothing is ever downloaded.
     Raises ModelNotFoundError, CheckpointError, DeviceError or MemoryShortageError.
     """
+    from mllama_cli.checkpoint.catalog import default_model, resolve
+
     folder = resolve(str(model)) if model is not None else default_model()
     engine = Engine(folder, str(model) if model is not None else folder.name, device=device, dtype=dtype)
     for event in engine.load_weights(vision=vision):

@@ -51,7 +51,8 @@ class KVCache:
         filled = max(self.lengths)
         for tensors in (self.keys, self.values):
             for slot, old in enumerate(tensors):
-                new = old.new_empty((*old.shape[:2], capacity, old.shape[3]))
+                # Zeros: a masked key has weight 0, and 0 times what uninitialised memory may hold can be NaN.
+                new = old.new_zeros((*old.shape[:2], capacity, old.shape[3]))
                 new[:, :, :filled] = old[:, :, :filled]
                 tensors[slot] = new
 

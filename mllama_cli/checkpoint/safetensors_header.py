@@ -1,0 +1,79 @@
+"""The header of a safetensors file: what it holds and where, read and checked without touching the weights.
+
+Format: 8 bytes little-endian length, that many bytes of JSON {name: {dtype, shape, data_offsets}}, then the data.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mllama_cli.core.errors import CheckpointError
+
+MAX_HEADER = 100 * 2**20
+BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
+    "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor: dtype by its safetensors name, shape, and where its bytes lie in the file [start, end)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.start
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Tensors of a file by name. CheckpointError, naming the file, where it is cut short or damaged."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(MAX_HEADER, size - 8):
+                raise _damaged(path, "its header is cut short")
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise _damaged(path, "its header is not valid JSON") from error
+    if not isinstance(header, dict):
+        raise _damaged(path, "its header is no JSON object")
+    begin = 8 + length
+    return {
+        name: _tensor(path, name, entry, begin, size) for name, entry in header.items() if name != "__metadata__"
+    }
+
+
+def _tensor(path: Path, name: str, entry: Any, begin: int, size: int) -> TensorInfo:
+    try:
+        dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
+        start, end = (int(n) for n in entry["data_offsets"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise _damaged(path, f"its entry for {name} cannot be read") from error
+    if not 0 <= start <= end or any(n < 0 for n in shape):
+        raise _damaged(path, f"its entry for {name} makes no sense")
+    if dtype in BITS and math.prod(shape) * BITS[dtype] != (end - start) * 8:
+        raise _damaged(path, f"the size of {name} does not fit its shape")
+    if begin + end > size:
+        raise CheckpointError(
+            f"{path} is cut short: {name} ends at byte {begin + end}, the file at {size}",
+            "The download or copy did not finish: run it again.",
+        )
+    return TensorInfo(dtype, shape, begin + start, begin + end)
+
+
+def _damaged(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path} is not a sound safetensors file: {why}", "Download or copy the file again.")

@@ -1,0 +1,346 @@
+"""`mllama chat` as its users call it."""
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import time
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mllama_cli.core.conversation import Conversation, ImagePart
+from mllama_cli.core.events import Token
+from mllama_cli.engine.load import Engine, load
+from mllama_cli.engine.sampling import Sampling
+from tests.checkpoints import make_checkpoint, text_only_config
+from tests.console import SCRIPT, Result, run_here, run_script
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with one model, answers of which are printable noise."""
+    home = tmp_path_factory.mktemp("home")
+    make_checkpoint(home / "models" / "tiny", seed=3)
+    return home
+
+
+@pytest.fixture(autouse=True)
+def _own_home(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLLAMA_HOME", str(models))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "no-hub"))
+    monkeypatch.delenv("MLLAMA_MODEL", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def engine(models: Path) -> Engine:
+    return load(models / "models" / "tiny", device="cpu", vision=True)
+
+
+@pytest.fixture
+def png(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    Image.linear_gradient("L").resize((90, 50)).save(path)
+    return path
+
+
+def expected(
+    engine: Engine, text: str, *images: Path, system: str = "", count: int = 12, sampling: Sampling | None = None
+) -> str:
+    parts = tuple(ImagePart(image.read_bytes()) for image in images)
+    events = engine.stream(Conversation.ask(text, parts, system), sampling or Sampling(max_tokens=count))
+    return "".join(event.text for event in events if isinstance(event, Token)).rstrip("\n") + "\n"
+
+
+def chat(*arguments: str, stdin: bytes | None = None, count: int = 12) -> Result:
+    return run_here("chat", "--max-tokens", str(count), "--device", "cpu", *arguments, stdin=stdin)
+
+
+def test_one_question_about_a_picture(engine: Engine, png: Path) -> None:
+    result = chat("--image", str(png), "What is this?")
+    assert result.code == 0
+    assert result.out == expected(engine, "What is this?", png)
+    assert "\x1b" not in result.out + result.err
+
+
+def test_piped_text_comes_before_the_prompt(engine: Engine) -> None:
+    result = chat("Summarise this", stdin=b"My notes.\n")
+    assert result.out == expected(engine, "My notes.\n\nSummarise this")
+    assert chat(stdin=b"My notes.\n").out == expected(engine, "My notes.")
+    assert chat("-p", "Summarise", "this", stdin=b"").out == expected(engine, "Summarise\n\nthis")
+
+
+def test_no_stdin_leaves_stdin_alone(engine: Engine) -> None:
+    assert chat("--no-stdin", "Hello", stdin=b"not for you").out == expected(engine, "Hello")
+
+
+def test_a_picture_on_stdin(engine: Engine, png: Path) -> None:
+    result = chat("--image", "-", "What is this?", stdin=png.read_bytes())
+    assert result.out == expected(engine, "What is this?", png)
+
+
+def test_a_picture_as_data_url_and_with_tilde(engine: Engine, png: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "data:image/png;base64," + base64.b64encode(png.read_bytes()).decode()
+    assert chat("-a", url, "What?").out == expected(engine, "What?", png)
+    monkeypatch.setenv("HOME", str(png.parent))
+    assert chat("-i", "~/photo.png", "What?").out == expected(engine, "What?", png)
+
+
+def test_several_pictures_in_order(engine: Engine, png: Path, tmp_path: Path) -> None:
+    other = tmp_path / "b.png"
+    Image.radial_gradient("L").resize((50, 120)).save(other)
+    one, two = chat("-i", str(png), "-i", str(other), "Differ?"), chat("-i", str(other), "-i", str(png), "Differ?")
+    assert one.out == expected(engine, "Differ?", png, other)
+    assert one.out != two.out
+    assert "newest group" not in one.err, "pictures in one turn all stay visible"
+
+
+def test_a_picture_without_a_question_is_described_and_says_so(engine: Engine, png: Path) -> None:
+    result = chat("-i", str(png))
+    assert result.out == expected(engine, "Describe this image.", png)
+    assert "Describe this image." in result.err
+
+
+def test_system_text_beside_a_picture_is_folded_and_said(engine: Engine, png: Path) -> None:
+    result = chat("-i", str(png), "-s", "Be brief.", "What?")
+    assert result.out == expected(engine, "Be brief.\n\nWhat?", png)
+    assert "system" in result.err
+    assert chat("-s", "Be brief.", "What?").out == expected(engine, "What?", system="Be brief.")
+
+
+def test_options_reach_the_sampler(engine: Engine) -> None:
+    hot = Sampling(temperature=1.3, top_p=0.8, top_k=50, min_p=0.01, repetition_penalty=1.2, seed=7, max_tokens=12)
+    flags = "--temp 1.3 --top-p 0.8 --top-k 50 --min-p 0.01 --repetition-penalty 1.2 --seed 7".split()
+    assert chat(*flags, "Hello").out == expected(engine, "Hello", sampling=hot)
+
+
+def test_stop_strings_end_the_answer(engine: Engine) -> None:
+    free = expected(engine, "Hello")
+    stop = next(c for c in free if c.isalnum())
+    assert chat("--stop", stop, "Hello").out.rstrip("\n") == free[: free.index(stop)].rstrip("\n")
+
+
+def test_json_is_one_object_with_answer_counts_and_timings(engine: Engine, png: Path) -> None:
+    result = chat("--json", "-i", str(png), "What?")
+    record = json.loads(result.out)
+    assert record["answer"].rstrip("\n") + "\n" == expected(engine, "What?", png)
+    assert record["finish_reason"] == "length"
+    assert record["usage"]["completion_tokens"] == 12
+    assert record["usage"]["images"] == 1
+    assert record["usage"]["prompt_tokens"] > 20
+    assert record["timings"]["time_to_first_token"] > 0
+    assert record["model"] == "tiny"
+
+
+def test_no_stream_and_verbose(engine: Engine) -> None:
+    result = chat("--no-stream", "--verbose", "Hello")
+    assert result.out == expected(engine, "Hello")
+    assert "tokens/s" in result.err
+
+
+def test_an_answer_cut_at_the_limit_is_not_cut_silently() -> None:
+    assert "12 tokens (--max-tokens)" in chat("Hello").err
+
+
+def test_a_conversation_from_a_file_and_from_stdin(engine: Engine, png: Path, tmp_path: Path) -> None:
+    messages = [
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": str(png)}}, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": "A gradient."},
+        {"role": "user", "content": "Sure?"},
+    ]  # fmt: skip
+    file = tmp_path / "talk.json"
+    file.write_text(json.dumps(messages))
+    talk = Conversation.ask("What?", (ImagePart(png.read_bytes()),)).with_assistant("A gradient.").with_user("Sure?")
+    wanted = "".join(e.text for e in engine.stream(talk, Sampling(max_tokens=12)) if isinstance(e, Token))
+    assert chat("--messages", str(file)).out.rstrip("\n") == wanted.rstrip("\n")
+    assert chat("--messages", "-", stdin=file.read_bytes()).out.rstrip("\n") == wanted.rstrip("\n")
+
+
+def test_pictures_in_two_turns_say_once_what_is_seen(png: Path, tmp_path: Path) -> None:
+    turn = {"role": "user", "content": [{"type": "image", "path": str(png)}, {"type": "text", "text": "What?"}]}
+    file = tmp_path / "talk.json"
+    file.write_text(json.dumps([turn, {"role": "assistant", "content": "Yes."}, turn]))
+    assert chat("--messages", str(file)).err.count("newest group") == 1
+
+
+def test_base_models_take_the_raw_prompt(png: Path, tmp_path: Path) -> None:
+    base = make_checkpoint(tmp_path / "base", seed=3, template=None)
+    refused = chat("-m", str(base), "Hello")
+    assert refused.code == 1
+    assert "--raw" in refused.err
+    raw = chat("-m", str(base), "--raw", "-i", str(png), "If I had to write")
+    assert raw.code == 0
+    engine = load(base, device="cpu", vision=True)
+    inputs = engine.processor.raw("If I had to write", [ImagePart(png.read_bytes())])
+    assert inputs.ids[:2] == (engine.processor.image_token_id, 256), "begin_of_text follows the leading image token"
+    events = engine.session().stream_inputs(inputs, Sampling(max_tokens=12))
+    assert raw.out.rstrip("\n") == "".join(e.text for e in events if isinstance(e, Token)).rstrip("\n")
+
+
+def broken(name: str, png: Path, folder: Path) -> str:
+    path = folder / name
+    match name:
+        case "folder.png":
+            path.mkdir()
+        case "text.png":
+            path.write_text("not a picture")
+        case "truncated.jpg":
+            buffer = BytesIO()
+            Image.effect_noise((300, 300), 90).save(buffer, "JPEG")
+            path.write_bytes(buffer.getvalue()[:2000])
+        case "empty.png":
+            path.touch()
+        case "bomb.png":
+            Image.new("1", (20000, 20000)).save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("missing.png", 2), ("folder.png", 2), ("text.png", 1), ("truncated.jpg", 1), ("empty.png", 1), ("bomb.png", 1)],
+)
+def test_a_bad_picture_is_one_clear_error_before_anything_is_loaded(
+    name: str, code: int, png: Path, tmp_path: Path
+) -> None:
+    result = chat("-m", "/no/such/model", "-i", broken(name, png, tmp_path), "What?")
+    assert result.code == code
+    assert result.out == ""
+    assert name in result.err
+    assert "Traceback" not in result.err
+    assert len(result.error_lines) <= 2
+
+
+def test_a_tiny_picture_is_fine(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
+    assert chat("-i", str(tmp_path / "dot.png"), "What?").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "message"),
+    [
+        ([], None, "nothing to ask"),
+        ([], b"", "nothing to ask"),
+        (["", "-p", " "], b"\n", "nothing to ask"),
+        (["Hi", "--temperature", "-1"], None, "Temperature"),
+        (["Hi", "--device", "tpu"], None, "tpu"),
+        (["Hi", "--dtype", "int3"], None, "int3"),
+        (["Hi", "-m", "no-such-model"], None, "no-such-model"),
+        (["-i", "-", "--messages", "-"], b"x", "stdin"),
+        (["-i", "-", "Hi"], None, "terminal"),
+        (["--messages", "talk.json", "Hi"], None, "--messages"),
+        (["Hi"], b"\xff\xfe\x00", "UTF-8"),
+        (["--no-such-flag"], None, "--no-such-flag"),
+    ],
+)
+def test_usage_errors_exit_2_with_a_reason(arguments: list[str], stdin: bytes | None, message: str) -> None:
+    result = chat(*arguments, stdin=stdin)
+    assert result.code == 2
+    assert message in result.err
+    assert result.out == ""
+
+
+def test_further_pictures_without_a_flag_are_not_read_as_text(png: Path, tmp_path: Path) -> None:
+    other = tmp_path / "b.png"
+    other.write_bytes(png.read_bytes())
+    result = chat("-i", str(png), str(other), "What?")
+    assert result.code == 2
+    assert f"-i {other}" in result.err
+
+
+def test_cuda_asked_for_but_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    result = run_here("chat", "--device", "cuda", "Hi")
+    assert result.code == 2
+    assert "CUDA" in result.err
+
+
+def test_context_length_exceeded_says_by_how_much() -> None:
+    result = chat(stdin=b"x" * 2100)
+    assert result.code == 1
+    assert "more than this model can read" in result.err
+
+
+def test_text_only_models_refuse_pictures(png: Path, tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "text", text_only_config())
+    assert chat("-m", str(folder), "Hello").code == 0
+    result = chat("-m", str(folder), "-i", str(png), "What?")
+    assert result.code == 2
+    assert "text-only" in result.err
+
+
+def test_special_tokens_in_a_message_are_plain_text(engine: Engine) -> None:
+    text = "a <|image|> and <|eot_id|>"
+    result = chat(text)
+    assert result.code == 0
+    ids = engine.processor(Conversation.ask(text)).ids
+    assert engine.processor.image_token_id not in ids
+    assert text in engine.processor.tokenizer.decode(ids)
+
+
+def test_too_little_memory_is_said_before_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Free:
+        available = 1000
+
+    monkeypatch.setattr("psutil.virtual_memory", Free)
+    result = chat("--dtype", "bfloat16", "Hi")
+    assert result.code == 1
+    assert "GiB" in result.err
+
+
+def test_the_model_comes_from_the_environment(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = make_checkpoint(tmp_path / "other", seed=9)
+    monkeypatch.setenv("MLLAMA_MODEL", str(other))
+    assert chat("Hello").out == expected(load(other, device="cpu"), "Hello")
+    assert chat("-m", "tiny", "Hello").out == expected(engine, "Hello"), "the flag overrides it"
+
+
+def test_through_the_console_script(engine: Engine, png: Path) -> None:
+    result = run_script("chat", "-i", str(png), "--max-tokens", "12", "What?")
+    assert result.code == 0
+    assert result.out == expected(engine, "What?", png)
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_debug_shows_the_traceback(debug: bool) -> None:
+    result = run_script("chat", "-i", "missing.png", "Hi", *(["--debug"] if debug else []))
+    assert ("Traceback" in result.err) == debug
+    assert result.code == (1 if debug else 2)
+
+
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [str(SCRIPT), "chat", "--device", "cpu", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def test_ctrl_c_keeps_what_was_said_and_exits_130() -> None:
+    process = start("--max-tokens", "2000", "Hello")
+    assert process.stdout is not None
+    first = process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert (first + out).endswith(b"\n")
+    assert b"Traceback" not in err
+
+
+def test_a_closed_pipe_ends_quietly() -> None:
+    process = start("--max-tokens", "2000", "Hello")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    began = time.monotonic()
+    err = process.stderr.read()
+    assert process.wait(timeout=20) == 0
+    assert err == b""
+    assert time.monotonic() - began < 15
+    process.stderr.close()
