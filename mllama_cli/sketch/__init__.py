@@ -1,0 +1,1 @@
+"""The built-in model: its drawings, the questions about them, training, evaluation and weights."""

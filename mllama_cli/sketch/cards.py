@@ -1,0 +1,84 @@
+"""Pictures with printed text, alone or with a few shapes beside it."""
+
+import math
+import random
+from dataclasses import replace
+
+from mllama_cli.sketch.compose import allowed_colours, compose
+from mllama_cli.sketch.fonts import find_fonts, load_font
+from mllama_cli.sketch.layout import Box, box_of, detail_scale
+from mllama_cli.sketch.palette import difference, lab
+from mllama_cli.sketch.scene import Lettering, Scene
+from mllama_cli.sketch.words import printed_text
+
+CAPITAL = 11.0
+"""Pixels that a line's height must have after shrinking to the tiles, to be read at all."""
+
+
+def compose_card(rng: random.Random, fonts_dir: str | None = None, shapes: int | None = None) -> Scene:
+    """A picture that says something; half of them have 1 to 3 shapes too, unless ``shapes`` says how many."""
+    while True:
+        if shapes is None:
+            number = rng.choice((0, 0, 0, 1, 1, 2, 3)) if rng.random() < 0.8 else 0
+        else:
+            number = shapes
+        scene = compose(rng, number, _aspect(rng))
+        scene = replace(scene, pixels=max(scene.pixels, 72))
+        lettering = _lettering(rng, scene, fonts_dir)
+        if lettering is not None:
+            return replace(scene, lettering=lettering)
+
+
+def _aspect(rng: random.Random) -> float | None:
+    """Cards and signs are wide more often than not."""
+    return None if rng.random() < 0.5 else math.exp(rng.uniform(math.log(0.8), math.log(3.6)))
+
+
+def _lettering(rng: random.Random, scene: Scene, fonts_dir: str | None) -> Lettering | None:
+    text = printed_text(rng)
+    if " " in text and rng.random() < 0.6:
+        text = text.replace(" ", "\n")
+    fonts = find_fonts(fonts_dir)
+    path = rng.choice(fonts)
+    if path.endswith(("Italic.ttf", "Oblique.ttf")) and rng.random() < 0.7:
+        path = rng.choice(fonts)
+    colours = allowed_colours(scene.background.rgb, rng)
+    ground = scene.background.rgb
+    dark = lab(ground)[0]
+    colours = {n: rgb for n, rgb in colours.items() if abs(lab(rgb)[0] - dark) > 24 or difference(rgb, ground) > 70}
+    if not colours:
+        return None
+    favourite = "black" if "black" in colours else "white"
+    colour = favourite if favourite in colours and rng.random() < 0.5 else rng.choice(list(colours))
+    wide, high = measure(text, path)
+    lines = text.count("\n") + 1
+    others = [box_of(shape) for shape in scene.shapes]
+    smallest = CAPITAL * 1.35 / detail_scale(scene.width, scene.height)
+    for attempt in range(12):
+        part = rng.uniform(0.3, 0.94) if attempt < 6 else rng.uniform(0.2, 0.5)
+        size = min(scene.width * part / wide, scene.height * rng.uniform(0.2, 0.8) / high)
+        per_character = size * wide / max(len(line) for line in text.split("\n"))
+        pale = abs(lab(colours[colour])[0] - dark) <= 24  # as yellow on white: large letters only
+        if size < smallest * (2.2 if pale else 1) or per_character * detail_scale(scene.width, scene.height) < 6.5:
+            continue
+        angle = rng.uniform(-7, 7) if rng.random() < 0.15 and size * wide < 0.8 * scene.width else 0.0
+        slope = math.sin(math.radians(abs(angle)))
+        edge = rng.uniform(0.03, 0.08)
+        box_width, box_height = wide * size + edge, high * size + slope * wide * size + edge
+        if box_width > scene.width or box_height > scene.height:
+            continue
+        central = rng.random() < 0.4 and not others
+        x = scene.width / 2 if central else rng.uniform(box_width / 2, scene.width - box_width / 2)
+        y = scene.height / 2 if central else rng.uniform(box_height / 2, scene.height - box_height / 2)
+        box = Box(x, y, box_width, box_height)
+        if all(box.gap(other) > 0.01 for other in others):
+            return Lettering(text, colour, colours[colour], x, y, size * wide, size, path, angle)
+    return None
+
+
+def measure(text: str, path: str) -> tuple[float, float]:
+    """Width and height of a text in units of its font size."""
+    font = load_font(path, 64)
+    lines = text.split("\n")
+    widest = max(font.getlength(line) for line in lines) / 64
+    return float(widest), 1.15 * len(lines)

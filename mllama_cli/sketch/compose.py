@@ -1,0 +1,258 @@
+"""Invents pictures: how many shapes, of which kinds, colours and sizes, on what ground, finished how."""
+
+import math
+import random
+from dataclasses import replace
+
+from mllama_cli.sketch.layout import Box, detail_scale, place, place_in_row
+from mllama_cli.sketch.palette import COLOURS, Rgb, difference, from_hsv, sample_colour
+from mllama_cli.sketch.scene import SHAPES, Background, Finish, Scene, Shape
+
+PLAIN_AT_A_GLANCE = 26.0
+"""A colour that differs less from its ground is not used on it; thin lines need more."""
+
+COUNTS = (3, 14, 18, 20, 16, 15, 14)
+"""How often a picture has 0, 1, ... 6 shapes, in percent."""
+
+RATIOS = (1.0, 1.0, 1.0, 1.0, 4 / 3, 4 / 3, 3 / 2, 16 / 9, 5 / 4, 2.0)
+
+
+def compose(rng: random.Random, count: int | None = None, aspect: float | None = None) -> Scene:
+    """A picture of ``count`` shapes (by chance if None) that fit and can be told apart from their ground."""
+    while True:
+        width, height = _canvas(rng, aspect)
+        number = rng.choices(range(7), COUNTS)[0] if count is None else count
+        pixels = min(_pixels(rng, number), round(1400 / max(width, height)))
+        background = _background(rng)
+        kinds = _kinds(rng, number, background.rgb)
+        if kinds is None:
+            continue
+        shapes = _arrange(rng, kinds, width, height, background)
+        if shapes is None:
+            continue
+        seed = rng.getrandbits(31)
+        return Scene(width, height, pixels, background, shapes, None, _finish(rng, pixels), seed)
+
+
+def invent_shape(rng: random.Random, kind: str, colour: str, rgb: Rgb, size: float, scale: float, style: str) -> Shape:
+    """A shape of that size (its longer side), not placed yet. ``scale`` is layout.detail_scale of the picture."""
+    width = height = size
+    angle, line, detail = 0.0, 0.0, rng.random()
+    if kind in ("oval", "rectangle"):
+        height = size / rng.uniform(1.55, 2.4)
+        if rng.random() < 0.5:
+            width, height = height, width
+        if rng.random() < 0.15:
+            angle = rng.uniform(-90, 90)
+    elif kind == "diamond":
+        width = size * rng.uniform(0.62, 0.95)
+        angle = rng.uniform(-5, 5)
+    elif kind == "triangle":
+        height = size * rng.uniform(0.8, 1)
+        angle = rng.choice((0, 0, 0, 0, 180, rng.uniform(-180, 180))) + rng.uniform(-8, 8)
+    elif kind == "star":
+        angle = rng.choice((0.0, rng.uniform(-20, 20)))
+    elif kind == "cross":
+        angle = rng.choice((0, 0, 45)) + rng.choice((0.0, rng.uniform(-10, 10)))
+    elif kind == "arrow":
+        height = size * rng.uniform(0.45, 0.75)
+        angle = rng.randrange(4) * 90 + rng.choice((0.0, rng.uniform(-8, 8)))
+    elif kind == "line":
+        angle = rng.choice((0, 90, rng.uniform(-90, 90), rng.uniform(-90, 90)))
+        line = max(2.6 / scale, size * rng.uniform(0.025, 0.07))
+        return Shape(kind, colour, rgb, 0, 0, size, 0, angle, line, None, 0, detail)
+    elif kind == "circle":
+        height = size * rng.choice((1, 1, rng.uniform(0.93, 1)))
+    elif kind in ("square", "heart"):
+        angle = rng.choice((0.0, rng.uniform(-10, 10)))
+    if kind == "ring":
+        line = size * rng.uniform(0.16, 0.24)
+    elif style == "outlined":
+        thickest = 0.06 if kind in ("circle", "oval") else 0.09  # or it would be a ring
+        line = min(max(1.7 / scale, size * rng.uniform(0.02, 0.06)), size * thickest)
+    return Shape(kind, colour, rgb, 0, 0, width, height, angle, line, None, 0, detail)
+
+
+def _canvas(rng: random.Random, aspect: float | None) -> tuple[float, float]:
+    if aspect is None:
+        draw = rng.random()
+        if draw < 0.62:
+            aspect = rng.choice(RATIOS)
+        elif draw < 0.86:
+            aspect = math.exp(rng.uniform(0, math.log(2.1)))
+        else:
+            aspect = rng.uniform(2.1, 4)
+        if rng.random() < 0.35:
+            aspect = 1 / aspect
+    return (aspect, 1.0) if aspect >= 1 else (1.0, 1 / aspect)
+
+
+def _pixels(rng: random.Random, number: int) -> int:
+    """Pixels on the shorter side. What is larger than the tiles is shrunk before the model sees it, so most are not."""
+    draw = rng.random()
+    if draw < 0.08 and number <= 3:
+        return rng.randint(64, 112)
+    if draw < 0.25:
+        return rng.randint(112, 220)
+    if draw < 0.88:
+        return rng.randint(220, 400)
+    if draw < 0.98:
+        return rng.randint(400, 640)
+    return rng.randint(640, 1000)
+
+
+def _background(rng: random.Random) -> Background:
+    draw = rng.random()
+    colour: str | None = None
+    if draw < 0.42:
+        rgb, colour = rng.choice(((255, 255, 255), (255, 255, 255), (255, 255, 255), (252, 252, 252))), "white"
+    elif draw < 0.60:
+        rgb = from_hsv(rng.uniform(30, 60), rng.uniform(0.02, 0.16), rng.uniform(0.9, 1))
+    elif draw < 0.76:
+        rgb = from_hsv(rng.uniform(0, 360), rng.uniform(0.05, 0.24), rng.uniform(0.88, 1))
+    elif draw < 0.82:
+        rgb = from_hsv(0, 0, rng.uniform(0.8, 0.93))
+    elif draw < 0.90:
+        rgb = from_hsv(rng.uniform(0, 360), rng.uniform(0, 0.6), rng.uniform(0.07, 0.25))
+        if rng.random() < 0.4:  # not quite 0: padding is, and the picture must not seem to end elsewhere
+            rgb, colour = (rng.randint(8, 20),) * 3, "black"
+    else:
+        colour = rng.choice([name for name in COLOURS if name not in ("white", "black")])
+        rgb = sample_colour(rng, colour)
+    kind, other, strength = "plain", None, 0.0
+    if rng.random() < 0.3:
+        kind = rng.choice(("gradient", "grain", "grain", "grid", "ruled", "paper", "paper"))
+        strength = rng.uniform(0.3, 1)
+        away = -1 if sum(rgb) > 330 else 1
+        shift = rng.randint(8, 26) if kind in ("gradient", "paper") else rng.randint(16, 40)
+        tint = (rng.randint(0, 12), rng.randint(0, 12), rng.randint(0, 12))
+        other = tuple(min(255, max(0, c + away * (shift + t))) for c, t in zip(rgb, tint, strict=True))  # type: ignore[assignment]
+    if kind == "gradient":
+        colour = None
+    frame = None
+    if rng.random() < 0.06:
+        frame = rng.choice(((0, 0, 0), (90, 90, 90), (200, 200, 200)))
+    return Background(rgb, kind, colour, other, strength, frame)
+
+
+def allowed_colours(ground: Rgb, rng: random.Random) -> dict[str, Rgb]:
+    """One RGB value for each named colour that stands out on this ground."""
+    values = {name: sample_colour(rng, name) for name in COLOURS}
+    return {name: rgb for name, rgb in values.items() if difference(rgb, ground) >= PLAIN_AT_A_GLANCE}
+
+
+def _kinds(rng: random.Random, number: int, ground: Rgb) -> list[tuple[str, str, Rgb]] | None:
+    """(kind, colour, rgb) of each shape: all different, in groups, of one kind, of one colour, or by chance."""
+    values = allowed_colours(ground, rng)
+    colours = list(values)
+    if len(colours) < 4:
+        return None
+    mode = rng.choices(("distinct", "groups", "one kind", "one colour", "chance"), (30, 38, 10, 6, 16))[0]
+    pairs: list[tuple[str, str]]
+    if mode == "distinct":
+        few = rng.sample(colours, min(number, len(colours)))
+        few += [rng.choice(colours) for _ in range(number - len(few))]
+        pairs = list(zip(rng.sample(SHAPES, number), few, strict=True))
+    elif mode == "groups":
+        pairs = []
+        while len(pairs) < number:
+            pair = (rng.choice(SHAPES), rng.choice(colours))
+            pairs += [pair] * min(rng.choice((1, 1, 2, 2, 3, 3, 4, 5, 6)), number - len(pairs))
+    elif mode == "one kind":
+        kind = rng.choice(SHAPES)
+        pairs = [(kind, rng.choice(colours)) for _ in range(number)]
+    elif mode == "one colour":
+        colour = rng.choice(colours)
+        pairs = [(rng.choice(SHAPES), colour) for _ in range(number)]
+    else:
+        few_kinds, few = rng.sample(SHAPES, 3), rng.sample(colours, 3)
+        pairs = [(rng.choice(few_kinds), rng.choice(few)) for _ in range(number)]
+    result = [(kind, colour, values[colour]) for kind, colour in pairs]
+    if rng.random() < 0.15:  # each its own crayon
+        for index, (kind, colour, _) in enumerate(result):
+            rgb = sample_colour(rng, colour)
+            if difference(rgb, ground) >= PLAIN_AT_A_GLANCE:
+                result[index] = (kind, colour, rgb)
+    return result
+
+
+def _arrange(
+    rng: random.Random, kinds: list[tuple[str, str, Rgb]], width: float, height: float, ground: Background
+) -> tuple[Shape, ...] | None:
+    """Sizes, styles and places. Sizes shrink until all fit; None if they would become too small to see."""
+    scale = detail_scale(width, height)
+    smallest = 24 / scale
+    room = math.sqrt(width * height / max(1, len(kinds)))
+    largest = min(0.86, room * 0.75)
+    if largest < smallest:
+        return None
+    style = rng.choices(("filled", "outlined", "mixed"), (66, 16, 18))[0]
+    bordered = ground.colour is not None and rng.random() < 0.15
+    wobble = rng.choice((0, 0, 0, rng.uniform(0.01, 0.035)))
+    alike = rng.random() < 0.35
+    common = math.exp(rng.uniform(math.log(smallest), math.log(largest)))
+    shapes = []
+    for kind, colour, rgb in kinds:
+        size = common if alike else math.exp(rng.uniform(math.log(smallest), math.log(largest)))
+        if kind in ("line", "arrow", "rectangle", "oval"):
+            size = max(size, 1.35 * smallest)
+        if kind in ("star", "ring", "cross"):
+            size = max(size, 1.15 * smallest)
+        own = rng.choice(("filled", "outlined")) if style == "mixed" else style
+        if own == "outlined" and difference(rgb, ground.rgb) < 45:
+            own = "filled"
+        if own == "outlined":
+            size = max(size, 1.3 * smallest)
+        shape = invent_shape(rng, kind, colour, rgb, size, scale, own)
+        if bordered and shape.line == 0 and colour != "black":
+            shape = replace(shape, border=(0, 0, 0) if sum(ground.rgb) > 200 else (255, 255, 255))
+        if wobble:
+            shape = replace(shape, wobble=wobble, seed=rng.getrandbits(31))
+        shapes.append(shape)
+    gap = rng.choice((0.02, 0.03, 0.05)) if rng.random() < 0.95 else -0.03
+    for _ in range(8):
+        sizes = [_extent(shape) for shape in shapes]
+        row = rng.random() < (0.12 if max(width, height) < 2 else 0.5)
+        boxes = place_in_row(rng, sizes, width, height) if row else place(rng, sizes, width, height, gap=gap)
+        if boxes is not None:
+            return tuple(replace(shape, x=box.x, y=box.y) for shape, box in zip(shapes, boxes, strict=True))
+        shapes = [_shrunk(shape, 0.87) for shape in shapes]
+        if any(shape.size < smallest for shape in shapes):
+            return None
+    return None
+
+
+def _extent(shape: Shape) -> tuple[float, float]:
+    """Width and height of the box around a turned shape."""
+    turn = math.radians(shape.angle)
+    cos, sin = abs(math.cos(turn)), abs(math.sin(turn))
+    edge = shape.line + 2 * shape.wobble * shape.size
+    if shape.kind in ("circle", "oval", "ring", "star"):  # their corners are round
+        wide = math.hypot(shape.width * cos, shape.height * sin)
+        high = math.hypot(shape.width * sin, shape.height * cos)
+    else:
+        wide, high = shape.width * cos + shape.height * sin, shape.width * sin + shape.height * cos
+    return wide + edge, high + edge
+
+
+def _shrunk(shape: Shape, factor: float) -> Shape:
+    return replace(shape, width=shape.width * factor, height=shape.height * factor)
+
+
+def _finish(rng: random.Random, pixels: int) -> Finish:
+    blur = rng.uniform(0.3, 1.1) * max(1.0, pixels / 260) if rng.random() < 0.12 else 0.0
+    noise = rng.uniform(2, 14) if rng.random() < 0.14 else 0.0
+    jpeg = rng.randint(30, 90) if rng.random() < 0.14 else 0
+    shade = rng.uniform(0.05, 0.3) if rng.random() < 0.08 else 0.0
+    return Finish(rng.random() < 0.75, blur, noise, jpeg, shade)
+
+
+def random_box(rng: random.Random, width: float, height: float, others: list[Box], size: tuple[float, float]) -> Box | None:
+    """One more place, clear of the others."""
+    for _ in range(40):
+        x = rng.uniform(size[0] / 2 + 0.02, width - size[0] / 2 - 0.02)
+        y = rng.uniform(size[1] / 2 + 0.02, height - size[1] / 2 - 0.02)
+        box = Box(x, y, *size)
+        if all(box.gap(other) >= 0.03 for other in others):
+            return box
+    return None
