@@ -18,10 +18,7 @@ CAPITAL = 11.0
 def compose_card(rng: random.Random, fonts_dir: str | None = None, shapes: int | None = None) -> Scene:
     """A picture that says something; half of them have 1 to 3 shapes too, unless ``shapes`` says how many."""
     while True:
-        if shapes is None:
-            number = rng.choice((0, 0, 0, 1, 1, 2, 3)) if rng.random() < 0.8 else 0
-        else:
-            number = shapes
+        number = rng.choice((0, 0, 0, 0, 1, 1, 2, 3)) if shapes is None else shapes
         scene = compose(rng, number, _aspect(rng))
         scene = replace(scene, pixels=max(scene.pixels, 72))
         lettering = _lettering(rng, scene, fonts_dir)
@@ -51,7 +48,6 @@ def _lettering(rng: random.Random, scene: Scene, fonts_dir: str | None) -> Lette
     favourite = "black" if "black" in colours else "white"
     colour = favourite if favourite in colours and rng.random() < 0.5 else rng.choice(list(colours))
     wide, high = measure(text, path)
-    lines = text.count("\n") + 1
     others = [box_of(shape) for shape in scene.shapes]
     smallest = CAPITAL * 1.35 / detail_scale(scene.width, scene.height)
     for attempt in range(12):

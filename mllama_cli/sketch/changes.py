@@ -56,7 +56,9 @@ def _changed(rng: random.Random, scene: Scene, kind: str) -> tuple[tuple[Shape, 
         return tuple(shapes[:index] + shapes[index + 1 :]), f"The {shape.name} is gone."
     values = allowed_colours(scene.background.rgb, rng)
     if kind == "colour":
-        colours = [name for name in values if name != shape.colour and difference(values[name], shape.rgb) > PLAIN_AT_A_GLANCE]
+        colours = [
+            name for name in values if name != shape.colour and difference(values[name], shape.rgb) > PLAIN_AT_A_GLANCE
+        ]
         if shape.line and shape.kind not in ("line", "ring"):
             colours = [name for name in colours if difference(values[name], scene.background.rgb) > 45]
         if not colours:
@@ -69,9 +71,9 @@ def _changed(rng: random.Random, scene: Scene, kind: str) -> tuple[tuple[Shape, 
         size = max(30 / scale, shape.size * rng.uniform(0.7, 1.2))
         colour = rng.choice(list(values))
         new = invent_shape(rng, rng.choice(SHAPES), colour, values[colour], size, scale, "filled")
-        area = (max(new.width, new.height),) * 2 if new.angle % 90 else box_of(new)
-        extent = area if isinstance(area, tuple) else (area.width, area.height)
-        box = random_box(rng, scene.width, scene.height, [box_of(old) for old in shapes], extent)
+        area = box_of(new)
+        olds = [box_of(old) for old in shapes]
+        box = random_box(rng, scene.width, scene.height, olds, (area.width, area.height))
         if box is None:
             return None
         new = replace(new, x=box.x, y=box.y)
@@ -86,10 +88,8 @@ def _changed(rng: random.Random, scene: Scene, kind: str) -> tuple[tuple[Shape, 
     across, down = (box.x - shape.x) / scene.width, (box.y - shape.y) / scene.height
     if max(abs(across), abs(down)) < 0.25 or not 2 * min(abs(across), abs(down)) < max(abs(across), abs(down)):
         return None
-    if abs(across) > abs(down):
-        direction = "right" if across > 0 else "left"
-    else:
-        direction = "down" if down > 0 else "up"
+    ways = ("left", "right") if abs(across) > abs(down) else ("up", "down")
+    direction = ways[max(across, down, key=abs) > 0]
     shapes[index] = replace(shape, x=box.x, y=box.y)
     return tuple(shapes), f"The {shape.name} moved {direction}."
 
@@ -101,8 +101,7 @@ def _resized(rng: random.Random, scene: Scene, index: int) -> tuple[tuple[Shape,
     factor = rng.uniform(1.6, 2.2) ** rng.choice((-1, 1))
     new = replace(shape, width=shape.width * factor, height=shape.height * factor)
     box, scale = box_of(new), detail_scale(scene.width, scene.height)
-    inside = 0 < box.x - box.width / 2 and box.x + box.width / 2 < scene.width
-    inside = inside and 0 < box.y - box.height / 2 and box.y + box.height / 2 < scene.height
+    inside = box.width / 2 < min(box.x, scene.width - box.x) and box.height / 2 < min(box.y, scene.height - box.y)
     if not inside or new.size < 26 / scale or shape.kind == "line":
         return None
     if any(box.gap(box_of(other)) < 0.02 for other in shapes if other is not shape):
@@ -126,4 +125,3 @@ def ask_change(rng: random.Random, change: Change) -> Asked:
         facts = {"kind": "caption", "groups": [list(group) for group in view.groups], "picture": number}
         return Asked(question, answers.caption(view), facts)
     return Asked(expand(rng.choice(phrases.CHANGE), rng), change.sentence, change.facts)
-

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mllama_cli.sketch.layout import Box, detail_scale, place, place_in_row
 from mllama_cli.sketch.palette import COLOURS, Rgb, difference, from_hsv, sample_colour
-from mllama_cli.sketch.scene import SHAPES, Background, Finish, Scene, Shape
+from mllama_cli.sketch.scene import COMPACT, SHAPES, Background, Finish, Scene, Shape
 
 PLAIN_AT_A_GLANCE = 26.0
 """A colour that differs less from its ground is not used on it; thin lines need more."""
@@ -17,17 +17,22 @@ COUNTS = (3, 14, 18, 20, 16, 15, 14)
 RATIOS = (1.0, 1.0, 1.0, 1.0, 4 / 3, 4 / 3, 3 / 2, 16 / 9, 5 / 4, 2.0)
 
 
-def compose(rng: random.Random, count: int | None = None, aspect: float | None = None) -> Scene:
-    """A picture of ``count`` shapes (by chance if None) that fit and can be told apart from their ground."""
+def compose(
+    rng: random.Random, count: int | None = None, aspect: float | None = None, *, contrast: bool = False
+) -> Scene:
+    """A picture of ``count`` shapes (by chance if None) that fit and can be told apart from their ground.
+
+    ``contrast`` asks for different shapes of plainly different sizes.
+    """
     while True:
         width, height = _canvas(rng, aspect)
         number = rng.choices(range(7), COUNTS)[0] if count is None else count
         pixels = min(_pixels(rng, number), round(1400 / max(width, height)))
         background = _background(rng)
-        kinds = _kinds(rng, number, background.rgb)
+        kinds = _kinds(rng, number, background.rgb, COMPACT if contrast else SHAPES)
         if kinds is None:
             continue
-        shapes = _arrange(rng, kinds, width, height, background)
+        shapes = _arrange(rng, kinds, width, height, background, contrast)
         if shapes is None:
             continue
         seed = rng.getrandbits(31)
@@ -90,9 +95,9 @@ def _canvas(rng: random.Random, aspect: float | None) -> tuple[float, float]:
 def _pixels(rng: random.Random, number: int) -> int:
     """Pixels on the shorter side. What is larger than the tiles is shrunk before the model sees it, so most are not."""
     draw = rng.random()
-    if draw < 0.08 and number <= 3:
+    if draw < 0.12 and number <= 3:
         return rng.randint(64, 112)
-    if draw < 0.25:
+    if draw < 0.28:
         return rng.randint(112, 220)
     if draw < 0.88:
         return rng.randint(220, 400)
@@ -126,7 +131,7 @@ def _background(rng: random.Random) -> Background:
         away = -1 if sum(rgb) > 330 else 1
         shift = rng.randint(8, 26) if kind in ("gradient", "paper") else rng.randint(16, 40)
         tint = (rng.randint(0, 12), rng.randint(0, 12), rng.randint(0, 12))
-        other = tuple(min(255, max(0, c + away * (shift + t))) for c, t in zip(rgb, tint, strict=True))  # type: ignore[assignment]
+        other = _shifted(rgb, away, shift, tint)
     if kind == "gradient":
         colour = None
     frame = None
@@ -135,37 +140,44 @@ def _background(rng: random.Random) -> Background:
     return Background(rgb, kind, colour, other, strength, frame)
 
 
+def _shifted(rgb: Rgb, away: int, shift: int, tint: Rgb) -> Rgb:
+    red, green, blue = (min(255, max(0, c + away * (shift + t))) for c, t in zip(rgb, tint, strict=True))
+    return red, green, blue
+
+
 def allowed_colours(ground: Rgb, rng: random.Random) -> dict[str, Rgb]:
     """One RGB value for each named colour that stands out on this ground."""
     values = {name: sample_colour(rng, name) for name in COLOURS}
     return {name: rgb for name, rgb in values.items() if difference(rgb, ground) >= PLAIN_AT_A_GLANCE}
 
 
-def _kinds(rng: random.Random, number: int, ground: Rgb) -> list[tuple[str, str, Rgb]] | None:
+def _kinds(rng: random.Random, number: int, ground: Rgb, shapes: tuple[str, ...]) -> list[tuple[str, str, Rgb]] | None:
     """(kind, colour, rgb) of each shape: all different, in groups, of one kind, of one colour, or by chance."""
     values = allowed_colours(ground, rng)
     colours = list(values)
     if len(colours) < 4:
         return None
     mode = rng.choices(("distinct", "groups", "one kind", "one colour", "chance"), (30, 38, 10, 6, 16))[0]
+    if shapes != SHAPES:
+        mode = rng.choice(("distinct", "distinct", "chance"))
     pairs: list[tuple[str, str]]
     if mode == "distinct":
         few = rng.sample(colours, min(number, len(colours)))
         few += [rng.choice(colours) for _ in range(number - len(few))]
-        pairs = list(zip(rng.sample(SHAPES, number), few, strict=True))
+        pairs = list(zip(rng.sample(shapes, number), few, strict=True))
     elif mode == "groups":
         pairs = []
         while len(pairs) < number:
-            pair = (rng.choice(SHAPES), rng.choice(colours))
+            pair = (rng.choice(shapes), rng.choice(colours))
             pairs += [pair] * min(rng.choice((1, 1, 2, 2, 3, 3, 4, 5, 6)), number - len(pairs))
     elif mode == "one kind":
-        kind = rng.choice(SHAPES)
+        kind = rng.choice(shapes)
         pairs = [(kind, rng.choice(colours)) for _ in range(number)]
     elif mode == "one colour":
         colour = rng.choice(colours)
-        pairs = [(rng.choice(SHAPES), colour) for _ in range(number)]
+        pairs = [(rng.choice(shapes), colour) for _ in range(number)]
     else:
-        few_kinds, few = rng.sample(SHAPES, 3), rng.sample(colours, 3)
+        few_kinds, few = rng.sample(shapes, 3), rng.sample(colours, 3)
         pairs = [(rng.choice(few_kinds), rng.choice(few)) for _ in range(number)]
     result = [(kind, colour, values[colour]) for kind, colour in pairs]
     if rng.random() < 0.15:  # each its own crayon
@@ -177,7 +189,12 @@ def _kinds(rng: random.Random, number: int, ground: Rgb) -> list[tuple[str, str,
 
 
 def _arrange(
-    rng: random.Random, kinds: list[tuple[str, str, Rgb]], width: float, height: float, ground: Background
+    rng: random.Random,
+    kinds: list[tuple[str, str, Rgb]],
+    width: float,
+    height: float,
+    ground: Background,
+    contrast: bool,
 ) -> tuple[Shape, ...] | None:
     """Sizes, styles and places. Sizes shrink until all fit; None if they would become too small to see."""
     scale = detail_scale(width, height)
@@ -189,11 +206,15 @@ def _arrange(
     style = rng.choices(("filled", "outlined", "mixed"), (66, 16, 18))[0]
     bordered = ground.colour is not None and rng.random() < 0.15
     wobble = rng.choice((0, 0, 0, rng.uniform(0.01, 0.035)))
-    alike = rng.random() < 0.35
+    alike = not contrast and rng.random() < 0.35
+    ladder = [smallest * 1.2 * 1.5**step for step in range(len(kinds))]
+    rng.shuffle(ladder)
     common = math.exp(rng.uniform(math.log(smallest), math.log(largest)))
     shapes = []
-    for kind, colour, rgb in kinds:
+    for step, (kind, colour, rgb) in enumerate(kinds):
         size = common if alike else math.exp(rng.uniform(math.log(smallest), math.log(largest)))
+        if contrast and ladder[step] <= largest * 1.1:
+            size = ladder[step] * rng.uniform(0.95, 1.1)
         if kind in ("line", "arrow", "rectangle", "oval"):
             size = max(size, 1.35 * smallest)
         if kind in ("star", "ring", "cross"):
@@ -247,7 +268,9 @@ def _finish(rng: random.Random, pixels: int) -> Finish:
     return Finish(rng.random() < 0.75, blur, noise, jpeg, shade)
 
 
-def random_box(rng: random.Random, width: float, height: float, others: list[Box], size: tuple[float, float]) -> Box | None:
+def random_box(
+    rng: random.Random, width: float, height: float, others: list[Box], size: tuple[float, float]
+) -> Box | None:
     """One more place, clear of the others."""
     for _ in range(40):
         x = rng.uniform(size[0] / 2 + 0.02, width - size[0] / 2 - 0.02)

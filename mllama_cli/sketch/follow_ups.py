@@ -80,7 +80,9 @@ def _following(rng: random.Random, view: View, last: Asked) -> Asked | None:
     if rng.random() < 0.22:
         asked = BUILDERS[rng.choice(ANYTHING)](rng, view)
         if asked is not None and rng.random() < 0.25:
-            asked = Asked("And " + asked.question[0].lower() + asked.question[1:], asked.answer, asked.facts, asked.topic)
+            asked = Asked(
+                "And " + asked.question[0].lower() + asked.question[1:], asked.answer, asked.facts, asked.topic
+            )
         return asked
     if kind == "read" and view.scene.lettering is not None:
         name = view.scene.lettering.colour
@@ -92,7 +94,9 @@ def _following(rng: random.Random, view: View, last: Asked) -> Asked | None:
         ref = _any_ref(rng, view, last)
         question = expand(rng.choice(NEXT_EXISTS), rng, a_thing=article(spoken(rng, ref)))
         number = len(view.matching(ref))
-        return Asked(question, answers.exists(number, ref), {"kind": "exists", "ref": ref, "count": number}, _topic(ref, number))
+        return Asked(
+            question, answers.exists(number, ref), {"kind": "exists", "ref": ref, "count": number}, _topic(ref, number)
+        )
     if kind in ("colour", "where") and "of" in last.facts and rng.random() < 0.5:
         return _same_of_another(rng, view, last)
     if last.topic is not None:
@@ -109,7 +113,9 @@ def _about_it(rng: random.Random, view: View, topic: Ref, last_kind: str) -> Ask
     zone = view.zone_of(shape)
     if last_kind not in ("where", "place") and zone is not None and (topic[0] is not None or rng.random() < 0.5):
         question = expand(rng.choice(IT_WHERE), rng)
-        return Asked(question, answers.where(named(full), zone), {"kind": "where", "of": shape.name, "zone": zone}, full)
+        return Asked(
+            question, answers.where(named(full), zone), {"kind": "where", "of": shape.name, "zone": zone}, full
+        )
     if topic[0] is not None or last_kind == "colour":
         return None
     question = expand(rng.choice(IT_COLOUR), rng)
@@ -122,11 +128,13 @@ def _next_count(rng: random.Random, view: View, last: Asked) -> Asked | None:
     said = plural(spoken(rng, ref)) if ref[1] else f"{ref[0]} ones"
     question = expand(rng.choice(NEXT_COUNT), rng, things=said)
     number = len(view.matching(ref))
-    return Asked(question, answers.count(number, ref), {"kind": "count", "ref": ref, "count": number}, _topic(ref, number))
+    return Asked(
+        question, answers.count(number, ref), {"kind": "count", "ref": ref, "count": number}, _topic(ref, number)
+    )
 
 
 def _same_of_another(rng: random.Random, view: View, last: Asked) -> Asked | None:
-    """"And the square?", after a question where the circle is or what colour it has."""
+    """ "And the square?", after a question where the circle is or what colour it has."""
     kind = rng.choice(view.kinds if view.kinds and rng.random() < 0.85 else SHAPES)
     ref: Ref = (None, kind)
     matches = view.matching(ref)

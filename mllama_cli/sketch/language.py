@@ -82,7 +82,9 @@ def spoken(rng: random.Random, ref: Ref) -> str:
     """The same as a question may say it."""
     colour, kind = ref
     if kind is None:
-        noun = rng.choice(THINGS) if colour is None else rng.choice(("thing", "shape", "object", "one", "thing", "figure"))
+        noun = (
+            rng.choice(THINGS) if colour is None else rng.choice(("thing", "shape", "object", "one", "thing", "figure"))
+        )
     else:
         noun = rng.choice(SYNONYMS[kind]) if kind in SYNONYMS and rng.random() < 0.12 else kind
     return f"{colour} {noun}" if colour else noun
@@ -110,8 +112,27 @@ def expand(template: str, rng: random.Random, **slots: str) -> str:
 
 
 _NAMES = frozenset((*COLOURS, *SHAPES, *map(plural, SHAPES), "grey", "left", "right", "above", "below", "bigger"))
-_OPENINGS = ("Please, ", "Hey, ", "OK, ", "Tell me: ", "Hi! ", "So, ", "Look: ", "Can you tell me: ", "Please tell me: ", "I wonder, ")
-_CLOSINGS = (" Thanks.", ", please", " please", " Thank you.", " Answer shortly.", " Please answer.", " in one sentence")
+_OPENINGS = (
+    "Please, ",
+    "Hey, ",
+    "OK, ",
+    "Tell me: ",
+    "Hi! ",
+    "So, ",
+    "Look: ",
+    "Can you tell me: ",
+    "Please tell me: ",
+    "I wonder, ",
+)
+_CLOSINGS = (
+    " Thanks.",
+    ", please",
+    " please",
+    " Thank you.",
+    " Answer shortly.",
+    " Please answer.",
+    " in one sentence",
+)
 
 
 def informal(text: str, rng: random.Random) -> str:
@@ -150,6 +171,10 @@ def _mistyped(text: str, rng: random.Random) -> str:
     word = words[place]
     at = rng.randrange(1, len(word) - 1)
     words[place] = rng.choice(
-        (word[:at] + word[at + 1 :], word[:at] + word[at] + word[at:], word[:at] + word[at + 1] + word[at] + word[at + 2 :])
+        (
+            word[:at] + word[at + 1 :],
+            word[:at] + word[at] + word[at:],
+            word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+        )
     )
     return " ".join(words)

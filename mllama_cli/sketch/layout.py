@@ -87,7 +87,9 @@ def place(
     return boxes
 
 
-def place_in_row(rng: random.Random, sizes: Sequence[tuple[float, float]], width: float, height: float) -> list[Box] | None:
+def place_in_row(
+    rng: random.Random, sizes: Sequence[tuple[float, float]], width: float, height: float
+) -> list[Box] | None:
     """Boxes in one row or column along the longer side, as people line things up."""
     along = width >= height
     extent, across = (width, height) if along else (height, width)

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,8 @@ def outline(shape: Shape) -> Points:
         turn = math.radians(shape.angle)
         cos, sin = math.cos(turn), math.sin(turn)
         points = points @ np.array([[cos, sin], [-sin, cos]])
-    return points + (shape.x, shape.y)
+    placed: Points = points + np.array((shape.x, shape.y))
+    return placed
 
 
 def _circle(detail: float) -> Points:
@@ -102,7 +104,7 @@ def _unsteady(points: Points, shape: Shape) -> Points:
     steps = 1 if len(points) == ROUND else 6
     closed = np.concatenate([points, points[:1]]) if shape.kind != "line" else points
     fractions = np.linspace(0, 1, steps, endpoint=False)[:, None]
-    path = np.concatenate([a + (b - a) * fractions for a, b in zip(closed[:-1], closed[1:], strict=True)])
+    path = np.concatenate([a + (b - a) * fractions for a, b in pairwise(closed)])
     if shape.kind == "line":
         path = np.concatenate([path, points[-1:]])
     along = np.linspace(0, 2 * math.pi, len(path), endpoint=False)

@@ -1,6 +1,7 @@
 """The eleven named colours: which RGB values bear each name, with gaps between them so that no name is arguable."""
 
 import colorsys
+import math
 import random
 from dataclasses import dataclass
 from functools import lru_cache
@@ -86,7 +87,7 @@ def lab(colour: Rgb) -> tuple[float, float, float]:
 
 def difference(one: Rgb, other: Rgb) -> float:
     """How different two colours look (CIE76): about 2 is just visible, 26 is plain at a glance."""
-    return sum((a - b) ** 2 for a, b in zip(lab(one), lab(other), strict=True)) ** 0.5
+    return math.dist(lab(one), lab(other))
 
 
 def _nudge(rng: random.Random, channel: int) -> int:

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """How people ask: templates for ``language.expand``. ``[a|b]`` are alternatives, ``{x}`` is filled in."""
 
 PICTURE = "[picture|image|drawing|picture|image|sketch]"
@@ -244,7 +245,6 @@ SAME = (
     "Are they [the same|equal|identical]?",
     "[Is the second picture|Is the second image] the same as the first?",
     "Do [the|these|the two] [pictures|images] show the same?",
-
 )
 CHANGE_NOW = (
     "What changed?",

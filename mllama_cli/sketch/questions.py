@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 from mllama_cli.sketch import answers, phrases
 from mllama_cli.sketch.asking import Asked
@@ -22,7 +23,7 @@ SIDES = {
 
 
 def ask_describe(rng: random.Random, view: View) -> Asked | None:
-    facts = {"kind": "caption", "groups": [list(group) for group in view.groups]}
+    facts: dict[str, Any] = {"kind": "caption", "groups": [list(group) for group in view.groups]}
     draw = rng.random()
     plain_text = view.scene.lettering is None
     if draw < 0.15 and plain_text and (ordered := view.left_to_right()):
@@ -45,7 +46,9 @@ def ask_count(rng: random.Random, view: View) -> Asked | None:
         thing = plural(named(ref))  # text is a thing, but no shape
     number = len(view.matching(ref))
     question = expand(rng.choice(phrases.COUNT), rng, things=thing)
-    return Asked(question, answers.count(number, ref), {"kind": "count", "ref": ref, "count": number}, _topic(ref, view))
+    return Asked(
+        question, answers.count(number, ref), {"kind": "count", "ref": ref, "count": number}, _topic(ref, view)
+    )
 
 
 def ask_colour(rng: random.Random, view: View) -> Asked | None:
@@ -70,7 +73,9 @@ def ask_colour(rng: random.Random, view: View) -> Asked | None:
     colours = [name for name in COLOURS if any(shape.colour == name for shape in matches)]
     many = len(matches) > 1 and rng.random() < 0.8
     thing = spoken(rng, (None, kind))
-    question = expand(rng.choice(phrases.COLOURS_OF if many else phrases.COLOUR), rng, thing=thing, things=plural(thing))
+    question = expand(
+        rng.choice(phrases.COLOURS_OF if many else phrases.COLOUR), rng, thing=thing, things=plural(thing)
+    )
     answer = answers.colour(kind, colours, len(matches))
     topic: Ref | None = (None, kind) if len(matches) == 1 else None
     return Asked(question, answer, {"kind": "colour", "of": kind, "colours": colours}, topic)
@@ -82,7 +87,7 @@ def ask_shape(rng: random.Random, view: View) -> Asked | None:
     if arrows and draw < 0.35 and (refs := [ref for ref in view.unique_refs(arrows[0]) if ref[1]]):
         ref = rng.choice(refs)
         question = expand(rng.choice(phrases.ARROW), rng, thing=spoken(rng, ref))
-        facts = {"kind": "direction", "direction": arrows[0].direction}
+        facts: dict[str, Any] = {"kind": "direction", "direction": arrows[0].direction}
         return Asked(question, f"The {named(ref)} points {arrows[0].direction}.", facts, ref)
     if len(view.shapes) == 1 and draw < 0.6 and view.scene.lettering is None:
         kind = view.shapes[0].kind
@@ -131,7 +136,7 @@ def ask_where(rng: random.Random, view: View) -> Asked | None:
     ref = rng.choice(refs)
     full: Ref = (shape.colour, shape.kind) if ref[1] is None else ref
     question = expand(rng.choice(phrases.WHERE), rng, thing=spoken(rng, ref))
-    facts = {"kind": "where", "of": shape.name, "zone": zone}
+    facts: dict[str, Any] = {"kind": "where", "of": shape.name, "zone": zone}
     return Asked(question, answers.where(named(full), zone), facts, ref)
 
 
@@ -152,8 +157,10 @@ def _ask_place(rng: random.Random, view: View) -> Asked | None:
         if found is None or len(view.shapes) < 2:
             return None
         question = expand(rng.choice(phrases.AT_SIDE), rng, side=PLACES[zone], most=most, toward=toward)
-    facts = {"kind": "place", "zone": zone, "object": found.name if found else None}
-    topic: Ref | None = (found.colour, found.kind) if found and len(view.matching((found.colour, found.kind))) == 1 else None
+    facts: dict[str, Any] = {"kind": "place", "zone": zone, "object": found.name if found else None}
+    topic: Ref | None = (
+        (found.colour, found.kind) if found and len(view.matching((found.colour, found.kind))) == 1 else None
+    )
     return Asked(question, answers.at_zone(found, zone), facts, topic)
 
 
@@ -162,7 +169,7 @@ def ask_exists(rng: random.Random, view: View) -> Asked | None:
     thing, number = spoken(rng, ref), len(view.matching(ref))
     in_it = expand(phrases.IN_IT, rng)
     question = expand(rng.choice(phrases.EXISTS), rng, a_thing=article(thing), things=plural(thing), in_it=in_it)
-    facts = {"kind": "exists", "ref": ref, "count": number}
+    facts: dict[str, Any] = {"kind": "exists", "ref": ref, "count": number}
     return Asked(question, answers.exists(number, ref), facts, _topic(ref, view))
 
 
@@ -172,9 +179,11 @@ def ask_compare(rng: random.Random, view: View) -> Asked | None:
         shape = view.extreme(biggest)
         if shape is None:
             return None
-        most = rng.choice(("biggest", "largest", "biggest", "hugest") if biggest else ("smallest", "smallest", "tiniest", "littlest"))
+        most = rng.choice(
+            ("biggest", "largest", "biggest", "hugest") if biggest else ("smallest", "smallest", "tiniest", "littlest")
+        )
         question = expand(rng.choice(phrases.EXTREME), rng, most=most)
-        facts = {"kind": "extreme", "biggest": biggest, "object": shape.name}
+        facts: dict[str, Any] = {"kind": "extreme", "biggest": biggest, "object": shape.name}
         topic: Ref | None = (shape.colour, shape.kind) if len(view.matching((shape.colour, shape.kind))) == 1 else None
         return Asked(question, answers.extreme(shape, biggest), facts, topic)
     pair = _pair(rng, view)
@@ -197,7 +206,9 @@ def ask_compare(rng: random.Random, view: View) -> Asked | None:
         winner = names[0] if truth else names[1]
         return Asked(question, f"The {winner} is {more}.", {"kind": "bigger", "winner": winner, "more": more})
     said = rng.choice(("bigger", "larger")) if more == "bigger" else more
-    question = expand(rng.choice(phrases.IS_BIGGER), rng, one=spoken(rng, one_ref), other=spoken(rng, other_ref), more=said)
+    question = expand(
+        rng.choice(phrases.IS_BIGGER), rng, one=spoken(rng, one_ref), other=spoken(rng, other_ref), more=said
+    )
     real = "bigger" if bigger else "smaller"
     answer = f"{'Yes' if truth else 'No'}, the {names[0]} is {real} than the {names[1]}."
     return Asked(question, answer, {"kind": "is bigger", "yes": truth, "one": one.name, "other": other.name})
@@ -240,8 +251,15 @@ def ask_relation(rng: random.Random, view: View) -> Asked | None:
         return None
     question = expand(rng.choice(phrases.RELATION), rng, relation=said, other=spoken(rng, ref))
     answer = answers.relation(found.name, relation, name) if found else answers.nothing_there(relation, name)
-    facts = {"kind": "relation", "relation": relation, "object": found.name if found else None, "other": name}
-    topic: Ref | None = (found.colour, found.kind) if found and len(view.matching((found.colour, found.kind))) == 1 else None
+    facts: dict[str, Any] = {
+        "kind": "relation",
+        "relation": relation,
+        "object": found.name if found else None,
+        "other": name,
+    }
+    topic: Ref | None = (
+        (found.colour, found.kind) if found and len(view.matching((found.colour, found.kind))) == 1 else None
+    )
     return Asked(question, answer, facts, topic)
 
 

@@ -96,14 +96,16 @@ def make_group(seed: int, size: int, fonts_dir: str | None = None) -> list[Sampl
     if kind == "limits":
         image = (strange_picture(rng),)
         return [_limits_sample(rng, image) for _ in range(min(size, 2))]
-    scene = compose_card(rng, fonts_dir) if kind == "card" else compose(rng)
+    scene = compose_card(rng, fonts_dir) if kind == "card" else _drawing(rng)
     view, images = View(scene), (render(scene),)
     weights = CARD_WEIGHTS if kind == "card" else DRAWING_WEIGHTS
     samples: list[Sample] = []
     seen: set[str] = set()
-    for _ in range(size * 6):
+    for _ in range(size * 4):
         task = rng.choices(list(weights), list(weights.values()))[0]
-        sample = _about_scene(rng, task, view, images)
+        sample = None
+        for _ in range(5):  # tasks that few questions suit are tried as hard as the others
+            sample = sample or _about_scene(rng, task, view, images)
         if sample is not None and (len(sample.messages) > 1 or sample.answer not in seen):
             seen.add(sample.answer)
             samples.append(sample)
@@ -121,12 +123,15 @@ def _samples_of(rng: random.Random, task: str, fonts_dir: str | None) -> Sample 
         change = compose_change(rng)
         return _change_sample(rng, change, (render(change.first), render(change.second)))
     card = task == "read" or (task in CARD_WEIGHTS and rng.random() < 0.12)
-    if card and rng.random() < 0.97:
-        scene = compose_card(rng, fonts_dir)
-    else:
-        few = task in ("relation", "compare") and rng.random() < 0.5
-        scene = compose(rng, rng.choice((2, 2, 3)) if few else None)
+    scene = compose_card(rng, fonts_dir) if card and rng.random() < 0.97 else _drawing(rng)
     return _about_scene(rng, task, View(scene), None)
+
+
+def _drawing(rng: random.Random) -> Scene:
+    """Any picture; a third of them of the few, different shapes that relations and sizes can be asked about."""
+    if rng.random() < 0.67:
+        return compose(rng)
+    return compose(rng, rng.choice((2, 2, 3, 3, 4)), contrast=rng.random() < 0.6)
 
 
 def _about_scene(rng: random.Random, task: str, view: View, images: tuple[Image.Image, ...] | None) -> Sample | None:

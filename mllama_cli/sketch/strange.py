@@ -6,6 +6,7 @@ The model shall say that it does not know such pictures. No photograph is used: 
 import math
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from mllama_cli.sketch.palette import from_hsv
 from mllama_cli.sketch.render import add_noise, jpeg
 from mllama_cli.sketch.words import printed_word
 
-Pixels = NDArray[np.float32]
+Pixels = NDArray[np.floating[Any]]
 """[height, width, 3], from 0 to 1."""
 
 
@@ -192,7 +193,9 @@ def _static(rng: random.Random, generator: np.random.Generator, width: int, heig
         values = np.clip(0.5 + rng.uniform(0.15, 0.5) * generator.standard_normal(shape, dtype=np.float32), 0, 1)
     if shape[2] == 1:
         values = values.repeat(3, axis=2)
-    return _enlarged(values, width, height, Image.Resampling.NEAREST if rng.random() < 0.7 else Image.Resampling.BICUBIC)
+    return _enlarged(
+        values, width, height, Image.Resampling.NEAREST if rng.random() < 0.7 else Image.Resampling.BICUBIC
+    )
 
 
 def _pattern(rng: random.Random, generator: np.random.Generator, width: int, height: int) -> Pixels:
@@ -327,9 +330,7 @@ def _pixels(image: Image.Image) -> Pixels:
     return np.asarray(image, dtype=np.float32) / 255
 
 
-def _enlarged(
-    pixels: Pixels, width: int, height: int, how: Image.Resampling = Image.Resampling.BILINEAR
-) -> Pixels:
+def _enlarged(pixels: Pixels, width: int, height: int, how: Image.Resampling = Image.Resampling.BILINEAR) -> Pixels:
     image = Image.fromarray((np.clip(pixels, 0, 1) * 255).astype(np.uint8))
     return _pixels(image.resize((width, height), how))
 

@@ -4,7 +4,9 @@ import random
 
 from mllama_cli.sketch import answers
 from mllama_cli.sketch.asking import Asked
-from mllama_cli.sketch.language import expand
+from mllama_cli.sketch.language import expand, listed, plural
+from mllama_cli.sketch.palette import COLOURS
+from mllama_cli.sketch.scene import SHAPES
 from mllama_cli.sketch.talk_topics import OTHER_NAMES, OTHER_QUESTIONS, SLOTS, TOPICS
 
 WHO = "I am mllama-sketch, a very small model that knows simple drawings and short printed text."
@@ -20,8 +22,8 @@ ANSWERS = {
     "maker": "The makers of mllama-cli trained me from scratch on drawings made by a program.",
     "llama": "No, I am mllama-sketch, a very small model with the architecture of Llama 3.2 Vision.",
     "size": "I have about 5 million parameters.",
-    "shapes": "I know circles, ovals, squares, rectangles, triangles, diamonds, stars, hearts, crosses, rings, arrows and lines.",
-    "colours": "I know red, orange, yellow, green, blue, purple, pink, brown, black, gray and white.",
+    "shapes": f"I know {listed([plural(shape) for shape in SHAPES])}.",
+    "colours": f"I know {listed(COLOURS)}.",
     "praise": "Thank you!",
     "blame": "I am sorry. I am a very small model and make mistakes.",
 }

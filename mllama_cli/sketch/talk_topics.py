@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """What people say to a model beside questions about drawings."""
 
 OTHER_NAMES = (

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from functools import cached_property
+from itertools import pairwise
 
 from mllama_cli.sketch.language import Ref
 from mllama_cli.sketch.layout import zone_of
@@ -87,7 +88,7 @@ class View:
     def left_to_right(self) -> list[Shape] | None:
         """All shapes from left to right, if nobody can doubt the order."""
         ordered = sorted(self.shapes, key=lambda s: s.x)
-        gaps = [b.x - a.x for a, b in zip(ordered, ordered[1:], strict=False)]
+        gaps = [b.x - a.x for a, b in pairwise(ordered)]
         return ordered if all(gap > 0.06 * self.scene.width for gap in gaps) else None
 
     def by_zone(self) -> list[tuple[Shape, str]] | None:

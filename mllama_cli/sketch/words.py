@@ -1,11 +1,11 @@
-"""What a card may say: usual words, invented ones, random letters, numbers. Nothing whose case or digits are arguable."""
+"""What a card may say: usual words, invented ones, random letters, numbers. No arguable case or digits."""
 
 import random
 
 LONGEST = 12
 
 _COMMON = """
-about above after again air all always animal answer apple april arm art ask august autumn away baby back bag bakery ball
+about above after again air all always animal answer apple april arm art ask august autumn away baby back bag ball
 banana bank bar bath bear beauty bed begin bell best big bike bird birthday black blue board boat book border bottle box
 boy bread break bridge bright bring brother brown building bus butter button buy cafe cake call camera camp candle car
 card cat chair change cheese cherry child circle city clean clear clock close closed cloud coat coffee cold color colour
@@ -28,11 +28,13 @@ team thank theater three thunder thursday ticket tiger time toast today tomato t
 tree truck tuesday turn two under up vacation valley village violet visit wait walk wall warm warning wash watch water
 way wednesday week welcome west wheel white wild wind window wine winter wish wolf woman wonder wood word work world
 write yard year yellow yes yesterday young zebra zero zoo
-""".split()
+""".split()  # noqa: SIM905
 
-_STARTS = "b bl br c ch cl cr d dr f fl fr g gl gr h j k l m n p pl pr qu r s sh sk sl sn sp st str t th tr v w y z".split()
-_MIDDLES = "a a e e i i o o u ai ea ee oa oo ou y".split()
-_ENDS = "b ck d ft g k l ll m mp n nd ng nk nt p r rd rk rn rt s sh sk ss st t th x".split()
+_STARTS = (
+    "b bl br c ch cl cr d dr f fl fr g gl gr h j k l m n p pl pr qu r s sh sk sl sn sp st str t th tr v w y z".split()  # noqa: SIM905
+)
+_MIDDLES = "a a e e i i o o u ai ea ee oa oo ou y".split()  # noqa: SIM905
+_ENDS = "b ck d ft g k l ll m mp n nd ng nk nt p r rd rk rn rt s sh sk ss st t th x".split()  # noqa: SIM905
 
 _SAME_IN_BOTH_CASES = frozenset("cosuvwxz")
 """Letters whose capital is only larger: a word of nothing else does not show its case."""
