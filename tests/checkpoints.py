@@ -68,7 +68,7 @@ def config_dict(text: dict[str, Any] | None = None, vision: dict[str, Any] | Non
 
 
 def random_network(config: dict[str, Any], seed: int = 0, *, equal_unused_tiles: bool = True) -> Network:
-    """Our network with every parameter random. ``equal_unused_tiles`` zeroes unused tiles' rows, as releases have it."""
+    """Our network with every parameter random. ``equal_unused_tiles`` zeroes unused tiles' rows, as released."""
     parsed = MllamaConfig.from_dict(config)
     torch.manual_seed(seed)
     network: Network = (

@@ -3,6 +3,10 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("tests", deadline=None)  # machines differ; a first call may load a tokenizer
+settings.load_profile("tests")
 
 ROOT = Path(__file__).parents[1]
 

@@ -81,9 +81,7 @@ def blind_rows_see_nothing(peer: Any, rows: Sequence[Sequence[int]], image_token
             return output  # a decoded token sees what the last prompt row saw
         return (hidden * seen[..., None].to(hidden), *rest)
 
-    return [
-        module.register_forward_hook(zero) for name, module in peer.named_modules() if name.endswith(".cross_attn")
-    ]
+    return [module.register_forward_hook(zero) for name, module in peer.named_modules() if name.endswith(".cross_attn")]
 
 
 def peer_logits(

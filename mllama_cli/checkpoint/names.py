@@ -1,10 +1,10 @@
 """The names that weights go by. Inside, a weight is called as today's save_pretrained calls it; files may differ.
 
-| layout                          | language model            | output layer                     | vision tower           |
-|---------------------------------|---------------------------|----------------------------------|------------------------|
-| transformers 4.45 (the Hub's)   | language_model.model.*    | language_model.lm_head.weight    | vision_model.*         |
-| newer save_pretrained           | model.language_model.*    | lm_head.weight                   | model.vision_model.*   |
-| text-only (MllamaForCausalLM)   | model.*                   | lm_head.weight                   | -                      |
+| layout                        | language model         | output layer                  | vision tower         |
+|-------------------------------|------------------------|-------------------------------|----------------------|
+| transformers 4.45 (the Hub's) | language_model.model.* | language_model.lm_head.weight | vision_model.*       |
+| newer save_pretrained         | model.language_model.* | lm_head.weight                | model.vision_model.* |
+| text-only (MllamaForCausalLM) | model.*                | lm_head.weight                | -                    |
 """
 
 from typing import Literal

@@ -86,7 +86,8 @@ class CheckpointReader:
         for problem, names in (("lacks weights", missing), ("has unknown weights", unknown)):
             if names:
                 raise CheckpointError(
-                    f"{self.folder} {problem}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" * (len(names) > 3)),
+                    f"{self.folder} {problem}: {', '.join(names[:3])}"
+                    + (f" and {len(names) - 3} more" * (len(names) > 3)),
                     "config.json and the weight files do not belong together, or a file is missing.",
                 )
         for name, shape in expected.items():

@@ -52,9 +52,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     if not isinstance(header, dict):
         raise _damaged(path, "its header is no JSON object")
     begin = 8 + length
-    return {
-        name: _tensor(path, name, entry, begin, size) for name, entry in header.items() if name != "__metadata__"
-    }
+    return {name: _tensor(path, name, entry, begin, size) for name, entry in header.items() if name != "__metadata__"}
 
 
 def _tensor(path: Path, name: str, entry: Any, begin: int, size: int) -> TensorInfo:

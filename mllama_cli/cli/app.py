@@ -4,13 +4,13 @@ import os
 import sys
 from typing import Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
 from mllama_cli import __version__
 from mllama_cli.cli.chat import chat
 from mllama_cli.cli.exit_status import ExitStatus
+from mllama_cli.cli.models import list_models, remove, show
 from mllama_cli.cli.options import DEBUG
 from mllama_cli.core.errors import MllamaError
 
@@ -18,7 +18,7 @@ from mllama_cli.core.errors import MllamaError
 class MllamaGroup(TyperGroup):
     """Turns our errors into one line on stderr and an exit code; ``--debug`` on a command shows the traceback."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except MllamaError as error:
@@ -58,10 +58,15 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", "-V", help="Print the version and exit.", callback=_print_version, is_eager=True)
+        bool,
+        typer.Option("--version", "-V", help="Print the version and exit.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
     pass
 
 
 app.command()(chat)
+app.command("list")(list_models)
+app.command("ls", hidden=True)(list_models)
+app.command()(show)
+app.command("rm")(remove)

@@ -76,7 +76,8 @@ def chat(
         bool, typer.Option("--no-stream", help="Print the answer when it is whole.", rich_help_panel=OUTPUT)
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object: answer, token counts, timings.", rich_help_panel=OUTPUT)
+        bool,
+        typer.Option("--json", help="Print one JSON object: answer, token counts, timings.", rich_help_panel=OUTPUT),
     ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-u", "--usage", help="Statistics on stderr.", rich_help_panel=OUTPUT)

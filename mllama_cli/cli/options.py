@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-import click
 import typer
 
 DEBUG = "mllama.debug"
@@ -13,7 +12,7 @@ OUTPUT = "Output"
 COMPUTE = "Model and device"
 
 
-def _remember_debug(ctx: click.Context, value: bool) -> bool:
+def _remember_debug(ctx: typer.Context, value: bool) -> bool:
     ctx.meta[DEBUG] = value
     return value
 
@@ -34,9 +33,7 @@ Model = Annotated[
         rich_help_panel=COMPUTE,
     ),
 ]
-Device = Annotated[
-    str, typer.Option(help="auto, cpu, cuda or cuda:N.", metavar="DEVICE", rich_help_panel=COMPUTE)
-]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", metavar="DEVICE", rich_help_panel=COMPUTE)]
 Dtype = Annotated[
     str,
     typer.Option(help="auto, bfloat16, float16 or float32.", metavar="DTYPE", rich_help_panel=COMPUTE),

@@ -206,7 +206,7 @@ def _ids(value: int | Sequence[int] | None) -> tuple[int, ...] | None:
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """The checkpoint's own sampling defaults; what it leaves out means "do not". """
+    """The checkpoint's own sampling defaults; what it leaves out means "do not"."""
 
     do_sample: bool = False
     temperature: float = 1.0

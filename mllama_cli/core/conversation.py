@@ -80,7 +80,7 @@ class Conversation:
 
     @property
     def image_turns(self) -> int:
-        """In how many messages pictures stand. Above one, later text sees only the newest group (SPEC: the model's rule)."""
+        """In how many messages pictures stand. Text sees only the newest group before it (the model's own rule)."""
         return sum(1 for message in self.messages if message.images)
 
     def __iter__(self) -> Iterator[Message]:

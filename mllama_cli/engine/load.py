@@ -32,7 +32,7 @@ def load(
     vision: bool = False,
     progress: Callable[[Event], None] | None = None,
 ) -> "Engine":
-    """Load a model: a folder, the name of an installed model, an alias, or a hub id in the cache; None takes the only one.
+    """Load a model: a folder, an installed model's name, an alias, or a hub id in the cache; None takes the only one.
 
     ``vision`` also loads what images need; otherwise it comes in with the first image. Nothing is ever downloaded.
     Raises ModelNotFoundError, CheckpointError, DeviceError or MemoryShortageError.
@@ -110,7 +110,7 @@ class Engine:
         return self.load_weights(vision=True)
 
     def load_weights(self, *, vision: bool = False) -> Iterator[Event]:
-        """Load the text part, and with ``vision`` what images need, as far as they are not there yet; yields progress."""
+        """Load what is not there yet of the text part and, with ``vision``, of what images need; yields progress."""
         config = self.config.text_config
         parts = {"text", "vision"} if vision and self.can_see else {"text"}
         wanted = parts - self._loaded

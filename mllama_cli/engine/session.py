@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ from mllama_cli.processing.processor import ModelInputs
 
 if TYPE_CHECKING:
     from mllama_cli.engine.load import Engine
+
 
 @dataclass
 class _Timer:
@@ -89,10 +89,10 @@ class Session:
         logits: Tensor | None = None
         new = prompt[kept:]
         yield ReadingPrompt(0, len(new))
-        with closing(prefill(self.engine.network, new, self.cache, cross, active_spans, self.engine.device)) as steps:
-            for done, logits in steps:
-                self.ids.extend(new[len(self.ids) - kept : done])
-                yield ReadingPrompt(done, len(new))
+        for done, step in prefill(self.engine.network, new, self.cache, cross, active_spans, self.engine.device):
+            self.ids.extend(new[len(self.ids) - kept : done])
+            logits = step
+            yield ReadingPrompt(done, len(new))
         assert logits is not None
         sampler = Sampler(sampling, logits.shape[-1], prompt, logits.device)
         text = TextStream(self.engine.processor.tokenizer, sampling.stop)
@@ -118,7 +118,11 @@ class Session:
                 break
             yield Token(token, piece)
             logits = forward(
-                self.engine.network, torch.tensor([[token]], device=self.engine.device), self.cache, cross, [active_spans]
+                self.engine.network,
+                torch.tensor([[token]], device=self.engine.device),
+                self.cache,
+                cross,
+                [active_spans],
             )
             self.ids.append(token)
         if reason == "stop" and (rest := text.finish()):

@@ -57,7 +57,7 @@ class KVCache:
                 tensors[slot] = new
 
     def write(self, slot: int, keys: Tensor, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values [B, kv_heads, L, head_dim] at ``positions`` [B, L]; returns all up to the longest."""
+        """Store keys and values [B, kv_heads, L, head_dim] at ``positions`` [B, L]; returns all up to the longest."""
         start, count = max(self.lengths), keys.shape[2]
         stored_k, stored_v = self.keys[slot], self.values[slot]
         if self.uniform:
@@ -86,7 +86,7 @@ LayerKV = tuple[Tensor, Tensor]
 
 
 class CrossKVCache:
-    """Keys and values of the cross-attention layers: the vision tokens of each conversation's images, one after another.
+    """Keys and values of the cross-attention layers: each conversation's vision tokens, image after image.
 
     ``layers[slot]`` holds [batch, kv_heads, tokens, head_dim]; shorter conversations of a batch are padded at the end.
     ``image_tokens[b]`` says how many tokens each image of conversation b has (only tiles that it really has).

@@ -35,7 +35,8 @@ class MllamaTextMLP(nn.Module):
 
 def heads(x: Tensor, head_dim: int) -> Tensor:
     """[B, L, heads * head_dim] -> [B, heads, L, head_dim]."""
-    return x.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+    split: Tensor = x.unflatten(-1, (-1, head_dim))
+    return split.transpose(1, 2)
 
 
 def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

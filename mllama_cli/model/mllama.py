@@ -1,4 +1,4 @@
-"""The whole model: vision tower, projector, language model. Attribute names are those of today's save_pretrained keys."""
+"""The whole model: vision tower, projector, language model. Attributes are named as save_pretrained's keys are."""
 
 from collections.abc import Sequence
 
@@ -9,8 +9,8 @@ from mllama_cli.core.config import MllamaConfig
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
 from mllama_cli.model.text import MllamaTextModel
-from mllama_cli.model.vision import MllamaVisionModel
 from mllama_cli.model.visibility import CrossView, image_spans
+from mllama_cli.model.vision import MllamaVisionModel
 
 
 class MllamaModel(nn.Module):

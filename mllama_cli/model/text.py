@@ -48,10 +48,8 @@ class MllamaTextSelfAttention(nn.Module):
         k = rotate(heads(self.k_proj(x), self.head_dim), context.cos, context.sin)
         v = heads(self.v_proj(x), self.head_dim)
         k, v = context.cache.write(slot, k, v, context.positions)
-        if x.shape[1] == 1:
-            out = grouped_attention(q, k, v, context.mask)
-        else:
-            out = causal_attention(q, k, v, context.mask)
+        attention = grouped_attention if x.shape[1] == 1 else causal_attention
+        out = attention(q, k, v, context.mask)
         result: Tensor = self.o_proj(out)
         return result
 
@@ -182,7 +180,7 @@ class MllamaTextModel(nn.Module):
         The cache is filled, but not advanced: the caller knows how many of a padded batch's rows count. Without a
         ``view`` the cross-attention layers are skipped whole, which is what the model does for text alone.
         """
-        batch, length = input_ids.shape
+        length = input_ids.shape[1]
         device = input_ids.device
         cache.reserve(max(cache.lengths) + length)
         starts = torch.tensor(cache.lengths, device=device)

@@ -6,6 +6,7 @@ the end of their group. The last group is seen up to the end, generated tokens i
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ def segments(
         offsets.append(offsets[-1] + count)
     result = []
     edges = sorted(bounds)
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         # Images of one group are neighbours, so what a row sees is one run of keys.
         seen = [i for i, s in enumerate(spans) if s.start <= start and (s.end is None or start < s.end)]
         if seen:

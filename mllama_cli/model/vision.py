@@ -3,8 +3,8 @@
 Meta's reference lets the tokens of an image attend to padding as well; only padding attending to padding is masked. Two
 savings are exact and made here (tests hold them to the masked form):
 
-- The sequence is kept as [real tokens | padding], so the mask becomes two calls without one: real queries over all keys,
-  padding queries over real keys.
+- The sequence is kept as [real tokens | padding], so the mask becomes two calls without one: real queries over all
+  keys, padding queries over real keys.
 - The unused tiles of an image start equal and stay equal, so one of them is computed and its keys count m times: an
   additive key bias of log(m), carried by two extra head dimensions.
 """
@@ -219,7 +219,7 @@ class MllamaVisionModel(nn.Module):
             x = layer(x, real, counted, times)
 
         def features(states: Tensor) -> Tensor:
-            kept = states[:, :real].unflatten(1, (tiles, tokens))
+            kept: Tensor = states[:, :real].unflatten(1, (tiles, tokens))
             if not all_tiles or not unused:
                 return kept
             rest = states[:, counted].unflatten(1, (computed, padded))[:, :, :tokens]

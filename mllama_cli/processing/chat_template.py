@@ -58,7 +58,9 @@ class ChatTemplate:
         try:
             return environment.from_string(self.source)
         except JinjaError as error:
-            raise TemplateError(f"The chat template cannot be parsed: {error}", "Use --raw to go without it.") from error
+            raise TemplateError(
+                f"The chat template cannot be parsed: {error}", "Use --raw to go without it."
+            ) from error
 
     def render(self, messages: Sequence[TemplateMessage], **variables: Any) -> str:
         """The prompt text of messages as transformers' templates expect them, up to where the answer begins.
@@ -72,7 +74,9 @@ class ChatTemplate:
         except RefusedError:
             raise
         except SecurityError as error:
-            raise TemplateError(f"The chat template does something unsafe: {error}", "Do not use this model.") from error
+            raise TemplateError(
+                f"The chat template does something unsafe: {error}", "Do not use this model."
+            ) from error
         except (JinjaError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             raise TemplateError(f"The chat template failed: {error}", "Use --raw to go without it.") from error
         return text

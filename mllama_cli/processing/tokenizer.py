@@ -25,7 +25,9 @@ class MllamaTokenizer:
         added = backend.get_added_tokens_decoder()
         self.special_ids = {token.content: id_ for id_, token in added.items() if token.special}
         self._literal = {id_: token.content.encode() for id_, token in added.items() if not token.special}
-        self._special = re.compile("(" + "|".join(map(re.escape, self.special_ids)) + ")" if self.special_ids else "(?!)")
+        self._special = re.compile(
+            "(" + "|".join(map(re.escape, self.special_ids)) + ")" if self.special_ids else "(?!)"
+        )
         self._skip = frozenset(self.special_ids.values())
 
     @classmethod
@@ -69,13 +71,13 @@ class MllamaTokenizer:
         return ids
 
     def mask(self, text: str, marker: str) -> str:
-        """``text`` with each special token in it hidden behind a placeholder built from ``marker``."""
+        """``text`` with each special token in it hidden behind a placeholder: ``marker``, which text lacks, and a number."""
         index = {content: str(number) for number, content in enumerate(self.special_ids)}
-        return self._special.sub(lambda match: f"{marker}{index[match[0]]}{marker}", text)
+        return self._special.sub(lambda match: f"{marker}{index[match[0]]};", text)
 
     def placeholders(self, marker: str) -> list[tuple[str, str]]:
         """The (placeholder, text) pairs that ``mask`` may have put in."""
-        return [(f"{marker}{number}{marker}", content) for number, content in enumerate(self.special_ids)]
+        return [(f"{marker}{number};", content) for number, content in enumerate(self.special_ids)]
 
     def token_bytes(self, token_id: int) -> bytes:
         """What one token adds to the text, in UTF-8; nothing for special tokens and ids that the tokenizer lacks."""

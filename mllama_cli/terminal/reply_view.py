@@ -34,10 +34,10 @@ class AnswerWriter:
         if not body:
             self._newlines += text
             return
-        self._out.write(self._newlines + body)
-        self._out.flush()
-        self._newlines = text[len(body) :]
         self.started = True
+        self._out.write(self._newlines + body)
+        self._newlines = text[len(body) :]
+        self._out.flush()
 
     def finish(self) -> None:
         self._out.write("\n")

@@ -132,7 +132,9 @@ def wrong_shape(folder: Path) -> None:
 
 
 def weight_missing(folder: Path) -> None:
-    rewrite(folder, lambda t: {name: tensor for name, tensor in t.items() if name != "language_model.model.norm.weight"})
+    rewrite(
+        folder, lambda t: {name: tensor for name, tensor in t.items() if name != "language_model.model.norm.weight"}
+    )
 
 
 def weight_unknown(folder: Path) -> None:

@@ -7,7 +7,17 @@ import pytest
 
 from tests.console import run_here
 
-HEAVY = ("torch", "PIL", "prompt_toolkit", "numpy", "transformers", "huggingface_hub", "tokenizers", "safetensors", "httpx")
+HEAVY = (
+    "torch",
+    "PIL",
+    "prompt_toolkit",
+    "numpy",
+    "transformers",
+    "huggingface_hub",
+    "tokenizers",
+    "safetensors",
+    "httpx",
+)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["chat", "--help"], ["--version"]], ids=" ".join)

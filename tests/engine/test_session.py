@@ -116,7 +116,9 @@ def test_a_text_only_chat_loads_neither_vision_tower_nor_cross_attention(checkpo
 
 
 def test_a_long_prompt_in_chunks_equals_one_in_one_piece(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    conversation = Conversation.ask("word " * 60, (picture(),)).with_assistant("ok").with_user("x " * 30, (picture("blue"),))
+    conversation = (
+        Conversation.ask("word " * 60, (picture(),)).with_assistant("ok").with_user("x " * 30, (picture("blue"),))
+    )
     whole = ids_of(engine.stream(conversation, GREEDY))
     monkeypatch.setattr("mllama_cli.engine.decoder.CHUNK", 7)
     assert ids_of(engine.stream(conversation, GREEDY)) == whole

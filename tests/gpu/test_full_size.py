@@ -4,7 +4,6 @@ Run with ``pytest -m gpu -s tests/gpu``: it prints the noise, the memory and the
 """
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -46,7 +45,7 @@ def randomize(network: torch.nn.Module) -> None:
 
 
 @pytest.fixture(scope="module")
-def network() -> Iterator[MllamaForConditionalGeneration]:
+def network() -> MllamaForConditionalGeneration:
     need = 78 * 10**9
     if torch.cuda.mem_get_info()[0] < need:
         pytest.skip(f"needs {need / GIB:.0f} GiB of free GPU memory")
@@ -65,7 +64,7 @@ def network() -> Iterator[MllamaForConditionalGeneration]:
     ):
         for id_ in range(len(shape.supported_aspect_ratios) + 1):
             table[id_].unflatten(0, (shape.max_num_tiles, -1))[shape.tiles(id_) if id_ else 0 :] = 0
-    yield built
+    return built
 
 
 def transformers_peer(network: MllamaForConditionalGeneration) -> Any:

@@ -110,7 +110,7 @@ def test_a_batch_of_different_conversations_equals_transformers() -> None:
     ours = network(torch.tensor(rows), [p for p, _ in flat], [i for _, i in flat])
     theirs = peer_logits(peer, rows[:2], images[:2], IMAGE)
     assert_close(ours[:2], theirs)
-    # transformers runs the cross-attention layers for a text-only row of such a batch; alone it skips them, as Meta does.
+    # In such a batch transformers runs the cross-attention layers for a text-only row too; alone it skips them.
     assert_close(ours[2:], peer_logits(peer, rows[2:], [[]], IMAGE))
 
 
