@@ -48,14 +48,15 @@ def _lettering(rng: random.Random, scene: Scene, fonts_dir: str | None) -> Lette
     favourite = "black" if "black" in colours else "white"
     colour = favourite if favourite in colours and rng.random() < 0.5 else rng.choice(list(colours))
     wide, high = measure(text, path)
+    scale = min(detail_scale(scene.width, scene.height), scene.pixels)
     others = [box_of(shape) for shape in scene.shapes]
-    smallest = CAPITAL * 1.35 / detail_scale(scene.width, scene.height)
+    smallest = CAPITAL * 1.35 / scale
     for attempt in range(12):
         part = rng.uniform(0.3, 0.94) if attempt < 6 else rng.uniform(0.2, 0.5)
         size = min(scene.width * part / wide, scene.height * rng.uniform(0.2, 0.8) / high)
         per_character = size * wide / max(len(line) for line in text.split("\n"))
         pale = abs(lab(colours[colour])[0] - dark) <= 24  # as yellow on white: large letters only
-        if size < smallest * (2.2 if pale else 1) or per_character * detail_scale(scene.width, scene.height) < 6.5:
+        if size < smallest * (2.2 if pale else 1) or per_character * scale < 6.5:
             continue
         angle = rng.uniform(-7, 7) if rng.random() < 0.15 and size * wide < 0.8 * scene.width else 0.0
         slope = math.sin(math.radians(abs(angle)))

@@ -6,7 +6,14 @@ from typing import Any
 
 from mllama_cli.sketch import answers, phrases
 from mllama_cli.sketch.asking import Asked
-from mllama_cli.sketch.compose import PLAIN_AT_A_GLANCE, allowed_colours, compose, invent_shape, random_box
+from mllama_cli.sketch.compose import (
+    PLAIN_AT_A_GLANCE,
+    allowed_colours,
+    compose,
+    invent_shape,
+    random_box,
+    thin_is_seen,
+)
 from mllama_cli.sketch.language import article, expand
 from mllama_cli.sketch.layout import box_of, detail_scale
 from mllama_cli.sketch.palette import difference
@@ -60,7 +67,7 @@ def _changed(rng: random.Random, scene: Scene, kind: str) -> tuple[tuple[Shape, 
             name for name in values if name != shape.colour and difference(values[name], shape.rgb) > PLAIN_AT_A_GLANCE
         ]
         if shape.line and shape.kind not in ("line", "ring"):
-            colours = [name for name in colours if difference(values[name], scene.background.rgb) > 45]
+            colours = [name for name in colours if thin_is_seen(values[name], scene.background.rgb)]
         if not colours:
             return None
         colour = rng.choice(colours)

@@ -5,7 +5,7 @@ import random
 from dataclasses import replace
 
 from mllama_cli.sketch.layout import Box, detail_scale, place, place_in_row
-from mllama_cli.sketch.palette import COLOURS, Rgb, difference, from_hsv, sample_colour
+from mllama_cli.sketch.palette import COLOURS, Rgb, difference, from_hsv, lab, sample_colour
 from mllama_cli.sketch.scene import COMPACT, SHAPES, Background, Finish, Scene, Shape
 
 PLAIN_AT_A_GLANCE = 26.0
@@ -32,7 +32,7 @@ def compose(
         kinds = _kinds(rng, number, background.rgb, COMPACT if contrast else SHAPES)
         if kinds is None:
             continue
-        shapes = _arrange(rng, kinds, width, height, background, contrast)
+        shapes = _arrange(rng, kinds, width, height, background, min(detail_scale(width, height), pixels), contrast)
         if shapes is None:
             continue
         seed = rng.getrandbits(31)
@@ -140,6 +140,12 @@ def _background(rng: random.Random) -> Background:
     return Background(rgb, kind, colour, other, strength, frame)
 
 
+def thin_is_seen(colour: Rgb, ground: Rgb) -> bool:
+    """Whether thin lines of a colour still show their colour on this ground."""
+    different = difference(colour, ground)
+    return different > 45 and (different > 75 or abs(lab(colour)[0] - lab(ground)[0]) > 18)
+
+
 def _shifted(rgb: Rgb, away: int, shift: int, tint: Rgb) -> Rgb:
     red, green, blue = (min(255, max(0, c + away * (shift + t))) for c, t in zip(rgb, tint, strict=True))
     return red, green, blue
@@ -194,10 +200,10 @@ def _arrange(
     width: float,
     height: float,
     ground: Background,
+    scale: float,
     contrast: bool,
 ) -> tuple[Shape, ...] | None:
     """Sizes, styles and places. Sizes shrink until all fit; None if they would become too small to see."""
-    scale = detail_scale(width, height)
     smallest = 24 / scale
     room = math.sqrt(width * height / max(1, len(kinds)))
     largest = min(0.86, room * 0.75)
@@ -207,20 +213,20 @@ def _arrange(
     bordered = ground.colour is not None and rng.random() < 0.15
     wobble = rng.choice((0, 0, 0, rng.uniform(0.01, 0.035)))
     alike = not contrast and rng.random() < 0.35
-    ladder = [smallest * 1.2 * 1.5**step for step in range(len(kinds))]
+    ladder = [smallest * 1.3 * 1.6**step for step in range(len(kinds))]
     rng.shuffle(ladder)
     common = math.exp(rng.uniform(math.log(smallest), math.log(largest)))
     shapes = []
     for step, (kind, colour, rgb) in enumerate(kinds):
         size = common if alike else math.exp(rng.uniform(math.log(smallest), math.log(largest)))
         if contrast and ladder[step] <= largest * 1.1:
-            size = ladder[step] * rng.uniform(0.95, 1.1)
+            size = ladder[step] * rng.uniform(0.97, 1.03)
         if kind in ("line", "arrow", "rectangle", "oval"):
             size = max(size, 1.35 * smallest)
         if kind in ("star", "ring", "cross"):
             size = max(size, 1.15 * smallest)
         own = rng.choice(("filled", "outlined")) if style == "mixed" else style
-        if own == "outlined" and difference(rgb, ground.rgb) < 45:
+        if own == "outlined" and not thin_is_seen(rgb, ground.rgb):
             own = "filled"
         if own == "outlined":
             size = max(size, 1.3 * smallest)

@@ -25,11 +25,11 @@ DRAWING_WEIGHTS = {
     "describe": 24,
     "count": 18,
     "colour": 9,
-    "shape": 8,
+    "shape": 9,
     "where": 11,
-    "compare": 8,
+    "compare": 14,
     "exists": 7,
-    "relation": 9,
+    "relation": 14,
     "follow-up": 12,
     "read": 2,
     "about": 0.5,
@@ -202,9 +202,10 @@ def _any_question(rng: random.Random) -> str:
 
 
 def _change_sample(rng: random.Random, change: Change, images: tuple[Image.Image, ...]) -> Sample:
-    """Both pictures in one message, or the second in a later one."""
+    """Both pictures in one message, or the second in a later one, where only words are left of the first."""
     scenes = (change.first, change.second)
-    if rng.random() < 0.7:
+    seen_in_caption = change.facts["change"] not in ("moved", "size")
+    if rng.random() < 0.7 or not seen_in_caption:
         return _sample(rng, [ask_change(rng, change)], "change", images, scenes)
     first = answers.caption(View(change.first))
     question = informal(expand(rng.choice(phrases.DESCRIBE), rng), rng)

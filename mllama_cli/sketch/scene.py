@@ -104,7 +104,6 @@ class Finish:
     noise: float = 0.0
     jpeg: int = 0
     shade: float = 0.0
-    gray_levels: int = 0
 
 
 @dataclass(frozen=True)

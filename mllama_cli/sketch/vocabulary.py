@@ -111,7 +111,7 @@ def write_vocabulary(folder: Path, tokenizer: Tokenizer | None = None) -> None:
 
 def _texts(samples: int, seed: int) -> Iterator[str]:
     """What is said in samples. Printed words are left out: they are spelled, and their letters are in the alphabet."""
-    yield from ["user", "assistant", "This is picture 1 of 2.\n", "This is picture 2 of 2.\n", "\n\n", ' "', '".'] * 50
+    yield from ["user", "assistant", "This is picture 1 of 2.\n", "This is picture 2 of 2.\n", "\n\n", ' "A', '".'] * 50
     made = 0
     while made < samples:
         group = [*make_group(seed + made, 6), make_sample(seed + made, "about"), make_sample(seed + made, "other")]
