@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from mllama_cli import __version__
 from mllama_cli.cli.chat import chat
+from mllama_cli.cli.download import download
 from mllama_cli.cli.exit_status import ExitStatus
 from mllama_cli.cli.models import list_models, remove, show
 from mllama_cli.cli.options import DEBUG
@@ -70,3 +71,5 @@ app.command("list")(list_models)
 app.command("ls", hidden=True)(list_models)
 app.command()(show)
 app.command("rm")(remove)
+app.command()(download)
+app.command("pull", hidden=True)(download)

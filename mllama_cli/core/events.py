@@ -75,4 +75,13 @@ class GenerationStats:
         return after_first / self.decode_seconds if after_first > 0 and self.decode_seconds > 0 else 0.0
 
 
-Event = Notice | LoadProgress | EncodingImage | ReadingPrompt | Token | GenerationStats
+@dataclass(frozen=True, slots=True)
+class DownloadProgress:
+    """Bytes of a model that are on this machine, of all that belong to it; ``file`` is the one that grew last."""
+
+    done: int
+    total: int
+    file: str
+
+
+Event = Notice | LoadProgress | EncodingImage | ReadingPrompt | Token | GenerationStats | DownloadProgress

@@ -1,0 +1,88 @@
+"""`mllama download`: gets a model from the hub."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mllama_cli.cli.options import Debug
+
+if TYPE_CHECKING:
+    from mllama_cli.checkpoint.download import Plan
+    from mllama_cli.terminal.console import Terminal
+
+
+def download(
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="An alias (11b, 11b-base, 90b, 90b-base) or a hub id.")
+    ] = None,
+    revision: Annotated[str, typer.Option(metavar="REV", help="A branch, tag or commit.")] = "main",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show files and sizes; fetch nothing.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Only check that the model is here and whole (also HF_HUB_OFFLINE=1).")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Download a model into the Hugging Face cache and print its folder.
+
+    A download that was cut short goes on where it stopped. HF_TOKEN, HF_HOME and HF_ENDPOINT are heeded.
+
+    [bold]mllama download 11b[/]
+    """
+    from mllama_cli.checkpoint.catalog import ALIASES, hub_id
+    from mllama_cli.core.errors import ModelNotFoundError, UsageError
+
+    if not model:
+        names = ", ".join(f"{alias} ({id_})" for alias, id_ in ALIASES.items())
+        raise UsageError("Which model? None is named", f"Known names: {names}. Any hub id works too.")
+    repo = hub_id(model)
+    if repo is None:
+        raise ModelNotFoundError(f"{model!r} is no alias and no hub id", _near(model, list(ALIASES)))
+
+    from mllama_cli.checkpoint import download as hub
+    from mllama_cli.terminal.console import Terminal
+    from mllama_cli.terminal.progress import DownloadView
+
+    terminal = Terminal()
+    if offline or hub.offline_asked():
+        terminal.stdout.write(f"{hub.find_offline(repo, revision)}\n")
+        return
+    todo = hub.plan(repo, revision)
+    if dry_run:
+        _print_plan(terminal, todo)
+        return
+    with DownloadView(terminal, repo) as view:
+        folder = hub.download(todo, view.event)
+    terminal.stdout.write(f"{folder}\n")
+
+
+def _near(name: str, known: list[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    meant = f"Did you mean {near[0]}? " if near else ""
+    return f"{meant}Known names: {', '.join(known)}. A hub id looks like owner/name."
+
+
+def _print_plan(terminal: "Terminal", todo: "Plan") -> None:
+    from rich.table import Table
+
+    from mllama_cli.cli.models import human_size
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("FILE", no_wrap=True)
+    table.add_column("SIZE", justify="right", no_wrap=True)
+    table.add_column("CACHED", no_wrap=True)
+    for file in todo.files:
+        state = "yes" if file.cached else human_size(file.here) if file.here else "no"
+        table.add_row(file.name, human_size(file.size), state)
+    terminal.out.print(table)
+    summary = Table(box=None, pad_edge=False, show_header=False)
+    summary.add_column(style="bold", no_wrap=True)
+    summary.add_column(no_wrap=True)
+    summary.add_row("total", human_size(todo.total))
+    summary.add_row("already cached", human_size(todo.here))
+    summary.add_row("to download", human_size(todo.missing))
+    summary.add_row("free disk", human_size(todo.free))
+    summary.add_row("folder", str(todo.folder))
+    terminal.out.print()
+    terminal.out.print(summary)

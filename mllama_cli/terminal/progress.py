@@ -1,0 +1,91 @@
+"""Draws how far a download is, on stderr: a bar on a terminal, else a plain line now and then."""
+
+import time
+from types import TracebackType
+
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from mllama_cli.core.events import DownloadProgress
+from mllama_cli.terminal.console import Terminal
+
+LINE_EVERY = 5.0
+"""Seconds between two lines where stderr is no terminal."""
+
+
+class DownloadView:
+    """Shows DownloadProgress events. Use as a context manager, so that the bar is gone whatever happens."""
+
+    def __init__(self, terminal: Terminal, name: str) -> None:
+        self._terminal = terminal
+        self._name = name
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._first: DownloadProgress | None = None
+        self._started = self._last_line = 0.0
+
+    def __enter__(self) -> "DownloadView":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def event(self, event: DownloadProgress) -> None:
+        """Show how far it is."""
+        if self._first is None:
+            self._first = event
+            self._started = self._last_line = time.monotonic()
+            if event.done < event.total and not self._terminal.stderr_is_tty:
+                self._say(event, "")
+        if self._terminal.stderr_is_tty:
+            self._draw(event)
+        elif time.monotonic() - self._last_line >= LINE_EVERY and event.done < event.total:
+            self._last_line = time.monotonic()
+            self._say(event, self._pace(event))
+
+    def _draw(self, event: DownloadProgress) -> None:
+        if self._bar is None or self._task is None:
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+                console=self._terminal.err,
+                transient=True,
+                speed_estimate_period=20,
+            )
+            self._task = self._bar.add_task(self._name, total=event.total)
+            # What was here before is no speed: set while the clock stands still.
+            self._bar.update(self._task, completed=event.done)
+            self._bar.reset(self._task, completed=event.done, total=event.total)
+            self._bar.start()
+        self._bar.update(self._task, completed=event.done)
+
+    def _pace(self, event: DownloadProgress) -> str:
+        """Speed and time left, from the whole of this run."""
+        assert self._first is not None
+        speed = (event.done - self._first.done) / max(time.monotonic() - self._started, 1e-9)
+        if speed <= 0:
+            return ""
+        seconds = round((event.total - event.done) / speed)
+        hours, minutes = seconds // 3600, seconds % 3600 // 60
+        left = f"{hours}:{minutes:02}:{seconds % 60:02}" if hours else f"{minutes}:{seconds % 60:02}"
+        return f", {decimal(round(speed))}/s, {left} left"
+
+    def _say(self, event: DownloadProgress, pace: str) -> None:
+        percent = 100 * event.done // max(event.total, 1)
+        self._terminal.note(
+            f"Downloading {self._name}: {decimal(event.done)} of {decimal(event.total)} ({percent} %){pace}"
+        )
