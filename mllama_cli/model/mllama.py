@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.core.errors import CheckpointError
-from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
+from mllama_cli.model.cache import CrossKVCache, LayerKV
 from mllama_cli.model.text import MllamaTextModel
 from mllama_cli.model.visibility import CrossView, image_spans
 from mllama_cli.model.vision import MllamaVisionModel
@@ -78,13 +78,9 @@ class MllamaForConditionalGeneration(nn.Module):
             )
         images = iter([self.model.encode_image(p, i) for p, i in zip(pixel_values, aspect_ratio_ids, strict=True)])
         cross = CrossKVCache.from_images([[next(images) for _ in row] for row in spans])
-        weight = self.lm_head.weight
-        cache = KVCache(self.config.text_config, len(rows), dtype=weight.dtype, device=weight.device)
-        view = (
-            CrossView.build(spans, cross.image_tokens, cache.lengths, input_ids.shape[1], weight.device)
-            if cross is not None
-            else None
-        )
-        hidden = self.model.language_model(input_ids, cache, cross, view)
+        view = None
+        if cross is not None:
+            view = CrossView.build(spans, cross.image_tokens, [0] * len(rows), input_ids.shape[1], input_ids.device)
+        hidden = self.model.language_model(input_ids, None, cross, view)
         result: Tensor = self.lm_head(hidden[:, -1:] if last_only else hidden)
         return result

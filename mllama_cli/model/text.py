@@ -28,7 +28,7 @@ class SelfAttentionContext:
     positions: Tensor
     cos: Tensor
     sin: Tensor
-    cache: KVCache
+    cache: KVCache | None
     mask: Tensor | None
     """bool [B or 1, 1, L, S]; None when the rows are the first ones (causal) or a single one per conversation."""
 
@@ -47,7 +47,8 @@ class MllamaTextSelfAttention(nn.Module):
         q = rotate(heads(self.q_proj(x), self.head_dim), context.cos, context.sin)
         k = rotate(heads(self.k_proj(x), self.head_dim), context.cos, context.sin)
         v = heads(self.v_proj(x), self.head_dim)
-        k, v = context.cache.write(slot, k, v, context.positions)
+        if context.cache is not None:
+            k, v = context.cache.write(slot, k, v, context.positions)
         attention = grouped_attention if x.shape[1] == 1 else causal_attention
         out = attention(q, k, v, context.mask)
         result: Tensor = self.o_proj(out)
@@ -171,20 +172,22 @@ class MllamaTextModel(nn.Module):
     def forward(
         self,
         input_ids: Tensor,
-        cache: KVCache,
+        cache: KVCache | None = None,
         cross: CrossKVCache | None = None,
         view: CrossView | None = None,
     ) -> Tensor:
         """Run the rows ``input_ids`` [B, L], which follow what ``cache`` holds -> normed hidden states [B, L, hidden].
 
-        The cache is filled, but not advanced: the caller knows how many of a padded batch's rows count. Without a
-        ``view`` the cross-attention layers are skipped whole, which is what the model does for text alone.
+        The cache is filled, but not advanced: the caller knows how many of a padded batch's rows count. Without one
+        (in training) the rows are the first and nothing is kept. Without a ``view`` the cross-attention layers are
+        skipped whole, which is what the model does for text alone.
         """
         length = input_ids.shape[1]
         device = input_ids.device
-        cache.reserve(max(cache.lengths) + length)
-        starts = torch.tensor(cache.lengths, device=device)
-        positions = starts[:, None] + torch.arange(length, device=device)
+        positions = torch.arange(length, device=device)[None]
+        if cache is not None:
+            cache.reserve(max(cache.lengths) + length)
+            positions = positions + torch.tensor(cache.lengths, device=device)[:, None]
         cos, sin = rotation(positions, self.frequencies(device))
         context = SelfAttentionContext(positions, cos, sin, cache, self._mask(cache, positions))
         x = self.embed_tokens(input_ids)
@@ -201,9 +204,9 @@ class MllamaTextModel(nn.Module):
         return result
 
     @staticmethod
-    def _mask(cache: KVCache, positions: Tensor) -> Tensor | None:
+    def _mask(cache: KVCache | None, positions: Tensor) -> Tensor | None:
         length = positions.shape[1]
-        if cache.uniform and (length == 1 or cache.lengths[0] == 0):
+        if cache is None or (cache.uniform and (length == 1 or cache.lengths[0] == 0)):
             return None
         rows = positions[:1] if cache.uniform else positions
         keys = torch.arange(max(cache.lengths) + length, device=positions.device)
@@ -225,9 +228,8 @@ class MllamaForCausalLM(nn.Module):
 
     def forward(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Token ids [B, L] -> logits [B, L, vocab_size] at every row."""
-        weight = self.lm_head.weight
-        cache = cache or KVCache(self.config, input_ids.shape[0], dtype=weight.dtype, device=weight.device)
         hidden = self.model(input_ids, cache)
-        cache.advance([input_ids.shape[1]] * input_ids.shape[0])
+        if cache is not None:
+            cache.advance([input_ids.shape[1]] * input_ids.shape[0])
         result: Tensor = self.lm_head(hidden)
         return result

@@ -20,7 +20,8 @@ def compose_card(rng: random.Random, fonts_dir: str | None = None, shapes: int |
     while True:
         number = rng.choice((0, 0, 0, 0, 1, 1, 2, 3)) if shapes is None else shapes
         scene = compose(rng, number, _aspect(rng))
-        scene = replace(scene, pixels=max(scene.pixels, 72))
+        ground = replace(scene.background, axes=0.0)
+        scene = replace(scene, pixels=max(scene.pixels, 72), background=ground)
         lettering = _lettering(rng, scene, fonts_dir)
         if lettering is not None:
             return replace(scene, lettering=lettering)

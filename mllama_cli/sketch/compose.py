@@ -36,6 +36,8 @@ def compose(
         if shapes is None:
             continue
         seed = rng.getrandbits(31)
+        if pixels >= 160 and background.frame is None and rng.random() < 0.04:
+            background, shapes = _in_axes(rng, background, shapes, width, height)
         return Scene(width, height, pixels, background, shapes, None, _finish(rng, pixels), seed)
 
 
@@ -65,7 +67,7 @@ def invent_shape(rng: random.Random, kind: str, colour: str, rgb: Rgb, size: flo
     elif kind == "line":
         angle = rng.choice((0, 90, rng.uniform(-90, 90), rng.uniform(-90, 90)))
         line = max(2.6 / scale, size * rng.uniform(0.025, 0.07))
-        return Shape(kind, colour, rgb, 0, 0, size, 0, angle, line, None, 0, detail)
+        return Shape(kind, colour, rgb, 0, 0, size, 0, angle, line, detail=detail)
     elif kind == "circle":
         height = size * rng.choice((1, 1, rng.uniform(0.93, 1)))
     elif kind in ("square", "heart"):
@@ -75,7 +77,26 @@ def invent_shape(rng: random.Random, kind: str, colour: str, rgb: Rgb, size: flo
     elif style == "outlined":
         thickest = 0.06 if kind in ("circle", "oval") else 0.09  # or it would be a ring
         line = min(max(1.7 / scale, size * rng.uniform(0.02, 0.06)), size * thickest)
-    return Shape(kind, colour, rgb, 0, 0, width, height, angle, line, None, 0, detail)
+    return Shape(kind, colour, rgb, 0, 0, width, height, angle, line, detail=detail)
+
+
+def _in_axes(
+    rng: random.Random, ground: Background, shapes: tuple[Shape, ...], width: float, height: float
+) -> tuple[Background, tuple[Shape, ...]]:
+    """The same picture as a plot: everything a little smaller, inside a frame."""
+    margin = rng.uniform(0.07, 0.12)
+    part = 1 - 2 * margin
+    moved = tuple(
+        replace(
+            _shrunk(shape, part),
+            x=margin * width + part * shape.x,
+            y=margin * height + part * shape.y,
+            line=shape.line * part,
+            hatch=shape.hatch * part,
+        )
+        for shape in shapes
+    )
+    return replace(ground, axes=margin), moved
 
 
 def _canvas(rng: random.Random, aspect: float | None) -> tuple[float, float]:
@@ -142,8 +163,8 @@ def _background(rng: random.Random) -> Background:
 
 def thin_is_seen(colour: Rgb, ground: Rgb) -> bool:
     """Whether thin lines of a colour still show their colour on this ground."""
-    different = difference(colour, ground)
-    return different > 45 and (different > 75 or abs(lab(colour)[0] - lab(ground)[0]) > 18)
+    different, lightness = difference(colour, ground), lab(ground)[0]
+    return different > 45 and (abs(lab(colour)[0] - lightness) > 20 or (different > 75 and lightness > 85))
 
 
 def _shifted(rgb: Rgb, away: int, shift: int, tint: Rgb) -> Rgb:
@@ -154,7 +175,9 @@ def _shifted(rgb: Rgb, away: int, shift: int, tint: Rgb) -> Rgb:
 def allowed_colours(ground: Rgb, rng: random.Random) -> dict[str, Rgb]:
     """One RGB value for each named colour that stands out on this ground."""
     values = {name: sample_colour(rng, name) for name in COLOURS}
-    return {name: rgb for name, rgb in values.items() if difference(rgb, ground) >= PLAIN_AT_A_GLANCE}
+    vivid = math.hypot(*lab(ground)[1:]) > 40
+    least = 45 if vivid else PLAIN_AT_A_GLANCE
+    return {name: rgb for name, rgb in values.items() if difference(rgb, ground) >= least}
 
 
 def _kinds(rng: random.Random, number: int, ground: Rgb, shapes: tuple[str, ...]) -> list[tuple[str, str, Rgb]] | None:
@@ -212,6 +235,7 @@ def _arrange(
     style = rng.choices(("filled", "outlined", "mixed"), (66, 16, 18))[0]
     bordered = ground.colour is not None and rng.random() < 0.15
     wobble = rng.choice((0, 0, 0, rng.uniform(0.01, 0.035)))
+    hatched = rng.random() < 0.06
     alike = not contrast and rng.random() < 0.35
     ladder = [smallest * 1.3 * 1.6**step for step in range(len(kinds))]
     rng.shuffle(ladder)
@@ -233,6 +257,10 @@ def _arrange(
         shape = invent_shape(rng, kind, colour, rgb, size, scale, own)
         if bordered and shape.line == 0 and colour != "black":
             shape = replace(shape, border=(0, 0, 0) if sum(ground.rgb) > 200 else (255, 255, 255))
+        if hatched and shape.line == 0 and shape.size > 1.3 * smallest and thin_is_seen(rgb, ground.rgb):
+            shape = replace(
+                shape, hatch=max(3.0 / scale, shape.size * rng.uniform(0.03, 0.08)), seed=rng.getrandbits(31)
+            )
         if wobble:
             shape = replace(shape, wobble=wobble, seed=rng.getrandbits(31))
         shapes.append(shape)

@@ -40,7 +40,8 @@ def _box(detail: float) -> Points:
 
 
 def _triangle(detail: float) -> Points:
-    return np.array([(detail * 0.5 - 0.25, -0.5), (0.5, 0.5), (-0.5, 0.5)])
+    apex = -0.5 if detail < 0.08 else 0.5 if detail > 0.92 else (detail - 0.5) * 0.5  # right-angled ones too
+    return np.array([(apex, -0.5), (0.5, 0.5), (-0.5, 0.5)])
 
 
 def _diamond(detail: float) -> Points:
@@ -62,7 +63,7 @@ def _heart(detail: float) -> Points:
 
 
 def _cross(detail: float) -> Points:
-    arm, end = 0.10 + 0.09 * detail, 0.5
+    arm, end = 0.05 if detail < 0.12 else 0.10 + 0.09 * detail, 0.5
     quarter = [(-arm, -end), (arm, -end), (arm, -arm)]
     points = []
     for turn in range(4):
@@ -72,8 +73,10 @@ def _cross(detail: float) -> Points:
 
 
 def _arrow(detail: float) -> Points:
-    """Points right. The head takes 35 to 50 % of the length."""
+    """Points right. The head takes 35 to 50 % of the length, or less on a thin shaft."""
     head, shaft = 0.5 - (0.35 + 0.15 * detail), 0.12 + 0.10 * detail
+    if detail > 0.8:
+        head, shaft = 0.5 - detail * 0.32, 0.06
     half = [(-0.5, -shaft), (head, -shaft), (head, -0.5), (0.5, 0.0)]
     return np.array([*half, *((x, -y) for x, y in reversed(half[:-1]))])
 

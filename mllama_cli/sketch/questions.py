@@ -265,7 +265,7 @@ def ask_relation(rng: random.Random, view: View) -> Asked | None:
 
 def ask_read(rng: random.Random, view: View) -> Asked | None:
     lettering = view.scene.lettering
-    if lettering is None and rng.random() < 0.8:
+    if lettering is None and (rng.random() < 0.8 or view.scene.background.axes):
         return None
     question = expand(rng.choice(phrases.READ), rng)
     text = lettering.text.replace("\n", " ") if lettering else None

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from mllama_cli.sketch.fonts import load_font
 from mllama_cli.sketch.outlines import outline
@@ -21,10 +21,15 @@ def render(scene: Scene) -> Image.Image:
     image = _ground(scene.background, width, height, scene.seed)
     if fine > 1:
         image = image.resize((width * fine, height * fine), Image.Resampling.NEAREST)
-    draw = ImageDraw.Draw(image)
     unit = scene.pixels * fine
+    if scene.background.axes:
+        _draw_axes(image, scene.background, fine)
+    draw = ImageDraw.Draw(image)
     for shape in scene.shapes:
-        _draw_shape(draw, shape, unit)
+        if shape.hatch:
+            _draw_hatched(image, shape, unit)
+        else:
+            _draw_shape(draw, shape, unit)
     if fine > 1:
         image = image.reduce(fine)
     if scene.lettering is not None:
@@ -46,6 +51,39 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: Shape, unit: float) -> None:
         draw.polygon(points, fill=shape.rgb)
         if shape.border is not None:
             stroke(draw, points, shape.border, max(1.0, 0.008 * unit), closed=True)
+
+
+def _draw_hatched(image: Image.Image, shape: Shape, unit: float) -> None:
+    """A shape filled with crayon strokes, with an outline of the same crayon."""
+    points = [(float(x), float(y)) for x, y in outline(shape) * unit]
+    inside, strokes = Image.new("L", image.size, 0), Image.new("L", image.size, 0)
+    ImageDraw.Draw(inside).polygon(points, fill=255)
+    draw, rng = ImageDraw.Draw(strokes), random.Random(shape.seed)
+    step = max(2.0, shape.hatch * unit)
+    thick, lean = max(1, round(step * rng.uniform(0.55, 0.95))), rng.uniform(-1.2, 1.2)
+    reach = shape.size * unit
+    x, y = shape.x * unit, shape.y * unit
+    for number in range(round(-2 * reach / step), round(2 * reach / step)):
+        start = x + number * step + rng.uniform(-0.2, 0.2) * step
+        draw.line((start - lean * reach, y - reach, start + lean * reach, y + reach), fill=255, width=thick)
+    image.paste(shape.rgb, mask=ImageChops.multiply(inside, strokes))
+    stroke(ImageDraw.Draw(image), points, shape.rgb, 0.5 * step, closed=True)
+
+
+def _draw_axes(image: Image.Image, background: Background, fine: int) -> None:
+    """A plot's frame with ticks and numbers, as plotting programs put around everything."""
+    draw = ImageDraw.Draw(image)
+    ink = (30, 30, 30) if sum(background.rgb) > 330 else (220, 220, 220)
+    left, top = background.axes * image.width, background.axes * image.height
+    right, bottom = image.width - left, image.height - top
+    draw.rectangle((left, top, right, bottom), outline=ink, width=fine)
+    font = load_font("", max(6, round(min(image.size) * 0.03)))
+    for number in range(6):
+        x, y = left + (right - left) * number / 5, bottom - (bottom - top) * number / 5
+        draw.line((x, bottom, x, bottom + 3 * fine), fill=ink, width=fine)
+        draw.line((left, y, left - 3 * fine, y), fill=ink, width=fine)
+        draw.text((x, bottom + 4 * fine), str(number * 20), ink, font, "mt")
+        draw.text((left - 4 * fine, y), str(number * 20), ink, font, "rm")
 
 
 def stroke(

@@ -36,6 +36,7 @@ class Shape:
         width, height: of the bounding box, before rotation by ``angle`` (degrees, clockwise).
         line: stroke width of an outline, 0 for a filled shape.
         border: the colour of a thin edge around a filled shape, None for none.
+        hatch: the space between crayon strokes that fill the shape, 0 for an even fill.
         wobble: how unsteady the hand was, 0 for a ruler.
         detail: a number from 0 to 1 that varies the shape's own proportions.
     """
@@ -50,6 +51,7 @@ class Shape:
     angle: float = 0.0
     line: float = 0.0
     border: Rgb | None = None
+    hatch: float = 0.0
     wobble: float = 0.0
     detail: float = 0.5
     seed: int = 0
@@ -85,7 +87,10 @@ class Lettering:
 
 @dataclass(frozen=True)
 class Background:
-    """``kind``: plain, gradient, grain, grid, ruled or paper; ``colour`` its name where it has one beyond doubt."""
+    """``kind``: plain, gradient, grain, grid, ruled or paper; ``colour`` its name where it has one beyond doubt.
+
+    ``axes`` is a part of the picture: how far from its edges a plot's frame with ticks and numbers stands, 0 for none.
+    """
 
     rgb: Rgb
     kind: str = "plain"
@@ -93,6 +98,7 @@ class Background:
     other: Rgb | None = None
     strength: float = 0.0
     frame: Rgb | None = None
+    axes: float = 0.0
 
 
 @dataclass(frozen=True)

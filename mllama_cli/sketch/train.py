@@ -1,0 +1,206 @@
+"""Trains the built-in model: ``python -m mllama_cli.sketch.train OUT``.
+
+A run lasts ``--seconds`` and leaves in OUT the checkpoint (``model.safetensors``) and what the next run needs to go on.
+The cosine schedule follows the clock over ``--total-seconds``, since GPU time is what one has; a longer training is a
+sequence of runs with the same total.
+"""
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from mllama_cli.checkpoint.writer import write_checkpoint
+from mllama_cli.core.config import MllamaConfig
+from mllama_cli.sketch import shape
+from mllama_cli.sketch.dataset import render_shard
+from mllama_cli.sketch.feed import Feed, assemble
+from mllama_cli.sketch.learner import Learner, new_network, predict
+from mllama_cli.sketch.samples import EVALUATION_SEEDS, TASKS
+from mllama_cli.sketch.vocabulary import write_vocabulary
+
+STATE = ("rest", "exp_avg", "exp_avg_sq")
+
+
+def write_settings(folder: Path) -> None:
+    """The files of a checkpoint folder beside config.json, weights and vocabulary."""
+    settings = {
+        "image_processor_type": "MllamaImageProcessor",
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_pad": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "max_image_tiles": 4,
+        "resample": 2,
+        "rescale_factor": 1 / 255,
+        "size": {"height": shape.TILE_SIZE, "width": shape.TILE_SIZE},
+    }
+    generation = {
+        "bos_token_id": shape.BOS,
+        "do_sample": False,
+        "eos_token_id": [shape.END, shape.EOM, shape.EOT],
+        "pad_token_id": shape.PAD,
+    }
+    for name, content in (("preprocessor_config.json", settings), ("generation_config.json", generation)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def learning_rate(progress: float, steps: int, peak: float, warmup: int) -> float:
+    """Linear warm-up over ``warmup`` steps, then a cosine from ``peak`` to a hundredth of it at progress 1."""
+    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return peak * min(1.0, (steps + 1) / warmup) * (0.01 + 0.99 * cosine)
+
+
+@torch.no_grad()
+def accuracy_by_task(
+    learner: Learner, vocabulary: Path, tile: int, groups: int, device: torch.device, fonts: str | None
+) -> dict[str, tuple[float, int]]:
+    """Share of held-out answers that greedy decoding gives to the letter, and how many there were, by task."""
+    right: dict[int, list[bool]] = {}
+    for first in range(0, groups, 64):
+        seed = EVALUATION_SEEDS + (1 << 20) + first
+        shard = render_shard(seed, min(64, groups - first), vocabulary, tile_size=tile, group_size=4, fonts_dir=fonts)
+        batch = assemble([(shard, torch.from_numpy(shard.tiles).to(device), np.arange(len(shard)))], device)
+        prediction = predict(learner.network, batch)
+        whole = torch.ones(len(shard), dtype=torch.bool, device=device)
+        whole[prediction.row[~prediction.right]] = False
+        for task, ok in zip(batch.task, whole.tolist(), strict=True):
+            right.setdefault(int(task), []).append(ok)
+    return {TASKS[task]: (sum(hits) / len(hits), len(hits)) for task, hits in sorted(right.items())}
+
+
+def train(arguments: argparse.Namespace) -> dict[str, Any]:
+    """One run. Returns its record: steps, seconds, losses, accuracy by task."""
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    device = torch.device(arguments.device)
+    config = shape.config(**json.loads(arguments.shape))
+    record: dict[str, Any] = {"steps": 0, "seconds": 0.0, "next_seed": 0, "groups": 0, "log": []}
+    if arguments.resume:
+        record = json.loads((arguments.resume / "training.json").read_text())
+    with tempfile.TemporaryDirectory() as scratch:
+        vocabulary = arguments.vocabulary or Path(scratch)
+        if not (vocabulary / "tokenizer.json").is_file():
+            write_vocabulary(vocabulary)
+        tile = config["vision_config"]["image_size"]
+        feed = Feed(
+            vocabulary,
+            first_seed=record["next_seed"],
+            workers=arguments.workers,
+            tile_size=tile,
+            groups=arguments.shard_groups,
+            group_size=arguments.questions_rendered,
+            device=device,
+            keep=arguments.keep,
+            fonts_dir=arguments.fonts,
+        )
+        try:
+            network = new_network(MllamaConfig.from_dict(config), device, arguments.seed)
+            learner = Learner(network, torch.bfloat16 if device.type == "cuda" else torch.float32)
+            if arguments.resume:
+                state = {name: load_file(arguments.resume / f"{name}.safetensors") for name in STATE}
+                state["weights"] = load_file(arguments.resume / "weights.safetensors")
+                learner.restore(state, record["steps"])
+            feed.wait(arguments.shards)
+            _loop(arguments, learner, feed, record)
+        finally:
+            feed.close()
+        record["next_seed"] = feed.next_seed
+        record["groups"] += feed.rendered
+        if arguments.evaluate:
+            record["accuracy"] = accuracy_by_task(
+                learner, vocabulary, tile, arguments.evaluate, device, arguments.fonts
+            )
+    state = learner.state()
+    for name in ("weights", *STATE):
+        save_file({n: t.cpu().contiguous() for n, t in state[name].items()}, out / f"{name}.safetensors")
+    (out / "training.json").write_text(json.dumps(record, indent=1))
+    return record
+
+
+def _loop(arguments: argparse.Namespace, learner: Learner, feed: Feed, record: dict[str, Any]) -> None:
+    before, began, said = record["seconds"], time.monotonic(), 0.0
+    losses: list[torch.Tensor] = []
+    first_step = record["steps"]
+    while True:
+        elapsed = time.monotonic() - began
+        record["seconds"] = before + elapsed
+        done = elapsed >= arguments.seconds or record["steps"] - first_step >= arguments.max_steps
+        if losses and (done or elapsed - said >= 20):
+            said = elapsed
+            line = {
+                "step": record["steps"],
+                "seconds": round(record["seconds"], 1),
+                "loss": round(float(torch.stack(losses).mean()), 4),
+                "groups": record["groups"] + feed.rendered,
+            }
+            record["log"].append(line)
+            sys.stderr.write(json.dumps(line) + "\n")
+            losses.clear()
+        if done:
+            return
+        rate = learning_rate(
+            record["seconds"] / arguments.total_seconds, record["steps"], arguments.rate, arguments.warmup
+        )
+        batch = feed.batch(arguments.shards, arguments.questions)
+        losses.append(learner.step(batch, rate))
+        record["steps"] += 1
+
+
+def export(state: Path, folder: Path, settings: dict[str, Any] | None = None) -> None:
+    """Write the checkpoint folder of a finished training: weights in bfloat16, config, vocabulary and settings."""
+    config = shape.config(**(settings or {}))
+    write_checkpoint(folder, load_file(state / "weights.safetensors"), config)
+    if not (folder / "tokenizer.json").is_file():
+        write_vocabulary(folder)
+    write_settings(folder)
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = result.add_argument
+    add("out", type=Path, help="folder for the weights and the state of the training")
+    add("--resume", type=Path, help="folder of the run to go on from")
+    add("--export", type=Path, metavar="FOLDER", help="only write OUT's weights as a checkpoint folder, and stop")
+    add("--vocabulary", type=Path, help="folder with the tokenizer (default: trained afresh, always the same)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--seconds", type=float, default=540, help="how long this run trains")
+    add("--total-seconds", type=float, default=540, help="how long all runs together train, for the schedule")
+    add("--max-steps", type=int, default=10**9, help="steps of this run at most")
+    add("--rate", type=float, default=1.5e-3, help="highest learning rate")
+    add("--warmup", type=int, default=300, help="steps of warm-up")
+    add("--workers", type=int, default=14, help="rendering processes")
+    add("--shards", type=int, default=4, help="shards in a batch")
+    add("--shard-groups", type=int, default=48, help="groups of samples in a shard")
+    add("--questions-rendered", type=int, default=10, help="questions made about each picture")
+    add("--questions", type=int, default=4, help="questions about each picture in a batch")
+    add("--keep", type=int, default=6000, help="shards kept for use again")
+    add("--evaluate", type=int, default=0, metavar="GROUPS", help="held-out groups to measure at the end")
+    add("--shape", default="{}", help="JSON that overrides sizes of the model (see shape.config)")
+    add("--fonts", help="folder of further fonts for printed text")
+    add("--seed", type=int, default=0)
+    return result
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    if arguments.export:
+        export(arguments.out, arguments.export, json.loads(arguments.shape))
+        return
+    record = train(arguments)
+    sys.stdout.write(json.dumps({key: record[key] for key in record if key != "log"}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
