@@ -4,8 +4,9 @@ import math
 import random
 from dataclasses import replace
 
-from mllama_cli.sketch.compose import allowed_colours, compose
+from mllama_cli.sketch.compose import compose
 from mllama_cli.sketch.fonts import find_fonts, load_font
+from mllama_cli.sketch.grounds import allowed_colours
 from mllama_cli.sketch.layout import Box, box_of, detail_scale
 from mllama_cli.sketch.palette import difference, lab
 from mllama_cli.sketch.scene import Lettering, Scene

@@ -6,14 +6,8 @@ from typing import Any
 
 from mllama_cli.sketch import answers, phrases
 from mllama_cli.sketch.asking import Asked
-from mllama_cli.sketch.compose import (
-    PLAIN_AT_A_GLANCE,
-    allowed_colours,
-    compose,
-    invent_shape,
-    random_box,
-    thin_is_seen,
-)
+from mllama_cli.sketch.compose import compose, invent_shape, random_box
+from mllama_cli.sketch.grounds import PLAIN_AT_A_GLANCE, allowed_colours, thin_is_seen
 from mllama_cli.sketch.language import article, expand
 from mllama_cli.sketch.layout import box_of, detail_scale
 from mllama_cli.sketch.palette import difference

@@ -4,12 +4,10 @@ import math
 import random
 from dataclasses import replace
 
+from mllama_cli.sketch.grounds import PLAIN_AT_A_GLANCE, allowed_colours, choose_finish, choose_ground, thin_is_seen
 from mllama_cli.sketch.layout import Box, detail_scale, place, place_in_row
-from mllama_cli.sketch.palette import COLOURS, Rgb, difference, from_hsv, lab, sample_colour
-from mllama_cli.sketch.scene import COMPACT, SHAPES, Background, Finish, Scene, Shape
-
-PLAIN_AT_A_GLANCE = 26.0
-"""A colour that differs less from its ground is not used on it; thin lines need more."""
+from mllama_cli.sketch.palette import Rgb, difference, sample_colour
+from mllama_cli.sketch.scene import COMPACT, SHAPES, Background, Scene, Shape
 
 COUNTS = (3, 14, 18, 20, 16, 15, 14)
 """How often a picture has 0, 1, ... 6 shapes, in percent."""
@@ -28,7 +26,7 @@ def compose(
         width, height = _canvas(rng, aspect)
         number = rng.choices(range(7), COUNTS)[0] if count is None else count
         pixels = min(_pixels(rng, number), round(1400 / max(width, height)))
-        background = _background(rng)
+        background = choose_ground(rng)
         kinds = _kinds(rng, number, background.rgb, COMPACT if contrast else SHAPES)
         if kinds is None:
             continue
@@ -38,7 +36,7 @@ def compose(
         seed = rng.getrandbits(31)
         if pixels >= 160 and background.frame is None and rng.random() < 0.04:
             background, shapes = _in_axes(rng, background, shapes, width, height)
-        return Scene(width, height, pixels, background, shapes, None, _finish(rng, pixels), seed)
+        return Scene(width, height, pixels, background, shapes, None, choose_finish(rng, pixels), seed)
 
 
 def invent_shape(rng: random.Random, kind: str, colour: str, rgb: Rgb, size: float, scale: float, style: str) -> Shape:
@@ -125,59 +123,6 @@ def _pixels(rng: random.Random, number: int) -> int:
     if draw < 0.98:
         return rng.randint(400, 640)
     return rng.randint(640, 1000)
-
-
-def _background(rng: random.Random) -> Background:
-    draw = rng.random()
-    colour: str | None = None
-    if draw < 0.42:
-        rgb, colour = rng.choice(((255, 255, 255), (255, 255, 255), (255, 255, 255), (252, 252, 252))), "white"
-    elif draw < 0.60:
-        rgb = from_hsv(rng.uniform(30, 60), rng.uniform(0.02, 0.16), rng.uniform(0.9, 1))
-    elif draw < 0.76:
-        rgb = from_hsv(rng.uniform(0, 360), rng.uniform(0.05, 0.24), rng.uniform(0.88, 1))
-    elif draw < 0.82:
-        rgb = from_hsv(0, 0, rng.uniform(0.8, 0.93))
-    elif draw < 0.90:
-        rgb = from_hsv(rng.uniform(0, 360), rng.uniform(0, 0.6), rng.uniform(0.07, 0.25))
-        if rng.random() < 0.4:  # not quite 0: padding is, and the picture must not seem to end elsewhere
-            rgb, colour = (rng.randint(8, 20),) * 3, "black"
-    else:
-        colour = rng.choice([name for name in COLOURS if name not in ("white", "black")])
-        rgb = sample_colour(rng, colour)
-    kind, other, strength = "plain", None, 0.0
-    if rng.random() < 0.3:
-        kind = rng.choice(("gradient", "grain", "grain", "grid", "ruled", "paper", "paper"))
-        strength = rng.uniform(0.3, 1)
-        away = -1 if sum(rgb) > 330 else 1
-        shift = rng.randint(8, 26) if kind in ("gradient", "paper") else rng.randint(16, 40)
-        tint = (rng.randint(0, 12), rng.randint(0, 12), rng.randint(0, 12))
-        other = _shifted(rgb, away, shift, tint)
-    if kind == "gradient":
-        colour = None
-    frame = None
-    if rng.random() < 0.06:
-        frame = rng.choice(((0, 0, 0), (90, 90, 90), (200, 200, 200)))
-    return Background(rgb, kind, colour, other, strength, frame)
-
-
-def thin_is_seen(colour: Rgb, ground: Rgb) -> bool:
-    """Whether thin lines of a colour still show their colour on this ground."""
-    different, lightness = difference(colour, ground), lab(ground)[0]
-    return different > 45 and (abs(lab(colour)[0] - lightness) > 20 or (different > 75 and lightness > 85))
-
-
-def _shifted(rgb: Rgb, away: int, shift: int, tint: Rgb) -> Rgb:
-    red, green, blue = (min(255, max(0, c + away * (shift + t))) for c, t in zip(rgb, tint, strict=True))
-    return red, green, blue
-
-
-def allowed_colours(ground: Rgb, rng: random.Random) -> dict[str, Rgb]:
-    """One RGB value for each named colour that stands out on this ground."""
-    values = {name: sample_colour(rng, name) for name in COLOURS}
-    vivid = math.hypot(*lab(ground)[1:]) > 40
-    least = 45 if vivid else PLAIN_AT_A_GLANCE
-    return {name: rgb for name, rgb in values.items() if difference(rgb, ground) >= least}
 
 
 def _kinds(rng: random.Random, number: int, ground: Rgb, shapes: tuple[str, ...]) -> list[tuple[str, str, Rgb]] | None:
@@ -292,14 +237,6 @@ def _extent(shape: Shape) -> tuple[float, float]:
 
 def _shrunk(shape: Shape, factor: float) -> Shape:
     return replace(shape, width=shape.width * factor, height=shape.height * factor)
-
-
-def _finish(rng: random.Random, pixels: int) -> Finish:
-    blur = rng.uniform(0.3, 1.1) * max(1.0, pixels / 260) if rng.random() < 0.12 else 0.0
-    noise = rng.uniform(2, 14) if rng.random() < 0.14 else 0.0
-    jpeg = rng.randint(30, 90) if rng.random() < 0.14 else 0
-    shade = rng.uniform(0.05, 0.3) if rng.random() < 0.08 else 0.0
-    return Finish(rng.random() < 0.75, blur, noise, jpeg, shade)
 
 
 def random_box(

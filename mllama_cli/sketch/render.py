@@ -17,9 +17,11 @@ from mllama_cli.sketch.scene import Background, Finish, Lettering, Scene, Shape
 def render(scene: Scene) -> Image.Image:
     """The picture of a scene, RGB. The same scene gives the same pixels."""
     width, height = scene.size
-    fine = 2 if scene.finish.smooth and max(width, height) <= 700 else 1
-    image = _ground(scene.background, width, height, scene.seed)
-    if fine > 1:
+    # Larger pictures are smoothed when the image processor shrinks them.
+    fine = 2 if scene.finish.smooth and max(width, height) <= 480 else 1
+    plain = scene.background.kind == "plain"
+    image = _ground(scene.background, width * fine if plain else width, height * fine if plain else height, scene.seed)
+    if fine > 1 and not plain:
         image = image.resize((width * fine, height * fine), Image.Resampling.NEAREST)
     unit = scene.pixels * fine
     if scene.background.axes:
@@ -55,18 +57,19 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: Shape, unit: float) -> None:
 
 def _draw_hatched(image: Image.Image, shape: Shape, unit: float) -> None:
     """A shape filled with crayon strokes, with an outline of the same crayon."""
+    reach = shape.size * unit
+    left, top = round(shape.x * unit - reach), round(shape.y * unit - reach)
     points = [(float(x), float(y)) for x, y in outline(shape) * unit]
-    inside, strokes = Image.new("L", image.size, 0), Image.new("L", image.size, 0)
-    ImageDraw.Draw(inside).polygon(points, fill=255)
+    side = round(2 * reach) + 1  # masks of the whole picture would take long
+    inside, strokes = Image.new("L", (side, side), 0), Image.new("L", (side, side), 0)
+    ImageDraw.Draw(inside).polygon([(x - left, y - top) for x, y in points], fill=255)
     draw, rng = ImageDraw.Draw(strokes), random.Random(shape.seed)
     step = max(2.0, shape.hatch * unit)
     thick, lean = max(1, round(step * rng.uniform(0.55, 0.95))), rng.uniform(-1.2, 1.2)
-    reach = shape.size * unit
-    x, y = shape.x * unit, shape.y * unit
     for number in range(round(-2 * reach / step), round(2 * reach / step)):
-        start = x + number * step + rng.uniform(-0.2, 0.2) * step
-        draw.line((start - lean * reach, y - reach, start + lean * reach, y + reach), fill=255, width=thick)
-    image.paste(shape.rgb, mask=ImageChops.multiply(inside, strokes))
+        start = reach + number * step + rng.uniform(-0.2, 0.2) * step
+        draw.line((start - lean * reach, 0, start + lean * reach, side), fill=255, width=thick)
+    image.paste(shape.rgb, (left, top), ImageChops.multiply(inside, strokes))
     stroke(ImageDraw.Draw(image), points, shape.rgb, 0.5 * step, closed=True)
 
 
@@ -128,16 +131,17 @@ def _draw_lettering(image: Image.Image, lettering: Lettering, unit: float) -> Im
     if not lettering.angle:
         ImageDraw.Draw(image).multiline_text(place, lettering.text, lettering.rgb, font, "mm", align="center")
         return image
-    mask = Image.new("L", image.size, 0)
-    ImageDraw.Draw(mask).multiline_text(place, lettering.text, 255, font, "mm", align="center")
-    mask = mask.rotate(-lettering.angle, Image.Resampling.BILINEAR, center=place)
-    image.paste(lettering.rgb, mask=mask)
+    side = round(lettering.width * unit * 1.1 + lettering.size * unit * 3)
+    mask = Image.new("L", (side, side), 0)
+    ImageDraw.Draw(mask).multiline_text((side / 2, side / 2), lettering.text, 255, font, "mm", align="center")
+    mask = mask.rotate(-lettering.angle, Image.Resampling.BILINEAR)
+    image.paste(lettering.rgb, (round(place[0] - side / 2), round(place[1] - side / 2)), mask)
     return image
 
 
 def _finished(image: Image.Image, finish: Finish, seed: int) -> Image.Image:
     if finish.blur:
-        image = image.filter(ImageFilter.GaussianBlur(finish.blur))
+        image = image.filter(ImageFilter.BoxBlur(finish.blur))
     if finish.shade:
         ramp = Image.linear_gradient("L").rotate((seed % 4) * 90).resize(image.size)
         dark = image.point([round(v * (1 - finish.shade)) for v in range(256)] * 3)
