@@ -4,9 +4,10 @@ import multiprocessing
 import os
 import queue
 import random
-import threading
+import shutil
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,55 +44,58 @@ class Feed:
         self._shards: list[_Held] = []
         self._keep = keep
         self._device = device
-        self._lock = threading.Lock()
         self._random = random.Random(first_seed)
-        self._closed = False
+        # Tiles travel in files in memory: unpickling them would hold up the thread that feeds the GPU.
+        memory = Path("/dev/shm")
+        self._folder = tempfile.mkdtemp(prefix="mllama-sketch-", dir=memory if memory.is_dir() else None)
         # Started before CUDA is touched: a forked process must not inherit a CUDA context.
-        context = multiprocessing.get_context("fork" if os.name == "posix" else "spawn")
-        self._queue: Any = context.Queue(maxsize=2 * workers)
-        self._seeds: Any = context.Value("q", first_seed)
-        arguments = (self._seeds, self._queue, str(tokenizer_folder), tile_size, groups, group_size, fonts_dir)
+        context: Any = multiprocessing.get_context("fork" if os.name == "posix" else "spawn")
+        self._queue = context.Queue(maxsize=2 * workers)
+        self._seeds = context.Value("q", first_seed)
+        arguments = (
+            self._seeds, self._queue, self._folder, str(tokenizer_folder), tile_size, groups, group_size, fonts_dir
+        )  # fmt: skip
         self._workers = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(workers)]
         for worker in self._workers:
             worker.start()
-        self._thread = threading.Thread(target=self._collect, daemon=True)
-        self._thread.start()
 
     def wait(self, shards: int) -> None:
         """Until at least this many shards are there."""
         while len(self._shards) < shards:
             if not any(worker.is_alive() for worker in self._workers):
                 raise RuntimeError("every rendering process has ended")
-            self._thread.join(0.05)
+            self._collect(block=1.0)
 
     def batch(self, shards: int, per_group: int) -> "Batch":
         """All pictures of ``shards`` shards, with ``per_group`` samples of each group."""
-        with self._lock:
-            candidates = self._random.sample(self._shards, min(len(self._shards), 4 * shards))
-            chosen = sorted(candidates, key=lambda held: held.uses)[:shards]
-            for held in chosen:
-                held.uses += 1
+        for _ in range(shards):
+            if not self._collect():
+                break
+        candidates = self._random.sample(self._shards, min(len(self._shards), 4 * shards))
+        chosen = sorted(candidates, key=lambda held: held.uses)[:shards]
+        for held in chosen:
+            held.uses += 1
         parts = [(held.shard, held.tiles, pick(held.shard, per_group, self._random)) for held in chosen]
         return assemble(parts, self._device)
 
     def close(self) -> None:
-        self._closed = True
         for worker in self._workers:
             worker.terminate()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _collect(self) -> None:
-        while not self._closed:
-            try:
-                shard = self._queue.get(timeout=0.5)
-            except queue.Empty:
-                continue
-            held = _Held(shard, torch.from_numpy(shard.tiles).to(self._device))
-            with self._lock:
-                self._shards.append(held)
-                self.rendered += len(np.unique(shard.image_range[:, 0]))
-                self.next_seed = max(self.next_seed, self._seeds.value)
-                if len(self._shards) > self._keep:
-                    del self._shards[0]
+    def _collect(self, block: float = 0.0) -> bool:
+        try:
+            shard, path = self._queue.get(timeout=block) if block else self._queue.get_nowait()
+        except queue.Empty:
+            return False
+        tiles = torch.from_numpy(np.load(path, mmap_mode="c")).to(self._device, copy=True)
+        Path(path).unlink()
+        self._shards.append(_Held(shard, tiles))
+        self.rendered += len(np.unique(shard.image_range[:, 0]))
+        self.next_seed = int(self._seeds.value)
+        if len(self._shards) > self._keep:
+            del self._shards[0]
+        return True
 
 
 @dataclass
@@ -101,13 +105,18 @@ class _Held:
     uses: int = 0
 
 
-def _work(seeds: Any, out: Any, tokenizer_folder: str, tile: int, groups: int, size: int, fonts: str | None) -> None:
+def _work(
+    seeds: Any, out: Any, folder: str, tokenizer_folder: str, tile: int, groups: int, size: int, fonts: str | None
+) -> None:
     torch.set_num_threads(1)
     while True:
         with seeds.get_lock():
             seed = seeds.value
             seeds.value += groups
-        out.put(render_shard(seed, groups, tokenizer_folder, tile_size=tile, group_size=size, fonts_dir=fonts))
+        shard = render_shard(seed, groups, tokenizer_folder, tile_size=tile, group_size=size, fonts_dir=fonts)
+        path = f"{folder}/{seed}.npy"
+        np.save(path, shard.tiles)
+        out.put((replace(shard, tiles=shard.tiles[:0]), path))
 
 
 def pick(shard: Shard, per_group: int, rng: random.Random) -> NDArray[np.int64]:
@@ -162,7 +171,7 @@ def assemble(parts: Sequence[tuple[Shard, Tensor, NDArray[np.int64]]], device: t
         for sample in chosen:
             piece = slice(shard.id_start[sample], shard.id_start[sample + 1])
             texts.append((shard.ids[piece], shard.answer[piece]))
-        tile_offset += len(shard.tiles)
+        tile_offset += len(on_device)
         image_offset += len(shard.aspect_ratio_id)
     length = np.array([len(ids) for ids, _ in texts])
     ids = np.zeros((len(texts), int(length.max())), dtype=np.int64)

@@ -176,7 +176,7 @@ class Learner:
     def step(self, batch: Batch, rate: float) -> Tensor:
         """One step at learning rate ``rate``; returns the mean loss, still on the device."""
         loss = predict(self.network, batch).loss.mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         for master, parameter in zip(self.masters, self.parameters, strict=True):
             master.grad = parameter.grad.float() if parameter.grad is not None else torch.zeros_like(master)
             parameter.grad = None
