@@ -6,16 +6,17 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from queue import Empty, Queue
 from typing import Any
 
+from mllama_cli import __version__
 from mllama_cli.checkpoint.catalog import hub_cache, is_complete, repo_folder
 from mllama_cli.checkpoint.hub_errors import hub_url, translate
-from mllama_cli.checkpoint.transfer import SHA256, CancelledError, Transfer
+from mllama_cli.checkpoint.transfer import SHA256, Transfer
 from mllama_cli.core.errors import DownloadError, ModelNotFoundError
 from mllama_cli.core.events import DownloadProgress
 
@@ -28,6 +29,7 @@ BESIDE_WEIGHTS = (
 
 _STREAMS = 4  # files at once: one connection to a content network is slower than most lines
 _ABREAST = 0.1  # seconds between two looks at how far the files are
+_FAREWELL = 0.5  # seconds that a stopped stream has to put its last bytes down
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,9 @@ def download(todo: Plan, progress: Callable[[DownloadProgress], None] = lambda e
 def _plan(repo: str, revision: str) -> Plan:
     from huggingface_hub import HfApi
 
-    info = HfApi(library_name="mllama").model_info(repo, revision=revision, files_metadata=True)
+    info = HfApi(library_name="mllama", library_version=__version__).model_info(
+        repo, revision=revision, files_metadata=True
+    )
     listing = {s.rfilename: s for s in info.siblings or []}
     commit = info.sha
     if not commit:
@@ -195,32 +199,47 @@ def free_space(folder: Path) -> int:
 def _fetch(todo: Plan, progress: Callable[[DownloadProgress], None]) -> None:
     counter = _Counter(todo.here, todo.total)
     stop = threading.Event()
+    waiting: Queue[HubFile] = Queue()
+    outcomes: Queue[Exception | None] = Queue()
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                _fetch_one(todo, waiting.get_nowait(), counter, stop)
+                outcomes.put(None)
+            except Empty:
+                return
+            except Exception as error:
+                outcomes.put(error)
+
+    # Linked ones too: bytes that another revision brought still need their name in this one.
+    files = [file for file in todo.files if not (todo.folder / file.name).is_file()]
+    for file in files:
+        waiting.put(file)
+    # Daemons: Ctrl-C on a line that stands still must not wait for it.
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(_STREAMS, len(files)))]
     progress(counter.event)
-    pool = ThreadPoolExecutor(_STREAMS, thread_name_prefix="download")
-    # Linked ones too: a blob from another revision still needs its name in this one.
-    jobs = {
-        pool.submit(_fetch_one, todo, file, counter, stop)
-        for file in todo.files
-        if not (todo.folder / file.name).is_file()
-    }
     try:
-        pending = jobs
-        while pending:
-            done, pending = wait(pending, _ABREAST, return_when=FIRST_EXCEPTION)
+        for thread in threads:
+            thread.start()
+        left = len(files)
+        while left:
+            with suppress(Empty):
+                if (error := outcomes.get(timeout=_ABREAST)) is not None:
+                    raise error
+                left -= 1
             progress(counter.event)
-            for job in done:
-                job.result()
     finally:
         stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(_FAREWELL)
 
 
 def _fetch_one(todo: Plan, file: HubFile, counter: "_Counter", stop: threading.Event) -> None:
     from huggingface_hub import hf_hub_download, hf_hub_url
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
-    if stop.is_set():
-        raise CancelledError
     cache = hub_cache()
     folder = repo_folder(todo.repo)
     # All that is not text in git: weights, and the tokenizer's tables.
@@ -259,6 +278,9 @@ class _Counter:
 
 class _NoBar:
     """Stands in for huggingface_hub's progress bars: the bytes are counted elsewhere."""
+
+    n = 0
+    total: int | None = None
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         pass

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mllama_cli import __version__
 from mllama_cli.checkpoint.hub_errors import client_error
 from mllama_cli.core.errors import DownloadError
 
@@ -75,7 +76,10 @@ class Transfer:
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
         # Compressed bytes could not be counted nor gone on from. The client drops the token when it is led elsewhere.
-        headers = {**build_hf_headers(library_name="mllama"), "Accept-Encoding": "identity"}
+        headers = {
+            **build_hf_headers(library_name="mllama", library_version=__version__),
+            "Accept-Encoding": "identity",
+        }
         if start:
             headers["Range"] = f"bytes={start}-"
         session: Any = get_session()
@@ -85,7 +89,7 @@ class Transfer:
             if start and response.status_code != 206:  # a proxy that knows no ranges begins anew
                 self._drop()
             with self.partial.open("ab") as file:
-                for chunk in response.iter_bytes(_CHUNK):
+                for chunk in response.iter_bytes():  # as they come: a slow line shows, and stops, at once
                     file.write(chunk)
                     self._digest.update(chunk)
                     self._grew(len(chunk))
