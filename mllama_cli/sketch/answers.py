@@ -69,6 +69,10 @@ def where(name: str, zone: str) -> str:
     return f"The {name} is {PLACES[zone]}."
 
 
+def where_all(name: str, zones: Sequence[str]) -> str:
+    return f"The {plural(name)} are {listed([PLACES[zone] for zone in zones])}."
+
+
 def at_zone(shape: Shape | None, zone: str) -> str:
     what = article(shape.name) if shape else "nothing"
     return f"There is {what} {PLACES[zone]}."

@@ -8,6 +8,7 @@ from mllama_cli.sketch.language import Ref, article, expand, named, plural, spok
 from mllama_cli.sketch.palette import COLOURS
 from mllama_cli.sketch.questions import BUILDERS, ask_describe
 from mllama_cli.sketch.scene import SHAPES
+from mllama_cli.sketch.talk import ask_about
 from mllama_cli.sketch.view import View
 
 IT_COLOUR = (
@@ -77,7 +78,9 @@ def _first(rng: random.Random, view: View) -> Asked | None:
 
 def _following(rng: random.Random, view: View, last: Asked) -> Asked | None:
     kind = last.facts["kind"]
-    if rng.random() < 0.22:
+    if rng.random() < 0.05:
+        return ask_about(rng)
+    if kind == "about" or rng.random() < 0.22:
         asked = BUILDERS[rng.choice(ANYTHING)](rng, view)
         if asked is not None and rng.random() < 0.25:
             asked = Asked(
@@ -88,7 +91,7 @@ def _following(rng: random.Random, view: View, last: Asked) -> Asked | None:
         name = view.scene.lettering.colour
         question = expand(rng.choice(READ_COLOUR), rng)
         return Asked(question, answers.colour("text", [name], 1), {"kind": "colour", "colours": [name]})
-    if kind == "count" and rng.random() < 0.75:
+    if kind == "count" and "ref" in last.facts and rng.random() < 0.75:
         return _next_count(rng, view, last)
     if kind == "exists" and rng.random() < 0.4:
         ref = _any_ref(rng, view, last)

@@ -55,6 +55,13 @@ COUNT = (
     f"I see [some|a few] {{things}}. How many {SHOWN}?",
     f"[How large|How big] is the number of {{things}} {IN_IT}?",
 )
+COUNT_COLOURS = (
+    f"How many [|different] colours {SHOWN}?",
+    "How many [|different] colours?",
+    "How many colours [are used|did I use|were used]?",
+    "[Count|Count the] colours.",
+    f"[What is|What's] the number of colours {IN_IT}?",
+)
 COLOUR = (
     "[What|Which] colour is the {thing}?",
     "[What|Which] colour is the {thing}?",
@@ -135,6 +142,14 @@ WHERE = (
     "[Tell me|Say|Can you tell me] where the {thing} is.",
     "[In which position|At which position|On which side|In which place] is the {thing}?",
     "Can you [find|locate|point out] the {thing}?",
+)
+WHERE_MANY = (
+    "Where are the {things}?",
+    f"[Where are|Where're] the {{things}} {IN_IT}?",
+    "[Where|At what places] [do you see|can I find|can you see] the {things}?",
+    "[What are|Tell me|Give me] the [positions|places|locations] of the {things}.",
+    "[Find|Locate] the {things}.",
+    "[Tell me|Say] where the {things} are.",
 )
 AT_CORNER = (
     "[What is|What's] [in the {zone}|in the {zone} corner|at the {zone}]?",

@@ -5,7 +5,7 @@ from typing import Any
 
 from mllama_cli.sketch import answers, phrases
 from mllama_cli.sketch.asking import Asked
-from mllama_cli.sketch.language import PLACES, Ref, expand, named, spoken
+from mllama_cli.sketch.language import PLACES, Ref, expand, named, plural, spoken
 from mllama_cli.sketch.referring import ask_absent, choose, choose_pair, full_name, missing_ref
 from mllama_cli.sketch.scene import COMPACT
 from mllama_cli.sketch.view import OPPOSITE, View
@@ -38,7 +38,9 @@ def ask_where(rng: random.Random, view: View) -> Asked | None:
     refs, zone = view.unique_refs(shape), view.zone_of(shape)
     if not refs:
         ref: Ref = rng.choice(((None, shape.kind), (shape.colour, shape.kind)))
-        if rng.random() > 0.3:
+        if rng.random() < 0.6:
+            return _ask_where_all(rng, view, ref)
+        if rng.random() < 0.4:
             return None
         question = expand(rng.choice(phrases.WHERE), rng, thing=spoken(rng, ref))
         number = len(view.matching(ref))
@@ -50,6 +52,16 @@ def ask_where(rng: random.Random, view: View) -> Asked | None:
     question = expand(rng.choice(phrases.WHERE), rng, thing=spoken(rng, ref))
     facts: dict[str, Any] = {"kind": "where", "of": shape.name, "zone": zone}
     return Asked(question, answers.where(named(full), zone), facts, ref)
+
+
+def _ask_where_all(rng: random.Random, view: View, ref: Ref) -> Asked | None:
+    """Where two or three of a name are, in reading order."""
+    placed = view.by_zone(view.matching(ref))
+    if placed is None or not 2 <= len(placed) <= 3:
+        return None
+    question = expand(rng.choice(phrases.WHERE_MANY), rng, things=plural(spoken(rng, ref)))
+    zones = [zone for _, zone in placed]
+    return Asked(question, answers.where_all(named(ref), zones), {"kind": "where all", "ref": ref, "zones": zones})
 
 
 def _ask_place(rng: random.Random, view: View) -> Asked | None:

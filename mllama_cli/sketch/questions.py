@@ -22,7 +22,7 @@ def ask_describe(rng: random.Random, view: View) -> Asked | None:
     plain_text = view.scene.lettering is None
     if draw < 0.15 and plain_text and (ordered := view.left_to_right()):
         return Asked(expand(rng.choice(phrases.LIST), rng), answers.in_order(ordered), {**facts, "kind": "list"})
-    if draw < 0.30 and plain_text and (pairs := view.by_zone()):
+    if draw < 0.30 and plain_text and (pairs := view.by_zone(view.shapes)):
         places = {"places": [(shape.name, zone) for shape, zone in pairs]}
         question = expand(rng.choice(phrases.DETAIL), rng)
         return Asked(question, answers.with_places(pairs), {**facts, "kind": "detail", **places})
@@ -34,6 +34,12 @@ def ask_describe(rng: random.Random, view: View) -> Asked | None:
 
 
 def ask_count(rng: random.Random, view: View) -> Asked | None:
+    if view.shapes and view.scene.lettering is None and rng.random() < 0.05:
+        number = len(view.colours)
+        answer = f"There {'is 1 colour' if number == 1 else f'are {number} colours'}."
+        return Asked(
+            expand(rng.choice(phrases.COUNT_COLOURS), rng), answer, {"kind": "count", "of": "colours", "count": number}
+        )
     ref = some_ref(rng, view, missing=0.13)
     thing = plural(spoken(rng, ref))
     if view.scene.lettering is not None and ref[1] is None:

@@ -27,9 +27,9 @@ DRAWING_WEIGHTS = {
     "colour": 9,
     "shape": 9,
     "where": 11,
-    "compare": 14,
+    "compare": 30,
     "exists": 7,
-    "relation": 14,
+    "relation": 18,
     "follow-up": 12,
     "read": 2,
     "about": 0.5,
@@ -128,10 +128,10 @@ def _samples_of(rng: random.Random, task: str, fonts_dir: str | None) -> Sample 
 
 
 def _drawing(rng: random.Random) -> Scene:
-    """Any picture; a third of them of the few, different shapes that relations and sizes can be asked about."""
-    if rng.random() < 0.67:
+    """Any picture; well over a third of them of the few, different shapes that relations and sizes can be asked about."""
+    if rng.random() < 0.62:
         return compose(rng)
-    return compose(rng, rng.choice((2, 2, 3, 3, 4)), contrast=rng.random() < 0.6)
+    return compose(rng, rng.choice((2, 2, 3, 3, 4)), contrast=rng.random() < 0.65)
 
 
 def _about_scene(rng: random.Random, task: str, view: View, images: tuple[Image.Image, ...] | None) -> Sample | None:

@@ -1,6 +1,7 @@
 """What can be said of a scene beyond doubt: who matches a name, who stands where, who is bigger."""
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
 
@@ -91,9 +92,9 @@ class View:
         gaps = [b.x - a.x for a, b in pairwise(ordered)]
         return ordered if all(gap > 0.06 * self.scene.width for gap in gaps) else None
 
-    def by_zone(self) -> list[tuple[Shape, str]] | None:
-        """All shapes with their zones in reading order, if each has a zone of its own."""
-        pairs = [(shape, self.zone_of(shape)) for shape in self.shapes]
+    def by_zone(self, shapes: Sequence[Shape]) -> list[tuple[Shape, str]] | None:
+        """Shapes with their zones in reading order, if each has a zone of its own."""
+        pairs = [(shape, self.zone_of(shape)) for shape in shapes]
         clear = [(shape, zone) for shape, zone in pairs if zone is not None]
         zones = [zone for _, zone in clear]
         if len(clear) < len(pairs) or len(set(zones)) < len(zones):
