@@ -128,7 +128,7 @@ def _samples_of(rng: random.Random, task: str, fonts_dir: str | None) -> Sample 
 
 
 def _drawing(rng: random.Random) -> Scene:
-    """Any picture; well over a third of them of the few, different shapes that relations and sizes can be asked about."""
+    """Any picture; over a third have the few, different shapes that relations and sizes can be asked about."""
     if rng.random() < 0.62:
         return compose(rng)
     return compose(rng, rng.choice((2, 2, 3, 3, 4)), contrast=rng.random() < 0.65)
