@@ -111,7 +111,9 @@ def expand(template: str, rng: random.Random, **slots: str) -> str:
     return re.sub(r" +([?.,!])", r"\1", re.sub(r"  +", " ", template)).strip()
 
 
-_NAMES = frozenset((*COLOURS, *SHAPES, *map(plural, SHAPES), "grey", "left", "right", "above", "below", "bigger"))
+_NAMES = frozenset(
+    (*COLOURS, *SHAPES, *map(plural, SHAPES), "grey", "left", "right", "above", "below", "bigger", "count")
+)
 _OPENINGS = (
     "Please, ",
     "Hey, ",
