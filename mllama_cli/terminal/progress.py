@@ -48,6 +48,8 @@ class DownloadView:
             self._started = self._last_line = time.monotonic()
             if event.done < event.total and not self._terminal.stderr_is_tty:
                 self._say(event, "")
+        if self._first.done >= self._first.total:  # all was here before: nothing to watch
+            return
         if self._terminal.stderr_is_tty:
             self._draw(event)
         elif time.monotonic() - self._last_line >= LINE_EVERY and event.done < event.total:

@@ -44,8 +44,9 @@ def test_lines_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(lines) == 1 + int(10 / progress.LINE_EVERY) - 1
 
 
-def test_a_complete_model_needs_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert shown(monkeypatch, False, 20 * GB) == ""
+@pytest.mark.parametrize("tty", [False, True])
+def test_a_complete_model_shows_nothing(monkeypatch: pytest.MonkeyPatch, tty: bool) -> None:
+    assert shown(monkeypatch, tty, 20 * GB, 20 * GB) == ""
 
 
 def test_a_stalled_line_promises_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
