@@ -2,7 +2,10 @@
 
 import difflib
 import errno
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from mllama_cli.checkpoint.catalog import ALIASES
 from mllama_cli.core.errors import DownloadError, MllamaError, ModelNotFoundError
@@ -125,3 +128,29 @@ def _near(repo: str) -> str:
         alias = ids[near[0]]
         return f"Did you mean {alias} ({ALIASES[alias]})?"
     return f"Known names: {', '.join(ALIASES)}."
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No word from huggingface_hub itself: what matters reaches the user as an error of ours."""
+    import huggingface_hub  # noqa: F401  (sets its logger's level when first imported)
+
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
+def translated(repo: str, revision: str) -> Iterator[None]:
+    """Raise our errors for what goes wrong inside."""
+    try:
+        yield
+    except Exception as error:
+        ours = translate(error, repo, revision)
+        if ours is None:
+            raise
+        raise ours from error

@@ -7,7 +7,7 @@ import typer
 from mllama_cli.cli.options import Debug
 
 if TYPE_CHECKING:
-    from mllama_cli.checkpoint.download import Plan
+    from mllama_cli.checkpoint.hub_plan import Plan
     from mllama_cli.terminal.console import Terminal
 
 
@@ -39,6 +39,7 @@ def download(
         raise ModelNotFoundError(f"{model!r} is no alias and no hub id", _near(model, list(ALIASES)))
 
     from mllama_cli.checkpoint import download as hub
+    from mllama_cli.checkpoint.hub_plan import plan
     from mllama_cli.terminal.console import Terminal
     from mllama_cli.terminal.progress import DownloadView
 
@@ -46,7 +47,7 @@ def download(
     if offline or hub.offline_asked():
         terminal.stdout.write(f"{hub.find_offline(repo, revision)}\n")
         return
-    todo = hub.plan(repo, revision)
+    todo = plan(repo, revision)
     if dry_run:
         _print_plan(terminal, todo)
         return

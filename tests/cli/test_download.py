@@ -306,7 +306,7 @@ def here(user: User, monkeypatch: pytest.MonkeyPatch) -> User:
 
 
 def test_too_small_a_disk_is_said_before_anything_is_fetched(here: User, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mllama_cli.checkpoint.download.free_space", lambda folder: 5_000_000)
+    monkeypatch.setattr("mllama_cli.checkpoint.hub_plan.free_space", lambda folder: 5_000_000)
     assert_fails(run_here("download", NAME), 1, "has 5.0 MB free", "needs 6.0 MB more", "HF_HOME")
     assert not set(SHARDS) & here.hub.fetched()
 
