@@ -43,7 +43,7 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = Non
     """Attention of [B, heads, L, D] queries over [B, kv_heads, S, D] keys in which no row is causal.
 
     The queries of a key head's group become further rows, so keys are neither repeated nor masked by head.
-    ``mask`` is bool [B, 1, L, S]. Returns [B, L, heads * D].
+    ``mask`` is bool [B or 1, 1, L, S]. Returns [B, L, heads * D].
     """
     batch, n_heads, length, dim = q.shape
     kv_heads = k.shape[1]
@@ -56,14 +56,7 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = Non
     return out.transpose(1, 2).flatten(2)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of rows over themselves and what stands before them.
-
-    Without a ``mask`` the queries are all rows there are. With one (bool [B or 1, 1, L, S]) they are any. Shapes as in
-    ``grouped_attention``.
-    """
-    if mask is None:
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
-    else:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of rows over themselves and what stands before them. Shapes as in ``grouped_attention``, S = L."""
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
     return out.transpose(1, 2).flatten(2)

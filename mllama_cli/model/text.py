@@ -49,8 +49,10 @@ class MllamaTextSelfAttention(nn.Module):
         v = heads(self.v_proj(x), self.head_dim)
         if context.cache is not None:
             k, v = context.cache.write(slot, k, v, context.positions)
-        attention = grouped_attention if x.shape[1] == 1 else causal_attention
-        out = attention(q, k, v, context.mask)
+        if x.shape[1] == 1 or context.mask is not None:
+            out = grouped_attention(q, k, v, context.mask)
+        else:
+            out = causal_attention(q, k, v)
         result: Tensor = self.o_proj(out)
         return result
 
@@ -188,8 +190,21 @@ class MllamaTextModel(nn.Module):
         if cache is not None:
             cache.reserve(max(cache.lengths) + length)
             positions = positions + torch.tensor(cache.lengths, device=device)[:, None]
-        cos, sin = rotation(positions, self.frequencies(device))
-        context = SelfAttentionContext(positions, cos, sin, cache, self._mask(cache, positions))
+        return self.run(input_ids, self.context(positions, cache, self._mask(cache, positions)), cross, view)
+
+    def context(self, positions: Tensor, cache: KVCache | None, mask: Tensor | None) -> SelfAttentionContext:
+        """What the self-attention layers need to know about rows at ``positions`` [B or 1, L]."""
+        cos, sin = rotation(positions, self.frequencies(positions.device))
+        return SelfAttentionContext(positions, cos, sin, cache, mask)
+
+    def run(
+        self,
+        input_ids: Tensor,
+        context: SelfAttentionContext,
+        cross: CrossKVCache | None = None,
+        view: CrossView | None = None,
+    ) -> Tensor:
+        """``forward`` with positions and mask of the caller's choice: several short texts packed into one row, say."""
         x = self.embed_tokens(input_ids)
         self_slot = cross_slot = 0
         for layer in self.layers:

@@ -173,6 +173,22 @@ class MllamaVisionModel(nn.Module):
             self._compared = (version, equal)
         return self._compared[1]
 
+    def embed_tiles(self, pixel_values: Tensor, aspect_ratio_ids: Tensor, unused: int = 0) -> Tensor:
+        """Patches, class token and positions: [N, tiles, 3, T, T] -> [N, tiles + unused, tokens, hidden].
+
+        ``unused`` tiles of zero pixels follow the real ones.
+        """
+        n, tiles = pixel_values.shape[:2]
+        side, patch = self.config.image_size // self.config.patch_size, self.config.patch_size
+        # The convolution as a matrix product: its patches do not overlap.
+        cut = pixel_values.reshape(n, tiles, -1, side, patch, side, patch).permute(0, 1, 3, 5, 2, 4, 6)
+        patches = F.linear(cut.flatten(4).flatten(2, 3), self.patch_embedding.weight.flatten(1))
+        x = F.pad(patches, (0, 0, 0, 0, 0, unused))
+        x = x + self.pre_tile_positional_embedding(aspect_ratio_ids, tiles + unused)
+        x = torch.cat((self.class_embedding.expand(n, tiles + unused, 1, -1), x), dim=2)
+        result: Tensor = self.layernorm_pre(x + self.gated_positional_embedding(aspect_ratio_ids, tiles + unused))
+        return result
+
     def forward(self, pixel_values: Tensor, aspect_ratio_ids: Tensor, *, all_tiles: bool = False) -> Tensor:
         """pixel_values [N, tiles, 3, T, T] and aspect ratio ids [N] -> [N, tiles, tokens, hidden * (1 + intermediate)].
 
@@ -189,11 +205,7 @@ class MllamaVisionModel(nn.Module):
         pad = padded - tokens
         real = tiles * tokens
 
-        patches = self.patch_embedding(pixel_values.flatten(0, 1)).flatten(2).transpose(1, 2).unflatten(0, (n, tiles))
-        x = torch.cat((patches, patches.new_zeros(n, computed, tokens - 1, size)), dim=1)
-        x = x + self.pre_tile_positional_embedding(aspect_ratio_ids, every)
-        x = torch.cat((self.class_embedding.expand(n, every, 1, size), x), dim=2)
-        x = self.layernorm_pre(x + self.gated_positional_embedding(aspect_ratio_ids, every))
+        x = self.embed_tiles(pixel_values, aspect_ratio_ids, computed)
 
         # [real tokens | pad tokens of real tiles | unused tiles with their pad tokens]
         x = torch.cat((x[:, :tiles].flatten(1, 2), F.pad(x[:, tiles:], (0, 0, 0, pad)).flatten(1, 2)), dim=1)

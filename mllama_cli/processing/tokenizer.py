@@ -71,7 +71,7 @@ class MllamaTokenizer:
         return ids
 
     def mask(self, text: str, marker: str) -> str:
-        """``text`` with each special token in it hidden behind a placeholder: ``marker``, which text lacks, and a number."""
+        """``text`` with each special token hidden behind a placeholder: ``marker``, which text lacks, and a number."""
         index = {content: str(number) for number, content in enumerate(self.special_ids)}
         return self._special.sub(lambda match: f"{marker}{index[match[0]]};", text)
 
