@@ -16,11 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mllama_cli.sketch.dataset import Shard, render_shard
+from mllama_cli.sketch.dataset import MAX_TILES, Shard, render_shard
+from mllama_cli.sketch.vocabulary import VOCABULARY_SIZE
+
+PICTURES = 2
+"""Pictures that a sample has at most."""
 
 
 class Feed:
-    """Shards of samples, newer and less used ones first. ``batch`` never waits once the first shards are there.
+    """Shards of samples, those used least first. ``batch`` never waits once the first shards are there.
 
     Rendering is what a training run is short of, so a shard serves several times, each time with other questions of
     each group.
@@ -66,8 +70,8 @@ class Feed:
                 raise RuntimeError("every rendering process has ended")
             self._collect(block=1.0)
 
-    def batch(self, shards: int, per_group: int) -> "Batch":
-        """All pictures of ``shards`` shards, with ``per_group`` samples of each group."""
+    def batch(self, shards: int, length: int) -> "Batch":
+        """All pictures of ``shards`` shards, each with as many questions as fill a row of ``length`` tokens."""
         for _ in range(shards):
             if not self._collect():
                 break
@@ -75,7 +79,7 @@ class Feed:
         chosen = sorted(candidates, key=lambda held: held.uses)[:shards]
         for held in chosen:
             held.uses += 1
-        parts = [(held.shard, held.tiles, pick(held.shard, per_group, self._random)) for held in chosen]
+        parts = [(held.shard, held.tiles, pack_rows(held.shard, length, self._random)) for held in chosen]
         return assemble(parts, self._device)
 
     def close(self) -> None:
@@ -119,79 +123,128 @@ def _work(
         out.put((replace(shard, tiles=shard.tiles[:0]), path))
 
 
-def pick(shard: Shard, per_group: int, rng: random.Random) -> NDArray[np.int64]:
-    """Which samples of a shard to take: at most ``per_group`` of those about the same pictures."""
-    order = np.array(rng.sample(range(len(shard)), len(shard)))
-    # Samples without pictures have an empty range; each is a group of its own.
-    key = np.where(shard.image_range[:, 1] > 0, shard.image_range[:, 0], -1 - np.arange(len(shard)))[order]
-    ranked = np.argsort(key, kind="stable")
-    first = np.r_[True, key[ranked][1:] != key[ranked][:-1]]
-    place = np.arange(len(order)) - np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))
-    return np.sort(order[ranked[place < per_group]])
+@dataclass(frozen=True)
+class Rows:
+    """Samples about the same pictures, one after the other in a row of fixed length. All arrays [rows, length] but two.
+
+    Attributes:
+        ids: token ids; answer: whether the id is part of an answer.
+        sample: the sample's place in its shard, -1 for padding; position: the token's place in its own sample.
+        newest: the last picture before the token, counted within its sample; -1 before the first.
+        pictures: [rows, PICTURES] places of the pictures in the shard; -1 for none.
+    """
+
+    ids: NDArray[np.int64]
+    answer: NDArray[np.bool_]
+    sample: NDArray[np.int64]
+    position: NDArray[np.int64]
+    newest: NDArray[np.int64]
+    pictures: NDArray[np.int64]
+
+
+def pack_rows(shard: Shard, length: int, rng: random.Random | None = None) -> Rows:
+    """One row for each group of samples about the same pictures, filled in random order with those that fit.
+
+    Without ``rng`` the rows hold every sample that fits at all: evaluation leaves none out.
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for sample, (first, count) in enumerate(shard.image_range.tolist()):
+        groups.setdefault((first if count else -1, count), []).append(sample)
+    sizes = np.diff(shard.id_start)
+    rows: list[tuple[tuple[int, int], list[int]]] = []
+    for key, samples in groups.items():
+        order = rng.sample(samples, len(samples)) if rng else samples
+        row, used = [], 0
+        for sample in order:
+            if used + sizes[sample] <= length:
+                row.append(sample)
+                used += int(sizes[sample])
+            elif rng is None and sizes[sample] <= length:
+                rows.append((key, row))
+                row, used = [sample], int(sizes[sample])
+        rows.append((key, row))
+    shape = (len(rows), length)
+    result = Rows(
+        ids=np.zeros(shape, np.int64),
+        answer=np.zeros(shape, np.bool_),
+        sample=np.full(shape, -1),
+        position=np.zeros(shape, np.int64),
+        newest=np.full(shape, -1),
+        pictures=np.full((len(rows), PICTURES), -1),
+    )
+    for number, ((first, count), row) in enumerate(rows):
+        result.pictures[number, :count] = np.arange(first, first + count)
+        start = 0
+        for sample in row:
+            stored = slice(shard.id_start[sample], shard.id_start[sample + 1])
+            place = (number, slice(start, start + sizes[sample]))
+            result.ids[place] = shard.ids[stored]
+            result.answer[place] = shard.answer[stored]
+            result.sample[place] = sample
+            result.position[place] = np.arange(sizes[sample])
+            if count:
+                result.newest[place] = np.cumsum(shard.ids[stored] == VOCABULARY_SIZE) - 1
+            start += int(sizes[sample])
+    return result
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples about pictures, on the training device.
+    """Packed rows and their pictures, on the training device.
 
     Attributes:
-        tiles: [tiles, side, side, 3] uint8.
-        tile_start, tile_count, aspect_ratio_id: [images].
-        image_first, image_count: [samples]; a sample's pictures are neighbours.
-        ids: [samples, length], padded at the end; answer: bool [samples, length], true where the id is an answer's.
-        length: [samples].
-        task: [samples].
+        tiles: [tiles, side, side, 3] uint8, of all pictures.
+        tile_index: [pictures, MAX_TILES], each picture's tiles; -1 for unused ones.
+        aspect_ratio_id: [pictures].
+        ids, sample, position, newest: [rows, length] as in ``Rows``; samples are numbered through.
+        answer: bool [rows, length].
+        pictures: [rows, PICTURES], -1 for none.
+        task: [samples], each sample's task, on the host.
     """
 
     tiles: Tensor
-    tile_start: Tensor
-    tile_count: Tensor
+    tile_index: Tensor
     aspect_ratio_id: Tensor
-    image_first: Tensor
-    image_count: Tensor
     ids: Tensor
     answer: Tensor
-    length: NDArray[np.int64]
+    sample: Tensor
+    position: Tensor
+    newest: Tensor
+    pictures: Tensor
     task: NDArray[np.uint8]
 
 
-def assemble(parts: Sequence[tuple[Shard, Tensor, NDArray[np.int64]]], device: torch.device) -> Batch:
-    """Join the chosen samples of some shards. The pictures of samples that were not chosen come along."""
-    tiles, starts, counts, ratios, firsts, numbers, tasks = [], [], [], [], [], [], []
-    texts: list[tuple[NDArray[np.uint16], NDArray[np.bool_]]] = []
-    tile_offset = image_offset = 0
-    for shard, on_device, chosen in parts:
-        tiles.append(on_device)
-        starts.append(shard.tile_start[:-1] + tile_offset)
-        counts.append(np.diff(shard.tile_start))
+def assemble(parts: Sequence[tuple[Shard, Tensor, Rows]], device: torch.device) -> Batch:
+    """Join the rows of some shards, whose tiles are on the device already."""
+    index, ratios, joined, tasks = [], [], [], []
+    tiles = images = samples = 0
+    for shard, on_device, rows in parts:
+        starts, counts = shard.tile_start[:-1, None], np.diff(shard.tile_start)[:, None]
+        slots = np.arange(MAX_TILES)[None]
+        index.append(np.where(slots < counts, starts + slots + tiles, -1))
         ratios.append(shard.aspect_ratio_id)
-        firsts.append(shard.image_range[chosen, 0] + image_offset)
-        numbers.append(shard.image_range[chosen, 1])
-        tasks.append(shard.task[chosen])
-        for sample in chosen:
-            piece = slice(shard.id_start[sample], shard.id_start[sample + 1])
-            texts.append((shard.ids[piece], shard.answer[piece]))
-        tile_offset += len(on_device)
-        image_offset += len(shard.aspect_ratio_id)
-    length = np.array([len(ids) for ids, _ in texts])
-    ids = np.zeros((len(texts), int(length.max())), dtype=np.int64)
-    answer = np.zeros(ids.shape, dtype=np.bool_)
-    for row, (text, said) in enumerate(texts):
-        ids[row, : len(text)] = text
-        answer[row, : len(text)] = said
+        joined.append(
+            replace(
+                rows,
+                sample=np.where(rows.sample >= 0, rows.sample + samples, -1),
+                pictures=np.where(rows.pictures >= 0, rows.pictures + images, -1),
+            )
+        )
+        tasks.append(shard.task)
+        tiles, images, samples = tiles + len(on_device), images + len(shard.aspect_ratio_id), samples + len(shard)
 
-    def send(array: NDArray[Any], dtype: torch.dtype) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device, dtype, non_blocking=True)
+    def send(arrays: Sequence[NDArray[Any]]) -> Tensor:
+        return torch.from_numpy(np.concatenate(arrays)).to(device, non_blocking=True)
 
     return Batch(
-        tiles=torch.cat(tiles),
-        tile_start=send(np.concatenate(starts), torch.long),
-        tile_count=send(np.concatenate(counts), torch.long),
-        aspect_ratio_id=send(np.concatenate(ratios), torch.long),
-        image_first=send(np.concatenate(firsts), torch.long),
-        image_count=send(np.concatenate(numbers), torch.long),
-        ids=send(ids, torch.long),
-        answer=send(answer, torch.bool),
-        length=length,
+        tiles=torch.cat([on_device for _, on_device, _ in parts]),
+        tile_index=send(index).long(),
+        aspect_ratio_id=send(ratios).long(),
+        ids=send([rows.ids for rows in joined]),
+        answer=send([rows.answer for rows in joined]),
+        sample=send([rows.sample for rows in joined]),
+        position=send([rows.position for rows in joined]),
+        newest=send([rows.newest for rows in joined]),
+        pictures=send([rows.pictures for rows in joined]),
         task=np.concatenate(tasks),
     )

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,10 +12,8 @@ from mllama_cli.core.config import ImageProcessorConfig, MllamaConfig
 from mllama_cli.model.cache import CrossKVCache
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.model.visibility import CrossView
-from mllama_cli.sketch.feed import Batch
-
-TOKENS_AT_ONCE = 1 << 16
-"""Text rows of one forward pass: bounds the memory of the cross-attention mask."""
+from mllama_cli.sketch.feed import PICTURES, Batch
+from mllama_cli.sketch.masked_vision import masked_features
 
 
 def new_network(config: MllamaConfig, device: torch.device, seed: int = 0) -> MllamaForConditionalGeneration:
@@ -59,99 +56,66 @@ def pin_unused_tiles(network: MllamaForConditionalGeneration) -> None:
             by_tile[id_, vision.config.tiles(id_) :] = 0
 
 
-def vision_tokens(network: MllamaForConditionalGeneration, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """All pictures' projected tokens [tokens, hidden], where each picture's begin, and how many they are."""
-    weight = network.model.vision_model.patch_embedding.weight
+def vision_tokens(network: MllamaForConditionalGeneration, batch: Batch) -> tuple[Tensor, Tensor]:
+    """All pictures' projected tokens [pictures, 4 * tokens, hidden]; which of them are real [pictures, 4 * tokens]."""
+    tower = network.model.vision_model
+    dtype = tower.patch_embedding.weight.dtype
     settings = ImageProcessorConfig()
-    mean, std = (torch.tensor(v, device=weight.device) for v in (settings.image_mean, settings.image_std))
-    config = network.model.vision_model.config
-    begin = torch.zeros_like(batch.tile_start)
-    pieces, offset = [], 0
-    for count in range(1, config.max_num_tiles + 1):
-        which = (batch.tile_count == count).nonzero()[:, 0]
-        if not len(which):
-            continue
-        places = batch.tile_start[which, None] + torch.arange(count, device=which.device)
-        pixels = ((batch.tiles[places].float() / 255 - mean) / std).to(weight.dtype).permute(0, 1, 4, 2, 3)
-        features = network.model.vision_model(pixels, batch.aspect_ratio_id[which])
-        pieces.append(network.model.multi_modal_projector(features).flatten(0, 2))
-        each = count * config.tokens_per_tile
-        begin[which] = offset + each * torch.arange(len(which), device=which.device)
-        offset += each * len(which)
-    if not pieces:
-        return weight.new_zeros(1, network.config.text_config.hidden_size), begin, batch.tile_count
-    return torch.cat(pieces), begin, batch.tile_count * config.tokens_per_tile
+    mean, std = (torch.tensor(v, device=batch.tiles.device) for v in (settings.image_mean, settings.image_std))
+    used = batch.tile_index >= 0
+    pixels = (batch.tiles[batch.tile_index.clamp_min(0)].float() / 255 - mean) / std
+    pixels = (pixels * used[:, :, None, None, None]).to(dtype).permute(0, 1, 4, 2, 3)
+    features = masked_features(tower, pixels, batch.aspect_ratio_id, used)
+    tokens = network.model.multi_modal_projector(features).flatten(1, 2)
+    real = used[:, :, None].expand(-1, -1, tower.config.tokens_per_tile).flatten(1)
+    return tokens, real
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """For every answer token of a batch: its loss, whether it is the likeliest, and its sample's row."""
+    """For every id of a batch but each row's first: its loss (0 where it is no answer's) and whether it is foreseen.
+
+    Both [rows, length - 1], and so is ``answer``, which says where they count.
+    """
 
     loss: Tensor
     right: Tensor
-    row: Tensor
+    answer: Tensor
+
+    def mean(self) -> Tensor:
+        return self.loss.sum() / self.answer.sum()
 
 
 def predict(network: MllamaForConditionalGeneration, batch: Batch) -> Prediction:
-    """Run a batch. Samples with equally many pictures go together, so that few keys are padding."""
-    tokens, begin, counts = vision_tokens(network, batch)
-    losses, rights, rows = [], [], []
-    numbers = batch.image_count.cpu().numpy()
-    for number in np.unique(np.maximum(numbers, 1)):
-        members = np.flatnonzero(np.maximum(numbers, 1) == number)
-        members = members[np.argsort(batch.length[members])]
-        while len(members):
-            size = max(1, TOKENS_AT_ONCE // int(batch.length[members[-1]]))
-            part, members = members[-size:], members[:-size]
-            loss, right, row = _predict_part(network, batch, part, int(number), tokens, begin, counts)
-            losses.append(loss)
-            rights.append(right)
-            rows.append(row)
-    return Prediction(torch.cat(losses), torch.cat(rights), torch.cat(rows))
-
-
-def _predict_part(
-    network: MllamaForConditionalGeneration,
-    batch: Batch,
-    members: np.ndarray,
-    pictures: int,
-    tokens: Tensor,
-    begin: Tensor,
-    counts: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    chosen = torch.from_numpy(members).to(batch.ids.device)
-    ids = batch.ids[chosen, : int(batch.length[members].max())]
-    answer = batch.answer[chosen, : ids.shape[1]]
-    first, have = batch.image_first[chosen], batch.image_count[chosen]
+    """Run a batch: one call of the vision tower, one of the language model over the packed rows."""
+    text = network.language_model
     cross = view = None
-    if len(begin):
-        # The keys of a sample: its pictures' tokens one after the other, padded at the end.
-        lengths = [torch.where(have > p, counts[(first + p).clamp_max(len(counts) - 1)], 0) for p in range(pictures)]
-        ends = torch.stack(lengths).cumsum(0)
-        place = torch.arange(int(ends[-1].max().clamp_min(1)), device=ids.device)[None]
-        index = torch.zeros(len(ids), place.shape[1], dtype=torch.long, device=ids.device)
-        owner = torch.full_like(index, -1)
-        for p in range(pictures):
-            start = ends[p] - lengths[p]
-            inside = (place >= start[:, None]) & (place < ends[p][:, None])
-            source = begin[(first + p).clamp_max(len(begin) - 1)] - start
-            index = torch.where(inside, source[:, None] + place, index)
-            owner = torch.where(inside, p, owner)
-        # Words stand between the pictures of a message, so a row sees just the newest picture before it.
-        newest = (ids == network.config.image_token_index).cumsum(1) - 1
-        mask = (owner[:, None, :] == newest[:, :, None]) & (newest >= 0)[:, :, None]
-        sees = mask.any(-1)
-        view = CrossView(mask=(mask | ~sees[..., None])[:, None], row_mask=sees[..., None])
-        layers = network.language_model.cross_keys_values(tokens[index])
-        cross = CrossKVCache(layers, [[place.shape[1]]] * len(ids))
-    hidden = network.language_model(ids, None, cross, view)
-    # Row r predicts the id of row r + 1.
-    scored = answer[:, 1:]
-    logits = network.lm_head(hidden[:, :-1][scored]).float()
-    target = ids[:, 1:][scored]
-    loss = F.cross_entropy(logits, target, reduction="none")
-    rows = chosen[:, None].expand_as(scored)[scored]
-    return loss, logits.argmax(-1) == target, rows
+    if len(batch.aspect_ratio_id):
+        tokens, real = vision_tokens(network, batch)
+        # A row's keys: those of its first and of its second picture. A token sees the newest picture before it (in the
+        # chat template words stand between the pictures of a message).
+        layers = []
+        there = batch.pictures >= 0
+        slots = batch.pictures.clamp_min(0)
+        for keys, values in text.cross_keys_values(tokens):
+            both = (torch.cat([t.index_select(0, slots[:, p]) for p in range(PICTURES)], dim=2) for t in (keys, values))
+            layers.append((next(both), next(both)))
+        seen = [
+            (real[slots[:, p]] & there[:, p, None])[:, None, :] & (batch.newest == p)[:, :, None]
+            for p in range(PICTURES)
+        ]
+        mask = torch.cat(seen, dim=-1)
+        sees = batch.newest >= 0
+        view = CrossView(mask=(mask | ~sees[..., None])[:, None], row_mask=sees[..., None].to(tokens.dtype))
+        cross = CrossKVCache(layers, [[mask.shape[-1]]] * len(mask))
+    rows = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+    same = batch.sample[:, :, None] == batch.sample[:, None, :]
+    causal = (same & (rows[:, None] >= rows))[:, None]
+    hidden = text.run(batch.ids, text.context(batch.position, None, causal), cross, view)
+    logits = network.lm_head(hidden[:, :-1]).float()
+    target, answer = batch.ids[:, 1:], batch.answer[:, 1:]
+    loss = F.cross_entropy(logits.flatten(0, 1), target.flatten().clamp_max(logits.shape[-1] - 1), reduction="none")
+    return Prediction(loss.view_as(target) * answer, logits.argmax(-1) == target, answer)
 
 
 class Learner:
@@ -175,10 +139,16 @@ class Learner:
 
     def step(self, batch: Batch, rate: float) -> Tensor:
         """One step at learning rate ``rate``; returns the mean loss, still on the device."""
-        loss = predict(self.network, batch).loss.mean()
+        loss = predict(self.network, batch).mean()
         loss.backward()
+        wide, narrow = [], []
         for master, parameter in zip(self.masters, self.parameters, strict=True):
-            master.grad = parameter.grad.float() if parameter.grad is not None else torch.zeros_like(master)
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+            wide.append(master.grad)
+            narrow.append(parameter.grad if parameter.grad is not None else torch.zeros_like(parameter))
+        torch._foreach_copy_(wide, narrow)
+        for parameter in self.parameters:
             parameter.grad = None
         torch.nn.utils.clip_grad_norm_(self.masters, 1.0)
         for group in self.optimizer.param_groups:

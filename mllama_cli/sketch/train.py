@@ -22,10 +22,13 @@ from mllama_cli.checkpoint.writer import write_checkpoint
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.sketch import shape
 from mllama_cli.sketch.dataset import render_shard
-from mllama_cli.sketch.feed import Feed, assemble
+from mllama_cli.sketch.feed import Feed, assemble, pack_rows
 from mllama_cli.sketch.learner import Learner, new_network, predict
 from mllama_cli.sketch.samples import EVALUATION_SEEDS, TASKS
 from mllama_cli.sketch.vocabulary import write_vocabulary
+
+ROW_LENGTH = 192
+"""Tokens in a row of a batch."""
 
 STATE = ("rest", "exp_avg", "exp_avg_sq")
 
@@ -71,12 +74,12 @@ def accuracy_by_task(
     for first in range(0, groups, 64):
         seed = EVALUATION_SEEDS + (1 << 20) + first
         shard = render_shard(seed, min(64, groups - first), vocabulary, tile_size=tile, group_size=4, fonts_dir=fonts)
-        batch = assemble([(shard, torch.from_numpy(shard.tiles).to(device), np.arange(len(shard)))], device)
+        rows = pack_rows(shard, ROW_LENGTH)
+        batch = assemble([(shard, torch.from_numpy(shard.tiles).to(device), rows)], device)
         prediction = predict(learner.network, batch)
-        whole = torch.ones(len(shard), dtype=torch.bool, device=device)
-        whole[prediction.row[~prediction.right]] = False
-        for task, ok in zip(batch.task, whole.tolist(), strict=True):
-            right.setdefault(int(task), []).append(ok)
+        wrong = batch.sample[:, 1:][prediction.answer & ~prediction.right].unique().tolist()
+        for sample in np.unique(rows.sample[rows.sample >= 0]).tolist():
+            right.setdefault(int(batch.task[sample]), []).append(sample not in wrong)
     return {TASKS[task]: (sum(hits) / len(hits), len(hits)) for task, hits in sorted(right.items())}
 
 
@@ -85,6 +88,8 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     device = torch.device(arguments.device)
+    # cuDNN's attention makes a plan for each new shape, and every batch has a new one.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     config = shape.config(**json.loads(arguments.shape))
     record: dict[str, Any] = {"steps": 0, "seconds": 0.0, "next_seed": 0, "groups": 0, "log": []}
     if arguments.resume:
@@ -153,7 +158,7 @@ def _loop(arguments: argparse.Namespace, learner: Learner, feed: Feed, record: d
         rate = learning_rate(
             record["seconds"] / arguments.total_seconds, record["steps"], arguments.rate, arguments.warmup
         )
-        batch = feed.batch(arguments.shards, arguments.questions)
+        batch = feed.batch(arguments.shards, ROW_LENGTH)
         losses.append(learner.step(batch, rate))
         record["steps"] += 1
 
@@ -180,11 +185,10 @@ def parser() -> argparse.ArgumentParser:
     add("--max-steps", type=int, default=10**9, help="steps of this run at most")
     add("--rate", type=float, default=1.5e-3, help="highest learning rate")
     add("--warmup", type=int, default=300, help="steps of warm-up")
-    add("--workers", type=int, default=14, help="rendering processes")
+    add("--workers", type=int, default=13, help="rendering processes")
     add("--shards", type=int, default=4, help="shards in a batch")
     add("--shard-groups", type=int, default=48, help="groups of samples in a shard")
     add("--questions-rendered", type=int, default=10, help="questions made about each picture")
-    add("--questions", type=int, default=4, help="questions about each picture in a batch")
     add("--keep", type=int, default=6000, help="shards kept for use again")
     add("--evaluate", type=int, default=0, metavar="GROUPS", help="held-out groups to measure at the end")
     add("--shape", default="{}", help="JSON that overrides sizes of the model (see shape.config)")

@@ -1,0 +1,134 @@
+"""The built-in model's training: what it optimizes is what the engine runs, and a run can go on from another."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from mllama_cli.core.config import ImageProcessorConfig, MllamaConfig
+from mllama_cli.core.conversation import Conversation
+from mllama_cli.engine.load import load
+from mllama_cli.engine.sampling import Sampling
+from mllama_cli.sketch import shape, train
+from mllama_cli.sketch.dataset import Shard, render_shard
+from mllama_cli.sketch.feed import assemble, pack_rows
+from mllama_cli.sketch.learner import Learner, new_network, predict
+from mllama_cli.sketch.vocabulary import build_tokenizer, write_vocabulary
+
+TINY = {"tile": 56, "vision_size": 32, "vision_layers": 3, "global_layers": 1, "text_size": 48, "text_inner": 64,
+        "layers": 4, "cross_layers": [1, 3]}  # fmt: skip
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vocabulary")
+    write_vocabulary(folder, build_tokenizer())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shard(vocabulary: Path) -> Shard:
+    return render_shard(100, 24, vocabulary, tile_size=56, group_size=4)
+
+
+def test_training_computes_what_the_network_does(shard: Shard) -> None:
+    network = new_network(MllamaConfig.from_dict(shape.config(**TINY)), CPU)
+    rows = pack_rows(shard, 192)
+    batch = assemble([(shard, torch.from_numpy(shard.tiles), rows)], CPU)
+    with torch.no_grad():
+        prediction = predict(network, batch)
+    counts = np.diff(shard.tile_start)
+    assert len(set(counts)) > 1, "pictures with different numbers of tiles are what this is about"
+    assert set(shard.image_range[:, 1]) == {0, 1, 2}
+    mean, std = (torch.tensor(v) for v in (ImageProcessorConfig().image_mean, ImageProcessorConfig().image_std))
+    for sample in range(len(shard)):
+        ids = torch.from_numpy(shard.ids[shard.id_start[sample] : shard.id_start[sample + 1]].astype(np.int64))
+        said = torch.from_numpy(shard.answer[shard.id_start[sample] : shard.id_start[sample + 1]])[1:]
+        first, count = shard.image_range[sample]
+        pixels = [
+            ((torch.from_numpy(shard.tiles[shard.tile_start[i] : shard.tile_start[i + 1]]) / 255 - mean) / std).permute(
+                0, 3, 1, 2
+            )
+            for i in range(first, first + count)
+        ]
+        ratio_ids = [int(shard.aspect_ratio_id[i]) for i in range(first, first + count)]
+        logits = network(ids[None], pixels, ratio_ids)[0, :-1]
+        expected = F.cross_entropy(logits, ids[1:].clamp_max(logits.shape[-1] - 1), reduction="none")[said]
+        here = (batch.sample[:, 1:] == sample) & prediction.answer
+        torch.testing.assert_close(prediction.loss[here], expected, atol=2e-5, rtol=1e-4)
+
+
+def test_rows_hold_whole_samples_about_the_same_pictures(shard: Shard) -> None:
+    for rng in (None, random.Random(1)):
+        rows = pack_rows(shard, 192, rng)
+        for row in range(len(rows.ids)):
+            for sample in set(rows.sample[row]) - {-1}:
+                here = rows.sample[row] == sample
+                assert here.sum() == shard.id_start[sample + 1] - shard.id_start[sample]
+                assert rows.position[row][here].tolist() == list(range(here.sum()))
+                first, count = shard.image_range[sample]
+                assert [p for p in rows.pictures[row] if p >= 0] == list(range(first, first + count))
+    assert set(np.unique(pack_rows(shard, 192).sample)) - {-1} == set(range(len(shard)))
+
+
+def test_unused_tiles_stay_equal_in_training(shard: Shard) -> None:
+    network = new_network(MllamaConfig.from_dict(shape.config(**TINY)), CPU)
+    learner = Learner(network, torch.float32)
+    batch = assemble([(shard, torch.from_numpy(shard.tiles), pack_rows(shard, 192))], CPU)
+    before = float(predict(network, batch).mean().detach())
+    for _ in range(8):
+        learner.step(batch, 3e-3)
+    assert float(predict(network, batch).mean().detach()) < before - 0.5
+    assert network.model.vision_model.unused_tiles_are_equal()
+
+
+def run(out: Path, vocabulary: Path, *more: str) -> dict[str, object]:
+    arguments = train.parser().parse_args(
+        [str(out), "--device", "cpu", "--workers", "1", "--shards", "1", "--shard-groups", "6", "--max-steps", "3",
+         "--vocabulary", str(vocabulary), "--shape", json.dumps(TINY), "--evaluate", "4", *more]
+    )  # fmt: skip
+    return train.train(arguments)
+
+
+def test_a_run_leaves_a_checkpoint_that_answers_and_a_state_that_goes_on(vocabulary: Path, tmp_path: Path) -> None:
+    first = run(tmp_path / "one", vocabulary)
+    assert first["steps"] == 3
+    second = run(tmp_path / "two", vocabulary, "--resume", str(tmp_path / "one"))
+    assert second["steps"] == 6
+    assert second["next_seed"] > first["next_seed"], "no sample is seen as new twice"
+    assert second["accuracy"]
+    one, two = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
+    assert any(not torch.equal(one[name], two[name]) for name in one)
+    (tmp_path / "model").mkdir()
+    write_vocabulary(tmp_path / "model", build_tokenizer())
+    train.export(tmp_path / "two", tmp_path / "model", TINY)
+    engine = load(tmp_path / "model", device="cpu")
+    assert sum(1 for _ in engine.stream(Conversation.ask("hello"), Sampling(max_tokens=4))) > 1
+
+
+def test_the_state_restores_master_weights_and_moments(shard: Shard) -> None:
+    config = MllamaConfig.from_dict(shape.config(**TINY))
+    batch = assemble([(shard, torch.from_numpy(shard.tiles), pack_rows(shard, 192))], CPU)
+    learner = Learner(new_network(config, CPU), torch.float32)
+    for _ in range(3):
+        learner.step(batch, 1e-3)
+    other = Learner(new_network(config, CPU, seed=1), torch.float32)
+    other.restore(learner.state(), 3)
+    for mine, theirs in zip(learner.masters, other.masters, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+    losses = [float(it.step(batch, 1e-3)) for it in (learner, other)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_the_learning_rate_warms_up_and_falls() -> None:
+    rates = [train.learning_rate(progress, 1000, 1.0, 100) for progress in (0, 0.25, 0.5, 1.0, 2.0)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] == 1.0
+    assert rates[-1] == pytest.approx(0.01)
+    assert train.learning_rate(0, 9, 1.0, 100) == pytest.approx(0.1)
