@@ -34,7 +34,7 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shard(vocabulary: Path) -> Shard:
-    return render_shard(100, 24, vocabulary, tile_size=56, group_size=4)
+    return render_shard(100, 80, vocabulary, tile_size=56, group_size=2)
 
 
 def test_training_computes_what_the_network_does(shard: Shard) -> None:
