@@ -4,12 +4,14 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from mllama_cli.checkpoint.folders import expanded, files_below, is_file, is_folder, subfolders
+from mllama_cli.checkpoint.hub_cache import current_snapshot, repos
+from mllama_cli.checkpoint.weight_files import is_complete
 from mllama_cli.core.errors import CheckpointError, ModelNotFoundError
 
 ALIASES = {
@@ -18,12 +20,18 @@ ALIASES = {
     "90b": "meta-llama/Llama-3.2-90B-Vision-Instruct",
     "90b-base": "meta-llama/Llama-3.2-90B-Vision",
 }
+MODEL_TYPES = ("mllama", "mllama_text_model")
+"""What config.json calls the models that we run: whole ones, and language models without the vision part."""
+
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model on this machine. ``size`` in bytes; ``kind`` words: instruct or base, text-only, quantized."""
+    """A model on this machine. ``size`` in bytes; ``kind`` words: instruct or base, text-only, quantized.
+
+    ``revision`` is the commit of a downloaded model, empty for a local one.
+    """
 
     name: str
     path: Path
@@ -32,6 +40,7 @@ class ModelEntry:
     modified: datetime
     where: Literal["local", "hub cache"]
     complete: bool = True
+    revision: str = ""
 
 
 def models_folder() -> Path:
@@ -44,14 +53,6 @@ def models_folder() -> Path:
     return Path(platformdirs.user_data_dir("mllama", appauthor=False)) / "models"
 
 
-def hub_cache() -> Path:
-    """The Hugging Face cache, found as huggingface_hub finds it."""
-    if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(cache).expanduser()
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(home).expanduser() / "hub"
-
-
 def hub_id(name: str) -> str | None:
     """The hub id that an alias stands for, or ``name`` itself where it has the form of one."""
     return ALIASES.get(name.lower()) or (name if _HUB_ID.fullmatch(name) else None)
@@ -62,18 +63,25 @@ def resolve(name: str) -> Path:
 
     Raises CheckpointError for a folder that is no checkpoint, ModelNotFoundError where nothing has that name.
     """
-    folder = Path(name).expanduser()
-    if name and folder.is_dir():
-        if not (folder / "config.json").is_file():
+    folder = expanded(name)
+    if name and is_folder(folder):
+        if not is_file(folder / "config.json"):
             raise CheckpointError(f"{name} is a folder without config.json, so it is no model", "Check the path.")
         return folder
-    local = models_folder() / name
-    if name and "/" not in name and (local / "config.json").is_file():
+    if (local := local_model(name)) is not None and is_file(local / "config.json"):
         return local
     repo = hub_id(name)
-    if repo is not None and (snapshot := _snapshot(repo)) is not None:
+    if repo is not None and (snapshot := current_snapshot(repo)) is not None:
         return snapshot
+    if is_file(folder):
+        raise ModelNotFoundError(f"{name} is a file, and a model is a folder", "Name the folder that holds it.")
     raise _unknown(name, repo)
+
+
+def local_model(name: str) -> Path | None:
+    """The folder of a local model, sound or not; None where there is none of that name."""
+    folder = models_folder() / name
+    return folder if name not in ("", ".", "..") and "/" not in name and is_folder(folder) else None
 
 
 def default_model() -> Path:
@@ -93,36 +101,17 @@ def default_model() -> Path:
 
 def installed() -> list[ModelEntry]:
     """All models on this machine, local ones first, by name."""
-    local = [_entry(folder.name, folder, "local") for folder in _subfolders(models_folder()) if _is_mllama(folder)]
-    hub = []
-    for folder in _subfolders(hub_cache()):
-        if folder.name.startswith("models--"):
-            repo = folder.name.removeprefix("models--").replace("--", "/")
-            snapshot = _snapshot(repo)
-            if snapshot is not None and _is_mllama(snapshot):
-                hub.append(_entry(repo, snapshot, "hub cache"))
+    local = [_entry(folder.name, folder, "local") for folder in subfolders(models_folder()) if is_mllama(folder)]
+    hub = [
+        _entry(repo, snapshot, "hub cache", snapshot.name)
+        for repo in repos()
+        if (snapshot := current_snapshot(repo)) is not None and is_mllama(snapshot)
+    ]
     return [*local, *hub]
 
 
-def repo_folder(repo: str) -> Path:
-    """Where the Hugging Face cache keeps a repository."""
-    return hub_cache() / ("models--" + repo.replace("/", "--"))
-
-
-def _snapshot(repo: str) -> Path | None:
-    """The snapshot that ``main`` points to, else the newest one; None where the cache has none with a config.json."""
-    folder = repo_folder(repo)
-    reference = folder / "refs" / "main"
-    if reference.is_file():
-        snapshot = folder / "snapshots" / reference.read_text().strip()
-        if (snapshot / "config.json").is_file():
-            return snapshot
-    snapshots = [s for s in _subfolders(folder / "snapshots") if (s / "config.json").is_file()]
-    return max(snapshots, key=lambda s: s.stat().st_mtime, default=None)
-
-
-def _entry(name: str, folder: Path, where: Literal["local", "hub cache"]) -> ModelEntry:
-    files = [file for file in folder.rglob("*") if file.is_file()]
+def _entry(name: str, folder: Path, where: Literal["local", "hub cache"], revision: str = "") -> ModelEntry:
+    files = list(files_below(folder))
     return ModelEntry(
         name=name,
         path=folder,
@@ -131,12 +120,13 @@ def _entry(name: str, folder: Path, where: Literal["local", "hub cache"]) -> Mod
         modified=datetime.fromtimestamp(max((file.stat().st_mtime for file in files), default=0)),
         where=where,
         complete=is_complete(folder),
+        revision=revision,
     )
 
 
 def kind(folder: Path) -> str:
     """instruct or base (has it a chat template?), and text-only and quantized where that is so."""
-    config = _config(folder)
+    config = config_of(folder)
     words = ["instruct" if _has_template(folder) else "base"]
     if config.get("model_type") == "mllama_text_model":
         words.append("text-only")
@@ -145,20 +135,8 @@ def kind(folder: Path) -> str:
     return ", ".join(words)
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether every weight file that the index names is there."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return (folder / "model.safetensors").is_file()
-    try:
-        files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-    return all((folder / file).is_file() for file in files)
-
-
 def _has_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+    if is_file(folder / "chat_template.jinja") or is_file(folder / "chat_template.json"):
         return True
     try:
         return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
@@ -166,31 +144,33 @@ def _has_template(folder: Path) -> bool:
         return False
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def config_of(folder: Path) -> dict[str, Any]:
+    """What config.json says; nothing where it is missing or damaged."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
 
 
-def _is_mllama(folder: Path) -> bool:
-    return _config(folder).get("model_type") in ("mllama", "mllama_text_model")
-
-
-def _subfolders(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
-        yield from sorted((entry for entry in folder.iterdir() if entry.is_dir()), key=lambda entry: entry.name.lower())
+def is_mllama(folder: Path) -> bool:
+    """Whether the folder's config.json says that this is a model of ours, with or without its vision part."""
+    return config_of(folder).get("model_type") in MODEL_TYPES
 
 
 def _unknown(name: str, repo: str | None) -> ModelNotFoundError:
+    here = [entry.name for entry in installed()]
     if repo is not None and not name.startswith((".", "/", "~")):
         what = f"{name} ({repo})" if repo != name else name
+        # Long ids differ little from one another: only a slip of a letter or two is taken for one.
+        near = [] if repo != name else difflib.get_close_matches(name, [*here, *ALIASES.values()], n=1, cutoff=0.9)
+        meant = f"Did you mean {near[0]}? Else get" if near else "Get"
         return ModelNotFoundError(
-            f"Model {what} is not on this machine", f"Get it with `mllama download {name}`: nothing is fetched unasked."
+            f"Model {what} is not on this machine",
+            f"{meant} it with `mllama download {name}`: nothing is fetched unasked.",
         )
-    known = [*(entry.name for entry in installed()), *ALIASES]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    known = [*here, *ALIASES]
+    near = difflib.get_close_matches(name.lower()[:200], known, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known names: {', '.join(known)}."
     return ModelNotFoundError(
         f"There is no model or folder called {name!r}", f"{hint} `mllama list` shows what is here."

@@ -6,10 +6,11 @@ from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Queue
 
-from mllama_cli.checkpoint.catalog import hub_cache, is_complete, repo_folder
+from mllama_cli.checkpoint.hub_cache import hub_cache, repo_folder, snapshot
 from mllama_cli.checkpoint.hub_errors import quiet, translated
 from mllama_cli.checkpoint.hub_plan import HubFile, NoBar, Plan
 from mllama_cli.checkpoint.transfer import SHA256, Transfer
+from mllama_cli.checkpoint.weight_files import is_complete
 from mllama_cli.core.errors import DownloadError, ModelNotFoundError
 from mllama_cli.core.events import DownloadProgress
 
@@ -27,7 +28,7 @@ def offline_asked() -> bool:
 
 def find_offline(repo: str, revision: str = "main") -> Path:
     """The model's folder in the cache, without a look at the network. Raises where it is not whole."""
-    folder = _snapshot(repo, revision)
+    folder = snapshot(repo, revision)
     get = "Run the same command online (without --offline and HF_HUB_OFFLINE) to get it."
     if folder is None:
         of = "" if revision == "main" else f" in revision {revision!r}"
@@ -140,14 +141,6 @@ class _Counter:
     def event(self) -> DownloadProgress:
         with self._lock:
             return DownloadProgress(min(self._done, self._total), self._total, self._file)
-
-
-def _snapshot(repo: str, revision: str) -> Path | None:
-    folder = repo_folder(repo)
-    reference = folder / "refs" / revision
-    commit = reference.read_text().strip() if reference.is_file() else revision
-    snapshot = folder / "snapshots" / commit
-    return snapshot if (snapshot / "config.json").is_file() else None
 
 
 def _gb(count: int) -> str:

@@ -47,6 +47,10 @@ def translate(error: Exception, repo: str, revision: str) -> MllamaError | None:
         return _refusal(error, repo, revision)
     if isinstance(error, client_error()):
         return _unreachable(error)
+    if isinstance(error, UnicodeEncodeError):
+        return DownloadError(
+            "The token holds a character that no token has", "Look at HF_TOKEN, or `hf auth login` anew."
+        )
     if isinstance(error, (errors.FileMetadataError, ValueError)):
         return DownloadError(
             f"{hub_url()} does not answer as a Hugging Face hub does", "Check HF_ENDPOINT, proxy and firewall."
@@ -80,6 +84,8 @@ def _refusal(error: Exception, repo: str, revision: str) -> MllamaError:
         return ModelNotFoundError(
             f"{repo} has no revision {revision!r}", f"Branches, tags and commits are listed at {page}/commits."
         )
+    if status == 401 and not has_token:
+        return DownloadError(f"The hub gives {repo} only to people who are logged in ({status})", f"First {LOG_IN}.")
     if status == 401:
         return DownloadError(f"The hub refuses your token ({status})", f"It may have expired: {LOG_IN}.")
     if status == 403:
@@ -96,6 +102,8 @@ def _refusal(error: Exception, repo: str, revision: str) -> MllamaError:
 
 def _unreachable(error: Exception) -> DownloadError:
     kind = type(error).__name__
+    if kind in ("UnsupportedProtocol", "InvalidURL"):
+        return DownloadError(f"{hub_url()!r} is no web address", "Unset HF_ENDPOINT, or begin it with https://.")
     if "Timeout" in kind and "Connect" not in kind:
         return DownloadError(f"{hub_url()} stopped answering", AGAIN)
     if "Connect" in kind or "Proxy" in kind:

@@ -1,6 +1,5 @@
 """What belongs to a model on the hub, and what of it is here already."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -10,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mllama_cli import __version__
-from mllama_cli.checkpoint.catalog import hub_cache, repo_folder
+from mllama_cli.checkpoint.catalog import MODEL_TYPES
+from mllama_cli.checkpoint.hub_cache import hub_cache, repo_folder
 from mllama_cli.checkpoint.hub_errors import hub_url, quiet, translated
-from mllama_cli.core.errors import DownloadError
+from mllama_cli.checkpoint.weight_files import INDEX, SINGLE, index_names
+from mllama_cli.core.errors import CheckpointError, DownloadError
+from mllama_cli.core.json_file import read_json
 
-INDEX = "model.safetensors.index.json"
 BESIDE_WEIGHTS = (
     "config.json", INDEX, "generation_config.json", "preprocessor_config.json", "processor_config.json",
     "tokenizer*", "special_tokens_map.json", "chat_template*", "LICENSE*", "USE_POLICY*", "README.md",
@@ -79,13 +80,13 @@ def _plan(repo: str, revision: str) -> Plan:
     # A look before 20 GB are fetched; this is also where a gated repository says no.
     config = _read_json(repo, commit, "config.json") if "config.json" in listing else {}
     kind = config.get("model_type")
-    if kind not in ("mllama", "mllama_text_model"):
+    if kind not in MODEL_TYPES:
         what = f"its config.json says {kind!r}" if kind else "it has no config.json that says so"
         raise DownloadError(
             f"{repo} is no Llama 3.2 Vision (mllama) model: {what}", "Name one that transformers loads as mllama."
         )
     weights = _weights(repo, commit, set(listing))
-    beside = [name for name in listing if any(fnmatch(name, p) for p in BESIDE_WEIGHTS) and "/" not in name]
+    beside = [name for name in listing if beside_weights(name)]
     folder = repo_folder(repo)
     files = []
     for name in [*sorted(beside), *sorted(weights)]:
@@ -97,14 +98,17 @@ def _plan(repo: str, revision: str) -> Plan:
     return Plan(repo, revision, commit, folder / "snapshots" / commit, tuple(files), free_space(hub_cache()))
 
 
+def beside_weights(name: str) -> bool:
+    """Whether a model needs this file beside its weights."""
+    return "/" not in name and any(fnmatch(name, pattern) for pattern in BESIDE_WEIGHTS)
+
+
 def _weights(repo: str, commit: str, names: set[str]) -> set[str]:
     """The weight files that a reader opens: those that the index names, else model.safetensors."""
+    wanted = {SINGLE}
     if INDEX in names:
-        shards = _read_json(repo, commit, INDEX).get("weight_map")
-        wanted = set(shards.values()) if isinstance(shards, dict) else set()
-    else:
-        wanted = {"model.safetensors"}
-    if not wanted or not any(name.endswith(".safetensors") for name in names):
+        wanted = set(index_names(_read_json(repo, commit, INDEX), f"{repo}: {INDEX}"))
+    if not any(name.endswith(".safetensors") for name in names):
         raise DownloadError(
             f"{repo} has no weights in safetensors format", "Look for a repository of the model that has *.safetensors."
         )
@@ -123,8 +127,13 @@ def _read_json(repo: str, commit: str, name: str) -> dict[str, Any]:
             if cached.is_file()
             else Path(hf_hub_download(repo, name, revision=commit, cache_dir=scratch, tqdm_class=NoBar))
         )
-        data = json.loads(path.read_text(encoding="utf-8"))
-    return data if isinstance(data, dict) else {}
+        try:
+            return read_json(path)
+        except CheckpointError as error:
+            raise DownloadError(
+                f"{name} of {repo} is not valid JSON",
+                f"If it is sound at {hub_url()}/{repo}, run `mllama rm {repo}` and download it again.",
+            ) from error
 
 
 def _bytes_here(folder: Path, commit: str, name: str, etag: str, size: int) -> int:

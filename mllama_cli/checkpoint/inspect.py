@@ -8,8 +8,8 @@ from typing import Any
 from mllama_cli.checkpoint.catalog import kind
 from mllama_cli.checkpoint.names import canonical
 from mllama_cli.checkpoint.safetensors_header import read_header
+from mllama_cli.checkpoint.weight_files import weight_files
 from mllama_cli.core.config import GenerationConfig, MllamaConfig
-from mllama_cli.core.errors import CheckpointError
 from mllama_cli.core.json_file import read_json
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
@@ -45,22 +45,18 @@ class Inspection:
 
 
 def inspect(folder: Path) -> Inspection:
-    """Read the configs and headers of a checkpoint folder. Raises CheckpointError where they are damaged."""
+    """Read the configs and headers of a checkpoint folder. CheckpointError where they are damaged or not all there."""
     raw = read_json(folder / "config.json")
     config = MllamaConfig.from_dict(raw)
     generation = folder / "generation_config.json"
     parameters = dict.fromkeys(PARTS, 0)
     stored: dict[str, int] = {}
     size = 0
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         size += file.stat().st_size
         for name, info in read_header(file).items():
             parameters[_part(canonical(name), config)] += info.elements
             stored[info.dtype] = stored.get(info.dtype, 0) + info.elements
-    if not stored:
-        raise CheckpointError(
-            f"{folder} has no safetensors weights", "The download is not complete, or not in a format read."
-        )
     return Inspection(
         path=folder,
         kind=kind(folder),
@@ -80,7 +76,9 @@ def _part(name: str, config: MllamaConfig) -> str:
     if name.startswith("model.multi_modal_projector."):
         return "projector"
     layer = name.partition(".layers.")[2].partition(".")[0]
-    return "cross-attention" if layer and int(layer) in config.text_config.cross_attention_layers else "text"
+    return (
+        "cross-attention" if layer.isdecimal() and int(layer) in config.text_config.cross_attention_layers else "text"
+    )
 
 
 def _license(folder: Path) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from mllama_cli.core.errors import CheckpointError
 
 MAX_HEADER = 100 * 2**20
+_LFS_POINTER = b"version https://git-lfs"
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
     "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64,
@@ -41,13 +42,19 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            first = file.read(8)
+            length = int.from_bytes(first, "little")
+            if first == _LFS_POINTER[:8] and file.read(len(_LFS_POINTER) - 8) == _LFS_POINTER[8:]:
+                raise CheckpointError(
+                    f"{path} is a Git LFS pointer: git fetched the name of the weights, not the weights",
+                    "Run `git lfs pull` in that folder, or get the model with `mllama download`.",
+                )
             if size < 8 or length > min(MAX_HEADER, size - 8):
                 raise _damaged(path, "its header is cut short")
             header = json.loads(file.read(length))
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}", "Check the file and its rights.") from error
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, "its header is not valid JSON") from error
     if not isinstance(header, dict):
         raise _damaged(path, "its header is no JSON object")
@@ -57,11 +64,11 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 def _tensor(path: Path, name: str, entry: Any, begin: int, size: int) -> TensorInfo:
     try:
-        dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
-        start, end = (int(n) for n in entry["data_offsets"])
+        dtype, shape = str(entry["dtype"]), tuple(entry["shape"])
+        start, end = entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
         raise _damaged(path, f"its entry for {name} cannot be read") from error
-    if not 0 <= start <= end or any(n < 0 for n in shape):
+    if any(type(n) is not int or n < 0 for n in (*shape, start, end)) or start > end:
         raise _damaged(path, f"its entry for {name} makes no sense")
     if dtype in BITS and math.prod(shape) * BITS[dtype] != (end - start) * 8:
         raise _damaged(path, f"the size of {name} does not fit its shape")

@@ -32,6 +32,7 @@ def list_models(as_json: AsJson = False, debug: Debug = False) -> None:
                     "kind": entry.kind,
                     "modified": entry.modified.isoformat(timespec="seconds"),
                     "where": entry.where,
+                    "revision": entry.revision,
                     "complete": entry.complete,
                     "path": str(entry.path),
                 }
@@ -43,12 +44,17 @@ def list_models(as_json: AsJson = False, debug: Debug = False) -> None:
         terminal.note("There is no model on this machine yet. Get one with `mllama download 11b`.")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("NAME", "SIZE", "KIND", "DATE", "WHERE"):
-        table.add_column(heading, justify="right" if heading == "SIZE" else "left", no_wrap=True)
+    # A name is there to be copied: on a narrow screen the kind gives way.
+    table.add_column("NAME", no_wrap=True, min_width=max(len(entry.name) for entry in entries))
+    table.add_column("SIZE", no_wrap=True, justify="right")
+    table.add_column("KIND")
+    table.add_column("DATE", no_wrap=True)
+    table.add_column("WHERE", no_wrap=True)
     for entry in entries:
         unfinished = "" if entry.complete else ", incomplete"
-        date = f"{entry.modified:%Y-%m-%d %H:%M}"
-        table.add_row(entry.name, human_size(entry.size), entry.kind + unfinished, date, entry.where)
+        date = f"{entry.modified:%Y-%m-%d}"
+        where = entry.where.removesuffix(" cache")
+        table.add_row(entry.name, human_size(entry.size), entry.kind + unfinished, date, where)
     terminal.out.print(table)
 
 
@@ -98,7 +104,8 @@ def remove(
     from mllama_cli.terminal.console import Terminal
 
     terminal = Terminal()
-    plans = [plan_removal(name) for name in names]  # all names are checked before anything is deleted
+    # All names are checked before anything is deleted; an alias and its hub id are one model.
+    plans = list(dict.fromkeys(plan_removal(name) for name in names))
     if not yes and not terminal.stdin_is_tty:
         raise UsageError("rm asks before it deletes, but there is no terminal to ask on", "Add --yes.")
     for plan in plans:

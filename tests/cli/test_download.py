@@ -216,6 +216,17 @@ def test_token_goes_to_the_hub_and_not_to_the_content_network(user: User) -> Non
     assert "hf_secret" not in result.out + result.err
 
 
+def test_private_model_asks_for_a_login_and_blames_no_token(user: User) -> None:
+    user.hub.repos[NAME].token = "hf_secret"
+    result = user.run(NAME)
+    assert_fails(result, 1, "logged in (401)", "hf auth login", "HF_TOKEN")
+    assert "refuses your token" not in result.err
+
+
+def test_token_with_a_character_that_no_header_can_hold(user: User) -> None:
+    assert_fails(user.run(NAME, HF_TOKEN="hf_tök"), 1, "character that no token has", "HF_TOKEN")
+
+
 def test_gated_model_says_where_to_ask_and_how_to_log_in(user: User) -> None:
     user.hub.repos[NAME].gated = True
     page = f"{user.hub.url}/{NAME}"
@@ -269,6 +280,25 @@ def test_repository_without_safetensors(user: User) -> None:
 def test_repository_that_lacks_a_shard(user: User) -> None:
     del user.hub.repos[NAME].files[SHARDS[1]]
     assert_fails(user.run(NAME), 1, f"lacks {SHARDS[1]}")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.json", b"{", "config.json of someone/Pictures-11B is not valid JSON"),
+        ("model.safetensors.index.json", b"<html>", "index.json of someone/Pictures-11B is not valid JSON"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": ["x"]}}', "names no weights"),
+        ("model.safetensors.index.json", b"{}", "names no weights"),
+    ],
+)
+def test_damaged_files_on_the_hub(user: User, name: str, content: bytes, words: str) -> None:
+    user.hub.repos[NAME].files[name] = content
+    assert_fails(user.run(NAME), 1, words)
+    assert not user.cache.exists()
+
+
+def test_endpoint_that_is_no_address(user: User) -> None:
+    assert_fails(user.run(NAME, HF_ENDPOINT="hub.example"), 1, "'hub.example' is no web address", "HF_ENDPOINT")
 
 
 def test_nobody_listens(user: User) -> None:

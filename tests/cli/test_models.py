@@ -171,3 +171,104 @@ def test_rm_never_touches_a_folder_of_the_users(tmp_path: Path) -> None:
         result = run_here("rm", "-y", name)
         assert result.code in (1, 2)
         assert (folder / "config.json").is_file()
+
+
+def test_rm_leaves_models_of_other_programs_in_the_cache(tmp_path: Path) -> None:
+    for repo, name, content in (
+        ("google/bert", "config.json", b'{"model_type": "bert"}'),
+        ("someone/other-GGUF", "model.gguf", b"GGUF"),
+    ):
+        snapshot = tmp_path / "hub" / ("models--" + repo.replace("/", "--")) / "snapshots" / "abc"
+        snapshot.mkdir(parents=True)
+        (snapshot / name).write_bytes(content)
+        result = run_here("rm", "-y", repo)
+        assert result.code == 1
+        assert "no mllama model" in result.err
+        assert (snapshot / name).is_file()
+
+
+def test_rm_deletes_the_beginning_of_a_download(tmp_path: Path) -> None:
+    folder = tmp_path / "hub" / "models--someone--half"
+    (folder / "blobs").mkdir(parents=True)
+    (folder / "blobs" / "aa.incomplete").write_bytes(bytes(5_000))
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    (folder / "snapshots" / "abc" / "LICENSE.txt").write_text("Free.")
+    result = run_here("rm", "-y", "someone/half")
+    assert result.code == 0
+    assert "5.0 kB freed" in result.err
+    assert not folder.exists()
+
+
+def test_rm_means_the_model_that_show_means(home: Path, tmp_path: Path) -> None:
+    """A folder comes before an alias, so `rm 11b` beside a folder 11b must not delete the downloaded model."""
+    downloaded = cached(tmp_path, "meta-llama/Llama-3.2-11B-Vision-Instruct")
+    folder = make_checkpoint(tmp_path / "11b")
+    result = run_here("rm", "-y", "11b")
+    assert result.code == 1
+    assert "another folder" in result.err
+    assert downloaded.is_dir()
+    assert folder.is_dir()
+
+
+def test_rm_takes_the_path_that_download_and_show_print(home: Path, tmp_path: Path) -> None:
+    folder = cached(tmp_path, "someone/model")
+    mine = local(home, "mine")
+    assert run_here("rm", "-y", str(folder / "snapshots" / "abc123"), str(mine)).code == 0
+    assert not folder.exists()
+    assert not mine.exists()
+
+
+def test_rm_of_a_link_leaves_what_it_leads_to(home: Path, tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "elsewhere")
+    local(home, "mine")
+    link = home / "models" / "linked"
+    link.symlink_to(folder)
+    for name in ("linked", str(link)):
+        assert run_here("rm", "-y", name).code == 0
+        assert not link.is_symlink()
+        assert (folder / "model.safetensors").is_file()
+        link.symlink_to(folder)
+
+
+def test_rm_of_one_model_by_two_names_deletes_it_once(tmp_path: Path) -> None:
+    cached(tmp_path, "meta-llama/Llama-3.2-11B-Vision")
+    result = run_here("rm", "-y", "11b-base", "meta-llama/Llama-3.2-11B-Vision")
+    assert result.code == 0
+    assert result.err.count("Deleted") == 1
+
+
+def test_rm_of_dots_within_our_place_deletes_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = local(home, "mine")
+    monkeypatch.chdir(home / "models")
+    for name in (".", "..", "mine/..", "../models", "./mine/../../models"):
+        assert run_here("rm", "-y", name).code in (1, 2), name
+        assert folder.is_dir(), name
+
+
+def test_show_counts_each_weight_once(home: Path) -> None:
+    """Releases carry consolidated.safetensors beside the weights that are loaded: the same once more."""
+    folder = local(home, "mine")
+    once = json.loads(run_here("show", "mine", "--json").out)
+    (folder / "consolidated.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    assert json.loads(run_here("show", "mine", "--json").out) == once
+
+
+def test_show_does_not_count_half_a_model(home: Path) -> None:
+    folder = local(home, "mine")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    result = run_here("show", "mine")
+    assert (result.code, result.out) == (1, "")
+    assert "lacks 1 of 2 weight files: model-00002-of-00002.safetensors" in result.err
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": 1}}')
+    assert "names no weights" in run_here("show", "mine").err
+
+
+def test_names_are_whole_on_a_terminal_of_80_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached(tmp_path, "meta-llama/Llama-3.2-11B-Vision-Instruct")
+    monkeypatch.setenv("COLUMNS", "80")
+    line = run_here("list").out.splitlines()[1]
+    assert line.split()[0] == "meta-llama/Llama-3.2-11B-Vision-Instruct"
+    assert "instruct" in line.split()
+    assert len(line) <= 80

@@ -1,0 +1,135 @@
+"""Which models are on this machine, and where: names, places and the rule for the default."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mllama_cli.checkpoint.catalog import default_model, installed, resolve
+from mllama_cli.core.errors import CheckpointError, ModelNotFoundError
+from tests.checkpoints import make_checkpoint
+
+REPO = "meta-llama/Llama-3.2-11B-Vision-Instruct"
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLLAMA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+
+
+def in_cache(tmp_path: Path, commit: str, *, repo: str = REPO, main: bool = False) -> Path:
+    folder = tmp_path / "hub" / ("models--" + repo.replace("/", "--"))
+    if main:
+        (folder / "refs").mkdir(parents=True, exist_ok=True)
+        (folder / "refs" / "main").write_text(commit)
+    return make_checkpoint(folder / "snapshots" / commit)
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {},
+        {"HF_HUB_CACHE": "~/a"},
+        {"HF_HUB_CACHE": "$WEIGHTS/a"},
+        {"HUGGINGFACE_HUB_CACHE": "/old"},
+        {"HUGGINGFACE_HUB_CACHE": "/old", "HF_HUB_CACHE": "/new"},
+        {"HF_HOME": "$WEIGHTS/b"},
+        {"XDG_CACHE_HOME": "/xdg"},
+        {"XDG_CACHE_HOME": "/xdg", "HF_HOME": "~/c"},
+    ],
+    ids=str,
+)
+def test_the_cache_is_where_huggingface_hub_looks_for_it(env: dict[str, str]) -> None:
+    code = (
+        "from mllama_cli.checkpoint.hub_cache import hub_cache\n"
+        "ours = str(hub_cache())\n"
+        "from huggingface_hub import constants\n"
+        "print(ours); print(constants.HF_HUB_CACHE)\n"
+    )
+    places = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
+    clean = {name: value for name, value in os.environ.items() if name not in places}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**clean, "WEIGHTS": "/weights", "HOME": "/home/someone", **env},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    ours, theirs = done.stdout.splitlines()
+    assert ours == theirs
+
+
+def test_listing_imports_nothing_heavy(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "home" / "models" / "mine")
+    code = (
+        "import sys\n"
+        "from mllama_cli.checkpoint.catalog import installed\n"
+        "print([entry.name for entry in installed()])\n"
+        "print([m for m in ('torch', 'huggingface_hub', 'httpx', 'numpy', 'safetensors') if m in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["['mine']", "[]"], "completion of model names would be slow"
+
+
+def test_main_decides_between_commits_and_the_newest_one_where_there_is_no_main(tmp_path: Path) -> None:
+    old = in_cache(tmp_path, "old")
+    new = in_cache(tmp_path, "new")
+    os.utime(old, (1, 1))
+    assert resolve("11b") == new
+    in_cache(tmp_path, "main1", main=True)
+    os.utime(new)
+    assert resolve("11b").name == "main1"
+    assert [(entry.name, entry.revision) for entry in installed()] == [(REPO, "main1")]
+
+
+def test_a_damaged_reference_does_not_hide_the_model(tmp_path: Path) -> None:
+    folder = in_cache(tmp_path, "abc", main=True)
+    (folder.parents[1] / "refs" / "main").write_bytes(b"\xff\xfe")
+    assert resolve(REPO) == folder
+    assert [entry.name for entry in installed()] == [REPO]
+
+
+def test_the_only_model_is_the_default_and_half_ones_do_not_count(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError) as none:
+        default_model()
+    assert "mllama download 11b" in none.value.hint
+    half = in_cache(tmp_path, "abc")
+    (half / "model.safetensors").unlink()
+    mine = make_checkpoint(tmp_path / "home" / "models" / "mine")
+    assert default_model() == mine
+    in_cache(tmp_path, "abc")
+    with pytest.raises(ModelNotFoundError, match=f"mine, {REPO}"):
+        default_model()
+
+
+@pytest.mark.parametrize("name", ["", "..x", "~nobody-of-that-name/model", "a/b/c", "x" * 5000, "ä\n", "/", "."])
+def test_names_of_no_model_are_an_error_and_no_crash(name: str) -> None:
+    with pytest.raises((ModelNotFoundError, CheckpointError)) as caught:
+        resolve(name)
+    assert caught.value.hint
+
+
+def test_a_slip_in_an_id_or_a_name_is_guessed(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError) as by_id:
+        resolve(REPO.replace("Instruct", "Instrct"))
+    assert f"Did you mean {REPO}?" in by_id.value.hint
+    make_checkpoint(tmp_path / "home" / "models" / "sunflower")
+    with pytest.raises(ModelNotFoundError) as by_name:
+        resolve("Sunflowr")
+    assert "Did you mean sunflower?" in by_name.value.hint
+
+
+def test_an_alias_that_is_not_here_says_how_to_get_it() -> None:
+    with pytest.raises(ModelNotFoundError) as caught:
+        resolve("90b-base")
+    assert "`mllama download 90b-base`" in caught.value.hint
+
+
+def test_a_file_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "weights.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelNotFoundError, match="is a file"):
+        resolve("weights.gguf")
