@@ -26,7 +26,7 @@ INPUT = "What to ask"
 
 def chat(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[PROMPT]", help="The question. Piped text comes before it.")
+        list[str] | None, typer.Argument(metavar="PROMPT", help="The question. Piped text comes before it.")
     ] = None,
     image: Annotated[
         list[str] | None,

@@ -55,7 +55,7 @@ RepetitionPenalty = Annotated[
     float | None, typer.Option(help="Above 1 makes repeating a token less likely.", rich_help_panel=SAMPLING)
 ]
 MaxTokens = Annotated[
-    int | None, typer.Option(help="Longest answer, in tokens [default: 2048].", rich_help_panel=SAMPLING)
+    int | None, typer.Option(help="Longest answer, in tokens (default: 2048).", rich_help_panel=SAMPLING)
 ]
 Seed = Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.", rich_help_panel=SAMPLING)]
 Stop = Annotated[
