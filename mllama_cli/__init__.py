@@ -4,11 +4,59 @@ The public names load on first use (PEP 562), so importing the package, and ``ml
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from mllama_cli.core.version import __version__ as __version__
 
-_HOMES: dict[str, str] = {}
+if TYPE_CHECKING:
+    from mllama_cli.core.config import GenerationConfig as GenerationConfig
+    from mllama_cli.core.config import ImageProcessorConfig as ImageProcessorConfig
+    from mllama_cli.core.config import MllamaConfig as MllamaConfig
+    from mllama_cli.core.config import MllamaTextConfig as MllamaTextConfig
+    from mllama_cli.core.config import MllamaVisionConfig as MllamaVisionConfig
+    from mllama_cli.core.conversation import Conversation as Conversation
+    from mllama_cli.core.conversation import ImagePart as ImagePart
+    from mllama_cli.core.conversation import Message as Message
+    from mllama_cli.core.conversation import TextPart as TextPart
+    from mllama_cli.core.errors import MllamaError as MllamaError
+    from mllama_cli.core.events import EncodingImage as EncodingImage
+    from mllama_cli.core.events import GenerationStats as GenerationStats
+    from mllama_cli.core.events import LoadProgress as LoadProgress
+    from mllama_cli.core.events import Notice as Notice
+    from mllama_cli.core.events import ReadingPrompt as ReadingPrompt
+    from mllama_cli.core.events import Token as Token
+    from mllama_cli.engine.batch import Reply as Reply
+    from mllama_cli.engine.load import Engine as Engine
+    from mllama_cli.engine.load import load as load
+    from mllama_cli.engine.sampling import Sampling as Sampling
+    from mllama_cli.engine.session import Session as Session
+    from mllama_cli.model.mllama import MllamaForConditionalGeneration as MllamaForConditionalGeneration
+    from mllama_cli.model.mllama import MllamaModel as MllamaModel
+    from mllama_cli.model.text import MllamaForCausalLM as MllamaForCausalLM
+    from mllama_cli.model.text import MllamaTextModel as MllamaTextModel
+    from mllama_cli.model.vision import MllamaVisionModel as MllamaVisionModel
+    from mllama_cli.processing.image_processor import MllamaImageProcessor as MllamaImageProcessor
+    from mllama_cli.processing.processor import MllamaProcessor as MllamaProcessor
+    from mllama_cli.processing.sources import read_image as read_image
+
+
+_NAMES = {
+    "core.config": "GenerationConfig ImageProcessorConfig MllamaConfig MllamaTextConfig MllamaVisionConfig",
+    "core.conversation": "Conversation ImagePart Message TextPart",
+    "core.errors": "MllamaError",
+    "core.events": "EncodingImage GenerationStats LoadProgress Notice ReadingPrompt Token",
+    "engine.batch": "Reply",
+    "engine.load": "Engine load",
+    "engine.sampling": "Sampling",
+    "engine.session": "Session",
+    "model.mllama": "MllamaForConditionalGeneration MllamaModel",
+    "model.text": "MllamaForCausalLM MllamaTextModel",
+    "model.vision": "MllamaVisionModel",
+    "processing.image_processor": "MllamaImageProcessor",
+    "processing.processor": "MllamaProcessor",
+    "processing.sources": "read_image",
+}
+_HOMES = {name: f"mllama_cli.{home}" for home, names in _NAMES.items() for name in names.split()}
 
 __all__ = ["__version__", *sorted(_HOMES)]
 

@@ -41,11 +41,12 @@ class Stream(TextIOWrapper):
         return buffer.getvalue().decode()
 
 
-def run_here(*arguments: str, stdin: bytes | None = None) -> Result:
-    """The app in this process. ``stdin`` None is a terminal nobody types at; stdout and stderr are pipes."""
+def run_here(*arguments: str, stdin: bytes | None = None, screen: bool = False) -> Result:
+    """The app in this process. ``stdin`` None is a terminal nobody types at; stdout and stderr are pipes, or a
+    terminal of $COLUMNS columns where ``screen`` says so."""
     from mllama_cli.cli.app import app
 
-    streams = Stream(stdin or b"", tty=stdin is None), Stream(), Stream()
+    streams = Stream(stdin or b"", tty=stdin is None), Stream(tty=screen), Stream(tty=screen)
     with pytest.MonkeyPatch.context() as patch:
         for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
             patch.setattr(sys, name, stream)

@@ -8,13 +8,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from mllama_cli import __version__
 from mllama_cli.checkpoint.catalog import MODEL_TYPES
 from mllama_cli.checkpoint.hub_cache import hub_cache, repo_folder
 from mllama_cli.checkpoint.hub_errors import hub_url, quiet, translated
 from mllama_cli.checkpoint.weight_files import INDEX, SINGLE, index_names
 from mllama_cli.core.errors import CheckpointError, DownloadError
 from mllama_cli.core.json_file import read_json
+from mllama_cli.core.version import __version__
 
 BESIDE_WEIGHTS = (
     "config.json", INDEX, "generation_config.json", "preprocessor_config.json", "processor_config.json",

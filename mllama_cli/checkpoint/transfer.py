@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mllama_cli import __version__
 from mllama_cli.checkpoint.hub_errors import client_error
 from mllama_cli.core.errors import DownloadError
+from mllama_cli.core.version import __version__
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 1 << 18

@@ -7,13 +7,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from mllama_cli import __version__
 from mllama_cli.cli.chat import chat
 from mllama_cli.cli.download import download
 from mllama_cli.cli.exit_status import ExitStatus
 from mllama_cli.cli.models import list_models, remove, show
 from mllama_cli.cli.options import DEBUG
 from mllama_cli.core.errors import MllamaError
+from mllama_cli.core.version import __version__
 
 
 class MllamaGroup(TyperGroup):

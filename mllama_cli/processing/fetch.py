@@ -80,13 +80,15 @@ async def _fetch(url: str, name: str, limits: Limits) -> bytes:
 def _client(limits: Limits) -> "httpx.AsyncClient":
     import httpx
 
-    from mllama_cli import __version__
+    from mllama_cli.core.version import __version__
 
     try:
         return httpx.AsyncClient(
             follow_redirects=True,
             max_redirects=_MAX_REDIRECTS,
             timeout=httpx.Timeout(None, connect=limits.connect_seconds),
+            # A redirect on a kept connection that the server closes just then would look like a broken download.
+            limits=httpx.Limits(max_keepalive_connections=0),
             # Uncompressed, so that max_bytes counts what arrives; some servers give pictures only to a named client.
             headers={
                 "User-Agent": f"mllama/{__version__}",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -268,7 +269,19 @@ def test_show_does_not_count_half_a_model(home: Path) -> None:
 def test_names_are_whole_on_a_terminal_of_80_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cached(tmp_path, "meta-llama/Llama-3.2-11B-Vision-Instruct")
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    for screen in (True, False):
+        line = re.sub(r"\x1b\[\d*m", "", run_here("list", screen=screen).out).splitlines()[1]
+        assert line.split()[0] == "meta-llama/Llama-3.2-11B-Vision-Instruct"
+        assert "instruct" in line.split()
+        assert len(line) <= 80
+
+
+def test_a_piped_table_is_never_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "a-very-long-owner-name/" + "model-" * 10
+    cached(tmp_path, name)
+    monkeypatch.setenv("COLUMNS", "40")
     line = run_here("list").out.splitlines()[1]
-    assert line.split()[0] == "meta-llama/Llama-3.2-11B-Vision-Instruct"
-    assert "instruct" in line.split()
-    assert len(line) <= 80
+    assert line.split()[0] == name
+    assert len(line.split()) == len(run_here("list").out.splitlines()[0].split()) + 1
