@@ -1,6 +1,7 @@
 """Small checkpoints with random weights, made on the spot. No gate, norm, bias or table is left at a trivial value."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +160,7 @@ def text_only_config(config: dict[str, Any] | None = None) -> dict[str, Any]:
 
 def write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    make_checkpoint(Path(sys.argv[1]))

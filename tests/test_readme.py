@@ -1,0 +1,53 @@
+"""The README's words about names and the library, held to the code."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import make_checkpoint
+from tests.console import run_here
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_library_in_ten_lines_runs_as_written(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(code.strip().splitlines()) <= 10
+    model = make_checkpoint(tmp_path / "model")
+    (tmp_path / "photo.jpg").write_bytes((ROOT / "tests/data/sideways.jpg").read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace('"11b"', repr(str(model))).replace("seed=1)", "seed=1, max_tokens=9)")],
+        cwd=tmp_path,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"},
+        check=False,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout
+
+
+@pytest.mark.parametrize("option", sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))))
+def test_every_option_that_the_readme_names_exists(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    commands = ("chat", "download", "list", "show", "rm")
+    assert any(re.search(rf"{option}\b", run_here(command, "--help").out) for command in commands)
+
+
+def test_every_file_that_the_readme_names_exists() -> None:
+    named = re.findall(r"`((?:mllama_cli|tests|checkpoint|model|\.ci)/[\w/]+(?:\.py)?)`", README)
+    assert named
+    for path in named:
+        assert (ROOT / path).exists() or (ROOT / "mllama_cli" / path).exists(), path
+
+
+def test_every_exit_code_is_told() -> None:
+    from mllama_cli.cli.exit_status import ExitStatus
+
+    told = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
+    assert {status.value for status in ExitStatus} <= told
