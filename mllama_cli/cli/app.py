@@ -21,7 +21,11 @@ class MllamaGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            if sys.stdout is None:  # `>&-`
+                raise MllamaError("stdout is closed, so the answer has nowhere to go", "Use >/dev/null to drop it.")
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
         except MllamaError as error:
             if ctx.meta.get(DEBUG):
                 raise
@@ -34,9 +38,32 @@ class MllamaGroup(TyperGroup):
                 raise
             raise typer.Exit(ExitStatus.INTERRUPTED) from None
         except BrokenPipeError:
-            # The reader (`| head`) has all it wants: end quietly, and let no flush at exit complain either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # The reader (`| head`) has all it wants: end quietly.
+            _drop_output()
             raise typer.Exit(ExitStatus.DONE) from None
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Outermost, as help and version are printed before a command is invoked."""
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:
+            # A full disk behind stdout, a folder that may not be read: the system's own words say it.
+            if "--debug" in sys.argv:
+                raise
+            from mllama_cli.terminal.console import Terminal
+
+            _drop_output()
+            where = f": {error.filename}" if error.filename else ""
+            Terminal().error(f"{error.strerror or error}{where}", "--debug shows where it happened.")
+            sys.exit(ExitStatus.FAILURE)
+
+
+def _drop_output() -> None:
+    """Let no flush at exit complain once more about what cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 app = typer.Typer(

@@ -123,7 +123,7 @@ def _read_path(path: Path, name: str, limits: Limits, *, expand: bool = True) ->
         shown = name if len(name) <= 200 else f"{name[:100]}... ({len(name)} characters)"
         raise ImageNotFoundError(f"no such picture: {shown}", _near(path)) from error
     if stat.S_ISDIR(status.st_mode):
-        raise ImageNotFoundError(f"{name} is a folder", "Give a picture file, or use `mllama caption` for folders.")
+        raise ImageNotFoundError(f"{name} is a folder", "Give a picture file.")
     # Devices and sockets may never end or may act when opened; a FIFO is what the shell's <(command) gives.
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)):
         raise ImageError(f"{name} is neither a file nor a pipe", "Give a picture file.")

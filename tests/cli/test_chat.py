@@ -353,3 +353,24 @@ def test_a_closed_pipe_ends_quietly() -> None:
     assert err == b""
     assert time.monotonic() - began < 15
     process.stderr.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a device of Linux")
+@pytest.mark.parametrize("command", ["chat --max-tokens 20 hello", "list", "chat --help", "--version"])
+def test_a_full_disk_behind_stdout_is_one_clear_error(command: str) -> None:
+    code, err = with_stdout(command, ">/dev/full")
+    assert (code, err[0]) == (1, "mllama: No space left on device")
+    assert len(err) == 2
+
+
+def test_a_closed_stdout_is_one_clear_error() -> None:
+    code, err = with_stdout("chat --max-tokens 20 hello", ">&-")
+    assert (code, err[0]) == (1, "mllama: stdout is closed, so the answer has nowhere to go")
+    assert len(err) == 2
+
+
+def with_stdout(command: str, redirection: str) -> tuple[int, list[str]]:
+    """Exit code and lines of stderr."""
+    line = f"{SCRIPT} {command} </dev/null {redirection}"
+    done = subprocess.run(line, shell=True, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    return done.returncode, done.stderr.splitlines()

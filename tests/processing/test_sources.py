@@ -120,7 +120,7 @@ def test_a_file_used_as_a_folder(picture: Path) -> None:
 def test_a_folder(tmp_path: Path) -> None:
     error = error_of(tmp_path, ImageNotFoundError)
     assert error.message == f"{tmp_path} is a folder"
-    assert "mllama caption" in error.hint
+    assert error.hint == "Give a picture file."
 
 
 def test_a_dangling_link(tmp_path: Path) -> None:
