@@ -189,17 +189,25 @@ class MllamaVisionModel(nn.Module):
         result: Tensor = self.layernorm_pre(x + self.gated_positional_embedding(aspect_ratio_ids, tiles + unused))
         return result
 
-    def forward(self, pixel_values: Tensor, aspect_ratio_ids: Tensor, *, all_tiles: bool = False) -> Tensor:
+    def forward(
+        self,
+        pixel_values: Tensor,
+        aspect_ratio_ids: Tensor,
+        *,
+        all_tiles: bool = False,
+        equal_unused: bool | None = None,
+    ) -> Tensor:
         """pixel_values [N, tiles, 3, T, T] and aspect ratio ids [N] -> [N, tiles, tokens, hidden * (1 + intermediate)].
 
         All N images have the same number of real tiles. ``all_tiles`` also gives the features of the unused tiles
         (tile count 4 then), which the projector of transformers' model gets too; no text row may attend to them.
+        ``equal_unused`` answers ``unused_tiles_are_equal`` where the caller knows: training keeps them so.
         """
         config = self.config
         n, tiles = pixel_values.shape[:2]
         tokens, padded, size = config.tokens_per_tile, config.padded_tokens_per_tile, config.hidden_size
         unused = config.max_num_tiles - tiles
-        times = unused if self.unused_tiles_are_equal() else 1
+        times = unused if (self.unused_tiles_are_equal() if equal_unused is None else equal_unused) else 1
         computed = unused // times if unused else 0
         every = tiles + computed
         pad = padded - tokens

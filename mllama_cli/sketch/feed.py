@@ -6,21 +6,16 @@ import queue
 import random
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from mllama_cli.sketch.dataset import MAX_TILES, Shard, render_shard
-from mllama_cli.sketch.vocabulary import VOCABULARY_SIZE
-
-PICTURES = 2
-"""Pictures that a sample has at most."""
+from mllama_cli.sketch.dataset import Shard, render_shard
+from mllama_cli.sketch.packing import Batch, Sizes, assemble, pack_rows
 
 
 class Feed:
@@ -48,6 +43,8 @@ class Feed:
         self._shards: list[_Held] = []
         self._keep = keep
         self._device = device
+        self._stream: torch.cuda.Stream | None = None
+        self._sizes: Sizes | None = None
         self._random = random.Random(first_seed)
         # Tiles travel in files in memory: unpickling them would hold up the thread that feeds the GPU.
         memory = Path("/dev/shm")
@@ -70,17 +67,24 @@ class Feed:
                 raise RuntimeError("every rendering process has ended")
             self._collect(block=1.0)
 
-    def batch(self, shards: int, length: int) -> "Batch":
-        """All pictures of ``shards`` shards, each with as many questions as fill a row of ``length`` tokens."""
+    def batch(self, shards: int, length: int) -> Batch:
+        """The pictures of about ``shards`` shards, each with as many questions as fill a row of ``length`` tokens.
+
+        All batches but the first have the same shapes.
+        """
         for _ in range(shards):
             if not self._collect():
                 break
+        shards += self._sizes is not None  # what fills a batch of fixed sizes to the last row
         candidates = self._random.sample(self._shards, min(len(self._shards), 4 * shards))
         chosen = sorted(candidates, key=lambda held: held.uses)[:shards]
         for held in chosen:
             held.uses += 1
         parts = [(held.shard, held.tiles, pack_rows(held.shard, length, self._random)) for held in chosen]
-        return assemble(parts, self._device)
+        batch = assemble(parts, self._device, self._sizes, self._random)
+        if self._sizes is None:
+            self._sizes = Sizes.like(batch)
+        return batch
 
     def close(self) -> None:
         for worker in self._workers:
@@ -92,7 +96,7 @@ class Feed:
             shard, path = self._queue.get(timeout=block) if block else self._queue.get_nowait()
         except queue.Empty:
             return False
-        tiles = torch.from_numpy(np.load(path, mmap_mode="c")).to(self._device, copy=True)
+        tiles = self._upload(torch.from_numpy(np.load(path, mmap_mode="c")))
         Path(path).unlink()
         self._shards.append(_Held(shard, tiles))
         self.rendered += len(np.unique(shard.image_range[:, 0]))
@@ -100,6 +104,19 @@ class Feed:
         if len(self._shards) > self._keep:
             del self._shards[0]
         return True
+
+    def _upload(self, tiles: Tensor) -> Tensor:
+        """On a stream of its own on a GPU: on the training's, the copy would wait for the step that is running."""
+        if self._device.type != "cuda":
+            return tiles.clone()
+        training = torch.cuda.current_stream(self._device)
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self._device)
+        with torch.cuda.stream(self._stream):
+            result = tiles.to(self._device, copy=True)
+        training.wait_stream(self._stream)
+        result.record_stream(training)
+        return result
 
 
 @dataclass
@@ -121,130 +138,3 @@ def _work(
         path = f"{folder}/{seed}.npy"
         np.save(path, shard.tiles)
         out.put((replace(shard, tiles=shard.tiles[:0]), path))
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Samples about the same pictures, one after the other in a row of fixed length. All arrays [rows, length] but two.
-
-    Attributes:
-        ids: token ids; answer: whether the id is part of an answer.
-        sample: the sample's place in its shard, -1 for padding; position: the token's place in its own sample.
-        newest: the last picture before the token, counted within its sample; -1 before the first.
-        pictures: [rows, PICTURES] places of the pictures in the shard; -1 for none.
-    """
-
-    ids: NDArray[np.int64]
-    answer: NDArray[np.bool_]
-    sample: NDArray[np.int64]
-    position: NDArray[np.int64]
-    newest: NDArray[np.int64]
-    pictures: NDArray[np.int64]
-
-
-def pack_rows(shard: Shard, length: int, rng: random.Random | None = None) -> Rows:
-    """One row for each group of samples about the same pictures, filled in random order with those that fit.
-
-    Without ``rng`` the rows hold every sample that fits at all: evaluation leaves none out.
-    """
-    groups: dict[tuple[int, int], list[int]] = {}
-    for sample, (first, count) in enumerate(shard.image_range.tolist()):
-        groups.setdefault((first if count else -1, count), []).append(sample)
-    sizes = np.diff(shard.id_start)
-    rows: list[tuple[tuple[int, int], list[int]]] = []
-    for key, samples in groups.items():
-        order = rng.sample(samples, len(samples)) if rng else samples
-        row, used = [], 0
-        for sample in order:
-            if used + sizes[sample] <= length:
-                row.append(sample)
-                used += int(sizes[sample])
-            elif rng is None and sizes[sample] <= length:
-                rows.append((key, row))
-                row, used = [sample], int(sizes[sample])
-        rows.append((key, row))
-    shape = (len(rows), length)
-    result = Rows(
-        ids=np.zeros(shape, np.int64),
-        answer=np.zeros(shape, np.bool_),
-        sample=np.full(shape, -1),
-        position=np.zeros(shape, np.int64),
-        newest=np.full(shape, -1),
-        pictures=np.full((len(rows), PICTURES), -1),
-    )
-    for number, ((first, count), row) in enumerate(rows):
-        result.pictures[number, :count] = np.arange(first, first + count)
-        start = 0
-        for sample in row:
-            stored = slice(shard.id_start[sample], shard.id_start[sample + 1])
-            place = (number, slice(start, start + sizes[sample]))
-            result.ids[place] = shard.ids[stored]
-            result.answer[place] = shard.answer[stored]
-            result.sample[place] = sample
-            result.position[place] = np.arange(sizes[sample])
-            if count:
-                result.newest[place] = np.cumsum(shard.ids[stored] == VOCABULARY_SIZE) - 1
-            start += int(sizes[sample])
-    return result
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Packed rows and their pictures, on the training device.
-
-    Attributes:
-        tiles: [tiles, side, side, 3] uint8, of all pictures.
-        tile_index: [pictures, MAX_TILES], each picture's tiles; -1 for unused ones.
-        aspect_ratio_id: [pictures].
-        ids, sample, position, newest: [rows, length] as in ``Rows``; samples are numbered through.
-        answer: bool [rows, length].
-        pictures: [rows, PICTURES], -1 for none.
-        task: [samples], each sample's task, on the host.
-    """
-
-    tiles: Tensor
-    tile_index: Tensor
-    aspect_ratio_id: Tensor
-    ids: Tensor
-    answer: Tensor
-    sample: Tensor
-    position: Tensor
-    newest: Tensor
-    pictures: Tensor
-    task: NDArray[np.uint8]
-
-
-def assemble(parts: Sequence[tuple[Shard, Tensor, Rows]], device: torch.device) -> Batch:
-    """Join the rows of some shards, whose tiles are on the device already."""
-    index, ratios, joined, tasks = [], [], [], []
-    tiles = images = samples = 0
-    for shard, on_device, rows in parts:
-        starts, counts = shard.tile_start[:-1, None], np.diff(shard.tile_start)[:, None]
-        slots = np.arange(MAX_TILES)[None]
-        index.append(np.where(slots < counts, starts + slots + tiles, -1))
-        ratios.append(shard.aspect_ratio_id)
-        joined.append(
-            replace(
-                rows,
-                sample=np.where(rows.sample >= 0, rows.sample + samples, -1),
-                pictures=np.where(rows.pictures >= 0, rows.pictures + images, -1),
-            )
-        )
-        tasks.append(shard.task)
-        tiles, images, samples = tiles + len(on_device), images + len(shard.aspect_ratio_id), samples + len(shard)
-
-    def send(arrays: Sequence[NDArray[Any]]) -> Tensor:
-        return torch.from_numpy(np.concatenate(arrays)).to(device, non_blocking=True)
-
-    return Batch(
-        tiles=torch.cat([on_device for _, on_device, _ in parts]),
-        tile_index=send(index).long(),
-        aspect_ratio_id=send(ratios).long(),
-        ids=send([rows.ids for rows in joined]),
-        answer=send([rows.answer for rows in joined]),
-        sample=send([rows.sample for rows in joined]),
-        position=send([rows.position for rows in joined]),
-        newest=send([rows.newest for rows in joined]),
-        pictures=send([rows.pictures for rows in joined]),
-        task=np.concatenate(tasks),
-    )

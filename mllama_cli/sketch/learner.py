@@ -12,8 +12,7 @@ from mllama_cli.core.config import ImageProcessorConfig, MllamaConfig
 from mllama_cli.model.cache import CrossKVCache
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.model.visibility import CrossView
-from mllama_cli.sketch.feed import PICTURES, Batch
-from mllama_cli.sketch.masked_vision import masked_features
+from mllama_cli.sketch.packing import PICTURES, Batch
 
 
 def new_network(config: MllamaConfig, device: torch.device, seed: int = 0) -> MllamaForConditionalGeneration:
@@ -36,39 +35,52 @@ def new_network(config: MllamaConfig, device: torch.device, seed: int = 0) -> Ml
                 if name.endswith(("o_proj.weight", "down_proj.weight", "fc2.weight")):
                     spread /= math.sqrt(2 * depth["vision" if "vision_model" in name else "text"])
                 parameter.normal_(0, spread)
-    network.to(device)
-    pin_unused_tiles(network)
-    return network
+        for name, mask in used_tiles(network).items():
+            network.get_parameter(name).mul_(mask)
+    return network.to(device)
 
 
-@torch.no_grad()
-def pin_unused_tiles(network: MllamaForConditionalGeneration) -> None:
-    """Zero the tables' rows of unused tiles: the vision tower's exact saving needs them equal."""
+def used_tiles(network: MllamaForConditionalGeneration) -> dict[str, Tensor]:
+    """For each of the tower's tables by aspect ratio, 1 where a row belongs to a used tile and 0 elsewhere.
+
+    The vision tower's exact saving needs the rows of unused tiles to be equal: training holds them at zero.
+    """
     vision = network.model.vision_model
-    for table in (
-        vision.pre_tile_positional_embedding.embedding.weight,
-        vision.post_tile_positional_embedding.embedding.weight,
-        vision.gated_positional_embedding.tile_embedding.weight,
-    ):
-        by_tile = table.view(len(table), vision.config.max_num_tiles, -1)
+    tables = {f"model.vision_model.{name}": weight for name, weight in vision.named_parameters() if _by_tile(name)}
+    masks = {}
+    for name, table in tables.items():
+        mask = torch.ones_like(table, dtype=torch.float32)
+        by_tile = mask.view(len(table), vision.config.max_num_tiles, -1)
         by_tile[0] = 0
         for id_ in range(1, len(table)):
             by_tile[id_, vision.config.tiles(id_) :] = 0
+        masks[name] = mask
+    return masks
+
+
+def _by_tile(name: str) -> bool:
+    return name.endswith(("tile_positional_embedding.embedding.weight", "tile_embedding.weight"))
 
 
 def vision_tokens(network: MllamaForConditionalGeneration, batch: Batch) -> tuple[Tensor, Tensor]:
     """All pictures' projected tokens [pictures, 4 * tokens, hidden]; which of them are real [pictures, 4 * tokens]."""
-    tower = network.model.vision_model
-    dtype = tower.patch_embedding.weight.dtype
+    tower, projector = network.model.vision_model, network.model.multi_modal_projector
     settings = ImageProcessorConfig()
-    mean, std = (torch.tensor(v, device=batch.tiles.device) for v in (settings.image_mean, settings.image_std))
-    used = batch.tile_index >= 0
-    pixels = (batch.tiles[batch.tile_index.clamp_min(0)].float() / 255 - mean) / std
-    pixels = (pixels * used[:, :, None, None, None]).to(dtype).permute(0, 1, 4, 2, 3)
-    features = masked_features(tower, pixels, batch.aspect_ratio_id, used)
-    tokens = network.model.multi_modal_projector(features).flatten(1, 2)
-    real = used[:, :, None].expand(-1, -1, tower.config.tokens_per_tile).flatten(1)
-    return tokens, real
+    every = len(batch.tiles) * tower.config.tokens_per_tile
+    all_tokens, all_real = [], []
+    for tiles, ratio_ids in zip(batch.tiles, batch.aspect_ratio_id, strict=True):
+        if not len(tiles):
+            continue
+        channels = (
+            (tiles[..., channel].float() / 255 - mean) / std
+            for channel, (mean, std) in enumerate(zip(settings.image_mean, settings.image_std, strict=True))
+        )
+        pixels = torch.stack(tuple(channels), dim=2).to(projector.weight.dtype)
+        tokens = projector(tower(pixels, ratio_ids, equal_unused=True)).flatten(1, 2)
+        all_tokens.append(F.pad(tokens, (0, 0, 0, every - tokens.shape[1])))
+        real = torch.arange(every, device=tiles.device) < tokens.shape[1]
+        all_real.append(real.expand(len(tiles), -1))
+    return torch.cat(all_tokens), torch.cat(all_real)
 
 
 @dataclass(frozen=True)
@@ -90,7 +102,7 @@ def predict(network: MllamaForConditionalGeneration, batch: Batch) -> Prediction
     """Run a batch: one call of the vision tower, one of the language model over the packed rows."""
     text = network.language_model
     cross = view = None
-    if len(batch.aspect_ratio_id):
+    if any(map(len, batch.tiles)):
         tokens, real = vision_tokens(network, batch)
         # A row's keys: those of its first and of its second picture. A token sees the newest picture before it (in the
         # chat template words stand between the pictures of a message).
@@ -119,45 +131,73 @@ def predict(network: MllamaForConditionalGeneration, batch: Batch) -> Prediction
 
 
 class Learner:
-    """The network in its computing format, a float32 master copy of it, and AdamW on that."""
+    """The network in its computing format, a float32 master copy of it, and AdamW on that.
+
+    On a GPU a step is captured once as a CUDA graph and replayed: started one by one, its thousands of small kernels
+    would take longer to start than to run. Everything that a step computes stays on the device.
+    """
 
     def __init__(self, network: MllamaForConditionalGeneration, dtype: torch.dtype, decay: float = 0.05) -> None:
         self.network = network
         self.names = [name for name, _ in network.named_parameters()]
         self.masters = [p.detach().clone().float() for p in network.parameters()]
+        used = used_tiles(network)
+        self.pins = [(m, used[n]) for n, m in zip(self.names, self.masters, strict=True) if n in used]
         network.to(dtype)
         self.parameters: list[Tensor] = list(network.parameters())
+        for master in self.masters:
+            master.grad = torch.zeros_like(master)
         kept = [m for n, m in zip(self.names, self.masters, strict=True) if _decays(n, m)]
         free = [m for n, m in zip(self.names, self.masters, strict=True) if not _decays(n, m)]
-        fused = self.masters[0].is_cuda
+        on_gpu = self.masters[0].is_cuda
+        self.rate = torch.zeros((), device=self.masters[0].device)
         self.optimizer = torch.optim.AdamW(
             [{"params": kept, "weight_decay": decay}, {"params": free, "weight_decay": 0.0}],
+            lr=self.rate,
             betas=(0.9, 0.98),
             eps=1e-8,
-            fused=fused,
+            fused=on_gpu,
+            capturable=on_gpu,
         )
+        self._captured: tuple[torch.cuda.CUDAGraph, Batch, Tensor] | None = None
+        self._publish()
 
     def step(self, batch: Batch, rate: float) -> Tensor:
         """One step at learning rate ``rate``; returns the mean loss, still on the device."""
+        self.rate.fill_(rate)
+        if self._captured is None:
+            return self._step(batch)
+        graph, inputs, loss = self._captured
+        for mine, given in zip(inputs.tensors(), batch.tensors(), strict=True):
+            mine.copy_(given)
+        graph.replay()
+        return loss.clone()
+
+    def capture(self, batch: Batch) -> None:
+        """Replay the step from now on, for batches of the shapes of ``batch``. Call it after some steps."""
+        inputs = batch.clone()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            loss = self._step(inputs)
+        self._captured = graph, inputs, loss
+
+    def _step(self, batch: Batch) -> Tensor:
         loss = predict(self.network, batch).mean()
-        loss.backward()
-        wide, narrow = [], []
-        for master, parameter in zip(self.masters, self.parameters, strict=True):
-            if master.grad is None:
-                master.grad = torch.zeros_like(master)
-            wide.append(master.grad)
-            narrow.append(parameter.grad if parameter.grad is not None else torch.zeros_like(parameter))
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        wide = [m.grad for m in self.masters if m.grad is not None]
+        narrow = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, gradients, strict=True)]
         torch._foreach_copy_(wide, narrow)
-        for parameter in self.parameters:
-            parameter.grad = None
         torch.nn.utils.clip_grad_norm_(self.masters, 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         self.optimizer.step()
-        with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.masters)
-        pin_unused_tiles(self.network)
+        self._publish()
         return loss.detach()
+
+    @torch.no_grad()
+    def _publish(self) -> None:
+        """Bring the masters into the network."""
+        for master, mask in self.pins:
+            master.mul_(mask)
+        torch._foreach_copy_(self.parameters, self.masters)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """What a run needs to go on, all in bfloat16: weights, what rounding them left over, and both moments."""
@@ -180,7 +220,7 @@ class Learner:
                 "exp_avg": state["exp_avg"][name].to(master),
                 "exp_avg_sq": state["exp_avg_sq"][name].to(master),
             }
-        torch._foreach_copy_(self.parameters, self.masters)
+        self._publish()
 
 
 def _decays(name: str, parameter: Tensor) -> bool:

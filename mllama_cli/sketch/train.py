@@ -11,6 +11,7 @@ import math
 import sys
 import tempfile
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,17 @@ from mllama_cli.checkpoint.writer import write_checkpoint
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.sketch import shape
 from mllama_cli.sketch.dataset import render_shard
-from mllama_cli.sketch.feed import Feed, assemble, pack_rows
+from mllama_cli.sketch.feed import Feed
 from mllama_cli.sketch.learner import Learner, new_network, predict
+from mllama_cli.sketch.packing import assemble, pack_rows
 from mllama_cli.sketch.samples import EVALUATION_SEEDS, TASKS
 from mllama_cli.sketch.vocabulary import write_vocabulary
 
 ROW_LENGTH = 192
 """Tokens in a row of a batch."""
+
+WARM_UP = 3
+"""Steps before one is captured as a CUDA graph: the first has other shapes, and libraries set themselves up."""
 
 STATE = ("rest", "exp_avg", "exp_avg_sq")
 
@@ -137,6 +142,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
 def _loop(arguments: argparse.Namespace, learner: Learner, feed: Feed, record: dict[str, Any]) -> None:
     before, began, said = record["seconds"], time.monotonic(), 0.0
     losses: list[torch.Tensor] = []
+    running: deque[torch.cuda.Event] = deque()
     first_step = record["steps"]
     while True:
         elapsed = time.monotonic() - began
@@ -159,8 +165,17 @@ def _loop(arguments: argparse.Namespace, learner: Learner, feed: Feed, record: d
             record["seconds"] / arguments.total_seconds, record["steps"], arguments.rate, arguments.warmup
         )
         batch = feed.batch(arguments.shards, ROW_LENGTH)
+        if arguments.graph and record["steps"] - first_step == WARM_UP:
+            learner.capture(batch)
         losses.append(learner.step(batch, rate))
         record["steps"] += 1
+        if batch.ids.is_cuda:
+            # While a step runs the next batch is made; the clock is read no more than two steps late.
+            event = torch.cuda.Event()
+            event.record()
+            running.append(event)
+            if len(running) > 1:
+                running.popleft().synchronize()
 
 
 def export(state: Path, folder: Path, settings: dict[str, Any] | None = None) -> None:
@@ -180,6 +195,7 @@ def parser() -> argparse.ArgumentParser:
     add("--export", type=Path, metavar="FOLDER", help="only write OUT's weights as a checkpoint folder, and stop")
     add("--vocabulary", type=Path, help="folder with the tokenizer (default: trained afresh, always the same)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--graph", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(), help="capture the step")
     add("--seconds", type=float, default=540, help="how long this run trains")
     add("--total-seconds", type=float, default=540, help="how long all runs together train, for the schedule")
     add("--max-steps", type=int, default=10**9, help="steps of this run at most")

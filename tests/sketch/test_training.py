@@ -16,8 +16,8 @@ from mllama_cli.engine.load import load
 from mllama_cli.engine.sampling import Sampling
 from mllama_cli.sketch import shape, train
 from mllama_cli.sketch.dataset import Shard, render_shard
-from mllama_cli.sketch.feed import assemble, pack_rows
 from mllama_cli.sketch.learner import Learner, new_network, predict
+from mllama_cli.sketch.packing import Sizes, assemble, pack_rows
 from mllama_cli.sketch.vocabulary import build_tokenizer, write_vocabulary
 
 TINY = {"tile": 56, "vision_size": 32, "vision_layers": 3, "global_layers": 1, "text_size": 48, "text_inner": 64,
@@ -86,6 +86,45 @@ def test_unused_tiles_stay_equal_in_training(shard: Shard) -> None:
         learner.step(batch, 3e-3)
     assert float(predict(network, batch).mean().detach()) < before - 0.5
     assert network.model.vision_model.unused_tiles_are_equal()
+    network.load_state_dict(learner.state()["weights"])
+    assert network.model.vision_model.unused_tiles_are_equal(), "what is written is pinned too"
+
+
+def test_a_batch_of_fixed_sizes_means_the_same(shard: Shard) -> None:
+    """Filled up with rows and pictures that nothing looks at: equal loss, equal gradients."""
+    network = new_network(MllamaConfig.from_dict(shape.config(**TINY)), CPU)
+    parts = [(shard, torch.from_numpy(shard.tiles), pack_rows(shard, 192))]
+    exact = assemble(parts, CPU)
+    fixed = assemble(parts, CPU, Sizes(len(exact.ids) + 3, tuple(len(tiles) + 2 for tiles in exact.tiles)))
+    assert [len(tiles) for tiles in fixed.tiles] == [len(tiles) + 2 for tiles in exact.tiles]
+    results = []
+    for batch in (exact, fixed):
+        loss = predict(network, batch).mean()
+        results.append((loss, torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)))
+    torch.testing.assert_close(results[0], results[1], atol=1e-6, rtol=1e-4)
+
+
+def test_a_batch_that_is_too_small_holds_whole_rows_with_their_pictures(shard: Shard) -> None:
+    rows = pack_rows(shard, 192)
+    parts = [(shard, torch.from_numpy(shard.tiles), rows)] * 2
+    every = assemble(parts, CPU)
+    sizes = Sizes(len(every.ids) // 2, tuple(len(tiles) // 3 for tiles in every.tiles))
+    batch = assemble(parts, CPU, sizes, random.Random(3))
+    assert [len(tiles) for tiles in batch.tiles] == list(sizes.pictures)
+    assert len(batch.ids) == sizes.rows
+    flat = [tile for tiles in batch.tiles for tile in tiles]
+    filled = 0
+    for row in range(sizes.rows):
+        samples = [s for s in batch.sample[row].unique().tolist() if s >= 0]
+        for sample in samples:
+            first, count = shard.image_range[sample % len(shard)]
+            slots = [slot for slot in batch.pictures[row].tolist() if slot >= 0]
+            assert len(slots) == count
+            for slot, picture in zip(slots, range(first, first + count), strict=True):
+                tiles = shard.tiles[shard.tile_start[picture] : shard.tile_start[picture + 1]]
+                assert np.array_equal(flat[slot].numpy(), tiles)
+        filled += bool(samples)
+    assert filled > 0
 
 
 def run(out: Path, vocabulary: Path, *more: str) -> dict[str, object]:
