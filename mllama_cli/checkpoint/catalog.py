@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import os
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,6 +12,7 @@ from mllama_cli.checkpoint.folders import expanded, files_below, is_file, is_fol
 from mllama_cli.checkpoint.hub_cache import current_snapshot, repos
 from mllama_cli.checkpoint.weight_files import is_complete
 from mllama_cli.core.errors import CheckpointError, ModelNotFoundError
+from mllama_cli.places import data_folder
 
 ALIASES = {
     "11b": "meta-llama/Llama-3.2-11B-Vision-Instruct",
@@ -45,12 +45,7 @@ class ModelEntry:
 
 def models_folder() -> Path:
     """Where models that we write live: ``models`` under the user's data folder, or under MLLAMA_HOME."""
-    home = os.environ.get("MLLAMA_HOME")
-    if home:
-        return Path(home).expanduser() / "models"
-    import platformdirs
-
-    return Path(platformdirs.user_data_dir("mllama", appauthor=False)) / "models"
+    return data_folder() / "models"
 
 
 def hub_id(name: str) -> str | None:

@@ -4,6 +4,7 @@ MllamaError                    exit code 1
 |-- UsageError                 exit code 2: the request itself cannot be carried out
 |   |-- ImageNotFoundError     no such picture, or a folder where a picture should be
 |   |-- ModelNotFoundError     no model of that name on this machine or on the hub
+|   |-- ChatNotFoundError      no saved chat of that name or number
 |   `-- DeviceError            a device that this machine does not have
 |-- ImageError                 bytes that are not a picture we can show the model
 |-- CheckpointError            a model folder that is incomplete or damaged
@@ -11,6 +12,7 @@ MllamaError                    exit code 1
 |-- ContextLengthError         a conversation longer than the model can hold
 |-- MemoryShortageError        the model does not fit this machine
 |-- DownloadError              the hub or a web server did not give what was asked for
+|-- ChatStoreError             saved chats that cannot be read or written
 `-- RemovalError               a model that may not or could not be deleted
 """
 
@@ -45,6 +47,10 @@ class ModelNotFoundError(UsageError):
     """No model of that name on this machine or on the hub."""
 
 
+class ChatNotFoundError(UsageError):
+    """No saved chat of that name or number."""
+
+
 class DeviceError(UsageError):
     """A device that this machine does not have."""
 
@@ -71,6 +77,10 @@ class MemoryShortageError(MllamaError):
 
 class DownloadError(MllamaError):
     """The hub or a web server did not give what was asked for."""
+
+
+class ChatStoreError(MllamaError):
+    """Saved chats that cannot be read or written."""
 
 
 class RemovalError(MllamaError):
