@@ -12,6 +12,7 @@ from mllama_cli.core.config import ImageProcessorConfig, MllamaConfig
 from mllama_cli.model.cache import CrossKVCache
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.model.visibility import CrossView
+from mllama_cli.sketch.muon import Muon
 from mllama_cli.sketch.packing import PICTURES, Batch
 
 
@@ -131,7 +132,9 @@ def predict(network: MllamaForConditionalGeneration, batch: Batch) -> Prediction
 
 
 class Learner:
-    """The network in its computing format, a float32 master copy of it, and AdamW on that.
+    """The network in its computing format, a float32 master copy of it, and its optimizers on that.
+
+    Muon for the matrices between the layers, AdamW for tables, norms, gates and biases.
 
     On a GPU a step is captured once as a CUDA graph and replayed: started one by one, its thousands of small kernels
     would take longer to start than to run. Everything that a step computes stays on the device.
@@ -147,18 +150,15 @@ class Learner:
         self.parameters: list[Tensor] = list(network.parameters())
         for master in self.masters:
             master.grad = torch.zeros_like(master)
-        kept = [m for n, m in zip(self.names, self.masters, strict=True) if _decays(n, m)]
-        free = [m for n, m in zip(self.names, self.masters, strict=True) if not _decays(n, m)]
+        self.matrices = {n for n, m in zip(self.names, self.masters, strict=True) if _is_matrix(n, m)}
+        rest = [m for n, m in zip(self.names, self.masters, strict=True) if n not in self.matrices]
         on_gpu = self.masters[0].is_cuda
         self.rate = torch.zeros((), device=self.masters[0].device)
         self.optimizer = torch.optim.AdamW(
-            [{"params": kept, "weight_decay": decay}, {"params": free, "weight_decay": 0.0}],
-            lr=self.rate,
-            betas=(0.9, 0.98),
-            eps=1e-8,
-            fused=on_gpu,
-            capturable=on_gpu,
+            rest, lr=self.rate, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.0, fused=on_gpu, capturable=on_gpu
         )
+        named = zip(self.names, self.masters, strict=True)
+        self.muon = Muon([m for n, m in named if n in self.matrices], self.rate, decay=decay)
         self._captured: tuple[torch.cuda.CUDAGraph, Batch, Tensor] | None = None
         self._publish()
 
@@ -189,6 +189,7 @@ class Learner:
         torch._foreach_copy_(wide, narrow)
         torch.nn.utils.clip_grad_norm_(self.masters, 1.0)
         self.optimizer.step()
+        self.muon.step()
         self._publish()
         return loss.detach()
 
@@ -200,11 +201,14 @@ class Learner:
         torch._foreach_copy_(self.parameters, self.masters)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """What a run needs to go on, all in bfloat16: weights, what rounding them left over, and both moments."""
+        """What a run needs to go on, all in bfloat16: weights, what rounding them left over, and the moments."""
         weights = {n: m.bfloat16() for n, m in zip(self.names, self.masters, strict=True)}
         rest = {n: (m - weights[n].float()).bfloat16() for n, m in zip(self.names, self.masters, strict=True)}
         moments: dict[str, dict[str, Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}}
         for name, master in zip(self.names, self.masters, strict=True):
+            if name in self.matrices:
+                moments["exp_avg"][name] = self.muon.momentum_of(master).bfloat16()
+                continue
             for key, kept in moments.items():
                 value = self.optimizer.state.get(master, {}).get(key)
                 kept[name] = (value if value is not None else torch.zeros_like(master)).bfloat16()
@@ -215,6 +219,9 @@ class Learner:
         """Go on from ``state`` after ``steps`` steps."""
         for name, master in zip(self.names, self.masters, strict=True):
             master.copy_(state["weights"][name].to(master.device).float() + state["rest"][name].to(master.device))
+            if name in self.matrices:
+                self.muon.momentum_of(master).copy_(state["exp_avg"][name])
+                continue
             self.optimizer.state[master] = {
                 "step": torch.tensor(float(steps), device=master.device if master.is_cuda else "cpu"),
                 "exp_avg": state["exp_avg"][name].to(master),
@@ -223,5 +230,5 @@ class Learner:
         self._publish()
 
 
-def _decays(name: str, parameter: Tensor) -> bool:
-    return parameter.dim() >= 2 and "embed" not in name
+def _is_matrix(name: str, parameter: Tensor) -> bool:
+    return parameter.dim() == 2 and "embed" not in name and not name.startswith("lm_head")
