@@ -46,8 +46,6 @@ def test_the_engine_gets_the_very_pixels_and_all_turns_but_the_last_answer() -> 
         shown = [sample.images[place] for turn in sample.messages for place in turn.images]
         given = [open_image(part).tobytes() for part in talk.images]
         assert given == [image.convert("RGB").tobytes() for image in shown]
-            image.convert("RGB").tobytes() for image in shown
-        ]
 
 
 def test_right_answers_count_and_wrong_ones_do_not(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
