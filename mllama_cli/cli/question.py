@@ -55,12 +55,11 @@ def gather(
     if stdin_wanted and no_stdin:
         raise UsageError("- reads stdin, which --no-stdin forbids", "Leave one of the two out.")
     if messages is not None:
-        if words or prompt is not None or images or system or raw:
-            raise UsageError(
-                "--messages is the whole conversation: no prompt, --image, --system or --raw beside it",
-                "Put them into the file.",
-            )
-        return _checked(Question(_conversation(messages, terminal)))
+        if system or raw:
+            raise UsageError("--messages is a conversation: no --system or --raw beside it", "Put it into the file.")
+        conversation = _conversation(messages, terminal)
+        text = "\n\n".join(part for part in (prompt or "", " ".join(_words(words))) if part.strip())
+        return _checked(Question(_with_next(conversation, text, _pictures(images, terminal), messages)))
 
     parts = [_piped_text(terminal)] if not (no_stdin or stdin_wanted) else []
     parts += [prompt or "", " ".join(_words(words))]
@@ -79,6 +78,22 @@ def gather(
         text = DESCRIBE_ONE if len(pictures) == 1 else DESCRIBE_SEVERAL
         terminal.note(f"No question given, so: {text}")
     return _checked(Question(Conversation.ask(text, pictures, system or "")))
+
+
+def _with_next(conversation: Conversation, text: str, images: tuple[ImagePart, ...], source: str) -> Conversation:
+    """A conversation from a file with the question that follows it: in the file, or beside it, and not both."""
+    role = conversation.messages[-1].role
+    given = bool(text or images)
+    if given and role == "user":
+        raise UsageError(f"--messages {source} ends with a question already", "Leave out the one beside it.")
+    if not given and role != "user":
+        raise UsageError(
+            f"--messages {source} ends with a message of the {role}, so there is nothing to answer",
+            f'Add the next question: mllama chat --messages {source} "..."',
+        )
+    if not given:
+        return conversation
+    return conversation.with_user(text or (DESCRIBE_ONE if len(images) == 1 else DESCRIBE_SEVERAL), images)
 
 
 def _checked(question: Question) -> Question:
@@ -131,4 +146,4 @@ def _conversation(source: str, terminal: Terminal) -> Conversation:
 
     if source == "-" and terminal.stdin_is_tty:
         raise UsageError("--messages - reads JSON from stdin, but stdin is the terminal", "Pipe it in, or name a file.")
-    return load_messages(source, _binary_stdin(terminal) if source == "-" else None)
+    return load_messages(source, _binary_stdin(terminal) if source == "-" else None, to_answer=False)

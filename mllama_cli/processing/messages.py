@@ -27,7 +27,9 @@ _IMAGE_SHAPE = (
 )
 
 
-def load_messages(source: str | Path, stdin: BinaryIO | None = None, *, read: Reader = read_image) -> Conversation:
+def load_messages(
+    source: str | Path, stdin: BinaryIO | None = None, *, read: Reader = read_image, to_answer: bool = True
+) -> Conversation:
     """The conversation in a JSON file, or on ``stdin`` if ``source`` is "-". UTF-8, with or without a byte order mark.
 
     Relative image paths in it are relative to the current folder. Raises UsageError for a file that is missing, no
@@ -44,7 +46,7 @@ def load_messages(source: str | Path, stdin: BinaryIO | None = None, *, read: Re
         raise UsageError(
             f"{name} cannot be read: {getattr(error, 'strerror', None) or error}", "Check its permissions."
         ) from error
-    return parse_messages(_decode(data, name), read)
+    return parse_messages(_decode(data, name), read, to_answer=to_answer)
 
 
 def _decode(data: bytes, name: str) -> object:
@@ -62,15 +64,17 @@ def _decode(data: bytes, name: str) -> object:
         raise UsageError(f"{name} is nested too deeply", _SHAPE) from error
 
 
-def parse_messages(data: object, read: Reader = read_image) -> Conversation:
+def parse_messages(data: object, read: Reader = read_image, *, to_answer: bool = True) -> Conversation:
     """A list of {role, content}, or an object with such a list under "messages", as a Conversation.
 
     Args:
         data: content is a string or a list of parts. A text part is {"type": "text" or "input_text", "text"}. An image
             part is {"type": "image_url" or "input_image", "image_url"} with a string or {"url"}, or {"type": "image"}
             with one of "url", "path", "image" (as ``read`` takes them; "image" may also be a PIL image or bytes),
-            "base64" or "data" (the file's bytes). "developer" is another name for system.
+            "base64" or "data" (the file's bytes); "name" is what the picture is called where its bytes are given.
+            "developer" is another name for system.
         read: gets the picture behind a path or URL.
+        to_answer: whether the last message must be the user's, as it must where it is to be answered.
 
     Raises UsageError that names the place, as in messages[2].content[0], and what was expected there. Errors of
     ``read`` keep their type and name the place too.
@@ -84,7 +88,7 @@ def parse_messages(data: object, read: Reader = read_image) -> Conversation:
     if not data:
         raise UsageError("there are no messages", _SHAPE)
     messages = tuple(_message(item, f"messages[{index}]", read) for index, item in enumerate(data))
-    if messages[-1].role != "user":
+    if to_answer and messages[-1].role != "user":
         raise UsageError(
             f"messages[{len(messages) - 1}], the last one, is from the {messages[-1].role}",
             "The last message must be the user's: it is the one that is answered.",
@@ -151,12 +155,13 @@ def _image(part: dict[Any, Any], where: str, read: Reader) -> ImagePart:
         what = "names its picture more than once" if given else "names no picture"
         raise UsageError(f"{where} {what}", _IMAGE_SHAPE)
     key, value = given[0], part[given[0]]
+    called = name if isinstance(name := part.get("name"), str) and name else where
     if key == "image_url" and isinstance(value, dict):
         key, value = "image_url.url", value.get("url")
     if key == "image" and isinstance(value, Image.Image):
-        return encode_image(value, where)
+        return encode_image(value, called)
     if key in ("image", "data") and isinstance(value, bytes):
-        return ImagePart(value, where)
+        return ImagePart(value, called)
     if key in ("path", "image") and isinstance(value, Path):
         return read(value)
     if not isinstance(value, str):
@@ -165,9 +170,9 @@ def _image(part: dict[Any, Any], where: str, read: Reader) -> ImagePart:
         raise UsageError(f'{where}: "{key}" cannot be stdin', "Give a path or a URL, or the bytes in base64.")
     is_data_url = value[:5].lower() == "data:"
     if key in ("base64", "data") and not is_data_url:
-        return ImagePart(decode_base64(value, where), where)
+        return ImagePart(decode_base64(value, where), called)
     image = read(value)
-    return replace(image, name=where) if is_data_url else image
+    return replace(image, name=called) if is_data_url else image
 
 
 def _kind(value: object) -> str:

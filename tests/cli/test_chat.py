@@ -169,6 +169,24 @@ def test_a_conversation_from_a_file_and_from_stdin(engine: Engine, png: Path, tm
     assert chat("--messages", "-", stdin=file.read_bytes()).out.rstrip("\n") == wanted.rstrip("\n")
 
 
+def test_a_conversation_from_a_file_goes_on_with_the_question_beside_it(
+    engine: Engine, png: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "talk.json"
+    file.write_text(json.dumps([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]))
+    talk = Conversation.ask("Hi").with_assistant("Hello.").with_user("Who is it?", (ImagePart(png.read_bytes()),))
+    wanted = "".join(e.text for e in engine.stream(talk, Sampling(max_tokens=12)) if isinstance(e, Token))
+    assert chat("--messages", str(file), "-i", str(png), "Who", "is it?").out.rstrip("\n") == wanted.rstrip("\n")
+
+    nothing = chat("--messages", str(file))
+    assert nothing.code == 2
+    assert "nothing to answer" in nothing.err
+    file.write_text(json.dumps([{"role": "user", "content": "Hi"}]))
+    two = chat("--messages", str(file), "And?")
+    assert two.code == 2
+    assert "a question already" in two.err
+
+
 def test_pictures_in_two_turns_say_once_what_is_seen(png: Path, tmp_path: Path) -> None:
     turn = {"role": "user", "content": [{"type": "image", "path": str(png)}, {"type": "text", "text": "What?"}]}
     file = tmp_path / "talk.json"
@@ -240,7 +258,8 @@ def test_a_tiny_picture_is_fine(tmp_path: Path) -> None:
         (["Hi", "-m", "no-such-model"], None, "no-such-model"),
         (["-i", "-", "--messages", "-"], b"x", "stdin"),
         (["-i", "-", "Hi"], None, "terminal"),
-        (["--messages", "talk.json", "Hi"], None, "--messages"),
+        (["--messages", "no-talk.json", "Hi"], None, "no-talk.json"),
+        (["--messages", "talk.json", "--system", "Hi"], None, "--system"),
         (["Hi"], b"\xff\xfe\x00", "UTF-8"),
         (["--no-such-flag"], None, "--no-such-flag"),
     ],

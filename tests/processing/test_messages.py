@@ -220,3 +220,22 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
 def test_an_image_is_encoded_from_any_mode() -> None:
     part = image_of({"type": "image", "image": Image.new("RGBA", (2, 2), (0, 0, 0, 0))})
     assert open_image(part).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_conversation_that_is_only_read_may_end_with_an_answer() -> None:
+    data = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    assert parse_messages(data, to_answer=False).messages[-1] == Message("assistant", (TextPart("Hello."),))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": DATA_URL}},
+        {"type": "image", "base64": ENCODED},
+        {"type": "image", "image": PICTURE},
+    ],
+    ids=["data URL", "base64", "bytes"],
+)
+def test_a_picture_given_by_its_bytes_may_have_a_name(part: dict) -> None:
+    assert image_of(part | {"name": "photo.png"}) == ImagePart(PICTURE, "photo.png")
+    assert image_of(part | {"name": 3}).name == "messages[0].content[0]"
