@@ -1,0 +1,1 @@
+"""A conversation as a person has it: the live chat, its commands, saved chats and their export."""
