@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import UsageError
+from mllama_cli.core.pictures import PICTURE_SUFFIXES
 from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
 
 DESCRIBE_ONE = "Describe this image."
 DESCRIBE_SEVERAL = "Describe these images."
-PICTURE_SUFFIXES = (
-    ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,157 @@
+"""Pictures in a message: paths that a terminal pastes when a file is dropped into it, or that were typed.
+
+The rule, for each word of the message (quotes and backslashes hold a word together, as in a shell):
+
+- A word that names an existing picture file is attached and leaves the text: "/a/b.png", 'my photo.jpg', ~/c.webp,
+  my\\ photo.jpg, file:///a/b%20c.png, C:\\Users\\me\\d.jpg. So is an http(s) URL whose path ends like a picture's name.
+- A word that can only be a path and ends like a picture (it has a folder in it, begins with ~ or ., is a file: URL, is
+  quoted or escaped, or is the whole message) but names no file is an error: it is never sent as text.
+- Any other word is text: a bare "figure.png" that does not exist, folders, files of other kinds.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from mllama_cli.core.errors import ImageNotFoundError
+from mllama_cli.core.pictures import PICTURE_SUFFIXES
+
+_ENDING = re.compile(r"[.,;:!?)\]}»”’]+$")
+_WINDOWS = re.compile(r"^(?:[A-Za-z]:[\\/]|\\\\\w)")
+_DOUBLE = r'"(?:[^"\\]|\\.)*"'
+_SINGLE = r"'[^']*'"
+_BARE = r"(?:[^\s\"'\\]|\\.|(?<=\w)['\"](?=\w))+"
+_WORD = re.compile(
+    # As a shell reads it, but that a quote inside a word ("don't") is a letter.
+    rf"(?P<windows>(?<!\S)(?:[A-Za-z]:\\|\\\\\w)\S*)"
+    rf"|(?P<quoted>(?:{_DOUBLE}|{_SINGLE})(?:{_DOUBLE}|{_SINGLE}|{_BARE})*)"
+    rf"|(?P<bare>{_BARE})"
+    r"|(?P<other>\S)",
+    re.DOTALL,
+)
+_PIECE = re.compile(rf"(?P<double>{_DOUBLE})|(?P<single>{_SINGLE})|(?P<bare>{_BARE})", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class DroppedImages:
+    """The message without its pictures' names, and the pictures in order: paths, or URLs as they stood."""
+
+    text: str
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Word:
+    start: int
+    end: int
+    written: str
+    meant: str
+    sure: bool
+
+
+def find_images(text: str) -> DroppedImages:
+    """Find the pictures in a message. Raises ImageNotFoundError for one that can only be a path but is not there.
+
+    >>> find_images("What does the .png suffix mean?")
+    DroppedImages(text='What does the .png suffix mean?', paths=())
+    """
+    whole = text.strip()
+    if (path := _as_file(whole)) is not None:  # spaces and all, as some terminals paste it
+        return DroppedImages("", (path,))
+    kept = ""
+    paths: list[str] = []
+    last = 0
+    for word in _words(text):
+        ending = ""
+        found = _picture(word.meant)
+        if found is None and not word.sure and (match := _ENDING.search(word.meant)):
+            # The sentence's full stop is not part of the name.
+            found, ending = _picture(word.meant[: match.start()]), match.group()
+        if found is None:
+            bare = word.meant if word.sure else _ENDING.sub("", word.meant)
+            if _looks_like_picture(bare) and (word.sure or _only_a_path(bare) or word.written == whole):
+                raise ImageNotFoundError(f"no such picture: {bare}", "Check the path; quote it if it has spaces in it.")
+            continue
+        paths.append(found)
+        kept += text[last : word.start] + "\0" + ending
+        last = word.end
+    if not paths:
+        return DroppedImages(text, ())
+    return DroppedImages(_tidy(kept + text[last:]), tuple(paths))
+
+
+def _words(text: str) -> Iterator[_Word]:
+    """Words as a shell would cut them, and what they mean there."""
+    for match in _WORD.finditer(text):
+        kind, written = match.lastgroup, match.group()
+        shell = kind in ("quoted", "bare")
+        meant = "".join(_unquoted(piece) for piece in _PIECE.finditer(written)) if shell else written
+        sure = kind == "quoted" or (kind == "bare" and "\\" in written)
+        yield _Word(match.start(), match.end(), written, meant, sure)
+
+
+def _unquoted(piece: re.Match[str]) -> str:
+    text = piece.group()
+    if piece.lastgroup == "single":
+        return text[1:-1]
+    if piece.lastgroup == "double":
+        return re.sub(r'\\(["\\$`])', r"\1", text[1:-1])
+    return re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)
+
+
+def _picture(word: str) -> str | None:
+    """The path or URL if this is a picture that is there (web addresses are taken at their word)."""
+    if word.lower().startswith(("http://", "https://")):
+        try:
+            return word if _looks_like_picture(urlsplit(word).path) else None
+        except ValueError:
+            return None
+    return _as_file(word) if _looks_like_picture(word) else None
+
+
+def _as_file(word: str) -> str | None:
+    if not _looks_like_picture(word):
+        return None
+    path = _local(word)
+    # macOS writes a narrow no-break space before AM and PM in the names of screenshots; it is lost in some pastes.
+    for variant in (path, re.sub(r" (?=[AP]M\b)", "\u202f", path)):
+        try:
+            if Path(variant).expanduser().is_file():
+                return variant
+        except (OSError, ValueError, RuntimeError):
+            continue
+    return None
+
+
+def _local(word: str) -> str:
+    if not word.lower().startswith("file:"):
+        return word
+    parts = urlsplit(word)
+    path = unquote(parts.path)
+    # file:///C:/Users/...
+    return path[1:] if re.match(r"^/[A-Za-z]:/", path) else path
+
+
+def _only_a_path(word: str) -> bool:
+    if word.lower().startswith(("http://", "https://")):
+        return False
+    if word.lower().startswith("file:") or word.startswith(("~", "./", "../", "/")) or _WINDOWS.match(word):
+        return True
+    # "png/jpg" and "and/or.png" are prose; a folder that exists makes it a path.
+    folder = word.rpartition("/")[0]
+    return bool(folder) and Path(folder).is_dir()
+
+
+def _looks_like_picture(word: str) -> bool:
+    stem, dot, suffix = word.rpartition(".")
+    return bool(stem) and f"{dot}{suffix}".lower() in PICTURE_SUFFIXES and not stem.endswith("/")
+
+
+def _tidy(text: str) -> str:
+    """Close the gaps (marked with a zero byte) that the names left; nothing remains of mere punctuation."""
+    text = re.sub(r"[ \t]*\0(?=[.,;:!?)])", "", text)
+    text = re.sub(r"[ \t]*\0[ \t]*", " ", text)
+    text = re.sub(r" *\n *", "\n", text).strip()
+    return text if re.search(r"[^\s.,;:!?()]", text) or text == "?" else ""

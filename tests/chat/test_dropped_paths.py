@@ -1,0 +1,129 @@
+"""Pictures in messages: what terminals paste when a file is dropped, what people type, and what is only prose."""
+
+import shlex
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mllama_cli.chat.dropped_paths import DroppedImages, find_images
+from mllama_cli.core.errors import ImageNotFoundError
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("a.png", "b.JPG", "my photo.jpg", "it's (1).webp", "naïve 写真.heic", "notes.txt", "a.b.png"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "Screenshot 2026-11-23 at 9.41.00\u202fAM.png").write_bytes(b"x")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "c.png").write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("typed", "text", "paths"),
+    [
+        ("a.png", "", ["a.png"]),
+        ("  a.png  ", "", ["a.png"]),
+        ("What is a.png?", "What is?", ["a.png"]),
+        ("Compare a.png with b.JPG, please.", "Compare with, please.", ["a.png", "b.JPG"]),
+        ("a.png b.JPG", "", ["a.png", "b.JPG"]),
+        ("a.png\nWhat is it?", "What is it?", ["a.png"]),
+        ("'my photo.jpg' what is it?", "what is it?", ["my photo.jpg"]),
+        ('"my photo.jpg" what is it?', "what is it?", ["my photo.jpg"]),
+        ("my\\ photo.jpg what is it?", "what is it?", ["my photo.jpg"]),
+        ("my photo.jpg", "", ["my photo.jpg"]),
+        ("it\\'s\\ \\(1\\).webp", "", ["it's (1).webp"]),
+        ("'it'\\''s (1).webp'", "", ["it's (1).webp"]),
+        ('"it\'s (1).webp"', "", ["it's (1).webp"]),
+        ("'naïve 写真.heic' who?", "who?", ["naïve 写真.heic"]),
+        ("~/a.png", "", ["~/a.png"]),
+        ("./a.png and ./sub/c.png", "and", ["./a.png", "./sub/c.png"]),
+        ("sub/c.png", "", ["sub/c.png"]),
+        ("(see a.png)", "(see)", ["a.png"]),
+        ("a.b.png.", "", ["a.b.png"]),
+        ("Screenshot\\ 2026-11-23\\ at\\ 9.41.00\\ AM.png", "", ["Screenshot 2026-11-23 at 9.41.00\u202fAM.png"]),
+        ("https://example.com/x/y.jpg?size=2 what?", "what?", ["https://example.com/x/y.jpg?size=2"]),
+        ("Look: https://example.com/page", "Look: https://example.com/page", []),
+        ("What does the .png suffix mean?", "What does the .png suffix mean?", []),
+        ("see figure.png in the docs", "see figure.png in the docs", []),
+        ("jpeg/png or and/or.png?", "jpeg/png or and/or.png?", []),
+        ('I don\'t know what "png" is', 'I don\'t know what "png" is', []),
+        ("open notes.txt or folder.png", "open notes.txt or folder.png", []),
+        ("f(x) = 'a' + \"b\" \\ n", "f(x) = 'a' + \"b\" \\ n", []),
+        ("", "", []),
+    ],
+)
+def test_what_is_a_picture_and_what_is_text(folder: Path, typed: str, text: str, paths: list[str]) -> None:
+    found = find_images(typed)
+    assert found.text.strip() == text
+    assert list(found.paths) == paths
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "/nowhere/x.png",
+        "what is /nowhere/x.png?",
+        "~/gone.jpg",
+        "./gone.jpg what?",
+        "../gone.webp",
+        "'gone photo.jpg' what?",
+        '"gone.png"',
+        "gone\\ photo.jpg",
+        "gone.png",
+        "file:///nowhere/x.png",
+        "sub/gone.png what?",
+        "C:\\Users\\me\\gone.jpg",
+        "compare a.png with /nowhere/x.png",
+    ],
+)
+def test_what_can_only_be_a_path_must_be_there(folder: Path, typed: str) -> None:
+    with pytest.raises(ImageNotFoundError, match=r"no such picture: .*(gone|/nowhere/x)"):
+        find_images(typed)
+
+
+def test_file_urls(folder: Path) -> None:
+    url = "file://" + quote(str(folder / "my photo.jpg"))
+    assert find_images(f"{url} what?") == DroppedImages("what?", (str(folder / "my photo.jpg"),))
+
+
+names = st.text(
+    st.characters(blacklist_categories=("Cc", "Cs", "Zl", "Zp"), blacklist_characters="/\0"), min_size=1, max_size=20
+).filter(lambda name: name.strip() == name and not name.startswith(("~", "-")) and name.encode("utf-8", "ignore"))
+
+
+def backslashed(path: str) -> str:
+    """As macOS Terminal and others escape a dropped path."""
+    return "".join(c if c.isalnum() or c in "/._-" or (ord(c) > 127 and not c.isspace()) else f"\\{c}" for c in path)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=names)
+def test_any_name_is_found_as_terminals_write_it(tmp_path: Path, name: str) -> None:
+    file = tmp_path / f"{name}.png"
+    try:
+        file.write_bytes(b"x")
+    except OSError:
+        return
+    path = str(file)
+    for written in (shlex.quote(path), backslashed(path), "file://" + quote(path)):
+        assert find_images(f"{written} what is it?") == DroppedImages("what is it?", (path,)), written
+        assert find_images(f"what is {written}").paths == (path,), written
+    assert find_images(path).paths == (path,)
+    file.unlink()
+
+
+@settings(max_examples=200)
+@given(text=st.text(max_size=60))
+def test_no_text_breaks_it_and_text_without_pictures_stays_as_it_is(text: str) -> None:
+    try:
+        found = find_images(text)
+    except ImageNotFoundError:
+        return
+    assert found.text == text or found.paths
