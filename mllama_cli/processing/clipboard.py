@@ -1,0 +1,47 @@
+"""The picture in the system's clipboard."""
+
+import os
+import sys
+from io import BytesIO
+from pathlib import Path
+
+from mllama_cli.core.conversation import ImagePart
+from mllama_cli.core.errors import ImageError, MllamaError
+from mllama_cli.core.pictures import PICTURE_SUFFIXES
+
+NAME = "clipboard.png"
+
+
+def read_clipboard_image() -> ImagePart:
+    """The picture that was copied, or the picture file that was copied in a file manager.
+
+    Raises ImageError where the clipboard holds none, MllamaError where this system gives no access to it.
+    """
+    from PIL import Image, ImageGrab
+
+    try:
+        found = ImageGrab.grabclipboard()
+    except (NotImplementedError, ChildProcessError, OSError) as error:
+        raise MllamaError(f"The clipboard cannot be read: {_reason(error)}", _helper()) from error
+    if isinstance(found, Image.Image):
+        buffer = BytesIO()
+        found.save(buffer, "PNG", compress_level=1)
+        return ImagePart(buffer.getvalue(), NAME)
+    for path in found or []:
+        if str(path).lower().endswith(PICTURE_SUFFIXES) and Path(path).is_file():
+            return ImagePart(Path(path).read_bytes(), str(path))
+    raise ImageError("There is no picture in the clipboard", "Copy one first, or use /image PATH.")
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _helper() -> str:
+    if sys.platform not in ("darwin", "win32"):
+        if os.environ.get("WAYLAND_DISPLAY"):
+            return "Install wl-clipboard (wl-paste), or use /image PATH."
+        if os.environ.get("DISPLAY"):
+            return "Install xclip, or use /image PATH."
+        return "There is no desktop here; over ssh, copy the file and use /image PATH."
+    return "Save the picture to a file and use /image PATH."
