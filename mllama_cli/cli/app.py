@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from mllama_cli.cli.chat import chat
 from mllama_cli.cli.download import download
 from mllama_cli.cli.exit_status import ExitStatus
+from mllama_cli.cli.history import history
 from mllama_cli.cli.models import list_models, remove, show
 from mllama_cli.cli.options import DEBUG
 from mllama_cli.core.errors import MllamaError
@@ -100,3 +101,4 @@ app.command()(show)
 app.command("rm")(remove)
 app.command()(download)
 app.command("pull", hidden=True)(download)
+app.add_typer(history, name="history")

@@ -55,8 +55,8 @@ def states(seed: int, count: int) -> Iterator[Conversation]:
         if not talk.messages or talk.messages[-1].role == "assistant":
             if len(talk) > 6 and chance.random() < 0.4:
                 talk = Conversation(talk.messages[: -2 * chance.randrange(1, 3)])
-            pictures = (ImagePart(chance.randbytes(400_000), f"{number}.jpg"),) if chance.random() < 0.6 else ()
-            talk = talk.with_user(f"question {number}", pictures)
+            pictures = [ImagePart(chance.randbytes(200_000), f"{i}.jpg") for i in range(chance.randrange(4))]
+            talk = talk.with_user(f"question {number}", tuple(pictures))
         else:
             talk = talk.with_assistant(f"answer {number}")
         yield talk
@@ -84,7 +84,7 @@ def saver(path: Path, seed: int, count: int) -> subprocess.Popen[str]:
 
 def test_a_killed_process_loses_nothing_that_was_kept(path: Path) -> None:
     chance = random.Random(0)
-    for seed in range(8):
+    for seed in range(12):
         with saver(path, seed, 100_000) as process:
             assert process.stdout is not None
             said = [process.stdout.readline() for _ in range(chance.randrange(2, 12))]
@@ -96,7 +96,7 @@ def test_a_killed_process_loses_nothing_that_was_kept(path: Path) -> None:
         kept = ChatStore(path).load(chat).conversation
         *_, before, after = states(seed, done + 2)
         assert kept in (before, after)
-    assert len(ChatStore(path).chats()) == 8
+    assert len(ChatStore(path).chats()) == 12
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []

@@ -1,0 +1,170 @@
+"""Saved chats as text for other programs: JSON that `mllama chat --messages` reads again, and Markdown for people.
+
+The JSON holds its pictures as data: URLs, so it is whole by itself. Markdown comes in two forms: in a file FILE.md its
+pictures are files in ``FILE_images/`` beside it, as editors choke on lines of 20 MB; as a string (for stdout, where
+there is no beside) they are data: URLs.
+"""
+
+import json
+import os
+import re
+from base64 import b64encode
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote
+
+from mllama_cli.chat.media_type import media_type, suffix
+from mllama_cli.chat.saved import SavedChat, printable, short_name
+from mllama_cli.core.conversation import ImagePart, Message, Part, TextPart
+from mllama_cli.core.errors import MllamaError, UsageError
+
+JSON_SUFFIXES = (".json",)
+MARKDOWN_SUFFIXES = (".md", ".markdown")
+
+_SPEAKERS = {"system": "System", "user": "You", "assistant": "Assistant"}
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
+
+
+def export_json(saved: SavedChat) -> str:
+    """A JSON object with the chat's messages in OpenAI's format under "messages", ending in a newline.
+
+    ``load_messages`` gives the same conversation again, with the names of its pictures and led by the system prompt,
+    but for what it refuses: halves of surrogate pairs become U+FFFD, and a message of no parts gets an empty text.
+    """
+    record = {
+        "id": saved.id,
+        "name": saved.name,
+        "title": saved.title,
+        "model": saved.model,
+        "created": saved.created.isoformat(timespec="seconds"),
+        "updated": saved.updated.isoformat(timespec="seconds"),
+        "settings": saved.settings,
+        "messages": [_message(message) for message in saved.whole],
+    }
+    return whole_characters(json.dumps(record, ensure_ascii=False, indent=2)) + "\n"
+
+
+def export_markdown(saved: SavedChat, address: Callable[[ImagePart], str] | None = None) -> str:
+    """A readable document: a heading for each turn, pictures where they were shown, ending in a newline.
+
+    Args:
+        address: where the document finds a picture; a data: URL with the whole picture by default.
+    """
+    about = f"{saved.model}, {saved.created:%Y-%m-%d %H:%M}"
+    blocks = [f"# {_plain(saved.name or saved.title)}", f"*{_plain(about)}*"]
+    for message in saved.whole:
+        blocks += [f"## {_SPEAKERS[message.role]}", *_blocks(message, address or data_url)]
+    return whole_characters("\n\n".join(blocks)) + "\n"
+
+
+def write_export(saved: SavedChat, path: Path, *, overwrite: bool = False) -> tuple[Path, ...]:
+    """Write a chat to FILE.json or FILE.md, and the pictures of the latter to ``FILE_images/``.
+
+    Each file appears whole or not at all, the document last. Returns what was written, the document first. Raises
+    UsageError for another suffix, a missing folder, and a file or folder of pictures that is there already (unless
+    ``overwrite``: then files of the same names are replaced), MllamaError where the system refuses.
+    """
+    as_json = path.suffix.lower() in JSON_SUFFIXES
+    if not as_json and path.suffix.lower() not in MARKDOWN_SUFFIXES:
+        raise UsageError(f"{path} is neither .md nor .json", "Its ending says what to write: Markdown or JSON.")
+    folder = path.with_name(f"{path.stem}_images")
+    images = {} if as_json else {image.digest: image for image in saved.whole.images}
+    files = {digest: f"{number}{suffix(image.data)}" for number, (digest, image) in enumerate(images.items(), 1)}
+    try:
+        _check_free(path, folder if images else None, overwrite)
+        if images:
+            folder.mkdir(exist_ok=True)
+        for digest, image in images.items():
+            _write(folder / files[digest], image.data)
+        text = (
+            export_json(saved)
+            if as_json
+            else export_markdown(saved, lambda image: f"{quote(folder.name, errors='replace')}/{files[image.digest]}")
+        )
+        _write(path, text.encode())
+    except OSError as error:
+        raise MllamaError(
+            f"{error.filename or path} cannot be written: {error.strerror or error}", "Choose another place for it."
+        ) from error
+    return (path, *(folder / name for name in files.values()))
+
+
+def data_url(image: ImagePart) -> str:
+    """The picture itself as an address."""
+    return f"data:{media_type(image.data)};base64,{b64encode(image.data).decode()}"
+
+
+def whole_characters(text: str) -> str:
+    """``text`` as any encoding of Unicode can hold it: halves of surrogate pairs become U+FFFD."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
+def _message(message: Message) -> dict[str, object]:
+    texts = [part for part in message.parts if isinstance(part, TextPart)]
+    if len(message.parts) == len(texts) == 1 and texts[0].text:
+        return {"role": message.role, "content": texts[0].text}
+    return {"role": message.role, "content": [_part(part) for part in message.parts or (TextPart(""),)]}
+
+
+def _part(part: Part) -> dict[str, object]:
+    if isinstance(part, TextPart):
+        return {"type": "text", "text": part.text}
+    return {"type": "image_url", "image_url": {"url": data_url(part)}, "name": part.name}
+
+
+def _blocks(message: Message, address: Callable[[ImagePart], str]) -> list[str]:
+    blocks: list[str] = []
+    for part in message.parts:
+        if isinstance(part, ImagePart):
+            blocks.append(f"![{_plain(short_name(part.name))}]({address(part)})")
+        elif part.text.strip():
+            blocks.append(_closed(part.text.strip("\n")))
+    return blocks
+
+
+def _closed(text: str) -> str:
+    """``text`` with its last code block ended: an answer that was stopped in one would swallow all that follows."""
+    fence = ""
+    for line in text.splitlines():
+        match = _FENCE.fullmatch(line)
+        if match is None:
+            continue
+        marks, rest = match.groups()
+        if not fence:
+            fence = marks if "`" not in rest or marks[0] == "~" else ""
+        elif marks[0] == fence[0] and len(marks) >= len(fence) and not rest.strip():
+            fence = ""
+    return f"{text}\n{fence}" if fence else text
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it stands, on one line."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!])", r"\\\1", printable(text))
+
+
+def _check_free(path: Path, folder: Path | None, overwrite: bool) -> None:
+    if not path.parent.is_dir():
+        raise UsageError(f"There is no folder {path.parent}", "Make it first, or choose another place.")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no ordinary file", "Choose another name.")
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}, where the pictures go, is no folder", "Choose another name.")
+    for place in (path, folder):
+        if place is not None and place.exists() and not overwrite:
+            raise UsageError(
+                f"{place} is there already", "Choose another name; `mllama history export --force` writes over it."
+            )
+
+
+def _write(path: Path, data: bytes) -> None:
+    target = path.resolve()  # of a link, what it points to is written
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
