@@ -11,6 +11,15 @@ settings.load_profile("tests")
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(autouse=True)
+def _no_settings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the settings or the typed lines of whoever runs it."""
+    folder = tmp_path_factory.getbasetemp() / "nobody"
+    monkeypatch.setenv("MLLAMA_CONFIG", str(folder / "config.toml"))
+    monkeypatch.setenv("MLLAMA_NOHISTORY", "1")
+    monkeypatch.delenv("MLLAMA_MODEL", raising=False)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of files that may not be copied into this repository; tests that need it skip where it is absent."""

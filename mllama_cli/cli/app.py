@@ -8,6 +8,8 @@ import typer
 from typer.core import TyperGroup
 
 from mllama_cli.cli.chat import chat
+from mllama_cli.cli.completion import completion
+from mllama_cli.cli.config import config
 from mllama_cli.cli.download import download
 from mllama_cli.cli.exit_status import ExitStatus
 from mllama_cli.cli.history import history
@@ -19,6 +21,12 @@ from mllama_cli.core.version import __version__
 
 class MllamaGroup(TyperGroup):
     """Turns our errors into one line on stderr and an exit code; ``--debug`` on a command shows the traceback."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for parameter in self.params:
+            if parameter.name in ("install_completion", "show_completion"):
+                parameter.hidden = True  # type: ignore[attr-defined]  # `mllama completion` is the way that is shown
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -101,4 +109,6 @@ app.command()(show)
 app.command("rm")(remove)
 app.command()(download)
 app.command("pull", hidden=True)(download)
+app.add_typer(config, name="config")
+app.command()(completion)
 app.add_typer(history, name="history")

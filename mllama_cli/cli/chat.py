@@ -1,9 +1,10 @@
-"""`mllama chat`: one question, one streamed answer."""
+"""`mllama chat`: one question and one streamed answer, or, without a question on a terminal, the interactive chat."""
 
 from typing import Annotated
 
 import typer
 
+from mllama_cli.cli import complete
 from mllama_cli.cli.exit_status import ExitStatus
 from mllama_cli.cli.options import (
     OUTPUT,
@@ -22,6 +23,7 @@ from mllama_cli.cli.options import (
 )
 
 INPUT = "What to ask"
+SAVED = "Saved chats"
 
 
 def chat(
@@ -61,9 +63,25 @@ def chat(
     no_stdin: Annotated[
         bool, typer.Option("--no-stdin", help="Leave stdin alone (in `while read` loops).", rich_help_panel=INPUT)
     ] = False,
+    resume_last: Annotated[
+        bool, typer.Option("-c", "--continue", help="Go on with the last saved chat.", rich_help_panel=SAVED)
+    ] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Go on with a saved chat, by name or number.",
+            autocompletion=complete.chats,
+            rich_help_panel=SAVED,
+        ),
+    ] = None,
+    no_log: Annotated[bool, typer.Option("--no-log", help="Keep nothing of this chat.", rich_help_panel=SAVED)] = False,
+    no_preview: Annotated[
+        bool, typer.Option("--no-preview", help="No small pictures in the interactive chat.", rich_help_panel=OUTPUT)
+    ] = False,
     model: Model = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
+    device: Device = None,
+    dtype: Dtype = None,
     temperature: Temperature = None,
     top_p: TopP = None,
     top_k: TopK = None,
@@ -86,42 +104,82 @@ def chat(
 ) -> None:
     """Ask a question, about pictures or without; the answer streams to stdout.
 
+    Without a question, on a terminal, opens the interactive chat.
+
     [bold]mllama chat --image photo.jpg "What is this?"[/]
     """
     from mllama_cli.checkpoint.catalog import default_model, resolve
     from mllama_cli.cli.answer import OneAnswer
-    from mllama_cli.cli.question import gather
+    from mllama_cli.cli.interactive import find_saved, open_store, run_chat
+    from mllama_cli.cli.preferences import preferences
+    from mllama_cli.cli.question import gather, read_pictures
     from mllama_cli.terminal.console import Terminal
 
     terminal = Terminal()
+    prefer = preferences()
+    live = terminal.stdin_is_tty and terminal.stdout_is_tty
+    live = live and not (words or prompt or messages or raw or no_stream or as_json)
     # Everything that can be wrong with the request is looked at before torch is imported and weights are read.
-    question = gather(
-        terminal,
-        words=words or [],
-        prompt=prompt,
-        images=image or [],
-        system=system,
-        messages=messages,
-        raw=raw,
-        no_stdin=no_stdin,
-    )
-    folder = resolve(model) if model is not None else default_model()
+    saved = find_saved(resume, last=resume_last)
+    if system is None and not (messages or raw):
+        system = prefer.system
+    if live:
+        pictures = read_pictures(image or [], terminal)
+    else:
+        question = gather(
+            terminal,
+            words=words or [],
+            prompt=prompt,
+            images=image or [],
+            system=system,
+            messages=messages,
+            raw=raw,
+            no_stdin=no_stdin,
+            before=saved.whole if saved else None,
+        )
+    name = model or prefer.model or (saved.model if saved else None)
+    folder = resolve(name) if name is not None else default_model()
 
     from mllama_cli.engine.load import Engine
     from mllama_cli.engine.sampling import Sampling
 
-    engine = Engine(folder, model or folder.name, device=device, dtype=dtype)
-    sampling = Sampling.from_defaults(
-        engine.generation_config,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        max_tokens=max_tokens,
-        seed=seed,
-        stop=tuple(stop) if stop else None,
+    given = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "max_tokens": max_tokens,
+        "seed": seed,
+        "stop": tuple(stop) if stop else None,
+    }
+    asked = prefer.sampling | {key: value for key, value in given.items() if value is not None}
+
+    def sampling_for(engine: Engine) -> Sampling:
+        return Sampling.from_defaults(engine.generation_config, **asked)
+
+    engine = Engine(
+        folder, name or folder.name, device=device or prefer.device or "auto", dtype=dtype or prefer.dtype or "auto"
     )
+    if live:
+        from mllama_cli.chat.repl import Look
+
+        run_chat(
+            terminal,
+            engine,
+            sampling_for,
+            images=pictures,
+            system=system or "",
+            store=open_store(terminal, wanted=not no_log and prefer.log is not False),
+            saved=saved,
+            look=Look(
+                verbose=verbose or bool(prefer.verbose),
+                preview=not no_preview and prefer.preview is not False,
+                theme=prefer.theme or "dark",
+            ),
+        )
+        return
+    sampling = sampling_for(engine)
     inputs = question.inputs(engine.processor)
     run = OneAnswer(terminal, engine, stream=not (no_stream or as_json))
     run.run(inputs, sampling)
@@ -130,7 +188,11 @@ def chat(
     elif no_stream:
         run.print_text()
     run.say_why_it_ended(sampling.max_tokens)
-    if verbose:
+    if verbose or prefer.verbose:
         run.print_statistics()
+    if saved is not None and not no_log and question.conversation is not None and run.text:
+        from mllama_cli.chat.store import ChatStore
+
+        ChatStore().save(saved, question.conversation.with_assistant(run.text))
     if run.interrupted:
         raise typer.Exit(ExitStatus.INTERRUPTED)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mllama_cli.cli import complete
 from mllama_cli.cli.options import Debug
 
 if TYPE_CHECKING:
@@ -13,7 +14,12 @@ if TYPE_CHECKING:
 
 def download(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="An alias (11b, 11b-base, 90b, 90b-base) or a hub id.")
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="An alias (11b, 11b-base, 90b, 90b-base) or a hub id.",
+            autocompletion=complete.aliases,
+        ),
     ] = None,
     revision: Annotated[str, typer.Option(metavar="REV", help="A branch, tag or commit.")] = "main",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show files and sizes; fetch nothing.")] = False,

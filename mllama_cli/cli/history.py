@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mllama_cli.cli import complete
 from mllama_cli.cli.options import OUTPUT, Debug
 
 if TYPE_CHECKING:
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
 
 history = typer.Typer(no_args_is_help=True, help="Saved chats: list, show, export, delete.")
 
-Name = Annotated[str, typer.Argument(metavar="CHAT", help="A name, its beginning, or a number.")]
+Name = Annotated[
+    str, typer.Argument(metavar="CHAT", help="A name, its beginning, or a number.", autocompletion=complete.chats)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)]
 
 _SPEAKERS = {"system": "System", "user": "You", "assistant": "Assistant"}
@@ -111,7 +114,9 @@ def export(
 
 @history.command("rm")
 def remove(
-    names: Annotated[list[str] | None, typer.Argument(metavar="CHAT...", help="Names or numbers.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="CHAT...", help="Names or numbers.", autocompletion=complete.chats)
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All saved chats.")] = False,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
     debug: Debug = False,

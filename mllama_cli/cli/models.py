@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mllama_cli.cli import complete
 from mllama_cli.cli.options import OUTPUT, Debug
 
 if TYPE_CHECKING:
@@ -59,7 +60,14 @@ def list_models(as_json: AsJson = False, debug: Debug = False) -> None:
 
 
 def show(
-    name: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, an installed model, an alias or a hub id.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A folder, an installed model, an alias or a hub id.",
+            autocompletion=complete.installed_models,
+        ),
+    ],
     template: Annotated[bool, typer.Option("--template", help="Print the chat template and nothing else.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -94,7 +102,10 @@ def show(
 
 
 def remove(
-    names: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Installed models.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="Installed models.", autocompletion=complete.installed_models),
+    ],
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
     debug: Debug = False,
 ) -> None:

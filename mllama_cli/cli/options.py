@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from mllama_cli.cli import complete
+
 DEBUG = "mllama.debug"
 """Key in a command's context: whether --debug was given."""
 
@@ -30,13 +32,27 @@ Model = Annotated[
         "--model",
         envvar="MLLAMA_MODEL",
         help="A folder, the name of an installed model, an alias (11b, 90b, ...) or a hub id.",
+        autocompletion=complete.models,
         rich_help_panel=COMPUTE,
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", metavar="DEVICE", rich_help_panel=COMPUTE)]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="auto (the default), cpu, cuda or cuda:N.",
+        metavar="DEVICE",
+        autocompletion=complete.devices,
+        rich_help_panel=COMPUTE,
+    ),
+]
 Dtype = Annotated[
-    str,
-    typer.Option(help="auto, bfloat16, float16 or float32.", metavar="DTYPE", rich_help_panel=COMPUTE),
+    str | None,
+    typer.Option(
+        help="auto (the default), bfloat16, float16 or float32.",
+        metavar="DTYPE",
+        autocompletion=complete.dtypes,
+        rich_help_panel=COMPUTE,
+    ),
 ]
 Temperature = Annotated[
     float | None,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from mllama_cli.core.conversation import Conversation, ImagePart
+from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.pictures import PICTURE_SUFFIXES
 from mllama_cli.terminal.console import Terminal
@@ -45,8 +45,14 @@ def gather(
     messages: str | None,
     raw: bool,
     no_stdin: bool,
+    before: Conversation | None = None,
 ) -> Question:
-    """Read and check everything that belongs to the question. Raises UsageError, ImageError and their kin."""
+    """Read and check everything that belongs to the question. Raises UsageError, ImageError and their kin.
+
+    ``before`` is a saved chat that the question goes on with.
+    """
+    if before is not None and (messages is not None or raw):
+        raise UsageError("A saved chat goes on with a question, not with --messages or --raw", "Leave one out.")
     stdin_wanted = [source for source in (*images, messages) if source == "-"]
     if len(stdin_wanted) > 1:
         raise UsageError("Only one of --image and --messages can read stdin (-)", "Save the others to files.")
@@ -75,7 +81,20 @@ def gather(
     if not text:
         text = DESCRIBE_ONE if len(pictures) == 1 else DESCRIBE_SEVERAL
         terminal.note(f"No question given, so: {text}")
-    return _checked(Question(Conversation.ask(text, pictures, system or "")))
+    return _checked(Question(_after(before or Conversation(), system).with_user(text, pictures)))
+
+
+def _after(before: Conversation, system: str | None) -> Conversation:
+    """The conversation so far, led by ``system`` where that is given anew."""
+    if not system:
+        return before
+    said = tuple(message for message in before if message.role != "system")
+    return Conversation((Message("system", (TextPart(system),)), *said))
+
+
+def read_pictures(sources: Sequence[str], terminal: Terminal) -> tuple[ImagePart, ...]:
+    """Read and check the pictures that an interactive chat begins with."""
+    return _checked(Question(raw_images=_pictures(sources, terminal))).images
 
 
 def _with_next(conversation: Conversation, text: str, images: tuple[ImagePart, ...], source: str) -> Conversation:

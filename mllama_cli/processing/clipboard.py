@@ -38,7 +38,8 @@ def _reason(error: Exception) -> str:
 
 
 def _helper() -> str:
-    if sys.platform not in ("darwin", "win32"):
+    platform: str = sys.platform  # so that type checkers on one system see the branches of the others
+    if platform not in ("darwin", "win32"):
         if os.environ.get("WAYLAND_DISPLAY"):
             return "Install wl-clipboard (wl-paste), or use /image PATH."
         if os.environ.get("DISPLAY"):

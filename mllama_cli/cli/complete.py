@@ -1,0 +1,62 @@
+"""Names that a shell's Tab completes. Errors offer nothing: they must not reach the line that someone is typing."""
+
+from mllama_cli.core.errors import MllamaError
+
+
+def models(incomplete: str) -> list[str]:
+    """Models on this machine, then aliases."""
+    from mllama_cli.checkpoint.catalog import ALIASES, installed
+
+    try:
+        here = [entry.name for entry in installed()]
+    except (MllamaError, OSError):
+        here = []
+    return _beginning(incomplete, [*here, *ALIASES])
+
+
+def installed_models(incomplete: str) -> list[str]:
+    """Models on this machine."""
+    from mllama_cli.checkpoint.catalog import installed
+
+    try:
+        return _beginning(incomplete, [entry.name for entry in installed()])
+    except (MllamaError, OSError):
+        return []
+
+
+def aliases(incomplete: str) -> list[str]:
+    """Names that can be downloaded."""
+    from mllama_cli.checkpoint.catalog import ALIASES
+
+    return _beginning(incomplete, list(ALIASES))
+
+
+def chats(incomplete: str) -> list[str]:
+    """Names of saved chats, and numbers of those without a name."""
+    from mllama_cli.chat.store import ChatStore
+
+    try:
+        return _beginning(incomplete, [chat.name or str(chat.id) for chat in ChatStore().chats()])
+    except (MllamaError, OSError):
+        return []
+
+
+def devices(incomplete: str) -> list[str]:
+    return _beginning(incomplete, ["auto", "cpu", "cuda", "cuda:0"])
+
+
+def dtypes(incomplete: str) -> list[str]:
+    from mllama_cli.core.settings import DTYPES
+
+    return _beginning(incomplete, list(DTYPES))
+
+
+def setting_names(incomplete: str) -> list[str]:
+    """Keys of the config file."""
+    from mllama_cli.core.settings import KEYS
+
+    return _beginning(incomplete, list(KEYS))
+
+
+def _beginning(incomplete: str, names: list[str]) -> list[str]:
+    return [name for name in dict.fromkeys(names) if name.lower().startswith(incomplete.lower())]

@@ -1,0 +1,40 @@
+"""Colours of Markdown on a dark, a light or an unknown background. No backgrounds: they come along when copied."""
+
+from dataclasses import dataclass
+
+from mllama_cli.core.errors import UsageError
+
+
+@dataclass(frozen=True)
+class MarkdownTheme:
+    """Rich styles; ``syntax`` names the Pygments style of code blocks, empty for none."""
+
+    syntax: str
+    code: str
+    link: str
+    url: str
+    headings: tuple[str, str, str]
+    quote: str = "dim"
+    marker: str = "bold"
+    rule: str = "dim"
+    table_header: str = "bold"
+    strong: str = "bold"
+    emphasis: str = "italic"
+    struck: str = "strike"
+
+
+_THEMES = {
+    "dark": MarkdownTheme(
+        "monokai", "bright_cyan", "underline", "bright_blue", ("bold bright_magenta", "bold bright_cyan", "bold")
+    ),
+    "light": MarkdownTheme("friendly", "blue", "underline", "blue", ("bold magenta", "bold blue", "bold")),
+    "none": MarkdownTheme("", "bold", "underline", "dim", ("bold underline", "bold", "bold italic")),
+}
+THEME_NAMES = tuple(_THEMES)
+
+
+def markdown_theme(name: str) -> MarkdownTheme:
+    """Raises UsageError for a name that is none of THEME_NAMES."""
+    if name not in _THEMES:
+        raise UsageError(f"There is no theme {name!r}", f"Themes: {', '.join(THEME_NAMES)}.")
+    return _THEMES[name]

@@ -1,0 +1,114 @@
+"""Tab in a shell: the scripts in completions/, and what they are answered."""
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mllama_cli.chat.store import ChatStore
+from mllama_cli.cli.completion import Shell, script
+from mllama_cli.core.conversation import Conversation
+from tests.checkpoints import make_checkpoint
+from tests.console import SCRIPT, run_here
+
+FOLDER = Path(__file__).parents[2] / "completions"
+FILES = {Shell.BASH: "mllama.bash", Shell.ZSH: "mllama.zsh", Shell.FISH: "mllama.fish", Shell.POWERSHELL: "mllama.ps1"}
+
+
+@pytest.mark.parametrize("shell", list(Shell))
+def test_the_kept_scripts_are_the_commands_own(shell: Shell) -> None:
+    kept = (FOLDER / FILES[shell]).read_text(encoding="utf-8")
+    assert kept == script(shell), f"run: mllama completion {shell} > completions/{FILES[shell]}"
+    assert run_here("completion", shell.value).out == kept
+
+
+def test_an_unknown_shell_is_a_usage_error() -> None:
+    assert run_here("completion", "tcsh").code == 2
+
+
+def answered(line: str, **env: str) -> list[str]:
+    """What bash is told for ``line`` with the cursor at its end."""
+    words = line.split()
+    asked = {"_MLLAMA_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - (line[-1] != " "))}
+    done = subprocess.run([SCRIPT], env={**os.environ, **asked, **env}, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return done.stdout.split("\n")[:-1] if done.stdout.endswith("\n") else done.stdout.split("\n")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MLLAMA_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "no-hub"))
+    make_checkpoint(tmp_path / "models" / "birds-tiny")
+    store = ChatStore()
+    saved = store.save(store.create("birds-tiny"), Conversation.ask("One?").with_assistant("1"))
+    store.rename(saved, "holiday")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("line", "offers"),
+    [
+        ("mllama ch", ["chat"]),
+        ("mllama chat --max", ["--max-tokens"]),
+        ("mllama chat -m b", ["birds-tiny"]),
+        ("mllama chat --model 11b-", ["11b-base"]),
+        ("mllama chat --resume ", ["holiday"]),
+        ("mllama chat --device cp", ["cpu"]),
+        ("mllama chat --dtype bf", ["bfloat16"]),
+        ("mllama show ", ["birds-tiny"]),
+        ("mllama rm b", ["birds-tiny"]),
+        ("mllama download 90", ["90b", "90b-base"]),
+        ("mllama history show h", ["holiday"]),
+        ("mllama config set temp", ["temperature"]),
+        ("mllama completion po", ["powershell"]),
+    ],
+)
+def test_names_are_offered(home: Path, line: str, offers: list[str]) -> None:
+    assert [offer for offer in answered(line) if offer] == offers
+
+
+def test_a_damaged_store_offers_nothing_and_says_nothing(home: Path) -> None:
+    ChatStore().path.write_bytes(b"not a database" * 100)
+    assert [offer for offer in answered("mllama chat --resume ") if offer] == []
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
+def test_bash_itself(home: Path) -> None:
+    line = "mllama chat -m b"
+    code = f"""
+        source {FOLDER / "mllama.bash"}
+        COMP_WORDS=({line}); COMP_CWORD=3; COMP_LINE='{line}'
+        _mllama_completion mllama
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    path = f"{SCRIPT.parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", code], env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["birds-tiny"]
+
+
+@pytest.mark.slow
+def test_it_takes_little_longer_than_a_bare_typer_app(tmp_path: Path) -> None:
+    bare = tmp_path / "bare.py"
+    bare.write_text(
+        "import typer\napp = typer.Typer()\n"
+        "@app.command()\ndef chat(): ...\n@app.command()\ndef other(): ...\n"
+        "app(prog_name='mllama')\n"
+    )
+    asked = {**os.environ, "_MLLAMA_COMPLETE": "complete_bash", "COMP_WORDS": "mllama ch", "COMP_CWORD": "1"}
+
+    def seconds(command: list[str]) -> float:
+        started = time.perf_counter()
+        assert "chat" in subprocess.run(command, env=asked, capture_output=True, text=True, check=True).stdout
+        return time.perf_counter() - started
+
+    pairs = [(seconds([str(SCRIPT)]), seconds([sys.executable, str(bare)])) for _ in range(9)]
+    ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
+    assert ours < 1.3 * theirs
