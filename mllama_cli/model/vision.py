@@ -51,11 +51,10 @@ def attend_counting(q: Tensor, k: Tensor, v: Tensor, scale: float, counted: slic
     dim = q.shape[-1]
     wide = -(-(dim + 2) // 8) * 8
     bias = math.log(times) / scale
-    high = torch.tensor(bias, dtype=q.dtype).item()
     q, k, v = (F.pad(t, (0, wide - dim)) for t in (q, k, v))
     q[..., dim : dim + 2] = 1.0
-    k[:, :, counted, dim] = high
-    k[:, :, counted, dim + 1] = bias - high
+    k[:, :, counted, dim] = bias
+    k[:, :, counted, dim + 1] = bias - k[:, :, counted, dim]
     return F.scaled_dot_product_attention(q, k, v, scale=scale)[..., :dim]
 
 

@@ -14,6 +14,7 @@ from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.model.visibility import CrossView
 from mllama_cli.sketch.muon import Muon
 from mllama_cli.sketch.packing import PICTURES, Batch
+from mllama_cli.sketch.positions import fill_position_tables
 
 
 def new_network(config: MllamaConfig, device: torch.device, seed: int = 0) -> MllamaForConditionalGeneration:
@@ -27,7 +28,7 @@ def new_network(config: MllamaConfig, device: torch.device, seed: int = 0) -> Ml
         for name, parameter in network.named_parameters():
             if name.endswith("gate") and "cross_attn" in name:
                 parameter.fill_(1.0)
-            elif name.endswith("positional_embedding.gate"):
+            elif name.endswith("tile_positional_embedding.gate"):
                 parameter.fill_(0.5)
             elif "embed" in name and "patch" not in name:
                 parameter.normal_(0, 0.02 if "tokens" in name else 0.1)
@@ -36,8 +37,12 @@ def new_network(config: MllamaConfig, device: torch.device, seed: int = 0) -> Ml
                 if name.endswith(("o_proj.weight", "down_proj.weight", "fc2.weight")):
                     spread /= math.sqrt(2 * depth["vision" if "vision_model" in name else "text"])
                 parameter.normal_(0, spread)
+        # Filters that see colour less than shape: a bright background must not drown everything else.
+        filters = network.model.vision_model.patch_embedding.weight
+        filters.sub_(0.5 * filters.mean(dim=(2, 3), keepdim=True))
         for name, mask in used_tiles(network).items():
             network.get_parameter(name).mul_(mask)
+    fill_position_tables(network.model.vision_model)
     return network.to(device)
 
 

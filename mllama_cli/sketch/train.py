@@ -199,7 +199,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, default=540, help="how long this run trains")
     add("--total-seconds", type=float, default=540, help="how long all runs together train, for the schedule")
     add("--max-steps", type=int, default=10**9, help="steps of this run at most")
-    add("--rate", type=float, default=1.5e-3, help="highest learning rate")
+    add("--rate", type=float, default=4e-3, help="highest learning rate")
     add("--warmup", type=int, default=300, help="steps of warm-up")
     add("--workers", type=int, default=13, help="rendering processes")
     add("--shards", type=int, default=4, help="shards in a batch")
