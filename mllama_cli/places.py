@@ -17,6 +17,11 @@ def data_folder() -> Path:
     return Path(platformdirs.user_data_dir("mllama", appauthor=False))
 
 
+def built_in_model() -> Path:
+    """The checkpoint folder of the model that is part of this package."""
+    return Path(__file__).parent / "sketch" / "weights"
+
+
 def config_folder() -> Path:
     """Settings that the user writes. May not exist yet."""
     import platformdirs

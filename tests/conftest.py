@@ -1,9 +1,14 @@
 """Fixtures for every room's tests."""
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # As many workers as cores: with threads of their own they would wait for one another, thirty times as long.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("tests", deadline=None)  # machines differ; a first call may load a tokenizer
 settings.load_profile("tests")

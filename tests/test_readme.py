@@ -2,14 +2,16 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from mllama_cli.sketch import evaluate
 from tests.checkpoints import make_checkpoint
-from tests.console import run_here
+from tests.console import run_here, run_script
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,7 +38,18 @@ def test_the_library_in_ten_lines_runs_as_written(tmp_path: Path) -> None:
 def test_every_option_that_the_readme_names_exists(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     commands = ("chat", "download", "list", "show", "rm", *(f"history {name}" for name in ("list", "export", "rm")))
-    assert any(re.search(rf"{option}\b", run_here(*command.split(), "--help").out) for command in commands)
+    told = (evaluate.parser().format_help(), *(run_here(*command.split(), "--help").out for command in commands))
+    assert any(re.search(rf"{option}\b", text) for text in told)
+
+
+def test_the_first_command_says_what_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLLAMA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    found = re.search(r"&&\n\.venv/bin/mllama (chat [^\n]*)\n```\n\n```\n(.*?)```", README, re.DOTALL)
+    assert found
+    result = run_script(*shlex.split(found[1].replace("tests/data", str(ROOT / "tests/data"))))
+    assert result.code == 0
+    assert result.err + result.out == found[2]
 
 
 def test_every_file_that_the_readme_names_exists() -> None:

@@ -139,6 +139,7 @@ class Repl:
                     self.saving.start_anew()
                     self.chat.conversation = type(self.chat.conversation)()
                 else:
+                    self.saving.branch()
                     self.chat.drop_oldest()
 
     def show(self, events: Iterator[Event]) -> None:

@@ -49,6 +49,12 @@ class Saving:
         """What follows is another conversation."""
         self.current = None
 
+    def branch(self) -> None:
+        """What follows is kept as a chat of its own, so that the one so far stays whole."""
+        if self.current is not None:
+            self.terminal.note(f"The whole chat so far stays saved: `mllama history show {self.label}`.")
+        self.current = None
+
     def needed(self) -> "ChatStore":
         """The store. Raises UsageError where nothing is kept."""
         if self.store is None:

@@ -12,7 +12,7 @@ from mllama_cli.checkpoint.folders import expanded, files_below, is_file, is_fol
 from mllama_cli.checkpoint.hub_cache import current_snapshot, repos
 from mllama_cli.checkpoint.weight_files import is_complete
 from mllama_cli.core.errors import CheckpointError, ModelNotFoundError
-from mllama_cli.places import data_folder
+from mllama_cli.places import built_in_model, data_folder
 
 ALIASES = {
     "11b": "meta-llama/Llama-3.2-11B-Vision-Instruct",
@@ -20,6 +20,9 @@ ALIASES = {
     "90b": "meta-llama/Llama-3.2-90B-Vision-Instruct",
     "90b-base": "meta-llama/Llama-3.2-90B-Vision",
 }
+BUILT_IN = "sketch"
+"""The name of the model that is part of this package."""
+
 MODEL_TYPES = ("mllama", "mllama_text_model")
 """What config.json calls the models that we run: whole ones, and language models without the vision part."""
 
@@ -38,7 +41,7 @@ class ModelEntry:
     size: int
     kind: str
     modified: datetime
-    where: Literal["local", "hub cache"]
+    where: Literal["local", "hub cache", "package"]
     complete: bool = True
     revision: str = ""
 
@@ -54,17 +57,19 @@ def hub_id(name: str) -> str | None:
 
 
 def resolve(name: str) -> Path:
-    """The folder of a model: an existing folder, else a local model, else an alias or hub id in the cache.
+    """The folder of a model: an existing folder, else a local model, the built-in one, an alias or a cached hub id.
 
     Raises CheckpointError for a folder that is no checkpoint, ModelNotFoundError where nothing has that name.
     """
     folder = expanded(name)
     if name and is_folder(folder):
-        if not is_file(folder / "config.json"):
+        if not is_file(folder / "config.json") and not is_built_in(name):
             raise CheckpointError(f"{name} is a folder without config.json, so it is no model", "Check the path.")
-        return folder
+        return built_in_model() if not is_file(folder / "config.json") else folder
     if (local := local_model(name)) is not None and is_file(local / "config.json"):
         return local
+    if is_built_in(name):
+        return built_in_model()
     repo = hub_id(name)
     if repo is not None and (snapshot := current_snapshot(repo)) is not None:
         return snapshot
@@ -79,15 +84,18 @@ def local_model(name: str) -> Path | None:
     return folder if name not in ("", ".", "..") and "/" not in name and is_folder(folder) else None
 
 
-def default_model() -> Path:
-    """The only model on this machine. ModelNotFoundError where there is none or more than one."""
+def is_built_in(name: str) -> bool:
+    """Whether ``name`` is one of the built-in model's."""
+    return name.lower() in (BUILT_IN, f"mllama-{BUILT_IN}")
+
+
+def default_model() -> ModelEntry:
+    """The only downloaded or local model, else the built-in one. ModelNotFoundError where there are several."""
     entries = [entry for entry in installed() if entry.complete]
-    if len(entries) == 1:
-        return entries[0].path
     if not entries:
-        raise ModelNotFoundError(
-            "There is no model on this machine", "Get one with `mllama download 11b`, or name a folder with -m."
-        )
+        return built_in()
+    if len(entries) == 1:
+        return entries[0]
     names = ", ".join(entry.name for entry in entries)
     raise ModelNotFoundError(
         f"There are several models on this machine: {names}", "Name one with -m, or set MLLAMA_MODEL."
@@ -95,7 +103,7 @@ def default_model() -> Path:
 
 
 def installed() -> list[ModelEntry]:
-    """All models on this machine, local ones first, by name."""
+    """All models on this machine but the built-in one, local ones first, by name."""
     local = [_entry(folder.name, folder, "local") for folder in subfolders(models_folder()) if is_mllama(folder)]
     hub = [
         _entry(repo, snapshot, "hub cache", snapshot.name)
@@ -105,7 +113,12 @@ def installed() -> list[ModelEntry]:
     return [*local, *hub]
 
 
-def _entry(name: str, folder: Path, where: Literal["local", "hub cache"], revision: str = "") -> ModelEntry:
+def built_in() -> ModelEntry:
+    """The model that is part of this package."""
+    return _entry(BUILT_IN, built_in_model(), "package")
+
+
+def _entry(name: str, folder: Path, where: Literal["local", "hub cache", "package"], revision: str = "") -> ModelEntry:
     files = list(files_below(folder))
     return ModelEntry(
         name=name,
@@ -154,7 +167,7 @@ def is_mllama(folder: Path) -> bool:
 
 
 def _unknown(name: str, repo: str | None) -> ModelNotFoundError:
-    here = [entry.name for entry in installed()]
+    here = [*(entry.name for entry in installed()), BUILT_IN]
     if repo is not None and not name.startswith((".", "/", "~")):
         what = f"{name} ({repo})" if repo != name else name
         # Long ids differ little from one another: only a slip of a letter or two is taken for one.

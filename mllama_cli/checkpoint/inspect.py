@@ -1,5 +1,6 @@
 """What a checkpoint holds, read from its configs and the headers of its weight files."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,9 +83,18 @@ def _part(name: str, config: MllamaConfig) -> str:
 
 
 def _license(folder: Path) -> str:
-    """The first line of the licence file, or nothing."""
+    """The first line of the licence file, else what the model card's header says, else nothing."""
     for name in ("LICENSE", "LICENSE.txt", "LICENSE.md"):
         if (folder / name).is_file():
             lines = (folder / name).read_text(encoding="utf-8", errors="replace").splitlines()
             return next((line.strip() for line in lines if line.strip()), "")
-    return ""
+    return _license_of_card(folder / "README.md")
+
+
+def _license_of_card(card: Path) -> str:
+    if not card.is_file():
+        return ""
+    text = card.read_text(encoding="utf-8", errors="replace")
+    header = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    found = re.search(r"^license: *(\S.*)$", header[1], re.MULTILINE) if header else None
+    return found[1] if found else ""

@@ -4,7 +4,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from mllama_cli.checkpoint.catalog import MODEL_TYPES, config_of, hub_id, local_model, models_folder
+from mllama_cli.checkpoint.catalog import MODEL_TYPES, config_of, hub_id, is_built_in, local_model, models_folder
 from mllama_cli.checkpoint.folders import expanded, is_file, is_folder
 from mllama_cli.checkpoint.hub_cache import hub_cache, repo_folder, snapshots
 from mllama_cli.checkpoint.hub_plan import beside_weights
@@ -43,6 +43,8 @@ def plan_removal(name: str) -> Removal:
         return _by_path(name, folder)
     if (local := local_model(name)) is not None:
         return _local(local)
+    if is_built_in(name):
+        raise RemovalError(f"{name} is the built-in model: it is part of mllama", "It takes 12 MB.")
     repo = hub_id(name)
     if repo is not None and is_folder(repo_folder(repo)):
         return _downloaded(repo)

@@ -1,5 +1,6 @@
 """`mllama chat`: one question and one streamed answer, or, without a question on a terminal, the interactive chat."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,6 +25,8 @@ from mllama_cli.cli.options import (
 
 INPUT = "What to ask"
 SAVED = "Saved chats"
+
+BUILT_IN_NOTE = "This is the small built-in model: it knows only simple drawings. For a real one: mllama download 11b"
 
 
 def chat(
@@ -114,6 +117,7 @@ def chat(
     from mllama_cli.cli.preferences import preferences
     from mllama_cli.cli.question import gather, read_pictures
     from mllama_cli.terminal.console import Terminal
+    from mllama_cli.terminal.reply_view import StatusLine
 
     terminal = Terminal()
     prefer = preferences()
@@ -121,7 +125,7 @@ def chat(
     live = live and not (words or prompt or messages or raw or no_stream or as_json)
     # Everything that can be wrong with the request is looked at before torch is imported and weights are read.
     saved = find_saved(resume, last=resume_last)
-    if system is None and not (messages or raw):
+    if system is None and saved is None and not (messages or raw):
         system = prefer.system
     if live:
         pictures = read_pictures(image or [], terminal)
@@ -138,10 +142,18 @@ def chat(
             before=saved.whole if saved else None,
         )
     name = model or prefer.model or (saved.model if saved else None)
-    folder = resolve(name) if name is not None else default_model()
+    if name is None:
+        entry = default_model()
+        name, folder = entry.name, entry.path
+        if entry.where == "package":
+            terminal.note(BUILT_IN_NOTE)
+    else:
+        folder = resolve(name)
 
-    from mllama_cli.engine.load import Engine
-    from mllama_cli.engine.sampling import Sampling
+    with StatusLine(terminal) as status:
+        status.show("Starting")  # importing torch is most of it
+        from mllama_cli.engine.load import Engine
+        from mllama_cli.engine.sampling import Sampling
 
     given = {
         "temperature": temperature,
@@ -153,23 +165,26 @@ def chat(
         "seed": seed,
         "stop": tuple(stop) if stop else None,
     }
-    asked = prefer.sampling | {key: value for key, value in given.items() if value is not None}
+    flags = {key: value for key, value in given.items() if value is not None}
 
     def sampling_for(engine: Engine) -> Sampling:
-        return Sampling.from_defaults(engine.generation_config, **asked)
+        return Sampling.from_defaults(engine.generation_config, **{**prefer.sampling, **flags})
 
-    engine = Engine(
-        folder, name or folder.name, device=device or prefer.device or "auto", dtype=dtype or prefer.dtype or "auto"
-    )
+    def engine_of(folder: Path, name: str) -> Engine:
+        return Engine(folder, name, device=device or prefer.device or "auto", dtype=dtype or prefer.dtype or "auto")
+
+    engine = engine_of(folder, name)
     if live:
         from mllama_cli.chat.repl import Look
 
         run_chat(
             terminal,
             engine,
+            engine_of,
             sampling_for,
+            flags=flags,
             images=pictures,
-            system=system or "",
+            system=system,
             store=open_store(terminal, wanted=not no_log and prefer.log is not False),
             saved=saved,
             look=Look(

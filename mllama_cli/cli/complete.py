@@ -4,14 +4,14 @@ from mllama_cli.core.errors import MllamaError
 
 
 def models(incomplete: str) -> list[str]:
-    """Models on this machine, then aliases."""
-    from mllama_cli.checkpoint.catalog import ALIASES, installed
+    """Models on this machine, the built-in one and aliases."""
+    from mllama_cli.checkpoint.catalog import ALIASES, BUILT_IN, installed
 
     try:
         here = [entry.name for entry in installed()]
     except (MllamaError, OSError):
         here = []
-    return _beginning(incomplete, [*here, *ALIASES])
+    return _beginning(incomplete, [*here, BUILT_IN, *ALIASES])
 
 
 def installed_models(incomplete: str) -> list[str]:

@@ -1,8 +1,8 @@
 """`mllama chat` without a question, on a terminal: opens the interactive chat."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ChatNotFoundError, MllamaError, UsageError
@@ -46,15 +46,20 @@ def find_saved(name: str | None, *, last: bool) -> "SavedChat | None":
 def run_chat(
     terminal: Terminal,
     engine: "Engine",
+    engine_of: "Callable[[Path, str], Engine]",
     sampling_for: "Callable[[Engine], Sampling]",
     *,
+    flags: Mapping[str, Any],
     images: Sequence[ImagePart],
-    system: str,
+    system: str | None,
     store: "ChatStore | None",
     saved: "SavedChat | None",
     look: "Look",
 ) -> None:
-    """Load the model, greet, and chat until the person leaves."""
+    """Load the model, greet, and chat until the person leaves.
+
+    ``flags`` and ``system`` are what the command line says of sampling and system message: they win over a saved one.
+    """
     from mllama_cli.chat.commands import COMMANDS
     from mllama_cli.chat.live import LiveChat
     from mllama_cli.chat.repl import Repl
@@ -70,15 +75,16 @@ def run_chat(
 
     def other(name: str) -> "Engine":
         from mllama_cli.checkpoint.catalog import resolve
-        from mllama_cli.engine.load import Engine
 
-        fresh = Engine(resolve(name), name, device=str(engine.device))
-        return loaded(fresh, vision=bool(chat.conversation.images))
+        return loaded(engine_of(resolve(name), name), vision=bool(chat.conversation.images))
 
-    chat = LiveChat(engine, sampling_for(engine), system)
+    chat = LiveChat(engine, sampling_for(engine), system or "")
     saving = Saving(terminal, store, saved)
     if saved is not None:
         restore(chat, saved)
+        chat.set_sampling(**flags)
+        if system is not None:
+            chat.system = system
     loaded(engine, vision=bool(images) or bool(chat.conversation.images))
     prompt = ChatPrompt(
         terminal,
@@ -106,6 +112,6 @@ def history_file() -> Path | None:
 
 
 def _models() -> list[str]:
-    from mllama_cli.checkpoint.catalog import ALIASES, installed
+    from mllama_cli.checkpoint.catalog import ALIASES, BUILT_IN, installed
 
-    return [*(entry.name for entry in installed()), *ALIASES]
+    return [*(entry.name for entry in installed()), BUILT_IN, *ALIASES]

@@ -18,11 +18,11 @@ def list_models(as_json: AsJson = False, debug: Debug = False) -> None:
     """List the models on this machine: name, size, kind, date."""
     from rich.table import Table
 
-    from mllama_cli.checkpoint.catalog import installed
+    from mllama_cli.checkpoint.catalog import built_in, installed
     from mllama_cli.terminal.console import Terminal
 
     terminal = Terminal()
-    entries = installed()
+    entries = [*installed(), built_in()]
     if as_json:
         _print_json(
             terminal.stdout,
@@ -41,9 +41,6 @@ def list_models(as_json: AsJson = False, debug: Debug = False) -> None:
             ],
         )
         return
-    if not entries:
-        terminal.note("There is no model on this machine yet. Get one with `mllama download 11b`.")
-        return
     table = Table(box=None, pad_edge=False, header_style="bold")
     # A name is there to be copied: on a narrow screen the kind gives way.
     table.add_column("NAME", no_wrap=True, min_width=max(len(entry.name) for entry in entries))
@@ -57,6 +54,8 @@ def list_models(as_json: AsJson = False, debug: Debug = False) -> None:
         where = entry.where.removesuffix(" cache")
         table.add_row(entry.name, human_size(entry.size), entry.kind + unfinished, date, where)
     terminal.out.print(table)
+    if len(entries) == 1:
+        terminal.note("The built-in model knows only simple drawings. Get a real one with `mllama download 11b`.")
 
 
 def show(

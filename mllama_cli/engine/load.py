@@ -32,15 +32,21 @@ def load(
     vision: bool = False,
     progress: Callable[[Event], None] | None = None,
 ) -> "Engine":
-    """Load a model: a folder, an installed model's name, an alias, or a hub id in the cache; None takes the only one.
+    """Load a model: a folder, an installed model's name, an alias, or a hub id in the cache.
+
+    None takes the only model that was downloaded or made here, else the built-in one.
 
     ``vision`` also loads what images need; otherwise it comes in with the first image. Nothing is ever downloaded.
     Raises ModelNotFoundError, CheckpointError, DeviceError or MemoryShortageError.
     """
     from mllama_cli.checkpoint.catalog import default_model, resolve
 
-    folder = resolve(str(model)) if model is not None else default_model()
-    engine = Engine(folder, str(model) if model is not None else folder.name, device=device, dtype=dtype)
+    if model is None:
+        entry = default_model()
+        folder, name = entry.path, entry.name
+    else:
+        folder, name = resolve(str(model)), str(model)
+    engine = Engine(folder, name, device=device, dtype=dtype)
     for event in engine.load_weights(vision=vision):
         if progress is not None:
             progress(event)

@@ -5,6 +5,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def normal_parameter(*shape: int, std: float) -> nn.Parameter:
+    """Drawn from a normal distribution; on the meta device not at all, as torch would import its compiler for it."""
+    values = torch.empty(*shape)
+    return nn.Parameter(values if values.is_meta else values.normal_(0, std))
+
+
+class Embedding(nn.Embedding):
+    """nn.Embedding that draws nothing on the meta device, for the same reason."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class MllamaTextRMSNorm(nn.Module):
     """Root-mean-square norm over the last dimension: float32 inside, cast back, then times the weight."""
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mllama_cli.core.config import MllamaTextConfig
 from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
 from mllama_cli.model.layers import (
+    Embedding,
     MllamaTextMLP,
     MllamaTextRMSNorm,
     causal_attention,
@@ -143,7 +144,7 @@ class MllamaTextModel(nn.Module):
     def __init__(self, config: MllamaTextConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size + EXTRA_EMBEDDINGS, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size + EXTRA_EMBEDDINGS, config.hidden_size)
         self.layers = nn.ModuleList(
             MllamaCrossAttentionDecoderLayer(config)
             if index in config.cross_attention_layers

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllama_cli.core.config import MllamaVisionConfig
-from mllama_cli.model.layers import heads
+from mllama_cli.model.layers import Embedding, heads, normal_parameter
 
 
 class MllamaVisionAttention(nn.Module):
@@ -80,8 +80,8 @@ class MllamaVisionEncoderLayer(nn.Module):
         self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
         self.gated = gated
         if gated:
-            self.gate_attn = nn.Parameter(torch.ones(1) * math.pi / 4)
-            self.gate_ffn = nn.Parameter(torch.ones(1) * math.pi / 4)
+            self.gate_attn = nn.Parameter(torch.full((1,), math.pi / 4))
+            self.gate_ffn = nn.Parameter(torch.full((1,), math.pi / 4))
 
     def forward(self, x: Tensor, real: int, counted: slice, times: int) -> Tensor:
         attention = self.self_attn(self.input_layernorm(x), real, counted, times)
@@ -103,7 +103,7 @@ class MllamaPrecomputedAspectRatioEmbedding(nn.Module):
     def __init__(self, config: MllamaVisionConfig) -> None:
         super().__init__()
         self.shape = (config.max_num_tiles, 1, config.hidden_size)
-        self.embedding = nn.Embedding(len(config.supported_aspect_ratios) + 1, math.prod(self.shape))
+        self.embedding = Embedding(len(config.supported_aspect_ratios) + 1, math.prod(self.shape))
         self.gate = nn.Parameter(torch.zeros(1))
 
     def forward(self, aspect_ratio_ids: Tensor, tiles: int) -> Tensor:
@@ -121,8 +121,8 @@ class MllamaPrecomputedPositionEmbedding(nn.Module):
         tokens, size = config.tokens_per_tile, config.hidden_size
         self.shape = (config.max_num_tiles, tokens, size)
         self.gate = nn.Parameter(torch.zeros(1))
-        self.embedding = nn.Parameter(torch.randn(tokens, size) * size**-0.5)
-        self.tile_embedding = nn.Embedding(len(config.supported_aspect_ratios) + 1, math.prod(self.shape))
+        self.embedding = normal_parameter(tokens, size, std=size**-0.5)
+        self.tile_embedding = Embedding(len(config.supported_aspect_ratios) + 1, math.prod(self.shape))
 
     def forward(self, aspect_ratio_ids: Tensor, tiles: int) -> Tensor:
         """Ids [N] -> [N, tiles, tokens, hidden], for the first ``tiles`` tiles."""
@@ -140,7 +140,7 @@ class MllamaVisionModel(nn.Module):
         self.config = config
         size, patch = config.hidden_size, config.patch_size
         self.patch_embedding = nn.Conv2d(config.num_channels, size, patch, stride=patch, bias=False)
-        self.class_embedding = nn.Parameter(torch.randn(size) * size**-0.5)
+        self.class_embedding = normal_parameter(size, std=size**-0.5)
         self.gated_positional_embedding = MllamaPrecomputedPositionEmbedding(config)
         self.pre_tile_positional_embedding = MllamaPrecomputedAspectRatioEmbedding(config)
         self.post_tile_positional_embedding = MllamaPrecomputedAspectRatioEmbedding(config)

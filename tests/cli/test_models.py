@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mllama_cli.checkpoint.catalog import resolve
+from mllama_cli.places import built_in_model
 from tests.checkpoints import TEMPLATE, make_checkpoint, text_only_config
 from tests.console import Result, Stream, run_here
 
@@ -52,7 +54,7 @@ def test_list_knows_local_and_downloaded_models(home: Path, tmp_path: Path) -> N
     (tmp_path / "hub" / "models--other--thing" / "snapshots" / "x").mkdir(parents=True)
     result = run_here("list")
     assert result.code == 0
-    assert names(result) == ["base", "mine", "talker", "meta-llama/Llama-3.2-11B-Vision-Instruct"]
+    assert names(result) == ["base", "mine", "talker", "meta-llama/Llama-3.2-11B-Vision-Instruct", "sketch"]
     kinds = {entry["name"]: entry["kind"] for entry in json.loads(run_here("ls", "--json").out)}
     assert kinds["mine"] == "instruct"
     assert kinds["base"] == "base"
@@ -67,10 +69,22 @@ def test_an_unfinished_download_is_listed_as_such_and_never_chosen(home: Path, t
     assert run_here("chat", "--max-tokens", "1", "--device", "cpu", "Hi").code == 0, "mine is the only whole model"
 
 
-def test_an_empty_list_says_what_to_do() -> None:
+def test_a_new_machine_has_the_built_in_model_and_says_how_to_get_another() -> None:
     result = run_here("list")
-    assert (result.code, result.out) == (0, "")
+    assert (result.code, names(result)) == (0, ["sketch"])
     assert "mllama download 11b" in result.err
+    (entry,) = json.loads(run_here("list", "--json").out)
+    assert (entry["where"], entry["complete"]) == ("package", True)
+
+
+def test_the_built_in_model_is_shown_and_stays() -> None:
+    shown = run_here("show", "sketch")
+    assert shown.code == 0
+    assert "apache-2.0" in shown.out
+    refused = run_here("rm", "sketch", "--yes")
+    assert refused.code == 1
+    assert "sketch is the built-in model" in refused.err
+    assert run_here("show", "mllama-sketch").code == 0
 
 
 def test_several_models_and_none_named_is_an_error_with_the_list(home: Path) -> None:
@@ -81,10 +95,14 @@ def test_several_models_and_none_named_is_an_error_with_the_list(home: Path) -> 
     assert "one, two" in result.err
 
 
-def test_no_model_at_all_says_how_to_get_one() -> None:
-    result = run_here("chat", "Hi")
-    assert result.code == 2
-    assert "mllama download 11b" in result.err
+def test_a_folder_that_happens_to_be_called_sketch_does_not_hide_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / "sketch").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert resolve("sketch") == built_in_model()
+    make_checkpoint(tmp_path / "here" / "sketch")
+    assert resolve("sketch") == Path("sketch")
 
 
 def test_a_folder_beats_a_local_model_beats_an_alias(home: Path, tmp_path: Path) -> None:

@@ -52,3 +52,15 @@ def test_no_arguments_show_help() -> None:
     result = run_here()
     assert "chat" in result.out + result.err
     assert result.code in (0, 2)
+
+
+def test_a_first_answer_imports_no_compiler() -> None:
+    code = (
+        "import sys\n"
+        "from mllama_cli import Conversation, load\n"
+        "reply, = load('sketch', device='cpu').answer_batch([Conversation.ask('Hello')])\n"
+        "print(reply.text)\n"
+        "print('HEAVY', [m for m in ('torch._dynamo', 'sympy', 'transformers') if m in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "HEAVY []", "torch takes a second to import it"

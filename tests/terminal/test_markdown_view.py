@@ -17,8 +17,8 @@ from tests.terminal.window import Window
 ANSWER = """\
 # What I see
 
-A *red* circle and **two** blue squares. The text says `HELLO` and goes on for long enough that any narrow window has to \
-wrap it once or twice; 全角文字も正しく折り返されるべきです。 And an emoji 👍 with 🍓🍇.
+A *red* circle and **two** blue squares. The text says `HELLO` and goes on for long enough that any narrow window has \
+to wrap it once or twice; 全角文字も正しく折り返されるべきです。 And an emoji 👍 with 🍓🍇.
 
 1. First
 2. Second, with a list:

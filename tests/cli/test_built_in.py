@@ -1,0 +1,70 @@
+"""The built-in model, asked through the installed command as a newcomer does: answers have to be true."""
+
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.console import Result, run_script
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+@pytest.fixture(autouse=True)
+def fresh_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLLAMA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.delenv("MLLAMA_MODEL", raising=False)
+
+
+def ask(question: str, *images: str, stdin: bytes = b"") -> Result:
+    pictures = [word for image in images for word in ("--image", image if image == "-" else str(DATA / image))]
+    result = run_script("chat", "-m", "sketch", "--device", "cpu", *pictures, question, stdin=stdin)
+    assert (result.code, result.err) == (0, "")
+    return result
+
+
+def test_with_no_model_named_the_built_in_one_answers_and_says_so_in_one_line() -> None:
+    result = run_script("chat", "--image", str(DATA / "drawing.png"), "How many circles are there?")
+    assert result.code == 0
+    assert "3" in result.out
+    assert result.out.count("\n") == 1
+    (note,) = result.error_lines
+    assert "built-in" in note
+    assert "mllama download 11b" in note
+
+
+@pytest.mark.parametrize(
+    ("question", "image", "answer"),
+    [
+        ("Which colour does the star have?", "drawing.png", "yellow"),
+        ("On which side is the blue square?", "sideways.jpg", "left"),
+        ("What does it say?", "card.png", "HELLO"),
+    ],
+)
+def test_a_question_about_a_file(question: str, image: str, answer: str) -> None:
+    assert re.search(rf"\b{answer}\b", ask(question, image).out)
+
+
+def test_a_picture_on_stdin() -> None:
+    said = ask("Describe this picture.", "-", stdin=(DATA / "drawing.png").read_bytes()).out
+    for thing in ("3 red circles", "blue square", "yellow star"):
+        assert thing in said
+
+
+def test_two_pictures_are_told_apart() -> None:
+    assert "purple star was added" in ask("What changed?", "before.png", "after.png").out
+    assert "purple star is gone" in ask("What changed?", "after.png", "before.png").out
+
+
+def test_it_knows_what_it_does_not_know(tmp_path: Path) -> None:
+    noise = tmp_path / "noise.png"
+    Image.effect_noise((300, 200), 90).save(noise)
+    assert "only know simple drawings" in ask("How many circles are there?", str(noise)).out
+    assert "only know simple drawings" in ask("What is the capital of France?").out
+    assert "mllama-sketch" in ask("Who are you?").out
+
+
+def test_a_photo_is_none_of_its_drawings(shared: Path) -> None:
+    assert "only know simple drawings" in ask("What is this?", str(shared / "photos" / "dog.jpg")).out

@@ -1,0 +1,99 @@
+"""The weights in the package: how often they are right, and that they are an ordinary checkpoint."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from mllama_cli import Conversation, Sampling, load, read_image
+from mllama_cli.core.events import Token
+from mllama_cli.engine.load import Engine
+from mllama_cli.places import built_in_model
+from mllama_cli.sketch import shape
+from mllama_cli.sketch.evaluate import try_foreign, try_limits, try_task
+from mllama_cli.sketch.samples import TASKS
+from mllama_cli.sketch.vocabulary import CHAT_TEMPLATE
+from tests.peers import peer_inputs, transformers_model
+
+FOLDER = built_in_model()
+DATA = Path(__file__).parents[1] / "data"
+GREEDY = Sampling(temperature=0, max_tokens=60)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return load("sketch", device="cpu", dtype="float32", vision=True)
+
+
+def test_it_is_small_and_what_the_code_makes(engine: Engine) -> None:
+    assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 12 * 2**20
+    assert (FOLDER / "chat_template.jinja").read_text(encoding="utf-8") == CHAT_TEMPLATE
+
+
+def test_rows_of_unused_tiles_are_zero_so_that_leaving_them_out_stays_exact(engine: Engine) -> None:
+    vision = engine.config.vision_config
+    assert vision is not None
+    assert vision.image_size == shape.TILE_SIZE
+    tower = engine.network.get_submodule("model.vision_model")
+    tables = [
+        p for name, p in tower.named_parameters() if re.search(r"tile_(positional_)?embedding\.", name) and p.ndim == 2
+    ]
+    assert len(tables) == 3
+    for table in tables:
+        tiles = table.view(len(vision.supported_aspect_ratios) + 1, vision.max_num_tiles, -1)
+        for id_, (columns, rows) in enumerate(vision.supported_aspect_ratios, 1):
+            assert not tiles[id_, columns * rows :].any()
+            assert tiles[id_, : columns * rows].any(-1).all()
+
+
+def test_a_conversation_of_several_turns(engine: Engine) -> None:
+    session = engine.session()
+    talk = Conversation.ask("How many red shapes are there?", (read_image(str(DATA / "drawing.png")),))
+    said = []
+    for question in ("What shape are they?", "And where is the star?", "What colour is it?", ""):
+        answer = "".join(event.text for event in session.stream(talk, GREEDY) if isinstance(event, Token))
+        said.append(answer)
+        talk = talk.with_assistant(answer).with_user(question, ())
+    for answer, word in zip(said, ("3", "circle", "bottom right", "yellow"), strict=True):
+        assert word in answer
+
+
+@pytest.mark.slow
+def test_held_out_drawings_of_every_task(engine: Engine) -> None:
+    trials = [trial for task in TASKS for trial in try_task(engine, task, 16, 16)]
+    assert sum(trial.right for trial in trials) >= 0.95 * len(trials)
+
+
+@pytest.mark.slow
+def test_drawings_by_other_programs(engine: Engine) -> None:
+    trials = try_foreign(engine, Path(__file__).parent / "foreign", 16)
+    assert sum(trial.right for trial in trials) >= 0.9 * len(trials)
+
+
+def test_photos_are_beyond_it(engine: Engine, shared: Path) -> None:
+    assert all(trial.right for trial in try_limits(engine, sorted((shared / "photos").iterdir()), 8))
+
+
+def test_transformers_loads_the_folder_and_says_the_same(engine: Engine) -> None:
+    from transformers import AutoProcessor, MllamaForConditionalGeneration
+
+    _, info = MllamaForConditionalGeneration.from_pretrained(FOLDER, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    talk = Conversation.ask("Describe this image.", (read_image(str(DATA / "drawing.png")),))
+    ours = engine.processor(talk)
+    processor = AutoProcessor.from_pretrained(FOLDER)
+    content = [{"type": "image"}, {"type": "text", "text": "Describe this image."}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    with Image.open(DATA / "drawing.png") as image:
+        theirs = processor(images=image.convert("RGB"), text=prompt, add_special_tokens=False, return_tensors="pt")
+    assert theirs["input_ids"][0].tolist() == list(ours.ids)
+    peer = transformers_model(shape.config(), engine.network)
+    tiles = engine.processor.tiles(talk.images[0])
+    inputs = peer_inputs([ours.ids], [[(tiles.pixel_values, tiles.aspect_ratio_id)]], shape.VOCABULARY_SIZE, 4)
+    with torch.inference_mode():
+        made = peer.generate(**inputs, max_new_tokens=60, do_sample=False, eos_token_id=[shape.EOT])
+    answer = processor.decode(made[0, len(ours.ids) :], skip_special_tokens=True)
+    assert answer == "".join(e.text for e in engine.stream(talk, GREEDY) if isinstance(e, Token))
