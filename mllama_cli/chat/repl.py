@@ -168,12 +168,19 @@ class Repl:
         self.saving.save(self.chat)
         if stats is not None:
             self._after(stats)
+        self._gap()
+
+    def _gap(self) -> None:
+        """An empty line between an answer and the next question, for the eye."""
+        if self.terminal.stderr_is_tty:
+            self.terminal.err.print()
 
     def replay(self) -> None:
         """Show the last answer again, as a reminder."""
         view = MarkdownView(self.terminal, theme=self.look.theme)
         view.write(self.chat.last_answer)
         view.finish()
+        self._gap()
 
     def _after(self, stats: GenerationStats) -> None:
         if stats.finish_reason == "length":

@@ -91,12 +91,12 @@ class StatusLine:
 
 def stats_line(stats: GenerationStats) -> str:
     """One line of statistics for people."""
-    cached = f", {stats.cached_tokens} cached" if stats.cached_tokens else ""
-    pictures = f" and {stats.images} image{'s' * (stats.images > 1)}" if stats.images else ""
+    cached = f" ({stats.cached_tokens} cached)" if stats.cached_tokens else ""
+    pictures = f", {stats.images} image{'s' * (stats.images > 1)}" if stats.images else ""
     speed = f" at {stats.tokens_per_second:.1f} tokens/s" if stats.tokens_per_second else ""
     return (
         f"{stats.prompt_tokens} prompt tokens{cached}{pictures} | {stats.completion_tokens} tokens{speed} | "
-        f"first token after {stats.time_to_first_token:.2f} s"
-        + (f" (image {stats.encode_seconds:.2f} s)" if stats.images else "")
-        + f" | {stats.finish_reason}"
+        f"TTFT {stats.time_to_first_token:.2f} s"
+        + (f" (image {stats.encode_seconds:.2f} s)" if stats.encode_seconds >= 0.005 else "")
+        + (f" | {stats.finish_reason}" if stats.finish_reason != "stop" else "")
     )

@@ -2,10 +2,8 @@
 
 import os
 import shutil
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -96,6 +94,7 @@ def test_bash_itself(home: Path) -> None:
 
 @pytest.mark.slow
 def test_it_takes_little_longer_than_a_bare_typer_app(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
     bare = tmp_path / "bare.py"
     bare.write_text(
         "import typer\napp = typer.Typer()\n"
@@ -105,10 +104,12 @@ def test_it_takes_little_longer_than_a_bare_typer_app(tmp_path: Path) -> None:
     asked = {**os.environ, "_MLLAMA_COMPLETE": "complete_bash", "COMP_WORDS": "mllama ch", "COMP_CWORD": "1"}
 
     def seconds(command: list[str]) -> float:
-        started = time.perf_counter()
+        """Of computing, which a busy machine does not stretch as it does the clock's."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert "chat" in subprocess.run(command, env=asked, capture_output=True, text=True, check=True).stdout
-        return time.perf_counter() - started
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return float(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
     pairs = [(seconds([str(SCRIPT)]), seconds([sys.executable, str(bare)])) for _ in range(9)]
-    ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
-    assert ours < 1.3 * theirs
+    ours, theirs = (min(times) for times in zip(*pairs, strict=True))
+    assert ours < 1.3 * theirs, f"{ours:.3f} s, {theirs:.3f} s"

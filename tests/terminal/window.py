@@ -4,15 +4,21 @@ import pyte
 
 
 class Window:
-    """``columns`` x ``rows`` cells and everything that scrolled out of them at the top."""
+    """``columns`` x ``rows`` cells and everything that scrolled out of them at the top.
 
-    def __init__(self, columns: int = 80, rows: int = 24) -> None:
+    ``raw``: what is fed comes from a pseudo terminal, which has turned newlines into carriage return and line feed.
+    """
+
+    def __init__(self, columns: int = 80, rows: int = 24, *, raw: bool = False) -> None:
         self.screen = pyte.HistoryScreen(columns, rows, history=100_000, ratio=0.5)
-        # Terminals turn a program's newline into carriage return and line feed.
-        self.screen.set_mode(pyte.modes.LNM)
-        self._stream = pyte.Stream(self.screen)
+        if not raw:
+            self.screen.set_mode(pyte.modes.LNM)
+        self._stream = pyte.ByteStream(self.screen)
 
     def feed(self, written: str) -> "Window":
+        return self.feed_bytes(written.encode())
+
+    def feed_bytes(self, written: bytes) -> "Window":
         self._stream.feed(written)
         return self
 

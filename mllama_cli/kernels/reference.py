@@ -1,0 +1,56 @@
+"""What a quantized matrix is and what is computed with it, in plain torch: every fast kernel is held to this.
+
+The layout is compressed-tensors' symmetric ``pack-quantized``: q + 2^(bits - 1), unsigned, 32 / bits of them in an int32
+word along the input dimension, the first in the lowest bits; one positive scale for each group of a row.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BITS = (4, 8)
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A matrix [out, in]: ``packed`` int32 [out, ceil(in * bits / 32)], ``scale`` [out, groups], groups dividing in."""
+
+    packed: Tensor
+    scale: Tensor
+    shape: tuple[int, int]
+    bits: int
+
+    @property
+    def group_size(self) -> int:
+        """Neighbours along the input dimension that share a scale."""
+        return self.shape[1] // self.scale.shape[1]
+
+
+def pack(q: Tensor, bits: int) -> Tensor:
+    """Whole numbers [out, in] from -2^(bits-1) to 2^(bits-1) - 1 -> int32 words [out, ceil(in * bits / 32)]."""
+    per_word = 32 // bits
+    unsigned = F.pad(q.to(torch.int32) + (1 << (bits - 1)), (0, -q.shape[1] % per_word)).unflatten(1, (-1, per_word))
+    words = unsigned[..., 0].clone()
+    for place in range(1, per_word):
+        words |= unsigned[..., place] << (bits * place)
+    return words
+
+
+def unpack(weight: PackedWeight) -> Tensor:
+    """The whole numbers: int8 [out, in]."""
+    shifts = torch.arange(0, 32, weight.bits, dtype=torch.int32, device=weight.packed.device)
+    unsigned = (weight.packed[..., None] >> shifts) & ((1 << weight.bits) - 1)
+    return (unsigned.flatten(1)[:, : weight.shape[1]] - (1 << (weight.bits - 1))).to(torch.int8)
+
+
+def dequantize(weight: PackedWeight, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The matrix [out, in]: whole numbers times scales, multiplied in float32 and rounded once."""
+    grouped = unpack(weight).float().unflatten(1, (weight.scale.shape[1], -1))
+    return (grouped * weight.scale.float()[..., None]).flatten(1).to(dtype)
+
+
+def quantized_linear(x: Tensor, weight: PackedWeight) -> Tensor:
+    """x [..., in] times the transposed matrix -> [..., out], in x's dtype."""
+    return F.linear(x, dequantize(weight, x.dtype))

@@ -1,0 +1,298 @@
+"""The interactive chat as a person has it: on a terminal, with the built-in model, which answers truly."""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.console import SCRIPT
+from tests.terminal_chat import (
+    ALT_ENTER,
+    CTRL_C,
+    CTRL_D,
+    CTRL_G,
+    CTRL_J,
+    CTRL_R,
+    END_PASTE,
+    ENTER,
+    PASTE,
+    PROMPT,
+    TAB,
+    UP,
+    TerminalChat,
+)
+
+DATA = Path(__file__).parents[1] / "data"
+FOREIGN = Path(__file__).parents[1] / "sketch" / "foreign"
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="needs a pseudo terminal")]
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    return {
+        "MLLAMA_HOME": str(tmp_path / "home"),
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "XDG_STATE_HOME": str(tmp_path / "state"),
+        "MLLAMA_NOHISTORY": "",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for name in ("drawing.png", "card.png"):
+        shutil.copy(DATA / name, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def chat(pictures: Path, env: dict[str, str]) -> Iterator[TerminalChat]:
+    with TerminalChat("chat", "--no-preview", cwd=pictures, env=env) as running:
+        running.at_prompt()
+        yield running
+
+
+def saved(env: dict[str, str], name: str = "1") -> list[dict[str, object]]:
+    done = subprocess.run(
+        [SCRIPT, "history", "show", name, "--json"], env={**os.environ, **env}, capture_output=True, check=True
+    )
+    result: list[dict[str, object]] = json.loads(done.stdout)["messages"]
+    return result
+
+
+def texts(messages: list[dict[str, object]]) -> list[str]:
+    """What was said, pictures left out."""
+    said = []
+    for message in messages:
+        content = message["content"]
+        parts = content if isinstance(content, list) else [{"text": content}]
+        said.append("".join(part.get("text", "") for part in parts))
+    return said
+
+
+def test_a_photo_on_the_command_line_is_attached_and_asked_about(pictures: Path, env: dict[str, str]) -> None:
+    with TerminalChat("chat", "--image", "drawing.png", cwd=pictures, env=env) as chat:
+        chat.at_prompt()
+        assert "[drawing.png 640x480, 4 tiles]" in chat.text
+        assert "▀▀▀▀" in chat.text
+        assert "There are 3 circles." in chat.ask("How many circles are there?")
+        assert "The star is yellow." in chat.ask("What colour is the star?")
+        assert chat.text.count("There are 3 circles.") == 1
+        assert chat.text.count("[drawing.png") == 1, "attached to the first question alone"
+        assert chat.leave() == 0
+
+
+def test_an_answer_that_is_stopped_stays_and_is_built_upon(pictures: Path, env: dict[str, str]) -> None:
+    shutil.copy(FOREIGN / "mixed-five-browser.png", pictures / "five.png")
+    with TerminalChat("chat", "--no-preview", "--image", "five.png", cwd=pictures, env=env) as chat:
+        chat.at_prompt()
+        chat.type("List each object and its location." + ENTER)
+        chat.wait("I see")
+        chat.type(CTRL_C)
+        chat.wait("Stopped. What was said so far stays in the conversation.")
+        chat.at_prompt()
+        answer = chat.ask("How many stars are there?")
+        assert "star" in answer
+        assert chat.leave() == 0
+    first, partial, second, last = texts(saved(env))
+    assert (first, second) == ("List each object and its location.", "How many stars are there?")
+    assert partial.startswith("I see")
+    assert not partial.endswith(".")
+    assert last in answer
+
+
+def test_ctrl_c_at_an_empty_prompt_hints_and_ctrl_d_leaves(chat: TerminalChat) -> None:
+    chat.type("some text")
+    chat.wait("some text")
+    chat.type(CTRL_C)
+    chat.wait(lambda c: "some text" not in c.row())
+    chat.type(CTRL_C)
+    chat.wait("Ctrl-D or /bye leaves.")
+    assert chat.leave(CTRL_D) == 0
+
+
+def test_several_lines(chat: TerminalChat, env: dict[str, str]) -> None:
+    chat.type(f"one{ALT_ENTER}two{CTRL_J}three{ENTER}")
+    chat.wait("Sorry, I only know")
+    chat.at_prompt()
+    before = len(chat.lines)
+    chat.type(f'"""four{ENTER}five{ENTER}"""{ENTER}')
+    chat.wait(lambda c: len(c.lines) > before + 2 and c.row() == PROMPT)
+    chat.leave()
+    assert texts(saved(env))[::2] == ["one\ntwo\nthree", "four\nfive"]
+
+
+def test_a_pasted_text_of_5000_lines_arrives_whole_and_waits(pictures: Path, env: dict[str, str]) -> None:
+    pasted = "\n".join(f"line {number} of what was pasted" for number in range(5000))
+    editor = pictures / "editor"
+    editor.write_text(f'#!/bin/sh\ncp "$1" "{pictures}/seen.md"\n')
+    editor.chmod(0o755)
+    with TerminalChat("chat", cwd=pictures, env={**env, "VISUAL": str(editor)}) as chat:
+        chat.at_prompt()
+        chat.type(PASTE + pasted.replace("\n", "\r") + END_PASTE)
+        chat.wait("line 4999 of what was pasted")
+        chat.type(CTRL_G)
+        chat.wait(lambda _: (pictures / "seen.md").exists() and (pictures / "seen.md").stat().st_size >= len(pasted))
+        assert (pictures / "seen.md").read_text().rstrip("\n") == pasted
+        chat.type(CTRL_C)
+        chat.wait(lambda c: "line 4999" not in c.row())
+        assert "Hello" in chat.ask("hello")
+        assert chat.leave() == 0
+
+
+def test_a_window_that_is_resized(chat: TerminalChat) -> None:
+    chat.ask("/image drawing.png")
+    for columns, rows in ((60, 20), (40, 12), (100, 40)):
+        chat.resize(columns, rows)
+        assert "There are 3 circles." in chat.ask("How many circles are there?")
+    assert chat.leave() == 0
+
+
+def test_typed_lines_are_remembered_privately(pictures: Path, env: dict[str, str]) -> None:
+    with TerminalChat("chat", cwd=pictures, env=env) as chat:
+        chat.ask("Who are you?")
+        chat.ask("hello")
+        chat.leave()
+    (file,) = (path for path in (pictures / "state").rglob("*") if path.is_file())
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    with TerminalChat("chat", cwd=pictures, env=env) as chat:
+        chat.at_prompt()
+        chat.type(UP * 3)
+        chat.wait(lambda c: c.row() == ">>> Who are you?")
+        chat.type(ENTER)
+        chat.wait("I am mllama-sketch")
+        chat.at_prompt()
+        chat.type(f"{CTRL_R}hel")
+        chat.wait(lambda c: "hello" in c.text.split("mllama-sketch")[-1])
+        chat.type(ENTER)
+        chat.type(ENTER)
+        chat.wait("Hello!")
+        chat.leave()
+    file.unlink()
+    with TerminalChat("chat", cwd=pictures, env={**env, "MLLAMA_NOHISTORY": "1"}) as chat:
+        chat.ask("hello")
+        chat.leave()
+    assert not file.exists()
+
+
+def test_tab_completes_commands_paths_and_models(chat: TerminalChat) -> None:
+    chat.type(f"/im{TAB}")
+    chat.wait(lambda c: "/image" in c.row())
+    chat.type(CTRL_C + f"/image dra{TAB}")
+    chat.wait(lambda c: c.row().startswith(">>> /image drawing.png"))
+    chat.type(CTRL_C + f"/model sk{TAB}")
+    chat.wait(lambda c: c.row().startswith(">>> /model sketch"))
+    chat.type(CTRL_C + f"What is in ./car{TAB}")
+    chat.wait(lambda c: c.row().startswith(">>> What is in ./card.png"))
+    chat.type(CTRL_C)
+
+
+def test_a_picture_that_is_dragged_into_the_window(chat: TerminalChat, pictures: Path) -> None:
+    odd = pictures / "my card (1).png"
+    (pictures / "card.png").rename(odd)
+    escaped = str(odd).replace(" ", "\\ ").replace("(", "\\(").replace(")", "\\)")
+    chat.ask(escaped)
+    assert "[my card (1).png" in chat.text
+    assert "HELLO" in chat.ask("What does it say?")
+    assert "HELLO" in chat.ask(f"What does it say? '{odd}'")
+    missing = chat.ask("/nowhere/photo.jpg what is this?")
+    assert "/nowhere/photo.jpg" in missing
+    assert "Sorry" not in missing, "nothing was sent"
+
+
+def test_a_killed_chat_is_resumed_with_its_picture(pictures: Path, env: dict[str, str]) -> None:
+    with TerminalChat("chat", "--no-preview", "--image", "drawing.png", cwd=pictures, env=env) as chat:
+        chat.ask("Where is the star?")
+        chat.kill()
+    (pictures / "drawing.png").unlink()
+    with TerminalChat("chat", "-c", "--no-preview", cwd=pictures, env=env) as chat:
+        chat.at_prompt()
+        assert "The star is in the bottom right." in chat.text
+        assert "yellow" in chat.ask("And what colour is it?")
+        assert "holiday" in chat.ask("/save holiday")
+        assert chat.leave() == 0
+    assert len(saved(env)) == 4
+    with TerminalChat("chat", "--resume", "holiday", "--no-preview", cwd=pictures, env=env) as chat:
+        chat.at_prompt()
+        assert "yellow" in chat.text
+        assert "3 circles" in chat.ask("How many circles are there?")
+
+
+def test_a_context_that_is_full_asks_what_to_do_and_loses_nothing(
+    pictures: Path, env: dict[str, str], chat: TerminalChat
+) -> None:
+    long = pictures / "long.txt"
+    long.write_text("word " * 1200)
+    for _ in range(2):
+        chat.ask("/read long.txt")
+        chat.at_prompt()
+        before = len(chat.lines)
+        chat.type("hello" + ENTER)
+        chat.wait(lambda c, n=before: len(c.lines) > n and (c.row().startswith(">>> Ask") or "[o]ldest" in c.row()))  # type: ignore[misc]
+    assert "[o]ldest" in chat.row()
+    chat.type("o" + ENTER)
+    chat.wait(lambda c: c.row().startswith(">>> Ask"))
+    assert "stays saved" in chat.text
+    chat.leave()
+    assert len(saved(env, "1")) == 2
+    assert len(saved(env, "2")) == 2
+
+
+COMMANDS = [
+    ("/?", "/image PATH|URL"),
+    ("/image nothing.png", "nothing.png"),
+    ("/image drawing.png", "Attached drawing.png 640x480, 4 tiles"),
+    ("/images", "1. drawing.png"),
+    ("/detach 7", "needs a number from 1 to 1"),
+    ("/detach 1", "Detached drawing.png"),
+    ("/preview", "There is no picture to show"),
+    ("/regen", "nothing was asked yet"),
+    ("/undo", "nothing was asked yet"),
+    ("/copy", "no answer to copy"),
+    ("/export x.md", "nothing to export"),
+    ("/image card.png", "Attached card.png"),
+    ("What does it say?", "HELLO"),
+    ("/images", "card.png (in the conversation)"),
+    ("/preview off", "Previews are off"),
+    ("/copy", "Copied the answer (16 characters)"),
+    ("/copy code", "has no code block"),
+    ("/regen", "It says"),
+    ("/set parameter num_predict 3", "max_tokens = 3"),
+    ("What colour is the text?", "The answer was cut at 3 tokens"),
+    ("/undo", "Took back: What colour is the text?"),
+    ("/set parameter repeat_penalty 1.1", "repetition_penalty = 1.1"),
+    ("/set parameter temperature hot", "temperature must be a number"),
+    ("/set parameter num_ctx 4096", "The context is the model's own: 2048"),
+    ("/set parameter warmth 1", "There is no parameter 'warmth'"),
+    ("/set verbose", "Statistics after each answer: yes"),
+    ("hello", "tokens/s"),
+    ("/set", "/set needs to know what"),
+    ("/system Be brief.", "From now on"),
+    ("/show", "tokens used"),
+    ("/save", "needs a name"),
+    ("/save cards", "Saved as cards"),
+    ("/history", "cards"),
+    ("/export talk.md", "Wrote talk.md"),
+    ("/export talk.txt", "neither .md nor .json"),
+    ("/read nothing.txt", "cannot be read"),
+    ("/read card.png", "is not UTF-8 text"),
+    ("/clear", "A new conversation."),
+    ("/load nowhere", "nowhere"),
+    ("/load cards", "Going on with cards"),
+    ("/model nowhere", "There is no model or folder called 'nowhere'"),
+    ("/model sketch", "Now talking to sketch."),
+    ("/imgae x", "Did you mean /image?"),
+]
+
+
+def test_every_command_with_good_and_bad_arguments(chat: TerminalChat, pictures: Path) -> None:
+    for line, answer in COMMANDS:
+        shown = chat.ask(line)
+        assert answer in shown, f"{line}:\n{shown}"
+    assert (pictures / "talk.md").read_text().startswith("# ")
+    assert chat.leave("/exit\r") == 0

@@ -1,0 +1,107 @@
+"""`mllama` on a terminal: a pseudo terminal, an emulated window, and a person who types and looks."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pexpect
+
+from tests.console import SCRIPT
+from tests.terminal.window import Window
+
+PROMPT = ">>> Ask anything, /? for help"
+PATIENCE = 60
+"""Seconds to wait for something to appear: machines differ."""
+
+ENTER, ALT_ENTER, TAB, UP = "\r", "\x1b\r", "\t", "\x1b[A"
+CTRL_C, CTRL_D, CTRL_G, CTRL_J, CTRL_R, CTRL_U = "\x03", "\x04", "\x07", "\x0a", "\x12", "\x15"
+PASTE, END_PASTE = "\x1b[200~", "\x1b[201~"
+
+
+class TerminalChat:
+    """A running `mllama` command with its window. Use as a context manager."""
+
+    def __init__(self, *arguments: str, cwd: Path, env: Mapping[str, str], columns: int = 100, rows: int = 30) -> None:
+        self.window = Window(columns, rows, raw=True)
+        # The emulator answers what prompt_toolkit asks the terminal, such as where the cursor is.
+        self.window.screen.write_process_input = self.type  # type: ignore[method-assign]
+        self.process = pexpect.spawn(
+            str(SCRIPT),
+            list(arguments),
+            cwd=str(cwd),
+            env={**os.environ, "TERM": "xterm-256color", **env},
+            dimensions=(rows, columns),
+            timeout=PATIENCE,
+        )
+        self.process.delaybeforesend = None
+
+    def __enter__(self) -> "TerminalChat":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.close(force=True)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.window.lines
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+    def type(self, keys: str) -> None:
+        self.process.send(keys.encode())
+
+    def look(self, seconds: float = 0.05) -> None:
+        """Take in what was written meanwhile, or in the next ``seconds``."""
+        with contextlib.suppress(pexpect.TIMEOUT, pexpect.EOF):
+            self.window.feed_bytes(self.process.read_nonblocking(65536, timeout=seconds))
+
+    def wait(self, wanted: str | Callable[["TerminalChat"], bool], *, after: int = 0) -> None:
+        """Look until ``wanted`` stands in the window, after its first ``after`` lines."""
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            self.look()
+            if wanted(self) if callable(wanted) else wanted in "\n".join(self.lines[after:]):
+                return
+            if not self.process.isalive():
+                self.look()
+                break
+        raise AssertionError(f"{wanted!r} did not appear:\n{self.text}")
+
+    def at_prompt(self) -> None:
+        """Wait until a message can be typed."""
+        self.wait(lambda chat: chat.row().startswith((">>>", "...")))
+
+    def row(self) -> str:
+        """The row that the cursor stands in."""
+        return self.window.visible[self.window.screen.cursor.y]
+
+    def ask(self, text: str) -> str:
+        """Type a message or a command, send it, wait for the next prompt; what was shown in between."""
+        self.at_prompt()
+        before = len(self.lines)
+        self.type(text)
+        self.wait(lambda chat: text[-3:] in chat.row())
+        self.type(ENTER)
+        self.wait(lambda chat: len(chat.lines) > before and chat.row() == PROMPT)
+        return "\n".join(self.lines[before:-1]).strip("\n")
+
+    def resize(self, columns: int, rows: int) -> None:
+        self.window.screen.resize(rows, columns)
+        self.process.setwinsize(rows, columns)
+
+    def leave(self, keys: str = "/bye\r") -> int:
+        """Its exit code."""
+        self.at_prompt()
+        self.type(keys)
+        self.process.expect(pexpect.EOF)
+        self.process.close()
+        return self.process.exitstatus if self.process.exitstatus is not None else -1
+
+    def kill(self) -> None:
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
