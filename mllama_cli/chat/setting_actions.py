@@ -96,13 +96,14 @@ def _show(repl: "Repl", argument: str) -> None:
     text, vision = chat.engine.config.text_config, chat.engine.config.vision_config
     sampling = chat.sampling
     asked = sum(message.role == "user" for message in chat.conversation)
+    shown = len(chat.conversation.images)
     rows = [
         ("model", f"{chat.engine.name} ({chat.engine.path})"),
         ("computes in", f"{str(chat.engine.dtype).removeprefix('torch.')} on {chat.engine.device}"),
-        ("layers", f"{text.num_hidden_layers} of {text.hidden_size}"),
+        ("layers", f"{text.num_hidden_layers}, hidden size {text.hidden_size}"),
         ("sees", "pictures and text" if vision else "text only"),
         ("context", f"{chat.context_used} of {chat.context} tokens used"),
-        ("conversation", f"{asked} question{'s' * (asked != 1)}, {len(chat.conversation.images)} pictures"),
+        ("conversation", f"{asked} question{'s' * (asked != 1)}, {shown} picture{'s' * (shown != 1)}"),
         ("saved as", repl.saving.label),
         ("system", chat.system or "none"),
         *((name, str(getattr(sampling, name))) for name in TYPES),

@@ -4,12 +4,16 @@ import base64
 import io
 import os
 import shutil
+import struct
+import sys
 from typing import TYPE_CHECKING
 
 from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+Size = tuple[int, int]
 
 CELL_RATIO = 2
 """A character cell is about twice as high as wide."""
@@ -31,6 +35,8 @@ def show_preview(terminal: Terminal, image: "Image", *, max_columns: int, max_ro
             drawn = kitty(image, columns, rows)
         case "iterm2":
             drawn = iterm2(image, columns, rows)
+        case "sixel":
+            drawn = in_sixel(image, columns, rows)
         case _ if os.environ.get("NO_COLOR"):
             return
         case _:
@@ -40,7 +46,7 @@ def show_preview(terminal: Terminal, image: "Image", *, max_columns: int, max_ro
 
 
 def graphics() -> str:
-    """The protocol that this terminal is known to speak: "kitty", "iterm2" or "".
+    """The protocol that this terminal is known to speak: "kitty", "iterm2", "sixel" or "".
 
     By the names that terminals put into the environment: asking the terminal itself could swallow typed keys. Inside
     tmux and screen, which pass neither protocol on, "".
@@ -49,11 +55,18 @@ def graphics() -> str:
     if env.get("TMUX") or env.get("TERM", "").startswith(("screen", "tmux")):
         return ""
     program = env.get("TERM_PROGRAM", "").lower()
-    if env.get("KITTY_WINDOW_ID") or "kitty" in env.get("TERM", "") or "ghostty" in (program, env.get("TERM", "")):
+    if (
+        env.get("KONSOLE_VERSION")
+        or env.get("KITTY_WINDOW_ID")
+        or "kitty" in env.get("TERM", "")
+        or "ghostty" in (program, env.get("TERM", ""))
+    ):
         return "kitty"
     if program in ("iterm.app", "wezterm", "mintty", "vscode") or env.get("LC_TERMINAL") == "iTerm2":
         # VS Code draws images only where its setting allows it; without, it ignores the sequence.
         return "" if program == "vscode" else "iterm2"
+    if env.get("TERM", "").startswith(("foot", "mlterm", "contour", "yaft")) or program in ("mlterm", "contour"):
+        return "sixel"
     return ""
 
 
@@ -84,6 +97,29 @@ def iterm2(image: "Image", columns: int, rows: int) -> str:
     data = _png(image, columns, rows)
     settings = f"inline=1;size={len(data)};width={columns};height={rows};preserveAspectRatio=1"
     return f"\x1b]1337;File={settings}:{base64.standard_b64encode(data).decode()}\x07\n"
+
+
+def in_sixel(image: "Image", columns: int, rows: int) -> str:
+    """Sixel, which knows pixels only: as many as the terminal says that so many cells have."""
+    from mllama_cli.terminal.sixel import sixel
+
+    cell_width, cell_height = _cell_pixels()
+    return sixel(image.convert("RGB").resize((columns * cell_width, rows * cell_height))) + "\n"
+
+
+def _cell_pixels() -> Size:
+    """(width, height) of a character cell in pixels; a usual one where the terminal does not say."""
+    try:
+        import fcntl
+        import termios
+
+        window = fcntl.ioctl(sys.stdout.fileno(), termios.TIOCGWINSZ, bytes(8))
+        rows, columns, width, height = struct.unpack("HHHH", window)
+        if rows and columns and width >= columns and height >= rows:
+            return width // columns, height // rows
+    except (ImportError, OSError, ValueError):
+        pass
+    return 10, 20
 
 
 def half_blocks(image: "Image", columns: int, rows: int, *, true_colour: bool = True) -> str:

@@ -9,9 +9,19 @@ from PIL import Image
 
 from mllama_cli.terminal.console import Terminal
 from mllama_cli.terminal.preview import cells, graphics, show_preview
+from mllama_cli.terminal.sixel import sixel
 from tests.console import Stream
 
-VARIABLES = ("TMUX", "KITTY_WINDOW_ID", "TERM_PROGRAM", "LC_TERMINAL", "NO_COLOR", "WT_SESSION", "COLORTERM")
+VARIABLES = (
+    "TMUX",
+    "KITTY_WINDOW_ID",
+    "TERM_PROGRAM",
+    "LC_TERMINAL",
+    "NO_COLOR",
+    "WT_SESSION",
+    "COLORTERM",
+    "KONSOLE_VERSION",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +56,10 @@ def drawn(image: Image.Image, *, tty: bool = True, columns: int = 32, rows: int 
         ({"TERM_PROGRAM": "iTerm.app"}, "iterm2"),
         ({"TERM_PROGRAM": "WezTerm"}, "iterm2"),
         ({"LC_TERMINAL": "iTerm2"}, "iterm2"),
+        ({"TERM": "foot"}, "sixel"),
+        ({"TERM": "mlterm-256color"}, "sixel"),
+        ({"TERM": "foot", "TMUX": "/tmp/tmux"}, ""),
+        ({"KONSOLE_VERSION": "230800"}, "kitty"),
         ({"TERM_PROGRAM": "vscode"}, ""),
         ({"TERM_PROGRAM": "Apple_Terminal"}, ""),
         ({"TERM": "xterm-kitty", "TMUX": "/tmp/tmux"}, ""),
@@ -91,6 +105,52 @@ def test_iterm2_is_sent_a_png(halves: Image.Image, monkeypatch: pytest.MonkeyPat
     with Image.open(io.BytesIO(data)) as shown:
         assert shown.getpixel((10, 10)) == (255, 0, 0)
         assert shown.getpixel((10, shown.height - 10)) == (0, 0, 255)
+
+
+def test_sixel_is_sent_pixels(halves: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "foot")
+    written = drawn(halves, columns=8, rows=4)
+    assert written.endswith("\x1b\\\n")
+    shown = from_sixel(written.rstrip("\n"))
+    assert shown.size == (80, 80), "10 x 20 pixels a cell where the terminal does not say"
+    assert shown.getpixel((3, 10)) == (255, 0, 0)
+    assert shown.getpixel((79, 79)) == (0, 0, 255)
+
+
+def test_a_sixel_picture_keeps_its_colours_and_rows() -> None:
+    image = Image.effect_noise((37, 23), 90).convert("RGB")  # a height that no band of six rows divides
+    image.putpixel((36, 22), (255, 0, 0))
+    shown = from_sixel(sixel(image))
+    assert shown.size == image.size
+    for place in ((0, 0), (36, 22), (11, 6), (5, 17)):
+        pairs = zip(shown.getpixel(place), image.getpixel(place), strict=True)  # type: ignore[arg-type]
+        assert all(abs(a - b) <= 40 for a, b in pairs), place
+
+
+def from_sixel(text: str) -> Image.Image:
+    """What a terminal draws."""
+    found = re.fullmatch(r'\x1bP0;1q"1;1;(\d+);(\d+)(.*)\x1b\\', text, re.DOTALL)
+    assert found
+    image = Image.new("RGB", (int(found[1]), int(found[2])))
+    palette: dict[str, tuple[int, ...]] = {}
+    column = top = 0
+    colour = ""
+    for number, definition, run, bits, control in re.findall(r"#(\d+)((?:;\d+)*)|!(\d+)([?-~])|([?-~]|\$|-)", found[3]):
+        if number:
+            colour = number
+            if definition:
+                palette[number] = tuple(round(int(v) * 2.55) for v in definition.split(";")[2:])
+        elif control == "$":
+            column = 0
+        elif control == "-":
+            column, top = 0, top + 6
+        else:
+            end = column + int(run or 1)
+            for row in range(6):
+                if (ord(bits or control) - 63) >> row & 1:
+                    image.paste(palette[colour], (column, top + row, end, top + row + 1))  # type: ignore[arg-type]
+            column = end
+    return image
 
 
 def test_elsewhere_two_pixels_share_a_cell(halves: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
