@@ -38,6 +38,8 @@ class PictureEncoder:
     @torch.inference_mode()
     def encode(self, pictures: Mapping[str, ImageTiles]) -> None:
         """Encode pictures by digest; those with equally many tiles go through the vision tower together."""
+        if not pictures:
+            return
         network = self.engine.network
         if not isinstance(network, MllamaForConditionalGeneration):
             raise UsageError("This model is text-only: it cannot see images", "Use a Llama 3.2 Vision checkpoint.")
