@@ -1,19 +1,15 @@
 """Several conversations answered at once, with different lengths and numbers of images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from mllama_cli.core.conversation import Conversation
-from mllama_cli.core.errors import ContextLengthError
 from mllama_cli.core.events import FinishReason
-from mllama_cli.engine.decoder import forward
-from mllama_cli.engine.generate import TextStream
-from mllama_cli.engine.sampling import Sampler, Sampling
-from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
-from mllama_cli.model.visibility import image_spans
+from mllama_cli.engine.batch_request import BatchReply as BatchReply
+from mllama_cli.engine.batch_request import BatchRequest as BatchRequest
+from mllama_cli.engine.sampling import Sampling
+from mllama_cli.engine.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from mllama_cli.engine.load import Engine
@@ -28,61 +24,41 @@ class Reply:
     finish_reason: FinishReason = "length"
 
 
+def run_batch(
+    engine: "Engine",
+    requests: Iterable[BatchRequest | None],
+    *,
+    slots: int | None = None,
+    refill: bool = True,
+    on_slots: Callable[[int], None] | None = None,
+) -> Iterator[BatchReply]:
+    """Answer any number of requests, ``slots`` of them at a time (None: as many as memory allows).
+
+    Requests are pulled when slots are free, and each reply is yielded as soon as its answer ends: not in order. A
+    request may be None: "nothing is ready yet", and the others go on meanwhile (with none in a slot it is asked again
+    at once, so it should wait a little itself). Errors of a single request are its reply; when memory runs out, what is
+    in flight starts again in fewer slots, and ``on_slots`` hears how many there are. Without ``refill`` free slots stay
+    empty until all answers have ended. Close the iterator to stop.
+    """
+    if slots is not None and slots < 1:
+        raise ValueError(f"slots must be 1 or more, not {slots}")
+    return Scheduler(engine, requests, slots, refill, on_slots or (lambda count: None)).run()
+
+
 def answer_batch(
     engine: "Engine", conversations: Sequence[Conversation], sampling: Sampling | None = None
 ) -> list[Reply]:
-    """Answer every conversation, in order. The whole batch is held in memory at once.
+    """Answer every conversation, in order.
 
-    Each row has its own sampler, so a row's answer does not depend on what stands beside it.
+    Each row has its own sampler, so a row's answer does not depend on what stands beside it. Raises the error of the
+    first conversation that cannot be answered.
     """
-    if not conversations:
-        return []
-    sampling = sampling or engine.default_sampling()
     inputs = [engine.processor(conversation) for conversation in conversations]
-    config, device = engine.config.text_config, engine.device
-    for item in inputs:
-        if len(item.ids) >= config.max_position_embeddings:
-            raise ContextLengthError(
-                f"A conversation of the batch is {len(item.ids)} tokens long; this model's context is "
-                f"{config.max_position_embeddings}"
-            )
-    if any(item.images for item in inputs) and not engine.sees:
-        for _ in engine.load_vision():
-            pass
-    encoded: dict[str, list[LayerKV]] = {}
-    for item in inputs:
-        for image in item.images:
-            if image.digest not in encoded:
-                encoded[image.digest] = engine.encode_image(image)
-    cross = CrossKVCache.from_images([[encoded[image.digest] for image in item.images] for item in inputs])
-    spans = [image_spans(item.ids, engine.config.image_token_index) for item in inputs]
-    lengths = [len(item.ids) for item in inputs]
-    padded = [list(item.ids) + [config.pad_token_id] * (max(lengths) - len(item.ids)) for item in inputs]
-
-    cache = KVCache(config, len(inputs), dtype=engine.dtype, device=device)
-    logits = forward(engine.network, torch.tensor(padded, device=device), cache, cross, spans, lengths)
-    samplers = [Sampler(sampling, logits.shape[-1], item.ids, logits.device) for item in inputs]
-    texts = [TextStream(engine.processor.tokenizer, sampling.stop) for _ in inputs]
-    replies = [Reply() for _ in inputs]
-    open_rows = set(range(len(inputs)))
-    last = [config.pad_token_id] * len(inputs)
-    while True:
-        for row in sorted(open_rows):
-            reply, token = replies[row], samplers[row](logits[row])
-            if token in engine.eos:
-                reply.text, reply.finish_reason = reply.text + texts[row].finish(), "stop"
-                open_rows.discard(row)
-                continue
-            piece, stopped = texts[row].push(token)
-            reply.ids += (token,)
-            reply.text += piece
-            if stopped:
-                reply.finish_reason = "stop_string"
-                open_rows.discard(row)
-            elif len(reply.ids) == min(sampling.max_tokens, config.max_position_embeddings - lengths[row]):
-                reply.text += texts[row].finish()
-                open_rows.discard(row)
-            last[row] = token
-        if not open_rows:
-            return replies
-        logits = forward(engine.network, torch.tensor(last, device=device)[:, None], cache, cross, spans)
+    requests = (BatchRequest(place, item, sampling=sampling) for place, item in enumerate(inputs))
+    replies: list[Reply | None] = [None] * len(inputs)
+    for reply in run_batch(engine, requests):
+        if reply.error is not None:
+            raise reply.error
+        assert isinstance(reply.key, int)
+        replies[reply.key] = Reply(reply.text, reply.ids, reply.finish_reason)
+    return [reply for reply in replies if reply is not None]

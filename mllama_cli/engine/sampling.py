@@ -1,6 +1,7 @@
 """From logits to the next token."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,8 +81,13 @@ class Sampler:
             self._seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
             self._seen[torch.tensor(ids, dtype=torch.long, device=device)] = True
 
+    @property
+    def takes_the_best(self) -> bool:
+        """Whether the next id is simply the one with the highest logit."""
+        return self._generator is None and self._seen is None
+
     def __call__(self, logits: Tensor) -> int:
-        """The next id from one row of logits [vocab_size]."""
+        """The next id from one row of logits [vocab_size]. MllamaError where the model computed NaN or infinity."""
         scores = logits.float()
         if self._seen is not None:
             penalty = self.sampling.repetition_penalty
@@ -95,13 +101,39 @@ class Sampler:
             sound = bool(torch.isfinite(probabilities).all())
             chosen = int(torch.multinomial(probabilities, 1, generator=self._generator)) if sound else 0
         if not sound:
-            raise MllamaError(
-                "The model computed NaN or infinity, so no token can be chosen",
-                "Use --dtype bfloat16 or float32; if that does not help, the weights are damaged.",
-            )
+            raise _unsound()
         if self._seen is not None:
             self._seen[chosen] = True
         return chosen
+
+
+def choose(samplers: Sequence[Sampler], logits: Tensor) -> list[int | MllamaError]:
+    """Each row's next id from logits [rows, vocab_size], or why there is none.
+
+    The greedy rows are chosen together, so that a GPU is waited for once.
+    """
+    best: list[float] = []
+    index: list[int] = []
+    if any(sampler.takes_the_best for sampler in samplers):
+        values, places = logits.max(dim=-1)
+        best, index = values.tolist(), places.tolist()
+    chosen: list[int | MllamaError] = []
+    for row, sampler in enumerate(samplers):
+        if sampler.takes_the_best:
+            chosen.append(index[row] if math.isfinite(best[row]) else _unsound())
+            continue
+        try:
+            chosen.append(sampler(logits[row]))
+        except MllamaError as error:
+            chosen.append(error)
+    return chosen
+
+
+def _unsound() -> MllamaError:
+    return MllamaError(
+        "The model computed NaN or infinity, so no token can be chosen",
+        "Use --dtype bfloat16 or float32; if that does not help, the weights are damaged.",
+    )
 
 
 def filtered_probabilities(scores: Tensor, sampling: Sampling) -> Tensor:

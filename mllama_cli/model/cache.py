@@ -1,6 +1,7 @@
 """What attention remembers between steps. A session owns these; the network only reads and fills them."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -9,6 +10,20 @@ from mllama_cli.core.config import MllamaTextConfig
 
 GROWTH = 256
 """The self KV cache grows in steps of at least this many positions."""
+
+
+class SelfCache(Protocol):
+    """What a self-attention layer needs of a cache: a place for its new keys and values."""
+
+    def write(self, slot: int, keys: Tensor, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Store keys and values [B, kv_heads, L, head_dim] at ``positions`` [B, L]; returns all that may be seen."""
+        ...
+
+
+def grown(length: int, capacity: int, limit: int) -> int:
+    """A capacity for ``length`` positions: half more than there was, so that copying stays rare; ``limit`` at most."""
+    capacity = max(length, capacity + max(GROWTH, capacity // 2))
+    return max(length, min(-(-capacity // GROWTH) * GROWTH, limit))
 
 
 class KVCache:
@@ -43,11 +58,10 @@ class KVCache:
         return min(self.lengths) == max(self.lengths)
 
     def reserve(self, length: int) -> None:
-        """Make room for ``length`` positions. Grows by half of what is there, so that copying stays rare."""
+        """Make room for ``length`` positions."""
         if length <= self.capacity:
             return
-        capacity = max(length, self.capacity + max(GROWTH, self.capacity // 2))
-        capacity = max(length, min(-(-capacity // GROWTH) * GROWTH, self.limit))
+        capacity = grown(length, self.capacity, self.limit)
         filled = max(self.lengths)
         for tensors in (self.keys, self.values):
             for slot, old in enumerate(tensors):

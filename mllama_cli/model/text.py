@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mllama_cli.core.config import MllamaTextConfig
-from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
+from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV, SelfCache
 from mllama_cli.model.layers import (
     Embedding,
     MllamaTextMLP,
@@ -29,7 +29,7 @@ class SelfAttentionContext:
     positions: Tensor
     cos: Tensor
     sin: Tensor
-    cache: KVCache | None
+    cache: SelfCache | None
     mask: Tensor | None
     """bool [B or 1, 1, L, S]; None when the rows are the first ones (causal) or a single one per conversation."""
 
@@ -193,7 +193,7 @@ class MllamaTextModel(nn.Module):
             positions = positions + torch.tensor(cache.lengths, device=device)[:, None]
         return self.run(input_ids, self.context(positions, cache, self._mask(cache, positions)), cross, view)
 
-    def context(self, positions: Tensor, cache: KVCache | None, mask: Tensor | None) -> SelfAttentionContext:
+    def context(self, positions: Tensor, cache: SelfCache | None, mask: Tensor | None) -> SelfAttentionContext:
         """What the self-attention layers need to know about rows at ``positions`` [B or 1, L]."""
         cos, sin = rotation(positions, self.frequencies(positions.device))
         return SelfAttentionContext(positions, cos, sin, cache, mask)

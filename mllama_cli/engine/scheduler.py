@@ -1,0 +1,228 @@
+"""Which request gets a slot when: newcomers in, answers out, fewer slots when memory runs out."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mllama_cli.core.errors import ContextLengthError, MemoryShortageError, MllamaError
+from mllama_cli.core.events import FinishReason
+from mllama_cli.engine.answer import Answer
+from mllama_cli.engine.batch_request import BatchReply, BatchRequest
+from mllama_cli.engine.picture_encoder import PictureEncoder
+from mllama_cli.engine.sampling import Sampler, choose
+from mllama_cli.engine.slot_count import NEWCOMERS, automatic_slots, is_out_of_memory, remembered_bytes
+from mllama_cli.engine.slots import Prompt, Slots, fits_together
+from mllama_cli.processing.image_processor import ImageTiles
+
+if TYPE_CHECKING:
+    from mllama_cli.engine.load import Engine
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A request in a slot."""
+
+    request: BatchRequest
+    started: float
+    sampler: Sampler
+    answer: Answer
+
+
+class Scheduler:
+    """Answers requests in ``count`` slots (None: as many as memory allows). Replies come as their answers end."""
+
+    def __init__(
+        self,
+        engine: "Engine",
+        requests: Iterable[BatchRequest | None],
+        count: int | None,
+        refill: bool,
+        on_slots: Callable[[int], None],
+    ) -> None:
+        self.engine = engine
+        self.count = count
+        self.refill = refill
+        self._on_slots = on_slots
+        self._source = iter(requests)
+        self._source_ended = self._source_failed = False
+        self._again: deque[BatchRequest] = deque()
+        """Requests that are to be had before the source's."""
+        self._newcomers: list[BatchRequest] = []
+        self._running: list[_Running] = []
+        """In the order of the slots."""
+        self._done: deque[BatchReply] = deque()
+        self._slots: Slots | None = None
+        self._encoder = PictureEncoder(engine, 0)
+        self._tried_alone: BatchRequest | None = None
+
+    def run(self) -> Iterator[BatchReply]:
+        while True:
+            if self.refill or not self._running:
+                self._attempt(self._fill)
+                yield from self._replies()
+            if self._running:
+                self._attempt(self._step)
+                yield from self._replies()
+            elif self._source_ended and not self._again:
+                return
+
+    def _replies(self) -> Iterator[BatchReply]:
+        while self._done:
+            yield self._done.popleft()
+
+    def _fill(self) -> None:
+        """Newcomers into all free slots, as many at a time as can be prefilled together."""
+        while self._slots is None or self._slots.free:
+            tiles: dict[str, ImageTiles] = {}
+            while request := self._next():
+                self._newcomers.append(request)
+                self._open(request)
+                try:
+                    tiles.update(self._tiles(request))
+                except MllamaError as error:
+                    self._fail(self._newcomers.pop(), error)
+                if self._slots is not None and len(self._newcomers) == min(self._slots.free, NEWCOMERS):
+                    break
+            if not self._newcomers:
+                return
+            self._start(tiles)
+
+    def _next(self) -> BatchRequest | None:
+        """The next request, if it can be prefilled beside the newcomers; None where there is none now."""
+        request = self._again.popleft() if self._again else self._pull()
+        if request and self._newcomers:
+            lengths = [len(other.inputs.ids) for other in (*self._newcomers, request)]
+            if not fits_together(lengths):
+                self._again.appendleft(request)
+                return None
+        return request
+
+    def _pull(self) -> BatchRequest | None:
+        if self._source_ended:
+            return None
+        try:
+            return next(self._source)
+        except StopIteration:
+            self._source_ended = True
+            return None
+        except BaseException:
+            self._source_failed = True  # the caller's own error, even if it is one of memory
+            raise
+
+    def _open(self, request: BatchRequest) -> None:
+        """What the first request needs, and knows the size of."""
+        if request.inputs.images and not self.engine.sees:
+            for _ in self.engine.load_vision():
+                pass
+        if self.count is None:
+            sampling = request.sampling or self.engine.default_sampling()
+            lengths = len(request.inputs.ids), len(request.inputs.images), sampling.max_tokens
+            self.count = automatic_slots(self.engine, *lengths)
+            self._on_slots(self.count)
+        if self._slots is None:
+            self._encoder.limit = remembered_bytes(self.engine.device)
+            self._slots = Slots(self.engine, self.count)
+
+    def _tiles(self, request: BatchRequest) -> dict[str, ImageTiles]:
+        """Tiles of the pictures that are not encoded yet, by digest. Raises what is wrong with the request."""
+        limit, length = self.engine.config.text_config.max_position_embeddings, len(request.inputs.ids)
+        if length >= limit:
+            raise ContextLengthError(
+                f"A conversation of the batch is {length} tokens long; this model's context is {limit}",
+                "Shorten its text.",
+            )
+        images = request.inputs.images
+        given = request.tiles or [None] * len(images)
+        return {
+            image.digest: tiles or self.engine.processor.tiles(image)
+            for image, tiles in zip(images, given, strict=True)
+            if image.digest not in self._encoder
+        }
+
+    def _start(self, tiles: dict[str, ImageTiles]) -> None:
+        """Encode the newcomers' pictures, prefill them and take their first tokens."""
+        assert self._slots is not None
+        started = time.perf_counter()
+        self._encoder.encode(tiles)
+        prompts = []
+        for request in self._newcomers:
+            digests = tuple(image.digest for image in request.inputs.images)
+            prompts.append(Prompt(request.inputs.ids, digests, tuple(map(self._encoder.get, digests))))
+        logits = self._slots.fill(prompts)
+        self._encoder.trim()
+        first = len(self._running)
+        for request in self._newcomers:
+            sampling = request.sampling or self.engine.default_sampling()
+            ids = request.inputs.ids
+            room = self.engine.config.text_config.max_position_embeddings - len(ids)
+            sampler = Sampler(sampling, logits.shape[-1], ids, logits.device)
+            answer = Answer(self.engine.processor.tokenizer, sampling, self.engine.eos, room)
+            self._running.append(_Running(request, started, sampler, answer))
+        self._newcomers = []
+        self._take_tokens(first, logits)
+
+    def _step(self) -> None:
+        assert self._slots is not None
+        self._take_tokens(0, self._slots.step([running.answer.ids[-1] for running in self._running]))
+
+    def _take_tokens(self, first: int, logits: Tensor) -> None:
+        """Choose the next tokens of the slots from ``first`` on; those whose answers end become free."""
+        assert self._slots is not None
+        chosen = choose([running.sampler for running in self._running[first:]], logits)
+        ended: list[tuple[int, FinishReason | MllamaError]] = []
+        for slot, token in enumerate(chosen, first):
+            if end := token if isinstance(token, MllamaError) else self._running[slot].answer.push(token):
+                ended.append((slot, end))
+                self._reply(self._running[slot], end)
+        for slot, _ in reversed(ended):  # from the back, as the last slot moves into the one that is released
+            self._slots.release(slot)
+            self._running[slot] = self._running[-1]
+            self._running.pop()
+
+    def _reply(self, running: _Running, end: FinishReason | MllamaError) -> None:
+        request, answer = running.request, running.answer
+        if isinstance(end, MllamaError):
+            self._fail(request, end)
+            return
+        seconds = time.perf_counter() - running.started
+        self._done.append(
+            BatchReply(request.key, answer.text, tuple(answer.ids), end, len(request.inputs.ids), seconds)
+        )
+
+    def _fail(self, request: BatchRequest, error: MllamaError) -> None:
+        self._done.append(BatchReply(request.key, prompt_tokens=len(request.inputs.ids), error=error))
+
+    def _attempt(self, work: Callable[[], None]) -> None:
+        """Do it; if memory runs out, go on with fewer slots."""
+        try:
+            work()
+            return
+        except (RuntimeError, MemoryError) as error:
+            if self._source_failed or not is_out_of_memory(error):
+                raise
+        self._retreat()  # not in the handler, where the traceback still holds tensors
+
+    def _retreat(self) -> None:
+        """Give up all slots, put their requests back and have fewer slots. Alone, a request is tried twice."""
+        in_flight = [running.request for running in self._running] + self._newcomers
+        assert self.count
+        self._running, self._newcomers, self._slots = [], [], None
+        self._encoder.clear()
+        if self.engine.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.count == 1 and in_flight[0] is self._tried_alone:
+            error = MemoryShortageError(
+                "There is not enough memory to answer this, even alone",
+                "Close other programs, ask with fewer pictures or less text, or use a smaller --dtype.",
+            )
+            self._fail(in_flight.pop(), error)
+        elif self.count > 1:
+            self.count = max(1, min(self.count, len(in_flight)) * 3 // 4)
+            self._on_slots(self.count)
+        self._tried_alone = in_flight[0] if in_flight else None
+        self._again.extendleft(reversed(in_flight))

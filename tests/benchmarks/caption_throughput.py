@@ -1,0 +1,154 @@
+"""Captions per second, side by side: ``python -m tests.benchmarks.caption_throughput``.
+
+The built-in model captions drawings in float32: one by one, in batches that wait for their slowest, in slots that are
+refilled, and by transformers' generate on the same weights. Pictures are decoded and tiled before the clock starts, for
+all alike. Each way runs several times in turn; the best counts, since whatever else runs here only slows down.
+
+The model's own captions are short. The second table gives each answer a length drawn from those of photo captions, 20
+to 120 tokens, by taking the end-of-answer token from all alike.
+"""
+
+import argparse
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mllama_cli.engine.batch import BatchRequest, run_batch
+from mllama_cli.engine.load import Engine, load
+from mllama_cli.engine.sampling import Sampling
+from mllama_cli.sketch.evaluate import conversation_of, held_out
+from tests.peers import blind_rows_see_nothing, peer_inputs, transformers_model
+
+Answers = dict[int, tuple[int, ...]]
+"""Token ids by request."""
+
+
+def drawings(engine: Engine, count: int, longest: Sequence[int]) -> list[BatchRequest]:
+    """Requests in a mixed order: captions of drawings, and short questions about others. Tiles are made."""
+    tasks = ("describe", "count", "describe", "where", "describe", "read", "describe", "compare")
+    samples = [held_out(task, count) for task in tasks]
+    requests = []
+    for key in range(count):
+        inputs = engine.processor(conversation_of(next(samples[key % len(tasks)])))
+        tiles = tuple(engine.processor.tiles(image) for image in inputs.images)
+        requests.append(BatchRequest(key, inputs, tiles, Sampling(max_tokens=longest[key])))
+    return requests
+
+
+def ours(engine: Engine, requests: Sequence[BatchRequest], slots: int, *, refill: bool) -> Answers:
+    return {int(str(reply.key)): reply.ids for reply in run_batch(engine, requests, slots=slots, refill=refill)}
+
+
+@dataclass
+class Peer:
+    """transformers' model on the engine's weights, with its faster attention, answering as Meta's code would."""
+
+    engine: Engine
+
+    def __post_init__(self) -> None:
+        config = json.loads((self.engine.path / "config.json").read_text(encoding="utf-8"))
+        self.model = transformers_model(config, self.engine.network)
+        self.model.set_attn_implementation("sdpa")
+
+    def __call__(self, requests: Sequence[BatchRequest], batch: int) -> Answers:
+        answers: Answers = {}
+        for start in range(0, len(requests), batch):
+            answers.update(self._answer(requests[start : start + batch]))
+        return answers
+
+    def _answer(self, requests: Sequence[BatchRequest]) -> Iterator[tuple[int, tuple[int, ...]]]:
+        pad, image_token = self.engine.config.text_config.pad_token_id, self.engine.config.image_token_index
+        width = max(len(request.inputs.ids) for request in requests)
+        rows = [[pad] * (width - len(request.inputs.ids)) + list(request.inputs.ids) for request in requests]
+        images = [[(tiles.pixel_values, tiles.aspect_ratio_id) for tiles in request.tiles] for request in requests]
+        inputs: dict[str, Any] = dict(peer_inputs(rows, images, image_token, 4))
+        inputs["attention_mask"] = torch.tensor(
+            [[0] * (width - len(r.inputs.ids)) + [1] * len(r.inputs.ids) for r in requests]
+        )
+        hooks = blind_rows_see_nothing(self.model, rows, image_token)
+        longest = [request.sampling.max_tokens if request.sampling else 0 for request in requests]
+        # With the end-of-answer token taken away, a batch goes on to its longest.
+        ends = {"eos_token_id": sorted(self.engine.eos)} if self.engine.eos else {"min_new_tokens": max(longest)}
+        try:
+            with torch.inference_mode():
+                out = self.model.generate(
+                    **inputs, **ends, max_new_tokens=max(longest), do_sample=False, pad_token_id=pad
+                )
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for request, row, most in zip(requests, out[:, width:].tolist(), longest, strict=True):
+            end = next((place for place, token in enumerate(row) if token in self.engine.eos), len(row))
+            yield int(str(request.key)), tuple(row[: min(end, most)])
+
+
+@dataclass(frozen=True)
+class Result:
+    way: str
+    seconds: float
+    answers: Answers
+
+
+def measure(ways: dict[str, Callable[[], Answers]], rounds: int) -> list[Result]:
+    best: dict[str, Result] = {}
+    for _ in range(rounds):
+        for way, run in ways.items():
+            start = time.perf_counter()
+            answers = run()
+            result = Result(way, time.perf_counter() - start, answers)
+            best[way] = min(best.get(way, result), result, key=lambda r: r.seconds)
+    return list(best.values())
+
+
+def compare(engine: Engine, requests: Sequence[BatchRequest], given: argparse.Namespace) -> None:
+    """Every way over the same requests; prints a table."""
+    ways: dict[str, Callable[[], Answers]] = {"mllama, one by one": lambda: ours(engine, requests, 1, refill=True)}
+    for n in given.slots:
+        ways[f"mllama, {n} at once, waiting for the slowest"] = lambda n=n: ours(engine, requests, n, refill=False)
+        ways[f"mllama, {n} slots, refilled"] = lambda n=n: ours(engine, requests, n, refill=True)
+    if not given.no_peer:
+        peer = Peer(engine)
+        for n in (1, *given.slots):
+            ways[f"transformers, {n} at once"] = lambda n=n: peer(requests, n)
+    results = measure(ways, given.rounds)
+    first = results[0]
+    lengths = [len(ids) for ids in first.answers.values()]
+    write = sys.stdout.write
+    write(
+        f"\n{len(requests)} drawings, {given.threads} threads, float32; answers of {min(lengths)} to {max(lengths)} "
+        f"tokens, {sum(lengths) / len(lengths):.1f} on average\n\n"
+    )
+    write("| | pictures/s | times one by one | equal answers |\n|---|---|---|---|\n")
+    for result in results:
+        equal = sum(result.answers[key] == ids for key, ids in first.answers.items())
+        speed, times = len(requests) / result.seconds, first.seconds / result.seconds
+        write(f"| {result.way} | {speed:.2f} | {times:.2f} | {equal} of {len(requests)} |\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=96)
+    parser.add_argument("--slots", type=int, nargs="+", default=[4, 16, 32])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--no-peer", action="store_true", help="leave transformers out")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    engine = load("sketch", device="cpu", dtype="float32", vision=True)
+    compare(engine, drawings(engine, given.pictures, [64] * given.pictures), given)
+    lengths = random.Random(0)
+    requests = drawings(engine, given.pictures, [lengths.randint(20, 120) for _ in range(given.pictures)])
+    engine.eos = frozenset()
+    compare(engine, requests, given)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""How many slots there are, and what happens when memory runs out: fewer slots, and no answer lost or changed."""
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from mllama_cli.core.conversation import Conversation
+from mllama_cli.core.errors import MemoryShortageError
+from mllama_cli.engine import scheduler, slot_count
+from mllama_cli.engine.batch import BatchRequest, run_batch
+from mllama_cli.engine.load import Engine
+from mllama_cli.engine.picture_encoder import PictureEncoder
+from mllama_cli.engine.sampling import Sampling
+from mllama_cli.engine.slot_count import automatic_slots, is_out_of_memory, slot_bytes
+from mllama_cli.engine.slots import Slots
+from tests.engine.conftest import picture
+from tests.engine.test_batch_refill import alone, by_key, requests_for
+
+SHORTAGES: list[Callable[[], BaseException]] = [
+    lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    lambda: RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: 12"),
+    MemoryError,
+]
+
+
+def test_a_real_failed_allocation_is_recognised() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**62, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+@pytest.mark.parametrize("shortage", SHORTAGES, ids=["cuda", "cpu", "python"])
+@pytest.mark.parametrize(
+    ("where", "what", "call"),
+    [(PictureEncoder, "encode", 1), (Slots, "fill", 1), (Slots, "fill", 4), (Slots, "step", 3), (Slots, "step", 20)],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_work_goes_on_in_fewer_slots(
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    where: type,
+    what: str,
+    call: int,
+    shortage: Callable[[], BaseException],
+) -> None:
+    original, calls = getattr(where, what), []
+
+    def failing(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            raise shortage()
+        return original(*arguments)
+
+    requests = requests_for(engine)
+    expected = {request.key: alone(engine, request) for request in requests}
+    monkeypatch.setattr(where, what, failing)
+    counts: list[int] = []
+    assert by_key(run_batch(engine, iter(requests), slots=5, on_slots=counts.append)) == expected
+    assert len(calls) > call
+    assert len(counts) == 1
+    assert 1 <= counts[0] < 5
+
+
+def test_the_number_of_slots_settles_where_memory_suffices(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Slots.step
+
+    def room_for_two(self: Slots, tokens: list[int]) -> torch.Tensor:
+        if self.busy > 2:
+            raise torch.OutOfMemoryError
+        return step(self, tokens)
+
+    requests = requests_for(engine)
+    expected = {request.key: alone(engine, request) for request in requests}
+    monkeypatch.setattr(Slots, "step", room_for_two)
+    counts: list[int] = []
+    assert by_key(run_batch(engine, requests, slots=12, on_slots=counts.append)) == expected
+    assert counts[-1] == 2
+    assert counts == sorted(counts, reverse=True)
+
+
+def test_a_request_too_large_for_this_machine_is_reported_and_the_rest_is_answered(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill = Slots.fill
+
+    def no_room_for_long_prompts(self: Slots, prompts: Any) -> torch.Tensor:
+        if any(len(prompt.ids) > 500 for prompt in prompts):
+            raise MemoryError
+        return fill(self, prompts)
+
+    good = requests_for(engine)
+    huge = BatchRequest("huge", engine.processor(Conversation.ask("x" * 600)), sampling=Sampling(max_tokens=3))
+    expected = {request.key: alone(engine, request) for request in good}
+    monkeypatch.setattr(Slots, "fill", no_room_for_long_prompts)
+    replies = {reply.key: reply for reply in run_batch(engine, [*good[:5], huge, *good[5:]], slots=4)}
+    assert isinstance(replies.pop("huge").error, MemoryShortageError)
+    assert {key: reply.ids for key, reply in replies.items()} == expected
+
+
+def test_what_failed_is_freed_before_it_is_tried_again(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[weakref.ref[Slots]] = []
+    fill = Slots.fill
+
+    def failing(self: Slots, prompts: Any) -> torch.Tensor:
+        if not seen:
+            seen.append(weakref.ref(self))
+            raise torch.OutOfMemoryError
+        assert seen[0]() is None, "the old slots' memory is still held"
+        return fill(self, prompts)
+
+    monkeypatch.setattr(Slots, "fill", failing)
+    gc.disable()
+    try:
+        assert len(by_key(run_batch(engine, requests_for(engine), slots=3))) == len(requests_for(engine))
+    finally:
+        gc.enable()
+
+
+def test_errors_that_are_not_about_this_memory_are_raised(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def source() -> Iterator[BatchRequest]:
+        yield requests_for(engine)[0]
+        raise MemoryError("the caller's own")
+
+    with pytest.raises(MemoryError, match="the caller's own"):
+        list(run_batch(engine, source(), slots=2))
+
+    def broken(self: Slots, tokens: list[int]) -> torch.Tensor:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Slots, "step", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(run_batch(engine, requests_for(engine), slots=2))
+
+
+def test_slots_by_themselves_fill_the_memory_that_is_free(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    each = slot_bytes(engine, 100 + 200, 1)
+    text, vision = engine.config.text_config, engine.config.vision_config
+    assert vision is not None
+    held = 4 * text.num_key_value_heads * text.head_dim * 2 * (300 * 3 + 2 * 4 * vision.tokens_per_tile)
+    assert held < each < 1.2 * held, "self and cross keys and values, and logits"
+    counts = []
+    for free in (0, 2**30, 100 * 2**30):
+        monkeypatch.setattr(slot_count, "free_bytes", lambda device, free=free: free)
+        counts.append(automatic_slots(engine, 100, 1, 200))
+    assert counts[0] == 1
+    assert counts[-1] == slot_count.MOST["cpu"]
+    monkeypatch.setattr(slot_count, "slot_bytes", lambda engine, length, images: 100 * 2**20)
+    monkeypatch.setattr(slot_count, "free_bytes", lambda device: 4 * 2**30)
+    assert 10 < automatic_slots(engine, 100, 1, 200) < 30
+
+
+def test_the_caller_hears_how_many_slots_there_are(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "automatic_slots", lambda *_: 3)
+    counts: list[int] = []
+    request = BatchRequest(0, engine.processor(Conversation.ask("?", (picture(),))), sampling=Sampling(max_tokens=2))
+    assert [reply.key for reply in run_batch(engine, [request], on_slots=counts.append)] == [0]
+    assert counts == [3]

@@ -1,0 +1,219 @@
+"""Slots that are refilled: every answer is the one that its request gets alone, and replies come as answers end."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from mllama_cli.core.conversation import Conversation, ImagePart
+from mllama_cli.core.errors import ContextLengthError, ImageError, MllamaError, UsageError
+from mllama_cli.core.events import Token
+from mllama_cli.engine.batch import BatchReply, BatchRequest, run_batch
+from mllama_cli.engine.load import Engine, load
+from mllama_cli.engine.sampling import Sampling
+from mllama_cli.model.mllama import MllamaModel
+from mllama_cli.sketch.evaluate import conversation_of, held_out
+from tests.checkpoints import make_checkpoint, text_only_config
+from tests.engine.conftest import picture
+
+RED, WIDE, TALL, LARGE = picture(), picture("blue", (300, 60)), picture("green", (50, 160)), picture("red", (200, 220))
+CONVERSATIONS = [
+    Conversation.ask("Hello, what can you do for me today?"),
+    Conversation.ask("What?", (RED,)),
+    Conversation.ask("And what differs between these two, can you tell?", (RED, WIDE)),
+    Conversation.ask("One", (TALL,)).with_assistant("ok").with_user("Two", (LARGE,)),
+    Conversation.ask("", (LARGE,)),
+    Conversation.ask("Hi"),
+    Conversation.ask("A picture, then text alone.", (WIDE,)).with_assistant("Indeed.").with_user("And now?"),
+]
+LENGTHS = (3, 17, 1, 30, 8, 22, 5, 12, 2, 26, 9, 14, 1, 7)
+
+
+def requests_for(engine: Engine) -> list[BatchRequest]:
+    """Each conversation twice, with other lengths of answer."""
+    return [
+        BatchRequest(key, engine.processor(CONVERSATIONS[key % len(CONVERSATIONS)]), sampling=Sampling(max_tokens=most))
+        for key, most in enumerate(LENGTHS)
+    ]
+
+
+def alone(engine: Engine, request: BatchRequest) -> tuple[int, ...]:
+    events = engine.session().stream_inputs(request.inputs, request.sampling)
+    return tuple(event.id for event in events if isinstance(event, Token) and event.id not in engine.eos)
+
+
+def by_key(replies: Iterator[BatchReply]) -> dict[object, tuple[int, ...]]:
+    answers = {}
+    for reply in replies:
+        assert reply.error is None, reply.error
+        assert reply.key not in answers
+        answers[reply.key] = reply.ids
+    return answers
+
+
+@pytest.mark.parametrize("refill", [True, False], ids=["refilled", "waiting"])
+@pytest.mark.parametrize("slots", [1, 2, 3, 5, 20])
+def test_answers_are_those_given_one_by_one(engine: Engine, slots: int, refill: bool) -> None:
+    requests = requests_for(engine)
+    expected = {request.key: alone(engine, request) for request in requests}
+    assert len(set(expected.values())) > 10, "equal answers would prove little"
+    assert by_key(run_batch(engine, requests, slots=slots, refill=refill)) == expected
+
+
+def test_rows_that_sample_keep_their_own_dice(engine: Engine) -> None:
+    requests = [
+        replace(
+            request, sampling=Sampling(max_tokens=12, temperature=0.8 * (seed % 3), seed=seed, top_k=20 * (seed % 2))
+        )
+        for seed, request in enumerate(requests_for(engine))
+    ]
+    requests[4] = replace(requests[4], sampling=Sampling(max_tokens=12, repetition_penalty=1.3))
+    assert by_key(run_batch(engine, requests, slots=4)) == {r.key: alone(engine, r) for r in requests}
+
+
+def test_the_built_in_model_answers_alike_in_refilled_slots() -> None:
+    engine = load("sketch", device="cpu", dtype="float32", vision=True)
+    talks = [conversation_of(s) for task in ("describe", "change", "where", "follow-up") for s in held_out(task, 6)]
+    requests = [
+        BatchRequest(k, engine.processor(talk), sampling=Sampling(max_tokens=60)) for k, talk in enumerate(talks)
+    ]
+    replies = {reply.key: reply for reply in run_batch(engine, requests, slots=5)}
+    for request in requests:
+        reply = replies[request.key]
+        assert reply.ids == alone(engine, request)
+        assert reply.finish_reason == "stop"
+        assert reply.text == engine.processor.tokenizer.backend.decode(list(reply.ids))
+        assert (reply.prompt_tokens, reply.completion_tokens) == (len(request.inputs.ids), len(reply.ids))
+        assert reply.seconds > 0
+
+
+def test_a_free_slot_is_refilled_at_once_and_requests_are_pulled_when_needed(engine: Engine) -> None:
+    inputs = engine.processor(Conversation.ask("Go on"))
+    pulled: list[int] = []
+
+    def source() -> Iterator[BatchRequest]:
+        for key, most in enumerate((40, 2, 2, 2, 2, 2)):
+            pulled.append(key)
+            yield BatchRequest(key, inputs, sampling=Sampling(max_tokens=most))
+
+    order = []
+    for reply in run_batch(engine, source(), slots=2):
+        order.append(reply.key)
+        assert len(pulled) <= len(order) + 2
+    assert order == [1, 2, 3, 4, 5, 0], "the long answer must hold nobody up"
+    pulled.clear()
+    assert [reply.key for reply in run_batch(engine, source(), slots=2, refill=False)] == [1, 0, 2, 3, 4, 5]
+
+
+def test_others_go_on_while_the_next_request_is_not_ready(engine: Engine) -> None:
+    first, second = requests_for(engine)[:2]
+    replied: list[object] = []
+
+    def source() -> Iterator[BatchRequest | None]:
+        yield None
+        yield first
+        while not replied:
+            yield None
+        yield second
+
+    for reply in run_batch(engine, source(), slots=2):
+        replied.append(reply.key)
+    assert replied == [first.key, second.key]
+
+
+def test_a_request_that_cannot_be_answered_is_its_own_reply(engine: Engine) -> None:
+    good = requests_for(engine)[:4]
+    limit = engine.config.text_config.max_position_embeddings
+    long = BatchRequest("long", engine.processor(Conversation.ask("x" * limit)))
+    damaged = BatchRequest("damaged", engine.processor(Conversation.ask("?", (ImagePart(b"no picture", "bad.jpg"),))))
+    mixed = [good[0], long, good[1], damaged, good[2], good[3]]
+    replies = {reply.key: reply for reply in run_batch(engine, mixed, slots=3)}
+    assert isinstance(replies["long"].error, ContextLengthError)
+    assert str(limit) in replies["long"].error.message
+    assert isinstance(replies["damaged"].error, ImageError)
+    assert "bad.jpg" in replies["damaged"].error.message
+    assert [replies[request.key].ids for request in good] == [alone(engine, request) for request in good]
+    assert len(replies) == 6
+
+
+def test_pictures_for_a_model_without_eyes_are_an_error_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    blind = load(make_checkpoint(tmp_path_factory.mktemp("m") / "blind", text_only_config()), device="cpu")
+    seeing = load(make_checkpoint(tmp_path_factory.mktemp("m") / "seeing"), device="cpu")
+    text = BatchRequest("text", blind.processor(Conversation.ask("Hello")), sampling=Sampling(max_tokens=4))
+    shown = BatchRequest("shown", seeing.processor(Conversation.ask("?", (RED,))))
+    replies = {reply.key: reply for reply in run_batch(blind, [shown, text], slots=2)}
+    assert isinstance(replies["shown"].error, UsageError)
+    assert len(replies["text"].ids) == 4
+
+
+def test_a_row_of_nan_ends_alone(tmp_path_factory: pytest.TempPathFactory) -> None:
+    engine = load(make_checkpoint(tmp_path_factory.mktemp("m") / "nan", seed=3), device="cpu", vision=True)
+    engine.network.language_model.embed_tokens.weight[ord("#")] = float("nan")
+    requests = [
+        BatchRequest(text, engine.processor(Conversation.ask(text)), sampling=Sampling(max_tokens=5))
+        for text in ("fine", "bad #", "fine too")
+    ]
+    replies = {reply.key: reply for reply in run_batch(engine, requests, slots=3)}
+    assert isinstance(replies["bad #"].error, MllamaError)
+    assert [len(replies[key].ids) for key in ("fine", "fine too")] == [5, 5]
+
+
+def test_tiles_made_ahead_are_used(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [request for request in requests_for(engine) if request.inputs.images]
+    expected = {request.key: alone(engine, request) for request in requests}
+    ready = [replace(r, tiles=tuple(engine.processor.tiles(image) for image in r.inputs.images)) for r in requests]
+    monkeypatch.setattr(engine.processor, "tiles", lambda image: pytest.fail(f"{image} was decoded again"))
+    assert by_key(run_batch(engine, ready, slots=3)) == expected
+
+
+def test_equal_pictures_are_encoded_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[int] = []
+    original = MllamaModel.encode_images
+
+    def counting(self, pixels, ids):  # type: ignore[no-untyped-def]
+        encoded.extend(ids)
+        return original(self, pixels, ids)
+
+    monkeypatch.setattr(MllamaModel, "encode_images", counting)
+    requests = requests_for(engine)
+    by_key(run_batch(engine, requests, slots=3))
+    assert len(encoded) == len({image.digest for request in requests for image in request.inputs.images})
+
+
+def test_a_long_common_beginning_is_read_once_and_changes_no_answer(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = "These are the rules of the house. " * 40
+    talks = [
+        *(Conversation.ask(f"Question {n}?", system=rules) for n in range(3)),
+        *(Conversation.ask(f"{rules}{n}", (shown,)) for n, shown in enumerate((RED, RED))),
+    ]
+    requests = [BatchRequest(k, engine.processor(t), sampling=Sampling(max_tokens=9)) for k, t in enumerate(talks)]
+    expected = {request.key: alone(engine, request) for request in requests}
+    read: list[int] = []
+    model = type(engine.network.language_model)
+    run = model.run
+    monkeypatch.setattr(model, "run", lambda self, ids, *rest: read.append(ids.numel()) or run(self, ids, *rest))
+    assert by_key(run_batch(engine, requests, slots=2)) == expected
+    total = sum(len(request.inputs.ids) for request in requests)
+    assert sum(read) < total / 2 + len(requests) * 2 * 9, "the rules were read again for every question"
+
+
+def test_closing_stops_and_pulls_no_more(engine: Engine) -> None:
+    pulled: list[int] = []
+
+    def source() -> Iterator[BatchRequest]:
+        for key, request in enumerate(requests_for(engine)):
+            pulled.append(key)
+            yield request
+
+    replies = run_batch(engine, source(), slots=2)
+    next(replies)
+    before = len(pulled)
+    replies.close()  # type: ignore[attr-defined]
+    assert len(pulled) == before
+    assert list(replies) == []
+
+
+def test_no_requests_no_replies(engine: Engine) -> None:
+    assert list(run_batch(engine, [])) == []
