@@ -37,7 +37,15 @@ def test_the_library_in_ten_lines_runs_as_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))))
 def test_every_option_that_the_readme_names_exists(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    commands = ("chat", "download", "list", "show", "rm", *(f"history {name}" for name in ("list", "export", "rm")))
+    commands = (
+        "chat",
+        "caption",
+        "download",
+        "list",
+        "show",
+        "rm",
+        *(f"history {name}" for name in ("list", "export", "rm")),
+    )
     told = (evaluate.parser().format_help(), *(run_here(*command.split(), "--help").out for command in commands))
     assert any(re.search(rf"{option}\b", text) for text in told)
 

@@ -78,7 +78,7 @@ class LiveChat:
 
     def examine(self, image: ImagePart) -> Attachment:
         """Decode a picture and say how the model will see it. Raises ImageError or UsageError."""
-        from mllama_cli.processing.image_processor import choose_canvas, supported_aspect_ratios
+        from mllama_cli.processing.canvas import choose_canvas, supported_aspect_ratios
         from mllama_cli.processing.images import open_image
 
         processor = self.engine.processor.image_processor

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from mllama_cli.chat import chat_rows
-from mllama_cli.chat.database import Database
 from mllama_cli.chat.message_rows import free_images
 from mllama_cli.chat.names import LIST_HINT, as_number, checked_name, pick
 from mllama_cli.chat.saved import ChatSummary, SavedChat
+from mllama_cli.chat.schema import SCHEMA
 from mllama_cli.core.conversation import Conversation
+from mllama_cli.core.database import Database
 from mllama_cli.core.errors import ChatNotFoundError, UsageError
 from mllama_cli.places import data_folder
 
@@ -41,7 +42,7 @@ class ChatStore:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path if path is not None else data_folder() / "chats" / "chats.db"
-        self._database = Database(self.path)
+        self._database = Database(self.path, SCHEMA)
 
     def close(self) -> None:
         self._database.close()

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from mllama_cli.cli.caption import caption
 from mllama_cli.cli.chat import chat
 from mllama_cli.cli.completion import completion
 from mllama_cli.cli.config import config
@@ -103,6 +104,7 @@ def _root(
 
 
 app.command()(chat)
+app.command()(caption)
 app.command("list")(list_models)
 app.command("ls", hidden=True)(list_models)
 app.command()(show)

@@ -58,5 +58,17 @@ def setting_names(incomplete: str) -> list[str]:
     return _beginning(incomplete, list(KEYS))
 
 
+def caption_styles(incomplete: str) -> list[str]:
+    from mllama_cli.captioning.prompts import STYLES
+
+    return _beginning(incomplete, list(STYLES))
+
+
+def existing_choices(incomplete: str) -> list[str]:
+    from mllama_cli.core.captions import EXISTING
+
+    return _beginning(incomplete, list(EXISTING))
+
+
 def _beginning(incomplete: str, names: list[str]) -> list[str]:
     return [name for name in dict.fromkeys(names) if name.lower().startswith(incomplete.lower())]

@@ -4,9 +4,10 @@ from enum import IntEnum
 
 
 class ExitStatus(IntEnum):
-    """0 done, 1 failure, 2 a request that cannot be carried out, 130 interrupted with Ctrl-C."""
+    """0 done, 1 failure, 2 a request that cannot be carried out, 3 partly done, 130 interrupted with Ctrl-C."""
 
     DONE = 0
     FAILURE = 1
     USAGE = 2
+    PARTLY = 3
     INTERRUPTED = 130

@@ -83,5 +83,9 @@ class ChatStoreError(MllamaError):
     """Saved chats that cannot be read or written."""
 
 
+class CaptionError(MllamaError):
+    """Captions that cannot be written."""
+
+
 class RemovalError(MllamaError):
     """A model that may not or could not be deleted."""

@@ -3,7 +3,6 @@
 Equal bit for bit to transformers' MllamaImageProcessorPil, whose results equal Meta's own transform.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mllama_cli.core.config import ImageProcessorConfig
-from mllama_cli.core.errors import CheckpointError, ImageError
+from mllama_cli.core.errors import CheckpointError
 from mllama_cli.core.json_file import read_json
-from mllama_cli.processing.color import to_rgb
-
-Size = tuple[int, int]
-"""(height, width), in pixels or in tiles."""
+from mllama_cli.processing.canvas import Canvas, Size, draw_canvas
 
 
 @dataclass(frozen=True)
@@ -83,73 +79,14 @@ class MllamaImageProcessor:
         return [self._tiles(image) for image in ([images] if isinstance(images, Image.Image) else images)]
 
     def _tiles(self, image: Image.Image) -> ImageTiles:
-        if not image.width or not image.height:
-            raise ImageError(f"the image has no pixels ({image.width} x {image.height})", "Give one of 1 x 1 or more.")
-        side = self.config.tile_size
-        ratios = supported_aspect_ratios(self.config.max_image_tiles)
-        rows, columns = choose_canvas((image.height, image.width), ratios, side)
-        height, width = fit_to_canvas((image.height, image.width), (rows * side, columns * side), side)
-        resized = to_rgb(image).resize((width, height), Image.Resampling.BILINEAR)
-        canvas = np.zeros((rows * side, columns * side, 3), dtype=np.uint8)
-        canvas[:height, :width] = np.asarray(resized)
-        tiles = canvas.reshape(rows, side, columns, side, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, side, side)
-        pixels = np.empty(tiles.shape, dtype=np.float32)
+        return self.normalise(draw_canvas(image, self.config))
+
+    def normalise(self, canvas: Canvas) -> ImageTiles:
+        """Bytes to what the vision tower reads; the second half of ``__call__``, for canvases drawn elsewhere."""
+        pixels = np.empty(canvas.pixels.shape, dtype=np.float32)
         for channel in range(3):
-            pixels[:, channel] = self._values[channel][tiles[:, channel]]
-        return ImageTiles(torch.from_numpy(pixels), ratios.index((rows, columns)) + 1, (height, width))
-
-
-def supported_aspect_ratios(max_image_tiles: int) -> tuple[Size, ...]:
-    """All canvases of at most that many tiles, as (tiles high, tiles wide), in the order of their ids.
-
-    >>> supported_aspect_ratios(3)
-    ((1, 1), (1, 2), (1, 3), (2, 1), (3, 1))
-    """
-    sides = range(1, max_image_tiles + 1)
-    return tuple((high, wide) for high in sides for wide in sides if high * wide <= max_image_tiles)
-
-
-def choose_canvas(image: Size, ratios: Sequence[Size], tile_size: int) -> Size:
-    """The canvas, in tiles, for an image of that (height, width): the one that needs the least enlarging; if all are
-    too small, the one that needs the least shrinking; of equals the smallest; then the first.
-
-    >>> ratios = supported_aspect_ratios(4)
-    >>> choose_canvas((500, 1000), ratios, 560)  # 1 x 2 tiles enlarge it by 1.12
-    (1, 2)
-    >>> choose_canvas((400, 500), ratios, 560)  # four canvases enlarge it by 1.12 too; one tile is the smallest
-    (1, 1)
-    >>> choose_canvas((3000, 4000), ratios, 560)  # too large for any; 2 x 2 shrinks it least, to 0.28
-    (2, 2)
-    """
-    height, width = image
-    scales = [min(high * tile_size / height, wide * tile_size / width) for high, wide in ratios]
-    enlarging = [scale for scale in scales if scale >= 1]
-    best = min(enlarging) if enlarging else max(scales)
-    return min((r for r, scale in zip(ratios, scales, strict=True) if scale == best), key=lambda r: r[0] * r[1])
-
-
-def fit_to_canvas(image: Size, canvas: Size, tile_size: int) -> Size:
-    """(height, width) in pixels to which an image is resized before it is padded to the canvas.
-
-    It fills the canvas in one direction, if it is large enough for that, and keeps its shape but for rounding down. Its
-    longer side becomes one tile at least.
-
-    >>> fit_to_canvas((500, 1000), (560, 1120), 560)  # room in the canvas is not filled
-    (500, 1000)
-    >>> fit_to_canvas((100, 200), (560, 560), 560)  # enlarged to one tile
-    (280, 560)
-    >>> fit_to_canvas((3000, 4000), (1120, 1120), 560)
-    (840, 1120)
-    >>> fit_to_canvas((1, 4000), (560, 2240), 560)  # never less than one pixel
-    (1, 2240)
-    """
-    height, width = image
-    target_height = min(max(height, tile_size), canvas[0])
-    target_width = min(max(width, tile_size), canvas[1])
-    scale_height, scale_width = target_height / height, target_width / width
-    if scale_width < scale_height:
-        return min(math.floor(height * scale_width) or 1, target_height), target_width
-    return target_height, min(math.floor(width * scale_height) or 1, target_width)
+            pixels[:, channel] = self._values[channel][canvas.pixels[:, channel]]
+        return ImageTiles(torch.from_numpy(pixels), canvas.aspect_ratio_id, canvas.size)
 
 
 def _normalised_bytes(config: ImageProcessorConfig) -> NDArray[np.float32]:

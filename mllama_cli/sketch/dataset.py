@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mllama_cli.processing.image_processor import choose_canvas, fit_to_canvas, supported_aspect_ratios
+from mllama_cli.processing.canvas import choose_canvas, fit_to_canvas, supported_aspect_ratios
 from mllama_cli.processing.tokenizer import MllamaTokenizer
 from mllama_cli.sketch.samples import TASKS, Sample, Turn, make_group
 

@@ -12,13 +12,9 @@ from PIL import Image
 
 from mllama_cli.core.config import ASPECT_RATIOS, ImageProcessorConfig
 from mllama_cli.core.errors import CheckpointError, ImageError
+from mllama_cli.processing.canvas import choose_canvas, fit_to_canvas, supported_aspect_ratios
 from mllama_cli.processing.color import to_rgb
-from mllama_cli.processing.image_processor import (
-    MllamaImageProcessor,
-    choose_canvas,
-    fit_to_canvas,
-    supported_aspect_ratios,
-)
+from mllama_cli.processing.image_processor import MllamaImageProcessor
 from tests.processing.pictures import noise
 
 peer = pytest.importorskip("transformers.models.mllama.image_processing_pil_mllama")

@@ -1,0 +1,1 @@
+"""A folder of pictures to captions: listing, destinations, journal, schedule; yields events."""

@@ -1,0 +1,185 @@
+"""A small SQLite file of the user's own: its schema, its locks, and what its errors mean to a user.
+
+Why a rollback journal and not WAL: home folders of machines with large GPUs are often on NFS, where WAL's shared memory
+does not work; a picture is written once, not twice; and a folder that may only be read can still be read.
+"""
+
+import os
+import sqlite3
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from mllama_cli.core.errors import MllamaError
+
+APPLICATION_ID = 0x6D6C6C61  # "mlla": tells our databases from other programs'
+BUSY_SECONDS = 15.0
+"""How long one process waits for another that writes. A write takes milliseconds, a large picture a second."""
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What a file holds.
+
+    Attributes:
+        migrations: statements that lead from each version of the schema (its place here, from 0) to the next.
+        error: what is raised; its hints name ``moved_by``, the variable that names another folder.
+    """
+
+    migrations: tuple[tuple[str, ...], ...]
+    error: type[MllamaError]
+    moved_by: str
+
+
+class Database:
+    """One connection, opened when first needed. Threads take turns; other processes may use the same file meanwhile."""
+
+    def __init__(self, path: Path, schema: Schema) -> None:
+        self.path = path
+        self.schema = schema
+        self._connection: sqlite3.Connection | None = None
+        self._turn = threading.Lock()  # completion asks for names from a thread of its own
+
+    @property
+    def exists(self) -> bool:
+        try:
+            return self.path.exists()
+        except OSError as error:
+            raise self._refused(error) from error
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """One state of the database, whatever others write meanwhile. Errors become the schema's."""
+        with self._transaction("BEGIN") as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """All that is written inside is kept, or none of it. Errors become the schema's."""
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            yield connection
+
+    def close(self) -> None:
+        with self._turn:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    @contextmanager
+    def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
+        with self._turn, self._explaining():
+            connection = self._connection = self._connection or self._open()
+            connection.rollback()  # what a Ctrl-C in the midst of an earlier rollback may have left
+            connection.execute(begin)
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                connection.rollback()
+                raise
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self.explained(error) from error
+
+    def _open(self) -> sqlite3.Connection:
+        self._create_private()
+        connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA synchronous = EXTRA")  # what is committed survives a power cut, too
+            connection.execute("PRAGMA secure_delete = FAST")  # deleted text does not linger in pages that stay
+            self._migrate(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        migrations = self.schema.migrations
+        version = self._version(connection)
+        if version == len(migrations):
+            return
+        if version == 0:  # to be said before the first table is made
+            connection.execute("PRAGMA auto_vacuum = FULL")  # deleted pictures free disk space at once
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            version = self._version(connection)  # another process may have been faster
+            for statements in migrations[version:]:
+                for statement in statements:
+                    connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {len(migrations)}")
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.rollback()
+            raise
+
+    def _version(self, connection: sqlite3.Connection) -> int:
+        """Of the file, 0 for an empty one. Raises the schema's error where it is not one that we know."""
+        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        ours = connection.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
+        empty = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+        if not ours and not (empty and version == 0):
+            raise self.schema.error(f"{self.path} is the database of another program", self._move_away())
+        if version > (known := len(self.schema.migrations)):
+            raise self.schema.error(
+                f"{self.path} was written by a newer mllama (schema {version}; this one knows {known})",
+                f"Update mllama, or set {self.schema.moved_by} to another folder for this version. "
+                "Nothing was changed.",
+            )
+        return version
+
+    def explained(self, error: sqlite3.Error) -> MllamaError:
+        """What SQLite's error means, and what to do about it."""
+        path, kind = self.path, self.schema.error
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extended part
+        match code:
+            case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_FORMAT:
+                return self.damaged(str(error))
+            case sqlite3.SQLITE_FULL:
+                return kind(f"{path} cannot grow: the disk is full", "Free some space. What was saved is kept.")
+            case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+                return kind(
+                    f"{path} is locked by another program, for more than {BUSY_SECONDS:.0f} seconds",
+                    "Close what else has it open, and try again.",
+                )
+            case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_AUTH:
+                return kind(f"{path} cannot be written: {error}", self._ownership())
+            case sqlite3.SQLITE_TOOBIG:
+                return kind("A text or picture is too large to be saved", "Leave it out.")
+            case sqlite3.SQLITE_IOERR:
+                return kind(f"{path}: the disk does not read or write: {error}", "Check the disk and its space.")
+        return kind(f"{path}: {error}", self._move_away())
+
+    def damaged(self, why: str) -> MllamaError:
+        return self.schema.error(f"{self.path} is damaged: {why}", self._move_away())
+
+    def _create_private(self) -> None:
+        """The file and its folder, for the user alone. An existing folder stays as it is."""
+        path = self.path
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+            mode = path.stat().st_mode
+            if stat.S_ISREG(mode) and mode & 0o077:
+                with suppress(OSError):  # somebody else's, or a file system without permissions
+                    path.chmod(0o600)
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: OSError) -> MllamaError:
+        return self.schema.error(f"{self.path} cannot be opened: {error.strerror or error}", self._ownership())
+
+    def _ownership(self) -> str:
+        return f"Check who may write in {self.path.parent}, or set {self.schema.moved_by} to a folder of yours."
+
+    def _move_away(self) -> str:
+        return f"Nothing was changed. Move it away and a new one is begun: mv '{self.path}' '{self.path}.old'"
