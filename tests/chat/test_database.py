@@ -10,13 +10,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mllama_cli.chat import chat_rows, database
+from mllama_cli.chat import chat_rows
+from mllama_cli.chat import store as chat_store
+from mllama_cli.chat.schema import SCHEMA
 from mllama_cli.chat.store import ChatStore, SavedChat
+from mllama_cli.core import database
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import ChatStoreError
 
@@ -254,7 +258,7 @@ def test_a_file_cut_short_is_one_clear_error(path: Path) -> None:
 def test_a_newer_schema_is_left_alone(path: Path) -> None:
     keep(path)
     with sqlite3.connect(path) as connection:
-        connection.execute(f"PRAGMA user_version = {len(database.MIGRATIONS) + 1}")
+        connection.execute(f"PRAGMA user_version = {len(SCHEMA.migrations) + 1}")
     error = refusal(path)
     assert "newer mllama" in error.message
     assert "Update mllama" in error.hint
@@ -262,8 +266,8 @@ def test_a_newer_schema_is_left_alone(path: Path) -> None:
 
 def test_an_older_schema_is_brought_up_with_all_that_it_holds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chat = keep(path, Conversation.ask("What?", (ImagePart(b"picture"),)))
-    later = (*database.MIGRATIONS, ("ALTER TABLE chats ADD COLUMN mood TEXT", "UPDATE chats SET mood = 'good'"))
-    monkeypatch.setattr(database, "MIGRATIONS", later)
+    later = (*SCHEMA.migrations, ("ALTER TABLE chats ADD COLUMN mood TEXT", "UPDATE chats SET mood = 'good'"))
+    monkeypatch.setattr(chat_store, "SCHEMA", replace(SCHEMA, migrations=later))
     assert ChatStore(path).load(chat.id) == chat
     with sqlite3.connect(path) as connection:
         assert connection.execute("SELECT mood FROM chats").fetchall() == [("good",)]
@@ -272,9 +276,9 @@ def test_an_older_schema_is_brought_up_with_all_that_it_holds(path: Path, monkey
 
 def test_a_migration_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keep(path)
-    later = (*database.MIGRATIONS, ("ALTER TABLE chats ADD COLUMN mood TEXT", "UPDATE no_such_table SET x = 1"))
+    later = (*SCHEMA.migrations, ("ALTER TABLE chats ADD COLUMN mood TEXT", "UPDATE no_such_table SET x = 1"))
     with monkeypatch.context() as patch:
-        patch.setattr(database, "MIGRATIONS", later)
+        patch.setattr(chat_store, "SCHEMA", replace(SCHEMA, migrations=later))
         refusal(path)
     assert ChatStore(path).load(1).conversation == HI
 
