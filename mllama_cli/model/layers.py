@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mllama_cli.kernels.dispatch import linear
+
 
 def normal_parameter(*shape: int, std: float) -> nn.Parameter:
     """Drawn from a normal distribution; on the meta device not at all, as torch would import its compiler for it."""
@@ -17,6 +19,13 @@ class Embedding(nn.Embedding):
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
             super().reset_parameters()
+
+
+class Linear(nn.Linear):
+    """nn.Linear whose product is the fastest that its weight's format and device have; F.linear for float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 class MllamaTextRMSNorm(nn.Module):
@@ -38,9 +47,9 @@ class MllamaTextMLP(nn.Module):
 
     def __init__(self, size: int, inner: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(size, inner, bias=False)
-        self.up_proj = nn.Linear(size, inner, bias=False)
-        self.down_proj = nn.Linear(inner, size, bias=False)
+        self.gate_proj = Linear(size, inner, bias=False)
+        self.up_proj = Linear(size, inner, bias=False)
+        self.down_proj = Linear(inner, size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.model.cache import CrossKVCache, LayerKV
+from mllama_cli.model.layers import Linear
 from mllama_cli.model.text import MllamaTextModel
 from mllama_cli.model.visibility import CrossView, image_spans
 from mllama_cli.model.vision import MllamaVisionModel
@@ -23,7 +24,7 @@ class MllamaModel(nn.Module):
         self.config = config
         self.vision_model = MllamaVisionModel(config.vision_config)
         self.language_model = MllamaTextModel(config.text_config)
-        self.multi_modal_projector = nn.Linear(
+        self.multi_modal_projector = Linear(
             config.vision_config.vision_output_dim, config.text_config.hidden_size, bias=True
         )
 
@@ -49,7 +50,7 @@ class MllamaForConditionalGeneration(nn.Module):
         super().__init__()
         self.config = config
         self.model = MllamaModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
 
     @property
     def language_model(self) -> MllamaTextModel:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllama_cli.core.config import MllamaVisionConfig
-from mllama_cli.model.layers import Embedding, heads, normal_parameter
+from mllama_cli.model.layers import Embedding, Linear, heads, normal_parameter
 
 
 class MllamaVisionAttention(nn.Module):
@@ -24,10 +24,10 @@ class MllamaVisionAttention(nn.Module):
         super().__init__()
         self.head_dim = config.hidden_size // config.attention_heads
         size = config.hidden_size
-        self.q_proj = nn.Linear(size, size, bias=False)
-        self.k_proj = nn.Linear(size, size, bias=False)
-        self.v_proj = nn.Linear(size, size, bias=False)
-        self.o_proj = nn.Linear(size, size, bias=False)
+        self.q_proj = Linear(size, size, bias=False)
+        self.k_proj = Linear(size, size, bias=False)
+        self.v_proj = Linear(size, size, bias=False)
+        self.o_proj = Linear(size, size, bias=False)
 
     def forward(self, x: Tensor, real: int, counted: slice, times: int) -> Tensor:
         """Attention over x [N, real + padding, hidden]; the keys in ``counted`` count ``times`` times."""
@@ -61,8 +61,8 @@ def attend_counting(q: Tensor, k: Tensor, v: Tensor, scale: float, counted: slic
 class MllamaVisionMLP(nn.Module):
     def __init__(self, config: MllamaVisionConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.fc2(F.gelu(self.fc1(x)))
