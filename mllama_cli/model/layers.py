@@ -1,16 +1,31 @@
 """Building blocks that both transformers share."""
 
+from collections.abc import Generator
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllama_cli.kernels.dispatch import linear
 
+T = TypeVar("T")
+
 
 def normal_parameter(*shape: int, std: float) -> nn.Parameter:
     """Drawn from a normal distribution; on the meta device not at all, as torch would import its compiler for it."""
     values = torch.empty(*shape)
     return nn.Parameter(values if values.is_meta else values.normal_(0, std))
+
+
+def result_of(steps: Generator[object, None, T]) -> T:
+    """Run a computation that tells how far it is, and return what it comes to."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
 
 class Embedding(nn.Embedding):

@@ -1,6 +1,6 @@
 """The whole model: vision tower, projector, language model. Attributes are named as save_pretrained's keys are."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.model.cache import CrossKVCache, LayerKV
-from mllama_cli.model.layers import Linear
+from mllama_cli.model.layers import Linear, result_of
 from mllama_cli.model.text import MllamaTextModel
 from mllama_cli.model.visibility import CrossView, image_spans
 from mllama_cli.model.vision import MllamaVisionModel
@@ -30,16 +30,25 @@ class MllamaModel(nn.Module):
 
     def vision_tokens(self, pixel_values: Tensor, aspect_ratio_id: int, *, all_tiles: bool = False) -> Tensor:
         """One image's tiles [tiles, 3, T, T] -> the projected vision tokens [tiles, tokens, text hidden]."""
+        return result_of(self._vision_steps(pixel_values, aspect_ratio_id, all_tiles))
+
+    def _vision_steps(
+        self, pixel_values: Tensor, aspect_ratio_id: int, all_tiles: bool = False
+    ) -> Generator[int, None, Tensor]:
         weight = self.vision_model.patch_embedding.weight
         pixels = pixel_values.to(weight.device, weight.dtype)[None]
         ids = torch.tensor([aspect_ratio_id], device=weight.device)
-        features = self.vision_model(pixels, ids, all_tiles=all_tiles)
+        features = yield from self.vision_model.steps(pixels, ids, all_tiles=all_tiles)
         result: Tensor = self.multi_modal_projector(features)[0]
         return result
 
     def encode_image(self, pixel_values: Tensor, aspect_ratio_id: int) -> list[LayerKV]:
         """One image -> keys and values for each cross-attention layer, [1, kv_heads, tiles * tokens, head_dim]."""
-        tokens = self.vision_tokens(pixel_values, aspect_ratio_id)
+        return result_of(self.encode_image_steps(pixel_values, aspect_ratio_id))
+
+    def encode_image_steps(self, pixel_values: Tensor, aspect_ratio_id: int) -> Generator[int, None, list[LayerKV]]:
+        """``encode_image`` that yields how many layers of the vision tower are done."""
+        tokens = yield from self._vision_steps(pixel_values, aspect_ratio_id)
         return self.language_model.cross_keys_values(tokens.flatten(0, 1)[None])
 
 
