@@ -23,10 +23,15 @@ class LoadProgress:
 
 @dataclass(frozen=True, slots=True)
 class EncodingImage:
-    """The vision tower starts on picture ``index`` (from 1) of ``count``."""
+    """The vision tower is at picture ``index`` (from 1) of ``count``, with ``layer`` of its ``layers`` done.
+
+    A GPU says so once for each picture, at its start; a CPU, which may need a minute, after every layer.
+    """
 
     index: int
     count: int
+    layer: int = 0
+    layers: int = 0
 
 
 @dataclass(frozen=True, slots=True)

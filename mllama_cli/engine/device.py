@@ -33,7 +33,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_dtype(name: str, stored: torch.dtype, elements: int, device: torch.device) -> torch.dtype:
-    """The format to compute in. "auto" keeps the checkpoint's, but float32 for small models on a CPU.
+    """The format that weights are kept in. "auto" keeps the checkpoint's, but float32 for small models on a CPU.
 
     GPUs without bfloat16 arithmetic get float16.
     """
@@ -46,6 +46,11 @@ def choose_dtype(name: str, stored: torch.dtype, elements: int, device: torch.de
     if stored == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
         return torch.float16
     return stored
+
+
+def compute_dtype(weights: torch.dtype, device: torch.device) -> torch.dtype:
+    """The format of activations and caches: the weights', but float32 on a CPU, which is fast in nothing else."""
+    return torch.float32 if device.type == "cpu" else weights
 
 
 def check_fits(needed: int, device: torch.device) -> None:

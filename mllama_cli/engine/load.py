@@ -1,6 +1,6 @@
 """A checkpoint folder -> an Engine: network and processor, ready to answer."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,10 +15,12 @@ from mllama_cli.core.events import Event, LoadProgress
 from mllama_cli.core.json_file import read_json
 from mllama_cli.engine.batch import Reply, answer_batch
 from mllama_cli.engine.decoder import Network
-from mllama_cli.engine.device import check_fits, choose_device, choose_dtype
+from mllama_cli.engine.device import check_fits, choose_device, choose_dtype, compute_dtype
 from mllama_cli.engine.sampling import Sampling
 from mllama_cli.engine.session import Session
+from mllama_cli.kernels import dispatch
 from mllama_cli.model.cache import LayerKV
+from mllama_cli.model.layers import result_of
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.model.text import MllamaForCausalLM
 from mllama_cli.processing.processor import MllamaProcessor
@@ -80,7 +82,8 @@ class Engine:
         self._names = list(expected)
         stored = DTYPES[self._reader.tensors[self._names[0]].info.dtype]
         elements = sum(shape.numel() for shape in expected.values())
-        self.dtype = choose_dtype(dtype, stored, elements, self.device)
+        self.weights_dtype = choose_dtype(dtype, stored, elements, self.device)
+        self.dtype = compute_dtype(self.weights_dtype, self.device)
         self.processor = MllamaProcessor.from_pretrained(folder, self.config.image_token_index, vision=self.can_see)
         self._loaded: set[str] = set()
 
@@ -103,13 +106,23 @@ class Engine:
         """Answers to several conversations at once, whatever their lengths and numbers of images."""
         return answer_batch(self, conversations, sampling)
 
-    @torch.inference_mode()
+    @property
+    def vision_layers(self) -> int:
+        """Layers of the vision tower."""
+        config = self.config.vision_config
+        return config.num_hidden_layers + config.num_global_layers if config else 0
+
     def encode_image(self, image: ImagePart) -> list[LayerKV]:
         """Keys and values that each cross-attention layer reads of one image."""
+        return result_of(self.encode_image_steps(image))
+
+    @torch.inference_mode()
+    def encode_image_steps(self, image: ImagePart) -> Generator[int, None, list[LayerKV]]:
+        """``encode_image`` that yields how many layers of the vision tower are done."""
         tiles = self.processor.tiles(image)
         if not isinstance(self.network, MllamaForConditionalGeneration):
             raise UsageError("This model is text-only: it cannot see images", "Use a Llama 3.2 Vision checkpoint.")
-        return self.network.model.encode_image(tiles.pixel_values, tiles.aspect_ratio_id)
+        return (yield from self.network.model.encode_image_steps(tiles.pixel_values, tiles.aspect_ratio_id))
 
     def load_vision(self) -> Iterator[Event]:
         """Load the vision tower, the projector and the cross-attention layers."""
@@ -125,6 +138,8 @@ class Engine:
         names = [name for name in self._names if part(name, config) in wanted]
         total = sum(self._reader.tensors[name].nbytes for name in names)
         check_fits(self._memory(names), self.device)
+        if self.weights_dtype != self.dtype:
+            dispatch.prepare(self.device)
         done = 0
         modules = dict(self.network.named_modules())
         yield LoadProgress(0, total)
@@ -132,7 +147,7 @@ class Engine:
             if name == "lm_head.weight":
                 tensor = tensor[: config.vocab_size]  # rows that people add for fine-tuning are never sampled
             owner, attribute = name.rpartition(".")[::2]
-            value = tensor.to(self.device, self.dtype)
+            value = tensor.to(self.device, self._format(modules[owner]))
             modules[owner].register_parameter(attribute, nn.Parameter(value, requires_grad=False))
             done += self._reader.tensors[name].nbytes
             yield LoadProgress(done, total)
@@ -141,6 +156,10 @@ class Engine:
             self.network.lm_head.weight = nn.Parameter(table[: config.vocab_size], requires_grad=False)
         self._loaded.update(wanted)
 
+    def _format(self, owner: nn.Module) -> torch.dtype:
+        """Matrices keep the weights' format; norms, gates and the like are small and get that of the computation."""
+        return self.weights_dtype if isinstance(owner, nn.Linear | nn.Embedding) else self.dtype
+
     def synchronize(self) -> None:
         """Wait for the GPU, so that times mean what they say."""
         if self.device.type == "cuda":
@@ -148,9 +167,9 @@ class Engine:
 
     def _memory(self, names: Sequence[str]) -> int:
         """Bytes that loading takes. On a CPU, weights kept in their own format stay in the mapped file."""
-        size = self.dtype.itemsize
+        size = self.weights_dtype.itemsize
         return sum(
             self._reader.tensors[name].nbytes // DTYPES[self._reader.tensors[name].info.dtype].itemsize * size
             for name in names
-            if self.device.type != "cpu" or DTYPES[self._reader.tensors[name].info.dtype] != self.dtype
+            if self.device.type != "cpu" or DTYPES[self._reader.tensors[name].info.dtype] != self.weights_dtype
         )

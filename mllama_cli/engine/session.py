@@ -165,5 +165,14 @@ class Session:
     def _encode(self, images: list[ImagePart]) -> Iterator[Event]:
         new = {image.digest: image for image in images if image.digest not in self.encoded}
         for number, (digest, image) in enumerate(new.items(), 1):
-            yield EncodingImage(number, len(new))
-            self.encoded[digest] = self.engine.encode_image(image)
+            layers = self.engine.vision_layers
+            yield EncodingImage(number, len(new), 0, layers)
+            steps = self.engine.encode_image_steps(image)
+            while True:
+                try:
+                    layer = next(steps)
+                except StopIteration as end:
+                    self.encoded[digest] = end.value
+                    break
+                if self.engine.device.type == "cpu":
+                    yield EncodingImage(number, len(new), layer, layers)

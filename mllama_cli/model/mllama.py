@@ -1,6 +1,6 @@
 """The whole model: vision tower, projector, language model. Attributes are named as save_pretrained's keys are."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.model.cache import CrossKVCache, LayerKV
+from mllama_cli.model.layers import Linear, result_of
 from mllama_cli.model.text import MllamaTextModel
 from mllama_cli.model.visibility import CrossView, image_spans
 from mllama_cli.model.vision import MllamaVisionModel
@@ -23,22 +24,31 @@ class MllamaModel(nn.Module):
         self.config = config
         self.vision_model = MllamaVisionModel(config.vision_config)
         self.language_model = MllamaTextModel(config.text_config)
-        self.multi_modal_projector = nn.Linear(
+        self.multi_modal_projector = Linear(
             config.vision_config.vision_output_dim, config.text_config.hidden_size, bias=True
         )
 
     def vision_tokens(self, pixel_values: Tensor, aspect_ratio_id: int, *, all_tiles: bool = False) -> Tensor:
         """One image's tiles [tiles, 3, T, T] -> the projected vision tokens [tiles, tokens, text hidden]."""
+        return result_of(self._vision_steps(pixel_values, aspect_ratio_id, all_tiles))
+
+    def _vision_steps(
+        self, pixel_values: Tensor, aspect_ratio_id: int, all_tiles: bool = False
+    ) -> Generator[int, None, Tensor]:
         weight = self.vision_model.patch_embedding.weight
         pixels = pixel_values.to(weight.device, weight.dtype)[None]
         ids = torch.tensor([aspect_ratio_id], device=weight.device)
-        features = self.vision_model(pixels, ids, all_tiles=all_tiles)
+        features = yield from self.vision_model.steps(pixels, ids, all_tiles=all_tiles)
         result: Tensor = self.multi_modal_projector(features)[0]
         return result
 
     def encode_image(self, pixel_values: Tensor, aspect_ratio_id: int) -> list[LayerKV]:
         """One image -> keys and values for each cross-attention layer, [1, kv_heads, tiles * tokens, head_dim]."""
-        tokens = self.vision_tokens(pixel_values, aspect_ratio_id)
+        return result_of(self.encode_image_steps(pixel_values, aspect_ratio_id))
+
+    def encode_image_steps(self, pixel_values: Tensor, aspect_ratio_id: int) -> Generator[int, None, list[LayerKV]]:
+        """``encode_image`` that yields how many layers of the vision tower are done."""
+        tokens = yield from self._vision_steps(pixel_values, aspect_ratio_id)
         return self.language_model.cross_keys_values(tokens.flatten(0, 1)[None])
 
     def encode_images(self, pixel_values: Tensor, aspect_ratio_ids: Sequence[int]) -> list[list[LayerKV]]:
@@ -57,7 +67,7 @@ class MllamaForConditionalGeneration(nn.Module):
         super().__init__()
         self.config = config
         self.model = MllamaModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
 
     @property
     def language_model(self) -> MllamaTextModel:

@@ -9,6 +9,7 @@ from mllama_cli.core.config import MllamaTextConfig
 from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV, SelfCache
 from mllama_cli.model.layers import (
     Embedding,
+    Linear,
     MllamaTextMLP,
     MllamaTextRMSNorm,
     causal_attention,
@@ -39,10 +40,10 @@ class MllamaTextSelfAttention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         inner, kv = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, inner, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv, bias=False)
-        self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, inner, bias=False)
+        self.k_proj = Linear(config.hidden_size, kv, bias=False)
+        self.v_proj = Linear(config.hidden_size, kv, bias=False)
+        self.o_proj = Linear(inner, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, slot: int, context: SelfAttentionContext) -> Tensor:
         q = rotate(heads(self.q_proj(x), self.head_dim), context.cos, context.sin)
@@ -77,10 +78,10 @@ class MllamaTextCrossAttention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         inner, kv = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, inner, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv, bias=False)
-        self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, inner, bias=False)
+        self.k_proj = Linear(config.hidden_size, kv, bias=False)
+        self.v_proj = Linear(config.hidden_size, kv, bias=False)
+        self.o_proj = Linear(inner, config.hidden_size, bias=False)
         self.q_norm = MllamaTextRMSNorm(self.head_dim, config.rms_norm_eps)
         self.k_norm = MllamaTextRMSNorm(self.head_dim, config.rms_norm_eps)
 
@@ -206,7 +207,7 @@ class MllamaTextModel(nn.Module):
         view: CrossView | None = None,
     ) -> Tensor:
         """``forward`` with positions and mask of the caller's choice: several short texts packed into one row, say."""
-        x = self.embed_tokens(input_ids)
+        x = self.embed_tokens(input_ids).to(self.norm.weight.dtype)  # which on a CPU is not what matrices are stored in
         self_slot = cross_slot = 0
         for layer in self.layers:
             if isinstance(layer, MllamaCrossAttentionDecoderLayer):
@@ -236,7 +237,7 @@ class MllamaForCausalLM(nn.Module):
         super().__init__()
         self.config = config
         self.model = MllamaTextModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
 
     @property
     def language_model(self) -> MllamaTextModel:

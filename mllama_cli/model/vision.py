@@ -10,13 +10,17 @@ savings are exact and made here (tests hold them to the masked form):
 """
 
 import math
+from collections.abc import Generator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllama_cli.core.config import MllamaVisionConfig
-from mllama_cli.model.layers import Embedding, heads, normal_parameter
+from mllama_cli.model.layers import Embedding, Linear, heads, normal_parameter, result_of
+
+CPU_PAIRS = 2**26
+"""Pairs of a query and a key in one attention operation on a CPU: a third of a second."""
 
 
 class MllamaVisionAttention(nn.Module):
@@ -24,10 +28,10 @@ class MllamaVisionAttention(nn.Module):
         super().__init__()
         self.head_dim = config.hidden_size // config.attention_heads
         size = config.hidden_size
-        self.q_proj = nn.Linear(size, size, bias=False)
-        self.k_proj = nn.Linear(size, size, bias=False)
-        self.v_proj = nn.Linear(size, size, bias=False)
-        self.o_proj = nn.Linear(size, size, bias=False)
+        self.q_proj = Linear(size, size, bias=False)
+        self.k_proj = Linear(size, size, bias=False)
+        self.v_proj = Linear(size, size, bias=False)
+        self.o_proj = Linear(size, size, bias=False)
 
     def forward(self, x: Tensor, real: int, counted: slice, times: int) -> Tensor:
         """Attention over x [N, real + padding, hidden]; the keys in ``counted`` count ``times`` times."""
@@ -36,10 +40,22 @@ class MllamaVisionAttention(nn.Module):
         if times > 1:
             seen = attend_counting(q[:, :, :real], k, v, scale, counted, times)
         else:
-            seen = F.scaled_dot_product_attention(q[:, :, :real], k, v, scale=scale)
-        padding = F.scaled_dot_product_attention(q[:, :, real:], k[:, :, :real], v[:, :, :real], scale=scale)
+            seen = attend(q[:, :, :real], k, v, scale)
+        padding = attend(q[:, :, real:], k[:, :, :real], v[:, :, :real], scale)
         result: Tensor = self.o_proj(torch.cat((seen, padding), dim=2).transpose(1, 2).flatten(2))
         return result
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Attention without a mask of q over k, v [N, heads, tokens, D].
+
+    On a CPU some heads at a time: nobody can interrupt a single operation, and four tiles would take seconds.
+    """
+    heads_at_once = max(1, CPU_PAIRS // max(1, q.shape[2] * k.shape[2]))
+    if q.device.type != "cpu" or heads_at_once >= q.shape[1]:
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    parts = zip(*(t.split(heads_at_once, dim=1) for t in (q, k, v)), strict=True)
+    return torch.cat([F.scaled_dot_product_attention(a, b, c, scale=scale) for a, b, c in parts], dim=1)
 
 
 def attend_counting(q: Tensor, k: Tensor, v: Tensor, scale: float, counted: slice, times: int) -> Tensor:
@@ -55,14 +71,14 @@ def attend_counting(q: Tensor, k: Tensor, v: Tensor, scale: float, counted: slic
     q[..., dim : dim + 2] = 1.0
     k[:, :, counted, dim] = bias
     k[:, :, counted, dim + 1] = bias - k[:, :, counted, dim]
-    return F.scaled_dot_product_attention(q, k, v, scale=scale)[..., :dim]
+    return attend(q, k, v, scale)[..., :dim]
 
 
 class MllamaVisionMLP(nn.Module):
     def __init__(self, config: MllamaVisionConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.fc2(F.gelu(self.fc1(x)))
@@ -202,6 +218,17 @@ class MllamaVisionModel(nn.Module):
         (tile count 4 then), which the projector of transformers' model gets too; no text row may attend to them.
         ``equal_unused`` answers ``unused_tiles_are_equal`` where the caller knows: training keeps them so.
         """
+        return result_of(self.steps(pixel_values, aspect_ratio_ids, all_tiles=all_tiles, equal_unused=equal_unused))
+
+    def steps(
+        self,
+        pixel_values: Tensor,
+        aspect_ratio_ids: Tensor,
+        *,
+        all_tiles: bool = False,
+        equal_unused: bool | None = None,
+    ) -> Generator[int, None, Tensor]:
+        """``forward`` layer by layer: yields how many are done, which on a CPU takes a while, and returns the rest."""
         config = self.config
         n, tiles = pixel_values.shape[:2]
         tokens, padded, size = config.tokens_per_tile, config.padded_tokens_per_tile, config.hidden_size
@@ -224,6 +251,7 @@ class MllamaVisionModel(nn.Module):
             if index in config.intermediate_layers_indices:  # Meta takes a layer's input (SPEC, difference A)
                 intermediate.append(x)
             x = layer(x, real, counted, times)
+            yield index + 1
         x = self.layernorm_post(x)
         tile_vectors = self.post_tile_positional_embedding(aspect_ratio_ids, every)
         x = x + torch.cat(
@@ -234,8 +262,9 @@ class MllamaVisionModel(nn.Module):
             ),
             dim=1,
         )
-        for layer in self.global_transformer.layers:
+        for index, layer in enumerate(self.global_transformer.layers, len(self.transformer.layers)):
             x = layer(x, real, counted, times)
+            yield index + 1
 
         def features(states: Tensor) -> Tensor:
             kept: Tensor = states[:, :real].unflatten(1, (tiles, tokens))

@@ -81,12 +81,19 @@ class StatusLine:
                 self._terminal.note(text)
             case LoadProgress(done, total):
                 self.show(f"Loading the model {100 * done // max(total, 1)} %")
-            case EncodingImage(index, count):
-                self.show("Looking at the image" if count == 1 else f"Looking at image {index} of {count}")
+            case EncodingImage(index, count, layer, layers):
+                what = "Looking at the image" if count == 1 else f"Looking at image {index} of {count}"
+                self.show(f"{what} {_bar(layer, layers)}" if layer else what)
             case ReadingPrompt(done, total):
                 self.show("Thinking" if done == total or total < 1024 else f"Reading {done} of {total} tokens")
             case _:
                 self.clear()
+
+
+def _bar(done: int, total: int, width: int = 24) -> str:
+    """A bar of ``width`` characters and a percentage."""
+    filled = width * done // total
+    return f"[cyan]{'━' * filled}[/][dim]{'━' * (width - filled)}[/] {100 * done // total} %"
 
 
 def stats_line(stats: GenerationStats) -> str:

@@ -49,8 +49,10 @@ def test_a_later_turn_feeds_only_what_is_new_and_answers_as_from_scratch(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[str] = []
-    original = Engine.encode_image
-    monkeypatch.setattr(Engine, "encode_image", lambda self, image: encoded.append(image.name) or original(self, image))
+    original = Engine.encode_image_steps
+    monkeypatch.setattr(
+        Engine, "encode_image_steps", lambda self, image: encoded.append(image.name) or original(self, image)
+    )
     session = engine.session()
     conversation = Conversation.ask("What is this?", (picture("red"),))
     answer = text_of(session.stream(conversation, GREEDY))
@@ -82,6 +84,26 @@ def test_going_back_and_asking_differently_reuses_the_common_part(engine: Engine
     assert stats_of(iter(events)).cached_tokens > len(engine.processor(start).ids)
     assert not any(isinstance(event, EncodingImage) for event in events)
     assert ids_of(iter(events)) == ids_of(engine.stream(other, GREEDY))
+
+
+def test_a_cpu_tells_how_far_it_is_with_a_picture(engine: Engine) -> None:
+    events = engine.stream(Conversation.ask("What are these?", (picture("red"), picture("blue"))), GREEDY)
+    told = [event for event in events if isinstance(event, EncodingImage)]
+    layers = engine.vision_layers
+    assert layers == 6
+    assert told == [EncodingImage(index, 2, layer, layers) for index in (1, 2) for layer in range(layers + 1)]
+
+
+def test_a_picture_abandoned_half_way_is_encoded_anew(engine: Engine) -> None:
+    session = engine.session()
+    conversation = Conversation.ask("What is this?", (picture(),))
+    stream = session.stream(conversation, GREEDY)
+    for event in stream:
+        if isinstance(event, EncodingImage) and event.layer == 3:
+            break
+    stream.close()
+    assert not session.encoded
+    assert ids_of(session.stream(conversation, GREEDY)) == ids_of(engine.stream(conversation, GREEDY))
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 5])
@@ -169,7 +191,7 @@ def test_seeded_sampling_repeats_and_other_seeds_differ(engine: Engine) -> None:
 
 def test_bfloat16_answers(checkpoint: str) -> None:
     half = load(checkpoint, device="cpu", dtype="bfloat16", vision=True)
-    assert half.dtype == torch.bfloat16
+    assert half.network.lm_head.weight.dtype == torch.bfloat16
     assert len(ids_of(half.stream(Conversation.ask("What is this?", (picture(),)), GREEDY))) == 24
 
 

@@ -1,0 +1,1 @@
+"""Products on a CPU: our own kernels where a C++ compiler is at hand, torch's operators where none is."""

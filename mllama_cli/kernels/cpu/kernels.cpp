@@ -1,0 +1,678 @@
+// Products of few or many float32 rows with matrices that stay as they are stored: 4- and 8-bit packed, bfloat16, float16.
+//
+// A packed row holds q + 2^(bits - 1), unsigned; byte j of a 4-bit row is elements 2j (low) and 2j + 1 (high). The inner
+// loops are written once, over 8 lanes (GCC's and clang's vector types); only the 8-bit dot product and the transpose
+// name instructions: AVX2, AVX-VNNI or AVX-512 VNNI, NEON dot products, or plain loops (MLLAMA_PORTABLE).
+//
+// Activations of the 8-bit kernels are whole numbers of -127..127 with a scale for every 32. The unsigned weights are
+// multiplied as they are; what the offset adds is taken off at the end: sum (u - o) a = sum u a - o sum a.
+
+#include <atomic>
+#include <cfloat>
+#include <condition_variable>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <thread>
+#include <unistd.h>
+
+#if defined(MLLAMA_PORTABLE)
+#elif defined(__AVX2__)
+#include <immintrin.h>
+#define X86 1
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
+#define ARM 1
+#endif
+
+typedef float f8 __attribute__((vector_size(32)));
+typedef int32_t i8x __attribute__((vector_size(32)));
+typedef uint32_t u8x __attribute__((vector_size(32)));
+typedef uint8_t bytes32 __attribute__((vector_size(32)));
+typedef uint8_t bytes8 __attribute__((vector_size(8)));
+typedef uint16_t halves8 __attribute__((vector_size(16)));
+
+template <class V> static inline V load(const void *from) {
+    V value;
+    memcpy(&value, from, sizeof value);
+    return value;
+}
+static inline f8 all(float value) { return f8{} + value; }
+static inline float sum(f8 v) {
+    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+
+// ---- numbers of two bytes ----
+
+enum Kind { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+
+// Whole numbers without a sign in 32 bits each. (Compilers take the general form apart, element by element.)
+static inline u8x widen(bytes8 v) {
+#if defined(X86)
+    return (u8x)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)v));
+#else
+    return __builtin_convertvector(v, u8x);
+#endif
+}
+static inline u8x widen(halves8 v) {
+#if defined(X86)
+    return (u8x)_mm256_cvtepu16_epi32((__m128i)v);
+#else
+    return __builtin_convertvector(v, u8x);
+#endif
+}
+
+static inline f8 from_bfloat16(halves8 h) { return (f8)(widen(h) << 16); }
+
+static inline f8 from_float16(halves8 h) {
+#if defined(X86) && defined(__F16C__)
+    return (f8)_mm256_cvtph_ps((__m128i)h);
+#else
+    u8x wide = widen(h);
+    // Exponents of 16 bits counted from another origin: one multiplication moves them, subnormal numbers too.
+    f8 magnitude = (f8)((wide & 0x7fff) << 13) * all(0x1p112f);
+    u8x special = (u8x)((wide & 0x7c00) == 0x7c00) & 0x7f800000;
+    return (f8)((u8x)magnitude | special | ((wide & 0x8000) << 16));
+#endif
+}
+
+static inline f8 load_numbers(const void *from, int64_t index, int kind) {
+    if (kind == FLOAT32) return load<f8>((const float *)from + index);
+    halves8 h = load<halves8>((const uint16_t *)from + index);
+    return kind == BFLOAT16 ? from_bfloat16(h) : from_float16(h);
+}
+
+static inline int64_t bytes_of(int kind) { return kind == FLOAT32 ? 4 : 2; }
+
+// The last, incomplete 8 numbers, without reading behind the end.
+static inline f8 load_last(const void *from, int64_t index, int64_t count, int kind) {
+    float buffer[8] = {};
+    memcpy(buffer, (const char *)from + index * bytes_of(kind), count * bytes_of(kind));
+    return load_numbers(buffer, 0, kind);
+}
+
+// ---- threads ----
+//
+// Workers take pieces from one counter, so a thread that the system delays holds up one piece and no more. A waiting
+// worker looks for work for some microseconds (the next product of a decode step comes soon), then sleeps.
+
+typedef void (*Piece)(void *job, int64_t index);
+
+static inline void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+static const int LOOKS = 2000;
+
+struct Pool {
+    std::mutex busy, sleep;
+    std::condition_variable wake;
+    std::atomic<uint64_t> round{0}, open{0};
+    std::atomic<int> active{0}, sleeping{0}, wanted{0};
+    std::atomic<int64_t> next{0};
+    int64_t count = 0;
+    Piece piece = nullptr;
+    void *job = nullptr;
+    int workers = 0;
+
+    void take() {
+        for (int64_t i; (i = next.fetch_add(1)) < count;) piece(job, i);
+    }
+
+    void work(int number, uint64_t seen) {
+        for (;;) {
+            for (int i = 0; i < LOOKS && round.load() == seen; i++) relax();
+            if (round.load() == seen) {
+                std::unique_lock<std::mutex> lock(sleep);
+                sleeping.fetch_add(1);
+                wake.wait(lock, [&] { return round.load() != seen; });
+                sleeping.fetch_sub(1);
+            }
+            seen = round.load();
+            active.fetch_add(1);
+            if (open.load() == seen && number < wanted.load()) take();
+            active.fetch_sub(1);
+        }
+    }
+
+    void run(int threads, int64_t pieces, Piece what, void *with) {
+        std::unique_lock<std::mutex> alone(busy, std::defer_lock);
+        if (threads < 2 || pieces < 2 || !alone.try_lock()) {
+            for (int64_t i = 0; i < pieces; i++) what(with, i);
+            return;
+        }
+        try {
+            for (; workers < threads - 1; workers++) std::thread(&Pool::work, this, workers, round.load()).detach();
+        } catch (...) {  // the system gives no more threads: those that are there do
+        }
+        count = pieces, piece = what, job = with;
+        wanted.store(threads - 1);
+        next.store(0);
+        open.store(round.load() + 1);
+        round.fetch_add(1);
+        if (sleeping.load() > 0) {
+            { std::lock_guard<std::mutex> lock(sleep); }
+            wake.notify_all();
+        }
+        take();
+        open.store(0);
+        while (active.load() > 0) relax();
+    }
+};
+
+static void parallel(int threads, int64_t pieces, Piece what, void *with) {
+    static std::atomic<Pool *> pool{nullptr};
+    static std::atomic<int> owner{0};
+    int self = getpid();
+    if (owner.load() != self) {  // first use, or a fork: threads do not survive it. The old pool is left as it lies.
+        static std::mutex making;
+        std::lock_guard<std::mutex> lock(making);
+        if (owner.load() != self) pool.store(new Pool), owner.store(self);
+    }
+    pool.load()->run(threads, pieces, what, with);
+}
+
+// Memory that grows and is kept by the calling thread.
+struct Buffer {
+    void *base = nullptr;
+    size_t size = 0;
+    ~Buffer() { free(base); }
+    char *get(size_t bytes) {
+        if (bytes > size) {
+            free(base);
+            base = aligned_alloc(64, size = (bytes + 4095) / 4096 * 4096);
+            if (!base) size = 0;
+        }
+        return (char *)base;
+    }
+};
+
+// ---- what is multiplied ----
+
+struct Matrix {
+    const uint8_t *rows;
+    const void *scale;
+    int64_t n, k, row_bytes, groups;
+    int bits, scale_kind;
+
+    int64_t blocks32() const { return (k + 63) / 64 * 2; }
+    int64_t group() const { return groups == 1 ? blocks32() * 32 : k / groups; }
+    const uint8_t *row(int64_t i) const { return rows + i * row_bytes; }
+
+    // A row's scales as float32; room for whole eights.
+    void scales(int64_t i, float *to) const {
+        const char *from = (const char *)scale + i * groups * bytes_of(scale_kind);
+        int64_t g = 0;
+        for (; g + 8 <= groups; g += 8) {
+            f8 v = load_numbers(from, g, scale_kind);
+            memcpy(to + g, &v, 32);
+        }
+        if (g < groups) {
+            f8 v = load_last(from, g, groups - g, scale_kind);
+            memcpy(to + g, &v, 32);
+        }
+    }
+};
+
+static int64_t eights(int64_t count) { return (count + 7) / 8 * 8; }
+
+// ---- 8-bit dot products: each of 8 lanes adds up 4 products ----
+
+#if defined(X86) && (defined(__AVX512VNNI__) && defined(__AVX512VL__) || defined(__AVXVNNI__))
+typedef i8x Sums;
+static inline Sums dot(Sums s, bytes32 w, bytes32 a) {
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    return (Sums)_mm256_dpbusd_epi32((__m256i)s, (__m256i)w, (__m256i)a);
+#else
+    return (Sums)_mm256_dpbusd_avx_epi32((__m256i)s, (__m256i)w, (__m256i)a);
+#endif
+}
+static inline i8x total(Sums s) { return s; }
+#elif defined(X86)
+typedef __m256i Sums;  // 16 lanes of 16 bits: up to eight products of a nibble and 127, in pairs, fit
+static inline Sums dot(Sums s, bytes32 w, bytes32 a) {
+    return _mm256_add_epi16(s, _mm256_maddubs_epi16((__m256i)w, (__m256i)a));
+}
+static inline i8x total(Sums s) { return (i8x)_mm256_madd_epi16(s, _mm256_set1_epi16(1)); }
+#elif defined(ARM)
+struct Sums {
+    int32x4_t half[2];
+};
+static inline Sums dot(Sums s, bytes32 w, bytes32 a) {
+    int8x16_t wide[2], narrow[2];
+    memcpy(wide, &w, 32);
+    memcpy(narrow, &a, 32);
+    return {{vdotq_s32(s.half[0], wide[0], narrow[0]), vdotq_s32(s.half[1], wide[1], narrow[1])}};
+}
+static inline i8x total(Sums s) { return load<i8x>(s.half); }
+#else
+typedef i8x Sums;
+static inline Sums dot(Sums s, bytes32 w, bytes32 a) {
+    for (int i = 0; i < 32; i++) s[i / 4] += (int32_t)w[i] * (int8_t)a[i];
+    return s;
+}
+static inline i8x total(Sums s) { return s; }
+#endif
+
+static inline f8 floats(i8x v) { return __builtin_convertvector(v, f8); }
+
+static inline bytes32 same_four(const int8_t *from) {
+    u8x v = u8x{} + load<uint32_t>(from);
+    return (bytes32)v;
+}
+
+// ---- activations in 8 bit ----
+//
+// ``values``: for 4-bit weights each 64 lie as 32 even ones, then 32 odd ones, as the nibbles do; else as they come.
+// ``scale`` stands four times for each 32: lanes 0 to 3 of a sum over 64 belong to the first of them; ``offset`` is what each group's unsigned weights add.
+
+struct Activations {
+    const float *x;
+    const Matrix *w;
+    int64_t rows;
+    int8_t *values;
+    float *scale, *offset;
+
+    int64_t length() const { return w->blocks32() * 32; }
+    int64_t groups() const { return eights(w->groups); }
+};
+
+static void quantize_row(void *job, int64_t m) {
+    const Activations &a = *(Activations *)job;
+    const Matrix &w = *a.w;
+    int8_t *values = a.values + m * a.length();
+    float *scale = a.scale + m * w.blocks32() * 4, *offset = a.offset + m * a.groups();
+    memset(offset, 0, a.groups() * sizeof(float));
+    if (m >= a.rows) {  // filling up a block of rows
+        memset(values, 0, a.length());
+        memset(scale, 0, w.blocks32() * 4 * sizeof(float));
+        return;
+    }
+    for (int64_t b = 0; b < w.blocks32(); b++) {
+        f8 v[4] = {};
+        int64_t left = w.k - b * 32;
+        if (left > 0) memcpy(v, a.x + m * w.k + b * 32, (left < 32 ? left : 32) * sizeof(float));
+        f8 most = {}, finite = {};
+        for (int i = 0; i < 4; i++) {
+            f8 magnitude = (f8)((u8x)v[i] & 0x7fffffff);
+            most = magnitude > most ? magnitude : most;
+            finite += v[i] * 0.0f;
+        }
+        float top = 0;
+        for (int i = 0; i < 8; i++) top = most[i] > top ? most[i] : top;
+        float inverse = top > 0 ? 127 / top : 0;
+        if (inverse > FLT_MAX) inverse = top = 0;  // too small to matter
+        const float by = top / 127 + sum(finite);  // NaN where a value is no number: it must come out again
+        for (int i = 0; i < 4; i++) scale[b * 4 + i] = by;
+        i8x q[4], added = {};
+        for (int i = 0; i < 4; i++) {
+            q[i] = (i8x)(v[i] * inverse + 12582912.0f) - (i8x)all(12582912.0f);  // rounds to the nearest
+            added += q[i];
+        }
+        int32_t flat[32];
+        memcpy(flat, q, sizeof flat);
+        if (w.bits == 4) {
+            int8_t *even = values + b / 2 * 64 + b % 2 * 16;
+            for (int i = 0; i < 16; i++) even[i] = flat[2 * i], even[i + 32] = flat[2 * i + 1];
+        } else {
+            for (int i = 0; i < 32; i++) values[b * 32 + i] = flat[i];
+        }
+        offset[b * 32 / w.group()] -= by * sum(floats(added)) * (1 << (w.bits - 1));
+    }
+}
+
+// ---- few rows: along the rows of the matrix, as they lie in memory ----
+
+const int AHEAD = 1024;  // bytes
+
+struct Job {
+    const Matrix *w;
+    const Activations *a;
+    const float *x;  // [rows, length], arranged for the kernel
+    int64_t rows, piece, length;
+    float *out;
+    int first, kind;
+};
+
+template <int M> static void few_int8(void *job, int64_t index) {
+    const Job &j = *(Job *)job;
+    const Matrix &w = *j.w;
+    const Activations &a = *j.a;
+    const int64_t end = w.n < (index + 1) * j.piece ? w.n : (index + 1) * j.piece, blocks = w.blocks32();
+    const bool narrow = w.group() == 32;
+    const int64_t in_group = narrow ? 1 : w.group() / 64, whole = w.k / 64;
+    static thread_local Buffer buffer;
+    float *scale = (float *)buffer.get(eights(w.groups) * 5 * sizeof(float)), *spread = scale + eights(w.groups);
+    for (int64_t n = index * j.piece; n < end; n++) {
+        const uint8_t *row = w.row(n);
+        w.scales(n, scale);
+        f8 sums[M] = {};
+        auto block = [&](int64_t b, const uint8_t *from, f8 *into) {
+            bytes32 packed = load<bytes32>(from), low = packed & 15, high = packed >> 4;
+            for (int m = 0; m < M; m++) {
+                const int8_t *v = a.values + m * a.length() + b * 64;
+                Sums s = dot(dot(Sums{}, low, load<bytes32>(v)), high, load<bytes32>(v + 32));
+                into[m] += floats(total(s)) * load<f8>(a.scale + (m * blocks + b * 2) * 4);
+            }
+        };
+        auto last_block = [&](int64_t b, f8 *into) {
+            uint8_t last[32] = {};
+            memcpy(last, row + b * 32, w.row_bytes - b * 32);
+            block(b, last, into);
+        };
+        if (narrow) {
+            for (int64_t g = 0; g < blocks; g++)
+                for (int i = 0; i < 4; i++) spread[g * 4 + i] = scale[g];
+            for (int64_t b = 0; b < blocks / 2; b++) {
+                f8 part[M] = {};
+                if (b < whole) block(b, row + b * 32, part);
+                else last_block(b, part);
+                for (int m = 0; m < M; m++) sums[m] += part[m] * load<f8>(spread + b * 8);
+            }
+        } else {
+            for (int64_t g = 0, b = 0; g < w.groups; g++) {
+                f8 part[M] = {};
+                const int64_t stop = b + in_group;
+                for (; b + 2 <= stop && b + 2 <= whole; b += 2) {  // a cache line at a time
+                    __builtin_prefetch(row + b * 32 + AHEAD);
+                    block(b, row + b * 32, part);
+                    block(b + 1, row + b * 32 + 32, part);
+                }
+                if (b < stop && b < whole) block(b, row + b * 32, part), b++;
+                if (b < stop) last_block(b, part), b++;
+                for (int m = 0; m < M; m++) sums[m] += part[m] * scale[g];
+            }
+        }
+        for (int m = 0; m < M && m < j.rows - j.first; m++) {
+            const float *offset = a.offset + m * a.groups();
+            for (int64_t g = 0; g < w.groups; g += 8) sums[m] += load<f8>(offset + g) * load<f8>(scale + g);
+            j.out[(j.first + m) * w.n + n] = sum(sums[m]);
+        }
+    }
+}
+
+// ---- few rows in float32 ----
+
+enum Form { FOUR_BITS, EIGHT_BITS, BRAIN, HALF };
+
+static int64_t form_bytes(Form form) { return form == FOUR_BITS ? 16 : form == EIGHT_BITS ? 32 : 64; }  // of 32 elements
+
+// 32 elements as float32; those of 4 bits as 8 even, 8 odd ones, twice.
+template <Form F> static inline void decode(const uint8_t *from, f8 *to) {
+    for (int i = 0; i < 4; i += 2) {
+        if (F == FOUR_BITS) {
+            i8x v = (i8x)widen(load<bytes8>(from + i * 4));
+            to[i] = floats((v & 15) - 8);
+            to[i + 1] = floats((v >> 4) - 8);
+        } else {
+            for (int o = i; o < i + 2; o++) {
+                if (F == EIGHT_BITS) to[o] = floats((i8x)widen(load<bytes8>(from + o * 8)) - 128);
+                if (F == BRAIN) to[o] = from_bfloat16(load<halves8>(from + o * 16));
+                if (F == HALF) to[o] = from_float16(load<halves8>(from + o * 16));
+            }
+        }
+    }
+}
+
+template <int M, Form F> static void few_float(void *job, int64_t index) {
+    const Job &j = *(Job *)job;
+    const Matrix &w = *j.w;
+    const int64_t end = w.n < (index + 1) * j.piece ? w.n : (index + 1) * j.piece;
+    const int64_t unit = form_bytes(F), whole = w.k / 32, blocks = (w.k + 31) / 32;
+    const int64_t in_group = w.groups == 1 ? blocks : w.k / w.groups / 32;
+    constexpr int CHAINS = M <= 2 ? 4 : M <= 4 ? 2 : 1;  // additions that do not wait for one another
+    static thread_local Buffer buffer;
+    float *scale = (float *)buffer.get(eights(w.groups) * sizeof(float));
+    for (int64_t n = index * j.piece; n < end; n++) {
+        const uint8_t *row = w.row(n);
+        if (F == FOUR_BITS || F == EIGHT_BITS) w.scales(n, scale);
+        f8 sums[M] = {};
+        for (int64_t g = 0, b = 0; g < w.groups; g++) {
+            f8 part[M][CHAINS] = {};
+            for (int64_t stop = b + in_group; b < stop; b++) {
+                f8 values[4];
+                if (b < whole) {
+                    __builtin_prefetch(row + b * unit + AHEAD);
+                    decode<F>(row + b * unit, values);
+                } else {
+                    uint8_t last[64] = {};
+                    memcpy(last, row + b * unit, w.row_bytes - b * unit < unit ? w.row_bytes - b * unit : unit);
+                    decode<F>(last, values);
+                }
+                for (int i = 0; i < 4; i++)
+                    for (int m = 0; m < M; m++)
+                        part[m][i % CHAINS] += values[i] * load<f8>(j.x + m * j.length + b * 32 + i * 8);
+            }
+            for (int m = 0; m < M; m++) {
+                f8 whole_part = part[m][0];
+                for (int c = 1; c < CHAINS; c++) whole_part += part[m][c];
+                sums[m] += F == FOUR_BITS || F == EIGHT_BITS ? whole_part * scale[g] : whole_part;
+            }
+        }
+        for (int m = 0; m < M && m < j.rows - j.first; m++) j.out[(j.first + m) * w.n + n] = sum(sums[m]);
+    }
+}
+
+// ---- many rows in 8 bit: eight rows of the matrix at a time, turned so that each lane is one of them ----
+
+// ``to`` [dwords][8 rows][4 bytes]
+static void turn(const Matrix &w, int64_t n, uint8_t *to, int64_t dwords) {
+    const uint8_t *rows[8];
+    for (int i = 0; i < 8; i++) rows[i] = w.row(n + i < w.n ? n + i : w.n - 1);
+    for (int64_t d = 0; d < dwords; d += 8) {
+        const int64_t left = w.row_bytes - d * 4;
+        u8x v[8] = {};
+        for (int i = 0; i < 8; i++)
+            if (left >= 32) v[i] = load<u8x>(rows[i] + d * 4);
+            else if (left > 0) memcpy(&v[i], rows[i] + d * 4, left);
+#if defined(X86)
+        __m256i a[8], b[8];
+        for (int i = 0; i < 8; i += 2) {
+            a[i] = _mm256_unpacklo_epi32((__m256i)v[i], (__m256i)v[i + 1]);
+            a[i + 1] = _mm256_unpackhi_epi32((__m256i)v[i], (__m256i)v[i + 1]);
+        }
+        for (int i = 0; i < 8; i += 4) {
+            b[i] = _mm256_unpacklo_epi64(a[i], a[i + 2]);
+            b[i + 1] = _mm256_unpackhi_epi64(a[i], a[i + 2]);
+            b[i + 2] = _mm256_unpacklo_epi64(a[i + 1], a[i + 3]);
+            b[i + 3] = _mm256_unpackhi_epi64(a[i + 1], a[i + 3]);
+        }
+        for (int i = 0; i < 4; i++) {
+            v[i] = (u8x)_mm256_permute2x128_si256(b[i], b[i + 4], 0x20);
+            v[i + 4] = (u8x)_mm256_permute2x128_si256(b[i], b[i + 4], 0x31);
+        }
+#else
+        u8x turned[8];
+        for (int i = 0; i < 8; i++)
+            for (int o = 0; o < 8; o++) turned[i][o] = v[o][i];
+        memcpy(v, turned, sizeof v);
+#endif
+        memcpy(to + d * 32, v, sizeof v);
+    }
+}
+
+// M rows of activations from row m on, with the eight turned rows of the matrix at n.
+template <int M, int BITS>
+static void multiply(const Job &j, const uint8_t *turned, const f8 *scale, int64_t m, int64_t n) {
+    const Matrix &w = *j.w;
+    const Activations &a = *j.a;
+    const int64_t length = a.length(), blocks = w.blocks32(), in_group = w.groups == 1 ? blocks : w.group() / 32;
+    const int8_t *values = a.values + m * length;
+    const float *scales = a.scale + m * blocks * 4, *offsets = a.offset + m * a.groups();
+    f8 sums[M] = {};
+    for (int64_t g = 0, b = 0; g < w.groups; g++) {
+        f8 part[M];
+        for (int i = 0; i < M; i++) part[i] = all(offsets[i * a.groups() + g]);
+        for (int64_t stop = b + in_group; b < stop; b++) {
+            Sums low[M] = {}, high[M] = {};
+            const uint8_t *from = turned + b * (BITS * 32);
+            if (BITS == 4) {
+                const int8_t *v = values + b / 2 * 64 + b % 2 * 16;
+                for (int d = 0; d < 4; d++) {
+                    bytes32 packed = load<bytes32>(from + d * 32), l = packed & 15, h = packed >> 4;
+                    for (int i = 0; i < M; i++) {
+                        low[i] = dot(low[i], l, same_four(v + i * length + d * 4));
+                        low[i] = dot(low[i], h, same_four(v + i * length + d * 4 + 32));
+                    }
+                }
+                for (int i = 0; i < M; i++) part[i] += floats(total(low[i])) * scales[(i * blocks + b) * 4];
+            } else {
+                const int8_t *v = values + b * 32;
+                for (int d = 0; d < 8; d++) {
+                    bytes32 packed = load<bytes32>(from + d * 32), l = packed & 15, h = packed >> 4;
+                    for (int i = 0; i < M; i++) {
+                        bytes32 four = same_four(v + i * length + d * 4);
+                        low[i] = dot(low[i], l, four);
+                        high[i] = dot(high[i], h, four);
+                    }
+                }
+                for (int i = 0; i < M; i++)
+                    part[i] += floats(total(low[i]) + total(high[i]) * 16) * scales[(i * blocks + b) * 4];
+            }
+        }
+        for (int i = 0; i < M; i++) sums[i] += part[i] * scale[g];
+    }
+    const int64_t left = w.n - n < 8 ? w.n - n : 8;
+    for (int i = 0; i < M && m + i < j.rows; i++) memcpy(j.out + (m + i) * w.n + n, &sums[i], left * sizeof(float));
+}
+
+template <int BITS> static void many_int8(void *job, int64_t index) {
+    const Job &j = *(Job *)job;
+    const Matrix &w = *j.w;
+    constexpr int M = BITS == 4 ? 6 : 4;
+    const int64_t end = w.n < (index + 1) * j.piece ? w.n : (index + 1) * j.piece;
+    const int64_t dwords = w.blocks32() * BITS, strip = dwords * 32, strips = (end - index * j.piece + 7) / 8;
+    static thread_local Buffer buffer;
+    static thread_local Buffer line;
+    uint8_t *turned = (uint8_t *)buffer.get(strips * (strip + w.groups * sizeof(f8)));
+    float *scale = (float *)(turned + strips * strip), *row = (float *)line.get(eights(w.groups) * sizeof(float));
+    for (int64_t s = 0; s < strips; s++) {
+        const int64_t n = index * j.piece + s * 8;
+        turn(w, n, turned + s * strip, dwords);
+        for (int i = 0; i < 8; i++) {
+            w.scales(n + i < w.n ? n + i : w.n - 1, row);
+            for (int64_t g = 0; g < w.groups; g++) scale[(s * w.groups + g) * 8 + i] = row[g];
+        }
+    }
+    for (int64_t m = 0; m < j.rows; m += M)
+        for (int64_t s = 0; s < strips; s++) {
+            const uint8_t *t = turned + s * strip;
+            const f8 *by = (const f8 *)(scale + s * w.groups * 8);
+            const int64_t n = index * j.piece + s * 8;
+            if (j.rows - m >= M || (M == 4 && j.rows - m == 3)) multiply<M, BITS>(j, t, by, m, n);
+            else if (j.rows - m > 2) multiply<4, BITS>(j, t, by, m, n), M > 4 && j.rows - m > 4 ? multiply<2, BITS>(j, t, by, m + 4, n) : void();
+            else multiply<2, BITS>(j, t, by, m, n);
+        }
+}
+
+// ---- whole numbers back to float32, for products elsewhere ----
+
+static void decode_rows(void *job, int64_t index) {
+    const Job &j = *(Job *)job;
+    const Matrix &w = *j.w;
+    const int64_t size = w.k / w.groups;
+    static thread_local Buffer buffer;
+    float *scale = (float *)buffer.get(eights(w.groups) * sizeof(float));
+    for (int64_t n = index * j.piece; n < w.n && n < (index + 1) * j.piece; n++) {
+        const uint8_t *row = w.row(n);
+        float *to = j.out + n * w.k;
+        w.scales(n, scale);
+        for (int64_t g = 0; g < w.groups; g++, to += size) {
+            const float by = scale[g];
+            if (w.bits == 8) {
+                for (int64_t i = 0; i < size; i++) to[i] = (float)((int)row[g * size + i] - 128) * by;
+            } else if (size % 2 == 0) {
+                const uint8_t *from = row + g * size / 2;
+                for (int64_t i = 0; i < size / 2; i++) {
+                    to[2 * i] = (float)((int)(from[i] & 15) - 8) * by;
+                    to[2 * i + 1] = (float)((int)(from[i] >> 4) - 8) * by;
+                }
+            } else {
+                for (int64_t i = 0, e = g * size; i < size; i++, e++)
+                    to[i] = (float)((row[e / 2] >> e % 2 * 4 & 15) - 8) * by;
+            }
+        }
+    }
+}
+
+// ---- what Python calls. Each returns 0, or 1 where memory is short ----
+
+static int64_t pieces(int64_t n, int64_t piece) { return (n + piece - 1) / piece; }
+
+// Rows of the matrix in a piece: about 64 KiB of it.
+static int64_t piece_of(const Matrix &w) {
+    const int64_t rows = 65536 / (w.row_bytes + 1) / 8 * 8;
+    return rows < 8 ? 8 : rows > 512 ? 512 : rows;
+}
+
+static int64_t few_at_once(int64_t rows) { return rows <= 1 ? 1 : rows <= 2 ? 2 : rows <= 4 ? 4 : 8; }
+
+static thread_local Buffer kept;
+
+extern "C" {
+
+int mllama_version() { return 1; }
+
+// out [m, n] = x [m, k] times the packed matrix, activations in 8 bit. ``few`` rows and fewer go along the rows.
+int mllama_packed_int8(const float *x, int64_t m, const uint8_t *packed, const void *scale, int scale_kind, int64_t n,
+                       int64_t k, int64_t row_bytes, int64_t groups, int bits, float *out, int few, int threads) {
+    const Matrix w{packed, scale, n, k, row_bytes, groups, bits, scale_kind};
+    const int64_t rows = (m + 11) / 12 * 12;  // whole blocks of 2, 4 and 6
+    const int64_t length = w.blocks32() * 32, values = rows * length;
+    const int64_t scales = rows * w.blocks32() * 4 * sizeof(float), offsets = rows * eights(groups) * sizeof(float);
+    char *memory = kept.get(values + scales + offsets);
+    if (!memory) return 1;
+    Activations a{x, &w, m, (int8_t *)memory, (float *)(memory + values), (float *)(memory + values + scales)};
+    parallel(m * k < 65536 ? 1 : threads, rows, quantize_row, &a);
+    Job job{&w, &a, nullptr, m, piece_of(w), length, out, 0, 0};
+    if (m <= few && bits == 4) {
+        parallel(threads, pieces(n, job.piece), m <= 1 ? few_int8<1> : m <= 2 ? few_int8<2> : few_int8<4>, &job);
+    } else {
+        job.piece = 32;
+        parallel(threads, pieces(n, job.piece), bits == 4 ? many_int8<4> : many_int8<8>, &job);
+    }
+    return 0;
+}
+
+// As above in float32, for few rows. ``form``: 0 and 1 packed in 4 and 8 bits, 2 bfloat16, 3 float16 (no scales).
+int mllama_few_float(const float *x, int64_t m, const uint8_t *matrix, const void *scale, int scale_kind, int64_t n,
+                     int64_t k, int64_t row_bytes, int64_t groups, int form, float *out, int threads) {
+    const Matrix w{matrix, scale, n, k, row_bytes, groups, form == FOUR_BITS ? 4 : 8, scale_kind};
+    const int64_t length = w.blocks32() * 32, at_once = few_at_once(m), rows = pieces(m, at_once) * at_once;
+    float *arranged = (float *)kept.get(rows * length * sizeof(float));
+    if (!arranged) return 1;
+    memset(arranged, 0, rows * length * sizeof(float));
+    for (int64_t i = 0; i < m; i++) {
+        float *to = arranged + i * length;
+        if (form == FOUR_BITS)
+            for (int64_t e = 0; e < k; e++) to[e / 16 * 16 + e % 2 * 8 + e % 16 / 2] = x[i * k + e];
+        else memcpy(to, x + i * k, k * sizeof(float));
+    }
+    static const Piece kernels[4][4] = {
+        {few_float<1, FOUR_BITS>, few_float<1, EIGHT_BITS>, few_float<1, BRAIN>, few_float<1, HALF>},
+        {few_float<2, FOUR_BITS>, few_float<2, EIGHT_BITS>, few_float<2, BRAIN>, few_float<2, HALF>},
+        {few_float<4, FOUR_BITS>, few_float<4, EIGHT_BITS>, few_float<4, BRAIN>, few_float<4, HALF>},
+        {few_float<8, FOUR_BITS>, few_float<8, EIGHT_BITS>, few_float<8, BRAIN>, few_float<8, HALF>},
+    };
+    const int size = at_once == 1 ? 0 : at_once == 2 ? 1 : at_once == 4 ? 2 : 3;
+    for (int64_t first = 0; first < m; first += at_once) {
+        Job job{&w, nullptr, arranged + first * length, m, piece_of(w), length, out, (int)first, 0};
+        parallel(threads, pieces(n, job.piece), kernels[size][form], &job);
+    }
+    return 0;
+}
+
+// The matrix [n, k] in float32.
+int mllama_decode(const uint8_t *packed, const void *scale, int scale_kind, int64_t n, int64_t k, int64_t row_bytes,
+                  int64_t groups, int bits, float *out, int threads) {
+    const Matrix w{packed, scale, n, k, row_bytes, groups, bits, scale_kind};
+    Job job{&w, nullptr, nullptr, 0, 16, k, out, 0, 0};
+    parallel(threads, pieces(n, job.piece), decode_rows, &job);
+    return 0;
+}
+}

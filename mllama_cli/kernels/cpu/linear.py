@@ -1,0 +1,90 @@
+"""Which product on the CPU: by number of rows, by what the matrix is stored as, and by what this machine has.
+
+| rows | matrix   | our kernels                | ... exact  | no compiler          | ... exact |
+|------|----------|----------------------------|------------|----------------------|-----------|
+| few  | 16 bits  | float32                    | float32    | the matrix's format  | parts     |
+| few  | 4 bits   | activations in 8 bits      | float32    | torch's operator     | parts     |
+| few  | 8 bits   | float32                    | float32    | torch's operator     | parts     |
+| many | 16 bits  | parts, or bfloat16 (below) | parts      | as with our kernels  | parts     |
+| many | 4, 8     | activations in 8 bits      | parts      | parts                | parts     |
+
+float32: our kernel reads the matrix where it lies. bfloat16: where the processor has instructions for such products.
+"Parts": some rows of the matrix at a time become float32 numbers in one small buffer.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mllama_cli.kernels.cpu import torch_ops
+from mllama_cli.kernels.cpu.native import FEW, native
+from mllama_cli.kernels.reference import PackedWeight
+
+PART_BYTES = 8 * 2**20
+"""Float32 numbers of a matrix at a time: large enough for a fast product, small beside any matrix that matters."""
+
+
+def dense(x: Tensor, weight: Tensor, *, exact: bool) -> Tensor:
+    """x [..., in] times the transposed bfloat16 or float16 matrix [out, in], computed in float32, in x's dtype."""
+    rows = _rows(x)
+    kernels = native()
+    if rows.shape[0] <= FEW and kernels is not None and weight.is_contiguous():
+        out = kernels.half(rows, weight)
+    elif not exact and (rows.shape[0] <= FEW or (weight.dtype == torch.bfloat16 and multiplies_bfloat16())):
+        out = F.linear(rows.to(weight.dtype), weight).float()
+    else:
+        out = _by_parts(rows, weight.shape, lambda start, stop, part: part.copy_(weight[start:stop]))
+    return _shaped(out, x)
+
+
+def quantized(x: Tensor, weight: PackedWeight, *, exact: bool) -> Tensor:
+    """x [..., in] times the transposed packed matrix [out, in], in x's dtype."""
+    rows = _rows(x)
+    kernels = native()
+    few = rows.shape[0] <= FEW
+    if kernels is not None and kernels.takes(weight):
+        if few and (exact or weight.bits == 8):
+            out = kernels.packed(rows, weight)
+        elif exact:
+            out = _by_parts(rows, weight.shape, partial(kernels.decode, weight))
+        else:
+            out = kernels.int8(rows, weight)
+    elif few and not exact and torch_ops.takes(weight):
+        out = torch_ops.packed(rows, weight)
+    else:
+        out = _by_parts(rows, weight.shape, partial(torch_ops.decode, weight))
+    return _shaped(out, x)
+
+
+@lru_cache(maxsize=1)
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for bfloat16 products. Without them torch's are far slower than float32's.
+
+    What is asked is private to torch: where it is gone, the answer is no.
+    """
+    return any(bool(getattr(torch.cpu, f"_is_{feature}_supported", bool)()) for feature in ("amx_tile", "avx512_bf16"))
+
+
+def _by_parts(x: Tensor, shape: tuple[int, int] | torch.Size, fill: Callable[[int, int, Tensor], object]) -> Tensor:
+    """x [rows, k] times a matrix [n, k] of which ``fill`` writes rows start to stop into a buffer."""
+    n, k = shape
+    step = min(n, max(16, PART_BYTES // (4 * max(k, 1))))
+    buffer = x.new_empty(step, k)
+    out = x.new_empty(x.shape[0], n)
+    for start in range(0, n, step):
+        stop = min(start + step, n)
+        part = buffer[: stop - start]
+        fill(start, stop, part)
+        torch.mm(x, part.T, out=out[:, start:stop])
+    return out
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.detach().reshape(-1, x.shape[-1]).float().contiguous()
+
+
+def _shaped(out: Tensor, x: Tensor) -> Tensor:
+    return out.view(*x.shape[:-1], out.shape[-1]).to(x.dtype)

@@ -1,0 +1,100 @@
+"""kernels.cpp as functions of tensors. Sizes are checked by dispatch.py: the library reads what it is told to."""
+
+import ctypes
+import os
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from mllama_cli.kernels.cpu.build import library
+from mllama_cli.kernels.reference import PackedWeight
+
+FEW = 8
+"""Rows for which the float32 kernels read a matrix where it lies; for more, parts of it become float32."""
+
+FEW_INT8 = 2
+"""Rows for which the 8-bit kernel goes along the rows of the matrix; for more, it turns eight of them at a time."""
+
+_POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_FORMS = {torch.bfloat16: 2, torch.float16: 3}
+
+
+class Native:
+    """The compiled kernels. ``x`` is float32 [rows, in], contiguous; results are float32 [rows, out]."""
+
+    def __init__(self, loaded: ctypes.CDLL) -> None:
+        matrix = (_POINTER, _POINTER, _INT, _LONG, _LONG, _LONG, _LONG, _INT)
+        self._int8 = loaded.mllama_packed_int8
+        self._int8.argtypes = (_POINTER, _LONG, *matrix, _POINTER, _INT, _INT)
+        self._few = loaded.mllama_few_float
+        self._few.argtypes = (_POINTER, _LONG, *matrix, _POINTER, _INT)
+        self._decode = loaded.mllama_decode
+        self._decode.argtypes = (*matrix, _POINTER, _INT)
+
+    @staticmethod
+    def takes(weight: PackedWeight) -> bool:
+        """Whether the products can be computed here: groups of 32, of a multiple of 64, or one a row."""
+        groups, size = weight.scale.shape[1], weight.group_size
+        return groups == 1 or size == 32 or size % 64 == 0
+
+    def int8(self, x: Tensor, weight: PackedWeight) -> Tensor:
+        """x, rounded to 8 bits with a scale for every 32 values, times a packed matrix."""
+        out = x.new_empty(x.shape[0], weight.shape[0])
+        _check(
+            self._int8(
+                x.data_ptr(),
+                x.shape[0],
+                *_packed(weight),
+                weight.bits,
+                out.data_ptr(),
+                FEW_INT8,
+                torch.get_num_threads(),
+            )
+        )
+        return out
+
+    def packed(self, x: Tensor, weight: PackedWeight) -> Tensor:
+        """x times a packed matrix in float32, for few rows."""
+        out = x.new_empty(x.shape[0], weight.shape[0])
+        form = 0 if weight.bits == 4 else 1
+        _check(self._few(x.data_ptr(), x.shape[0], *_packed(weight), form, out.data_ptr(), torch.get_num_threads()))
+        return out
+
+    def half(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x times a bfloat16 or float16 matrix [out, in] in float32, for few rows."""
+        out = x.new_empty(x.shape[0], weight.shape[0])
+        n, k = weight.shape
+        matrix = (weight.data_ptr(), None, 0, n, k, 2 * k, 1, _FORMS[weight.dtype])
+        _check(self._few(x.data_ptr(), x.shape[0], *matrix, out.data_ptr(), torch.get_num_threads()))
+        return out
+
+    def decode(self, weight: PackedWeight, start: int, stop: int, out: Tensor) -> None:
+        """Rows ``start`` to ``stop`` of a packed matrix into ``out``, float32 [stop - start, in]."""
+        part = PackedWeight(
+            weight.packed[start:stop], weight.scale[start:stop], (stop - start, weight.shape[1]), weight.bits
+        )
+        _check(self._decode(*_packed(part), weight.bits, out.data_ptr(), torch.get_num_threads()))
+
+
+def _packed(weight: PackedWeight) -> tuple[int, int, int, int, int, int, int]:
+    packed, scale = weight.packed, weight.scale
+    kind = _KINDS[scale.dtype]
+    return packed.data_ptr(), scale.data_ptr(), kind, *weight.shape, packed.shape[1] * 4, scale.shape[1]
+
+
+def _check(code: int) -> None:
+    if code:
+        raise MemoryError("no memory is left for a matrix product")
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> Native | None:
+    loaded = library()
+    return Native(loaded) if loaded else None
+
+
+def native() -> Native | None:
+    """The compiled kernels; None without a compiler, or with MLLAMA_CPU_KERNELS=off."""
+    return None if os.environ.get("MLLAMA_CPU_KERNELS") == "off" else _compiled()

@@ -1,0 +1,39 @@
+"""Random matrices as checkpoints store them, and what a product with them must be."""
+
+import torch
+from torch import Tensor
+
+from mllama_cli.kernels.reference import PackedWeight, dequantize, pack
+
+
+def packed_matrix(
+    n: int, k: int, bits: int, groups: int = 1, scale: torch.dtype = torch.bfloat16, seed: int = 0
+) -> PackedWeight:
+    """Every whole number of ``bits`` bits occurs; scales differ by a factor of three."""
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randint(-(1 << bits - 1), 1 << bits - 1, (n, k), generator=generator)
+    scales = torch.rand(n, groups, generator=generator) * 0.01 + 0.005
+    return PackedWeight(pack(q, bits), scales.to(scale), (n, k), bits)
+
+
+def rows(m: int, k: int, seed: int = 1) -> Tensor:
+    return torch.randn(m, k, generator=torch.Generator().manual_seed(seed))
+
+
+def exact(x: Tensor, weight: PackedWeight | Tensor) -> Tensor:
+    """The product in float64."""
+    matrix = dequantize(weight, torch.float32) if isinstance(weight, PackedWeight) else weight
+    return x.double() @ matrix.double().T
+
+
+def rounded_to_int8(x: Tensor) -> Tensor:
+    """What the 8-bit kernels see of x: for every 32 values of a row, multiples of a 127th of their largest."""
+    padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % 32)).double().unflatten(-1, (-1, 32))
+    step = padded.abs().amax(-1, keepdim=True) / 127
+    whole = torch.where(step > 0, padded / step, 0).round()
+    return (whole * step).flatten(-2)[..., : x.shape[-1]]
+
+
+def error(ours: Tensor, truth: Tensor) -> float:
+    """Relative, by norms."""
+    return float((ours.double() - truth).norm() / truth.norm())

@@ -1,0 +1,173 @@
+"""Which product runs, and that each way gives the same."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mllama_cli.core.errors import CheckpointError
+from mllama_cli.kernels import dispatch, reference
+from mllama_cli.kernels.cpu import linear, native, torch_ops
+from mllama_cli.kernels.reference import PackedWeight
+from tests.kernels.matrices import error, exact, packed_matrix, rows
+
+FLOAT32 = 1e-6
+BFLOAT16 = 6e-3
+INT8 = 7e-3
+WAYS = ("ours", "torch's", "no compiler")
+
+
+@pytest.fixture(autouse=True)
+def _default_precision() -> Iterator[None]:
+    yield
+    dispatch.set_exact(False)
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    way: str = request.param
+    if way == "ours":
+        if native.native() is None:
+            pytest.skip("no C++ compiler")
+    elif way == "torch's":
+        monkeypatch.setenv("MLLAMA_CPU_KERNELS", "off")
+    else:
+        monkeypatch.setattr(native, "_compiled", lambda: None)
+    return way
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    ("n", "k", "groups"), [(64, 256, 1), (64, 256, 2), (48, 256, 8), (33, 96, 3), (7, 30, 5), (300, 1024, 8)]
+)
+def test_packed_products(way: str, bits: int, n: int, k: int, groups: int) -> None:
+    weight = packed_matrix(n, k, bits, groups)
+    for m in (1, 2, 8, 9, 40):
+        x = rows(m, k)
+        truth = exact(x, weight)
+        dispatch.set_exact(True)
+        assert error(dispatch.quantized_linear(x, weight), truth) < FLOAT32
+        dispatch.set_exact(False)
+        assert error(dispatch.quantized_linear(x, weight), truth) < max(INT8, BFLOAT16) * (3 if k < 100 else 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_products_with_16_bits(way: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "PART_BYTES", 64 * 1024)  # several parts
+    monkeypatch.setattr(linear, "multiplies_bfloat16", lambda: False)
+    weight, bias = rows(200, 300, seed=3).to(dtype), rows(1, 200, seed=4)[0].to(dtype)
+    for m in (1, 2, 8, 9, 40):
+        x = rows(m, 300)
+        truth = exact(x, weight) + bias.double()
+        dispatch.set_exact(True)
+        assert error(dispatch.linear(x, weight, bias), truth) < FLOAT32
+        dispatch.set_exact(False)
+        rounded = way != "ours" and m <= linear.FEW
+        assert error(dispatch.linear(x, weight, bias), truth) < (BFLOAT16 if rounded else FLOAT32)
+
+
+def test_a_processor_that_multiplies_bfloat16_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "multiplies_bfloat16", lambda: True)
+    weight, x = rows(64, 128).bfloat16(), rows(20, 128)
+    assert torch.equal(dispatch.linear(x, weight), F.linear(x.bfloat16(), weight).float())
+    dispatch.set_exact(True)
+    assert error(dispatch.linear(x, weight), exact(x, weight)) < FLOAT32
+
+
+def test_float32_is_torchs_product_to_the_bit(way: str) -> None:
+    weight, bias = rows(70, 90), rows(1, 70)[0]
+    for m in (1, 5, 40):
+        x = rows(m, 90, seed=2).reshape(1, m, 90)
+        assert torch.equal(dispatch.linear(x, weight, bias), F.linear(x, weight, bias))
+
+
+def test_shapes_and_formats_are_those_of_x(way: str) -> None:
+    weight = packed_matrix(32, 64, 4)
+    half = rows(32, 64).bfloat16()
+    for shape in ((64,), (2, 64), (3, 2, 64), (2, 0, 64), (2, 3, 5, 64)):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            x = torch.randn(shape).to(dtype)
+            for out in (dispatch.quantized_linear(x, weight), dispatch.linear(x, half)):
+                assert out.shape == (*shape[:-1], 32)
+                assert out.dtype == dtype
+    turned = torch.randn(64, 3).T
+    assert torch.equal(
+        dispatch.quantized_linear(turned, weight), dispatch.quantized_linear(turned.contiguous(), weight)
+    )
+
+
+def test_gradients_flow_where_they_are_wanted(way: str) -> None:
+    x = rows(3, 64).requires_grad_()
+    dispatch.quantized_linear(x, packed_matrix(32, 64, 4)).sum().backward()
+    assert x.grad is not None
+    weight = rows(32, 64).bfloat16().requires_grad_()
+    dispatch.linear(rows(3, 64).bfloat16(), weight).sum().backward()
+    assert weight.grad is not None
+    frozen = rows(32, 64).bfloat16()
+    assert not dispatch.linear(rows(3, 64), frozen).requires_grad
+
+
+def test_off_means_that_our_kernels_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert native.native() is not None or native.library() is None
+    monkeypatch.setenv("MLLAMA_CPU_KERNELS", "off")
+    monkeypatch.setattr(native, "_compiled", lambda: pytest.fail("compiled"))
+    assert native.native() is None
+    dispatch.prepare(torch.device("cpu"))
+    dispatch.quantized_linear(rows(1, 64), packed_matrix(32, 64, 4))
+
+
+def test_other_devices_get_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    monkeypatch.setattr(reference, "quantized_linear", lambda x, weight: called.append(x.device.type))
+    weight = packed_matrix(16, 32, 4)
+    on_meta = PackedWeight(weight.packed.to("meta"), weight.scale.to("meta"), weight.shape, weight.bits)
+    dispatch.quantized_linear(torch.empty(1, 32, device="meta"), on_meta)
+    assert called == ["meta"]
+
+
+def test_torchs_operators_are_used_where_they_can_be() -> None:
+    for bits, groups in ((4, 2), (4, 8), (8, 1)):
+        weight = packed_matrix(48, 256, bits, groups)
+        assert torch_ops.takes(weight)
+        x = rows(3, 256)
+        assert error(torch_ops.packed(x, weight), exact(x, weight)) < BFLOAT16
+        assert weight.packed in torch_ops._prepared
+    before = len(torch_ops._prepared)
+    del weight
+    assert len(torch_ops._prepared) < before, "the second copy goes with the matrix"
+    for n, k, bits, groups in ((40, 256, 4, 2), (48, 96, 8, 1), (48, 256, 4, 1024 // 256 * 4), (48, 256, 8, 2)):
+        assert not torch_ops.takes(packed_matrix(n, k, bits, groups))
+
+
+GOOD = packed_matrix(32, 64, 4, 2)
+DAMAGED = {
+    "too few words": replace(GOOD, packed=GOOD.packed[:, :-1].contiguous()),
+    "too few rows": replace(GOOD, packed=GOOD.packed[:-1]),
+    "a larger shape": replace(GOOD, shape=(32, 72)),
+    "a negative shape": replace(GOOD, shape=(-32, 64)),
+    "other bits": replace(GOOD, bits=8),
+    "3 bits": replace(GOOD, bits=3),
+    "too few scales": replace(GOOD, scale=GOOD.scale[:-1]),
+    "groups that do not divide": replace(GOOD, scale=torch.ones(32, 3)),
+    "no groups": replace(GOOD, scale=torch.ones(32, 0)),
+    "whole scales": replace(GOOD, scale=GOOD.scale.int()),
+    "flat scales": replace(GOOD, scale=GOOD.scale[:, 0]),
+    "bytes": replace(GOOD, packed=GOOD.packed.view(torch.uint8)),
+    "turned": replace(GOOD, scale=torch.ones(2, 32).T),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_matrix_is_refused(damage: str) -> None:
+    with pytest.raises(CheckpointError, match="damaged"):
+        dispatch.quantized_linear(rows(1, 64), DAMAGED[damage])
+
+
+def test_a_product_of_other_sizes_is_refused() -> None:
+    for k in (63, 65, 128):
+        with pytest.raises(ValueError, match="columns"):
+            dispatch.quantized_linear(rows(1, k), GOOD)
+    with pytest.raises(ValueError, match="columns"):
+        dispatch.linear(rows(1, 60), rows(32, 64).bfloat16())
