@@ -1,7 +1,7 @@
 """What a quantized matrix is and what is computed with it, in plain torch: every fast kernel is held to this.
 
-The layout is compressed-tensors' symmetric ``pack-quantized``: q + 2^(bits - 1), unsigned, 32 / bits of them in an int32
-word along the input dimension, the first in the lowest bits; one positive scale for each group of a row.
+The layout is compressed-tensors' symmetric ``pack-quantized``: q + 2^(bits - 1), unsigned, 32 / bits of them in an
+int32 word along the input dimension, the first in the lowest bits; one positive scale for each group of a row.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ def pack(q: Tensor, bits: int) -> Tensor:
     """Whole numbers [out, in] from -2^(bits-1) to 2^(bits-1) - 1 -> int32 words [out, ceil(in * bits / 32)]."""
     per_word = 32 // bits
     unsigned = F.pad(q.to(torch.int32) + (1 << (bits - 1)), (0, -q.shape[1] % per_word)).unflatten(1, (-1, per_word))
-    words = unsigned[..., 0].clone()
+    words: Tensor = unsigned[..., 0].clone()
     for place in range(1, per_word):
         words |= unsigned[..., place] << (bits * place)
     return words
@@ -48,7 +48,8 @@ def unpack(weight: PackedWeight) -> Tensor:
 def dequantize(weight: PackedWeight, dtype: torch.dtype = torch.float32) -> Tensor:
     """The matrix [out, in]: whole numbers times scales, multiplied in float32 and rounded once."""
     grouped = unpack(weight).float().unflatten(1, (weight.scale.shape[1], -1))
-    return (grouped * weight.scale.float()[..., None]).flatten(1).to(dtype)
+    result: Tensor = (grouped * weight.scale.float()[..., None]).flatten(1).to(dtype)
+    return result
 
 
 def quantized_linear(x: Tensor, weight: PackedWeight) -> Tensor:

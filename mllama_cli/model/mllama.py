@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.model.cache import CrossKVCache, LayerKV
-from mllama_cli.model.text import MllamaTextModel
+from mllama_cli.model.text import MllamaForCausalLM, MllamaTextModel
 from mllama_cli.model.visibility import CrossView, image_spans
 from mllama_cli.model.vision import MllamaVisionModel
 
@@ -84,3 +84,12 @@ class MllamaForConditionalGeneration(nn.Module):
         hidden = self.model.language_model(input_ids, None, cross, view)
         result: Tensor = self.lm_head(hidden[:, -1:] if last_only else hidden)
         return result
+
+
+def empty_network(config: MllamaConfig) -> MllamaForConditionalGeneration | MllamaForCausalLM:
+    """The network of a config, text-only where it has no vision, on the meta device: shapes and names, no memory."""
+    with torch.device("meta"):
+        network = (
+            MllamaForConditionalGeneration(config) if config.vision_config else MllamaForCausalLM(config.text_config)
+        )
+    return network.eval()
