@@ -1,7 +1,7 @@
 """What quantizing a checkpoint will do: which tensors become what, in which files, of which sizes."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def make_plan(source: Path, wish: Wish, *, shard_bytes: int = SHARD_BYTES) -> Pl
     return Plan(source, wish, choice, _shards(units, shard_bytes), raw)
 
 
-def refuse_quantized(config: dict[str, Any], name: str) -> None:
+def refuse_quantized(config: Mapping[str, Any], name: str) -> None:
     """Raise UsageError where config.json says that the weights are quantized."""
     if config.get("quantization_config"):
         raise UsageError(f"{name} is quantized already", "Quantize the model that it was made from.")

@@ -57,7 +57,7 @@ def quantize_matrix(weight: Tensor, scheme: Scheme, method: Method = "search") -
     def work(block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return _round_block(block, scheme, method)
 
-    if on_cpu and len(blocks) > 1:
+    if on_cpu:
         with _one_thread_each() as threads, ThreadPoolExecutor(threads) as pool:
             done = list(pool.map(work, blocks))
     else:
