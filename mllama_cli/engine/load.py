@@ -77,8 +77,8 @@ class Engine:
         self.network: Network = empty_network(self.config)
         replace_stored(self.network, raw)
         expected = {name: tensor.shape for name, tensor in self.network.named_parameters()}
-        if self.config.text_config.tie_word_embeddings and "lm_head.weight" not in self._reader.tensors:
-            del expected["lm_head.weight"]
+        tied = self.config.text_config.tie_word_embeddings and "lm_head.weight" not in self._reader.tensors
+        self._tied = tied and expected.pop("lm_head.weight", None) is not None
         self._reader.check(expected)
         self._names = list(expected)
         self._made: dict[str, Scheme] = {}
@@ -145,7 +145,7 @@ class Engine:
                 modules[owner].register_parameter(attribute, nn.Parameter(value, requires_grad=False))
             done += self._reader.tensors[name].nbytes
             yield LoadProgress(done, total)
-        if "text" in wanted and "lm_head.weight" not in self._names:
+        if "text" in wanted and self._tied:
             table = self.network.language_model.embed_tokens.weight
             self.network.lm_head.weight = nn.Parameter(table[: config.vocab_size], requires_grad=False)
         self._loaded.update(wanted)

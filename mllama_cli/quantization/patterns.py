@@ -12,7 +12,8 @@ def matches(name: str, pattern: str) -> bool:
 
     Which layout a config speaks of depends on the version of transformers that its author had.
     """
-    names = (name, canonical(name), hub_name(name))
+    weight = f"{name}.weight"
+    names = [change(weight).removesuffix(".weight") for change in (str, canonical, hub_name)]
     if not pattern.startswith("re:"):
         return pattern in names
     try:
