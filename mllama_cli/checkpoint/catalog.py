@@ -133,14 +133,22 @@ def _entry(name: str, folder: Path, where: Literal["local", "hub cache", "packag
 
 
 def kind(folder: Path) -> str:
-    """instruct or base (has it a chat template?), and text-only and quantized where that is so."""
+    """instruct or base (has it a chat template?), and text-only and quantized, with the bits, where that is so."""
     config = config_of(folder)
     words = ["instruct" if _has_template(folder) else "base"]
     if config.get("model_type") == "mllama_text_model":
         words.append("text-only")
     if config.get("quantization_config"):
-        words.append("quantized")
+        words.append(_quantized(config["quantization_config"]))
     return ", ".join(words)
+
+
+def _quantized(declared: Any) -> str:
+    """quantized, with the bits of what is quantized most, where config.json tells them in compressed-tensors' words."""
+    groups = declared.get("config_groups") if isinstance(declared, dict) else None
+    weights = [group.get("weights") for group in groups.values() if isinstance(group, dict)] if groups else []
+    bits = [found for each in weights if isinstance(each, dict) and isinstance(found := each.get("num_bits"), int)]
+    return f"quantized to {min(bits)} bit" if bits else "quantized"
 
 
 def _has_template(folder: Path) -> bool:

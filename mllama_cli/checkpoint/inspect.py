@@ -8,6 +8,7 @@ from typing import Any
 
 from mllama_cli.checkpoint.catalog import kind
 from mllama_cli.checkpoint.names import canonical
+from mllama_cli.checkpoint.packed import PACKED, packed_matrices
 from mllama_cli.checkpoint.safetensors_header import read_header
 from mllama_cli.checkpoint.weight_files import weight_files
 from mllama_cli.core.config import GenerationConfig, MllamaConfig
@@ -19,7 +20,10 @@ PARTS = ("text", "cross-attention", "vision", "projector")
 
 @dataclass(frozen=True)
 class Inspection:
-    """``parameters`` by part, ``stored`` parameters by dtype, ``size`` of the weight files in bytes."""
+    """``parameters`` by part, ``stored`` parameters by format, ``size`` of the weight files in bytes.
+
+    ``packed`` has, by part, the parameters of quantized matrices by their bits; ``bytes_of`` the bytes of each part.
+    """
 
     path: Path
     kind: str
@@ -29,11 +33,18 @@ class Inspection:
     stored: Mapping[str, int]
     size: int
     license: str
+    packed: Mapping[str, Mapping[int, int]]
+    bytes_of: Mapping[str, int]
     quantization: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
         return sum(self.parameters.values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of all weights, scales counted with them."""
+        return 8 * sum(self.bytes_of.values()) / max(self.total, 1)
 
     def memory(self) -> dict[str, int]:
         """Bytes that all weights take in each format. int8 and int4 keep 16 bits for all but the language model."""
@@ -51,13 +62,26 @@ def inspect(folder: Path) -> Inspection:
     config = MllamaConfig.from_dict(raw)
     generation = folder / "generation_config.json"
     parameters = dict.fromkeys(PARTS, 0)
+    bytes_of = dict.fromkeys(PARTS, 0)
+    packed: dict[str, dict[int, int]] = {part: {} for part in PARTS}
     stored: dict[str, int] = {}
     size = 0
     for file in weight_files(folder):
         size += file.stat().st_size
-        for name, info in read_header(file).items():
-            parameters[_part(canonical(name), config)] += info.elements
-            stored[info.dtype] = stored.get(info.dtype, 0) + info.elements
+        header = read_header(file)
+        matrices = packed_matrices(file, header)
+        for name, info in header.items():
+            part = _part(canonical(name), config)
+            bytes_of[part] += info.nbytes
+            count, form = info.elements, info.dtype
+            if (module := name.rpartition(".")[0]) in matrices and name != f"{module}.bias":
+                if not name.endswith(PACKED):
+                    continue  # scales and shapes are no parameters
+                count, bits = matrices[module]
+                form = f"INT{bits}"
+                packed[part][bits] = packed[part].get(bits, 0) + count
+            parameters[part] += count
+            stored[form] = stored.get(form, 0) + count
     return Inspection(
         path=folder,
         kind=kind(folder),
@@ -67,6 +91,8 @@ def inspect(folder: Path) -> Inspection:
         stored=stored,
         size=size,
         license=_license(folder),
+        packed=packed,
+        bytes_of=bytes_of,
         quantization=raw.get("quantization_config") or {},
     )
 

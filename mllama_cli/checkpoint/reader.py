@@ -10,15 +10,16 @@ from torch import Tensor
 
 from mllama_cli.checkpoint.names import canonical
 from mllama_cli.checkpoint.safetensors_header import TensorInfo, read_header
+from mllama_cli.checkpoint.weight_files import weight_files
 from mllama_cli.core.errors import CheckpointError
-from mllama_cli.core.json_file import read_json
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+STORED_DTYPES = {**DTYPES, "I32": torch.int32, "I64": torch.int64}
+"""Formats that are read: of weights, and of packed ones with their shapes."""
+
 _NEVER_NEEDED = (".rotary_emb.inv_freq",)
-_MAY_HAVE_MORE_ROWS = ("lm_head.weight", "embed_tokens.weight")
+_MAY_HAVE_MORE_ROWS = ("lm_head.weight", "embed_tokens.weight", "lm_head.weight_packed", "lm_head.weight_scale")
+_WHOLE_NUMBERS = {"weight_packed": ("I32",), "weight_shape": ("I64", "I32")}
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class CheckpointReader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.tensors: dict[str, StoredTensor] = {}
-        for file in self._files():
+        for file in weight_files(folder):
             for name, info in read_header(file).items():
                 if name.endswith(_NEVER_NEEDED):
                     continue
@@ -52,29 +53,6 @@ class CheckpointReader:
                 if inside in self.tensors:
                     raise CheckpointError(f"{folder}: weight {name} stands in two files")
                 self.tensors[inside] = StoredTensor(file, name, info)
-
-    def _files(self) -> list[Path]:
-        single, index = self.folder / SINGLE, self.folder / INDEX
-        if index.is_file():
-            weight_map = read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict) or not weight_map:
-                raise CheckpointError(f"{index} names no weights", "Download or copy the file again.")
-            files = [self.folder / name for name in sorted(set(weight_map.values()))]
-            missing = [file.name for file in files if not file.is_file()]
-            if missing:
-                raise CheckpointError(
-                    f"{self.folder} lacks {len(missing)} of {len(files)} weight files: {', '.join(missing[:3])}",
-                    "The download is not complete: run `mllama download` again.",
-                )
-            return files
-        if single.is_file():
-            return [single]
-        found = sorted(file.name for file in self.folder.glob("*") if file.suffix in (".bin", ".pth", ".gguf"))
-        raise CheckpointError(
-            f"{self.folder} has no weights (no {SINGLE} or {INDEX}"
-            + (f"; {found[0]} is in a format that is not read)" if found else ")"),
-            "Point to a folder in Hugging Face layout with safetensors weights.",
-        )
 
     def check(self, expected: Mapping[str, torch.Size]) -> None:
         """Raise CheckpointError unless the files hold exactly the ``expected`` weights.
@@ -98,10 +76,11 @@ class CheckpointReader:
                     f"{self.tensors[name].file}: {name} has shape {list(stored)}, config.json asks for {list(wanted)}",
                     "config.json and the weight files do not belong together.",
                 )
-            if self.tensors[name].info.dtype not in DTYPES:
+            readable = _WHOLE_NUMBERS.get(name.rpartition(".")[2], tuple(DTYPES))
+            if self.tensors[name].info.dtype not in readable:
                 raise CheckpointError(
                     f"{self.tensors[name].file}: {name} is stored as {self.tensors[name].info.dtype}, "
-                    "which is not read (F32, F16 and BF16 are)"
+                    f"which is not read here ({', '.join(readable)} would be)"
                 )
 
     def read(self, names: Iterator[str] | list[str]) -> Iterator[tuple[str, Tensor]]:

@@ -16,6 +16,7 @@ from mllama_cli.cli.exit_status import ExitStatus
 from mllama_cli.cli.history import history
 from mllama_cli.cli.models import list_models, remove, show
 from mllama_cli.cli.options import DEBUG
+from mllama_cli.cli.quantize import quantize
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.version import __version__
 
@@ -111,6 +112,7 @@ app.command()(show)
 app.command("rm")(remove)
 app.command()(download)
 app.command("pull", hidden=True)(download)
+app.command()(quantize)
 app.add_typer(config, name="config")
 app.command()(completion)
 app.add_typer(history, name="history")

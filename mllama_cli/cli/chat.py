@@ -15,6 +15,7 @@ from mllama_cli.cli.options import (
     MaxTokens,
     MinP,
     Model,
+    Quantize,
     RepetitionPenalty,
     Seed,
     Stop,
@@ -85,6 +86,7 @@ def chat(
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
+    quantize: Quantize = None,
     temperature: Temperature = None,
     top_p: TopP = None,
     top_k: TopK = None,
@@ -171,7 +173,13 @@ def chat(
         return Sampling.from_defaults(engine.generation_config, **{**prefer.sampling, **flags})
 
     def engine_of(folder: Path, name: str) -> Engine:
-        return Engine(folder, name, device=device or prefer.device or "auto", dtype=dtype or prefer.dtype or "auto")
+        return Engine(
+            folder,
+            name,
+            device=device or prefer.device or "auto",
+            dtype=dtype or prefer.dtype or "auto",
+            quantize=quantize,
+        )
 
     engine = engine_of(folder, name)
     if live:

@@ -51,6 +51,10 @@ def dtypes(incomplete: str) -> list[str]:
     return _beginning(incomplete, list(DTYPES))
 
 
+def quantizations(incomplete: str) -> list[str]:
+    return _beginning(incomplete, ["int4", "int8"])
+
+
 def setting_names(incomplete: str) -> list[str]:
     """Keys of the config file."""
     from mllama_cli.core.settings import KEYS

@@ -24,7 +24,7 @@ def list_models(as_json: AsJson = False, debug: Debug = False) -> None:
     terminal = Terminal()
     entries = [*installed(), built_in()]
     if as_json:
-        _print_json(
+        print_json(
             terminal.stdout,
             [
                 {
@@ -90,7 +90,7 @@ def show(
         return
     found = inspect(folder)
     if as_json:
-        _print_json(terminal.stdout, _record(name, found, chat_template is not None))
+        print_json(terminal.stdout, _record(name, found, chat_template is not None))
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
@@ -167,11 +167,13 @@ def _rows(name: str, found: "Inspection", has_template: bool) -> list[tuple[str,
             )
         )
     rows += [
-        ("weights", f"{human_size(found.size)} on disk: {', '.join(sorted(found.stored))}"),
-        ("memory", ", ".join(f"{dtype} {human_size(size)}" for dtype, size in found.memory().items())),
+        ("weights", f"{human_size(found.size)} on disk: {_formats(found)}"),
     ]
     if found.quantization:
-        rows.append(("quantization", str(found.quantization.get("quant_method", "yes"))))
+        method = str(found.quantization.get("quant_method", "yes"))
+        rows.append(("quantization", f"{method}, {found.bits_per_weight:.2f} bits per weight ({_bits_by_part(found)})"))
+    else:
+        rows.append(("memory", ", ".join(f"{dtype} {human_size(size)}" for dtype, size in found.memory().items())))
     sampling = (
         f"temperature {generation.temperature}, top-p {generation.top_p}"
         + (f", top-k {generation.top_k}" if generation.top_k else "")
@@ -192,6 +194,22 @@ def _by_part(found: "Inspection") -> str:
     return ", ".join(f"{part} {_human_count(count)}" for part, count in found.parameters.items() if count)
 
 
+def _formats(found: "Inspection") -> str:
+    if not found.quantization:
+        return ", ".join(sorted(found.stored))
+    return ", ".join(f"{kind} {_human_count(count)}" for kind, count in sorted(found.stored.items()))
+
+
+def _bits_by_part(found: "Inspection") -> str:
+    """Bits per weight of each part, scales counted, and which whole numbers are in it."""
+    parts = []
+    for part, count in found.parameters.items():
+        if count:
+            kinds = "/".join(f"int{bits}" for bits in sorted(found.packed[part]))
+            parts.append(f"{part} {8 * found.bytes_of[part] / count:.2f}" + (f" {kinds}" if kinds else ""))
+    return ", ".join(parts)
+
+
 def _record(name: str, found: "Inspection", has_template: bool) -> dict[str, Any]:
     import dataclasses
 
@@ -208,8 +226,10 @@ def _record(name: str, found: "Inspection", has_template: bool) -> dict[str, Any
         "config": dataclasses.asdict(found.config),
         "generation": dataclasses.asdict(found.generation),
         "quantization": found.quantization,
+        "packed": {part: {f"int{bits}": n for bits, n in kinds.items()} for part, kinds in found.packed.items()},
+        "bits_per_weight": found.bits_per_weight,
     }
 
 
-def _print_json(stream: Any, data: Any) -> None:
+def print_json(stream: Any, data: Any) -> None:
     stream.write(json.dumps(data, ensure_ascii=False, indent=2) + "\n")

@@ -54,6 +54,15 @@ Dtype = Annotated[
         rich_help_panel=COMPUTE,
     ),
 ]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        help="int4 or int8: make the model small while it loads. `mllama quantize` does it once for all, and better.",
+        metavar="BITS",
+        autocompletion=complete.quantizations,
+        rich_help_panel=COMPUTE,
+    ),
+]
 Temperature = Annotated[
     float | None,
     typer.Option("--temperature", "--temp", help="0 is greedy: always the likeliest token.", rich_help_panel=SAMPLING),

@@ -12,6 +12,7 @@ MllamaError                    exit code 1
 |-- ContextLengthError         a conversation longer than the model can hold
 |-- MemoryShortageError        the model does not fit this machine
 |-- DownloadError              the hub or a web server did not give what was asked for
+|-- QuantizationError          a quantized model that could not be written
 |-- ChatStoreError             saved chats that cannot be read or written
 `-- RemovalError               a model that may not or could not be deleted
 """
@@ -77,6 +78,10 @@ class MemoryShortageError(MllamaError):
 
 class DownloadError(MllamaError):
     """The hub or a web server did not give what was asked for."""
+
+
+class QuantizationError(MllamaError):
+    """A quantized model that could not be written."""
 
 
 class ChatStoreError(MllamaError):

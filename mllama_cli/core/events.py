@@ -89,4 +89,46 @@ class DownloadProgress:
     file: str
 
 
-Event = Notice | LoadProgress | EncodingImage | ReadingPrompt | Token | GenerationStats | DownloadProgress
+@dataclass(frozen=True, slots=True)
+class QuantizeProgress:
+    """Bytes of the source that are done, of all; ``name`` is the layer or table at work."""
+
+    done: int
+    total: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundingError:
+    """Relative squared error of the matrices that were quantized to ``bits``: their mean, and the worst by name."""
+
+    bits: int
+    matrices: int
+    mean: float
+    worst: float
+    worst_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeSummary:
+    """The last event of quantizing a checkpoint. Sizes of the weights in bytes."""
+
+    folder: str
+    size_before: int
+    size_after: int
+    bits_per_weight: float
+    errors: tuple[RoundingError, ...]
+    seconds: float
+
+
+Event = (
+    Notice
+    | LoadProgress
+    | EncodingImage
+    | ReadingPrompt
+    | Token
+    | GenerationStats
+    | DownloadProgress
+    | QuantizeProgress
+    | QuantizeSummary
+)

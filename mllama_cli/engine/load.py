@@ -4,10 +4,11 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mllama_cli.checkpoint.names import part
-from mllama_cli.checkpoint.reader import DTYPES, CheckpointReader
+from mllama_cli.checkpoint.reader import DTYPES, STORED_DTYPES, CheckpointReader
+from mllama_cli.checkpoint.safetensors_header import TensorInfo
 from mllama_cli.core.config import GenerationConfig, MllamaConfig
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import UsageError
@@ -21,9 +22,11 @@ from mllama_cli.engine.session import Session
 from mllama_cli.kernels import dispatch
 from mllama_cli.model.cache import LayerKV
 from mllama_cli.model.layers import result_of
-from mllama_cli.model.mllama import MllamaForConditionalGeneration
-from mllama_cli.model.text import MllamaForCausalLM
+from mllama_cli.model.mllama import MllamaForConditionalGeneration, empty_network
 from mllama_cli.processing.processor import MllamaProcessor
+from mllama_cli.quantization.linear import QuantizedLinear
+from mllama_cli.quantization.loading import quantize_into, replace_stored, replace_wished
+from mllama_cli.quantization.schemes import Scheme
 
 
 def load(
@@ -32,6 +35,7 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     vision: bool = False,
+    quantize: str | None = None,
     progress: Callable[[Event], None] | None = None,
 ) -> "Engine":
     """Load a model: a folder, an installed model's name, an alias, or a hub id in the cache.
@@ -39,6 +43,7 @@ def load(
     None takes the only model that was downloaded or made here, else the built-in one.
 
     ``vision`` also loads what images need; otherwise it comes in with the first image. Nothing is ever downloaded.
+    ``quantize``, "int4" or "int8", makes the language model small while it loads.
     Raises ModelNotFoundError, CheckpointError, DeviceError or MemoryShortageError.
     """
     from mllama_cli.checkpoint.catalog import default_model, resolve
@@ -48,7 +53,7 @@ def load(
         folder, name = entry.path, entry.name
     else:
         folder, name = resolve(str(model)), str(model)
-    engine = Engine(folder, name, device=device, dtype=dtype)
+    engine = Engine(folder, name, device=device, dtype=dtype, quantize=quantize)
     for event in engine.load_weights(vision=vision):
         if progress is not None:
             progress(event)
@@ -58,28 +63,29 @@ def load(
 class Engine:
     """A model that answers. Made by ``load``."""
 
-    def __init__(self, folder: Path, name: str, *, device: str = "auto", dtype: str = "auto") -> None:
+    def __init__(
+        self, folder: Path, name: str, *, device: str = "auto", dtype: str = "auto", quantize: str | None = None
+    ) -> None:
         self.path = folder
         self.name = name
-        self.config = MllamaConfig.from_dict(read_json(folder / "config.json"))
+        raw = read_json(folder / "config.json")
+        self.config = MllamaConfig.from_dict(raw)
         generation = folder / "generation_config.json"
         self.generation_config = GenerationConfig.from_dict(read_json(generation) if generation.is_file() else {})
         self.eos = frozenset(self.generation_config.eos_token_id or self.config.text_config.eos_token_id)
         self.can_see = self.config.vision_config is not None
         self.device = choose_device(device)
         self._reader = CheckpointReader(folder)
-        with torch.device("meta"):
-            self.network: Network = (
-                MllamaForConditionalGeneration(self.config)
-                if self.can_see
-                else MllamaForCausalLM(self.config.text_config)
-            )
-        self.network.eval()
+        self.network: Network = empty_network(self.config)
+        replace_stored(self.network, raw)
         expected = {name: tensor.shape for name, tensor in self.network.named_parameters()}
-        if self.config.text_config.tie_word_embeddings and "lm_head.weight" not in self._reader.tensors:
-            del expected["lm_head.weight"]
+        tied = self.config.text_config.tie_word_embeddings and "lm_head.weight" not in self._reader.tensors
+        self._tied = tied and expected.pop("lm_head.weight", None) is not None
         self._reader.check(expected)
         self._names = list(expected)
+        self._made: dict[str, Scheme] = {}
+        if quantize is not None:
+            self._made = replace_wished(self.network, raw, self.config.text_config, self._reader, quantize)
         stored = DTYPES[self._reader.tensors[self._names[0]].info.dtype]
         elements = sum(shape.numel() for shape in expected.values())
         self.weights_dtype = choose_dtype(dtype, stored, elements, self.device)
@@ -138,7 +144,7 @@ class Engine:
         names = [name for name in self._names if part(name, config) in wanted]
         total = sum(self._reader.tensors[name].nbytes for name in names)
         check_fits(self._memory(names), self.device)
-        if self.weights_dtype != self.dtype:
+        if self.weights_dtype != self.dtype or any(isinstance(m, QuantizedLinear) for m in self.network.modules()):
             dispatch.prepare(self.device)
         done = 0
         modules = dict(self.network.named_modules())
@@ -147,11 +153,14 @@ class Engine:
             if name == "lm_head.weight":
                 tensor = tensor[: config.vocab_size]  # rows that people add for fine-tuning are never sampled
             owner, attribute = name.rpartition(".")[::2]
-            value = tensor.to(self.device, self._format(modules[owner]))
-            modules[owner].register_parameter(attribute, nn.Parameter(value, requires_grad=False))
+            if name.endswith(".weight") and owner in self._made:
+                quantize_into(modules[owner], name, tensor.to(self.device), self._reader.tensors[name].file.name)
+            else:
+                value = self._placed(modules[owner], name, tensor)
+                modules[owner].register_parameter(attribute, nn.Parameter(value, requires_grad=False))
             done += self._reader.tensors[name].nbytes
             yield LoadProgress(done, total)
-        if "text" in wanted and "lm_head.weight" not in self._names:
+        if "text" in wanted and self._tied:
             table = self.network.language_model.embed_tokens.weight
             self.network.lm_head.weight = nn.Parameter(table[: config.vocab_size], requires_grad=False)
         self._loaded.update(wanted)
@@ -160,6 +169,12 @@ class Engine:
         """Matrices keep the weights' format; norms, gates and the like are small and get that of the computation."""
         return self.weights_dtype if isinstance(owner, nn.Linear | nn.Embedding) else self.dtype
 
+    def _placed(self, owner: nn.Module, name: str, tensor: Tensor) -> Tensor:
+        """A stored tensor where and in the format in which the network takes it."""
+        if isinstance(owner, QuantizedLinear) and not name.endswith(".bias"):
+            return owner.checked(name, tensor).to(self.device)
+        return tensor.to(self.device, self._format(owner))
+
     def synchronize(self) -> None:
         """Wait for the GPU, so that times mean what they say."""
         if self.device.type == "cuda":
@@ -167,9 +182,14 @@ class Engine:
 
     def _memory(self, names: Sequence[str]) -> int:
         """Bytes that loading takes. On a CPU, weights kept in their own format stay in the mapped file."""
-        size = self.weights_dtype.itemsize
-        return sum(
-            self._reader.tensors[name].nbytes // DTYPES[self._reader.tensors[name].info.dtype].itemsize * size
-            for name in names
-            if self.device.type != "cpu" or DTYPES[self._reader.tensors[name].info.dtype] != self.weights_dtype
-        )
+        return sum(self._bytes(name, self._reader.tensors[name].info) for name in names)
+
+    def _bytes(self, name: str, info: TensorInfo) -> int:
+        stored = STORED_DTYPES[info.dtype]
+        if (scheme := self._made.get(name.removesuffix(".weight"))) is not None:
+            rows, inputs = info.shape
+            return rows * (4 * scheme.words(inputs) + stored.itemsize * scheme.groups(inputs))
+        packed = name.rpartition(".")[2].startswith("weight_")
+        if self.device.type == "cpu" and (packed or stored == self.weights_dtype):
+            return 0
+        return info.nbytes if packed else info.elements * self.weights_dtype.itemsize

@@ -9,7 +9,7 @@ from mllama_cli.core.config import MllamaConfig
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.model.cache import CrossKVCache, LayerKV
 from mllama_cli.model.layers import Linear, result_of
-from mllama_cli.model.text import MllamaTextModel
+from mllama_cli.model.text import MllamaForCausalLM, MllamaTextModel
 from mllama_cli.model.visibility import CrossView, image_spans
 from mllama_cli.model.vision import MllamaVisionModel
 
@@ -102,3 +102,12 @@ class MllamaForConditionalGeneration(nn.Module):
         hidden = self.model.language_model(input_ids, None, cross, view)
         result: Tensor = self.lm_head(hidden[:, -1:] if last_only else hidden)
         return result
+
+
+def empty_network(config: MllamaConfig) -> MllamaForConditionalGeneration | MllamaForCausalLM:
+    """The network of a config, text-only where it has no vision, on the meta device: shapes and names, no memory."""
+    with torch.device("meta"):
+        network = (
+            MllamaForConditionalGeneration(config) if config.vision_config else MllamaForCausalLM(config.text_config)
+        )
+    return network.eval()

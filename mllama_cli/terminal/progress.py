@@ -1,4 +1,4 @@
-"""Draws how far a download is, on stderr: a bar on a terminal, else a plain line now and then."""
+"""Draws how far long work on files is, on stderr: a bar on a terminal, else a plain line now and then."""
 
 import time
 from types import TracebackType
@@ -14,22 +14,28 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from mllama_cli.core.events import DownloadProgress
+from mllama_cli.core.events import DownloadProgress, QuantizeProgress
 from mllama_cli.terminal.console import Terminal
+
+ByteProgress = DownloadProgress | QuantizeProgress
 
 LINE_EVERY = 5.0
 """Seconds between two lines where stderr is no terminal."""
 
 
 class DownloadView:
-    """Shows DownloadProgress events. Use as a context manager, so that the bar is gone whatever happens."""
+    """Shows events that count bytes; ``verb`` says what is done to ``name``.
 
-    def __init__(self, terminal: Terminal, name: str) -> None:
+    Use as a context manager, so that the bar is gone whatever happens.
+    """
+
+    def __init__(self, terminal: Terminal, name: str, verb: str = "Downloading") -> None:
         self._terminal = terminal
         self._name = name
+        self._verb = verb
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._first: DownloadProgress | None = None
+        self._first: ByteProgress | None = None
         self._started = self._last_line = 0.0
 
     def __enter__(self) -> "DownloadView":
@@ -41,7 +47,7 @@ class DownloadView:
         if self._bar is not None:
             self._bar.stop()
 
-    def event(self, event: DownloadProgress) -> None:
+    def event(self, event: ByteProgress) -> None:
         """Show how far it is."""
         if self._first is None:
             self._first = event
@@ -56,7 +62,7 @@ class DownloadView:
             self._last_line = time.monotonic()
             self._say(event, self._pace(event))
 
-    def _draw(self, event: DownloadProgress) -> None:
+    def _draw(self, event: ByteProgress) -> None:
         if self._bar is None or self._task is None:
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
@@ -75,7 +81,7 @@ class DownloadView:
             self._bar.start()
         self._bar.update(self._task, completed=event.done)
 
-    def _pace(self, event: DownloadProgress) -> str:
+    def _pace(self, event: ByteProgress) -> str:
         """Speed and time left, from the whole of this run."""
         assert self._first is not None
         speed = (event.done - self._first.done) / max(time.monotonic() - self._started, 1e-9)
@@ -86,8 +92,8 @@ class DownloadView:
         left = f"{hours}:{minutes:02}:{seconds % 60:02}" if hours else f"{minutes}:{seconds % 60:02}"
         return f", {decimal(round(speed))}/s, {left} left"
 
-    def _say(self, event: DownloadProgress, pace: str) -> None:
+    def _say(self, event: ByteProgress, pace: str) -> None:
         percent = 100 * event.done // max(event.total, 1)
         self._terminal.note(
-            f"Downloading {self._name}: {decimal(event.done)} of {decimal(event.total)} ({percent} %){pace}"
+            f"{self._verb} {self._name}: {decimal(event.done)} of {decimal(event.total)} ({percent} %){pace}"
         )

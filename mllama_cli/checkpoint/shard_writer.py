@@ -1,0 +1,115 @@
+"""Writes a safetensors file of which only names, dtypes and shapes are known when it begins.
+
+The header comes first, computed beforehand; data follow in pieces, in any order of tensors. Nothing is held in memory.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from mllama_cli.checkpoint.safetensors_header import BITS
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor to come; ``dtype`` by its safetensors name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * BITS[self.dtype] // 8
+
+
+def layout(specs: Iterable[TensorSpec]) -> tuple[bytes, dict[str, int]]:
+    """The file's beginning, and where each tensor begins in the file.
+
+    Wide dtypes come first, as in every safetensors file: a reader that maps it needs each tensor on a multiple of its
+    dtype's size.
+    """
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    begin: dict[str, int] = {}
+    end = 0
+    for spec in sorted(specs, key=lambda spec: -BITS[spec.dtype]):
+        begin[spec.name] = end
+        end += spec.nbytes
+        entries[spec.name] = {
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "data_offsets": [begin[spec.name], end],
+        }
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(8, "little") + text
+    return header, {name: len(header) + start for name, start in begin.items()}
+
+
+class ShardWriter:
+    """One file, whole size from the start, so that a disk that is too small is known early. Raises OSError.
+
+    Opening a file that an earlier run began keeps what it wrote; ``fresh`` says whether there was none.
+    """
+
+    def __init__(self, path: Path, specs: Iterable[TensorSpec]) -> None:
+        specs = list(specs)
+        header, self._begin = layout(specs)
+        size = len(header) + sum(spec.nbytes for spec in specs)
+        self.fresh = not _begins_with(path, header, size)
+        self._file: FileIO = path.open("w+b" if self.fresh else "r+b", buffering=0)
+        if self.fresh:
+            try:
+                reserve(self._file, size)
+                self._write(0, memoryview(header))
+            except OSError:
+                self._file.close()
+                raise
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def write(self, name: str, data: Tensor, offset: int = 0) -> int:
+        """Write a piece of a tensor ``offset`` bytes from its beginning; returns the offset behind it."""
+        flat = data.detach().cpu().contiguous().reshape(-1)
+        self._write(self._begin[name] + offset, flat.view(torch.uint8).numpy().data)
+        return offset + flat.nbytes
+
+    def sync(self) -> None:
+        """Return when all that was written is on the disk."""
+        os.fsync(self._file.fileno())
+
+    def _write(self, position: int, data: memoryview) -> None:
+        self._file.seek(position)
+        done = 0
+        while done < len(data):
+            done += self._file.write(data[done:])
+
+
+def reserve(file: FileIO, size: int) -> None:
+    """Give the file its size, and its place on the disk where the system can. Raises OSError."""
+    if hasattr(os, "posix_fallocate") and size:
+        os.posix_fallocate(file.fileno(), 0, size)
+    else:
+        file.truncate(size)
+
+
+def _begins_with(path: Path, header: bytes, size: int) -> bool:
+    try:
+        with path.open("rb") as file:
+            return path.stat().st_size == size and file.read(len(header)) == header
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,63 @@
+"""Reads stored tensors piece by piece into memory of its own.
+
+Plain reads, no mapping: pages of a mapped file count as the memory of whoever touched them, and a checkpoint may be
+larger than the machine's.
+"""
+
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from mllama_cli.checkpoint.reader import STORED_DTYPES, StoredTensor
+from mllama_cli.core.errors import CheckpointError
+
+
+class SliceReader:
+    """Files stay open until ``close``. Not to be shared by threads."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, FileIO] = {}
+
+    def __enter__(self) -> "SliceReader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def rows(self, stored: StoredTensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows [start, stop) along the first dimension, or the whole tensor. Raises CheckpointError."""
+        shape = stored.info.shape
+        rows = shape[0] if shape else 1
+        stop = rows if stop is None else min(stop, rows)
+        row = stored.nbytes // max(rows, 1)
+        data = torch.empty((stop - start) * row, dtype=torch.uint8)
+        self._read(stored.file, stored.info.start + start * row, data.numpy().data)
+        values = data.view(STORED_DTYPES[stored.info.dtype])
+        return values.view(stop - start, *shape[1:]) if shape else values.view(())
+
+    def _read(self, path: Path, offset: int, into: memoryview) -> None:
+        try:
+            file = self._files.get(path)
+            if file is None:
+                file = self._files[path] = path.open("rb", buffering=0)
+            file.seek(offset)
+            done = 0
+            while done < len(into):
+                count = file.readinto(into[done:])
+                if not count:
+                    raise CheckpointError(f"{path} is cut short", "Download or copy the file again.")
+                done += count
+        except OSError as error:
+            raise CheckpointError(
+                f"{path} cannot be read: {error.strerror}", "Check the file and its rights."
+            ) from error

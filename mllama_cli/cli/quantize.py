@@ -1,0 +1,199 @@
+"""`mllama quantize`: writes a model with 4- or 8-bit weights."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from mllama_cli.cli import complete
+from mllama_cli.cli.exit_status import ExitStatus
+from mllama_cli.cli.options import OUTPUT, Debug, Device
+
+if TYPE_CHECKING:
+    from mllama_cli.core.events import QuantizeSummary
+    from mllama_cli.quantization.plan import Plan
+    from mllama_cli.terminal.console import Terminal
+
+WHAT = "What becomes of which layer"
+
+
+def quantize(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="A folder, an installed model, an alias or a hub id.", autocompletion=complete.models
+        ),
+    ],
+    dest: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[DEST]",
+            help="A name, for -m, or a folder (with a slash). Left out: the source's name and int4 or int8.",
+            show_default=False,
+        ),
+    ] = None,
+    bits: Annotated[Literal["4", "8"], typer.Option(metavar="4|8", help="Bits of the language model's weights.")] = "4",
+    group_size: Annotated[
+        Literal["128", "64", "32", "channel"],
+        typer.Option(metavar="128|64|32|channel", help="Weights that share a scale: fewer are more exact and larger."),
+    ] = "128",
+    method: Annotated[
+        Literal["search", "rtn"],
+        typer.Option(metavar="search|rtn", help="Look for the best scales, or round to nearest: faster, less exact."),
+    ] = "search",
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN", help="Leave these layers as they are, as layers.0.* or lm_head.", rich_help_panel=WHAT
+        ),
+    ] = None,
+    bits_for: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN=BITS", help="4, 8 or 16 bits for these layers.", rich_help_panel=WHAT),
+    ] = None,
+    device: Device = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model that is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)] = False,
+    debug: Debug = False,
+) -> None:
+    """Make a model small: 4- or 8-bit weights in a new folder, which is printed. 11B then takes 8 GB.
+
+    Vision, embeddings and norms stay as they are, sensitive layers get 8 bits. A run that was stopped goes on.
+
+    [bold]mllama quantize 11b[/] and then [bold]mllama chat -m 11b-int4[/]
+    """
+    from mllama_cli.checkpoint.catalog import resolve
+    from mllama_cli.cli.preferences import preferences
+    from mllama_cli.terminal.console import Terminal
+    from mllama_cli.terminal.progress import DownloadView
+    from mllama_cli.terminal.reply_view import StatusLine
+
+    terminal = Terminal()
+    exceptions = tuple(map(_bits_for, bits_for or ()))
+    size = 0 if group_size == "channel" else int(group_size)
+    folder = resolve(source)
+    destination = _destination(dest, source, folder, int(bits), size)
+    with StatusLine(terminal) as status:
+        status.show("Starting")
+        from mllama_cli.core.events import Notice, QuantizeProgress, QuantizeSummary
+        from mllama_cli.engine.device import choose_device
+        from mllama_cli.quantization.choose import Wish
+        from mllama_cli.quantization.plan import make_plan
+        from mllama_cli.quantization.quantize import quantize as run
+        from mllama_cli.quantization.schemes import Scheme
+
+        where = choose_device(device or preferences().device or "auto")
+        plan = make_plan(folder, Wish(Scheme(int(bits), size), method, tuple(keep or ()), exceptions))
+    if dry_run:
+        for note in plan.choice.notes:
+            terminal.note(note)
+        _print_plan(terminal, plan, destination, as_json)
+        return
+    summary: QuantizeSummary | None = None
+    try:
+        with DownloadView(terminal, destination.name, verb="Quantizing") as view:
+            for event in run(plan, destination, device=where, force=force):
+                if isinstance(event, Notice):
+                    terminal.note(event.text)
+                elif isinstance(event, QuantizeProgress):
+                    view.event(event)
+                elif isinstance(event, QuantizeSummary):
+                    summary = event
+    except KeyboardInterrupt:
+        terminal.note("Stopped. The same command goes on from here.")
+        raise typer.Exit(ExitStatus.INTERRUPTED) from None
+    assert summary is not None
+    _print_summary(terminal, summary, as_json)
+
+
+def _bits_for(text: str) -> tuple[str, int]:
+    from mllama_cli.core.errors import UsageError
+
+    pattern, equals, bits = text.rpartition("=")
+    if not equals or not pattern or bits not in ("4", "8", "16"):
+        raise UsageError(f"--bits-for {text!r} is not PATTERN=BITS", "Example: --bits-for 'down_proj=8' (4, 8 or 16).")
+    return pattern, int(bits)
+
+
+def _destination(given: str | None, source: str, folder: Path, bits: int, group_size: int) -> Path:
+    """A name stands beside the models, anything with a slash is a path."""
+    from mllama_cli.checkpoint.catalog import models_folder
+    from mllama_cli.checkpoint.folders import expanded
+
+    if given:
+        if "/" in given or "\\" in given or given.startswith(("~", ".")):
+            return expanded(given).absolute()
+        return models_folder() / given
+    name = source.rstrip("/").rpartition("/")[2]
+    if name in ("", ".", "..", "~"):
+        name = folder.resolve().name
+    if folder.parent.name == "snapshots" and name == folder.name:  # a commit's hash says nothing
+        name = folder.parent.parent.name.rpartition("--")[2]
+    size = {128: "", 0: "-channel"}.get(group_size, f"-g{group_size}")
+    return models_folder() / f"{name}-int{bits}{size}"
+
+
+def _print_plan(terminal: "Terminal", plan: "Plan", destination: Path, as_json: bool) -> None:
+    from rich.table import Table
+
+    from mllama_cli.checkpoint.hub_plan import free_space
+    from mllama_cli.cli.models import human_size, print_json
+    from mllama_cli.quantization.quantize import WORKING_MEMORY
+    from mllama_cli.quantization.tally import tally
+
+    rows = tally(plan)
+    free = free_space(destination)
+    if as_json:
+        record: dict[str, Any] = {
+            "folder": str(destination),
+            "layers": [{**vars(row), "scheme": row.scheme} for row in rows],
+            "size_before": plan.size_before,
+            "size_after": plan.size_after,
+            "bits_per_weight": plan.bits_per_weight,
+            "free_disk": free,
+            "working_memory": WORKING_MEMORY,
+        }
+        print_json(terminal.stdout, record)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("LAYERS")
+    table.add_column("BECOME", no_wrap=True)
+    for title in ("TENSORS", "BEFORE", "AFTER"):
+        table.add_column(title, no_wrap=True, justify="right")
+    for row in rows:
+        table.add_row(row.layers, row.scheme, str(row.tensors), human_size(row.before), human_size(row.after))
+    terminal.out.print(table)
+    sums = Table(box=None, pad_edge=False, show_header=False)
+    sums.add_column(style="bold", no_wrap=True)
+    sums.add_column(no_wrap=True)
+    sums.add_row("size", f"{human_size(plan.size_before)}, then {human_size(plan.size_after)}")
+    sums.add_row("bits per weight", f"{plan.bits_per_weight:.2f}")
+    sums.add_row("files", str(len(plan.shards)))
+    sums.add_row("free disk", human_size(free))
+    sums.add_row("memory to quantize", f"at most {human_size(WORKING_MEMORY)}")
+    sums.add_row("memory to run", f"{human_size(plan.size_after)} and what a conversation takes")
+    sums.add_row("folder", str(destination))
+    terminal.out.print()
+    terminal.out.print(sums)
+
+
+def _print_summary(terminal: "Terminal", summary: "QuantizeSummary", as_json: bool) -> None:
+    import dataclasses
+
+    from mllama_cli.cli.models import human_size, print_json
+    from mllama_cli.quantization.choose import short
+
+    if as_json:
+        print_json(terminal.stdout, dataclasses.asdict(summary))
+        return
+    terminal.note(
+        f"{human_size(summary.size_before)}, now {human_size(summary.size_after)}: "
+        f"{summary.bits_per_weight:.2f} bits per weight, in {summary.seconds:.0f} s"
+    )
+    for error in summary.errors:
+        terminal.note(
+            f"{error.bits} bit: relative squared error {100 * error.mean:.2g} % on average over {error.matrices} "
+            f"matrices, at worst {100 * error.worst:.2g} % in {short(error.worst_name)}"
+        )
+    terminal.stdout.write(f"{summary.folder}\n")

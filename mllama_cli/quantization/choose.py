@@ -1,0 +1,111 @@
+"""What each linear layer becomes: the wish of whoever quantizes, and the defaults."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from mllama_cli.checkpoint.names import canonical
+from mllama_cli.core.config import MllamaTextConfig
+from mllama_cli.core.errors import UsageError
+from mllama_cli.quantization.rounding import Method
+from mllama_cli.quantization.schemes import PER_CHANNEL_8, Scheme
+from mllama_cli.quantization.sensitive import Measure, sensitive
+
+_TOWERS = ("model.vision_model.", "model.multi_modal_projector")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """``scheme`` for the language model; ``keep`` and ``bits_for`` (4, 8 or 16) are exceptions by pattern.
+
+    A pattern is a shell's (``lm_head``, ``layers.0.*``, ``*.cross_attn.*``) for the name of a linear layer or its end.
+    The vision tower is meant only by patterns that begin with ``vision_model`` or ``multi_modal_projector``.
+    """
+
+    scheme: Scheme
+    method: Method = "search"
+    keep: tuple[str, ...] = ()
+    bits_for: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """``schemes`` of the linear layers that are quantized, the names of those ``kept``, and what to tell about it."""
+
+    schemes: Mapping[str, Scheme]
+    kept: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def choose(linears: Mapping[str, int], config: MllamaTextConfig, wish: Wish, measure: Measure) -> Choice:
+    """Decide for all linear layers, given by name with their number of inputs.
+
+    Raises UsageError for a pattern that fits none, with names that come near.
+    """
+    exceptions: dict[str, int] = {}
+    for pattern, bits in (*wish.bits_for, *((pattern, 16) for pattern in wish.keep)):
+        exceptions.update(dict.fromkeys(_fitting(pattern, linears), bits))
+    # A tied output layer is the embedding, which stays.
+    language = [
+        name
+        for name in linears
+        if not name.startswith(_TOWERS) and not (name == "lm_head" and config.tie_word_embeddings)
+    ]
+    high = sensitive(language, config, measure) if wish.scheme.bits == 4 else set()
+    wanted: dict[str, Scheme] = {name: PER_CHANNEL_8 if name in high else wish.scheme for name in language}
+    for name, bits in exceptions.items():
+        if bits == 16:
+            wanted.pop(name, None)
+        elif name == "lm_head" and config.tie_word_embeddings:
+            raise UsageError("lm_head is tied to the embedding in this model and stays as it is")
+        else:
+            wanted[name] = wish.scheme if bits == wish.scheme.bits else Scheme(bits, 0 if bits == 8 else 128)
+    schemes = {name: scheme.fitted(linears[name]) for name, scheme in wanted.items()}
+    if not schemes:
+        raise UsageError("With these patterns nothing is left to quantize", "Keep fewer layers.")
+    return Choice(schemes, tuple(name for name in linears if name not in schemes), _notes(wanted, schemes, linears))
+
+
+def short(name: str) -> str:
+    """A module's name as people write it: ``layers.3.mlp.down_proj``, ``lm_head``, ``vision_model. ...``."""
+    for prefix in ("model.language_model.", "model."):
+        if name.startswith(prefix):
+            return name.removeprefix(prefix)
+    return name
+
+
+def _fitting(pattern: str, linears: Mapping[str, int]) -> list[str]:
+    wanted = short(canonical(pattern))
+    towers = wanted.startswith(tuple(tower.removeprefix("model.").rstrip(".") for tower in _TOWERS))
+    fitting = [
+        name
+        for name in linears
+        if name.startswith(_TOWERS) == towers
+        and (fnmatchcase(short(name), wanted) or (not towers and fnmatchcase(short(name), f"*.{wanted}")))
+    ]
+    if not fitting:
+        names = [short(name) for name in linears]
+        ends = {name.rpartition(".")[2] for name in names}
+        near = difflib.get_close_matches(wanted, [*ends, *names], n=3, cutoff=0.5)
+        raise UsageError(
+            f"No linear layer fits the pattern {pattern!r}",
+            f"Did you mean {' or '.join(near)}?"
+            if near
+            else "Examples: lm_head, down_proj, layers.0.*, *.cross_attn.*",
+        )
+    return fitting
+
+
+def _notes(wanted: Mapping[str, Scheme], got: Mapping[str, Scheme], linears: Mapping[str, int]) -> tuple[str, ...]:
+    """Where the groups that were asked for do not divide a matrix."""
+    changed: dict[tuple[int, int, int], int] = {}
+    for name, scheme in got.items():
+        if scheme != wanted[name]:
+            key = (wanted[name].group_size, linears[name], scheme.group_size)
+            changed[key] = changed.get(key, 0) + 1
+    return tuple(
+        f"Groups of {size} do not divide {inputs} inputs: {count} matrices get "
+        + (f"groups of {instead}" if instead else "one scale per channel")
+        for (size, inputs, instead), count in changed.items()
+    )

@@ -1,0 +1,143 @@
+"""The ``quantization_config`` of config.json: read, whoever wrote it, and written, so that others read it.
+
+Format: compressed-tensors, ``pack-quantized``. Groups of modules, named by targets, have a scheme each.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mllama_cli.core.errors import CheckpointError
+from mllama_cli.kernels.reference import BITS
+from mllama_cli.quantization.patterns import matches, patterns_of
+from mllama_cli.quantization.schemes import Scheme
+
+FORMAT = "pack-quantized"
+PRESETS = {"W4A16": Scheme(4, 128), "W8A16": Scheme(8, 128)}
+"""Schemes that a config may name without describing them."""
+
+_STORED_IN_ORDER = (None, False, "weight", "static")
+"""Values of actorder under which the columns keep their places; under others a g_idx moves them."""
+
+_TOWERS = ("vision_model", "multi_modal_projector")
+
+
+@dataclass(frozen=True)
+class ConfigGroups:
+    """Which modules a checkpoint stores packed, and how."""
+
+    groups: tuple[tuple[Scheme, tuple[str, ...]], ...]
+    ignore: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "ConfigGroups":
+        """Raises CheckpointError, with the name of what it is, for anything that is not read."""
+        method = data.get("quant_method")
+        if method != "compressed-tensors":
+            raise _not_read(f"quantization by {method}")
+        for key in ("kv_cache_scheme", "transform_config"):
+            if data.get(key):
+                raise _not_read(f"{key} {data[key]}")
+        sparsity = data.get("sparsity_config") or {}
+        if sparsity.get("format", "dense") != "dense":
+            raise _not_read(f"sparsity of format {sparsity['format']}")
+        declared = data.get("config_groups")
+        if not isinstance(declared, dict) or not declared:
+            raise CheckpointError("config.json: quantization_config has no config_groups", "The file may be damaged.")
+        groups = []
+        for name, group in declared.items():
+            if isinstance(group, list):
+                if name.upper() not in PRESETS:
+                    raise _not_read(f"the scheme {name}")
+                groups.append((PRESETS[name.upper()], tuple(map(str, group))))
+            else:
+                _check_format(group.get("format") or data.get("format"))
+                groups.append((_scheme(group), tuple(map(str, group.get("targets") or ()))))
+        return cls(tuple(groups), tuple(map(str, data.get("ignore") or ())))
+
+    def scheme_of(self, name: str) -> Scheme | None:
+        """The scheme of a linear layer; None where it is not quantized.
+
+        As in compressed-tensors: what is ignored is not quantized, exact names come before expressions, these before
+        "Linear", and among expressions the first in alphabetical order counts.
+        """
+        if any(pattern == "Linear" or matches(name, pattern) for pattern in self.ignore):
+            return None
+        targets = {target: scheme for scheme, targets in self.groups for target in targets}
+        for target in sorted(targets, key=lambda target: (target.startswith("re:"), target)):
+            if matches(name, target):
+                return targets[target]
+        return targets.get("Linear")
+
+    def embeddings_are_quantized(self) -> bool:
+        return any("Embedding" in targets for _, targets in self.groups)
+
+
+def quantization_config(schemes: Mapping[str, Scheme], kept: Iterable[str]) -> dict[str, Any]:
+    """The ``quantization_config`` for linear layers with these schemes, where ``kept`` ones stay as they are."""
+    groups = {}
+    for number, scheme in enumerate(sorted(set(schemes.values()))):
+        mine = [name for name, each in schemes.items() if each == scheme]
+        groups[f"group_{number}"] = {
+            "targets": patterns_of(mine),
+            "weights": {
+                "num_bits": scheme.bits,
+                "type": "int",
+                "symmetric": True,
+                "strategy": "group" if scheme.group_size else "channel",
+                "group_size": scheme.group_size or None,
+                "dynamic": False,
+            },
+            "input_activations": None,
+            "output_activations": None,
+        }
+    whole = [tower for tower in _TOWERS if not any(tower in name for name in schemes)]
+    rest = [name for name in kept if not any(tower in name for tower in whole)]
+    return {
+        "quant_method": "compressed-tensors",
+        "format": FORMAT,
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": [*(f"re:.*{tower}.*" for tower in whole), *patterns_of(rest)],
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+    }
+
+
+def _check_format(name: object) -> None:
+    if name != FORMAT:
+        raise _not_read(f"the format {name}")
+
+
+def _scheme(group: Mapping[str, Any]) -> Scheme:
+    weights = group.get("weights")
+    if not isinstance(weights, dict):
+        raise CheckpointError("config.json: a config group has no weights", "The file may be damaged.")
+    for activations in ("input_activations", "output_activations"):
+        if group.get(activations):
+            raise _not_read(f"quantized activations ({activations})")
+    bits, kind = weights.get("num_bits"), weights.get("type", "int")
+    if kind != "int":
+        raise _not_read(f"weights of type {kind} ({bits} bit)")
+    if bits not in BITS:
+        raise _not_read(f"{bits}-bit weights")
+    if not weights.get("symmetric", True):
+        raise _not_read("asymmetric weights with zero points")
+    if weights.get("actorder") not in _STORED_IN_ORDER:
+        raise _not_read(f"activation order {weights['actorder']!r} (g_idx)")
+    if weights.get("dynamic"):
+        raise _not_read("dynamic weight scales")
+    strategy, size = weights.get("strategy"), weights.get("group_size")
+    grouped = isinstance(size, int) and size > 0
+    if strategy == "channel" or (strategy is None and not grouped and size == -1):
+        return Scheme(bits, 0)
+    if strategy in ("group", None) and grouped:
+        return Scheme(bits, int(size or 0))
+    raise _not_read(f"the strategy {strategy} with group size {size}")
+
+
+def _not_read(what: str) -> CheckpointError:
+    return CheckpointError(
+        f"config.json: this checkpoint uses {what}, which is not read",
+        f"compressed-tensors checkpoints of the format {FORMAT} are: symmetric 4- or 8-bit weights (W4A16, W8A16).",
+    )

@@ -1,0 +1,81 @@
+"""The folder of a quantized model while it is made, and its appearance as a whole at the end."""
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from mllama_cli.checkpoint.catalog import is_mllama
+from mllama_cli.checkpoint.folders import is_file
+from mllama_cli.core.errors import QuantizationError, UsageError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ON = "Run the same command again: it goes on where it stopped."
+
+
+class Destination:
+    """``folder`` appears at the end; until then everything is in ``partial`` beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.partial = folder.with_name(folder.name + ".partial")
+
+    def check(self, source: Path, *, force: bool) -> None:
+        """Raise UsageError where something is that may not be replaced."""
+        here, there = self.folder.resolve(), source.resolve()
+        if here == there or here in there.parents or there in here.parents:
+            raise UsageError(f"{self.folder} and the model to quantize lie in each other", "Choose another DEST.")
+        if not self.folder.exists() and not self.folder.is_symlink():
+            return
+        if self.folder.is_dir() and not self.folder.is_symlink() and not any(self.folder.iterdir()):
+            return
+        if not force:
+            raise UsageError(f"{self.folder} exists already", "Choose another DEST, or replace it with --force.")
+        if not is_mllama(self.folder):
+            raise UsageError(f"{self.folder} exists and is no model, so it is not replaced", "Choose another DEST.")
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the partial folder against other runs, and turn the system's errors into ours."""
+        try:
+            self.partial.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.partial / ".lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise UsageError(
+                    f"Another process is writing {self.folder}", "Wait for it, or choose another DEST."
+                ) from None
+            try:
+                yield
+            finally:
+                lock.release()
+        except OSError as error:
+            if error.errno in _FULL:
+                raise QuantizationError(f"The disk of {self.folder} is full", f"Free some space. {ON}") from error
+            raise QuantizationError(
+                f"{self.folder} could not be written: {error.strerror or error}", "Choose another DEST."
+            ) from error
+
+    def used(self) -> int:
+        """Bytes that the partial folder takes on the disk."""
+        if not self.partial.is_dir():
+            return 0
+        return sum(path.stat().st_size for path in self.partial.iterdir() if is_file(path))
+
+    def appear(self) -> None:
+        """Give the finished folder its name, in the place of what was there."""
+        (self.partial / ".lock").unlink(missing_ok=True)
+        old = self.folder.with_name(self.folder.name + ".old")
+        if self.folder.exists() or self.folder.is_symlink():
+            if old.is_dir():  # of a run that was killed in this very place
+                shutil.rmtree(old)
+            self.folder.rename(old)
+        self.partial.rename(self.folder)
+        if old.is_symlink():
+            old.unlink()
+        elif old.is_dir():
+            shutil.rmtree(old)

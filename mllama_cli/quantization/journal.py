@@ -1,0 +1,66 @@
+"""What an interrupted run had finished, so that the next goes on from there."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+NAME = ".quantize.jsonl"
+
+
+class Journal:
+    """Lines of JSON in the folder that is being written: first what is made there, then a line for each finished unit.
+
+    ``errors`` holds, by unit, the sum of squared errors and of squared weights. A line that a killed process left
+    half is dropped, and with it the unit.
+    """
+
+    def __init__(self, folder: Path, fingerprint: dict[str, Any]) -> None:
+        self._path = folder / NAME
+        self.errors: dict[str, tuple[float, float]] = {}
+        self._waiting: list[str] = []
+        self.continues = self._take_up(fingerprint)
+        if not self.continues:
+            self._path.write_text(json.dumps(fingerprint) + "\n", encoding="utf-8")
+
+    def _take_up(self, fingerprint: dict[str, Any]) -> bool:
+        try:
+            lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        except (OSError, ValueError):
+            return False
+        sound = [line for line in lines if line.endswith("\n")]
+        if not sound or sound[0] != json.dumps(fingerprint) + "\n":
+            return False
+        if len(sound) < len(lines):
+            self._path.write_text("".join(sound), encoding="utf-8")
+        for line in sound[1:]:
+            entry = json.loads(line)
+            if entry["done"]:
+                self.errors[entry["name"]] = (entry["error"], entry["energy"])
+            else:
+                self.errors.pop(entry["name"], None)
+        return True
+
+    def forget(self, names: set[str]) -> None:
+        """These are to be done again: their file is gone."""
+        self._append([json.dumps({"name": name, "done": False}) for name in names & self.errors.keys()])
+        for name in names:
+            self.errors.pop(name, None)
+
+    def finished(self, name: str, error: float, energy: float) -> None:
+        """Remember a unit; it counts from the next ``flush`` on."""
+        self.errors[name] = (error, energy)
+        self._waiting.append(json.dumps({"name": name, "done": True, "error": error, "energy": energy}))
+
+    def flush(self) -> None:
+        """Write what is finished. To be called when its data are on the disk, not before."""
+        self._append(self._waiting)
+        self._waiting = []
+
+    def _append(self, lines: list[str]) -> None:
+        if not lines:
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())

@@ -1,0 +1,81 @@
+"""A linear layer whose matrix is packed."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mllama_cli.core.errors import CheckpointError
+from mllama_cli.kernels.dispatch import quantized_linear
+from mllama_cli.kernels.reference import PackedWeight
+from mllama_cli.quantization.schemes import Scheme
+
+AGAIN = "Download or copy the file again, or quantize the model again."
+
+
+class QuantizedLinear(nn.Module):
+    """nn.Linear with the parameters of a compressed-tensors checkpoint; stands on the meta device until filled.
+
+    ``weight_packed`` int32 [out, words], ``weight_scale`` [out, groups] in the dtype that it is stored in,
+    ``weight_shape`` int64 [2].
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, inputs: int, outputs: int, scheme: Scheme, *, bias: bool = False) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.scheme = inputs, outputs, scheme
+
+        def empty(*shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape, dtype=dtype, device="meta"), requires_grad=False)
+
+        self.weight_packed = empty(outputs, scheme.words(inputs), dtype=torch.int32)
+        self.weight_scale = empty(outputs, scheme.groups(inputs))
+        self.weight_shape = empty(2, dtype=torch.int64)
+        self.bias = empty(outputs) if bias else None
+
+    @property
+    def packed(self) -> PackedWeight:
+        return PackedWeight(
+            self.weight_packed, self.weight_scale, (self.out_features, self.in_features), self.scheme.bits
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = quantized_linear(x, self.packed)
+        return out if self.bias is None else out + self.bias
+
+    def fill(self, packed: PackedWeight) -> None:
+        """Take a matrix that was quantized just now."""
+        self.weight_packed = nn.Parameter(packed.packed, requires_grad=False)
+        self.weight_scale = nn.Parameter(packed.scale, requires_grad=False)
+        self.weight_shape = nn.Parameter(torch.tensor(packed.shape), requires_grad=False)
+
+    def checked(self, name: str, tensor: Tensor) -> Tensor:
+        """What a file holds for the parameter ``name``, cut to the rows that count.
+
+        Rows may follow that people added for fine-tuning. Raises CheckpointError, with the name, for scales that are
+        not positive numbers and for a ``weight_shape`` that is another matrix's.
+        """
+        attribute = name.rpartition(".")[2]
+        if attribute == "weight_shape":
+            rows, inputs = tensor.tolist()
+            if rows < self.out_features or inputs != self.in_features:
+                raise CheckpointError(
+                    f"{name} says [{rows}, {inputs}], config.json asks for [{self.out_features}, {self.in_features}]",
+                    AGAIN,
+                )
+            return torch.tensor((self.out_features, self.in_features))
+        tensor = tensor[: self.out_features]
+        if attribute == "weight_scale" and not bool((torch.isfinite(tensor) & (tensor > 0)).all()):
+            raise CheckpointError(f"{name} holds scales that are not positive numbers: the file is damaged", AGAIN)
+        return tensor
+
+
+def replace_linears(network: nn.Module, schemes: Mapping[str, Scheme]) -> None:
+    """Put QuantizedLinears in the place of the linear layers so named."""
+    for name, scheme in schemes.items():
+        owner, _, attribute = name.rpartition(".")
+        old = network.get_submodule(name)
+        assert isinstance(old, nn.Linear)
+        new = QuantizedLinear(old.in_features, old.out_features, scheme, bias=old.bias is not None)
+        setattr(network.get_submodule(owner), attribute, new.train(old.training))

@@ -1,0 +1,74 @@
+"""Quantized layers in a network that is being loaded: as the checkpoint stores them, or made while it loads."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from mllama_cli.checkpoint.reader import CheckpointReader
+from mllama_cli.checkpoint.slices import SliceReader
+from mllama_cli.core.config import MllamaTextConfig
+from mllama_cli.core.errors import CheckpointError, UsageError
+from mllama_cli.quantization.choose import Wish, choose
+from mllama_cli.quantization.config_groups import ConfigGroups
+from mllama_cli.quantization.linear import QuantizedLinear, replace_linears
+from mllama_cli.quantization.plan import linear_layers, refuse_quantized
+from mllama_cli.quantization.rounding import NotFiniteError, quantize_matrix
+from mllama_cli.quantization.sample import Sampler, not_finite
+from mllama_cli.quantization.schemes import Scheme, scheme_named
+
+NAMES = ("int4", "int8")
+"""What can be asked for while loading: rounded to nearest in groups of 128, with the defaults of what stays exact."""
+
+
+def replace_stored(network: nn.Module, config: Mapping[str, Any]) -> None:
+    """Replace the layers of an empty network that config.json says are packed. Raises CheckpointError."""
+    declared = config.get("quantization_config")
+    if not declared:
+        return
+    groups = ConfigGroups.from_dict(declared)
+    if groups.embeddings_are_quantized():
+        raise CheckpointError("config.json: quantized embeddings are not read")
+    schemes = {}
+    for name, inputs in linear_layers(network).items():
+        scheme = groups.scheme_of(name)
+        if scheme is None:
+            continue
+        if not scheme.divides(inputs):
+            raise CheckpointError(
+                f"config.json: groups of {scheme.group_size} do not divide the {inputs} inputs of {name}",
+                "The file may be damaged or made for another model.",
+            )
+        schemes[name] = scheme
+    replace_linears(network, schemes)
+
+
+def replace_wished(
+    network: nn.Module,
+    config: Mapping[str, Any],
+    text: MllamaTextConfig,
+    reader: CheckpointReader,
+    wanted: str,
+) -> dict[str, Scheme]:
+    """Replace the layers that are to be quantized while they load; returns their schemes.
+
+    Raises UsageError for an unknown name and for a checkpoint that is quantized already.
+    """
+    if wanted not in NAMES:
+        raise UsageError(f"{wanted!r} is no way to quantize", f"Use {' or '.join(NAMES)}.")
+    refuse_quantized(config, reader.folder.name)
+    linears = {name: inputs for name, inputs in linear_layers(network).items() if f"{name}.weight" in reader.tensors}
+    wish = Wish(scheme_named(wanted), "rtn")
+    with SliceReader() as slices:
+        schemes = dict(choose(linears, text, wish, Sampler(slices, reader, wish.scheme)).schemes)
+    replace_linears(network, schemes)
+    return schemes
+
+
+def quantize_into(module: nn.Module, name: str, weight: Tensor, file: str) -> None:
+    """Quantize one loaded matrix into its replaced layer. Raises CheckpointError for NaN or infinity."""
+    assert isinstance(module, QuantizedLinear)
+    try:
+        module.fill(quantize_matrix(weight, module.scheme, "rtn").weight)
+    except NotFiniteError:
+        raise not_finite(name, file) from None

@@ -1,0 +1,165 @@
+"""What quantizing a checkpoint will do: which tensors become what, in which files, of which sizes."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mllama_cli.checkpoint.reader import CheckpointReader, StoredTensor
+from mllama_cli.checkpoint.shard_writer import TensorSpec, layout
+from mllama_cli.checkpoint.slices import SliceReader
+from mllama_cli.checkpoint.weight_files import SINGLE
+from mllama_cli.checkpoint.writer import SHARD_BYTES
+from mllama_cli.core.config import MllamaConfig
+from mllama_cli.core.errors import UsageError
+from mllama_cli.core.json_file import read_json
+from mllama_cli.model.mllama import empty_network
+from mllama_cli.quantization.choose import Choice, Wish, choose
+from mllama_cli.quantization.config_groups import quantization_config
+from mllama_cli.quantization.sample import Sampler
+from mllama_cli.quantization.schemes import Scheme
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A stored tensor and what is written for it: a linear layer's matrix packed, or the tensor as it is.
+
+    ``name`` is the linear layer's, or the tensor's own.
+    """
+
+    name: str
+    source: StoredTensor
+    scheme: Scheme | None
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes when written."""
+        return sum(spec.nbytes for spec in self.outputs)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file to write."""
+
+    file: str
+    units: tuple[Unit, ...]
+
+    @property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        return tuple(spec for unit in self.units for spec in unit.outputs)
+
+    @property
+    def nbytes(self) -> int:
+        return len(layout(self.specs)[0]) + sum(unit.nbytes for unit in self.units)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``config`` is the config.json to write. Sizes are of the weights, in bytes."""
+
+    source: Path
+    wish: Wish
+    choice: Choice
+    shards: tuple[Shard, ...]
+    config: dict[str, Any]
+
+    def units(self) -> Iterator[Unit]:
+        return (unit for shard in self.shards for unit in shard.units)
+
+    @property
+    def size_before(self) -> int:
+        return sum(unit.source.nbytes for unit in self.units())
+
+    @property
+    def size_after(self) -> int:
+        return sum(shard.nbytes for shard in self.shards)
+
+    @property
+    def bits_per_weight(self) -> float:
+        weights = sum(unit.source.info.elements for unit in self.units())
+        return 8 * sum(unit.nbytes for unit in self.units()) / weights
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Tells this plan, and the files that it reads, from any other."""
+        files = sorted({unit.source.file for unit in self.units()})
+        return {
+            "source": [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+            "method": self.wish.method,
+            "shards": [[shard.file, layout(shard.specs)[0][8:].decode()] for shard in self.shards],
+        }
+
+
+def make_plan(source: Path, wish: Wish, *, shard_bytes: int = SHARD_BYTES) -> Plan:
+    """Look at a checkpoint folder's headers, and for models of other depths than 11B's at samples of its weights.
+
+    Raises CheckpointError, or UsageError for a checkpoint that is quantized already and for patterns that fit nothing.
+    """
+    raw = read_json(source / "config.json")
+    refuse_quantized(raw, source.name)
+    config = MllamaConfig.from_dict(raw)
+    reader = CheckpointReader(source)
+    network = empty_network(config)
+    expected = {name: parameter.shape for name, parameter in network.named_parameters()}
+    if config.text_config.tie_word_embeddings and "lm_head.weight" not in reader.tensors:
+        del expected["lm_head.weight"]
+    reader.check(expected)
+    linears = {name: inputs for name, inputs in linear_layers(network).items() if f"{name}.weight" in expected}
+    with SliceReader() as slices:
+        choice = choose(linears, config.text_config, wish, Sampler(slices, reader, wish.scheme))
+    in_order = sorted(reader.tensors.items(), key=lambda item: (item[1].file, item[1].info.start))
+    units = [_unit(name, stored, choice.schemes.get(name.removesuffix(".weight"))) for name, stored in in_order]
+    raw["quantization_config"] = quantization_config(choice.schemes, choice.kept)
+    return Plan(source, wish, choice, _shards(units, shard_bytes), raw)
+
+
+def refuse_quantized(config: Mapping[str, Any], name: str) -> None:
+    """Raise UsageError where config.json says that the weights are quantized."""
+    if config.get("quantization_config"):
+        raise UsageError(f"{name} is quantized already", "Quantize the model that it was made from.")
+
+
+def linear_layers(network: nn.Module) -> dict[str, int]:
+    """Names of all linear layers with their numbers of inputs."""
+    return {name: module.in_features for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+
+
+def _unit(name: str, stored: StoredTensor, scheme: Scheme | None) -> Unit:
+    info = stored.info
+    if scheme is None:
+        return Unit(name, stored, None, (TensorSpec(stored.stored_name, info.dtype, info.shape),))
+    rows, inputs = info.shape
+    base = stored.stored_name.removesuffix("weight")
+    outputs = (
+        TensorSpec(f"{base}weight_packed", "I32", (rows, scheme.words(inputs))),
+        TensorSpec(f"{base}weight_scale", info.dtype, (rows, scheme.groups(inputs))),
+        TensorSpec(f"{base}weight_shape", "I64", (2,)),
+    )
+    return Unit(name.removesuffix(".weight"), stored, scheme, outputs)
+
+
+def _shards(units: list[Unit], limit: int) -> tuple[Shard, ...]:
+    """Files of at most ``limit`` bytes, but for a tensor that is larger alone. A linear layer stays in one file."""
+    bins: list[list[Unit]] = [[]]
+    used = 0
+    for unit in units:
+        if bins[-1] and used + unit.nbytes > limit:
+            bins.append([])
+            used = 0
+        bins[-1].append(unit)
+        used += unit.nbytes
+    if len(bins) == 1:
+        return (Shard(SINGLE, tuple(bins[0])),)
+    return tuple(
+        Shard(f"model-{number:05d}-of-{len(bins):05d}.safetensors", tuple(inside))
+        for number, inside in enumerate(bins, 1)
+    )
+
+
+def rows_at_once(stored: StoredTensor, limit: int) -> int:
+    """Rows of a tensor that take at most ``limit`` bytes; at least one."""
+    rows = stored.info.shape[0] if stored.info.shape else 1
+    return max(1, math.floor(limit * rows / max(stored.nbytes, 1)))

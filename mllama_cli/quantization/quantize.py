@@ -1,0 +1,198 @@
+"""Quantizes a checkpoint slice by slice: memory holds a few slices, whatever the model's size."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from mllama_cli.checkpoint.hub_plan import beside_weights, free_space
+from mllama_cli.checkpoint.shard_writer import ShardWriter
+from mllama_cli.checkpoint.slices import SliceReader
+from mllama_cli.checkpoint.weight_files import INDEX
+from mllama_cli.core.errors import QuantizationError
+from mllama_cli.core.events import Event, Notice, QuantizeProgress, QuantizeSummary, RoundingError
+from mllama_cli.quantization.destination import Destination
+from mllama_cli.quantization.journal import NAME, Journal
+from mllama_cli.quantization.plan import Plan, Shard, Unit, rows_at_once
+from mllama_cli.quantization.rounding import NotFiniteError, quantize_matrix
+from mllama_cli.quantization.sample import not_finite
+
+SLICE = 32 * 2**20
+"""Bytes of the source that are read at once."""
+
+WORKING_MEMORY = 10**9
+"""Bytes that a run needs at most: measured at the full 11B shape, torch included."""
+
+SYNC_AFTER = 4 * 2**20
+"""Bytes after which what is written is waited for and noted as done."""
+
+T = TypeVar("T")
+
+
+def quantize(plan: Plan, folder: Path, *, device: torch.device | None = None, force: bool = False) -> Iterator[Event]:
+    """Write the quantized checkpoint; yields Notice, QuantizeProgress, and at last QuantizeSummary.
+
+    ``folder`` appears whole at the end. A run that was stopped, in whatever way, goes on where it was when it is
+    started again with the same plan, and gives the same bytes. Raises UsageError for a folder that exists (unless
+    ``force`` and it holds a model), QuantizationError where the disk is too small or does not take it, CheckpointError
+    for a damaged source.
+    """
+    started = time.monotonic()
+    destination = Destination(folder)
+    destination.check(plan.source, force=force)
+    _check_space(plan, destination)
+    yield from map(Notice, plan.choice.notes)
+    with destination.writing():
+        journal = Journal(destination.partial, plan.fingerprint())
+        if journal.continues and journal.errors:
+            yield Notice("Going on where an earlier run stopped.")
+        elif not journal.continues:
+            _remove_others(destination)
+        done = 0
+        total = plan.size_before
+        for shard in plan.shards:
+            for unit, part in _write_shard(shard, destination.partial, journal, plan, device or torch.device("cpu")):
+                done += part
+                yield QuantizeProgress(done, total, unit.name)
+        _write_rest(plan, destination.partial)
+        destination.appear()
+        (folder / NAME).unlink()
+    yield QuantizeSummary(
+        folder=str(folder),
+        size_before=total,
+        size_after=plan.size_after,
+        bits_per_weight=plan.bits_per_weight,
+        errors=_errors(plan, journal.errors),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _check_space(plan: Plan, destination: Destination) -> None:
+    missing = plan.size_after - destination.used()
+    free = free_space(destination.folder)
+    if missing > free:
+        raise QuantizationError(
+            f"The disk of {destination.folder} has {free / 1e9:.1f} GB free, but this needs {missing / 1e9:.1f} GB",
+            "Free some space (`mllama rm MODEL` frees a model's), or choose a DEST on another disk.",
+        )
+
+
+def _write_shard(
+    shard: Shard, folder: Path, journal: Journal, plan: Plan, device: torch.device
+) -> Iterator[tuple[Unit, int]]:
+    """Write what is not there yet of one file. Yields units with the bytes of them that were done."""
+    with ShardWriter(folder / shard.file, shard.specs) as writer:
+        if writer.fresh:
+            journal.forget({unit.name for unit in shard.units})
+        todo = []
+        for unit in shard.units:
+            if unit.name in journal.errors:
+                yield unit, unit.source.nbytes
+            else:
+                todo.append(unit)
+        waiting = 0
+        with SliceReader() as reader:
+            work = _Work(writer, plan, device)
+            for unit, start, rows in one_ahead(_slices(reader, todo)):
+                try:
+                    last = work.write(unit, start, rows)
+                except NotFiniteError:
+                    raise not_finite(unit.source.stored_name, unit.source.file.name) from None
+                waiting += rows.nbytes
+                if last:
+                    journal.finished(unit.name, work.error, work.energy)
+                    if waiting >= SYNC_AFTER:
+                        waiting = 0
+                        writer.sync()
+                        journal.flush()
+                yield unit, rows.nbytes
+        writer.sync()
+        journal.flush()
+
+
+class _Work:
+    """Turns slices of one unit after the other into what is written. ``error`` and ``energy`` are the unit's sums."""
+
+    def __init__(self, writer: ShardWriter, plan: Plan, device: torch.device) -> None:
+        self._writer, self._method, self._device = writer, plan.wish.method, device
+        self.error = self.energy = 0.0
+        self._offsets = [0, 0]
+
+    def write(self, unit: Unit, start: int, rows: Tensor) -> bool:
+        """Rows from ``start`` on; True for the unit's last ones. Raises NotFiniteError."""
+        if start == 0:
+            self.error = self.energy = 0.0
+            self._offsets = [0, 0]
+        if unit.scheme is None:
+            if not bool(torch.isfinite(rows).all()):
+                raise NotFiniteError
+            self._offsets[0] = self._writer.write(unit.outputs[0].name, rows, self._offsets[0])
+        else:
+            packed, scale, shape = unit.outputs
+            rounded = quantize_matrix(rows.to(self._device), unit.scheme, self._method)
+            self._offsets = [
+                self._writer.write(packed.name, rounded.weight.packed, self._offsets[0]),
+                self._writer.write(scale.name, rounded.weight.scale, self._offsets[1]),
+            ]
+            self.error += rounded.error
+            self.energy += rounded.energy
+            if start == 0:
+                self._writer.write(shape.name, torch.tensor(unit.source.info.shape))
+        return not rows.dim() or start + len(rows) == unit.source.info.shape[0]
+
+
+def _slices(reader: SliceReader, units: list[Unit]) -> Iterator[tuple[Unit, int, Tensor]]:
+    for unit in units:
+        step = rows_at_once(unit.source, SLICE)
+        for start in range(0, unit.source.info.shape[0] if unit.source.info.shape else 1, step):
+            yield unit, start, reader.rows(unit.source, start, start + step)
+
+
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items; the next one is made in another thread while the caller works on this one."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
+
+
+def _write_rest(plan: Plan, folder: Path) -> None:
+    """Tokenizer, template and settings as they are, the index, and at last config.json, which makes it a model."""
+    for file in sorted(plan.source.iterdir()):
+        if file.is_file() and beside_weights(file.name) and file.name not in ("config.json", INDEX):
+            shutil.copyfile(file, folder / file.name)
+    if len(plan.shards) > 1:
+        weight_map = {spec.name: shard.file for shard in plan.shards for spec in shard.specs}
+        total = sum(unit.nbytes for unit in plan.units())
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    _write_json(folder / "config.json", plan.config)
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def _remove_others(destination: Destination) -> None:
+    """Files of an earlier run with other settings: they would stay in the finished folder."""
+    for path in destination.partial.iterdir():
+        if path.name not in (NAME, ".lock"):
+            path.unlink()
+
+
+def _errors(plan: Plan, sums: dict[str, tuple[float, float]]) -> tuple[RoundingError, ...]:
+    by_bits: dict[int, dict[str, float]] = {}
+    for name, scheme in plan.choice.schemes.items():
+        error, energy = sums[name]
+        by_bits.setdefault(scheme.bits, {})[name] = error / energy if energy else 0.0
+    result = []
+    for bits, found in sorted(by_bits.items()):
+        worst = max(found, key=lambda name: found[name])
+        result.append(RoundingError(bits, len(found), sum(found.values()) / len(found), found[worst], worst))
+    return tuple(result)
