@@ -31,6 +31,8 @@ def run_captions(
     model: str | None,
     device: str | None,
     dtype: str | None,
+    quantize: str | None,
+    exact: bool,
     sampling: dict[str, Any],
     errors: Path | None,
     as_json: bool,
@@ -46,7 +48,7 @@ def run_captions(
     prefer = preferences()
     name, folder = _model(model or prefer.model, terminal)
     flags = {"max_tokens": request.max_tokens, **{k: v for k, v in sampling.items() if v is not None}}
-    key = request.run_key(str(folder), sorted(flags.items(), key=lambda pair: pair[0]))
+    key = request.run_key(f"{folder} {quantize}", sorted(flags.items(), key=lambda pair: pair[0]))
     destination = _destination(request, key, terminal)
     plan = make_plan(request.listing, destination)
     printer = _Printer(terminal, request, as_json=as_json, preview=preview)
@@ -58,7 +60,8 @@ def run_captions(
     else:
         with _error_list(errors) as error_list:
             try:
-                engine = _engine(terminal, folder, name, device or prefer.device, dtype or prefer.dtype)
+                where = {"device": device or prefer.device or "auto", "dtype": dtype or prefer.dtype or "auto"}
+                engine = _engine(terminal, folder, name, **where, quantize=quantize, exact=exact)
                 # One picture needs no workers, which take half a second to start.
                 count = 0 if workers is None and len(plan.pending) <= 2 else workers
                 events = _events(engine, plan, destination, request, flags, count)
@@ -112,14 +115,14 @@ def _model(asked: str | None, terminal: Terminal) -> tuple[str, Path]:
     return entry.name, entry.path
 
 
-def _engine(terminal: Terminal, folder: Path, name: str, device: str | None, dtype: str | None) -> "Engine":
+def _engine(terminal: Terminal, folder: Path, name: str, **settings: Any) -> "Engine":
     from mllama_cli.terminal.reply_view import StatusLine
 
     with StatusLine(terminal) as status:
         status.show("Starting")
         from mllama_cli.engine.load import Engine
 
-        engine = Engine(folder, name, device=device or "auto", dtype=dtype or "auto")
+        engine = Engine(folder, name, **settings)
         for event in engine.load_weights(vision=True):
             status.event(event)
     return engine

@@ -12,6 +12,7 @@ from mllama_cli.cli.options import (
     Debug,
     Device,
     Dtype,
+    Exact,
     MaxTokens,
     MinP,
     Model,
@@ -87,6 +88,7 @@ def chat(
     device: Device = None,
     dtype: Dtype = None,
     quantize: Quantize = None,
+    exact: Exact = False,
     temperature: Temperature = None,
     top_p: TopP = None,
     top_k: TopK = None,
@@ -179,6 +181,7 @@ def chat(
             device=device or prefer.device or "auto",
             dtype=dtype or prefer.dtype or "auto",
             quantize=quantize,
+            exact=exact,
         )
 
     engine = engine_of(folder, name)

@@ -63,6 +63,12 @@ Quantize = Annotated[
         rich_help_panel=COMPUTE,
     ),
 ]
+Exact = Annotated[
+    bool,
+    typer.Option(
+        "--exact", help="On a CPU, never round activations to 8 bits: slower, a little nearer.", rich_help_panel=COMPUTE
+    ),
+]
 Temperature = Annotated[
     float | None,
     typer.Option("--temperature", "--temp", help="0 is greedy: always the likeliest token.", rich_help_panel=SAMPLING),

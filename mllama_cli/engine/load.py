@@ -36,6 +36,7 @@ def load(
     dtype: str = "auto",
     vision: bool = False,
     quantize: str | None = None,
+    exact: bool = False,
     progress: Callable[[Event], None] | None = None,
 ) -> "Engine":
     """Load a model: a folder, an installed model's name, an alias, or a hub id in the cache.
@@ -43,7 +44,8 @@ def load(
     None takes the only model that was downloaded or made here, else the built-in one.
 
     ``vision`` also loads what images need; otherwise it comes in with the first image. Nothing is ever downloaded.
-    ``quantize``, "int4" or "int8", makes the language model small while it loads.
+    ``quantize``, "int4" or "int8", makes the language model small while it loads. ``exact`` forbids, for the whole
+    process, to round activations to 8 bits, which a CPU does for products with packed matrices.
     Raises ModelNotFoundError, CheckpointError, DeviceError or MemoryShortageError.
     """
     from mllama_cli.checkpoint.catalog import default_model, resolve
@@ -53,7 +55,7 @@ def load(
         folder, name = entry.path, entry.name
     else:
         folder, name = resolve(str(model)), str(model)
-    engine = Engine(folder, name, device=device, dtype=dtype, quantize=quantize)
+    engine = Engine(folder, name, device=device, dtype=dtype, quantize=quantize, exact=exact)
     for event in engine.load_weights(vision=vision):
         if progress is not None:
             progress(event)
@@ -64,8 +66,16 @@ class Engine:
     """A model that answers. Made by ``load``."""
 
     def __init__(
-        self, folder: Path, name: str, *, device: str = "auto", dtype: str = "auto", quantize: str | None = None
+        self,
+        folder: Path,
+        name: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        quantize: str | None = None,
+        exact: bool = False,
     ) -> None:
+        dispatch.set_exact(exact or dispatch.is_exact())
         self.path = folder
         self.name = name
         raw = read_json(folder / "config.json")
