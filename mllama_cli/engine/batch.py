@@ -32,7 +32,7 @@ def run_batch(
     refill: bool = True,
     on_slots: Callable[[int], None] | None = None,
 ) -> Iterator[BatchReply]:
-    """Answer any number of requests, ``slots`` of them at a time (None: as many as memory allows).
+    """Answer any number of requests, ``slots`` of them at a time (None: as many as memory allows and ever needed).
 
     Requests are pulled when slots are free, and each reply is yielded as soon as its answer ends: not in order. A
     request may be None: "nothing is ready yet", and the others go on meanwhile (with none in a slot it is asked again
@@ -53,9 +53,9 @@ def answer_batch(
     Each row has its own sampler, so a row's answer does not depend on what stands beside it. Raises the error of the
     first conversation that cannot be answered.
     """
-    inputs = [engine.processor(conversation) for conversation in conversations]
-    requests = (BatchRequest(place, item, sampling=sampling) for place, item in enumerate(inputs))
-    replies: list[Reply | None] = [None] * len(inputs)
+    inputs = map(engine.processor, conversations)
+    requests = [BatchRequest(place, item, sampling=sampling) for place, item in enumerate(inputs)]
+    replies: list[Reply | None] = [None] * len(requests)
     for reply in run_batch(engine, requests):
         if reply.error is not None:
             raise reply.error

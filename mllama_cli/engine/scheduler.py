@@ -1,8 +1,9 @@
 """Which request gets a slot when: newcomers in, answers out, fewer slots when memory runs out."""
 
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,7 @@ class Scheduler:
         self.refill = refill
         self._on_slots = on_slots
         self._source = iter(requests)
+        self._most = max(1, len(requests)) if isinstance(requests, Sized) else sys.maxsize
         self._source_ended = self._source_failed = False
         self._again: deque[BatchRequest] = deque()
         """Requests that are to be had before the source's."""
@@ -122,7 +124,7 @@ class Scheduler:
         if self.count is None:
             sampling = request.sampling or self.engine.default_sampling()
             lengths = len(request.inputs.ids), len(request.inputs.images), sampling.max_tokens
-            self.count = automatic_slots(self.engine, *lengths)
+            self.count = min(automatic_slots(self.engine, *lengths), self._most)
             self._on_slots(self.count)
         if self._slots is None:
             self._encoder.limit = remembered_bytes(self.engine.device)
@@ -222,7 +224,7 @@ class Scheduler:
             )
             self._fail(in_flight.pop(), error)
         elif self.count > 1:
-            self.count = max(1, min(self.count, len(in_flight)) * 3 // 4)
+            self.count = self.count * 3 // 4
             self._on_slots(self.count)
         self._tried_alone = in_flight[0] if in_flight else None
         self._again.extendleft(reversed(in_flight))

@@ -7,6 +7,7 @@ import torch
 
 from mllama_cli.engine.decoder import CHUNK
 from mllama_cli.engine.device import HEADROOM
+from mllama_cli.engine.picture_encoder import TOGETHER
 
 if TYPE_CHECKING:
     from mllama_cli.engine.load import Engine
@@ -60,6 +61,7 @@ def working_bytes(engine: "Engine") -> int:
     needed = CHUNK * (3 * text.intermediate_size + 8 * text.hidden_size)
     if vision:
         rows = vision.max_num_tiles * vision.padded_tokens_per_tile
+        rows *= TOGETHER[engine.device.type]
         width = 2 * vision.intermediate_size + 8 * vision.hidden_size + 2 * vision.vision_output_dim
         needed = max(needed, rows * width)
     return needed * engine.dtype.itemsize

@@ -136,7 +136,7 @@ def compare(engine: Engine, requests: Sequence[BatchRequest], given: argparse.Na
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=96)
-    parser.add_argument("--slots", type=int, nargs="+", default=[4, 16, 32])
+    parser.add_argument("--slots", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--no-peer", action="store_true", help="leave transformers out")

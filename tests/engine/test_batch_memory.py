@@ -157,6 +157,8 @@ def test_slots_by_themselves_fill_the_memory_that_is_free(engine: Engine, monkey
 def test_the_caller_hears_how_many_slots_there_are(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "automatic_slots", lambda *_: 3)
     counts: list[int] = []
-    request = BatchRequest(0, engine.processor(Conversation.ask("?", (picture(),))), sampling=Sampling(max_tokens=2))
-    assert [reply.key for reply in run_batch(engine, [request], on_slots=counts.append)] == [0]
-    assert counts == [3]
+    inputs = engine.processor(Conversation.ask("?", (picture(),)))
+    requests = [BatchRequest(key, inputs, sampling=Sampling(max_tokens=2)) for key in range(5)]
+    assert len(list(run_batch(engine, iter(requests), on_slots=counts.append))) == 5
+    assert len(list(run_batch(engine, requests[:2], on_slots=counts.append))) == 2
+    assert counts == [3, 2], "two requests need no third slot"
