@@ -80,7 +80,8 @@ class CheckpointReader:
             if self.tensors[name].info.dtype not in readable:
                 raise CheckpointError(
                     f"{self.tensors[name].file}: {name} is stored as {self.tensors[name].info.dtype}, "
-                    f"which is not read here ({', '.join(readable)} would be)"
+                    f"which is not read here ({', '.join(readable)} would be)",
+                    "Convert the checkpoint, or download or copy the file again.",
                 )
 
     def read(self, names: Iterator[str] | list[str]) -> Iterator[tuple[str, Tensor]]:
