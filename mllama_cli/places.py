@@ -34,3 +34,10 @@ def state_folder() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_state_dir("mllama", appauthor=False))
+
+
+def cache_folder() -> Path:
+    """What can be made again. May not exist yet."""
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("mllama", appauthor=False))

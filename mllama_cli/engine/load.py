@@ -1,10 +1,10 @@
 """A checkpoint folder -> an Engine: network and processor, ready to answer."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mllama_cli.checkpoint.names import part
 from mllama_cli.checkpoint.reader import DTYPES, CheckpointReader
@@ -16,11 +16,13 @@ from mllama_cli.core.json_file import read_json
 from mllama_cli.engine.batch import Reply, answer_batch
 from mllama_cli.engine.decoder import Network
 from mllama_cli.engine.device import check_fits, choose_device, choose_dtype
+from mllama_cli.engine.fast import FastDecoding
 from mllama_cli.engine.sampling import Sampling
 from mllama_cli.engine.session import Session
-from mllama_cli.model.cache import LayerKV
+from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.model.text import MllamaForCausalLM
+from mllama_cli.model.visibility import ImageSpan
 from mllama_cli.processing.processor import MllamaProcessor
 
 
@@ -83,6 +85,7 @@ class Engine:
         self.dtype = choose_dtype(dtype, stored, elements, self.device)
         self.processor = MllamaProcessor.from_pretrained(folder, self.config.image_token_index, vision=self.can_see)
         self._loaded: set[str] = set()
+        self._fast = FastDecoding(self.dtype, self.device)
 
     @property
     def sees(self) -> bool:
@@ -110,6 +113,28 @@ class Engine:
         if not isinstance(self.network, MllamaForConditionalGeneration):
             raise UsageError("This model is text-only: it cannot see images", "Use a Llama 3.2 Vision checkpoint.")
         return self.network.model.encode_image(tiles.pixel_values, tiles.aspect_ratio_id)
+
+    def prepare_decoding(self, *, sees: bool, sampling: Sampling) -> Iterator[Event]:
+        """Make ready what ``decode`` will need; yields a Notice where kernels have to be built first."""
+        return self._fast.prepare(self.network, sees=sees, sampled=sampling.temperature > 0)
+
+    def decode(
+        self,
+        logits: Tensor,
+        cache: KVCache,
+        cross: CrossKVCache | None,
+        spans: Sequence[ImageSpan],
+        sampling: Sampling,
+        prompt: Sequence[int],
+        budget: int,
+    ) -> Generator[int]:
+        """The answer's tokens, as engine/decoder.py's ``decode``; from captured graphs where the device has them."""
+        return self._fast.decode(self.network, logits, cache, cross, spans, sampling, prompt, budget)
+
+    @property
+    def slower_because(self) -> str:
+        """Why decoding takes plain torch operations; empty where it runs from captured graphs or on a CPU."""
+        return self._fast.obstacle if self.device.type == "cuda" else ""
 
     def load_vision(self) -> Iterator[Event]:
         """Load the vision tower, the projector and the cross-attention layers."""

@@ -58,6 +58,13 @@ class Sampling:
         return replace(own, **given)
 
 
+def not_finite() -> MllamaError:
+    return MllamaError(
+        "The model computed NaN or infinity, so no token can be chosen",
+        "Use --dtype bfloat16 or float32; if that does not help, the weights are damaged.",
+    )
+
+
 class Sampler:
     """Chooses tokens for one conversation; remembers which ids it has seen for the repetition penalty.
 
@@ -95,10 +102,7 @@ class Sampler:
             sound = bool(torch.isfinite(probabilities).all())
             chosen = int(torch.multinomial(probabilities, 1, generator=self._generator)) if sound else 0
         if not sound:
-            raise MllamaError(
-                "The model computed NaN or infinity, so no token can be chosen",
-                "Use --dtype bfloat16 or float32; if that does not help, the weights are damaged.",
-            )
+            raise not_finite()
         if self._seen is not None:
             self._seen[chosen] = True
         return chosen

@@ -187,10 +187,13 @@ class MllamaTextModel(nn.Module):
         """
         length = input_ids.shape[1]
         device = input_ids.device
-        positions = torch.arange(length, device=device)[None]
+        first = cache.lengths[0] if cache is not None and cache.uniform else 0
+        positions = torch.arange(first, first + length, device=device)[None]
         if cache is not None:
             cache.reserve(max(cache.lengths) + length)
-            positions = positions + torch.tensor(cache.lengths, device=device)[:, None]
+            positions = positions.expand(len(cache.lengths), -1)
+            if not cache.uniform:
+                positions = positions + torch.tensor(cache.lengths, device=device)[:, None]
         return self.run(input_ids, self.context(positions, cache, self._mask(cache, positions)), cross, view)
 
     def context(self, positions: Tensor, cache: KVCache | None, mask: Tensor | None) -> SelfAttentionContext:
