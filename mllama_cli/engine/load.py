@@ -164,6 +164,8 @@ class Engine:
         if "text" in wanted and "lm_head.weight" not in self._names:
             table = self.network.language_model.embed_tokens.weight
             self.network.lm_head.weight = nn.Parameter(table[: config.vocab_size], requires_grad=False)
+        if "vision" in wanted and self.device.type == "cuda" and isinstance(self.network, MllamaForConditionalGeneration):
+            self.network.model.vision_model.join_projections()
         self._loaded.update(wanted)
 
     def synchronize(self) -> None:

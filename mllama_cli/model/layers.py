@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mllama_cli.kernels.rows import gated_silu, rms_norm
+
 
 def normal_parameter(*shape: int, std: float) -> nn.Parameter:
     """Drawn from a normal distribution; on the meta device not at all, as torch would import its compiler for it."""
@@ -28,9 +30,7 @@ class MllamaTextRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return wide.to(x.dtype) * self.weight
+        return rms_norm(x, self.weight, self.eps)
 
 
 class MllamaTextMLP(nn.Module):
@@ -43,7 +43,7 @@ class MllamaTextMLP(nn.Module):
         self.down_proj = nn.Linear(inner, size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        result: Tensor = self.down_proj(gated_silu(self.gate_proj(x), self.up_proj(x)))
         return result
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mllama_cli.core.config import MllamaTextConfig
+from mllama_cli.kernels.rows import rotate
 from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
 from mllama_cli.model.layers import (
     Embedding,
@@ -15,7 +16,7 @@ from mllama_cli.model.layers import (
     grouped_attention,
     heads,
 )
-from mllama_cli.model.rope import inverse_frequencies, rotate, rotation
+from mllama_cli.model.rope import inverse_frequencies, rotation
 from mllama_cli.model.visibility import CrossView
 
 EXTRA_EMBEDDINGS = 8
@@ -86,7 +87,7 @@ class MllamaTextCrossAttention(nn.Module):
 
     def keys_values(self, states: Tensor) -> LayerKV:
         """Projected vision tokens [B, tokens, hidden] -> keys and values, each [B, kv_heads, tokens, head_dim]."""
-        keys = self.k_norm(heads(self.k_proj(states), self.head_dim))
+        keys = self.k_norm(self.k_proj(states).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)
         return keys.contiguous(), heads(self.v_proj(states), self.head_dim).contiguous()
 
     def forward(self, x: Tensor, kv: LayerKV, view: CrossView) -> Tensor:
