@@ -9,11 +9,13 @@ from torch import Tensor
 from mllama_cli.core.events import Event, Notice
 from mllama_cli.engine.decoder import Network, decode
 from mllama_cli.engine.sampling import Sampling
-from mllama_cli.model.cache import CrossKVCache, KVCache
+from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
+from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.model.visibility import ImageSpan
 
 if TYPE_CHECKING:
     from mllama_cli.engine.cuda.decode import GraphDecoder
+    from mllama_cli.engine.cuda.tower import TowerGraphs
 
 
 class FastDecoding:
@@ -23,6 +25,19 @@ class FastDecoding:
         self.obstacle = "" if device.type == "cuda" else "no CUDA device"
         self._dtype, self._device = dtype, device
         self._idle: list[GraphDecoder] = []
+        self._tower: TowerGraphs | None = None
+
+    def encode_image(
+        self, network: MllamaForConditionalGeneration, pixel_values: Tensor, aspect_ratio_id: int
+    ) -> list[LayerKV]:
+        """One image's tiles -> keys and values for each cross-attention layer."""
+        if self._device.type != "cuda":
+            return network.model.encode_image(pixel_values, aspect_ratio_id)
+        from mllama_cli.engine.cuda.tower import TowerGraphs
+
+        if self._tower is None:
+            self._tower = TowerGraphs(network, self._device)
+        return self._tower.encode(pixel_values.pin_memory(), aspect_ratio_id)
 
     def prepare(self, network: Network, *, sees: bool, sampled: bool) -> Iterator[Event]:
         """Build and capture what an answer needs, once. Where that fails, ``obstacle`` says why, and torch decodes."""

@@ -85,7 +85,7 @@ class Engine:
         self.dtype = choose_dtype(dtype, stored, elements, self.device)
         self.processor = MllamaProcessor.from_pretrained(folder, self.config.image_token_index, vision=self.can_see)
         self._loaded: set[str] = set()
-        self._fast = FastDecoding(self.dtype, self.device)
+        self.fast = FastDecoding(self.dtype, self.device)
 
     @property
     def sees(self) -> bool:
@@ -112,11 +112,11 @@ class Engine:
         tiles = self.processor.tiles(image)
         if not isinstance(self.network, MllamaForConditionalGeneration):
             raise UsageError("This model is text-only: it cannot see images", "Use a Llama 3.2 Vision checkpoint.")
-        return self.network.model.encode_image(tiles.pixel_values, tiles.aspect_ratio_id)
+        return self.fast.encode_image(self.network, tiles.pixel_values, tiles.aspect_ratio_id)
 
     def prepare_decoding(self, *, sees: bool, sampling: Sampling) -> Iterator[Event]:
         """Make ready what ``decode`` will need; yields a Notice where kernels have to be built first."""
-        return self._fast.prepare(self.network, sees=sees, sampled=sampling.temperature > 0)
+        return self.fast.prepare(self.network, sees=sees, sampled=sampling.temperature > 0)
 
     def decode(
         self,
@@ -129,12 +129,12 @@ class Engine:
         budget: int,
     ) -> Generator[int]:
         """The answer's tokens, as engine/decoder.py's ``decode``; from captured graphs where the device has them."""
-        return self._fast.decode(self.network, logits, cache, cross, spans, sampling, prompt, budget)
+        return self.fast.decode(self.network, logits, cache, cross, spans, sampling, prompt, budget)
 
     @property
     def slower_because(self) -> str:
         """Why decoding takes plain torch operations; empty where it runs from captured graphs or on a CPU."""
-        return self._fast.obstacle if self.device.type == "cuda" else ""
+        return self.fast.obstacle if self.device.type == "cuda" else ""
 
     def load_vision(self) -> Iterator[Event]:
         """Load the vision tower, the projector and the cross-attention layers."""
@@ -164,7 +164,11 @@ class Engine:
         if "text" in wanted and "lm_head.weight" not in self._names:
             table = self.network.language_model.embed_tokens.weight
             self.network.lm_head.weight = nn.Parameter(table[: config.vocab_size], requires_grad=False)
-        if "vision" in wanted and self.device.type == "cuda" and isinstance(self.network, MllamaForConditionalGeneration):
+        if (
+            "vision" in wanted
+            and self.device.type == "cuda"
+            and isinstance(self.network, MllamaForConditionalGeneration)
+        ):
             self.network.model.vision_model.join_projections()
         self._loaded.update(wanted)
 

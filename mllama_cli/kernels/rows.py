@@ -38,6 +38,23 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
+def widen(qkv: Tensor, width: int, counted: int, near: float, rest: float) -> Tensor:
+    """Queries, keys and values [N, tokens, 3, heads, D] with ``width`` dimensions a head, the further ones 0.
+
+    But the first two of them are 1 in queries, and ``near`` and ``rest`` in the keys of tokens from ``counted`` on.
+    """
+    if _fused(qkv):
+        from mllama_cli.kernels.cuda import rows
+
+        return rows.widen(qkv, width, counted, near, rest)
+    dim = qkv.shape[-1]
+    wide = F.pad(qkv, (0, width - dim))
+    wide[:, :, 0, :, dim : dim + 2] = 1.0
+    wide[:, counted:, 1, :, dim] = near
+    wide[:, counted:, 1, :, dim + 1] = rest
+    return wide
+
+
 def _fused(x: Tensor) -> bool:
     """Fused kernels know no gradients, so training takes torch's operations."""
     return x.is_cuda and not torch.is_grad_enabled() and _works(x.device)

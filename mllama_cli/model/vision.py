@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllama_cli.core.config import MllamaVisionConfig
+from mllama_cli.kernels.rows import widen
 from mllama_cli.model.layers import Embedding, normal_parameter
 
 
@@ -59,26 +60,22 @@ class MllamaVisionAttention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         padding = F.scaled_dot_product_attention(q[:, :, real:], k[:, :, :real], v[:, :, :real], scale=scale)
         if times > 1:
-            q, k, v = counting(qkv, scale, counted, times).permute(2, 0, 3, 1, 4)
+            q, k, v = counting(qkv, scale, counted.start, times).permute(2, 0, 3, 1, 4)
         seen = F.scaled_dot_product_attention(q[:, :, :real], k, v, scale=scale)[..., : self.head_dim]
         result: Tensor = self.o_proj(torch.cat((seen.transpose(1, 2), padding.transpose(1, 2)), dim=1).flatten(2))
         return result
 
 
-def counting(qkv: Tensor, scale: float, counted: slice, times: int) -> Tensor:
-    """Queries, keys and values [N, tokens, 3, heads, D], widened so that the keys in ``counted`` count ``times`` times.
+def counting(qkv: Tensor, scale: float, counted: int, times: int) -> Tensor:
+    """Queries, keys, values [N, tokens, 3, heads, D], widened so that keys from ``counted`` on count ``times`` times.
 
     The bias log(times) / scale rides in two extra dimensions, as a value of q's dtype and what that rounding left over,
     so that it is exact enough in bfloat16 too. Fast attention kernels want head dimensions that are multiples of 8.
     """
     dim = qkv.shape[-1]
     bias = torch.tensor(math.log(times) / scale)
-    near = bias.to(qkv.dtype)
-    wide = F.pad(qkv, (0, -(-(dim + 2) // 8) * 8 - dim))
-    wide[:, :, 0, :, dim : dim + 2] = 1.0
-    wide[:, counted, 1, :, dim] = float(near)
-    wide[:, counted, 1, :, dim + 1] = float(bias - near.float())
-    return wide
+    near = bias.to(qkv.dtype).float()
+    return widen(qkv, -(-(dim + 2) // 8) * 8, counted, float(near), float(bias - near))
 
 
 class MllamaVisionMLP(nn.Module):

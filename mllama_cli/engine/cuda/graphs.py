@@ -7,6 +7,7 @@ import torch
 from mllama_cli.engine.cuda.choice import Choice
 from mllama_cli.engine.cuda.step import DecodeStep, State
 from mllama_cli.engine.decoder import Network
+from mllama_cli.kernels.cuda.launch import building
 
 
 class Graphs:
@@ -55,7 +56,10 @@ class Graphs:
             state.positions.zero_()
             state.tokens.zero_()
             state.ranges.copy_(torch.tensor([[0, 1]]))
-            for launch in launches:  # builds the kernels; libraries allocate what they need
+            with building():
+                for launch in launches:
+                    launch()
+            for launch in launches:  # once for real: libraries allocate what they need
                 launch()
             for tensor, old in zip(kept, before, strict=True):
                 tensor.copy_(old)

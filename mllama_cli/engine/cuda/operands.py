@@ -14,7 +14,7 @@ Operand = Tensor | PackedWeight
 
 def operand(module: nn.Module) -> Operand:
     """The matrix of a linear layer: its weight, or what a quantized one holds packed."""
-    packed = getattr(module, "packed_weight", None)
+    packed = getattr(module, "packed", None)
     if isinstance(packed, PackedWeight):
         return packed
     weight = module.weight

@@ -15,16 +15,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mllama_cli.kernels.cuda.launch import dependents_may_start, overlap, wait_for_inputs
+from mllama_cli.kernels.cuda.launch import dependents_may_start, launch, wait_for_inputs
 from mllama_cli.kernels.cuda.linear import place
 
 LOG2_E = 1.4426950408889634
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["slot"])
 def attention_kernel(
-    projected, norm, rotation, base, table, strides, limits, partial, partial_max, partial_sum, eps, scale,
-    SLOT: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr,
+    projected, norm, rotation, base, table, strides, limits, partial, partial_max, partial_sum, eps, scale, slot,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr,
     HALF: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, CROSS: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program: the query heads of one key head, over one split of the keys. ROWS is GROUP filled up to 16.
@@ -45,8 +45,8 @@ def attention_kernel(
     # Addresses, limits and the older keys stand still while a step runs: only the projections have to be waited for.
     # Everything lies at multiples of 16 numbers: what lets 16 bytes be read at once.
     offset = batch * tl.multiple_of(tl.load(strides), 16) + head * tl.multiple_of(tl.load(strides + 1), 16)
-    keys = base + (tl.multiple_of(tl.load(table + 2 * SLOT), 16) + offset)
-    values = base + (tl.multiple_of(tl.load(table + 2 * SLOT + 1), 16) + offset)
+    keys = base + (tl.multiple_of(tl.load(table + 2 * slot), 16) + offset)
+    values = base + (tl.multiple_of(tl.load(table + 2 * slot + 1), 16) + offset)
     if CROSS:
         begin = tl.load(limits + 2 * batch)
         end = tl.load(limits + 2 * batch + 1)
@@ -198,17 +198,18 @@ def decode_attention(
     Cross-attention: ``projected`` [B, heads * dim] is the query before its ``norm``.
     """
     heads = out.shape[1] // dim
-    batch, pdl = out.shape[0], overlap(out.device)
-    launch = {"OVERLAP": pdl, "num_warps": warps, **({"launch_pdl": True} if pdl else {})}
+    batch, device = out.shape[0], out.device
     group = heads // kv_heads
     cross = rotation is None
-    attention_kernel[(kv_heads, scratch.splits, batch)](
-        projected, norm if norm is not None else projected, rotation if rotation is not None else projected,
+    launch(
+        attention_kernel, (kv_heads, scratch.splits, batch), projected, norm if norm is not None else projected,
+        rotation if rotation is not None else projected,
         addresses.base, addresses.table, addresses.strides, limits,
         scratch.sums, scratch.largest, scratch.total, eps, LOG2_E * dim**-0.5,
         slot, kv_heads, group, max(16, triton.next_power_of_2(group)), dim, dim // 2, scratch.splits, block, cross,
-        **launch,
+        device=device, warps=warps,
     )  # fmt: skip
-    combine_kernel[(heads, batch)](
-        scratch.sums, scratch.largest, scratch.total, out, heads, dim, scratch.splits, out_planes, **launch
-    )
+    launch(
+        combine_kernel, (heads, batch), scratch.sums, scratch.largest, scratch.total, out, heads, dim, scratch.splits,
+        out_planes, device=device, warps=4,
+    )  # fmt: skip

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mllama_cli.kernels.cuda.launch import dependents_may_start, overlap, wait_for_inputs
+from mllama_cli.kernels.cuda.launch import dependents_may_start, launch, wait_for_inputs
 from mllama_cli.kernels.reference import PackedWeight
 
 
@@ -333,26 +333,26 @@ def gemv(
     if tile is None:
         tile = choose_tile(first, shapes, swiglu)
     blocks = triton.cdiv(rows[0], tile.rows) if swiglu else sum(triton.cdiv(r, tile.rows) for r in rows)
-    pdl = overlap(x.device)
     flags = {
         "OUT_PLANES": out_planes, "RESIDUAL_PLANES": residual_planes, "SWIGLU": swiglu, "HAS_NORM": norm is not None,
-        "HAS_RESIDUAL": residual is not None, "HAS_FACTOR": factor is not None, "OVERLAP": pdl,
-        "num_warps": tile.warps, **({"launch_pdl": True} if pdl else {}),
+        "HAS_RESIDUAL": residual is not None, "HAS_FACTOR": factor is not None,
     }  # fmt: skip
     grid = (blocks, x.shape[0])
     around = (x, x if norm is None else norm, out if residual is None else residual, x if factor is None else factor)
+    shape = (*rows, size_in)
     if isinstance(first, PackedWeight):
         words = [w.packed for w in packed] + [first.packed] * (3 - len(packed))
         scales = [w.scale for w in packed] + [first.scale] * (3 - len(packed))
-        packed_gemv_kernel[grid](
-            *around, *words, *scales, out, eps, *rows, size_in, first.bits, first.group_size, tile.rows, tile.columns,
-            ASSEMBLY=x.is_cuda, **flags,
+        launch(
+            packed_gemv_kernel, grid, *around, *words, *scales, out, eps, *shape, first.bits, first.group_size,
+            tile.rows, tile.columns, device=x.device, warps=tile.warps, ASSEMBLY=x.is_cuda, **flags,
         )  # fmt: skip
     else:
         plain = [*weights, *[first] * (3 - len(weights))]
-        gemv_kernel[grid](
-            *around, *plain, out, eps, *rows, size_in, tile.rows, tile.columns, IN_PLANES=in_planes, **flags
-        )
+        launch(
+            gemv_kernel, grid, *around, *plain, out, eps, *shape, tile.rows, tile.columns,
+            device=x.device, warps=tile.warps, IN_PLANES=in_planes, **flags,
+        )  # fmt: skip
 
 
 def choose_tile(weight: Tensor | PackedWeight, shapes: Sequence[tuple[int, int]], swiglu: bool) -> Tile:

@@ -50,6 +50,26 @@ def rotate_kernel(
     tl.store(target + HALF, (second * c + first * s).to(out.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def widen_kernel(
+    qkv, out, near, rest, tokens, counted,
+    HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """One program: queries, keys and values of all heads of one token."""
+    token = tl.program_id(0).to(tl.int64)
+    row = tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, COLUMNS)[None, :]
+    source = qkv + token * 3 * HEADS * DIM + row * DIM + column
+    values = tl.load(source, mask=(row < 3 * HEADS) & (column < DIM), other=0.0)
+    one = (row < HEADS) & (column >= DIM) & (column < DIM + 2)
+    values = tl.where(one, 1.0, values.to(tl.float32))
+    key = (row >= HEADS) & (row < 2 * HEADS) & (token % tokens >= counted)
+    values = tl.where(key & (column == DIM), near, values)
+    values = tl.where(key & (column == DIM + 1), rest, values)
+    target = out + token * 3 * HEADS * WIDTH + row * WIDTH + column
+    tl.store(target, values.to(out.dtype.element_ty), mask=(row < 3 * HEADS) & (column < WIDTH))
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """RMSNorm over the last dimension of x [..., size]: float32 inside, cast back, then times the weight."""
     x = x.contiguous()
@@ -79,3 +99,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         heads, triton.next_power_of_2(heads), dim // 2, num_warps=4,
     )  # fmt: skip
     return out.transpose(1, 2)
+
+
+def widen(qkv: Tensor, width: int, counted: int, near: float, rest: float) -> Tensor:
+    """As kernels/rows.py's ``widen``."""
+    batch, tokens, _, heads, dim = qkv.shape
+    out = qkv.new_empty(batch, tokens, 3, heads, width)
+    widen_kernel[(batch * tokens,)](
+        qkv.contiguous(), out, near, rest, tokens, counted, heads, dim, width,
+        triton.next_power_of_2(3 * heads), triton.next_power_of_2(width), num_warps=4,
+    )  # fmt: skip
+    return out

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mllama_cli.kernels.cuda.launch import dependents_may_start, overlap, wait_for_inputs
+from mllama_cli.kernels.cuda.launch import dependents_may_start, launch, wait_for_inputs
 from mllama_cli.kernels.cuda.linear import place
 
 BLOCK = 1024
@@ -73,13 +73,20 @@ def best_kernel(
     tl.store(positions + batch, tl.load(positions + batch) + 1)
 
 
-def embed(tokens: Tensor, positions: Tensor, table: Tensor, frequencies: Tensor, out: Tensor, rotation: Tensor,
-          planes: int = 1) -> None:  # fmt: skip
+def embed(
+    tokens: Tensor,
+    positions: Tensor,
+    table: Tensor,
+    frequencies: Tensor,
+    out: Tensor,
+    rotation: Tensor,
+    planes: int = 1,
+) -> None:
     """out [B, hidden] = rows of the table; rotation float32 [B, 2, head_dim / 2] = cosines and sines at positions."""
-    size, half, pdl = table.shape[1], frequencies.shape[0], overlap(out.device)
-    embed_kernel[(triton.cdiv(size, BLOCK), out.shape[0])](
-        tokens, positions, table, frequencies, out, rotation, size, half, triton.next_power_of_2(half), planes, BLOCK,
-        OVERLAP=pdl, num_warps=4, **({"launch_pdl": True} if pdl else {}),
+    size, half = table.shape[1], frequencies.shape[0]
+    launch(
+        embed_kernel, (triton.cdiv(size, BLOCK), out.shape[0]), tokens, positions, table, frequencies, out, rotation,
+        size, half, triton.next_power_of_2(half), planes, BLOCK, device=out.device, warps=4,
     )  # fmt: skip
 
 
@@ -92,12 +99,16 @@ class Best:
         self._where = torch.empty(batch, self.blocks, dtype=torch.int32, device=device)
 
     def __call__(self, logits: Tensor, seen: Tensor, penalty: Tensor, tokens: Tensor, positions: Tensor) -> None:
-        """tokens int32 [B] = the best after the repetition penalty float32 [B] on ``seen`` uint8 [B, size]; positions
-        int32 [B] += 1; the chosen one counts as seen."""
-        batch, pdl = logits.shape[0], overlap(logits.device)
-        launch = {"OVERLAP": pdl, "num_warps": 4, **({"launch_pdl": True} if pdl else {})}
-        best_of_block_kernel[(self.blocks, batch)](
-            logits, seen, penalty, self._best, self._where, self.size, self.blocks, BLOCK, **launch
-        )
-        width = triton.next_power_of_2(self.blocks)
-        best_kernel[(batch,)](self._best, self._where, tokens, positions, seen, self.size, self.blocks, width, **launch)
+        """tokens int32 [B] = the best after the repetition penalty float32 [B] on ``seen`` uint8 [B, size].
+
+        positions int32 [B] += 1; the chosen one counts as seen.
+        """
+        batch, device = logits.shape[0], logits.device
+        launch(
+            best_of_block_kernel, (self.blocks, batch), logits, seen, penalty, self._best, self._where,
+            self.size, self.blocks, BLOCK, device=device, warps=4,
+        )  # fmt: skip
+        launch(
+            best_kernel, (batch,), self._best, self._where, tokens, positions, seen,
+            self.size, self.blocks, triton.next_power_of_2(self.blocks), device=device, warps=4,
+        )  # fmt: skip
