@@ -37,7 +37,8 @@ class FastDecoding:
 
         if self._tower is None:
             self._tower = TowerGraphs(network, self._device)
-        return self._tower.encode(pixel_values.pin_memory(), aspect_ratio_id)
+        pixels = pixel_values if pixel_values.is_cuda else pixel_values.pin_memory()
+        return self._tower.encode(pixels, aspect_ratio_id)
 
     def prepare(self, network: Network, *, sees: bool, sampled: bool) -> Iterator[Event]:
         """Build and capture what an answer needs, once. Where that fails, ``obstacle`` says why, and torch decodes."""

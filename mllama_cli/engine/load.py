@@ -1,5 +1,6 @@
 """A checkpoint folder -> an Engine: network and processor, ready to answer."""
 
+import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
@@ -153,7 +154,7 @@ class Engine:
         done = 0
         modules = dict(self.network.named_modules())
         yield LoadProgress(0, total)
-        for name, tensor in self._reader.read(names):
+        for name, tensor in self._read(names):
             if name == "lm_head.weight":
                 tensor = tensor[: config.vocab_size]  # rows that people add for fine-tuning are never sampled
             owner, attribute = name.rpartition(".")[::2]
@@ -171,6 +172,14 @@ class Engine:
         ):
             self.network.model.vision_model.join_projections()
         self._loaded.update(wanted)
+
+    def _read(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """The stored tensors: on a GPU already there, else views of the mapped files."""
+        if self.device.type != "cuda" or not hasattr(os, "preadv"):
+            return self._reader.read(list(names))
+        from mllama_cli.checkpoint.upload import upload
+
+        return upload([(name, self._reader.tensors[name]) for name in names], self.device)
 
     def synchronize(self) -> None:
         """Wait for the GPU, so that times mean what they say."""
