@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from mllama_cli.cli.bench import bench
 from mllama_cli.cli.caption import caption
 from mllama_cli.cli.chat import chat
 from mllama_cli.cli.completion import completion
@@ -116,3 +117,4 @@ app.command()(quantize)
 app.add_typer(config, name="config")
 app.command()(completion)
 app.add_typer(history, name="history")
+app.command()(bench)

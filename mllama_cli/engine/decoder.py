@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from mllama_cli.engine.sampling import Sampler, Sampling
 from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.model.text import MllamaForCausalLM
@@ -14,6 +15,9 @@ Network = MllamaForConditionalGeneration | MllamaForCausalLM
 
 CHUNK = 1024
 """Prompt rows per forward pass: bounds activation memory, and a cancelled prompt stops within one of them."""
+
+GPU_CHUNK = 4096
+"""The same on a GPU: matrix units want many rows, and even so a pass takes a tenth of a second."""
 
 
 @torch.inference_mode()
@@ -34,11 +38,19 @@ def forward(
     if cross is not None:
         view = CrossView.build(spans, cross.image_tokens, cache.lengths, length, ids.device)
     hidden = network.language_model(ids, cache, cross, view)
-    counts = list(counts) if counts is not None else [length] * batch
-    cache.advance(counts)
-    last = hidden[torch.arange(batch, device=ids.device), torch.tensor(counts, device=ids.device) - 1]
+    cache.advance(counts if counts is not None else [length] * batch)
+    if counts is None:
+        last = hidden[:, -1]
+    else:
+        last = hidden[torch.arange(batch, device=ids.device), torch.tensor(counts, device=ids.device) - 1]
     logits: Tensor = network.lm_head(last)
     return logits
+
+
+def upload(ids: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Ids on the device; from pinned memory, so that the host does not wait for what a GPU is doing."""
+    tensor = torch.tensor(ids)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def prefill(
@@ -51,7 +63,30 @@ def prefill(
 ) -> Iterator[tuple[int, Tensor]]:
     """Feed one conversation's new ids in chunks; yields (ids fed so far, logits [1, vocab_size]) after each."""
     cache.reserve(cache.lengths[0] + len(ids))
-    for start in range(0, len(ids), CHUNK):
-        chunk = torch.tensor([ids[start : start + CHUNK]], device=device)
+    size = GPU_CHUNK if device.type == "cuda" else CHUNK
+    for start in range(0, len(ids), size):
+        chunk = upload([ids[start : start + size]], device)
         logits = forward(network, chunk, cache, cross, [spans])
         yield start + chunk.shape[1], logits
+
+
+def decode(
+    network: Network,
+    logits: Tensor,
+    cache: KVCache,
+    cross: CrossKVCache | None,
+    spans: Sequence[ImageSpan],
+    sampling: Sampling,
+    prompt: Sequence[int],
+    budget: int,
+) -> Iterator[int]:
+    """The answer's tokens, from the prompt's last ``logits`` [1, vocab_size] on; at most ``budget``.
+
+    When a token is asked for, all before it are in the cache.
+    """
+    sampler = Sampler(sampling, logits.shape[-1], prompt, logits.device)
+    for number in range(budget):
+        token = sampler(logits[0])
+        yield token
+        if number + 1 < budget:
+            logits = forward(network, upload([[token]], logits.device), cache, cross, [spans])

@@ -1,5 +1,6 @@
 """A checkpoint folder -> an Engine: network and processor, ready to answer."""
 
+import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
@@ -17,12 +18,14 @@ from mllama_cli.core.json_file import read_json
 from mllama_cli.engine.batch import Reply, answer_batch
 from mllama_cli.engine.decoder import Network
 from mllama_cli.engine.device import check_fits, choose_device, choose_dtype, compute_dtype
+from mllama_cli.engine.fast import FastDecoding
 from mllama_cli.engine.sampling import Sampling
 from mllama_cli.engine.session import Session
 from mllama_cli.kernels import dispatch
-from mllama_cli.model.cache import LayerKV
+from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
 from mllama_cli.model.layers import result_of
 from mllama_cli.model.mllama import MllamaForConditionalGeneration, empty_network
+from mllama_cli.model.visibility import ImageSpan
 from mllama_cli.processing.processor import MllamaProcessor
 from mllama_cli.quantization.linear import QuantizedLinear
 from mllama_cli.quantization.loading import quantize_into, replace_stored, replace_wished
@@ -102,6 +105,7 @@ class Engine:
         self.dtype = compute_dtype(self.weights_dtype, self.device)
         self.processor = MllamaProcessor.from_pretrained(folder, self.config.image_token_index, vision=self.can_see)
         self._loaded: set[str] = set()
+        self.fast = FastDecoding(self.dtype, self.device)
 
     @property
     def sees(self) -> bool:
@@ -138,7 +142,31 @@ class Engine:
         tiles = self.processor.tiles(image)
         if not isinstance(self.network, MllamaForConditionalGeneration):
             raise UsageError("This model is text-only: it cannot see images", "Use a Llama 3.2 Vision checkpoint.")
+        if self.device.type == "cuda":
+            return self.fast.encode_image(self.network, tiles.pixel_values, tiles.aspect_ratio_id)
         return (yield from self.network.model.encode_image_steps(tiles.pixel_values, tiles.aspect_ratio_id))
+
+    def prepare_decoding(self, *, sees: bool, sampling: Sampling) -> Iterator[Event]:
+        """Make ready what ``decode`` will need; yields a Notice where kernels have to be built first."""
+        return self.fast.prepare(self.network, sees=sees, sampled=sampling.temperature > 0)
+
+    def decode(
+        self,
+        logits: Tensor,
+        cache: KVCache,
+        cross: CrossKVCache | None,
+        spans: Sequence[ImageSpan],
+        sampling: Sampling,
+        prompt: Sequence[int],
+        budget: int,
+    ) -> Generator[int]:
+        """The answer's tokens, as engine/decoder.py's ``decode``; from captured graphs where the device has them."""
+        return self.fast.decode(self.network, logits, cache, cross, spans, sampling, prompt, budget)
+
+    @property
+    def slower_because(self) -> str:
+        """Why decoding takes plain torch operations; empty where it runs from captured graphs or on a CPU."""
+        return self.fast.obstacle if self.device.type == "cuda" else ""
 
     def load_vision(self) -> Iterator[Event]:
         """Load the vision tower, the projector and the cross-attention layers."""
@@ -159,7 +187,7 @@ class Engine:
         done = 0
         modules = dict(self.network.named_modules())
         yield LoadProgress(0, total)
-        for name, tensor in self._reader.read(names):
+        for name, tensor in self._read(names):
             if name == "lm_head.weight":
                 tensor = tensor[: config.vocab_size]  # rows that people add for fine-tuning are never sampled
             owner, attribute = name.rpartition(".")[::2]
@@ -173,6 +201,12 @@ class Engine:
         if "text" in wanted and self._tied:
             table = self.network.language_model.embed_tokens.weight
             self.network.lm_head.weight = nn.Parameter(table[: config.vocab_size], requires_grad=False)
+        if (
+            "vision" in wanted
+            and self.device.type == "cuda"
+            and isinstance(self.network, MllamaForConditionalGeneration)
+        ):
+            self.network.model.vision_model.join_projections()
         self._loaded.update(wanted)
 
     def _format(self, owner: nn.Module) -> torch.dtype:
@@ -184,6 +218,14 @@ class Engine:
         if isinstance(owner, QuantizedLinear) and not name.endswith(".bias"):
             return owner.checked(name, tensor).to(self.device)
         return tensor.to(self.device, self._format(owner))
+
+    def _read(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """The stored tensors: on a GPU already there, else views of the mapped files."""
+        if self.device.type != "cuda" or not hasattr(os, "preadv"):
+            return self._reader.read(list(names))
+        from mllama_cli.checkpoint.upload import upload
+
+        return upload([(name, self._reader.tensors[name]) for name in names], self.device)
 
     def synchronize(self) -> None:
         """Wait for the GPU, so that times mean what they say."""

@@ -59,6 +59,13 @@ class Sampling:
         return replace(own, **given)
 
 
+def not_finite() -> MllamaError:
+    return MllamaError(
+        "The model computed NaN or infinity, so no token can be chosen",
+        "Use --dtype bfloat16 or float32; if that does not help, the weights are damaged.",
+    )
+
+
 class Sampler:
     """Chooses tokens for one conversation; remembers which ids it has seen for the repetition penalty.
 
@@ -101,7 +108,7 @@ class Sampler:
             sound = bool(torch.isfinite(probabilities).all())
             chosen = int(torch.multinomial(probabilities, 1, generator=self._generator)) if sound else 0
         if not sound:
-            raise _unsound()
+            raise not_finite()
         if self._seen is not None:
             self._seen[chosen] = True
         return chosen
@@ -120,20 +127,13 @@ def choose(samplers: Sequence[Sampler], logits: Tensor) -> list[int | MllamaErro
     chosen: list[int | MllamaError] = []
     for row, sampler in enumerate(samplers):
         if sampler.takes_the_best:
-            chosen.append(index[row] if math.isfinite(best[row]) else _unsound())
+            chosen.append(index[row] if math.isfinite(best[row]) else not_finite())
             continue
         try:
             chosen.append(sampler(logits[row]))
         except MllamaError as error:
             chosen.append(error)
     return chosen
-
-
-def _unsound() -> MllamaError:
-    return MllamaError(
-        "The model computed NaN or infinity, so no token can be chosen",
-        "Use --dtype bfloat16 or float32; if that does not help, the weights are damaged.",
-    )
 
 
 def filtered_probabilities(scores: Tensor, sampling: Sampling) -> Tensor:

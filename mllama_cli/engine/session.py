@@ -2,18 +2,19 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import ContextLengthError, UsageError
 from mllama_cli.core.events import EncodingImage, Event, FinishReason, GenerationStats, Notice, ReadingPrompt, Token
-from mllama_cli.engine.decoder import forward, prefill
+from mllama_cli.engine.clock import Clock
+from mllama_cli.engine.decoder import prefill
 from mllama_cli.engine.generate import TextStream
-from mllama_cli.engine.sampling import Sampler, Sampling
+from mllama_cli.engine.sampling import Sampling
 from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
 from mllama_cli.model.visibility import ImageSpan, image_spans
 from mllama_cli.processing.processor import ModelInputs
@@ -72,10 +73,12 @@ class Session:
                 "Shorten the text or start a new conversation.",
             )
         timer = _Timer(time.perf_counter())
+        clock = Clock(self.engine.device)
         load_seconds = 0.0
         if inputs.images and not self.engine.sees:
             yield from self.engine.load_vision()
             load_seconds = timer.lap()
+        started = clock.mark()
         spans = image_spans(prompt, self.engine.config.image_token_index)
         kept = self._keep_common_prefix(prompt, inputs.images, spans)
         # Images that no new row sees are not encoded (again).
@@ -83,8 +86,7 @@ class Session:
         yield from self._encode([inputs.images[i] for i in active])
         cross = CrossKVCache.from_images([[self.encoded[inputs.images[i].digest] for i in active]])
         active_spans = [spans[i] for i in active]
-        self.engine.synchronize()
-        encode_seconds = timer.lap()
+        encoded = clock.mark()
 
         logits: Tensor | None = None
         new = prompt[kept:]
@@ -94,37 +96,31 @@ class Session:
             logits = step
             yield ReadingPrompt(done, len(new))
         assert logits is not None
-        sampler = Sampler(sampling, logits.shape[-1], prompt, logits.device)
         text = TextStream(self.engine.processor.tokenizer, sampling.stop)
         budget = min(sampling.max_tokens, limit - len(prompt))
+        yield from self.engine.prepare_decoding(sees=bool(active_spans), sampling=sampling)
+        tokens = self.engine.decode(logits, self.cache, cross, active_spans, sampling, prompt, budget)
         reason: FinishReason = "length"
-        count = 0
-        prefill_seconds: float | None = None
-        while True:
-            token = sampler(logits[0])
-            if prefill_seconds is None:
-                prefill_seconds = timer.lap()
-            if token in self.engine.eos:
-                reason = "stop"
-                break
-            count += 1
-            piece, stopped = text.push(token)
-            if stopped:
-                reason = "stop_string"
-                yield Token(token, piece)
-                break
-            if count == budget:
-                yield Token(token, piece + text.finish())
-                break
-            yield Token(token, piece)
-            logits = forward(
-                self.engine.network,
-                torch.tensor([[token]], device=self.engine.device),
-                self.cache,
-                cross,
-                [active_spans],
-            )
-            self.ids.append(token)
+        count = last = 0
+        encode_seconds = prefill_seconds = 0.0
+        with closing(tokens):
+            for token in tokens:
+                if count == 0:
+                    encode_seconds = clock.seconds(started, encoded)
+                    prefill_seconds = timer.lap() - encode_seconds
+                else:
+                    self.ids.append(last)  # a token is in the cache by the time the next one is there
+                last = token
+                if token in self.engine.eos:
+                    reason = "stop"
+                    break
+                count += 1
+                piece, stopped = text.push(token)
+                if stopped:
+                    reason = "stop_string"
+                    yield Token(token, piece)
+                    break
+                yield Token(token, piece + text.finish() if count == budget else piece)
         if reason == "stop" and (rest := text.finish()):
             yield Token(token, rest)
         yield GenerationStats(

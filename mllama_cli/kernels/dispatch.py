@@ -7,6 +7,7 @@ from torch import Tensor
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.kernels import reference
 from mllama_cli.kernels.reference import PackedWeight
+from mllama_cli.kernels.rows import fused
 
 _HALVES = (torch.bfloat16, torch.float16)
 _exact = False
@@ -60,6 +61,10 @@ def quantized_linear(x: Tensor, weight: PackedWeight) -> Tensor:
         from mllama_cli.kernels.cpu.linear import quantized
 
         return quantized(x, weight, exact=_exact)
+    if fused(x):
+        from mllama_cli.kernels.cuda import packed
+
+        return packed.quantized_linear(x, weight)
     return reference.quantized_linear(x, weight)
 
 

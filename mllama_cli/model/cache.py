@@ -63,6 +63,11 @@ class KVCache:
             return
         capacity = grown(length, self.capacity, self.limit)
         filled = max(self.lengths)
+        if not filled and self.keys:  # one allocation for all: many small ones take longer than a short prompt
+            old = self.keys[0]
+            fresh = old.new_zeros((2, len(self.keys), *old.shape[:2], capacity, old.shape[3]))
+            self.keys, self.values = list(fresh[0].unbind()), list(fresh[1].unbind())
+            return
         for tensors in (self.keys, self.values):
             for slot, old in enumerate(tensors):
                 # Zeros: a masked key has weight 0, and 0 times what uninitialised memory may hold can be NaN.

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllama_cli.kernels.dispatch import linear
+from mllama_cli.kernels.rows import gated_silu, rms_norm
 
 T = TypeVar("T")
 
@@ -52,9 +53,7 @@ class MllamaTextRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return wide.to(x.dtype) * self.weight
+        return rms_norm(x, self.weight, self.eps)
 
 
 class MllamaTextMLP(nn.Module):
@@ -67,7 +66,7 @@ class MllamaTextMLP(nn.Module):
         self.down_proj = Linear(inner, size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        result: Tensor = self.down_proj(gated_silu(self.gate_proj(x), self.up_proj(x)))
         return result
 
 

@@ -37,10 +37,15 @@ class MllamaModel(nn.Module):
     ) -> Generator[int, None, Tensor]:
         weight = self.vision_model.patch_embedding.weight
         pixels = pixel_values.to(weight.device, weight.dtype)[None]
-        ids = torch.tensor([aspect_ratio_id], device=weight.device)
+        ids = torch.full((1,), aspect_ratio_id, device=weight.device)
         features = yield from self.vision_model.steps(pixels, ids, all_tiles=all_tiles)
         result: Tensor = self.multi_modal_projector(features)[0]
         return result
+
+    def encode_tiles(self, pixel_values: Tensor, aspect_ratio_ids: Tensor) -> list[LayerKV]:
+        """``encode_image`` with everything on the device already: the model's dtype, and the ratio's id as [1]."""
+        tokens: Tensor = self.multi_modal_projector(self.vision_model(pixel_values[None], aspect_ratio_ids))
+        return self.language_model.cross_keys_values(tokens.flatten(1, 2))
 
     def encode_image(self, pixel_values: Tensor, aspect_ratio_id: int) -> list[LayerKV]:
         """One image -> keys and values for each cross-attention layer, [1, kv_heads, tiles * tokens, head_dim]."""

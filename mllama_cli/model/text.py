@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mllama_cli.core.config import MllamaTextConfig
+from mllama_cli.kernels.rows import rotate
 from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV, SelfCache
 from mllama_cli.model.layers import (
     Embedding,
@@ -16,7 +17,7 @@ from mllama_cli.model.layers import (
     grouped_attention,
     heads,
 )
-from mllama_cli.model.rope import inverse_frequencies, rotate, rotation
+from mllama_cli.model.rope import inverse_frequencies, rotation
 from mllama_cli.model.visibility import CrossView
 
 EXTRA_EMBEDDINGS = 8
@@ -87,7 +88,7 @@ class MllamaTextCrossAttention(nn.Module):
 
     def keys_values(self, states: Tensor) -> LayerKV:
         """Projected vision tokens [B, tokens, hidden] -> keys and values, each [B, kv_heads, tokens, head_dim]."""
-        keys = self.k_norm(heads(self.k_proj(states), self.head_dim))
+        keys = self.k_norm(self.k_proj(states).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)
         return keys.contiguous(), heads(self.v_proj(states), self.head_dim).contiguous()
 
     def forward(self, x: Tensor, kv: LayerKV, view: CrossView) -> Tensor:
@@ -188,10 +189,13 @@ class MllamaTextModel(nn.Module):
         """
         length = input_ids.shape[1]
         device = input_ids.device
-        positions = torch.arange(length, device=device)[None]
+        first = cache.lengths[0] if cache is not None and cache.uniform else 0
+        positions = torch.arange(first, first + length, device=device)[None]
         if cache is not None:
             cache.reserve(max(cache.lengths) + length)
-            positions = positions + torch.tensor(cache.lengths, device=device)[:, None]
+            positions = positions.expand(len(cache.lengths), -1)
+            if not cache.uniform:
+                positions = positions + torch.tensor(cache.lengths, device=device)[:, None]
         return self.run(input_ids, self.context(positions, cache, self._mask(cache, positions)), cross, view)
 
     def context(self, positions: Tensor, cache: SelfCache | None, mask: Tensor | None) -> SelfAttentionContext:

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllama_cli.core.config import MllamaVisionConfig
-from mllama_cli.model.layers import Embedding, Linear, heads, normal_parameter, result_of
+from mllama_cli.kernels.rows import widen
+from mllama_cli.model.layers import Embedding, Linear, normal_parameter, result_of
 
 CPU_PAIRS = 2**26
 """Pairs of a query and a key in one attention operation on a CPU: a third of a second."""
@@ -32,17 +33,40 @@ class MllamaVisionAttention(nn.Module):
         self.k_proj = Linear(size, size, bias=False)
         self.v_proj = Linear(size, size, bias=False)
         self.o_proj = Linear(size, size, bias=False)
+        self._joined: Tensor | None = None
+
+    def join(self) -> None:
+        """Lay the query, key and value matrices side by side, so that one product makes all three.
+
+        The three parameters become views of one tensor: no more memory is taken, and they stay what they were.
+        """
+        parts = (self.q_proj, self.k_proj, self.v_proj)
+        if any(type(part) is not Linear for part in parts):  # a quantized layer multiplies by itself
+            return
+        joined = torch.cat([part.weight.detach() for part in parts])
+        for part, rows in zip(parts, joined.chunk(3), strict=True):
+            part.weight = nn.Parameter(rows, requires_grad=False)
+        self._joined = joined
+
+    def project(self, x: Tensor) -> Tensor:
+        """x [N, tokens, hidden] -> queries, keys and values [N, tokens, 3, heads, head_dim]."""
+        joined = self._joined
+        if joined is not None and joined.data_ptr() == self.q_proj.weight.data_ptr():
+            qkv: Tensor = F.linear(x, joined).unflatten(-1, (3, -1, self.head_dim))
+            return qkv
+        parts = [project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj)]
+        return torch.stack(parts, dim=2)
 
     def forward(self, x: Tensor, real: int, counted: slice, times: int) -> Tensor:
         """Attention over x [N, real + padding, hidden]; the keys in ``counted`` count ``times`` times."""
-        q, k, v = (heads(project(x), self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj))
+        qkv = self.project(x)
         scale = self.head_dim**-0.5
-        if times > 1:
-            seen = attend_counting(q[:, :, :real], k, v, scale, counted, times)
-        else:
-            seen = attend(q[:, :, :real], k, v, scale)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
         padding = attend(q[:, :, real:], k[:, :, :real], v[:, :, :real], scale)
-        result: Tensor = self.o_proj(torch.cat((seen, padding), dim=2).transpose(1, 2).flatten(2))
+        if times > 1:
+            q, k, v = counting(qkv, scale, counted.start, times).permute(2, 0, 3, 1, 4)
+        seen = attend(q[:, :, :real], k, v, scale)[..., : self.head_dim]
+        result: Tensor = self.o_proj(torch.cat((seen.transpose(1, 2), padding.transpose(1, 2)), dim=1).flatten(2))
         return result
 
 
@@ -58,20 +82,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return torch.cat([F.scaled_dot_product_attention(a, b, c, scale=scale) for a, b, c in parts], dim=1)
 
 
-def attend_counting(q: Tensor, k: Tensor, v: Tensor, scale: float, counted: slice, times: int) -> Tensor:
-    """Attention of q over k, v (all [N, heads, tokens, D]) in which the keys in ``counted`` stand ``times`` times.
+def counting(qkv: Tensor, scale: float, counted: int, times: int) -> Tensor:
+    """Queries, keys, values [N, tokens, 3, heads, D], widened so that keys from ``counted`` on count ``times`` times.
 
     The bias log(times) / scale rides in two extra dimensions, as a value of q's dtype and what that rounding left over,
     so that it is exact enough in bfloat16 too. Fast attention kernels want head dimensions that are multiples of 8.
     """
-    dim = q.shape[-1]
-    wide = -(-(dim + 2) // 8) * 8
-    bias = math.log(times) / scale
-    q, k, v = (F.pad(t, (0, wide - dim)) for t in (q, k, v))
-    q[..., dim : dim + 2] = 1.0
-    k[:, :, counted, dim] = bias
-    k[:, :, counted, dim + 1] = bias - k[:, :, counted, dim]
-    return attend(q, k, v, scale)[..., :dim]
+    dim = qkv.shape[-1]
+    bias = torch.tensor(math.log(times) / scale)
+    near = bias.to(qkv.dtype).float()
+    return widen(qkv, -(-(dim + 2) // 8) * 8, counted, float(near), float(bias - near))
 
 
 class MllamaVisionMLP(nn.Module):
@@ -165,6 +185,12 @@ class MllamaVisionModel(nn.Module):
         self.transformer = MllamaVisionEncoder(config, config.num_hidden_layers, gated=False)
         self.global_transformer = MllamaVisionEncoder(config, config.num_global_layers, gated=True)
         self._compared: tuple[object, bool] | None = None
+
+    def join_projections(self) -> None:
+        """Make one product of each layer's three; for inference. Takes as much memory for a moment as a layer has."""
+        for encoder in (self.transformer, self.global_transformer):
+            for layer in encoder.layers:
+                layer.self_attn.join()  # type: ignore[union-attr, operator]
 
     def unused_tiles_are_equal(self) -> bool:
         """Whether the tables give all unused tiles of an image the same rows, as in every released checkpoint.

@@ -1,0 +1,146 @@
+"""`mllama bench`: how fast a model runs on this machine."""
+
+import json
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mllama_cli.cli import complete
+from mllama_cli.cli.options import OUTPUT, Debug, Device, Dtype
+
+if TYPE_CHECKING:
+    from mllama_cli.engine.benchmark import Figure, Subject
+    from mllama_cli.terminal.reply_view import StatusLine
+
+
+def bench(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="A folder, an installed model, an alias or a hub id (default: the model that chat would take).",
+            autocompletion=complete.installed_models,
+        ),
+    ] = None,
+    random: Annotated[
+        str | None,
+        typer.Option(metavar="11b|90b", help="A released model's shape with random weights: needs no download."),
+    ] = None,
+    quantize: Annotated[
+        str | None, typer.Option(metavar="int8|int4", help="With --random: pack the language model's weights.")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens to decode (default: 256 on a GPU, 16 on a CPU).")
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)] = False,
+    debug: Debug = False,
+) -> None:
+    """Measure time to first token, prefill, decoding, vision and loading, beside the memory's own speed."""
+    from mllama_cli.core.errors import UsageError
+    from mllama_cli.terminal.console import Terminal
+    from mllama_cli.terminal.reply_view import StatusLine
+
+    if model and random:
+        raise UsageError("A model and --random exclude one another")
+    if quantize and not random:
+        raise UsageError("--quantize is for --random: a model is measured as it is stored")
+    terminal = Terminal()
+    figures: list[Figure] = []
+    with StatusLine(terminal) as status:
+        status.show("Starting")
+        from mllama_cli.engine.benchmark import benchmark
+
+        device, dtype = device or "auto", dtype or "auto"
+        if random:
+            name, subject = _random(random, quantize, device, dtype)
+        else:
+            name, subject, figures = _loaded(model, device, dtype, status)
+        for figure in benchmark(subject, tokens=tokens):
+            figures.append(figure)
+            status.show(f"{figure.name}: {_amount(figure)}")
+    record = {"model": name, **_machine(subject), "quantize": quantize}
+    if as_json:
+        rows = [
+            {
+                "name": f.name,
+                "value": f.value,
+                "unit": f.unit,
+                "bytes_per_token": f.nbytes,
+                "share_of_bandwidth": f.share,
+            }
+            for f in figures
+        ]
+        terminal.stdout.write(json.dumps({**record, "figures": rows}) + "\n")
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(name, no_wrap=True)
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("")
+    for figure in figures:
+        share = "" if figure.share is None else f"{figure.share:.0%} of the memory's speed"
+        table.add_row(figure.name, _amount(figure), share)
+    terminal.out.print(table)
+    terminal.note(f"{record['device']}, {record['dtype']}, torch {record['torch']}")
+    if subject.fast.obstacle and subject.device.type == "cuda":
+        terminal.note(f"Decoding takes plain torch operations: {subject.fast.obstacle}")
+
+
+def _random(shape: str, quantize: str | None, device_name: str, dtype_name: str) -> "tuple[str, Subject]":
+    import torch
+
+    from mllama_cli.core.errors import UsageError
+    from mllama_cli.engine.benchmark import Subject
+    from mllama_cli.engine.device import choose_device, choose_dtype
+    from mllama_cli.engine.fast import FastDecoding
+    from mllama_cli.engine.random_network import SHAPES, random_network
+
+    if shape not in SHAPES:
+        raise UsageError(f"{shape!r} is no shape", f"Use {' or '.join(SHAPES)}.")
+    config, device = SHAPES[shape], choose_device(device_name)
+    dtype = choose_dtype(dtype_name, torch.bfloat16, 2**33, device)
+    network = random_network(config, dtype=dtype, device=device, quantize=quantize)
+    if device.type == "cuda":
+        network.model.vision_model.join_projections()
+    name = f"random {shape}" + (f", {quantize}" if quantize else "")
+    return name, Subject(network, FastDecoding(dtype, device), config, dtype, device)
+
+
+def _loaded(model: str | None, device: str, dtype: str, status: "StatusLine") -> "tuple[str, Subject, list[Figure]]":
+    from mllama_cli.checkpoint.catalog import default_model, resolve
+    from mllama_cli.engine.benchmark import Figure, Subject
+    from mllama_cli.engine.load import Engine
+
+    entry = default_model() if model is None else None
+    folder, name = (entry.path, entry.name) if entry else (resolve(str(model)), str(model))
+    engine = Engine(folder, name, device=device, dtype=dtype)
+    figures = []
+    for part, vision in (("text", False), ("vision", True)):
+        if vision and not engine.can_see:
+            break
+        start = perf_counter()
+        for event in engine.load_weights(vision=vision):
+            status.event(event)
+        engine.synchronize()
+        figures.append(Figure(f"load, {part}", perf_counter() - start, "s"))
+    return name, Subject(engine.network, engine.fast, engine.config, engine.dtype, engine.device), figures
+
+
+def _machine(subject: "Subject") -> dict[str, Any]:
+    import torch
+
+    cuda = subject.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(subject.device) if cuda else f"CPU, {torch.get_num_threads()} threads",
+        "dtype": str(subject.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+    }
+
+
+def _amount(figure: "Figure") -> str:
+    digits = 0 if figure.value >= 1000 else 1 if figure.value >= 10 else 2
+    return f"{figure.value:,.{digits}f} {figure.unit}"

@@ -1,0 +1,37 @@
+"""Whether this machine has built the kernels for a model's shapes before: so that the first wait is explained."""
+
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+
+from mllama_cli import kernels
+from mllama_cli.engine.decoder import Network
+from mllama_cli.places import cache_folder
+
+
+def first_time(network: Network, device: torch.device) -> bool:
+    return not _mark(network, device).exists()
+
+
+def remember(network: Network, device: torch.device) -> None:
+    mark = _mark(network, device)
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    except OSError:  # a read-only home: the notice comes again, nothing else
+        return
+
+
+def _mark(network: Network, device: torch.device) -> Path:
+    name = f"{torch.cuda.get_device_capability(device)} {network.language_model.config} {_sources()}"
+    return cache_folder() / "kernels" / sha256(name.encode()).hexdigest()[:16]
+
+
+@cache
+def _sources() -> str:
+    import triton
+
+    folder = Path(kernels.__path__[0]) / "cuda"
+    return str(triton.__version__) + "".join(file.read_text("utf-8") for file in sorted(folder.glob("*.py")))

@@ -1,0 +1,73 @@
+"""What the decode kernels read of a network's layers: matrices, plain or packed, and whether they can read them."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mllama_cli.engine.decoder import Network
+from mllama_cli.kernels.reference import PackedWeight
+from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer, MllamaSelfAttentionDecoderLayer
+
+Operand = Tensor | PackedWeight
+
+
+def operand(module: nn.Module) -> Operand:
+    """The matrix of a linear layer: its weight, or what a quantized one holds packed."""
+    packed = getattr(module, "packed", None)
+    if isinstance(packed, PackedWeight):
+        return packed
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
+
+
+def groups(network: Network) -> Iterator[list[nn.Module]]:
+    """The linear layers that one kernel reads together, in the order of a step."""
+    for layer in network.language_model.layers:
+        if isinstance(layer, MllamaCrossAttentionDecoderLayer):
+            yield [layer.cross_attn.q_proj]
+            yield [layer.cross_attn.o_proj]
+        else:
+            assert isinstance(layer, MllamaSelfAttentionDecoderLayer)
+            yield [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]
+            yield [layer.self_attn.o_proj]
+        yield [layer.mlp.gate_proj, layer.mlp.up_proj]
+        yield [layer.mlp.down_proj]
+    yield [network.lm_head]
+
+
+def alike(operands: Sequence[Operand]) -> bool:
+    """Whether one kernel can read all of them: all plain, or packed with the same bits and group size."""
+    first = operands[0]
+    if isinstance(first, Tensor):
+        return all(isinstance(other, Tensor) for other in operands)
+    form = (first.bits, first.group_size)
+    return all(isinstance(other, PackedWeight) and (other.bits, other.group_size) == form for other in operands)
+
+
+def obstacle(network: Network, dtype: torch.dtype, device: torch.device) -> str:
+    """Why the decode kernels cannot run this network here; empty where they can."""
+    if device.type != "cuda":
+        return "no CUDA device"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "kernels need compute capability 8.0"
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return "Triton is not installed"
+    from mllama_cli.kernels.cuda.linear import supports
+
+    config = network.language_model.config
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32) or config.head_dim not in (32, 64, 128):
+        return f"no kernels for head dimension {config.head_dim}"
+    for modules in groups(network):
+        operands = [operand(module) for module in modules if not module_is_absent(module)]
+        if operands and not (alike(operands) and all(supports(one) for one in operands)):
+            return "no kernels for this mixture of quantized layers"
+    return ""
+
+
+def module_is_absent(module: nn.Module) -> bool:
+    """Whether the layer is not loaded yet (what only images need comes in with the first image)."""
+    return any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))

@@ -1,0 +1,165 @@
+"""One decode step as kernels on static buffers: token ids in, logits out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mllama_cli.engine.cuda.operands import Operand, operand
+from mllama_cli.engine.decoder import Network
+from mllama_cli.kernels.cuda.attention import Addresses, Scratch, decode_attention
+from mllama_cli.kernels.cuda.linear import gemv, planes, to_planes
+from mllama_cli.kernels.cuda.tokens import embed
+from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer, MllamaSelfAttentionDecoderLayer
+
+SPLITS = 32
+"""Programs that share one key head's keys: with 8 key heads about two for each of a large GPU's multiprocessors."""
+
+
+class State:
+    """What changes from step to step, in device memory: kernels read it there, so a captured step serves for all."""
+
+    def __init__(self, network: Network, batch: int, dtype: torch.dtype, device: torch.device) -> None:
+        config = network.language_model.config
+        slots = len(config.self_attention_layers)
+        self.tokens = torch.zeros(batch, dtype=torch.int32, device=device)
+        self.positions = torch.zeros(batch, dtype=torch.int32, device=device)
+        self.ranges = torch.zeros(batch, 2, dtype=torch.int32, device=device)
+        self.own = Addresses(slots, dtype, device)
+        self.cross = Addresses(max(config.num_hidden_layers - slots, 1), dtype, device)
+        self.logits = torch.zeros(batch, config.vocab_size, dtype=dtype, device=device)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer as the step runs it: attention on ``slot`` of its cache, then the MLP."""
+
+    slot: int
+    cross: bool
+    attention_in: list[Operand]
+    attention_out: list[Operand]
+    mlp_in: list[Operand]
+    mlp_out: list[Operand]
+    attention_norm: Tensor
+    mlp_norm: Tensor
+    query_norm: Tensor | None = None
+    attention_gate: Tensor | None = None
+    mlp_gate: Tensor | None = None
+
+
+class DecodeStep:
+    """The launches of one step. ``sees`` runs the cross-attention layers too, over ``state.cross``."""
+
+    def __init__(self, network: Network, state: State, *, sees: bool) -> None:
+        model, config = network.language_model, network.language_model.config
+        self.state, self.config, self.model = state, config, model
+        self.head = [operand(network.lm_head)]
+        self.layers: list[_Layer] = []
+        own = crossing = 0
+        for layer in model.layers:
+            if isinstance(layer, MllamaCrossAttentionDecoderLayer):
+                if sees:
+                    self.layers.append(_cross_layer(layer, crossing))
+                crossing += 1
+            elif isinstance(layer, MllamaSelfAttentionDecoderLayer):
+                self.layers.append(_self_layer(layer, own))
+                own += 1
+        self.head_norm = to_planes(model.norm.weight.detach(), planes(self.head[0]))
+        batch, device, dtype = state.tokens.shape[0], state.tokens.device, state.logits.dtype
+        heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+
+        def buffer(size: int) -> Tensor:
+            return torch.empty(batch, size, dtype=dtype, device=device)
+
+        self.residual = (buffer(config.hidden_size), buffer(config.hidden_size))
+        self.projected = buffer((heads + 2 * kv_heads) * dim)
+        self.query = self.projected.flatten()[: batch * heads * dim].view(batch, -1)
+        self.attended = buffer(heads * dim)
+        self.inner = buffer(config.intermediate_size)
+        self.rotation = torch.empty(batch, 2, dim // 2, dtype=torch.float32, device=device)
+        self.frequencies = model.frequencies(device)
+        self.scratch = Scratch(batch, heads, dim, SPLITS, device)
+
+    def run(self) -> None:
+        """state.tokens at state.positions -> state.logits, their keys and values written into the caches."""
+        state, eps = self.state, self.config.rms_norm_eps
+        x, y = self.residual
+        first = self.layers[0].attention_in if self.layers else self.head
+        form = planes(first[0])
+        table = self.model.embed_tokens.weight.detach()
+        embed(state.tokens, state.positions, table, self.frequencies, x, self.rotation, form)
+        for index, layer in enumerate(self.layers):
+            following = self.layers[index + 1].attention_in if index + 1 < len(self.layers) else self.head
+            form, next_form = planes(layer.attention_in[0]), planes(following[0])
+            out_form, mlp_form, down_form = (
+                planes(weights[0]) for weights in (layer.attention_out, layer.mlp_in, layer.mlp_out)
+            )
+            projected = self.query if layer.cross else self.projected
+            gemv(x, layer.attention_in, projected, norm=layer.attention_norm, eps=eps, in_planes=form)
+            decode_attention(
+                projected,
+                self.attended,
+                self.scratch,
+                state.cross if layer.cross else state.own,
+                state.ranges if layer.cross else state.positions,
+                slot=layer.slot,
+                kv_heads=self.config.num_key_value_heads,
+                dim=self.config.head_dim,
+                rotation=None if layer.cross else self.rotation,
+                norm=layer.query_norm,
+                eps=eps,
+                out_planes=out_form,
+            )
+            gemv(
+                self.attended, layer.attention_out, y, residual=x, factor=layer.attention_gate,
+                in_planes=out_form, out_planes=mlp_form, residual_planes=form,
+            )  # fmt: skip
+            gemv(
+                y, layer.mlp_in, self.inner, norm=layer.mlp_norm, eps=eps, swiglu=True,
+                in_planes=mlp_form, out_planes=down_form,
+            )  # fmt: skip
+            gemv(
+                self.inner, layer.mlp_out, x, residual=y, factor=layer.mlp_gate,
+                in_planes=down_form, out_planes=next_form, residual_planes=mlp_form,
+            )  # fmt: skip
+        gemv(x, self.head, state.logits, norm=self.head_norm, eps=eps, in_planes=planes(self.head[0]))
+
+
+def _norm(weight: Tensor, reader: Sequence[Operand]) -> Tensor:
+    return to_planes(weight.detach(), planes(reader[0]))
+
+
+def _self_layer(layer: MllamaSelfAttentionDecoderLayer, slot: int) -> _Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    entry = [operand(attention.q_proj), operand(attention.k_proj), operand(attention.v_proj)]
+    widen = [operand(mlp.gate_proj), operand(mlp.up_proj)]
+    return _Layer(
+        slot=slot,
+        cross=False,
+        attention_in=entry,
+        attention_out=[operand(attention.o_proj)],
+        mlp_in=widen,
+        mlp_out=[operand(mlp.down_proj)],
+        attention_norm=_norm(layer.input_layernorm.weight, entry),
+        mlp_norm=_norm(layer.post_attention_layernorm.weight, widen),
+    )
+
+
+def _cross_layer(layer: MllamaCrossAttentionDecoderLayer, slot: int) -> _Layer:
+    attention, mlp = layer.cross_attn, layer.mlp
+    entry = [operand(attention.q_proj)]
+    widen = [operand(mlp.gate_proj), operand(mlp.up_proj)]
+    return _Layer(
+        slot=slot,
+        cross=True,
+        attention_in=entry,
+        attention_out=[operand(attention.o_proj)],
+        mlp_in=widen,
+        mlp_out=[operand(mlp.down_proj)],
+        attention_norm=_norm(layer.input_layernorm.weight, entry),
+        mlp_norm=_norm(layer.post_attention_layernorm.weight, widen),
+        query_norm=attention.q_norm.weight.detach(),
+        attention_gate=layer.cross_attn_attn_gate.detach().float().tanh(),
+        mlp_gate=layer.cross_attn_mlp_gate.detach().float().tanh(),
+    )

@@ -1,0 +1,89 @@
+"""Decoding by whatever is fastest here: captured graphs of our kernels on a GPU that has them, else plain torch."""
+
+from collections.abc import Generator, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mllama_cli.core.events import Event, Notice
+from mllama_cli.engine.decoder import Network, decode
+from mllama_cli.engine.sampling import Sampling
+from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
+from mllama_cli.model.mllama import MllamaForConditionalGeneration
+from mllama_cli.model.visibility import ImageSpan
+
+if TYPE_CHECKING:
+    from mllama_cli.engine.cuda.decode import GraphDecoder
+    from mllama_cli.engine.cuda.tower import TowerGraphs
+
+
+class FastDecoding:
+    """The choice for one engine, and its idle graph decoders: one for each answer that is being given at a time."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.obstacle = "" if device.type == "cuda" else "no CUDA device"
+        self._dtype, self._device = dtype, device
+        self._idle: list[GraphDecoder] = []
+        self._tower: TowerGraphs | None = None
+
+    def encode_image(
+        self, network: MllamaForConditionalGeneration, pixel_values: Tensor, aspect_ratio_id: int
+    ) -> list[LayerKV]:
+        """One image's tiles -> keys and values for each cross-attention layer, on a GPU."""
+        from mllama_cli.engine.cuda.tower import TowerGraphs
+
+        if self._tower is None:
+            self._tower = TowerGraphs(network, self._device)
+        pixels = pixel_values if pixel_values.is_cuda else pixel_values.pin_memory()
+        return self._tower.encode(pixels, aspect_ratio_id)
+
+    def prepare(self, network: Network, *, sees: bool, sampled: bool) -> Iterator[Event]:
+        """Build and capture what an answer needs, once. Where that fails, ``obstacle`` says why, and torch decodes."""
+        if self.obstacle:
+            return
+        from mllama_cli.engine.cuda.operands import obstacle
+
+        self.obstacle = obstacle(network, self._dtype, self._device)
+        if self.obstacle:
+            return
+        from mllama_cli.engine.cuda.built import first_time, remember
+
+        if first_time(network, self._device):
+            yield Notice("Building kernels for this GPU, once: about 20 seconds")
+        try:
+            decoder = self._take(network)
+            decoder.prepare(sees=sees, sampled=sampled)
+            self._idle.append(decoder)
+        except Exception as error:  # no C compiler, a driver too old: whatever it is, torch still works
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            self.obstacle = f"kernels could not be built: {str(error).strip().splitlines()[-1:] or [repr(error)]}"
+            return
+        remember(network, self._device)
+
+    def decode(
+        self,
+        network: Network,
+        logits: Tensor,
+        cache: KVCache,
+        cross: CrossKVCache | None,
+        spans: Sequence[ImageSpan],
+        sampling: Sampling,
+        prompt: Sequence[int],
+        budget: int,
+    ) -> Generator[int]:
+        """As engine/decoder.py's ``decode``."""
+        if self.obstacle:
+            yield from decode(network, logits, cache, cross, spans, sampling, prompt, budget)
+            return
+        decoder = self._take(network)
+        try:
+            yield from decoder.tokens(logits, cache, cross, spans, sampling, prompt, budget)
+        finally:
+            self._idle.append(decoder)
+
+    def _take(self, network: Network) -> "GraphDecoder":
+        from mllama_cli.engine.cuda.decode import GraphDecoder
+
+        return self._idle.pop() if self._idle else GraphDecoder(network, self._dtype, self._device)

@@ -1,0 +1,1 @@
+"""Triton kernels. Import only where ``kernels.cuda.support.available`` says so."""

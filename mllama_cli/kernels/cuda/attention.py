@@ -1,0 +1,215 @@
+"""Attention of one new row per conversation over what its caches hold, cut into splits that run side by side.
+
+Where keys and values lie and how many there are is read from device memory, so that one captured graph serves caches
+that grow, other pictures and other conversations:
+
+- ``Addresses``: where each layer's keys and values [batch, kv_heads, tokens, head_dim] lie,
+- self-attention: ``positions`` int32 [B], the new row's own position: it sees all up to and including itself,
+- cross-attention: ``ranges`` int32 [B, 2]: the vision tokens from the first up to the second.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mllama_cli.kernels.cuda.launch import dependents_may_start, launch, wait_for_inputs
+from mllama_cli.kernels.cuda.linear import place
+
+LOG2_E = 1.4426950408889634
+
+
+@triton.jit(do_not_specialize=["slot"])
+def attention_kernel(
+    projected, norm, rotation, base, table, strides, limits, partial, partial_max, partial_sum, eps, scale, slot,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr,
+    HALF: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, CROSS: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """One program: the query heads of one key head, over one split of the keys. ROWS is GROUP filled up to 16.
+
+    Head vectors are handled in halves, as the rotation pairs element i with element i + HALF.
+    """
+    dependents_may_start(OVERLAP)
+    head = tl.program_id(0)
+    split = tl.program_id(1)
+    batch = tl.program_id(2)
+    element = projected.dtype.element_ty
+    rows = tl.arange(0, ROWS)
+    half = tl.arange(0, HALF)
+    whole = tl.arange(0, DIM)
+    near = rows < GROUP
+    WIDTH: tl.constexpr = (KV_HEADS * GROUP if CROSS else KV_HEADS * (GROUP + 2)) * DIM
+    projected += batch * WIDTH
+    # Addresses, limits and the older keys stand still while a step runs: only the projections have to be waited for.
+    # Everything lies at multiples of 16 numbers: what lets 16 bytes be read at once.
+    offset = batch * tl.multiple_of(tl.load(strides), 16) + head * tl.multiple_of(tl.load(strides + 1), 16)
+    keys = base + (tl.multiple_of(tl.load(table + 2 * slot), 16) + offset)
+    values = base + (tl.multiple_of(tl.load(table + 2 * slot + 1), 16) + offset)
+    if CROSS:
+        begin = tl.load(limits + 2 * batch)
+        end = tl.load(limits + 2 * batch + 1)
+        position = -1
+    else:
+        begin = 0
+        position = tl.load(limits + batch)
+        end = position + 1
+    blocks = (end - begin + SPLITS * BLOCK - 1) // (SPLITS * BLOCK)
+    start = begin + split * blocks * BLOCK
+    stop = tl.minimum(start + blocks * BLOCK, end)
+    wait_for_inputs(OVERLAP)
+
+    queries = projected + (head * GROUP + rows)[:, None] * DIM + half[None, :]
+    q1 = tl.load(queries, mask=near[:, None], other=0.0).to(tl.float32)
+    q2 = tl.load(queries + HALF, mask=near[:, None], other=0.0).to(tl.float32)
+    if CROSS:
+        inverse = tl.rsqrt((tl.sum(q1 * q1, axis=1) + tl.sum(q2 * q2, axis=1)) / DIM + eps)[:, None]
+        first = (q1 * inverse * tl.load(norm + half).to(tl.float32)[None, :]).to(element)
+        second = (q2 * inverse * tl.load(norm + HALF + half).to(tl.float32)[None, :]).to(element)
+    else:
+        cos = tl.load(rotation + batch * DIM + half)
+        sin = tl.load(rotation + batch * DIM + HALF + half)
+        first = (q1 * cos[None, :] - q2 * sin[None, :]).to(element)
+        second = (q2 * cos[None, :] + q1 * sin[None, :]).to(element)
+        source = projected + (KV_HEADS * GROUP + head) * DIM
+        k1 = tl.load(source + half).to(tl.float32)
+        k2 = tl.load(source + HALF + half).to(tl.float32)
+        new_first = (k1 * cos - k2 * sin).to(element)
+        new_second = (k2 * cos + k1 * sin).to(element)
+        new_value = tl.load(source + KV_HEADS * DIM + whole)
+        if start <= position and position < stop:  # this split holds the new row: it goes into the cache
+            tl.store(keys + position * DIM + half, new_first)
+            tl.store(keys + position * DIM + HALF + half, new_second)
+            tl.store(values + position * DIM + whole, new_value)
+
+    largest = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    sums = tl.zeros([ROWS, DIM], tl.float32)
+    for block in range(start, stop, BLOCK):
+        tokens = block + tl.arange(0, BLOCK)
+        live = tokens < stop
+        key = keys + tokens[:, None] * DIM + half[None, :]
+        key_first = tl.load(key, mask=live[:, None], other=0.0)
+        key_second = tl.load(key + HALF, mask=live[:, None], other=0.0)
+        value = tl.load(values + tokens[:, None] * DIM + whole[None, :], mask=live[:, None], other=0.0)
+        if not CROSS:
+            fresh = (tokens == position)[:, None]
+            key_first = tl.where(fresh, new_first[None, :], key_first)
+            key_second = tl.where(fresh, new_second[None, :], key_second)
+            value = tl.where(fresh, new_value[None, :], value)
+        scores = tl.dot(first, tl.trans(key_first), input_precision="ieee")
+        scores = tl.dot(second, tl.trans(key_second), scores, input_precision="ieee") * scale
+        scores = tl.where(live[None, :], scores, float("-inf"))
+        higher = tl.maximum(largest, tl.max(scores, axis=1))
+        weights = tl.exp2(scores - higher[:, None])
+        shrink = tl.exp2(largest - higher)
+        total = total * shrink + tl.sum(weights, axis=1)
+        sums = tl.dot(weights.to(element), value, sums * shrink[:, None], input_precision="ieee")
+        largest = higher
+    out = ((batch * KV_HEADS + head) * GROUP + rows) * SPLITS + split
+    tl.store(partial_max + out, largest, mask=near)
+    tl.store(partial_sum + out, total, mask=near)
+    tl.store(partial + out[:, None] * DIM + whole[None, :], sums, mask=near[:, None])
+
+
+@triton.jit
+def combine_kernel(
+    partial, partial_max, partial_sum, out,
+    HEADS: tl.constexpr, DIM: tl.constexpr, SPLITS: tl.constexpr, PLANES: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """The splits of one query head put together."""
+    dependents_may_start(OVERLAP)
+    head = tl.program_id(0)
+    batch = tl.program_id(1)
+    splits = tl.arange(0, SPLITS)
+    whole = tl.arange(0, DIM)
+    index = (batch * HEADS + head) * SPLITS + splits
+    wait_for_inputs(OVERLAP)
+    largest = tl.load(partial_max + index)
+    total = tl.load(partial_sum + index)
+    sums = tl.load(partial + index[:, None] * DIM + whole[None, :])
+    share = tl.exp2(largest - tl.max(largest, axis=0))  # an empty split's largest is -inf: no share
+    result = tl.sum(sums * share[:, None], axis=0) / tl.sum(total * share, axis=0)
+    target = place(head * DIM + whole, HEADS * DIM, PLANES)
+    tl.store(out + batch * HEADS * DIM + target, result.to(out.dtype.element_ty))
+
+
+class Addresses:
+    """Where the layers' keys and values lie, in device memory: numbers from ``base`` on, and two strides.
+
+    Filled anew where tensors move, in the order of the stream: kernels launched earlier still see the old ones.
+    """
+
+    def __init__(self, layers: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.base = torch.zeros(16, dtype=dtype, device=device)
+        self.table = torch.zeros(layers, 2, dtype=torch.int64, device=device)
+        self.strides = torch.zeros(2, dtype=torch.int64, device=device)
+
+    def fill(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        """Point to one pair of tensors [batch, kv_heads, tokens, head_dim] a layer, all laid out alike."""
+        origin, size = self.base.data_ptr(), self.base.element_size()
+        places = [[(t.data_ptr() - origin) // size for t in pair] for pair in zip(keys, values, strict=True)]
+        strides = [keys[0].stride(0), keys[0].stride(1)]
+        assert all(t.stride() == keys[0].stride() for t in (*keys, *values))
+        assert keys[0].stride(2) == keys[0].shape[3]
+        assert all(number % 16 == 0 for row in (*places, strides) for number in row)
+        self.table.copy_(staged(places, self.table))
+        self.strides.copy_(staged(strides, self.strides))
+
+
+def staged(values: Sequence[object], like: Tensor) -> Tensor:
+    """Numbers on their way to ``like``: from pinned memory the copy does not make the host wait."""
+    source = torch.tensor(values, dtype=like.dtype)
+    return source.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else source
+
+
+class Scratch:
+    """Where splits leave their results: float32, for ``batch`` conversations."""
+
+    def __init__(self, batch: int, heads: int, dim: int, splits: int, device: torch.device) -> None:
+        self.sums = torch.empty(batch, heads, splits, dim, dtype=torch.float32, device=device)
+        self.largest = torch.empty(batch, heads, splits, dtype=torch.float32, device=device)
+        self.total = torch.empty(batch, heads, splits, dtype=torch.float32, device=device)
+        self.splits = splits
+
+
+def decode_attention(
+    projected: Tensor,
+    out: Tensor,
+    scratch: Scratch,
+    addresses: Addresses,
+    limits: Tensor,
+    *,
+    slot: int,
+    kv_heads: int,
+    dim: int,
+    rotation: Tensor | None = None,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    out_planes: int = 1,
+    block: int = 32,
+    warps: int = 4,
+) -> None:
+    """out [B, heads * dim] = attention of the new rows; see the top of this file.
+
+    Self-attention: ``projected`` [B, (heads + 2 kv_heads) * dim] is the row's query, key and value before the rotation
+    float32 [B, 2, dim / 2] (cosines and sines); key and value go into the cache at the row's position.
+    Cross-attention: ``projected`` [B, heads * dim] is the query before its ``norm``.
+    """
+    heads = out.shape[1] // dim
+    batch, device = out.shape[0], out.device
+    group = heads // kv_heads
+    cross = rotation is None
+    launch(
+        attention_kernel, (kv_heads, scratch.splits, batch), projected, norm if norm is not None else projected,
+        rotation if rotation is not None else projected,
+        addresses.base, addresses.table, addresses.strides, limits,
+        scratch.sums, scratch.largest, scratch.total, eps, LOG2_E * dim**-0.5,
+        slot, kv_heads, group, max(16, triton.next_power_of_2(group)), dim, dim // 2, scratch.splits, block, cross,
+        device=device, warps=warps,
+    )  # fmt: skip
+    launch(
+        combine_kernel, (heads, batch), scratch.sums, scratch.largest, scratch.total, out, heads, dim, scratch.splits,
+        out_planes, device=device, warps=4,
+    )  # fmt: skip

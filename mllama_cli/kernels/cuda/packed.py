@@ -1,0 +1,45 @@
+"""Packed matrices for many rows: unpacked into the format of the activations, then multiplied by the library."""
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mllama_cli.kernels.reference import PackedWeight
+
+
+@triton.jit
+def dequantize_kernel(packed, scale, out, words, columns, group, groups, BITS: tl.constexpr, BLOCK: tl.constexpr):
+    """One program: BLOCK words of one row."""
+    row = tl.program_id(0).to(tl.int64)
+    word = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    PER_WORD: tl.constexpr = 32 // BITS
+    place = tl.arange(0, PER_WORD)
+    bits = tl.load(packed + row * words + word, mask=word < words, other=0)
+    number = (bits[:, None] >> (place * BITS)[None, :]) & ((1 << BITS) - 1)
+    column = word[:, None] * PER_WORD + place[None, :]
+    inside = column < columns
+    factor = tl.load(scale + row * groups + column // group, mask=inside, other=0.0).to(tl.float32)
+    value = (number - (1 << (BITS - 1))).to(tl.float32) * factor
+    tl.store(out + row * columns + column, value.to(out.dtype.element_ty), mask=inside)
+
+
+def dequantize(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
+    """As kernels/reference.py's: the matrix [out, in], multiplied in float32 and rounded once."""
+    rows, columns = weight.shape
+    out = torch.empty(rows, columns, dtype=dtype, device=weight.packed.device)
+    words = weight.packed.shape[1]
+    dequantize_kernel[(rows, triton.cdiv(words, 256))](
+        weight.packed, weight.scale, out, words, columns, weight.group_size, weight.scale.shape[1], weight.bits, 256,
+        num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def quantized_linear(x: Tensor, weight: PackedWeight) -> Tensor:
+    """x [..., in] times the transposed matrix -> [..., out], in x's dtype.
+
+    The unpacked matrix lives only as long as its product: at most the largest layer's size is needed besides.
+    """
+    return F.linear(x, dequantize(weight, x.dtype))

@@ -1,0 +1,112 @@
+"""Many rows at once, as in prefill: what torch takes several passes over memory for, in one."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def rms_norm_kernel(x, weight, out, eps, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    index = tl.arange(0, BLOCK)
+    inside = index < SIZE
+    values = tl.load(x + row * SIZE + index, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(values * values, axis=0) / SIZE + eps)
+    normed = (values * scale).to(out.dtype.element_ty).to(tl.float32)
+    normed *= tl.load(weight + index, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * SIZE + index, normed.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gated_silu_kernel(gate, up, out, count, BLOCK: tl.constexpr):
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < count
+    value = tl.load(gate + index, mask=inside, other=0.0).to(tl.float32)
+    value = (value * tl.sigmoid(value)).to(out.dtype.element_ty).to(tl.float32)
+    value *= tl.load(up + index, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + index, value.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def rotate_kernel(
+    x, cos, sin, out, length, x_batch, x_row, x_head, rotation_batch,
+    HEADS: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    """One program: all heads of one row."""
+    row = tl.program_id(0)
+    batch = tl.program_id(1)
+    head = tl.arange(0, WIDTH)
+    pair = tl.arange(0, HALF)
+    inside = (head < HEADS)[:, None]
+    source = x + batch.to(tl.int64) * x_batch + row * x_row + head[:, None] * x_head + pair[None, :]
+    first = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(source + HALF, mask=inside, other=0.0).to(tl.float32)
+    angle = batch * rotation_batch + row * 2 * HALF + pair
+    c = tl.load(cos + angle)[None, :]
+    s = tl.load(sin + angle)[None, :]
+    target = out + ((batch.to(tl.int64) * length + row) * HEADS + head[:, None]) * (2 * HALF) + pair[None, :]
+    tl.store(target, (first * c - second * s).to(out.dtype.element_ty), mask=inside)
+    tl.store(target + HALF, (second * c + first * s).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def widen_kernel(
+    qkv, out, near, rest, tokens, counted,
+    HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """One program: queries, keys and values of all heads of one token."""
+    token = tl.program_id(0).to(tl.int64)
+    row = tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, COLUMNS)[None, :]
+    source = qkv + token * 3 * HEADS * DIM + row * DIM + column
+    values = tl.load(source, mask=(row < 3 * HEADS) & (column < DIM), other=0.0)
+    one = (row < HEADS) & (column >= DIM) & (column < DIM + 2)
+    values = tl.where(one, 1.0, values.to(tl.float32))
+    key = (row >= HEADS) & (row < 2 * HEADS) & (token % tokens >= counted)
+    values = tl.where(key & (column == DIM), near, values)
+    values = tl.where(key & (column == DIM + 1), rest, values)
+    target = out + token * 3 * HEADS * WIDTH + row * WIDTH + column
+    tl.store(target, values.to(out.dtype.element_ty), mask=(row < 3 * HEADS) & (column < WIDTH))
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm over the last dimension of x [..., size]: float32 inside, cast back, then times the weight."""
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    size = x.shape[-1]
+    block = triton.next_power_of_2(size)
+    rms_norm_kernel[(x.numel() // size,)](x, weight, out, eps, size, block, num_warps=min(max(block // 512, 1), 16))
+    return out
+
+
+def gated_silu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, elementwise."""
+    gate, up = gate.contiguous(), up.contiguous()
+    out = torch.empty_like(gate)
+    gated_silu_kernel[(triton.cdiv(gate.numel(), 4096),)](gate, up, out, gate.numel(), 4096, num_warps=8)
+    return out
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """As model/rope.py's ``rotate``: x [B, heads, L, head_dim], cos and sin float32 [B or 1, 1, L, head_dim]."""
+    batch, heads, length, dim = x.shape
+    if x.stride(3) != 1:
+        x = x.contiguous()
+    out = x.new_empty(batch, length, heads, dim)
+    rotate_kernel[(length, batch)](
+        x, cos, sin, out, length, x.stride(0), x.stride(2), x.stride(1), cos.stride(0) if cos.shape[0] > 1 else 0,
+        heads, triton.next_power_of_2(heads), dim // 2, num_warps=4,
+    )  # fmt: skip
+    return out.transpose(1, 2)
+
+
+def widen(qkv: Tensor, width: int, counted: int, near: float, rest: float) -> Tensor:
+    """As kernels/rows.py's ``widen``."""
+    batch, tokens, _, heads, dim = qkv.shape
+    out = qkv.new_empty(batch, tokens, 3, heads, width)
+    widen_kernel[(batch * tokens,)](
+        qkv.contiguous(), out, near, rest, tokens, counted, heads, dim, width,
+        triton.next_power_of_2(3 * heads), triton.next_power_of_2(width), num_warps=4,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,74 @@
+"""Norm, gate and rotation over many rows: one fused kernel each where the device has it, else plain torch."""
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm over the last dimension: float32 inside, cast back, then times the weight."""
+    if fused(x) and x.dtype == weight.dtype:
+        from mllama_cli.kernels.cuda import rows
+
+        return rows.rms_norm(x, weight, eps)
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return wide.to(x.dtype) * weight
+
+
+def gated_silu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, elementwise."""
+    if fused(gate):
+        from mllama_cli.kernels.cuda import rows
+
+        return rows.gated_silu(gate, up)
+    return F.silu(gate) * up
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn x [B, heads, L, head_dim] by angles [B or 1, 1, L, head_dim], in float32 as Meta's reference does."""
+    if fused(x) and x.shape[-1] & (x.shape[-1] - 1) == 0:
+        from mllama_cli.kernels.cuda import rows
+
+        return rows.rotate(x, cos, sin)
+    wide = x.float()
+    first, second = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+def widen(qkv: Tensor, width: int, counted: int, near: float, rest: float) -> Tensor:
+    """Queries, keys and values [N, tokens, 3, heads, D] with ``width`` dimensions a head, the further ones 0.
+
+    But the first two of them are 1 in queries, and ``near`` and ``rest`` in the keys of tokens from ``counted`` on.
+    """
+    if fused(qkv):
+        from mllama_cli.kernels.cuda import rows
+
+        return rows.widen(qkv, width, counted, near, rest)
+    dim = qkv.shape[-1]
+    wide = F.pad(qkv, (0, width - dim))
+    wide[:, :, 0, :, dim : dim + 2] = 1.0
+    wide[:, counted:, 1, :, dim] = near
+    wide[:, counted:, 1, :, dim + 1] = rest
+    return wide
+
+
+def fused(x: Tensor) -> bool:
+    """Whether our kernels take this: they know no gradients, so training takes torch's operations."""
+    return x.is_cuda and not torch.is_grad_enabled() and _works(x.device)
+
+
+@cache
+def _works(device: torch.device) -> bool:
+    """Whether Triton builds a kernel here: it needs a C compiler besides itself."""
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    try:
+        from mllama_cli.kernels.cuda import rows
+
+        rows.gated_silu(torch.ones(1, device=device), torch.ones(1, device=device))
+    except Exception:  # whatever is missing, torch's own operations do the same
+        return False
+    return True
