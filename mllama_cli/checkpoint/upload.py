@@ -119,7 +119,9 @@ def _run(
             stream.synchronize()  # before the buffers go
     except BaseException as error:
         for queue_ in arrived:  # whichever the reader waits for
-            queue_.put(error)
+            queue_.put(
+                CheckpointError(f"{error.filename} cannot be opened", AGAIN) if isinstance(error, OSError) else error
+            )
 
 
 def _read(file: int, piece: _Piece, buffer: Tensor) -> None:
