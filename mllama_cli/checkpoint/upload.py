@@ -56,6 +56,8 @@ def upload(tensors: Sequence[tuple[str, StoredTensor]], device: torch.device) ->
 
 
 def _upload(tensors: Sequence[tuple[str, StoredTensor]], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    if device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     stop = Event()
     arrived: list[Arrivals] = [queue.SimpleQueue() for _ in tensors]
     wholes = [torch.empty(t.info.shape, dtype=FORMATS[t.info.dtype], device=device) for _, t in tensors]
@@ -92,7 +94,6 @@ def _run(
 ) -> None:
     """One thread: reads pieces into two buffers by turns, so that a copy is under way while the next is read."""
     try:
-        torch.cuda.set_device(device)
         stream = torch.cuda.Stream(device)
         stream.wait_event(ready)
         buffers = [torch.empty(PIECE, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
