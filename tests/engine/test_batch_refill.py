@@ -71,6 +71,7 @@ def test_rows_that_sample_keep_their_own_dice(engine: Engine) -> None:
     assert by_key(run_batch(engine, requests, slots=4)) == {r.key: alone(engine, r) for r in requests}
 
 
+@pytest.mark.slow
 def test_the_built_in_model_answers_alike_in_refilled_slots() -> None:
     engine = load("sketch", device="cpu", dtype="float32", vision=True)
     talks = [conversation_of(s) for task in ("describe", "change", "where", "follow-up") for s in held_out(task, 6)]
