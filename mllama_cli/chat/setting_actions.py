@@ -97,9 +97,10 @@ def _show(repl: "Repl", argument: str) -> None:
     sampling = chat.sampling
     asked = sum(message.role == "user" for message in chat.conversation)
     shown = len(chat.conversation.images)
+    slower = f" (plain torch: {chat.engine.slower_because})" if chat.engine.slower_because else ""
     rows = [
         ("model", f"{chat.engine.name} ({chat.engine.path})"),
-        ("computes in", f"{str(chat.engine.dtype).removeprefix('torch.')} on {chat.engine.device}"),
+        ("computes in", f"{str(chat.engine.dtype).removeprefix('torch.')} on {chat.engine.device}{slower}"),
         ("layers", f"{text.num_hidden_layers}, hidden size {text.hidden_size}"),
         ("sees", "pictures and text" if vision else "text only"),
         ("context", f"{chat.context_used} of {chat.context} tokens used"),

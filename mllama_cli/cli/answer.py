@@ -99,5 +99,7 @@ class OneAnswer:
             self.terminal.note(reason)
 
     def print_statistics(self) -> None:
+        if self.engine.slower_because:
+            self.terminal.note(f"Decoding takes plain torch, which is slower: {self.engine.slower_because}.")
         if self.stats:
             self.terminal.note(f"loaded in {self.load_seconds:.2f} s | {stats_line(self.stats)}")
