@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from mllama_cli.engine.decoder import CHUNK, forward, prefill
+from mllama_cli.engine.padded_step import StepShape
 from mllama_cli.engine.slot_cache import SlotCache
 from mllama_cli.model.cache import CrossKVCache, LayerKV
 from mllama_cli.model.visibility import image_spans, segments
 
 if TYPE_CHECKING:
+    from mllama_cli.engine.cuda.slot_graphs import SlotGraphs
     from mllama_cli.engine.load import Engine
 
 WORTH_SHARING = 16
@@ -40,6 +42,7 @@ class Slots:
         self.cache = SlotCache(engine.config.text_config, count, dtype=engine.dtype, device=engine.device)
         self._held: list[tuple[tuple[int, ...], tuple[str, ...]]] = [((), ())] * count
         """Prompt and pictures of which a slot still has the keys and values, whether it is busy or not."""
+        self._graphs: SlotGraphs | None = None
 
     @property
     def busy(self) -> int:
@@ -77,10 +80,14 @@ class Slots:
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> Tensor:
-        """Each busy slot's newest token -> logits [busy, vocab_size] of the next."""
+        """Each busy slot's newest token -> logits [busy, vocab_size] of the next, good until the next step."""
         model, cache = self.engine.network.language_model, self.cache
         extent = cache.extent + 1
         cache.reserve(extent)
+        if cache.lengths.is_cuda:
+            captured = self._captured(tokens)
+            cache.advance()
+            return captured
         positions = cache.lengths[: cache.busy, None]
         mask = (torch.arange(extent, device=positions.device) <= positions)[:, None, None]
         ids = torch.tensor(tokens, device=positions.device)[:, None]
@@ -88,6 +95,16 @@ class Slots:
         cache.advance()
         logits: Tensor = self.engine.network.lm_head(hidden[:, 0])
         return logits
+
+    def _captured(self, tokens: Sequence[int]) -> Tensor:
+        """The same from captured graphs, which compute some free slots along."""
+        from mllama_cli.engine.cuda.slot_graphs import SlotGraphs
+
+        if self._graphs is None:
+            self._graphs = SlotGraphs(self.engine.network, self.cache)
+        shape = StepShape.of(self.cache)
+        self._held[self.busy : shape.rows] = [((), ())] * (shape.rows - self.busy)
+        return self._graphs.step(tokens, shape)
 
     @torch.inference_mode()
     def release(self, slot: int) -> None:

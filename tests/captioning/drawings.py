@@ -24,6 +24,11 @@ def drawings(folder: Path, count: int) -> dict[str, str]:
     return facts
 
 
+def opened(number: int) -> Image.Image:
+    """The picture of a number."""
+    return Image.open(io.BytesIO(_drawing(number)[0]))
+
+
 @lru_cache(maxsize=256)
 def _drawing(number: int) -> tuple[bytes, str]:
     seed = FIRST + number * 1000

@@ -1,0 +1,52 @@
+"""Steps of the busy slots as captured graphs: thousands of launches become one."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mllama_cli.engine.decoder import Network
+from mllama_cli.engine.padded_step import StepShape, padded_step
+from mllama_cli.engine.slot_cache import SlotCache
+
+
+class SlotGraphs:
+    """A graph for each shape of a step, captured when first needed; all anew when the cache has grown.
+
+    Any of them may be replayed after any other, since logits are read before the next step: so they share one memory
+    pool.
+    """
+
+    def __init__(self, network: Network, cache: SlotCache) -> None:
+        self._network, self._cache = network, cache
+        self._ids = torch.zeros(cache.slots, 1, dtype=torch.long, device=cache.lengths.device)
+        self._graphs: dict[StepShape, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._addresses: tuple[int, ...] = ()
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def step(self, tokens: Sequence[int], shape: StepShape) -> Tensor:
+        """Each busy slot's newest token -> logits [busy, vocab_size], good until the next step."""
+        cache = self._cache
+        addresses = tuple(tensors[0].data_ptr() for tensors in (cache.keys, cache.cross_keys) if tensors)
+        if addresses != self._addresses:
+            self._graphs.clear()
+            self._addresses = addresses
+        newest = torch.tensor(tokens, dtype=torch.long).pin_memory()
+        self._ids[: len(tokens), 0].copy_(newest, non_blocking=True)
+        if shape not in self._graphs:
+            self._graphs[shape] = self._capture(shape)
+        graph, logits = self._graphs[shape]
+        graph.replay()
+        return logits[: len(tokens)]
+
+    def _capture(self, shape: StepShape) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        ids = self._ids[: shape.rows]
+        side = torch.cuda.Stream(ids.device)
+        side.wait_stream(torch.cuda.current_stream(ids.device))
+        with torch.cuda.stream(side):
+            padded_step(self._network, self._cache, ids, shape)  # kernels are built, libraries allocate
+        torch.cuda.current_stream(ids.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            logits = padded_step(self._network, self._cache, ids, shape)
+        return graph, logits

@@ -1,0 +1,62 @@
+"""Several answers at once on a GPU, from captured steps: those of the CPU, token for token. ``pytest -m gpu tests/gpu``."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from mllama_cli.core.conversation import Conversation
+from mllama_cli.engine.batch import BatchRequest, run_batch
+from mllama_cli.engine.load import Engine, load
+from mllama_cli.engine.sampling import Sampling
+from mllama_cli.engine.slots import Slots
+from mllama_cli.processing.images import encode_image
+from tests.captioning.drawings import opened
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def requests(engine: Engine) -> Iterator[BatchRequest]:
+    """Pictures of several shapes, long and short answers, and text alone."""
+    for number in range(30):
+        question = ("Describe this image.", "Describe this image in detail.", "How many shapes are there?")[number % 3]
+        images = (encode_image(opened(number)),) if number % 7 else ()
+        inputs = engine.processor(Conversation.ask(question, images))
+        yield BatchRequest(number, inputs, sampling=Sampling(max_tokens=(40, 3, 64)[number % 3]))
+
+
+def answers(engine: Engine, slots: int) -> dict[object, tuple[int, ...]]:
+    return {reply.key: reply.ids for reply in run_batch(engine, requests(engine), slots=slots)}
+
+
+def test_refilled_slots_of_a_gpu_say_what_the_cpu_says_one_by_one() -> None:
+    expected = answers(load("sketch", device="cpu", dtype="float32", vision=True), 1)
+    engine = load("sketch", device="cuda", dtype="float32", vision=True)
+    for slots in (1, 3, 8, 20):
+        assert answers(engine, slots) == expected
+
+
+def test_quantized_weights_too() -> None:
+    expected = answers(load("sketch", device="cpu", dtype="float32", vision=True, quantize="int8", exact=True), 1)
+    assert answers(load("sketch", device="cuda", dtype="float32", vision=True, quantize="int8"), 8) == expected
+
+
+def test_memory_that_runs_out_costs_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = load("sketch", device="cuda", dtype="float32", vision=True)
+    expected = answers(engine, 2)
+    step = Slots.step
+    calls = []
+
+    def short(self: Slots, tokens: list[int]) -> torch.Tensor:
+        calls.append(self.count)
+        if self.count > 4 and len(calls) > 5:
+            torch.empty(2**50, device="cuda")
+        return step(self, tokens)
+
+    monkeypatch.setattr(Slots, "step", short)
+    assert answers(engine, 16) == expected
+    assert max(calls) == 16
+    assert calls[-1] <= 4
