@@ -1,4 +1,4 @@
-"""Several answers at once on a GPU, from captured steps: those of the CPU, token for token. ``pytest -m gpu tests/gpu``."""
+"""Several answers at once on a GPU, from captured steps, are those of the CPU: ``pytest -m gpu tests/gpu``."""
 
 from collections.abc import Iterator
 
