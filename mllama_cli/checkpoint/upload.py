@@ -56,6 +56,7 @@ def upload(tensors: Sequence[tuple[str, StoredTensor]], device: torch.device) ->
 
 
 def _upload(tensors: Sequence[tuple[str, StoredTensor]], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    device = torch.empty(0, device=device).device  # with its number, also where "cuda" alone was asked for
     stop = Event()
     arrived: list[Arrivals] = [queue.SimpleQueue() for _ in tensors]
     wholes = [torch.empty(t.info.shape, dtype=FORMATS[t.info.dtype], device=device) for _, t in tensors]
@@ -92,7 +93,6 @@ def _run(
 ) -> None:
     """One thread: reads pieces into two buffers by turns, so that a copy is under way while the next is read."""
     try:
-        torch.cuda.set_device(device)
         stream = torch.cuda.Stream(device)
         stream.wait_event(ready)
         buffers = [torch.empty(PIECE, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
@@ -119,7 +119,9 @@ def _run(
             stream.synchronize()  # before the buffers go
     except BaseException as error:
         for queue_ in arrived:  # whichever the reader waits for
-            queue_.put(error)
+            queue_.put(
+                CheckpointError(f"{error.filename} cannot be opened", AGAIN) if isinstance(error, OSError) else error
+            )
 
 
 def _read(file: int, piece: _Piece, buffer: Tensor) -> None:

@@ -89,10 +89,10 @@ def benchmark(subject: Subject, *, tokens: int | None = None) -> Iterator[Figure
             yield Figure(f"vision, {tiles} tile{'s' * (tiles > 1)}", 1000 * seconds, "ms")
         assert image is not None
         encoded = subject.fast.encode_image(network, *image)
-        yield Figure(f"first token, image and {PROMPT} tokens", 1000 * _first_token(subject, image), "ms")
-    yield Figure(f"first token, {PROMPT} tokens", 1000 * _first_token(subject, None), "ms")
+        yield Figure(f"first token, image and {PROMPT} tokens", 1000 * first_token(subject, image), "ms")
+    yield Figure(f"first token, {PROMPT} tokens", 1000 * first_token(subject, None), "ms")
     length = min(LONG_PROMPT, subject.config.text_config.max_position_embeddings // 2)
-    seconds = _median(lambda: _prefilled(subject, _ids(subject, length), None), device)
+    seconds = _median(lambda: prefilled(subject, random_ids(subject, length), None), device)
     yield Figure(f"prefill, {length} tokens", length / seconds, "tokens/s")
     for name, seen in (("decode, text", None), ("decode, after an image", encoded)):
         if name == "decode, text" or seen is not None:
@@ -111,7 +111,7 @@ def _largest(subject: Subject) -> int:
     return max(ratios, key=lambda id_: (vision.tiles(id_), min(vision.supported_aspect_ratios[id_ - 1])))
 
 
-def _ids(subject: Subject, length: int) -> list[int]:
+def random_ids(subject: Subject, length: int) -> list[int]:
     generator = torch.Generator().manual_seed(length)
     high = min(subject.config.text_config.vocab_size, 128000)
     ids: list[int] = torch.randint(0, high, (length,), generator=generator).tolist()
@@ -119,10 +119,10 @@ def _ids(subject: Subject, length: int) -> list[int]:
 
 
 def _prompt(subject: Subject, *, sees: bool) -> list[int]:
-    return [subject.config.image_token_index] * sees + _ids(subject, PROMPT)
+    return [subject.config.image_token_index] * sees + random_ids(subject, PROMPT)
 
 
-def _prefilled(subject: Subject, ids: list[int], encoded: list[LayerKV] | None) -> tuple[KVCache, Tensor]:
+def prefilled(subject: Subject, ids: list[int], encoded: list[LayerKV] | None) -> tuple[KVCache, Tensor]:
     cache = KVCache(subject.config.text_config, dtype=subject.dtype, device=subject.device)
     cross = CrossKVCache.from_images([[encoded]]) if encoded else None
     spans = image_spans(ids, subject.config.image_token_index)
@@ -132,10 +132,10 @@ def _prefilled(subject: Subject, ids: list[int], encoded: list[LayerKV] | None) 
     return cache, logits
 
 
-def _tokens(subject: Subject, encoded: list[LayerKV] | None, count: int) -> Iterator[int]:
+def decoded(subject: Subject, encoded: list[LayerKV] | None, count: int) -> Iterator[int]:
     """Prefill a short prompt and decode ``count`` tokens."""
     ids = _prompt(subject, sees=encoded is not None)
-    cache, logits = _prefilled(subject, ids, encoded)
+    cache, logits = prefilled(subject, ids, encoded)
     cross = CrossKVCache.from_images([[encoded]]) if encoded else None
     spans = image_spans(ids, subject.config.image_token_index)
     for _ in subject.fast.prepare(subject.network, sees=encoded is not None, sampled=False):
@@ -145,21 +145,21 @@ def _tokens(subject: Subject, encoded: list[LayerKV] | None, count: int) -> Iter
         yield from tokens
 
 
-def _first_token(subject: Subject, image: tuple[Tensor, int] | None) -> float:
+def first_token(subject: Subject, image: tuple[Tensor, int] | None) -> float:
     network = subject.network
 
     def once() -> None:
         encoded = None
         if image is not None and isinstance(network, MllamaForConditionalGeneration):
             encoded = subject.fast.encode_image(network, *image)
-        next(_tokens(subject, encoded, 1))
+        next(decoded(subject, encoded, 1))
 
     return _median(once, subject.device)
 
 
 def _decode_rate(subject: Subject, encoded: list[LayerKV] | None, count: int) -> float:
     def once() -> float:
-        tokens = _tokens(subject, encoded, count + 1)
+        tokens = decoded(subject, encoded, count + 1)
         next(tokens)
         start = time.perf_counter()
         for _ in tokens:

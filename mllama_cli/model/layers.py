@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mllama_cli.kernels.dispatch import linear
+from mllama_cli.kernels.dispatch import attention, linear
 from mllama_cli.kernels.rows import gated_silu, rms_norm
 
 T = TypeVar("T")
@@ -88,7 +88,7 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = Non
     q = q.reshape(batch, kv_heads, groups * length, dim)
     if mask is not None and length > 1:
         mask = mask.repeat(1, 1, groups, 1)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    out = attention(q, k, v, mask)
     out = out.reshape(batch, n_heads, length, dim)
     return out.transpose(1, 2).flatten(2)
 

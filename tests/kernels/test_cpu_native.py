@@ -152,3 +152,19 @@ def test_threads_give_equal_results(kernels: Native) -> None:
     for _ in range(50):
         assert torch.equal(kernels.int8(x, weight), now[0])
         assert torch.equal(kernels.packed(x, weight), now[1])
+
+
+@pytest.mark.parametrize("dim", [8, 64, 128])
+@pytest.mark.parametrize("keys", [1, 7, 255, 256, 257, 1000])
+def test_attention_of_few_rows(kernels: Native, dim: int, keys: int) -> None:
+    cache = rows(2 * 3 * 1100, dim, seed=keys).view(2, 3, 1100, dim)  # more than is filled, as a cache has
+    k, v = cache[:, :, :keys], (cache * 2 + 1)[:, :, :keys]
+    for m in (1, 3, 4, 8):
+        q = 5 * rows(2 * 3 * m, dim).view(2, 3, m, dim)
+        assert kernels.attends(q, k, v)
+        weights = (q.double() @ k.double().mT * dim**-0.5).softmax(-1)
+        assert error(kernels.attention(q, k, v), weights @ v.double()) < FLOAT32
+    q[0, 1, 0, 0] = float("nan")
+    out = kernels.attention(q, k, v)
+    assert out[0, 1, 0].isnan().all()
+    assert out[0, 0].isfinite().all()

@@ -94,8 +94,9 @@ static inline f8 load_last(const void *from, int64_t index, int64_t count, int k
 
 // ---- threads ----
 //
-// Workers take pieces from one counter, so a thread that the system delays holds up one piece and no more. A waiting
-// worker looks for work for some microseconds (the next product of a decode step comes soon), then sleeps.
+// A pool of our own, as no header of torch's is needed for it. Threads take pieces from one counter, so one that the
+// system delays holds up a piece and no more. (OpenMP's wait for all to have begun, and look for work for milliseconds
+// after an operation: a decode step must not mix both kinds.)
 
 typedef void (*Piece)(void *job, int64_t index);
 
@@ -107,7 +108,8 @@ static inline void relax() {
 #endif
 }
 
-static const int LOOKS = 2000;
+// A waiting worker looks for work so often (some microseconds: the next product of a decode step comes soon), then sleeps.
+static const int LOOKS = 4000;
 
 struct Pool {
     std::mutex busy, sleep;
@@ -328,7 +330,7 @@ static void quantize_row(void *job, int64_t m) {
 
 // ---- few rows: along the rows of the matrix, as they lie in memory ----
 
-const int AHEAD = 1024;  // bytes
+const int AHEAD = 6144;  // bytes: beyond the page at which the processor's own prefetching stops
 
 struct Job {
     const Matrix *w;
@@ -600,6 +602,78 @@ static void decode_rows(void *job, int64_t index) {
     }
 }
 
+// ---- attention of a few rows over many keys, all of which they see ----
+//
+// Pieces of 256 keys of one head, so that more threads than heads have work; what they find is joined at the end.
+
+const int64_t KEYS = 256;
+const int ROWS = 4;
+
+struct Attention {
+    const float *q, *k, *v;  // q [heads, rows, dim]; strides of k and v follow
+    int64_t heads, rows, keys, dim, k_head, k_key, v_head, v_key;
+    float *found;  // [heads, pieces, rows, 2 + dim]: largest score, sum of weights, weighted values
+    int64_t pieces() const { return (keys + KEYS - 1) / KEYS; }
+};
+
+// e^x of x <= 0, to the last bits of float32.
+static inline f8 exponential(f8 x) {
+    const f8 least = all(-87.0f), magic = all(12582912.0f);
+    x = x < least ? least : x;
+    const f8 n = (x * 1.44269504f + magic) - magic;
+    const f8 r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    f8 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    return (p * r * r + r + 1.0f) * (f8)((__builtin_convertvector(n, i8x) + 127) << 23);
+}
+
+static void attend(void *job, int64_t index) {
+    const Attention &a = *(Attention *)job;
+    const int64_t head = index / a.pieces(), first = index % a.pieces() * KEYS, dim = a.dim;
+    const int64_t count = a.keys - first < KEYS ? a.keys - first : KEYS;
+    const float *k = a.k + head * a.k_head + first * a.k_key, *v = a.v + head * a.v_head + first * a.v_key;
+    static thread_local Buffer buffer;
+    float *weights = (float *)buffer.get(ROWS * (KEYS + dim) * sizeof(float)), *q = weights + ROWS * KEYS;
+    for (int64_t start = 0; start < a.rows; start += ROWS) {
+        const int64_t here = a.rows - start < ROWS ? a.rows - start : ROWS;
+        const float scale = 1 / __builtin_sqrtf((float)dim);
+        memset(q, 0, ROWS * dim * sizeof(float));
+        for (int64_t i = 0; i < here * dim; i++) q[i] = a.q[(head * a.rows + start) * dim + i] * scale;
+        for (int64_t s = 0; s < count; s++) {
+            f8 dots[ROWS] = {};
+            for (int64_t d = 0; d < dim; d += 8) {
+                const f8 key = load<f8>(k + s * a.k_key + d);
+                for (int r = 0; r < ROWS; r++) dots[r] += key * load<f8>(q + r * dim + d);
+            }
+            for (int r = 0; r < ROWS; r++) weights[r * KEYS + s] = sum(dots[r]);
+        }
+        float *found = a.found + (index * a.rows + start) * (2 + dim);
+        for (int r = 0; r < ROWS; r++) {
+            float *w = weights + r * KEYS, most = w[0];
+            for (int64_t s = 1; s < count; s++) most = w[s] > most ? w[s] : most;
+            for (int64_t s = count; s < KEYS && s % 8; s++) w[s] = -FLT_MAX;
+            f8 total = {};
+            for (int64_t s = 0; s < count; s += 8) {
+                const f8 e = exponential(load<f8>(w + s) - most);
+                memcpy(w + s, &e, 32);
+                total += e;
+            }
+            if (r < here) found[r * (2 + dim)] = most, found[r * (2 + dim) + 1] = sum(total);
+        }
+        for (int64_t d = 0; d < dim; d += 8) {
+            f8 values[ROWS] = {};
+            for (int64_t s = 0; s < count; s++) {
+                const f8 value = load<f8>(v + s * a.v_key + d);
+                for (int r = 0; r < ROWS; r++) values[r] += value * weights[r * KEYS + s];
+            }
+            for (int r = 0; r < here; r++) memcpy(found + r * (2 + dim) + 2 + d, &values[r], 32);
+        }
+    }
+}
+
 // ---- what Python calls. Each returns 0, or 1 where memory is short ----
 
 static int64_t pieces(int64_t n, int64_t piece) { return (n + piece - 1) / piece; }
@@ -673,6 +747,31 @@ int mllama_decode(const uint8_t *packed, const void *scale, int scale_kind, int6
     const Matrix w{packed, scale, n, k, row_bytes, groups, bits, scale_kind};
     Job job{&w, nullptr, nullptr, 0, 16, k, out, 0, 0};
     parallel(threads, pieces(n, job.piece), decode_rows, &job);
+    return 0;
+}
+
+// out [heads, rows, dim]: rows of each head attend to all its keys. dim is a multiple of 8; strides count numbers.
+int mllama_attention(const float *q, const float *k, const float *v, int64_t heads, int64_t rows, int64_t keys,
+                     int64_t dim, int64_t k_head, int64_t k_key, int64_t v_head, int64_t v_key, float *out,
+                     int threads) {
+    Attention a{q, k, v, heads, rows, keys, dim, k_head, k_key, v_head, v_key, nullptr};
+    const int64_t parts = a.pieces(), step = rows * (2 + dim);
+    a.found = (float *)kept.get(heads * parts * step * sizeof(float));
+    if (!a.found) return 1;
+    parallel(heads * parts * rows * dim < 8192 ? 1 : threads, heads * parts, attend, &a);
+    for (int64_t i = 0; i < heads * rows; i++) {
+        const float *found = a.found + i / rows * parts * step + i % rows * (2 + dim);
+        float most = found[0], total = 0;
+        for (int64_t p = 1; p < parts; p++) most = found[p * step] > most ? found[p * step] : most;
+        float *to = out + i * dim;
+        memset(to, 0, dim * sizeof(float));
+        for (int64_t p = 0; p < parts; p++) {
+            const float by = exponential(all(found[p * step] - most))[0];
+            total += found[p * step + 1] * by;
+            for (int64_t d = 0; d < dim; d++) to[d] += found[p * step + 2 + d] * by;
+        }
+        for (int64_t d = 0; d < dim; d++) to[d] /= total;
+    }
     return 0;
 }
 }

@@ -33,6 +33,9 @@ class Native:
         self._decode = loaded.mllama_decode
         self._decode.argtypes = (*matrix, _POINTER, _INT)
 
+        self._attention = loaded.mllama_attention
+        self._attention.argtypes = (_POINTER, _POINTER, _POINTER, *(_LONG,) * 8, _POINTER, _INT)
+
     @staticmethod
     def takes(weight: PackedWeight) -> bool:
         """Whether the products can be computed here: groups of 32, of a multiple of 64, or one a row."""
@@ -70,6 +73,31 @@ class Native:
         _check(self._few(x.data_ptr(), x.shape[0], *matrix, out.data_ptr(), torch.get_num_threads()))
         return out
 
+    @staticmethod
+    def attends(q: Tensor, k: Tensor, v: Tensor) -> bool:
+        """Whether ``attention`` can be computed here."""
+        return (
+            q.dtype == k.dtype == v.dtype == torch.float32
+            and q.shape[2] <= FEW
+            and q.shape[3] == k.shape[3] == v.shape[3]
+            and q.shape[3] % 8 == 0
+            and q.shape[:2] == k.shape[:2] == v.shape[:2]
+            and k.shape[2] == v.shape[2] > 0
+            and k.stride(3) == v.stride(3) == 1
+        )
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Few rows q [B, heads, rows, D] over all keys and values [B, heads, keys, D] -> [B, heads, rows, D]."""
+        q = q.contiguous()
+        out = torch.empty_like(q)
+        threads = torch.get_num_threads()
+        for one_q, one_k, one_v, one_out in zip(q, k, v, out, strict=True):
+            heads, rows, dim = one_q.shape
+            strides = (*one_k.stride()[:2], *one_v.stride()[:2])
+            pointers = (one_q.data_ptr(), one_k.data_ptr(), one_v.data_ptr())
+            _check(self._attention(*pointers, heads, rows, one_k.shape[1], dim, *strides, one_out.data_ptr(), threads))
+        return out
+
     def decode(self, weight: PackedWeight, start: int, stop: int, out: Tensor) -> None:
         """Rows ``start`` to ``stop`` of a packed matrix into ``out``, float32 [stop - start, in]."""
         part = PackedWeight(
@@ -93,6 +121,11 @@ def _check(code: int) -> None:
 def _compiled() -> Native | None:
     loaded = library()
     return Native(loaded) if loaded else None
+
+
+def native_if_loaded() -> Native | None:
+    """``native()``, but nothing is compiled for it: where all else is torch's, so is this."""
+    return native() if _compiled.cache_info().currsize else None
 
 
 def native() -> Native | None:
