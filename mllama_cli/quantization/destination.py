@@ -1,6 +1,7 @@
 """The folder of a quantized model while it is made, and its appearance as a whole at the end."""
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,7 +65,7 @@ class Destination:
         """Bytes that the partial folder takes on the disk."""
         if not self.partial.is_dir():
             return 0
-        return sum(path.stat().st_size for path in self.partial.iterdir() if is_file(path))
+        return sum(_on_disk(path.stat()) for path in self.partial.iterdir() if is_file(path))
 
     def appear(self) -> None:
         """Give the finished folder its name, in the place of what was there."""
@@ -79,3 +80,9 @@ class Destination:
             old.unlink()
         elif old.is_dir():
             shutil.rmtree(old)
+
+
+def _on_disk(status: os.stat_result) -> int:
+    """A file that has its whole size from the start may have holes."""
+    blocks: int | None = getattr(status, "st_blocks", None)  # not on Windows
+    return status.st_size if blocks is None else min(status.st_size, 512 * blocks)

@@ -1,6 +1,7 @@
 """Our files in other hands, and theirs in ours: compressed-tensors' own packing, transformers' own loading."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from mllama_cli.checkpoint.writer import write_checkpoint
 from mllama_cli.engine.load import Engine, load
+from mllama_cli.kernels import dispatch
 from mllama_cli.kernels.reference import PackedWeight, dequantize, pack, unpack
 from mllama_cli.quantization.choose import Wish
 from mllama_cli.quantization.linear import QuantizedLinear
@@ -23,6 +25,15 @@ from tests.peers import peer_logits
 pytest.importorskip("compressed_tensors")
 IMAGE = VOCABULARY
 CONFIG = config_dict({"hidden_size": 128, "intermediate_size": 256})
+
+
+@pytest.fixture(autouse=True)
+def _exact_arithmetic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """float32 activations and no kernels of ours: what is compared is the format."""
+    monkeypatch.setenv("MLLAMA_CPU_KERNELS", "off")
+    dispatch.set_exact(True)
+    yield
+    dispatch.set_exact(False)
 
 
 def quantized(folder: Path, wish: Wish, config: dict[str, Any] = CONFIG, dtype: torch.dtype = torch.float32) -> Path:
