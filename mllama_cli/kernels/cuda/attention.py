@@ -129,8 +129,8 @@ def attention_kernel(
             there = splits < active
             highest = tl.load(partial_max + index, mask=there, other=float("-inf"), cache_modifier=".cg")
             totals = tl.load(partial_sum + index, mask=there, other=0.0, cache_modifier=".cg")
-            source = partial + index[:, None] * DIM + whole[None, :]
-            parts = tl.load(source, mask=there[:, None], other=0.0, cache_modifier=".cg")
+            held = partial + index[:, None] * DIM + whole[None, :]
+            parts = tl.load(held, mask=there[:, None], other=0.0, cache_modifier=".cg")
             share = tl.exp2(highest - tl.max(highest, axis=0))
             result = tl.sum(parts * share[:, None], axis=0) / tl.sum(totals * share, axis=0)
             target = batch * HEADS * DIM + place((head * GROUP + query) * DIM + whole, HEADS * DIM, PLANES)
