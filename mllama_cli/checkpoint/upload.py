@@ -56,7 +56,7 @@ def upload(tensors: Sequence[tuple[str, StoredTensor]], device: torch.device) ->
 
 
 def _upload(tensors: Sequence[tuple[str, StoredTensor]], device: torch.device) -> Iterator[tuple[str, Tensor]]:
-    device = torch.empty(0, device=device).device  # with its number, also where "cuda" alone was asked for
+    device = torch.empty(0, device=device).device  # "cuda" with its number: threads have no current device
     stop = Event()
     arrived: list[Arrivals] = [queue.SimpleQueue() for _ in tensors]
     wholes = [torch.empty(t.info.shape, dtype=FORMATS[t.info.dtype], device=device) for _, t in tensors]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mllama_cli.core.config import MllamaTextConfig
-from mllama_cli.kernels.rows import rotate
+from mllama_cli.kernels.rows import add_rms_norm, rotate
 from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV, SelfCache
 from mllama_cli.model.layers import (
     Embedding,
@@ -69,8 +69,10 @@ class MllamaSelfAttentionDecoderLayer(nn.Module):
         self.post_attention_layernorm = MllamaTextRMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, slot: int, context: SelfAttentionContext) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), slot, context)
-        result: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        attention = self.self_attn(self.input_layernorm(x), slot, context)
+        norm = self.post_attention_layernorm
+        x, normed = add_rms_norm(x, attention, norm.weight, norm.eps)
+        result: Tensor = x + self.mlp(normed)
         return result
 
 

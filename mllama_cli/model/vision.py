@@ -10,14 +10,16 @@ savings are exact and made here (tests hold them to the masked form):
 """
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllama_cli.core.config import MllamaVisionConfig
-from mllama_cli.kernels.rows import widen
+from mllama_cli.kernels.rows import add_layer_norm, widen
 from mllama_cli.model.layers import Embedding, Linear, normal_parameter, result_of
 
 CPU_PAIRS = 2**26
@@ -62,10 +64,12 @@ class MllamaVisionAttention(nn.Module):
         qkv = self.project(x)
         scale = self.head_dim**-0.5
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        padding = attend(q[:, :, real:], k[:, :, :real], v[:, :, :real], scale)
+        with beside(x):  # few queries: alone they would leave a GPU idle
+            padding = attend(q[:, :, real:], k[:, :, :real], v[:, :, :real], scale)
         if times > 1:
             q, k, v = counting(qkv, scale, counted.start, times).permute(2, 0, 3, 1, 4)
         seen = attend(q[:, :, :real], k, v, scale)[..., : self.head_dim]
+        wait_beside(x)
         result: Tensor = self.o_proj(torch.cat((seen.transpose(1, 2), padding.transpose(1, 2)), dim=1).flatten(2))
         return result
 
@@ -80,6 +84,28 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
     parts = zip(*(t.split(heads_at_once, dim=1) for t in (q, k, v)), strict=True)
     return torch.cat([F.scaled_dot_product_attention(a, b, c, scale=scale) for a, b, c in parts], dim=1)
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def beside(x: Tensor) -> Iterator[None]:
+    """Work that a GPU may do next to what follows, until ``wait_beside``. Elsewhere: as always."""
+    if not x.is_cuda or torch.is_grad_enabled():
+        yield
+        return
+    side = _side_stream(x.device)
+    side.wait_stream(torch.cuda.current_stream(x.device))
+    with torch.cuda.stream(side):
+        yield
+
+
+def wait_beside(x: Tensor) -> None:
+    if x.is_cuda and not torch.is_grad_enabled():
+        torch.cuda.current_stream(x.device).wait_stream(_side_stream(x.device))
 
 
 def counting(qkv: Tensor, scale: float, counted: int, times: int) -> Tensor:
@@ -121,8 +147,9 @@ class MllamaVisionEncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, real: int, counted: slice, times: int) -> Tensor:
         attention = self.self_attn(self.input_layernorm(x), real, counted, times)
-        x = x + (self.gate_attn.tanh() * attention if self.gated else attention)
-        mlp = self.mlp(self.post_attention_layernorm(x))
+        norm, gate = self.post_attention_layernorm, self.gate_attn.tanh() if self.gated else None
+        x, normed = add_layer_norm(x, attention, gate, norm.weight, norm.bias, norm.eps)
+        mlp = self.mlp(normed)
         result: Tensor = x + (self.gate_ffn.tanh() * mlp if self.gated else mlp)
         return result
 

@@ -23,15 +23,16 @@ LOG2_E = 1.4426950408889634
 
 @triton.jit(do_not_specialize=["slot"])
 def attention_kernel(
-    projected, norm, rotation, base, table, strides, limits, partial, partial_max, partial_sum, eps, scale, slot,
+    projected, norm, rotation, base, table, strides, limits, partial, partial_max, partial_sum, arrived, out,
+    eps, scale, slot,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr,
-    HALF: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, CROSS: tl.constexpr, OVERLAP: tl.constexpr,
+    HALF: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, PLANES: tl.constexpr, CROSS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program: the query heads of one key head, over one split of the keys. ROWS is GROUP filled up to 16.
 
     Head vectors are handled in halves, as the rotation pairs element i with element i + HALF.
     """
-    dependents_may_start(OVERLAP)
     head = tl.program_id(0)
     split = tl.program_id(1)
     batch = tl.program_id(2)
@@ -58,7 +59,10 @@ def attention_kernel(
     blocks = (end - begin + SPLITS * BLOCK - 1) // (SPLITS * BLOCK)
     start = begin + split * blocks * BLOCK
     stop = tl.minimum(start + blocks * BLOCK, end)
+    active = (end - begin + blocks * BLOCK - 1) // (blocks * BLOCK)
     wait_for_inputs(OVERLAP)
+    if split >= active:
+        return
 
     queries = projected + (head * GROUP + rows)[:, None] * DIM + half[None, :]
     q1 = tl.load(queries, mask=near[:, None], other=0.0).to(tl.float32)
@@ -107,32 +111,31 @@ def attention_kernel(
         total = total * shrink + tl.sum(weights, axis=1)
         sums = tl.dot(weights.to(element), value, sums * shrink[:, None], input_precision="ieee")
         largest = higher
-    out = ((batch * KV_HEADS + head) * GROUP + rows) * SPLITS + split
-    tl.store(partial_max + out, largest, mask=near)
-    tl.store(partial_sum + out, total, mask=near)
-    tl.store(partial + out[:, None] * DIM + whole[None, :], sums, mask=near[:, None])
-
-
-@triton.jit
-def combine_kernel(
-    partial, partial_max, partial_sum, out,
-    HEADS: tl.constexpr, DIM: tl.constexpr, SPLITS: tl.constexpr, PLANES: tl.constexpr, OVERLAP: tl.constexpr,
-):  # fmt: skip
-    """The splits of one query head put together."""
+    # Not sooner: what the next kernel asks for ahead of time would delay the keys and values here.
     dependents_may_start(OVERLAP)
-    head = tl.program_id(0)
-    batch = tl.program_id(1)
-    splits = tl.arange(0, SPLITS)
-    whole = tl.arange(0, DIM)
-    index = (batch * HEADS + head) * SPLITS + splits
-    wait_for_inputs(OVERLAP)
-    largest = tl.load(partial_max + index)
-    total = tl.load(partial_sum + index)
-    sums = tl.load(partial + index[:, None] * DIM + whole[None, :])
-    share = tl.exp2(largest - tl.max(largest, axis=0))  # an empty split's largest is -inf: no share
-    result = tl.sum(sums * share[:, None], axis=0) / tl.sum(total * share, axis=0)
-    target = place(head * DIM + whole, HEADS * DIM, PLANES)
-    tl.store(out + batch * HEADS * DIM + target, result.to(out.dtype.element_ty))
+    slots = ((batch * KV_HEADS + head) * GROUP + rows) * SPLITS + split
+    tl.store(partial_max + slots, largest, mask=near)
+    tl.store(partial_sum + slots, total, mask=near)
+    tl.store(partial + slots[:, None] * DIM + whole[None, :], sums, mask=near[:, None])
+
+    # The last split to get here puts all of them together.
+    tl.debug_barrier()
+    counter = arrived + batch * KV_HEADS + head
+    if tl.atomic_add(counter, 1, sem="acq_rel") == active - 1:
+        splits = tl.arange(0, SPLITS)
+        HEADS: tl.constexpr = KV_HEADS * GROUP
+        for query in tl.static_range(GROUP):
+            index = ((batch * KV_HEADS + head) * GROUP + query) * SPLITS + splits
+            there = splits < active
+            highest = tl.load(partial_max + index, mask=there, other=float("-inf"), cache_modifier=".cg")
+            totals = tl.load(partial_sum + index, mask=there, other=0.0, cache_modifier=".cg")
+            held = partial + index[:, None] * DIM + whole[None, :]
+            parts = tl.load(held, mask=there[:, None], other=0.0, cache_modifier=".cg")
+            share = tl.exp2(highest - tl.max(highest, axis=0))
+            result = tl.sum(parts * share[:, None], axis=0) / tl.sum(totals * share, axis=0)
+            target = batch * HEADS * DIM + place((head * GROUP + query) * DIM + whole, HEADS * DIM, PLANES)
+            tl.store(out + target, result.to(element))
+        tl.store(counter, 0)
 
 
 class Addresses:
@@ -165,12 +168,13 @@ def staged(values: Sequence[object], like: Tensor) -> Tensor:
 
 
 class Scratch:
-    """Where splits leave their results: float32, for ``batch`` conversations."""
+    """Where splits leave their results, and count how many have: for ``batch`` conversations."""
 
     def __init__(self, batch: int, heads: int, dim: int, splits: int, device: torch.device) -> None:
         self.sums = torch.empty(batch, heads, splits, dim, dtype=torch.float32, device=device)
         self.largest = torch.empty(batch, heads, splits, dtype=torch.float32, device=device)
         self.total = torch.empty(batch, heads, splits, dtype=torch.float32, device=device)
+        self.arrived = torch.zeros(batch, heads, dtype=torch.int32, device=device)
         self.splits = splits
 
 
@@ -205,11 +209,7 @@ def decode_attention(
         attention_kernel, (kv_heads, scratch.splits, batch), projected, norm if norm is not None else projected,
         rotation if rotation is not None else projected,
         addresses.base, addresses.table, addresses.strides, limits,
-        scratch.sums, scratch.largest, scratch.total, eps, LOG2_E * dim**-0.5,
-        slot, kv_heads, group, max(16, triton.next_power_of_2(group)), dim, dim // 2, scratch.splits, block, cross,
-        device=device, warps=warps,
-    )  # fmt: skip
-    launch(
-        combine_kernel, (heads, batch), scratch.sums, scratch.largest, scratch.total, out, heads, dim, scratch.splits,
-        out_planes, device=device, warps=4,
+        scratch.sums, scratch.largest, scratch.total, scratch.arrived, out, eps, LOG2_E * dim**-0.5, slot,
+        kv_heads, group, max(16, triton.next_power_of_2(group)), dim, dim // 2, scratch.splits, block, out_planes,
+        cross, device=device, warps=warps,
     )  # fmt: skip

@@ -30,19 +30,18 @@ def place(index, SIZE: tl.constexpr, PLANES: tl.constexpr):
 
 
 @triton.jit
-def finish(
-    total, squares, rows, kept, out, residual, factor, eps,
-    SIZE: tl.constexpr, K: tl.constexpr, OUT_PLANES: tl.constexpr, RESIDUAL_PLANES: tl.constexpr,
-    HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
+def load_around(
+    rows, kept, residual, factor,
+    SIZE: tl.constexpr, PLANES: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
 ):  # fmt: skip
-    """Norm's scale, gate and residual, then the store."""
-    if HAS_NORM:
-        total = total * tl.rsqrt(squares / K + eps)
-    if HAS_FACTOR:
-        total = total * tl.load(factor)
+    """Residual and factor, asked for together with x: what waits for memory at the end holds up the next kernel."""
+    before = tl.zeros(rows.shape, tl.float32)
     if HAS_RESIDUAL:
-        total += tl.load(residual + place(rows, SIZE, RESIDUAL_PLANES), mask=kept, other=0.0).to(tl.float32)
-    tl.store(out + place(rows, SIZE, OUT_PLANES), total.to(out.dtype.element_ty), mask=kept)
+        before = tl.load(residual + place(rows, SIZE, PLANES), mask=kept, other=0.0).to(tl.float32)
+    times = 1.0
+    if HAS_FACTOR:
+        times = tl.load(factor)
+    return before, times
 
 
 @triton.jit
@@ -85,14 +84,19 @@ def gemv_kernel(
     weight = tl.load(matrix + tile, mask=inside, other=other, eviction_policy="evict_first")
     if SWIGLU:
         upward = tl.load(w1 + tile, mask=inside, other=other, eviction_policy="evict_first")
+    if HAS_NORM and K <= BLOCK_K:
+        scales = tl.load(norm + cols, mask=cols < K, other=0.0).to(tl.float32)
     wait_for_inputs(OVERLAP)
     x += batch * K
+    before, times = load_around(
+        first + rows, kept, residual + batch * SIZE, factor, SIZE, RESIDUAL_PLANES, HAS_RESIDUAL, HAS_FACTOR
+    )
     if K <= BLOCK_K:
         row = tl.load(x + place(cols, K, IN_PLANES), mask=cols < K, other=0.0).to(tl.float32)
         squares = 0.0
         if HAS_NORM:
             squares = tl.sum(row * row)
-            row *= tl.load(norm + cols, mask=cols < K, other=0.0).to(tl.float32)
+            row *= scales
         total = tl.sum(weight.to(tl.float32) * row[None, :], axis=1)
         if SWIGLU:
             up = tl.sum(upward.to(tl.float32) * row[None, :], axis=1)
@@ -128,10 +132,10 @@ def gemv_kernel(
             total *= scale
             up *= scale
         total = total * tl.sigmoid(total) * up
-    finish(
-        total, squares, first + rows, kept, out + batch * SIZE, residual + batch * SIZE, factor, eps,
-        SIZE, K, OUT_PLANES, RESIDUAL_PLANES, HAS_NORM and not SWIGLU, HAS_RESIDUAL, HAS_FACTOR,
-    )  # fmt: skip
+    if HAS_NORM and not SWIGLU:
+        total *= tl.rsqrt(squares / K + eps)
+    target = out + batch * SIZE + place(first + rows, SIZE, OUT_PLANES)
+    tl.store(target, (before + total * times).to(out.dtype.element_ty), mask=kept)
 
 
 @triton.jit
@@ -233,6 +237,9 @@ def packed_gemv_kernel(
             scale_up = tl.load(s1 + which, mask=live, other=0.0).to(tl.float32)
         if begin == 0:
             wait_for_inputs(OVERLAP)
+            before, times = load_around(
+                first + rows, kept, residual + batch * SIZE, factor, SIZE, RESIDUAL_PLANES, HAS_RESIDUAL, HAS_FACTOR
+            )
         here = (quads < QUADS - begin)[:, None, None] & (within >= 0)
         products = tl.zeros([BLOCK_Q, BLOCK_N, 4], tl.float32)
         if SWIGLU:
@@ -264,10 +271,10 @@ def packed_gemv_kernel(
             total *= scale_norm
             up *= scale_norm
         total = total * tl.sigmoid(total) * up
-    finish(
-        total, squares, first + rows, kept, out + batch * SIZE, residual + batch * SIZE, factor, eps,
-        SIZE, K, OUT_PLANES, RESIDUAL_PLANES, HAS_NORM and not SWIGLU, HAS_RESIDUAL, HAS_FACTOR,
-    )  # fmt: skip
+    if HAS_NORM and not SWIGLU:
+        total *= tl.rsqrt(squares / K + eps)
+    target = out + batch * SIZE + place(first + rows, SIZE, OUT_PLANES)
+    tl.store(target, (before + total * times).to(out.dtype.element_ty), mask=kept)
 
 
 @dataclass(frozen=True)
@@ -361,12 +368,10 @@ def choose_tile(weight: Tensor | PackedWeight, shapes: Sequence[tuple[int, int]]
     if not isinstance(weight, PackedWeight):
         columns = min(triton.next_power_of_2(size_in), 4096 if size_in <= 4096 else 2048)
         return Tile(4, columns, min(max(columns // 512, 1), 8))
-    long, small = size_in > 4096, rows <= 4096
     if weight.bits == 8:
-        tile = Tile(4, 256, 4) if swiglu else Tile(8, 64, 2) if long else Tile(4, 128, 4) if small else Tile(8, 128, 4)
-    elif swiglu or (small and not long):
-        tile = Tile(4, 128, 4)
+        long, small = size_in > 4096, rows <= 4096
+        tile = Tile(4, 256, 4) if swiglu or long else Tile(4, 128, 4) if small else Tile(8, 128, 4)
     else:
-        tile = Tile(16, 128, 4) if rows > 65536 else Tile(8, 64, 2)
+        tile = Tile(16, 128, 4) if rows > 65536 else Tile(4, 128, 4)
     quads = triton.next_power_of_2(size_in * weight.bits // 128)
     return tile if quads >= tile.columns else Tile(tile.rows, quads, max(1, tile.warps * quads // tile.columns))

@@ -19,6 +19,33 @@ def rms_norm_kernel(x, weight, out, eps, SIZE: tl.constexpr, BLOCK: tl.constexpr
 
 
 @triton.jit
+def add_norm_kernel(
+    x, branch, gate, weight, bias, total, out, eps,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, CENTRED: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
+    """One program: one row of x + gate * branch, and its LayerNorm (CENTRED) or RMSNorm."""
+    row = tl.program_id(0).to(tl.int64) * SIZE
+    index = tl.arange(0, BLOCK)
+    inside = index < SIZE
+    element = out.dtype.element_ty
+    values = tl.load(branch + row + index, mask=inside, other=0.0).to(tl.float32)
+    if GATED:
+        values = (values * tl.load(gate).to(tl.float32)).to(element).to(tl.float32)
+    values += tl.load(x + row + index, mask=inside, other=0.0).to(tl.float32)
+    values = values.to(element).to(tl.float32)
+    tl.store(total + row + index, values.to(element), mask=inside)
+    factor = tl.load(weight + index, mask=inside, other=0.0).to(tl.float32)
+    if CENTRED:
+        values = tl.where(inside, values - tl.sum(values, axis=0) / SIZE, 0.0)
+        values *= tl.rsqrt(tl.sum(values * values, axis=0) / SIZE + eps)
+        values = values * factor + tl.load(bias + index, mask=inside, other=0.0).to(tl.float32)
+    else:
+        values *= tl.rsqrt(tl.sum(values * values, axis=0) / SIZE + eps)
+        values = values.to(element).to(tl.float32) * factor
+    tl.store(out + row + index, values.to(element), mask=inside)
+
+
+@triton.jit
 def gated_silu_kernel(gate, up, out, count, BLOCK: tl.constexpr):
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < count
@@ -78,6 +105,20 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     block = triton.next_power_of_2(size)
     rms_norm_kernel[(x.numel() // size,)](x, weight, out, eps, size, block, num_warps=min(max(block // 512, 1), 16))
     return out
+
+
+def add_norm(
+    x: Tensor, branch: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """(x + gate * branch, its LayerNorm where there is a bias, else its RMSNorm); gate is one number of x's dtype."""
+    x, branch = x.contiguous(), branch.contiguous()
+    total, out, size = torch.empty_like(x), torch.empty_like(x), x.shape[-1]
+    block = triton.next_power_of_2(size)
+    add_norm_kernel[(x.numel() // size,)](
+        x, branch, branch if gate is None else gate, weight, weight if bias is None else bias, total, out, eps,
+        size, block, bias is not None, gate is not None, num_warps=min(max(block // 512, 1), 16),
+    )  # fmt: skip
+    return total, out
 
 
 def gated_silu(gate: Tensor, up: Tensor) -> Tensor:
