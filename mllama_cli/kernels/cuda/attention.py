@@ -15,10 +15,32 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mllama_cli.kernels.cuda.launch import dependents_may_start, launch, wait_for_inputs
+from mllama_cli.kernels.cuda.launch import launch, wait_for_inputs
 from mllama_cli.kernels.cuda.linear import place
 
 LOG2_E = 1.4426950408889634
+
+
+@triton.jit
+def attend(first, second, key_first, key_second, value, live, largest, total, sums, scale):
+    """One block of keys more: scores, and the running maximum, sum of weights and weighted sum of values."""
+    scores = tl.dot(first, tl.trans(key_first), input_precision="ieee")
+    scores = tl.dot(second, tl.trans(key_second), scores, input_precision="ieee") * scale
+    scores = tl.where(live[None, :], scores, float("-inf"))
+    higher = tl.maximum(largest, tl.max(scores, axis=1))
+    weights = tl.exp2(scores - higher[:, None])
+    shrink = tl.exp2(largest - higher)
+    total = total * shrink + tl.sum(weights, axis=1)
+    sums = tl.dot(weights.to(value.dtype), value, sums * shrink[:, None], input_precision="ieee")
+    return higher, total, sums
+
+
+@triton.jit
+def fetch(addresses):
+    """Ask for lines of memory to come into the L2 cache, and do not wait."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [addresses], tl.int32, is_pure=False, pack=1
+    )
 
 
 @triton.jit(do_not_specialize=["slot"])
@@ -27,7 +49,7 @@ def attention_kernel(
     eps, scale, slot,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr,
     HALF: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, PLANES: tl.constexpr, CROSS: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    PREFETCH: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """One program: the query heads of one key head, over one split of the keys. ROWS is GROUP filled up to 16.
 
@@ -60,9 +82,25 @@ def attention_kernel(
     start = begin + split * blocks * BLOCK
     stop = tl.minimum(start + blocks * BLOCK, end)
     active = (end - begin + blocks * BLOCK - 1) // (blocks * BLOCK)
-    wait_for_inputs(OVERLAP)
     if split >= active:
+        wait_for_inputs(OVERLAP)
         return
+    tokens = start + tl.arange(0, BLOCK)
+    live = tokens < tl.minimum(stop, end if CROSS else position)
+    near_keys = keys + tokens[:, None] * DIM + half[None, :]
+    key_first = tl.load(near_keys, mask=live[:, None], other=0.0)
+    key_second = tl.load(near_keys + HALF, mask=live[:, None], other=0.0)
+    value = tl.load(values + tokens[:, None] * DIM + whole[None, :], mask=live[:, None], other=0.0)
+    if PREFETCH:  # what follows the first block, into the L2 cache: a line of 128 bytes for each thread
+        lines = tl.arange(0, 128)
+        SIZE: tl.constexpr = element.primitive_bitwidth // 8
+        LINES: tl.constexpr = DIM * SIZE // 128
+        for block in range(start + BLOCK, stop, 128 // LINES):
+            token = block + lines // LINES
+            offset_line = tl.minimum(token, stop - 1) * DIM + (lines % LINES) * (128 // SIZE)
+            fetch(keys + offset_line)
+            fetch(values + offset_line)
+    wait_for_inputs(OVERLAP)
 
     queries = projected + (head * GROUP + rows)[:, None] * DIM + half[None, :]
     q1 = tl.load(queries, mask=near[:, None], other=0.0).to(tl.float32)
@@ -90,29 +128,26 @@ def attention_kernel(
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     sums = tl.zeros([ROWS, DIM], tl.float32)
-    for block in range(start, stop, BLOCK):
+    live = tokens < stop
+    if not CROSS:
+        fresh = (tokens == position)[:, None]
+        key_first = tl.where(fresh, new_first[None, :], key_first)
+        key_second = tl.where(fresh, new_second[None, :], key_second)
+        value = tl.where(fresh, new_value[None, :], value)
+    largest, total, sums = attend(first, second, key_first, key_second, value, live, largest, total, sums, scale)
+    for block in range(start + BLOCK, stop, BLOCK):
         tokens = block + tl.arange(0, BLOCK)
         live = tokens < stop
-        key = keys + tokens[:, None] * DIM + half[None, :]
-        key_first = tl.load(key, mask=live[:, None], other=0.0)
-        key_second = tl.load(key + HALF, mask=live[:, None], other=0.0)
+        far_keys = keys + tokens[:, None] * DIM + half[None, :]
+        key_first = tl.load(far_keys, mask=live[:, None], other=0.0)
+        key_second = tl.load(far_keys + HALF, mask=live[:, None], other=0.0)
         value = tl.load(values + tokens[:, None] * DIM + whole[None, :], mask=live[:, None], other=0.0)
         if not CROSS:
             fresh = (tokens == position)[:, None]
             key_first = tl.where(fresh, new_first[None, :], key_first)
             key_second = tl.where(fresh, new_second[None, :], key_second)
             value = tl.where(fresh, new_value[None, :], value)
-        scores = tl.dot(first, tl.trans(key_first), input_precision="ieee")
-        scores = tl.dot(second, tl.trans(key_second), scores, input_precision="ieee") * scale
-        scores = tl.where(live[None, :], scores, float("-inf"))
-        higher = tl.maximum(largest, tl.max(scores, axis=1))
-        weights = tl.exp2(scores - higher[:, None])
-        shrink = tl.exp2(largest - higher)
-        total = total * shrink + tl.sum(weights, axis=1)
-        sums = tl.dot(weights.to(element), value, sums * shrink[:, None], input_precision="ieee")
-        largest = higher
-    # Not sooner: what the next kernel asks for ahead of time would delay the keys and values here.
-    dependents_may_start(OVERLAP)
+        largest, total, sums = attend(first, second, key_first, key_second, value, live, largest, total, sums, scale)
     slots = ((batch * KV_HEADS + head) * GROUP + rows) * SPLITS + split
     tl.store(partial_max + slots, largest, mask=near)
     tl.store(partial_sum + slots, total, mask=near)
@@ -211,5 +246,5 @@ def decode_attention(
         addresses.base, addresses.table, addresses.strides, limits,
         scratch.sums, scratch.largest, scratch.total, scratch.arrived, out, eps, LOG2_E * dim**-0.5, slot,
         kv_heads, group, max(16, triton.next_power_of_2(group)), dim, dim // 2, scratch.splits, block, out_planes,
-        cross, device=device, warps=warps,
+        cross, device=device, warps=warps, PREFETCH=device.type == "cuda",
     )  # fmt: skip

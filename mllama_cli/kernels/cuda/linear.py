@@ -51,9 +51,9 @@ def gemv_kernel(
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     IN_PLANES: tl.constexpr, OUT_PLANES: tl.constexpr, RESIDUAL_PLANES: tl.constexpr,
     SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    EARLY: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    dependents_may_start(OVERLAP)
+    dependents_may_start(OVERLAP and EARLY)
     block = tl.program_id(0)
     batch = tl.program_id(1)
     B0: tl.constexpr = (N0 + BLOCK_N - 1) // BLOCK_N
@@ -134,6 +134,7 @@ def gemv_kernel(
         total = total * tl.sigmoid(total) * up
     if HAS_NORM and not SWIGLU:
         total *= tl.rsqrt(squares / K + eps)
+    dependents_may_start(OVERLAP and not EARLY)
     target = out + batch * SIZE + place(first + rows, SIZE, OUT_PLANES)
     tl.store(target, (before + total * times).to(out.dtype.element_ty), mask=kept)
 
@@ -180,10 +181,10 @@ def packed_gemv_kernel(
     GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
     OUT_PLANES: tl.constexpr, RESIDUAL_PLANES: tl.constexpr,
     SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
-    ASSEMBLY: tl.constexpr, OVERLAP: tl.constexpr,
+    ASSEMBLY: tl.constexpr, EARLY: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """As gemv_kernel for PackedWeight: BLOCK_Q quads of words at a time. x and norm lie in planes."""
-    dependents_may_start(OVERLAP)
+    dependents_may_start(OVERLAP and EARLY)
     block = tl.program_id(0)
     batch = tl.program_id(1)
     B0: tl.constexpr = (N0 + BLOCK_N - 1) // BLOCK_N
@@ -273,6 +274,7 @@ def packed_gemv_kernel(
         total = total * tl.sigmoid(total) * up
     if HAS_NORM and not SWIGLU:
         total *= tl.rsqrt(squares / K + eps)
+    dependents_may_start(OVERLAP and not EARLY)
     target = out + batch * SIZE + place(first + rows, SIZE, OUT_PLANES)
     tl.store(target, (before + total * times).to(out.dtype.element_ty), mask=kept)
 
@@ -317,6 +319,7 @@ def gemv(
     in_planes: int = 1,
     out_planes: int = 1,
     residual_planes: int = 1,
+    early: bool = False,
     tile: Tile | None = None,
 ) -> None:
     """out [B, sum of rows] = residual + factor * (RMSNorm(x [B, in]) times up to three matrices, one after another).
@@ -342,7 +345,7 @@ def gemv(
     blocks = triton.cdiv(rows[0], tile.rows) if swiglu else sum(triton.cdiv(r, tile.rows) for r in rows)
     flags = {
         "OUT_PLANES": out_planes, "RESIDUAL_PLANES": residual_planes, "SWIGLU": swiglu, "HAS_NORM": norm is not None,
-        "HAS_RESIDUAL": residual is not None, "HAS_FACTOR": factor is not None,
+        "HAS_RESIDUAL": residual is not None, "HAS_FACTOR": factor is not None, "EARLY": early,
     }  # fmt: skip
     grid = (blocks, x.shape[0])
     around = (x, x if norm is None else norm, out if residual is None else residual, x if factor is None else factor)
