@@ -48,19 +48,22 @@ def bench(
     if quantize and not random:
         raise UsageError("--quantize is for --random: a model is measured as it is stored")
     terminal = Terminal()
-    figures: list[Figure] = []
     with StatusLine(terminal) as status:
         status.show("Starting")
-        from mllama_cli.engine.benchmark import benchmark
+        from mllama_cli.engine.benchmark import Figure, benchmark
+        from mllama_cli.engine.caption_benchmark import TOKENS, caption_rate
 
         device, dtype = device or "auto", dtype or "auto"
         if random:
-            name, subject = _random(random, quantize, device, dtype)
+            name, subject, figures = _random(random, quantize, device, dtype)
         else:
             name, subject, figures = _loaded(model, device, dtype, status)
         for figure in benchmark(subject, tokens=tokens):
             figures.append(figure)
             status.show(f"{figure.name}: {_amount(figure)}")
+        if subject.config.vision_config is not None:
+            rate, count, tiles = caption_rate(subject)
+            figures.append(Figure(f"captions of {TOKENS} tokens, {tiles} tiles, {count} at once", rate, "images/s"))
     record = {"model": name, **_machine(subject), "quantize": quantize}
     if as_json:
         rows = [
@@ -90,7 +93,7 @@ def bench(
         terminal.note(f"Decoding takes plain torch operations: {subject.fast.obstacle}")
 
 
-def _random(shape: str, quantize: str | None, device_name: str, dtype_name: str) -> "tuple[str, Subject]":
+def _random(shape: str, quantize: str | None, device_name: str, dtype_name: str) -> "tuple[str, Subject, list[Figure]]":
     import torch
 
     from mllama_cli.core.errors import UsageError
@@ -107,7 +110,7 @@ def _random(shape: str, quantize: str | None, device_name: str, dtype_name: str)
     if device.type == "cuda":
         network.model.vision_model.join_projections()
     name = f"random {shape}" + (f", {quantize}" if quantize else "")
-    return name, Subject(network, FastDecoding(dtype, device), config, dtype, device)
+    return name, Subject(network, FastDecoding(dtype, device), config, dtype, device), []
 
 
 def _loaded(model: str | None, device: str, dtype: str, status: "StatusLine") -> "tuple[str, Subject, list[Figure]]":

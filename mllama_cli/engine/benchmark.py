@@ -81,7 +81,7 @@ def benchmark(subject: Subject, *, tokens: int | None = None) -> Iterator[Figure
     image: tuple[Tensor, int] | None = None
     encoded: list[LayerKV] | None = None
     if isinstance(network, MllamaForConditionalGeneration) and vision is not None:
-        for ratio in (1, _largest(subject)):
+        for ratio in (1, largest_ratio(subject)):
             tiles = vision.tiles(ratio)
             shape = (tiles, vision.num_channels, vision.image_size, vision.image_size)
             image = (torch.randn(shape).to(device, subject.dtype), ratio)
@@ -103,7 +103,7 @@ def benchmark(subject: Subject, *, tokens: int | None = None) -> Iterator[Figure
             yield Figure(name, rate, "tokens/s", nbytes, rate * nbytes / bandwidth)
 
 
-def _largest(subject: Subject) -> int:
+def largest_ratio(subject: Subject) -> int:
     """The aspect ratio id with the most tiles, the squarest of them."""
     vision = subject.config.vision_config
     assert vision is not None

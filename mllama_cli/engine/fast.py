@@ -30,7 +30,9 @@ class FastDecoding:
     def encode_image(
         self, network: MllamaForConditionalGeneration, pixel_values: Tensor, aspect_ratio_id: int
     ) -> list[LayerKV]:
-        """One image's tiles -> keys and values for each cross-attention layer, on a GPU."""
+        """One image's tiles -> keys and values for each cross-attention layer."""
+        if self._device.type != "cuda":
+            return network.model.encode_image(pixel_values, aspect_ratio_id)
         from mllama_cli.engine.cuda.tower import TowerGraphs
 
         if self._tower is None:
