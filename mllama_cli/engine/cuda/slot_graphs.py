@@ -30,6 +30,7 @@ class SlotGraphs:
         addresses = tuple(tensors[0].data_ptr() for tensors in (cache.keys, cache.cross_keys) if tensors)
         if addresses != self._addresses:
             self._graphs.clear()
+            self._pool = torch.cuda.graph_pool_handle()  # the old one ends with its last graph
             self._addresses = addresses
         newest = torch.tensor(tokens, dtype=torch.long).pin_memory()
         self._ids[: len(tokens), 0].copy_(newest, non_blocking=True)
