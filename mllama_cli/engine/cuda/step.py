@@ -17,10 +17,6 @@ SPLITS = 32
 """Programs that share one key head's keys: with 8 key heads about two for each of a large GPU's multiprocessors."""
 
 
-EARLY = True
-"""Attention starts with the projections before it: it has keys and values to read that do not depend on them."""
-
-
 class State:
     """What changes from step to step, in device memory: kernels read it there, so a captured step serves for all."""
 
@@ -100,7 +96,7 @@ class DecodeStep:
                 planes(weights[0]) for weights in (layer.attention_out, layer.mlp_in, layer.mlp_out)
             )
             projected = self.query if layer.cross else self.projected
-            gemv(x, layer.attention_in, projected, norm=layer.attention_norm, eps=eps, in_planes=form, early=EARLY)
+            gemv(x, layer.attention_in, projected, norm=layer.attention_norm, eps=eps, in_planes=form)
             decode_attention(
                 projected,
                 self.attended,

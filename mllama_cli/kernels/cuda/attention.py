@@ -21,37 +21,19 @@ from mllama_cli.kernels.cuda.linear import place
 LOG2_E = 1.4426950408889634
 
 
-@triton.jit
-def attend(first, second, key_first, key_second, value, live, largest, total, sums, scale):
-    """One block of keys more: scores, and the running maximum, sum of weights and weighted sum of values."""
-    scores = tl.dot(first, tl.trans(key_first), input_precision="ieee")
-    scores = tl.dot(second, tl.trans(key_second), scores, input_precision="ieee") * scale
-    scores = tl.where(live[None, :], scores, float("-inf"))
-    higher = tl.maximum(largest, tl.max(scores, axis=1))
-    weights = tl.exp2(scores - higher[:, None])
-    shrink = tl.exp2(largest - higher)
-    total = total * shrink + tl.sum(weights, axis=1)
-    sums = tl.dot(weights.to(value.dtype), value, sums * shrink[:, None], input_precision="ieee")
-    return higher, total, sums
-
-
-@triton.jit
-def fetch(addresses):
-    """Ask for lines of memory to come into the L2 cache, and do not wait."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [addresses], tl.int32, is_pure=False, pack=1
-    )
-
-
 @triton.jit(do_not_specialize=["slot"])
 def attention_kernel(
     projected, norm, rotation, base, table, strides, limits, partial, partial_max, partial_sum, arrived, out,
     eps, scale, slot,
-    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr,
-    HALF: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, PLANES: tl.constexpr, CROSS: tl.constexpr,
-    PREFETCH: tl.constexpr, OVERLAP: tl.constexpr,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, QUERIES: tl.constexpr, DIM: tl.constexpr,
+    HALF: tl.constexpr, SPLITS: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr, PLANES: tl.constexpr, CROSS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """One program: the query heads of one key head, over one split of the keys. ROWS is GROUP filled up to 16.
+    """One program: the query heads of one key head, over one split of the keys.
+
+    ROWS is GROUP filled up to 16, QUERIES to a power of two. The next kernel may not start before the end: what it asks
+    for ahead of time would delay the keys and values here.
 
     Head vectors are handled in halves, as the rotation pairs element i with element i + HALF.
     """
@@ -82,25 +64,9 @@ def attention_kernel(
     start = begin + split * blocks * BLOCK
     stop = tl.minimum(start + blocks * BLOCK, end)
     active = (end - begin + blocks * BLOCK - 1) // (blocks * BLOCK)
-    if split >= active:
-        wait_for_inputs(OVERLAP)
-        return
-    tokens = start + tl.arange(0, BLOCK)
-    live = tokens < tl.minimum(stop, end if CROSS else position)
-    near_keys = keys + tokens[:, None] * DIM + half[None, :]
-    key_first = tl.load(near_keys, mask=live[:, None], other=0.0)
-    key_second = tl.load(near_keys + HALF, mask=live[:, None], other=0.0)
-    value = tl.load(values + tokens[:, None] * DIM + whole[None, :], mask=live[:, None], other=0.0)
-    if PREFETCH:  # what follows the first block, into the L2 cache: a line of 128 bytes for each thread
-        lines = tl.arange(0, 128)
-        SIZE: tl.constexpr = element.primitive_bitwidth // 8
-        LINES: tl.constexpr = DIM * SIZE // 128
-        for block in range(start + BLOCK, stop, 128 // LINES):
-            token = block + lines // LINES
-            offset_line = tl.minimum(token, stop - 1) * DIM + (lines % LINES) * (128 // SIZE)
-            fetch(keys + offset_line)
-            fetch(values + offset_line)
     wait_for_inputs(OVERLAP)
+    if split >= active:
+        return
 
     queries = projected + (head * GROUP + rows)[:, None] * DIM + half[None, :]
     q1 = tl.load(queries, mask=near[:, None], other=0.0).to(tl.float32)
@@ -128,26 +94,27 @@ def attention_kernel(
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     sums = tl.zeros([ROWS, DIM], tl.float32)
-    live = tokens < stop
-    if not CROSS:
-        fresh = (tokens == position)[:, None]
-        key_first = tl.where(fresh, new_first[None, :], key_first)
-        key_second = tl.where(fresh, new_second[None, :], key_second)
-        value = tl.where(fresh, new_value[None, :], value)
-    largest, total, sums = attend(first, second, key_first, key_second, value, live, largest, total, sums, scale)
-    for block in range(start + BLOCK, stop, BLOCK):
+    for block in range(start, stop, BLOCK):
         tokens = block + tl.arange(0, BLOCK)
         live = tokens < stop
-        far_keys = keys + tokens[:, None] * DIM + half[None, :]
-        key_first = tl.load(far_keys, mask=live[:, None], other=0.0)
-        key_second = tl.load(far_keys + HALF, mask=live[:, None], other=0.0)
+        key = keys + tokens[:, None] * DIM + half[None, :]
+        key_first = tl.load(key, mask=live[:, None], other=0.0)
+        key_second = tl.load(key + HALF, mask=live[:, None], other=0.0)
         value = tl.load(values + tokens[:, None] * DIM + whole[None, :], mask=live[:, None], other=0.0)
         if not CROSS:
             fresh = (tokens == position)[:, None]
             key_first = tl.where(fresh, new_first[None, :], key_first)
             key_second = tl.where(fresh, new_second[None, :], key_second)
             value = tl.where(fresh, new_value[None, :], value)
-        largest, total, sums = attend(first, second, key_first, key_second, value, live, largest, total, sums, scale)
+        scores = tl.dot(first, tl.trans(key_first), input_precision="ieee")
+        scores = tl.dot(second, tl.trans(key_second), scores, input_precision="ieee") * scale
+        scores = tl.where(live[None, :], scores, float("-inf"))
+        higher = tl.maximum(largest, tl.max(scores, axis=1))
+        weights = tl.exp2(scores - higher[:, None])
+        shrink = tl.exp2(largest - higher)
+        total = total * shrink + tl.sum(weights, axis=1)
+        sums = tl.dot(weights.to(element), value, sums * shrink[:, None], input_precision="ieee")
+        largest = higher
     slots = ((batch * KV_HEADS + head) * GROUP + rows) * SPLITS + split
     tl.store(partial_max + slots, largest, mask=near)
     tl.store(partial_sum + slots, total, mask=near)
@@ -157,19 +124,31 @@ def attention_kernel(
     tl.debug_barrier()
     counter = arrived + batch * KV_HEADS + head
     if tl.atomic_add(counter, 1, sem="acq_rel") == active - 1:
-        splits = tl.arange(0, SPLITS)
+        # All query heads of the group at once, the splits of one element in one thread: sums need no exchange.
+        query = tl.arange(0, QUERIES)[None, :, None]
+        index = ((batch * KV_HEADS + head) * GROUP + query) * SPLITS
+        highest = tl.full([QUERIES, 1], float("-inf"), tl.float32)
+        for chunk in tl.static_range(0, SPLITS, CHUNK):
+            member = chunk + tl.arange(0, CHUNK)[:, None, None]
+            there = (member < active) & (query < GROUP)
+            maxima = tl.load(partial_max + index + member, mask=there, other=float("-inf"), cache_modifier=".cg")
+            highest = tl.maximum(highest, tl.max(maxima, axis=0))
+        denominator = tl.zeros([QUERIES, 1], tl.float32)
+        result = tl.zeros([QUERIES, DIM], tl.float32)
+        for chunk in tl.static_range(0, SPLITS, CHUNK):
+            member = chunk + tl.arange(0, CHUNK)[:, None, None]
+            there = (member < active) & (query < GROUP)
+            maxima = tl.load(partial_max + index + member, mask=there, other=float("-inf"), cache_modifier=".cg")
+            totals = tl.load(partial_sum + index + member, mask=there, other=0.0, cache_modifier=".cg")
+            held = partial + (index + member) * DIM + whole[None, None, :]
+            parts = tl.load(held, mask=there, other=0.0, cache_modifier=".cg")
+            share = tl.exp2(maxima - highest[None, :, :])
+            denominator += tl.sum(totals * share, axis=0)
+            result += tl.sum(parts * share, axis=0)
+        group = tl.arange(0, QUERIES)[:, None]
         HEADS: tl.constexpr = KV_HEADS * GROUP
-        for query in tl.static_range(GROUP):
-            index = ((batch * KV_HEADS + head) * GROUP + query) * SPLITS + splits
-            there = splits < active
-            highest = tl.load(partial_max + index, mask=there, other=float("-inf"), cache_modifier=".cg")
-            totals = tl.load(partial_sum + index, mask=there, other=0.0, cache_modifier=".cg")
-            held = partial + index[:, None] * DIM + whole[None, :]
-            parts = tl.load(held, mask=there[:, None], other=0.0, cache_modifier=".cg")
-            share = tl.exp2(highest - tl.max(highest, axis=0))
-            result = tl.sum(parts * share[:, None], axis=0) / tl.sum(totals * share, axis=0)
-            target = batch * HEADS * DIM + place((head * GROUP + query) * DIM + whole, HEADS * DIM, PLANES)
-            tl.store(out + target, result.to(element))
+        target = batch * HEADS * DIM + place((head * GROUP + group) * DIM + whole[None, :], HEADS * DIM, PLANES)
+        tl.store(out + target, (result / denominator).to(element), mask=group < GROUP)
         tl.store(counter, 0)
 
 
@@ -239,12 +218,13 @@ def decode_attention(
     heads = out.shape[1] // dim
     batch, device = out.shape[0], out.device
     group = heads // kv_heads
+    queries = triton.next_power_of_2(group)
     cross = rotation is None
     launch(
         attention_kernel, (kv_heads, scratch.splits, batch), projected, norm if norm is not None else projected,
         rotation if rotation is not None else projected,
         addresses.base, addresses.table, addresses.strides, limits,
         scratch.sums, scratch.largest, scratch.total, scratch.arrived, out, eps, LOG2_E * dim**-0.5, slot,
-        kv_heads, group, max(16, triton.next_power_of_2(group)), dim, dim // 2, scratch.splits, block, out_planes,
-        cross, device=device, warps=warps, PREFETCH=device.type == "cuda",
+        kv_heads, group, max(16, queries), queries, dim, dim // 2, scratch.splits, min(scratch.splits, 16), block,
+        out_planes, cross, device=device, warps=warps,
     )  # fmt: skip

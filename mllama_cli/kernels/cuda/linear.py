@@ -319,7 +319,6 @@ def gemv(
     in_planes: int = 1,
     out_planes: int = 1,
     residual_planes: int = 1,
-    early: bool = False,
     tile: Tile | None = None,
 ) -> None:
     """out [B, sum of rows] = residual + factor * (RMSNorm(x [B, in]) times up to three matrices, one after another).
@@ -345,7 +344,8 @@ def gemv(
     blocks = triton.cdiv(rows[0], tile.rows) if swiglu else sum(triton.cdiv(r, tile.rows) for r in rows)
     flags = {
         "OUT_PLANES": out_planes, "RESIDUAL_PLANES": residual_planes, "SWIGLU": swiglu, "HAS_NORM": norm is not None,
-        "HAS_RESIDUAL": residual is not None, "HAS_FACTOR": factor is not None, "EARLY": early,
+        "HAS_RESIDUAL": residual is not None, "HAS_FACTOR": factor is not None,
+        "EARLY": isinstance(first, PackedWeight),  # measured: plain weights fill the memory's queues by themselves
     }  # fmt: skip
     grid = (blocks, x.shape[0])
     around = (x, x if norm is None else norm, out if residual is None else residual, x if factor is None else factor)
