@@ -79,6 +79,8 @@ class OutputFile:
             raise unwritable(self.path, error) from error
 
     def finish(self, *, through: bool, complete: bool) -> None:
+        if self._file.closed:
+            return
         try:
             with self._file:
                 os.fsync(self._file.fileno())

@@ -58,7 +58,7 @@ def run_captions(
         destination.finish(through=True, complete=True)
         view.event(CaptionPlan(plan.total, plan.skipped))
     else:
-        with _error_list(errors) as error_list:
+        with _let_go(destination), _error_list(errors) as error_list:
             try:
                 where = {"device": device or prefer.device or "auto", "dtype": dtype or prefer.dtype or "auto"}
                 engine = _engine(terminal, folder, name, **where, quantize=quantize, exact=exact)
@@ -82,6 +82,15 @@ def run_captions(
         raise typer.Exit(ExitStatus.INTERRUPTED)
     if view.failed:
         raise typer.Exit(ExitStatus.PARTLY if view.done or view.skipped else ExitStatus.FAILURE)
+
+
+@contextmanager
+def _let_go(destination: Destination) -> Iterator[None]:
+    """Whatever stops a run before its first picture, its destination is not held any longer."""
+    try:
+        yield
+    finally:
+        destination.finish(through=False, complete=False)
 
 
 def _events(

@@ -193,6 +193,14 @@ def test_bad_requests_are_one_clear_line(
     assert not [name for name in names(folder) if name.endswith(".txt")]
 
 
+def test_a_run_that_cannot_begin_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out" / "captions.csv"
+    output.parent.mkdir()
+    for bad in (("--temperature", "-1"), ("--errors", "no/such/folder.txt"), ("--device", "tpu")):
+        assert run_here("caption", str(folder), "-o", str(output), *bad).code == 2
+        assert [path.name for path in output.parent.iterdir() if path != output] == []
+
+
 def test_shards_together_caption_everything_once(folder: Path) -> None:
     for number in range(6):
         Image.new("RGB", (60 + number, 60), "white").save(folder / f"{number}.png")
