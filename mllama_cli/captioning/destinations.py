@@ -32,7 +32,7 @@ class Destination(Protocol):
         ...
 
     def finish(self, *, through: bool, complete: bool) -> None:
-        """The last call; more do nothing. ``through``: every picture had its turn; ``complete``: and has its caption."""
+        """The last call; more do nothing. ``through``: every picture had its turn; ``complete``: has its caption."""
         ...
 
 
