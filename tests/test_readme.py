@@ -44,6 +44,8 @@ def test_every_option_that_the_readme_names_exists(option: str, monkeypatch: pyt
     commands = (
         "chat",
         "caption",
+        "quantize",
+        "bench",
         "download",
         "list",
         "show",

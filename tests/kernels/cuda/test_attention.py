@@ -1,0 +1,99 @@
+"""Attention of one new row over caches, and what a decode step begins and ends with."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.triton_here import DEVICE, aligned, apart  # isort: skip  (first: it prepares Triton)
+from mllama_cli.core.config import RopeScaling
+from mllama_cli.kernels.cuda.attention import Addresses, Scratch, decode_attention
+from mllama_cli.kernels.cuda.tokens import Best, embed
+from mllama_cli.kernels.rows import rms_norm, rotate
+from mllama_cli.model.layers import grouped_attention
+from mllama_cli.model.rope import inverse_frequencies, rotation
+
+DIM, CAPACITY, SPLITS = 32, 768, 4
+FREQUENCIES = inverse_frequencies(DIM, 5e5, RopeScaling()).to(DEVICE)
+
+
+def caches(batch: int, kv_heads: int, addresses: Addresses) -> tuple[list[Tensor], list[Tensor]]:
+    shape = (batch, kv_heads, CAPACITY, DIM)
+    keys, values = ([aligned(torch.randn(shape, device=DEVICE), addresses.base) for _ in range(2)] for _ in range(2))
+    addresses.fill(keys, values)
+    return keys, values
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "positions"), [(6, 3, [5]), (4, 2, [0, 70, 130]), (8, 1, [700]), (12, 4, [31, 32])]
+)
+def test_self_attention_over_old_keys_and_the_new_one(heads: int, kv_heads: int, positions: list[int]) -> None:
+    torch.manual_seed(0)
+    batch = len(positions)
+    addresses = Addresses(2, torch.float32, DEVICE)
+    keys, values = caches(batch, kv_heads, addresses)
+    before = keys[1].clone(), values[1].clone()
+    places = torch.tensor(positions, dtype=torch.int32, device=DEVICE)
+    tokens = torch.full((batch,), 3, dtype=torch.int32, device=DEVICE)
+    table = torch.randn(10, 64, device=DEVICE)
+    x, turned = torch.empty(batch, 64, device=DEVICE), torch.empty(batch, 2, DIM // 2, device=DEVICE)
+    embed(tokens, places, table, FREQUENCIES, x, turned)
+    assert torch.equal(x, table[3].expand(batch, -1))
+
+    projected = torch.randn(batch, (heads + 2 * kv_heads) * DIM, device=DEVICE)
+    out = torch.full((batch, heads * DIM), torch.nan, device=DEVICE)
+    scratch = Scratch(batch, heads, DIM, SPLITS, DEVICE)
+    for _ in range(2):  # twice: the counters of the splits start again
+        decode_attention(
+            projected, out, scratch, addresses, places, slot=1, kv_heads=kv_heads, dim=DIM, rotation=turned
+        )
+    cos, sin = rotation(places[:, None], FREQUENCIES)
+    q, k, v = projected.unflatten(1, (-1, 1, DIM)).split([heads, kv_heads, kv_heads], dim=1)
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    for row, position in enumerate(positions):
+        one = slice(row, row + 1)
+        all_keys = torch.cat((before[0][one, :, :position], k[one]), dim=2)
+        all_values = torch.cat((before[1][one, :, :position], v[one]), dim=2)
+        assert apart(out[row], grouped_attention(q[one], all_keys, all_values)[0, 0]) < 1e-5
+        assert apart(keys[1][row, :, position], k[row, :, 0]) < 1e-5
+        assert torch.equal(values[1][row, :, position], v[row, :, 0])
+        assert torch.equal(keys[1][row, :, position + 1 :], before[0][row, :, position + 1 :])
+
+
+@pytest.mark.parametrize("ranges", [[(0, 700)], [(5, 300), (1, 2)]])
+def test_cross_attention_over_a_range_of_vision_tokens(ranges: list[tuple[int, int]]) -> None:
+    torch.manual_seed(1)
+    heads, kv_heads, batch = 8, 2, len(ranges)
+    addresses = Addresses(2, torch.float32, DEVICE)
+    keys, values = caches(batch, kv_heads, addresses)
+    query, norm = torch.randn(batch, heads * DIM, device=DEVICE), torch.randn(DIM, device=DEVICE)
+    out = torch.full_like(query, torch.nan)
+    limits = torch.tensor(ranges, dtype=torch.int32, device=DEVICE)
+    decode_attention(
+        query, out, Scratch(batch, heads, DIM, SPLITS, DEVICE), addresses, limits,
+        slot=0, kv_heads=kv_heads, dim=DIM, norm=norm, eps=1e-5,
+    )  # fmt: skip
+    q = rms_norm(query.unflatten(1, (heads, 1, DIM)), norm, 1e-5)
+    for row, (start, end) in enumerate(ranges):
+        one = slice(row, row + 1)
+        exact = grouped_attention(q[one], keys[0][one, :, start:end], values[0][one, :, start:end])
+        assert apart(out[row], exact[0, 0]) < 1e-5
+
+
+def test_the_best_token_after_the_penalty_the_first_of_equals_and_none_for_nan() -> None:
+    torch.manual_seed(2)
+    size = 3001
+    logits = torch.randn(3, size, device=DEVICE)
+    logits[0, [2900, 17]] = 9.0
+    seen = torch.zeros(3, size, dtype=torch.uint8, device=DEVICE)
+    favourite = int(logits[1].argmax())
+    seen[1, favourite] = 1
+    logits[2, 1500] = torch.nan
+    penalty = torch.tensor([1.0, 1e6, 1.0], device=DEVICE)
+    tokens = torch.zeros(3, dtype=torch.int32, device=DEVICE)
+    positions = torch.tensor([3, 4, 5], dtype=torch.int32, device=DEVICE)
+    Best(3, size, DEVICE)(logits, seen, penalty, tokens, positions)
+    without = logits[1].clone()
+    without[favourite] = -torch.inf
+    assert tokens.tolist() == [17, int(without.argmax()), -1]
+    assert positions.tolist() == [4, 5, 6]
+    assert seen[0, 17] == 1

@@ -1,0 +1,83 @@
+"""One row times a matrix: plain and packed, with everything that rides along, over odd shapes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.triton_here import DEVICE, apart  # isort: skip  (first: it prepares Triton)
+from mllama_cli.kernels.cuda.linear import Tile, gemv, to_planes
+from mllama_cli.kernels.cuda.packed import dequantize
+from mllama_cli.kernels.reference import PackedWeight, pack
+from mllama_cli.kernels.reference import dequantize as reference_dequantize
+from mllama_cli.kernels.rows import rms_norm
+
+EPS = 1e-5
+
+
+def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, device=DEVICE).to(dtype)
+
+
+def packed(rows: int, inputs: int, bits: int, group: int) -> PackedWeight:
+    q = torch.randint(-(1 << (bits - 1)), 1 << (bits - 1), (rows, inputs), device=DEVICE)
+    scale = (torch.rand(rows, inputs // group, device=DEVICE) + 0.1) / 2**bits / inputs**0.5
+    return PackedWeight(pack(q, bits), scale, (rows, inputs), bits)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "rows"), [(64, (32, 16, 16)), (192, (50,)), (96, (7, 5)), (1000, (3,)), (4096, (9,))]
+)
+def test_norm_matrices_factor_and_residual_in_one_pass(inputs: int, rows: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x, norm = drawn(2, inputs), drawn(inputs)
+    weights = [drawn(n, inputs) / inputs**0.5 for n in rows]
+    residual, factor = drawn(2, sum(rows)), torch.tensor([0.3], device=DEVICE)
+    out = torch.full_like(residual, torch.nan)
+    gemv(x, weights, out, norm=norm, eps=EPS, residual=residual, factor=factor)
+    exact = residual + 0.3 * F.linear(rms_norm(x, norm, EPS), torch.cat(weights))
+    assert apart(out, exact) < 1e-5
+
+
+@pytest.mark.parametrize("tile", [Tile(2, 32, 1), Tile(4, 256, 4)], ids=["many steps", "one step"])
+def test_gated_product_equals_silu_of_one_times_the_other(tile: Tile) -> None:
+    torch.manual_seed(1)
+    x, norm = drawn(1, 160), drawn(160)
+    gate, up = drawn(37, 160) / 12, drawn(37, 160) / 12
+    out = torch.full((1, 37), torch.nan, device=DEVICE)
+    gemv(x, [gate, up], out, norm=norm, eps=EPS, swiglu=True, tile=tile)
+    h = rms_norm(x, norm, EPS)
+    assert apart(out, F.silu(F.linear(h, gate)) * F.linear(h, up)) < 1e-5
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    ("inputs", "group", "rows"), [(256, 32, (32, 16, 16)), (384, 128, (9,)), (1024, 1024, (20, 8)), (896, 128, (8,))]
+)
+def test_packed_matrices_equal_the_unpacked_ones(bits: int, inputs: int, group: int, rows: tuple[int, ...]) -> None:
+    torch.manual_seed(2)
+    x, norm, residual = drawn(1, inputs), drawn(inputs), drawn(1, sum(rows))
+    weights = [packed(n, inputs, bits, group) for n in rows]
+    form = 32 // bits
+    out = torch.full_like(residual, torch.nan)
+    gemv(to_planes(x, form), weights, out, norm=to_planes(norm, form), eps=EPS, residual=residual, in_planes=form)
+    matrix = torch.cat([reference_dequantize(w) for w in weights])
+    assert apart(out, residual + F.linear(rms_norm(x, norm, EPS), matrix)) < 2e-4
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packed_gated_product_writes_planes_for_the_next_matrix(bits: int) -> None:
+    torch.manual_seed(3)
+    form = 32 // bits
+    x, gate, up = drawn(1, 512), packed(64, 512, bits, 128), packed(64, 512, bits, 128)
+    out = torch.full((1, 64), torch.nan, device=DEVICE)
+    gemv(to_planes(x, form), [gate, up], out, swiglu=True, in_planes=form, out_planes=form)
+    exact = F.silu(F.linear(x, reference_dequantize(gate))) * F.linear(x, reference_dequantize(up))
+    assert apart(out, to_planes(exact, form)) < 4e-4
+
+
+@pytest.mark.parametrize(("bits", "inputs", "group"), [(4, 256, 64), (8, 200, 200), (4, 36, 12)])
+def test_unpacking_for_many_rows_equals_the_reference(bits: int, inputs: int, group: int) -> None:
+    torch.manual_seed(4)
+    weight = packed(11, inputs, bits, group)
+    assert torch.equal(dequantize(weight, torch.float32), reference_dequantize(weight))

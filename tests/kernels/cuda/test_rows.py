@@ -1,0 +1,43 @@
+"""Kernels over many rows against the plain torch operations that stand for them elsewhere."""
+
+import torch
+
+from tests.triton_here import DEVICE, apart  # isort: skip  (first: it prepares Triton)
+from mllama_cli.kernels import rows as plain
+from mllama_cli.kernels.cuda import rows as fused
+
+
+def drawn(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, device=DEVICE, requires_grad=True)  # so that ``plain`` takes torch's operations
+
+
+def test_norms_and_gate() -> None:
+    torch.manual_seed(0)
+    x, branch, weight, bias, gate = drawn(3, 5, 96), drawn(3, 5, 96), drawn(96), drawn(96), drawn(1)
+    assert apart(fused.rms_norm(x, weight, 1e-5), plain.rms_norm(x, weight, 1e-5)) < 1e-6
+    assert apart(fused.gated_silu(x, branch), plain.gated_silu(x, branch)) < 1e-6
+    for ours, exact in (
+        (fused.add_norm(x, branch, None, weight, None, 1e-5), plain.add_rms_norm(x, branch, weight, 1e-5)),
+        (
+            fused.add_norm(x, branch, gate, weight, bias, 1e-5),
+            plain.add_layer_norm(x, branch, gate, weight, bias, 1e-5),
+        ),
+    ):
+        assert apart(ours[0], exact[0]) < 1e-6
+        assert apart(ours[1], exact[1]) < 1e-6
+
+
+def test_rotation_of_heads_that_lie_row_by_row() -> None:
+    torch.manual_seed(1)
+    x = drawn(2, 7, 3, 32).transpose(1, 2)  # [B, heads, L, D] as a projection leaves it
+    for batch in (1, 2):
+        angles = torch.randn(batch, 1, 7, 32, device=DEVICE)
+        angles[..., 16:] = angles[..., :16]
+        cos, sin = angles.cos(), angles.sin()
+        assert apart(fused.rotate(x, cos, sin), plain.rotate(x, cos, sin)) < 1e-6
+
+
+def test_widened_heads() -> None:
+    torch.manual_seed(2)
+    qkv = drawn(2, 9, 3, 5, 20)
+    assert torch.equal(fused.widen(qkv, 24, 6, 0.5, 0.25), plain.widen(qkv, 24, 6, 0.5, 0.25))
