@@ -32,9 +32,10 @@ PATIENCE = 0.02
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture ready for the model; width and height in pixels, upright. Its digest is computed already."""
+    """A picture ready for the model; width and height in pixels, upright. The digest is computed in the worker."""
 
     part: ImagePart
+    digest: str
     canvas: Canvas
     width: int
     height: int
@@ -47,9 +48,8 @@ def decode(path: str, config: ImageProcessorConfig) -> Decoded | MllamaError:
 
     try:
         part = read_image(Path(path))
-        part.digest  # noqa: B018 - computed here, it travels with the part
         image = open_image(part)
-        return Decoded(part, draw_canvas(image, config), image.width, image.height)
+        return Decoded(part, part.digest, draw_canvas(image, config), image.width, image.height)
     except MllamaError as error:
         return error
     except MemoryError:

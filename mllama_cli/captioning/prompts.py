@@ -56,7 +56,8 @@ class PromptTemplate:
             "existing": existing.strip(),
             "tags": ", ".join(as_tags(existing)),
         }
-        return _VARIABLE.sub(lambda found: values[found[1]], self.text)
+        filled = _VARIABLE.sub(lambda found: values[found[1]], self.text)
+        return filled.encode("utf-8", "replace").decode()  # a file's name may be any bytes
 
 
 def as_tags(text: str) -> list[str]:

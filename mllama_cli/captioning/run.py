@@ -164,10 +164,8 @@ class _Run:
             prompt = self.task.prompt.fill(
                 picture, self.destination.existing(picture) if self.task.prompt.reads_existing else ""
             )
-            record = replace(
-                record, width=decoded.width, height=decoded.height, prompt=prompt, sha256=decoded.part.digest
-            )
-            work, key = _Work(picture, held, record), (decoded.part.digest, prompt)
+            record = replace(record, width=decoded.width, height=decoded.height, prompt=prompt, sha256=decoded.digest)
+            work, key = _Work(picture, held, record), (decoded.digest, prompt)
             if key in self._answers:
                 self._told.append(self._written(work, *self._answers[key], seconds=0.0))
             elif key in self._in_work:

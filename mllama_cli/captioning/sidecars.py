@@ -157,7 +157,10 @@ def stamp(picture: Picture) -> str:
 
 
 def _key(picture: Picture) -> str:
-    return os.path.join(_real(picture.folder), picture.name)
+    path = os.path.join(_real(picture.folder), picture.name)
+    return path.encode(
+        "utf-8", "backslashreplace"
+    ).decode()  # a file's name may be any bytes, a database's text may not
 
 
 @lru_cache(maxsize=1024)

@@ -25,7 +25,7 @@ def as_json(record: CaptionRecord) -> dict[str, Any]:
 def encode(record: CaptionRecord, form: Format) -> bytes:
     """One line, with its end; a caption's own line ends are quoted in CSV and escaped in JSON."""
     if form == "jsonl":
-        # A file name that is no UTF-8 must not stop the run; it is written as it would be shown.
+        # A file's name may be any bytes: they are written as they are.
         return json.dumps(as_json(record), ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
     values = {**asdict(record), "seconds": round(record.seconds, 3)}
     return _csv_line([values[name] for name in COLUMNS])

@@ -19,6 +19,7 @@ from mllama_cli.cli.exit_status import ExitStatus
 from mllama_cli.core.captions import Captioned, CaptionEvent, CaptionFailed, CaptionPlan
 from mllama_cli.core.errors import MllamaError, UsageError
 from mllama_cli.terminal.caption_view import CaptionView
+from mllama_cli.terminal.clean_text import clean_text
 from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
@@ -171,9 +172,11 @@ class _Printer:
             return
         if self._single and isinstance(event, CaptionFailed):
             view.stop()
-            self._terminal.error(f"{event.record.path}: {event.record.error}", event.hint)
+            self._terminal.error(clean_text(f"{event.record.path}: {event.record.error}"), event.hint)
         if self._json:
-            self._terminal.stdout.write(json.dumps(record_as_json(event.record), ensure_ascii=False) + "\n")
+            # A file's name may be any bytes, which only escapes bring through a stream of text.
+            plain = event.record.path.isprintable()
+            self._terminal.stdout.write(json.dumps(record_as_json(event.record), ensure_ascii=not plain) + "\n")
             self._terminal.stdout.flush()
         elif isinstance(event, Captioned):
             if self._preview:
@@ -186,7 +189,6 @@ class _Printer:
     def _show(self, event: Captioned, view: CaptionView) -> None:
         from mllama_cli.processing.images import open_image
         from mllama_cli.processing.sources import read_image
-        from mllama_cli.terminal.clean_text import clean_text
         from mllama_cli.terminal.preview import show_preview
 
         try:

@@ -217,7 +217,8 @@ class MllamaVisionModel(nn.Module):
         """Make one product of each layer's three; for inference. Takes as much memory for a moment as a layer has."""
         for encoder in (self.transformer, self.global_transformer):
             for layer in encoder.layers:
-                layer.self_attn.join()  # type: ignore[union-attr, operator]
+                assert isinstance(layer, MllamaVisionEncoderLayer)
+                layer.self_attn.join()
 
     def unused_tiles_are_equal(self) -> bool:
         """Whether the tables give all unused tiles of an image the same rows, as in every released checkpoint.

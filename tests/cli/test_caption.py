@@ -193,6 +193,21 @@ def test_bad_requests_are_one_clear_line(
     assert not [name for name in names(folder) if name.endswith(".txt")]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="names of any bytes are POSIX's")
+def test_a_name_that_is_no_text_stops_nothing(folder: Path) -> None:
+    (folder / "bad.jpg").unlink()
+    try:
+        (folder / "card.png").rename(folder / os.fsdecode(b"card\xff.png"))
+    except OSError:
+        pytest.skip("this disk knows only names that are text")
+    for options in (("--existing", "append"), ("--existing", "append", "--json", "-p", "{stem}: {existing}?")):
+        result = run_script("caption", str(folder), *options, "--workers", "0")
+        assert result.code == 0, result.err
+        assert "Captioned 3" in result.err
+    assert len([json.loads(line) for line in result.out.splitlines()]) == 3
+    assert "HELLO" in (folder / os.fsdecode(b"card\xff.txt")).read_text()
+
+
 def test_a_run_that_cannot_begin_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out" / "captions.csv"
     output.parent.mkdir()
