@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from pyte.screens import Char
 from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.style import Style
@@ -48,9 +49,9 @@ def drawn(chat: TerminalChat) -> Text:
     return text
 
 
-def _style(cell: object) -> Style:
-    fore, back = (_colour(getattr(cell, side)) for side in ("fg", "bg"))
-    return Style(color=fore, bgcolor=back, bold=getattr(cell, "bold"), reverse=getattr(cell, "reverse"))  # noqa: B009
+def _style(cell: Char) -> Style:
+    fore, back = (_colour(name) for name in (cell.fg, cell.bg))
+    return Style(color=fore, bgcolor=back, bold=cell.bold, reverse=cell.reverse)
 
 
 def _colour(name: str) -> str | None:

@@ -1,7 +1,7 @@
 """Captions for a list of pictures: ready ones are left out, the others decoded ahead and answered side by side."""
 
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from mllama_cli.core.captions import (
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import ImageError, MllamaError
 from mllama_cli.engine.batch import BatchReply, BatchRequest, run_batch
+from mllama_cli.processing.image_processor import MllamaImageProcessor
 
 if TYPE_CHECKING:
     from mllama_cli.engine.load import Engine
@@ -60,7 +61,7 @@ def caption_pictures(
     *,
     slots: int | None = None,
     workers: int | None = None,
-) -> Iterator[CaptionEvent]:
+) -> Generator[CaptionEvent]:
     """Events of captioning: CaptionPlan first, then one for each picture that was not done already.
 
     A bad picture is an event, not an error. Closing the iterator stops the run: what is written stays, what is in work
@@ -106,9 +107,12 @@ class _Run:
             raise ImageError(f"{self.engine.name} is text-only: it cannot see pictures", "Name another model with -m.")
         with DecodingPool(processor.config, workers) as pool:
             replies = run_batch(
-                self.engine, self._requests(pool), slots=slots, on_slots=lambda n: self._told.append(BatchSize(n))
+                self.engine,
+                self._requests(pool, processor),
+                slots=slots,
+                on_slots=lambda n: self._told.append(BatchSize(n)),
             )
-            with closing(replies):  # type: ignore[type-var]
+            with closing(replies):
                 for reply in replies:
                     yield from self._news()
                     for work in self._in_work.pop(reply.key):
@@ -150,8 +154,7 @@ class _Run:
             self._taken.append((picture, held))
             yield picture.path
 
-    def _requests(self, pool: DecodingPool) -> Iterator[BatchRequest | None]:
-        normalise = self.engine.processor.image_processor.normalise  # type: ignore[union-attr]
+    def _requests(self, pool: DecodingPool, processor: MllamaImageProcessor) -> Iterator[BatchRequest | None]:
         for decoded in pool.decoded(self._take()):
             if decoded is None:
                 yield None
@@ -173,7 +176,7 @@ class _Run:
             else:
                 self._in_work[key] = [work]
                 inputs = self._inputs(prompt, decoded.part)
-                yield BatchRequest(key, inputs, (normalise(decoded.canvas),), self.task.sampling)
+                yield BatchRequest(key, inputs, (processor.normalise(decoded.canvas),), self.task.sampling)
 
     def _inputs(self, prompt: str, image: ImagePart) -> "ModelInputs":
         processor = self.engine.processor

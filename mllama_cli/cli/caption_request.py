@@ -12,6 +12,7 @@ from typing import Any, cast
 from mllama_cli.captioning.pictures import Listing, find_pictures, read_list, shard_of
 from mllama_cli.captioning.polish import Polish
 from mllama_cli.captioning.prompts import DEFAULT, DEFAULT_MAX_TOKENS, MAX_TOKENS, STYLES, PromptTemplate, Style
+from mllama_cli.checkpoint.folders import expanded
 from mllama_cli.core.captions import EXISTING, Existing
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.pictures import PICTURE_SUFFIXES
@@ -82,7 +83,7 @@ class CaptionRequest:
         listed, roots = _lists(paths, files_from, null)
         named = [path for path in paths if path != "-"]
         listing = find_pictures(named, listed=listed, recursive=recursive, pattern=pattern)
-        one = len(named) == 1 and not listed and os.path.isfile(os.path.expanduser(named[0]))  # noqa: PTH111, PTH113
+        one = len(named) == 1 and not listed and expanded(named[0]).is_file()
         if part is not None:
             listing = Listing(shard_of(listing.pictures, *part), listing.unreadable if part[0] == 1 else [])
         return cls(
@@ -97,7 +98,7 @@ class CaptionRequest:
             single=one and output is None and not sidecar,
             slots=slots,
             max_tokens=MAX_TOKENS.get(style or "", DEFAULT_MAX_TOKENS),
-            roots=(*(os.path.realpath(os.path.expanduser(path)) for path in named), *roots, str(part)),  # noqa: PTH111
+            roots=(*(os.path.realpath(expanded(path)) for path in named), *roots, str(part)),
         )
 
     def run_key(self, model: str, sampling: Any) -> str:

@@ -1,7 +1,7 @@
 """Runs `mllama caption`: destination, model, events to the screen and to files, exit code."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from mllama_cli.captioning.sidecar_names import sidecar_paths
 from mllama_cli.captioning.sidecars import Sidecars
 from mllama_cli.captioning.table_format import as_json as record_as_json
 from mllama_cli.cli.caption_request import CaptionRequest
+from mllama_cli.cli.chosen_model import chosen_model
 from mllama_cli.cli.exit_status import ExitStatus
 from mllama_cli.core.captions import Captioned, CaptionEvent, CaptionFailed, CaptionPlan
 from mllama_cli.core.errors import MllamaError, UsageError
@@ -47,7 +48,7 @@ def run_captions(
 
     terminal = Terminal()
     prefer = preferences()
-    name, folder = _model(model or prefer.model, terminal)
+    name, folder = chosen_model(model or prefer.model, terminal)
     flags = {"max_tokens": request.max_tokens, **{k: v for k, v in sampling.items() if v is not None}}
     key = request.run_key(f"{folder} {quantize}", sorted(flags.items(), key=lambda pair: pair[0]))
     destination = _destination(request, key, terminal)
@@ -66,7 +67,7 @@ def run_captions(
                 # One picture needs no workers, which take half a second to start.
                 count = 0 if workers is None and len(plan.pending) <= 2 else workers
                 events = _events(engine, plan, destination, request, flags, count)
-                with closing(events), view:  # type: ignore[type-var]
+                with closing(events), view:
                     for event in events:
                         view.event(event)
                         printer.event(event, view)
@@ -101,7 +102,7 @@ def _events(
     request: CaptionRequest,
     flags: dict[str, Any],
     workers: int | None,
-) -> Iterator[CaptionEvent]:
+) -> Generator[CaptionEvent]:
     from dataclasses import replace
 
     from mllama_cli.captioning.run import Task, caption_pictures
@@ -111,18 +112,6 @@ def _events(
     greedy = replace(engine.generation_config, do_sample=False)
     task = Task(request.prompt, Sampling.from_defaults(greedy, **flags), request.polish, request.system)
     yield from caption_pictures(engine, plan, destination, task, slots=request.slots, workers=workers)
-
-
-def _model(asked: str | None, terminal: Terminal) -> tuple[str, Path]:
-    from mllama_cli.checkpoint.catalog import default_model, resolve
-    from mllama_cli.cli.chat import BUILT_IN_NOTE
-
-    if asked is not None:
-        return asked, resolve(asked)
-    entry = default_model()
-    if entry.where == "package":
-        terminal.note(BUILT_IN_NOTE)
-    return entry.name, entry.path
 
 
 def _engine(terminal: Terminal, folder: Path, name: str, **settings: Any) -> "Engine":

@@ -28,8 +28,6 @@ from mllama_cli.cli.options import (
 INPUT = "What to ask"
 SAVED = "Saved chats"
 
-BUILT_IN_NOTE = "This is the small built-in model: it knows only simple drawings. For a real one: mllama download 11b"
-
 
 def chat(
     words: Annotated[
@@ -115,8 +113,8 @@ def chat(
 
     [bold]mllama chat --image photo.jpg "What is this?"[/]
     """
-    from mllama_cli.checkpoint.catalog import default_model, resolve
     from mllama_cli.cli.answer import OneAnswer
+    from mllama_cli.cli.chosen_model import chosen_model
     from mllama_cli.cli.interactive import find_saved, open_store, run_chat
     from mllama_cli.cli.preferences import preferences
     from mllama_cli.cli.question import gather, read_pictures
@@ -145,14 +143,7 @@ def chat(
             no_stdin=no_stdin,
             before=saved.whole if saved else None,
         )
-    name = model or prefer.model or (saved.model if saved else None)
-    if name is None:
-        entry = default_model()
-        name, folder = entry.name, entry.path
-        if entry.where == "package":
-            terminal.note(BUILT_IN_NOTE)
-    else:
-        folder = resolve(name)
+    name, folder = chosen_model(model or prefer.model or (saved.model if saved else None), terminal)
 
     with StatusLine(terminal) as status:
         status.show("Starting")  # importing torch is most of it

@@ -1,6 +1,6 @@
 """Several conversations answered at once, with different lengths and numbers of images."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,7 @@ def run_batch(
     slots: int | None = None,
     refill: bool = True,
     on_slots: Callable[[int], None] | None = None,
-) -> Iterator[BatchReply]:
+) -> Generator[BatchReply]:
     """Answer any number of requests, ``slots`` of them at a time (None: as many as memory allows and ever needed).
 
     Requests are pulled when slots are free, and each reply is yielded as soon as its answer ends: not in order. A

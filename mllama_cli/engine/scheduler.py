@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,7 +62,7 @@ class Scheduler:
         self._encoder = PictureEncoder(engine, 0)
         self._tried_alone: BatchRequest | None = None
 
-    def run(self) -> Iterator[BatchReply]:
+    def run(self) -> Generator[BatchReply]:
         while True:
             if self.refill or not self._running:
                 self._attempt(self._fill)
