@@ -1,0 +1,33 @@
+"""Quantizing in a line, and looking at what came of it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from mllama_cli.checkpoint.names import canonical
+from mllama_cli.core.events import Event
+from mllama_cli.quantization.choose import Wish
+from mllama_cli.quantization.plan import Plan
+from mllama_cli.quantization.quantize import quantize
+from mllama_cli.quantization.schemes import Scheme
+from tests.checkpoints import config_dict
+
+FOUR = Wish(Scheme(4, 128))
+RELEASED = config_dict(
+    {"num_hidden_layers": 40, "cross_attention_layers": [3, 8, 13, 18, 23, 28, 33, 38], "hidden_size": 32,
+     "intermediate_size": 64}
+)  # fmt: skip
+
+
+def run(plan: Plan, folder: Path, **how: Any) -> list[Event]:
+    return list(quantize(plan, folder, **how))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {canonical(n): t for file in folder.glob("*.safetensors") for n, t in load_file(file).items()}

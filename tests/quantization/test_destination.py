@@ -1,0 +1,220 @@
+"""Where a quantized model goes: no interruption leaves half a model, or loses more than a little work."""
+
+import itertools
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+from mllama_cli.core.errors import QuantizationError, UsageError
+from mllama_cli.core.events import Event, QuantizeSummary
+from mllama_cli.engine.load import load
+from mllama_cli.quantization import quantize as quantize_module
+from mllama_cli.quantization.choose import Wish
+from mllama_cli.quantization.plan import make_plan
+from mllama_cli.quantization.quantize import quantize
+from mllama_cli.quantization.rounding import quantize_matrix
+from mllama_cli.quantization.schemes import Scheme
+from tests.benchmarks.random_checkpoint import write
+from tests.checkpoints import config_dict, make_checkpoint, text_only_config
+from tests.quantization.running import FOUR, contents, run
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_an_existing_folder_is_not_touched_without_force(source: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    run(make_plan(source, FOUR), made)
+    before = contents(made)
+    with pytest.raises(UsageError, match="exists already"):
+        run(make_plan(source, Wish(Scheme(8, 32))), made)
+    assert contents(made) == before
+    run(make_plan(source, Wish(Scheme(8, 32))), made, force=True)
+    assert contents(made) != before
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_force_replaces_models_only(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
+    with pytest.raises(UsageError, match="no model"):
+        run(make_plan(source, FOUR), tmp_path / "photos", force=True)
+    for inside in (source, source / "made", source.parent):
+        with pytest.raises(UsageError, match="lie in each other"):
+            run(make_plan(source, FOUR), inside, force=True)
+    assert (tmp_path / "photos" / "cat.jpg").exists()
+
+
+def test_two_runs_at_once_do_not_mix(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "made.partial").mkdir()
+    with FileLock(tmp_path / "made.partial" / ".lock"), pytest.raises(UsageError, match="Another process"):
+        run(make_plan(source, FOUR), tmp_path / "made")
+
+
+def test_a_place_that_cannot_be_written(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(QuantizationError, match="could not be written"):
+        run(make_plan(source, FOUR), tmp_path / "file" / "made")
+
+
+def test_a_disk_that_is_too_small_is_said_first(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize_module, "free_space", lambda folder: 1000)
+    with pytest.raises(QuantizationError, match="GB free, but this needs"):
+        run(make_plan(source, FOUR), tmp_path / "made")
+    assert not list(tmp_path.iterdir())
+
+
+def test_stopped_after_any_event_it_goes_on_to_the_same_bytes(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize_module, "SYNC_AFTER", 1)
+    plan = make_plan(source, FOUR, shard_bytes=200_000)
+    run(plan, tmp_path / "whole")
+    rounded = []
+    monkeypatch.setattr(quantize_module, "quantize_matrix", lambda *given: rounded.append(1) or quantize_matrix(*given))
+    made = tmp_path / "made"
+    last: Event | None = None
+    for stop in itertools.count(7, 7):
+        events = quantize(plan, made)
+        for last in itertools.islice(events, stop):
+            assert made.exists() == isinstance(last, QuantizeSummary)
+        events.close()
+        if isinstance(last, QuantizeSummary):
+            break
+        if stop == 21:  # as a process leaves it that is killed while it writes a line
+            journal = tmp_path / "made.partial" / ".quantize.jsonl"
+            journal.write_text(journal.read_text() + '{"name": "model.lang')
+    assert contents(made) == contents(tmp_path / "whole")
+    # One slice is under way when a run stops; everything before it is kept.
+    assert len(rounded) <= len(plan.choice.schemes) + stop // 7
+
+
+def test_a_lost_file_is_made_again(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize_module, "SYNC_AFTER", 1)
+    plan = make_plan(source, FOUR, shard_bytes=200_000)
+    run(plan, tmp_path / "whole")
+    events = quantize(plan, tmp_path / "made")
+    for _ in range(80):
+        next(events)
+    events.close()
+    partial = tmp_path / "made.partial"
+    assert (partial / plan.shards[1].file).exists()
+    (partial / plan.shards[0].file).unlink()
+    run(plan, tmp_path / "made")
+    assert contents(tmp_path / "made") == contents(tmp_path / "whole")
+
+
+def test_other_settings_begin_anew(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize_module, "SYNC_AFTER", 1)
+    events = quantize(make_plan(source, FOUR, shard_bytes=100_000), tmp_path / "made")
+    for _ in range(60):
+        next(events)
+    events.close()
+    plan = make_plan(source, Wish(Scheme(4, 32), "rtn"))
+    run(plan, tmp_path / "made")
+    run(plan, tmp_path / "whole")
+    assert contents(tmp_path / "made") == contents(tmp_path / "whole")
+
+
+def bigger(folder: Path) -> Path:
+    """30 million weights: some seconds of work."""
+    text = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "cross_attention_layers": []}
+    return make_checkpoint(folder, text_only_config(config_dict(text)))
+
+
+def start(source: Path, folder: Path, *, limit: int | None = None) -> "subprocess.Popen[str]":
+    """The library in a process of its own that writes the folder's name at the end."""
+    lines = [
+        "import sys, resource",
+        "from pathlib import Path",
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))" if limit else "",
+        "from mllama_cli.quantization.quantize import quantize",
+        "from mllama_cli.quantization.plan import make_plan",
+        "from mllama_cli.quantization.choose import Wish",
+        "from mllama_cli.quantization.schemes import Scheme",
+        "from mllama_cli.core.errors import MllamaError",
+        "try:",
+        "    for event in quantize(make_plan(Path(sys.argv[1]), Wish(Scheme(4, 128))), Path(sys.argv[2])): pass",
+        "except MllamaError as error: sys.exit(f'{error.message} | {error.hint}')",
+        "high = [line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')]",
+        "print(high[0])",
+    ]
+    return subprocess.Popen(
+        [sys.executable, "-c", "\n".join(lines), str(source), str(folder)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def journal_lines(folder: Path) -> int:
+    try:
+        return (folder.with_name(folder.name + ".partial") / ".quantize.jsonl").read_text().count("\n")
+    except FileNotFoundError:
+        return 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    source, made = bigger(tmp_path / "source"), tmp_path / "made"
+    chance = random.Random(5)
+    kills = 0
+    target = 2
+    while True:
+        target += chance.randrange(1, 12)
+        with start(source, made) as process:
+            while process.poll() is None and journal_lines(made) < target:
+                try:
+                    process.wait(chance.random() * 0.02)
+                except subprocess.TimeoutExpired:
+                    continue
+            if process.poll() is None:
+                process.kill()
+                kills += 1
+            else:
+                assert process.returncode == 0, process.stderr and process.stderr.read()
+                break
+        assert not made.exists()
+    assert kills >= 3
+    run(make_plan(source, FOUR), tmp_path / "whole")
+    assert contents(made) == contents(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_full_disk_leaves_no_model_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    source, made = bigger(tmp_path / "source"), tmp_path / "made"
+    with start(source, made, limit=8_000_000) as process:
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "is full" in err
+    assert "goes on where it stopped" in err
+    assert "Traceback" not in err
+    assert not made.exists()
+    with start(source, made) as process:
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert load(made, device="cpu").dtype == torch.float32
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    """1 GB of bfloat16 weights: a slice, a few blocks and torch itself are in memory."""
+    text = {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 16, "num_key_value_heads": 4,
+            "num_hidden_layers": 8, "cross_attention_layers": []}  # fmt: skip
+    empty = tmp_path / "files"
+    empty.mkdir()
+    write(tmp_path / "source", text_only_config(config_dict(text)), empty)
+    size = sum(file.stat().st_size for file in (tmp_path / "source").glob("*.safetensors"))
+    assert size > 900e6
+    with start(tmp_path / "source", tmp_path / "made") as process:
+        out, err = process.communicate(timeout=280)
+    assert process.returncode == 0, err
+    assert int(out) * 1024 < 800e6
