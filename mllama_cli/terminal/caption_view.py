@@ -58,12 +58,11 @@ class CaptionView:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Without the bar, so that something may be printed that Rich does not know."""
-        live = self._live
-        if live is not None:
-            live.stop()
+        shown = self._live is not None
+        self.stop()
         yield
-        if live is not None and self._live is live:
-            live.start()
+        if shown:
+            self._show()
 
     def event(self, event: CaptionEvent) -> None:
         match event:
@@ -113,6 +112,10 @@ class CaptionView:
             speed_estimate_period=60,
         )
         self._task = self._bar.add_task("", total=self.total - self.skipped, counts="")
+        self._show()
+
+    def _show(self) -> None:
+        # Each time a new one: it wipes as many lines as it has drawn, and those may be somebody else's by now.
         self._live = Live(
             get_renderable=self._renderable, console=self._terminal.err, refresh_per_second=8, transient=True
         )
