@@ -21,6 +21,17 @@ from mllama_cli.kernels.cuda.linear import place
 LOG2_E = 1.4426950408889634
 
 
+@triton.jit
+def load_block(keys, values, block, stop, HALF: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr):
+    """Both halves of BLOCK keys from ``block`` on, and their values; zeros from ``stop`` on."""
+    tokens = block + tl.arange(0, BLOCK)
+    half = tl.arange(0, HALF)
+    live = (tokens < stop)[:, None]
+    key = keys + tokens[:, None] * DIM + half[None, :]
+    value = values + tokens[:, None] * DIM + tl.arange(0, DIM)[None, :]
+    return tl.load(key, live, other=0.0), tl.load(key + HALF, live, other=0.0), tl.load(value, live, other=0.0)
+
+
 @triton.jit(do_not_specialize=["slot"])
 def attention_kernel(
     projected, norm, rotation, base, table, strides, limits, partial, partial_max, partial_sum, arrived, out,
@@ -64,9 +75,11 @@ def attention_kernel(
     start = begin + split * blocks * BLOCK
     stop = tl.minimum(start + blocks * BLOCK, end)
     active = (end - begin + blocks * BLOCK - 1) // (blocks * BLOCK)
-    wait_for_inputs(OVERLAP)
     if split >= active:
         return
+    # What stands at the new row's place is not written yet, and replaced below.
+    key_first, key_second, value = load_block(keys, values, start, stop, HALF, DIM, BLOCK)
+    wait_for_inputs(OVERLAP)
 
     queries = projected + (head * GROUP + rows)[:, None] * DIM + half[None, :]
     q1 = tl.load(queries, mask=near[:, None], other=0.0).to(tl.float32)
@@ -97,10 +110,6 @@ def attention_kernel(
     for block in range(start, stop, BLOCK):
         tokens = block + tl.arange(0, BLOCK)
         live = tokens < stop
-        key = keys + tokens[:, None] * DIM + half[None, :]
-        key_first = tl.load(key, mask=live[:, None], other=0.0)
-        key_second = tl.load(key + HALF, mask=live[:, None], other=0.0)
-        value = tl.load(values + tokens[:, None] * DIM + whole[None, :], mask=live[:, None], other=0.0)
         if not CROSS:
             fresh = (tokens == position)[:, None]
             key_first = tl.where(fresh, new_first[None, :], key_first)
@@ -115,6 +124,12 @@ def attention_kernel(
         total = total * shrink + tl.sum(weights, axis=1)
         sums = tl.dot(weights.to(element), value, sums * shrink[:, None], input_precision="ieee")
         largest = higher
+        key_first, key_second, value = load_block(keys, values, block + BLOCK, stop, HALF, DIM, BLOCK)
+    HEADS: tl.constexpr = KV_HEADS * GROUP
+    if active == 1:  # nothing to put together
+        target = batch * HEADS * DIM + place((head * GROUP + rows)[:, None] * DIM + whole[None, :], HEADS * DIM, PLANES)
+        tl.store(out + target, (sums / total[:, None]).to(element), mask=near[:, None])
+        return
     slots = ((batch * KV_HEADS + head) * GROUP + rows) * SPLITS + split
     tl.store(partial_max + slots, largest, mask=near)
     tl.store(partial_sum + slots, total, mask=near)
@@ -128,25 +143,22 @@ def attention_kernel(
         query = tl.arange(0, QUERIES)[None, :, None]
         index = ((batch * KV_HEADS + head) * GROUP + query) * SPLITS
         highest = tl.full([QUERIES, 1], float("-inf"), tl.float32)
-        for chunk in tl.static_range(0, SPLITS, CHUNK):
-            member = chunk + tl.arange(0, CHUNK)[:, None, None]
-            there = (member < active) & (query < GROUP)
-            maxima = tl.load(partial_max + index + member, mask=there, other=float("-inf"), cache_modifier=".cg")
-            highest = tl.maximum(highest, tl.max(maxima, axis=0))
         denominator = tl.zeros([QUERIES, 1], tl.float32)
         result = tl.zeros([QUERIES, DIM], tl.float32)
-        for chunk in tl.static_range(0, SPLITS, CHUNK):
+        for chunk in range(0, active, CHUNK):
             member = chunk + tl.arange(0, CHUNK)[:, None, None]
             there = (member < active) & (query < GROUP)
-            maxima = tl.load(partial_max + index + member, mask=there, other=float("-inf"), cache_modifier=".cg")
-            totals = tl.load(partial_sum + index + member, mask=there, other=0.0, cache_modifier=".cg")
             held = partial + (index + member) * DIM + whole[None, None, :]
             parts = tl.load(held, mask=there, other=0.0, cache_modifier=".cg")
-            share = tl.exp2(maxima - highest[None, :, :])
-            denominator += tl.sum(totals * share, axis=0)
-            result += tl.sum(parts * share, axis=0)
+            maxima = tl.load(partial_max + index + member, mask=there, other=float("-inf"), cache_modifier=".cg")
+            totals = tl.load(partial_sum + index + member, mask=there, other=0.0, cache_modifier=".cg")
+            larger = tl.maximum(highest, tl.max(maxima, axis=0))
+            share = tl.where(there, tl.exp2(maxima - larger[None, :, :]), 0.0)
+            shrunk = tl.where(larger > float("-inf"), tl.exp2(highest - larger), 0.0)
+            denominator = denominator * shrunk + tl.sum(totals * share, axis=0)
+            result = result * shrunk + tl.sum(parts * share, axis=0)
+            highest = larger
         group = tl.arange(0, QUERIES)[:, None]
-        HEADS: tl.constexpr = KV_HEADS * GROUP
         target = batch * HEADS * DIM + place((head * GROUP + group) * DIM + whole[None, :], HEADS * DIM, PLANES)
         tl.store(out + target, (result / denominator).to(element), mask=group < GROUP)
         tl.store(counter, 0)
