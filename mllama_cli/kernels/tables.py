@@ -1,0 +1,21 @@
+"""Rows of a table that may lie elsewhere than what asks for them."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from mllama_cli.kernels.rows import fused
+
+
+def gather(ids: Tensor, table: Tensor) -> Tensor:
+    """ids [...], table [rows, size] -> its rows [..., size] where the ids are.
+
+    A table in host memory, pinned, is read by the GPU itself, also in a captured graph. Where our kernels do not run,
+    ids and rows cross the bus, which cannot be captured.
+    """
+    if ids.device == table.device or table.is_cuda:
+        return F.embedding(ids, table)
+    if fused(ids):
+        from mllama_cli.kernels.cuda import tables
+
+        return tables.gather(ids, table)
+    return F.embedding(ids.to(table.device), table).to(ids.device)
