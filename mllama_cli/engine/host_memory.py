@@ -21,7 +21,11 @@ def host_blocks(count: int, size: int, device: torch.device) -> list[Tensor]:
 
     torch rounds each page-locked allocation up to a power of two, so several blocks share one: as many as waste least.
     """
-    together = min(range(1, count + 1), key=lambda n: (-(-count // n) * _rounded(n * size), n), default=1)
+
+    def held(n: int) -> int:
+        return count // n * _rounded(n * size) + _rounded(count % n * size)
+
+    together = min(range(1, count + 1), key=held, default=1)
     blocks: list[Tensor] = []
     while len(blocks) < count:
         n = min(together, count - len(blocks))
@@ -30,4 +34,4 @@ def host_blocks(count: int, size: int, device: torch.device) -> list[Tensor]:
 
 
 def _rounded(size: int) -> int:
-    return 1 << max(0, size - 1).bit_length()
+    return 1 << (size - 1).bit_length() if size else 0

@@ -89,7 +89,8 @@ def longest_context(config: MllamaConfig, itemsize: int, free: int, work: WorkSi
 
     At most what the model can read.
     """
-    fixed = max(tower_bytes(config, itemsize, 1), prefill_bytes(config, itemsize, work.rows, 0))
-    each = position_bytes(config, itemsize) + mask_bytes(config, itemsize, work.rows)
-    count = (free - HEADROOM - picture_bytes(config, itemsize) - fixed) // each
-    return max(0, min(count, config.text_config.max_position_embeddings))
+    room, each = free - HEADROOM - picture_bytes(config, itemsize), position_bytes(config, itemsize)
+    beside_tower = (room - tower_bytes(config, itemsize, 1)) // each
+    in_prefill = prefill_bytes(config, itemsize, work.rows, 0)
+    beside_prefill = (room - in_prefill) // (each + mask_bytes(config, itemsize, work.rows))
+    return max(0, min(beside_tower, beside_prefill, config.text_config.max_position_embeddings))
