@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 
@@ -37,6 +38,7 @@ def usable_bytes(card: int) -> int:
     return (CARDS[card] - TAKEN) * 2**20
 
 
+@cache
 def weights_of(config: MllamaConfig, quantize: str | None, itemsize: int = 2) -> Weights:
     """Bytes of a model's weights; ``quantize`` (int8, int4) packs the language model as while loading."""
     parameters = shaped(config, quantize).named_parameters()
