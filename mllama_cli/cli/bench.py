@@ -104,6 +104,7 @@ def _random(shape: str, quantize: str | None, device_name: str, dtype_name: str)
     from mllama_cli.engine.memory_plan import MemoryPlan, choose_plan
     from mllama_cli.engine.random_network import SHAPES, random_network
     from mllama_cli.engine.work_sizes import WorkSizes, least_work, work_sizes
+    from mllama_cli.kernels.tables import reads_host_memory
 
     if shape not in SHAPES:
         raise UsageError(f"{shape!r} is no shape", f"Use {' or '.join(SHAPES)}.")
@@ -112,7 +113,12 @@ def _random(shape: str, quantize: str | None, device_name: str, dtype_name: str)
     plan, work = MemoryPlan(), WorkSizes()
     if device.type == "cuda":
         weights, free = weights_of(config, quantize, dtype.itemsize), free_bytes(device)
-        chosen = choose_plan(weights, least_work(config, dtype.itemsize), free)
+        chosen = choose_plan(
+            weights,
+            least_work(config, dtype.itemsize),
+            free,
+            embeddings_may_leave=lambda: reads_host_memory(device),
+        )
         if chosen is None:
             raise refusal(config, weights, free, device, dtype, quantize or "")
         plan = chosen

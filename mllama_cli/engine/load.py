@@ -27,7 +27,7 @@ from mllama_cli.engine.session import Session
 from mllama_cli.engine.streamed_tower import StreamedTower
 from mllama_cli.engine.work_sizes import WorkSizes, work_sizes
 from mllama_cli.kernels import dispatch
-from mllama_cli.kernels.rows import fused
+from mllama_cli.kernels.tables import reads_host_memory
 from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
 from mllama_cli.model.layers import result_of
 from mllama_cli.model.mllama import MllamaForConditionalGeneration, empty_network
@@ -276,10 +276,9 @@ class Engine:
             raise refusal(self.config, Weights.of(sizes), free, self.device, self.dtype, packed)
         return plan
 
-    @torch.no_grad()
     def _embeddings_may_leave(self) -> bool:
         """Whether the GPU can read them in host memory: our kernels can, and an output layer must not share them."""
-        return not self._tied and fused(torch.empty(0, device=self.device))
+        return not self._tied and reads_host_memory(self.device)
 
     def _is_packed(self) -> bool:
         return any(isinstance(module, QuantizedLinear) for module in self.network.modules())

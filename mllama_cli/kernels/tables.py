@@ -1,9 +1,16 @@
 """Rows of a table that may lie elsewhere than what asks for them."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mllama_cli.kernels.rows import fused
+
+
+@torch.no_grad()
+def reads_host_memory(device: torch.device) -> bool:
+    """Whether ``gather`` works in captured graphs of this GPU with a table in host memory."""
+    return fused(torch.empty(0, device=device))
 
 
 def gather(ids: Tensor, table: Tensor) -> Tensor:
