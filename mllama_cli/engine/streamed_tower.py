@@ -117,6 +117,8 @@ class StreamedTower:
         if self._device.type == "cuda":
             self._stream = torch.cuda.Stream(self._device)
             self._ready = [torch.cuda.Event() for _ in range(2)]
+            for buffer in self._buffers:  # which may be given up while an upload is under way
+                buffer.record_stream(self._stream)
         for index, (layer, layout) in enumerate(zip(self._layers, layouts, strict=True)):
             views = layout.views(layer, self._blocks[index])
             with torch.no_grad():
