@@ -13,8 +13,10 @@ from torch import Tensor
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.engine.cuda.operands import groups, operand
 from mllama_cli.engine.decoder import Network, prefill
+from mllama_cli.engine.device import free_bytes
 from mllama_cli.engine.fast import FastDecoding
 from mllama_cli.engine.sampling import Sampling
+from mllama_cli.engine.work_sizes import WorkSizes
 from mllama_cli.kernels.reference import PackedWeight
 from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
@@ -49,13 +51,14 @@ class Subject:
     config: MllamaConfig
     dtype: torch.dtype
     device: torch.device
+    work: WorkSizes
 
 
 def read_bandwidth(device: torch.device) -> float:
     """Bytes a second at which this device reads its memory: the best of several sums over more than any cache holds."""
     size = 2**30
     if device.type == "cuda":
-        size = min(4 * 2**30, torch.cuda.mem_get_info(device)[0] // 4)
+        size = min(4 * 2**30, free_bytes(device) // 4)
     values = torch.ones(size // 4, dtype=torch.float32, device=device)
     return values.nbytes / min(_repeated(lambda: values.sum(), device))
 
@@ -127,7 +130,7 @@ def prefilled(subject: Subject, ids: list[int], encoded: list[LayerKV] | None) -
     cross = CrossKVCache.from_images([[encoded]]) if encoded else None
     spans = image_spans(ids, subject.config.image_token_index)
     logits = torch.empty(0)
-    for _, step in prefill(subject.network, ids, cache, cross, spans, subject.device):
+    for _, step in prefill(subject.network, ids, cache, cross, spans, subject.device, subject.work.rows):
         logits = step
     return cache, logits
 

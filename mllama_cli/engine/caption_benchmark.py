@@ -18,7 +18,11 @@ TOKENS = 64
 def caption_rate(subject: Subject, *, tokens: int = TOKENS) -> tuple[float, int, int]:
     """(pictures a second, pictures at once, tiles each) for captions of ``tokens`` tokens, largest pictures."""
     engine: Any = SimpleNamespace(
-        network=subject.network, config=subject.config, dtype=subject.dtype, device=subject.device
+        network=subject.network,
+        config=subject.config,
+        dtype=subject.dtype,
+        device=subject.device,
+        work=subject.work,
     )
     count = automatic_slots(engine, PROMPT + 1, 1, tokens)
     count = min(count, 32 if subject.device.type == "cuda" else 4, MOST[subject.device.type])

@@ -14,10 +14,10 @@ from mllama_cli.model.visibility import CrossView, ImageSpan
 Network = MllamaForConditionalGeneration | MllamaForCausalLM
 
 CHUNK = 1024
-"""Prompt rows per forward pass: bounds activation memory, and a cancelled prompt stops within one of them."""
+"""Prompt rows per forward pass: bounds activation memory, and a cancelled prompt stops within one of them.
 
-GPU_CHUNK = 4096
-"""The same on a GPU: matrix units want many rows, and even so a pass takes a tenth of a second."""
+A GPU takes more, where it has the memory (engine/work_sizes.py).
+"""
 
 
 @torch.inference_mode()
@@ -60,12 +60,12 @@ def prefill(
     cross: CrossKVCache | None,
     spans: Sequence[ImageSpan],
     device: torch.device,
+    rows: int = CHUNK,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Feed one conversation's new ids in chunks; yields (ids fed so far, logits [1, vocab_size]) after each."""
+    """Feed one conversation's new ids, ``rows`` at a time; yields (ids fed so far, logits [1, vocab_size]) each."""
     cache.reserve(cache.lengths[0] + len(ids))
-    size = GPU_CHUNK if device.type == "cuda" else CHUNK
-    for start in range(0, len(ids), size):
-        chunk = upload([ids[start : start + size]], device)
+    for start in range(0, len(ids), rows):
+        chunk = upload([ids[start : start + rows]], device)
         logits = forward(network, chunk, cache, cross, [spans])
         yield start + chunk.shape[1], logits
 

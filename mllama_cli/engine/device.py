@@ -53,19 +53,36 @@ def compute_dtype(weights: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else weights
 
 
+def free_bytes(device: torch.device, *, cached: bool = True) -> int:
+    """Bytes that this process may still allocate there.
+
+    On a GPU, what torch keeps of freed memory counts as free, but not without ``cached``: capturing a graph cannot take
+    it. A limit that ``torch.cuda.set_per_process_memory_fraction`` has set is heeded.
+    """
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    free, total = torch.cuda.mem_get_info(device)
+    reserved = torch.cuda.memory_reserved(device)
+    share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)
+    if share < 1:
+        free = min(free, int(share * total) - reserved)
+    if cached:
+        free += reserved - torch.cuda.memory_allocated(device)
+    return max(0, free)
+
+
 def check_fits(needed: int, device: torch.device) -> None:
     """Raise MemoryShortageError unless ``needed`` bytes of weights and some headroom are free on the device."""
+    free = free_bytes(device)
+    if needed + HEADROOM <= free:
+        return
     if device.type == "cuda":
-        free, where = torch.cuda.mem_get_info(device)[0], str(device)
-        hint = "Close other programs that use the GPU, or use --device cpu."
+        where, hint = str(device), "Close other programs that use the GPU, or use --device cpu."
     else:
-        free, where = psutil.virtual_memory().available, "memory"
+        where = "memory"
         hint = "Close other programs, or use --dtype bfloat16, which needs half of float32."
-    if needed + HEADROOM > free:
-        raise MemoryShortageError(
-            f"The model needs {_gib(needed + HEADROOM)} of {where}, but {_gib(free)} are free", hint
-        )
+    raise MemoryShortageError(f"The model needs {gib(needed + HEADROOM)} of {where}, but {gib(free)} are free", hint)
 
 
-def _gib(count: int) -> str:
+def gib(count: int) -> str:
     return f"{count / 2**30:.1f} GiB"

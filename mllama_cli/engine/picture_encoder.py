@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from mllama_cli.engine.load import Engine
 
 
-TOGETHER = {"cpu": 1, "cuda": 4}
-"""Pictures that go through the vision tower at once. A CPU is as busy with one."""
-
-
 class PictureEncoder:
     """Remembers the pictures used last, up to ``limit`` bytes, by the digest of their content."""
 
@@ -46,10 +42,11 @@ class PictureEncoder:
         by_tiles: dict[int, list[str]] = {}
         for digest, tiles in pictures.items():
             by_tiles.setdefault(tiles.num_tiles, []).append(digest)
+        together = self.engine.work.pictures
         groups = [
-            digests[start : start + TOGETHER[self.engine.device.type]]
+            digests[start : start + together]
             for digests in by_tiles.values()
-            for start in range(0, len(digests), TOGETHER[self.engine.device.type])
+            for start in range(0, len(digests), together)
         ]
         for digests in groups:
             pixels = torch.stack([pictures[digest].pixel_values for digest in digests])

@@ -91,7 +91,8 @@ class Session:
         logits: Tensor | None = None
         new = prompt[kept:]
         yield ReadingPrompt(0, len(new))
-        for done, step in prefill(self.engine.network, new, self.cache, cross, active_spans, self.engine.device):
+        engine, rows = self.engine, self.engine.work.rows
+        for done, step in prefill(engine.network, new, self.cache, cross, active_spans, engine.device, rows):
             self.ids.extend(new[len(self.ids) - kept : done])
             logits = step
             yield ReadingPrompt(done, len(new))

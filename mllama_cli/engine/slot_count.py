@@ -2,14 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-import psutil
 import torch
 
-from mllama_cli.engine.decoder import CHUNK
-from mllama_cli.engine.device import HEADROOM
-from mllama_cli.engine.picture_encoder import TOGETHER
+from mllama_cli.engine.device import HEADROOM, free_bytes
+from mllama_cli.engine.work_sizes import WorkSizes, picture_bytes, position_bytes, prefill_bytes, tower_bytes
 
 if TYPE_CHECKING:
+    from mllama_cli.core.config import MllamaConfig
     from mllama_cli.engine.load import Engine
 
 MOST = {"cpu": 32, "cuda": 64}
@@ -28,9 +27,22 @@ REMEMBERED = 2**30
 
 def automatic_slots(engine: "Engine", prompt: int, images: int, max_tokens: int) -> int:
     """Slots that fit beside the weights, if all requests are like this one: ``prompt`` tokens, ``images`` pictures."""
-    free = free_bytes(engine.device)
-    free -= HEADROOM + working_bytes(engine) + min(REMEMBERED, free // 16) + NEWCOMERS * slot_bytes(engine, 0, images)
-    return max(1, min(MOST[engine.device.type], free // slot_bytes(engine, prompt + min(max_tokens, USUAL), images)))
+    free, length = free_bytes(engine.device), prompt + min(max_tokens, USUAL)
+    return slots_that_fit(
+        engine.config, engine.dtype.itemsize, free, engine.work, length, images, MOST[engine.device.type]
+    )
+
+
+def slots_that_fit(
+    config: "MllamaConfig", itemsize: int, free: int, work: WorkSizes, length: int, images: int, most: int
+) -> int:
+    """Slots of ``length`` positions and ``images`` pictures that fit into ``free`` bytes: at least 1, at most ``most``.
+
+    Beside them fit the work, the pictures of newcomers, and those that are remembered.
+    """
+    free -= HEADROOM + working_bytes(config, itemsize, work) + min(REMEMBERED, free // 16)
+    each, newcomer = slot_bytes(config, itemsize, length, images), slot_bytes(config, itemsize, 0, images)
+    return next((n for n in range(most, 1, -1) if n * each + min(n, NEWCOMERS) * newcomer <= free), 1)
 
 
 def remembered_bytes(device: torch.device) -> int:
@@ -38,33 +50,16 @@ def remembered_bytes(device: torch.device) -> int:
     return min(REMEMBERED, free_bytes(device) // 16)
 
 
-def free_bytes(device: torch.device) -> int:
-    """What this process may still allocate there. On a GPU, what torch has cached counts as free."""
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    return int(psutil.virtual_memory().available)
-
-
-def slot_bytes(engine: "Engine", length: int, images: int) -> int:
+def slot_bytes(config: "MllamaConfig", itemsize: int, length: int, images: int) -> int:
     """Bytes of one slot: keys and values of ``length`` positions and of ``images`` pictures of the most tiles."""
-    text, vision = engine.config.text_config, engine.config.vision_config
-    position = 2 * text.num_key_value_heads * text.head_dim * engine.dtype.itemsize
-    tokens = images * vision.max_num_tiles * vision.tokens_per_tile if vision else 0
-    logits = 2 * 4 * text.vocab_size
-    return position * (length * len(text.self_attention_layers) + tokens * len(text.cross_attention_layers)) + logits
+    logits = 2 * 4 * config.text_config.vocab_size
+    return length * position_bytes(config, itemsize) + images * picture_bytes(config, itemsize) + logits
 
 
-def working_bytes(engine: "Engine") -> int:
+def working_bytes(config: "MllamaConfig", itemsize: int, work: WorkSizes) -> int:
     """Bytes that a prefill chunk and the vision tower need while they run, one after the other."""
-    text, vision = engine.config.text_config, engine.config.vision_config
-    needed = CHUNK * (3 * text.intermediate_size + 8 * text.hidden_size)
-    if vision:
-        rows = vision.max_num_tiles * vision.padded_tokens_per_tile
-        rows *= TOGETHER[engine.device.type]
-        width = 2 * vision.intermediate_size + 8 * vision.hidden_size + 2 * vision.vision_output_dim
-        needed = max(needed, rows * width)
-    return needed * engine.dtype.itemsize
+    prefill = prefill_bytes(config, itemsize, work.rows, work.rows)
+    return max(prefill, tower_bytes(config, itemsize, work.pictures))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -69,7 +69,7 @@ class Slots:
         rows = self.cache.rows(first, first + len(prompts))
         rows.lengths = kept
         if len(prompts) == 1:
-            *_, (_, logits) = prefill(network, new[0], rows, cross, spans[0], device)
+            *_, (_, logits) = prefill(network, new[0], rows, cross, spans[0], device, self.engine.work.rows)
         else:
             pad = self.engine.config.text_config.pad_token_id
             padded = torch.tensor([[*ids, *[pad] * (longest - len(ids))] for ids in new], device=device)

@@ -12,6 +12,9 @@ from torch import Tensor
 
 BITS = (4, 8)
 
+UNPACKED = 64 * 2**20
+"""Bytes of a matrix that ``quantized_linear`` has in float32 at a time."""
+
 
 @dataclass(frozen=True)
 class PackedWeight:
@@ -53,5 +56,17 @@ def dequantize(weight: PackedWeight, dtype: torch.dtype = torch.float32) -> Tens
 
 
 def quantized_linear(x: Tensor, weight: PackedWeight) -> Tensor:
-    """x [..., in] times the transposed matrix -> [..., out], in x's dtype."""
-    return F.linear(x, dequantize(weight, x.dtype))
+    """x [..., in] times the transposed matrix -> [..., out], in x's dtype.
+
+    Some output rows at a time: an output layer in float32 would take 2 GB.
+    """
+    rows, columns = weight.shape
+    step = max(1, UNPACKED // (4 * columns))
+    if rows <= step:
+        return F.linear(x, dequantize(weight, x.dtype))
+    parts = []
+    for start in range(0, rows, step):
+        packed, scale = weight.packed[start : start + step], weight.scale[start : start + step]
+        part = PackedWeight(packed, scale, (packed.shape[0], columns), weight.bits)
+        parts.append(F.linear(x, dequantize(part, x.dtype)))
+    return torch.cat(parts, dim=-1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mllama_cli.kernels.dispatch import attention, linear
 from mllama_cli.kernels.rows import gated_silu, rms_norm
+from mllama_cli.kernels.tables import gather
 
 T = TypeVar("T")
 
@@ -30,11 +31,14 @@ def result_of(steps: Generator[object, None, T]) -> T:
 
 
 class Embedding(nn.Embedding):
-    """nn.Embedding that draws nothing on the meta device, for the same reason."""
+    """nn.Embedding that draws nothing on the meta device, for the same reason; its table may lie in host memory."""
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
             super().reset_parameters()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return gather(ids, self.weight)
 
 
 class Linear(nn.Linear):

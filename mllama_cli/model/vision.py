@@ -35,7 +35,8 @@ class MllamaVisionAttention(nn.Module):
         self.k_proj = Linear(size, size, bias=False)
         self.v_proj = Linear(size, size, bias=False)
         self.o_proj = Linear(size, size, bias=False)
-        self._joined: Tensor | None = None
+        self.joined: Tensor | None = None
+        """The three matrices side by side as one [3 * size, size], where they are views of it."""
 
     def join(self) -> None:
         """Lay the query, key and value matrices side by side, so that one product makes all three.
@@ -48,11 +49,11 @@ class MllamaVisionAttention(nn.Module):
         joined = torch.cat([part.weight.detach() for part in parts])
         for part, rows in zip(parts, joined.chunk(3), strict=True):
             part.weight = nn.Parameter(rows, requires_grad=False)
-        self._joined = joined
+        self.joined = joined
 
     def project(self, x: Tensor) -> Tensor:
         """x [N, tokens, hidden] -> queries, keys and values [N, tokens, 3, heads, head_dim]."""
-        joined = self._joined
+        joined = self.joined
         if joined is not None and joined.data_ptr() == self.q_proj.weight.data_ptr():
             qkv: Tensor = F.linear(x, joined).unflatten(-1, (3, -1, self.head_dim))
             return qkv

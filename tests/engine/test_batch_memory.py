@@ -138,7 +138,7 @@ def test_errors_that_are_not_about_this_memory_are_raised(engine: Engine, monkey
 
 
 def test_slots_by_themselves_fill_the_memory_that_is_free(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    each = slot_bytes(engine, 100 + 200, 1)
+    each = slot_bytes(engine.config, engine.dtype.itemsize, 100 + 200, 1)
     text, vision = engine.config.text_config, engine.config.vision_config
     assert vision is not None
     held = 4 * text.num_key_value_heads * text.head_dim * 2 * (300 * 3 + 2 * 4 * vision.tokens_per_tile)
@@ -149,7 +149,7 @@ def test_slots_by_themselves_fill_the_memory_that_is_free(engine: Engine, monkey
         counts.append(automatic_slots(engine, 100, 1, 200))
     assert counts[0] == 1
     assert counts[-1] == slot_count.MOST["cpu"]
-    monkeypatch.setattr(slot_count, "slot_bytes", lambda engine, length, images: 100 * 2**20)
+    monkeypatch.setattr(slot_count, "slot_bytes", lambda *_: 100 * 2**20)
     monkeypatch.setattr(slot_count, "free_bytes", lambda device: 4 * 2**30)
     assert 10 < automatic_slots(engine, 100, 1, 200) < 30
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mllama_cli.engine.device import free_bytes
 from mllama_cli.model.cache import LayerKV
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 
@@ -32,13 +33,15 @@ class TowerGraphs:
         self._seen: set[int] = set()
         self._captured: dict[int, _Captured] = {}
         self._pool: Any = None
+        # Layers whose weights come from host memory by turns (engine/streamed_tower.py) cannot be replayed.
+        self._fixed = all(parameter.is_cuda for parameter in network.model.vision_model.parameters())
 
     @torch.inference_mode()
     def encode(self, pixel_values: Tensor, aspect_ratio_id: int) -> list[LayerKV]:
         """As MllamaModel.encode_image: tiles [tiles, 3, T, T] -> keys and values of each cross-attention layer."""
         tiles = pixel_values.shape[0]
         if tiles not in self._captured:
-            if tiles not in self._seen or torch.cuda.mem_get_info(self._device)[0] < ROOM:
+            if tiles not in self._seen or not self._worth_capturing():
                 self._seen.add(tiles)
                 return self._network.model.encode_image(pixel_values, aspect_ratio_id)
             self._captured[tiles] = self._capture(pixel_values)
@@ -47,6 +50,9 @@ class TowerGraphs:
         captured.ids.fill_(aspect_ratio_id)
         captured.graph.replay()
         return [(keys.clone(), values.clone()) for keys, values in captured.result]
+
+    def _worth_capturing(self) -> bool:
+        return self._fixed and free_bytes(self._device, cached=False) >= ROOM
 
     def _capture(self, pixel_values: Tensor) -> _Captured:
         weight = self._network.model.vision_model.patch_embedding.weight

@@ -21,7 +21,8 @@ def embed_kernel(
     part = tl.program_id(0)
     batch = tl.program_id(1)
     wait_for_inputs(OVERLAP)
-    token = tl.load(tokens + batch).to(tl.int64)
+    # -1 stands for scores that were not finite. The table may lie in host memory, before which nothing may be read.
+    token = tl.maximum(tl.load(tokens + batch), 0).to(tl.int64)
     index = part * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(table + token * SIZE + index, mask=index < SIZE, other=0.0)
     tl.store(out + batch * SIZE + place(index, SIZE, PLANES), row, mask=index < SIZE)
@@ -82,7 +83,10 @@ def embed(
     rotation: Tensor,
     planes: int = 1,
 ) -> None:
-    """out [B, hidden] = rows of the table; rotation float32 [B, 2, head_dim / 2] = cosines and sines at positions."""
+    """out [B, hidden] = rows of the table; rotation float32 [B, 2, head_dim / 2] = cosines and sines at positions.
+
+    The table may lie in pinned host memory: it is read over the bus.
+    """
     size, half = table.shape[1], frequencies.shape[0]
     launch(
         embed_kernel, (triton.cdiv(size, BLOCK), out.shape[0]), tokens, positions, table, frequencies, out, rotation,

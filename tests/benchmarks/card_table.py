@@ -1,0 +1,33 @@
+"""What fits on which card, as in the README: ``python -m tests.benchmarks.card_table``. It needs no GPU."""
+
+from mllama_cli.engine.cards import CARDS, Fit, fit, usable_bytes
+from mllama_cli.engine.memory_plan import MemoryPlan
+from mllama_cli.engine.random_network import SHAPES
+
+FORMATS = (None, "int8", "int4")
+MARKS = {
+    MemoryPlan(): "",
+    MemoryPlan(embeddings_on_host=True): " E",
+    MemoryPlan(tower_streamed=True): " V",
+    MemoryPlan(embeddings_on_host=True, tower_streamed=True): " E V",
+}
+
+
+def cell(found: Fit | None) -> str:
+    """Context and captions, E and V for what lies in host memory."""
+    return f"{found.context // 100 * 100:,} / {found.slots}{MARKS[found.plan]}" if found else "no"
+
+
+def table() -> str:
+    """Markdown. Contexts are rounded down to hundreds."""
+    columns = [(shape, form) for shape in SHAPES for form in FORMATS]
+    rows = [["card", *(f"{shape.upper()}, {form or 'bfloat16'}" for shape, form in columns)]]
+    rows.append(["---"] * (len(columns) + 1))
+    for card in CARDS:
+        fits = [fit(SHAPES[shape], form, usable_bytes(card)) for shape, form in columns]
+        rows.append([f"{card} GB", *map(cell, fits)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+if __name__ == "__main__":
+    print(table())

@@ -1,0 +1,38 @@
+"""The README's table of cards, computed anew."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from mllama_cli.core.config import MllamaConfig
+from mllama_cli.engine.cards import CARDS, fit, usable_bytes, weights_of
+from mllama_cli.engine.random_network import SHAPES, random_network
+from mllama_cli.engine.slot_count import MOST
+from tests.benchmarks.card_table import FORMATS, table
+from tests.checkpoints import config_dict
+from tests.conftest import ROOT
+
+
+def test_the_readme_says_what_is_computed() -> None:
+    assert table() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_larger_card_never_holds_less(shape: str, form: str | None) -> None:
+    found = [fit(SHAPES[shape], form, usable_bytes(card)) for card in CARDS]
+    assert [f is not None for f in found] == sorted(f is not None for f in found)
+    slots = [f.slots for f in found if f]
+    assert slots == sorted(slots)
+    assert all(1 <= count <= MOST["cuda"] for count in slots)
+    for one, other in pairwise(found):
+        if one and other and one.plan == other.plan:
+            assert one.context <= other.context
+
+
+def test_sizes_without_weights_are_those_of_weights() -> None:
+    config = MllamaConfig.from_dict(config_dict())
+    for form in FORMATS:
+        made = random_network(config, dtype=torch.bfloat16, device=torch.device("cpu"), quantize=form)
+        assert weights_of(config, form).total == sum(parameter.nbytes for parameter in made.parameters())

@@ -1,0 +1,138 @@
+"""What goes to host memory on a GPU of which size, and what an error says that nothing will do."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from mllama_cli.core.errors import MemoryShortageError
+from mllama_cli.engine import load as loading
+from mllama_cli.engine.cards import fit, plan_for, refusal, usable_bytes, weights_of
+from mllama_cli.engine.load import Engine
+from mllama_cli.engine.memory_plan import PLANS, MemoryPlan, Weights, choose_plan
+from mllama_cli.engine.random_network import SHAPES
+from mllama_cli.engine.work_sizes import GPU_PICTURES, GPU_ROWS, WorkSizes, least_work, longest_context, work_sizes
+
+MB = 2**20
+SIZES = {
+    "model.language_model.embed_tokens.weight": 100 * MB,
+    "model.language_model.layers.0.mlp.up_proj.weight": 300 * MB,
+    "model.vision_model.patch_embedding.weight": 5 * MB,
+    "model.vision_model.gated_positional_embedding.tile_embedding.weight": 7 * MB,
+    **{f"model.vision_model.transformer.layers.{n}.mlp.fc{i}.weight": 10 * MB for n in range(9) for i in (1, 2)},
+    **{f"model.vision_model.global_transformer.layers.{n}.mlp.fc1.weight": 30 * MB for n in range(2)},
+    "lm_head.weight": 88 * MB,
+}
+WEIGHTS = Weights(740 * MB, 100 * MB, 240 * MB, 30 * MB)
+NOTHING, EMBEDDINGS, TOWER, BOTH = PLANS
+
+
+def test_parts_are_told_by_name_and_the_largest_layer_is_found() -> None:
+    assert Weights.of(SIZES) == WEIGHTS
+    assert Weights.of({"model.embed_tokens.weight": 5, "model.layers.0.mlp.up_proj.weight": 6}) == Weights(11, 5)
+
+
+@pytest.mark.parametrize(
+    ("free", "plan"),
+    [
+        (790, NOTHING), (789, EMBEDDINGS), (690, EMBEDDINGS), (689, TOWER), (610, TOWER), (609, BOTH), (510, BOTH),
+        (509, None),
+    ],
+)  # fmt: skip
+def test_the_least_that_fits_goes_to_the_host(free: int, plan: MemoryPlan | None) -> None:
+    assert choose_plan(WEIGHTS, 50 * MB, free * MB) == plan
+    if plan in (EMBEDDINGS, BOTH):
+        instead = TOWER if free >= 610 else None
+        assert choose_plan(WEIGHTS, 50 * MB, free * MB, embeddings_may_leave=lambda: False) == instead
+
+
+def test_whether_embeddings_may_leave_is_not_asked_where_all_fits() -> None:
+    def never() -> bool:
+        raise AssertionError
+
+    assert choose_plan(WEIGHTS, 0, 740 * MB, embeddings_may_leave=never) == NOTHING
+
+
+def test_a_plan_names_parameters_and_says_what_it_is() -> None:
+    embeddings, layer, around = (list(SIZES)[n] for n in (0, 5, 3))
+    assert [BOTH.on_host(name) for name in (embeddings, layer, around)] == [True, True, False]
+    assert not any(map(NOTHING.on_host, SIZES))
+    assert (str(NOTHING), str(BOTH)) == ("", "embeddings and vision tower in host memory")
+    assert [bool(plan.notice) for plan in PLANS] == [False, False, True, True]
+
+
+def test_a_chat_without_pictures_is_not_refused_where_only_the_tower_is_too_much() -> None:
+    config = SHAPES["11b"]
+    work = least_work(config, 2)
+    text = {name: size for name, size in SIZES.items() if "vision" not in name}
+    free = WEIGHTS.on_gpu(BOTH) + work - 1  # below what the whole model needs, whatever lies on the host
+    plan = plan_for(config, SIZES, text, free, 2, lambda: True)
+    assert plan is not None
+    assert plan.tower_streamed, "should there be room when a picture comes after all"
+    assert plan_for(config, SIZES, {}, free, 2, lambda: True) is None
+
+
+def test_int4_runs_on_8_gb_with_a_context_and_several_captions() -> None:
+    found = fit(SHAPES["11b"], "int4", usable_bytes(8))
+    assert found is not None
+    assert found.plan == BOTH
+    assert found.context >= 4096
+    assert found.slots >= 2
+
+
+def test_the_refusal_says_in_one_line_what_is_needed_and_in_another_what_would_fit() -> None:
+    config, device = SHAPES["11b"], torch.device("cuda:0")
+
+    def told(dtype: torch.dtype, packed: str, card: int, quantize: str | None = None) -> tuple[str, str]:
+        weights = weights_of(config, quantize, dtype.itemsize)
+        error = refusal(config, weights, usable_bytes(card), device, dtype, packed)
+        assert isinstance(error, MemoryShortageError)
+        assert "\n" not in error.message + error.hint
+        return error.message, error.hint
+
+    message, hint = told(torch.bfloat16, "", 8)
+    assert re.search(r"needs 1\d\.\d GiB of cuda:0 .* but 7\.5 GiB are free", message)
+    assert "--quantize int4" in hint
+    assert "--quantize int4" in told(torch.bfloat16, "int8", 8, "int8")[1]
+    assert "--dtype bfloat16" in told(torch.float32, "", 24)[1]
+    assert "--quantize int4" not in told(torch.bfloat16, "int4", 8, "int4")[1]
+    assert "--device cpu" in told(torch.bfloat16, "stored", 8)[1]
+    large = refusal(SHAPES["90b"], weights_of(SHAPES["90b"], None), usable_bytes(8), device, torch.bfloat16, "")
+    assert "--device cpu" in large.hint
+    assert "int4" not in large.hint
+
+
+def test_an_engine_decides_for_the_whole_model_when_its_text_is_loaded(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(checkpoint, "tiny", device="cpu", dtype="float32")
+    engine.device = torch.device("cuda:0")  # only for the decision
+    sizes = Weights.of({name: info.nbytes for name, info in engine._reader.tensors.items()})
+    work = least_work(engine.config, 4)
+    monkeypatch.setattr(Engine, "_embeddings_may_leave", lambda self: True)
+    for plan in PLANS:
+        monkeypatch.setattr(loading, "free_bytes", lambda device, plan=plan: sizes.on_gpu(plan) + work)
+        assert sizes.on_gpu(engine._planned({"text"})) <= sizes.on_gpu(plan)
+    monkeypatch.setattr(loading, "free_bytes", lambda device: work // 2)
+    with pytest.raises(MemoryShortageError):
+        engine._planned({"text"})
+
+
+def test_less_is_done_at_once_where_memory_is_small() -> None:
+    config, gb = SHAPES["11b"], 10**9
+    assert work_sizes(config, 2, "cpu", 0) == WorkSizes(1, 1024)
+    assert work_sizes(config, 2, "cuda", 2 * gb) == WorkSizes(1, 1024)
+    assert work_sizes(config, 2, "cuda", 0) == WorkSizes(1, 1024)
+    assert work_sizes(config, 2, "cuda", 50 * gb) == WorkSizes(GPU_PICTURES[0], GPU_ROWS[0])
+    found = [work_sizes(config, 2, "cuda", free * gb // 10) for free in range(100)]
+    assert [w.pictures for w in found] == sorted(w.pictures for w in found)
+    assert [w.rows for w in found] == sorted(w.rows for w in found)
+
+
+def test_a_context_grows_with_memory_up_to_the_models() -> None:
+    config, gb = SHAPES["11b"], 10**9
+    work = WorkSizes(1, 1024)
+    assert longest_context(config, 2, 0, work) == 0
+    assert longest_context(config, 2, least_work(config, 2), work) >= 4096
+    assert longest_context(config, 2, 100 * gb, work) == config.text_config.max_position_embeddings
