@@ -4,6 +4,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,9 @@ from mllama_cli.processing.image_processor import ImageTiles
 
 if TYPE_CHECKING:
     from mllama_cli.engine.load import Engine
+
+TOGETHER = 4
+"""Newcomers worth a prefill of their own while others are answered."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,10 @@ class Scheduler:
         self._source_ended = self._source_failed = False
         self._again: deque[BatchRequest] = deque()
         """Requests that are to be had before the source's."""
+        self._ahead = NEWCOMERS if engine.device.type == "cuda" else 0
+        """Requests whose pictures are encoded before there is a slot: on a GPU that goes on beside the steps."""
+        self._waiting: deque[BatchRequest] = deque()
+        """These requests."""
         self._newcomers: list[BatchRequest] = []
         self._running: list[_Running] = []
         """In the order of the slots."""
@@ -61,48 +69,84 @@ class Scheduler:
         self._slots: Slots | None = None
         self._encoder = PictureEncoder(engine, 0)
         self._tried_alone: BatchRequest | None = None
+        self._stream: torch.cuda.Stream | None = None
 
     def run(self) -> Generator[BatchReply]:
         while True:
-            if self.refill or not self._running:
+            self._attempt(self._look_ahead)
+            if not self._running or (self.refill and self._worth_filling()):
                 self._attempt(self._fill)
-                yield from self._replies()
+            yield from self._replies()
             if self._running:
                 self._attempt(self._step)
                 yield from self._replies()
-            elif self._source_ended and not self._again:
+            elif self._source_ended and not self._again and not self._waiting:
                 return
 
     def _replies(self) -> Iterator[BatchReply]:
         while self._done:
             yield self._done.popleft()
 
+    def _look_ahead(self) -> None:
+        """Begin to encode the pictures of the requests that come next."""
+        while len(self._waiting) < min(self._ahead, self.count or 1):
+            request = self._again.popleft() if self._again else self._pull()
+            if request is None:
+                return
+            self._waiting.append(request)
+            if not self._prepared(request):
+                self._waiting.pop()
+
+    def _worth_filling(self) -> bool:
+        """Whether to take newcomers in beside the running: to prefill one costs as much as to prefill several."""
+        if not self._ahead:
+            return True
+        if self._slots is None or not self._slots.free or not self._waiting:
+            return False
+        ready = next((n for n, request in enumerate(self._waiting) if not self._ready(request)), len(self._waiting))
+        return ready >= min(TOGETHER, self._slots.free, len(self._waiting))
+
+    def _ready(self, request: BatchRequest) -> bool:
+        return all(self._encoder.ready(image.digest) for image in request.inputs.images)
+
     def _fill(self) -> None:
         """Newcomers into all free slots, as many at a time as can be prefilled together."""
         while self._slots is None or self._slots.free:
-            tiles: dict[str, ImageTiles] = {}
             while request := self._next():
                 self._newcomers.append(request)
-                self._open(request)
-                try:
-                    tiles.update(self._tiles(request))
-                except MllamaError as error:
-                    self._fail(self._newcomers.pop(), error)
+                if not self._ahead and not self._prepared(request):
+                    self._newcomers.pop()
                 if self._slots is not None and len(self._newcomers) == min(self._slots.free, NEWCOMERS):
                     break
             if not self._newcomers:
                 return
-            self._start(tiles)
+            self._start()
 
     def _next(self) -> BatchRequest | None:
         """The next request, if it can be prefilled beside the newcomers; None where there is none now."""
-        request = self._again.popleft() if self._again else self._pull()
+        if self._ahead:
+            # Without any other work its pictures are waited for.
+            idle = not self._running and not self._newcomers
+            known = bool(self._waiting) and (idle or self._ready(self._waiting[0]))
+            request, source = self._waiting.popleft() if known else None, self._waiting
+        else:
+            request, source = self._again.popleft() if self._again else self._pull(), self._again
         if request and self._newcomers:
             lengths = [len(other.inputs.ids) for other in (*self._newcomers, request)]
             if not fits_together(lengths):
-                self._again.appendleft(request)
+                source.appendleft(request)
                 return None
         return request
+
+    def _prepared(self, request: BatchRequest) -> bool:
+        """Encode a request's pictures; where it cannot be answered at all, that is its reply."""
+        self._open(request)
+        try:
+            self._encoder.encode(self._tiles(request))
+        except MllamaError as error:
+            self._fail(request, error)
+            return False
+        return True
 
     def _pull(self) -> BatchRequest | None:
         if self._source_ended:
@@ -146,17 +190,16 @@ class Scheduler:
             if image.digest not in self._encoder
         }
 
-    def _start(self, tiles: dict[str, ImageTiles]) -> None:
-        """Encode the newcomers' pictures, prefill them and take their first tokens."""
+    def _start(self) -> None:
+        """Prefill the newcomers, whose pictures are encoded, and take their first tokens."""
         assert self._slots is not None
         started = time.perf_counter()
-        self._encoder.encode(tiles)
         prompts = []
         for request in self._newcomers:
             digests = tuple(image.digest for image in request.inputs.images)
             prompts.append(Prompt(request.inputs.ids, digests, tuple(map(self._encoder.get, digests))))
         logits = self._slots.fill(prompts)
-        self._encoder.trim()
+        self._encoder.trim({image.digest for request in self._waiting for image in request.inputs.images})
         first = len(self._running)
         for request in self._newcomers:
             sampling = request.sampling or self.engine.default_sampling()
@@ -202,18 +245,27 @@ class Scheduler:
     def _attempt(self, work: Callable[[], None]) -> None:
         """Do it; if memory runs out, go on with fewer slots."""
         try:
-            work()
+            with self._urgent():
+                work()
             return
         except (RuntimeError, MemoryError) as error:
             if self._source_failed or not is_out_of_memory(error):
                 raise
         self._retreat()  # not in the handler, where the traceback still holds tensors
 
+    def _urgent(self) -> AbstractContextManager[object]:
+        """On a GPU a stream that goes before the pictures', which would keep the short kernels of a step waiting."""
+        if self._stream is None and self.engine.device.type == "cuda":
+            self._stream = torch.cuda.Stream(self.engine.device, priority=-1)
+            self._stream.wait_stream(torch.cuda.current_stream(self.engine.device))
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
     def _retreat(self) -> None:
         """Give up all slots, put their requests back and have fewer slots. Alone, a request is tried twice."""
-        in_flight = [running.request for running in self._running] + self._newcomers
+        in_flight = [running.request for running in self._running] + self._newcomers + list(self._waiting)
         assert self.count
         self._running, self._newcomers, self._slots = [], [], None
+        self._waiting.clear()
         self._encoder.clear()
         if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -1,5 +1,7 @@
 """What the slots of a batch remember: one preallocated row for each, whose contents come and go."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -56,15 +58,24 @@ class SlotCache:
 
     def put(self, slot: int, length: int, layers: list[LayerKV], start: int, end: int) -> None:
         """A slot now holds ``length`` positions and sees vision tokens [start, end) of ``layers`` ([1, ...] each)."""
-        seen = end - start
-        if seen and seen > (capacity := self.cross_keys[0].shape[2]):
+        whole = [(keys[:, :, start:end], values[:, :, start:end]) for keys, values in layers]
+        self.put_alike(slot, [length], whole, end - start)
+
+    def put_alike(self, first: int, lengths: Sequence[int], layers: Sequence[LayerKV], seen: int) -> None:
+        """Slots from ``first`` on now hold that many positions each, and all see as many vision tokens.
+
+        Layers are [slots, kv_heads, seen, head_dim] each. One copy for all slots: each takes the host time.
+        """
+        end = first + len(lengths)
+        if seen and seen > self.cross_keys[0].shape[2]:
             # No slack: pictures come in few sizes, and a large one is four tiles.
-            _grow((self.cross_keys, self.cross_values), max(seen, capacity))
+            _grow((self.cross_keys, self.cross_values), seen)
         for index, (keys, values) in enumerate(layers if seen else ()):
-            self.cross_keys[index][slot, :, :seen] = keys[0, :, start:end]
-            self.cross_values[index][slot, :, :seen] = values[0, :, start:end]
-        self._set(slot, length, seen)
-        self.busy = max(self.busy, slot + 1)
+            self.cross_keys[index][first:end, :, :seen] = keys
+            self.cross_values[index][first:end, :, :seen] = values
+        for slot, length in enumerate(lengths, first):
+            self._set(slot, length, seen)
+        self.busy = max(self.busy, end)
 
     def release(self, slot: int) -> None:
         """This slot is done: the last busy one moves into its place. What is left behind stays until written over."""

@@ -57,9 +57,8 @@ def slot_bytes(config: "MllamaConfig", itemsize: int, length: int, images: int) 
 
 
 def working_bytes(config: "MllamaConfig", itemsize: int, work: WorkSizes) -> int:
-    """Bytes that a prefill chunk and the vision tower need while they run, one after the other."""
-    prefill = prefill_bytes(config, itemsize, work.rows, work.rows)
-    return max(prefill, tower_bytes(config, itemsize, work.pictures))
+    """Bytes that a prefill chunk and the vision tower need while they run, on a GPU at the same time."""
+    return prefill_bytes(config, itemsize, work.rows, work.rows) + tower_bytes(config, itemsize)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

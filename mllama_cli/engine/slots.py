@@ -74,8 +74,14 @@ class Slots:
             pad = self.engine.config.text_config.pad_token_id
             padded = torch.tensor([[*ids, *[pad] * (longest - len(ids))] for ids in new], device=device)
             logits = forward(network, padded, rows, cross, spans, [len(ids) for ids in new])
-        for place, prompt in enumerate(prompts):
-            self._put(first + place, prompt)
+        counts = [[picture[0][0].shape[2] for picture in prompt.pictures] for prompt in prompts]
+        if cross is not None and len(counts[0]) == 1 and all(row == counts[0] for row in counts):
+            # As when captioning: every row sees its one picture whole.
+            self.cache.put_alike(first, [len(prompt.ids) for prompt in prompts], cross.layers, counts[0][0])
+            self._held[first : first + len(prompts)] = [(prompt.ids, prompt.digests) for prompt in prompts]
+        else:
+            for place, prompt in enumerate(prompts):
+                self._put(first + place, prompt)
         return logits
 
     @torch.inference_mode()

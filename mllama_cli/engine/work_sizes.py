@@ -12,15 +12,11 @@ MODEST = 4096
 GPU_ROWS = (4096, 1024)
 """Prompt rows per forward pass on a GPU: matrix units want many, and even so a pass takes a tenth of a second."""
 
-GPU_PICTURES = (4, 2, 1)
-"""Pictures that go through the vision tower at once, the most that memory allows. A CPU is as busy with one."""
-
 
 @dataclass(frozen=True)
 class WorkSizes:
-    """``pictures`` go through the vision tower at once in a batch, and ``rows`` of a prompt through the network."""
+    """``rows`` of a prompt go through the network at once."""
 
-    pictures: int = 1
     rows: int = CHUNK
 
 
@@ -37,12 +33,12 @@ def picture_bytes(config: MllamaConfig, itemsize: int) -> int:
     return 2 * text.num_key_value_heads * text.head_dim * itemsize * len(text.cross_attention_layers) * tokens
 
 
-def tower_bytes(config: MllamaConfig, itemsize: int, pictures: int) -> int:
-    """Activations of the vision tower with that many pictures of the most tiles."""
+def tower_bytes(config: MllamaConfig, itemsize: int) -> int:
+    """Activations of the vision tower with one picture of the most tiles."""
     vision = config.vision_config
     if vision is None:
         return 0
-    rows = pictures * vision.max_num_tiles * vision.padded_tokens_per_tile
+    rows = vision.max_num_tiles * vision.padded_tokens_per_tile
     return rows * (2 * vision.intermediate_size + 8 * vision.hidden_size + 2 * vision.vision_output_dim) * itemsize
 
 
@@ -69,7 +65,7 @@ def least_work(config: MllamaConfig, itemsize: int) -> int:
     The vision tower and the language model run one after the other.
     """
     caches = MODEST * position_bytes(config, itemsize) + picture_bytes(config, itemsize)
-    work = max(tower_bytes(config, itemsize, 1), prefill_bytes(config, itemsize, GPU_ROWS[-1], MODEST))
+    work = max(tower_bytes(config, itemsize), prefill_bytes(config, itemsize, GPU_ROWS[-1], MODEST))
     return HEADROOM + caches + work
 
 
@@ -79,9 +75,8 @@ def work_sizes(config: MllamaConfig, itemsize: int, device: str, free: int) -> W
         return WorkSizes()
     caches = MODEST * position_bytes(config, itemsize) + picture_bytes(config, itemsize)
     room = (free - HEADROOM - caches) // 2
-    pictures = next((n for n in GPU_PICTURES if tower_bytes(config, itemsize, n) <= room), GPU_PICTURES[-1])
     rows = next((n for n in GPU_ROWS if prefill_bytes(config, itemsize, n, MODEST) <= room), GPU_ROWS[-1])
-    return WorkSizes(pictures, rows)
+    return WorkSizes(rows)
 
 
 def longest_context(config: MllamaConfig, itemsize: int, free: int, work: WorkSizes) -> int:
@@ -90,7 +85,7 @@ def longest_context(config: MllamaConfig, itemsize: int, free: int, work: WorkSi
     At most what the model can read.
     """
     room, each = free - HEADROOM - picture_bytes(config, itemsize), position_bytes(config, itemsize)
-    beside_tower = (room - tower_bytes(config, itemsize, 1)) // each
+    beside_tower = (room - tower_bytes(config, itemsize)) // each
     in_prefill = prefill_bytes(config, itemsize, work.rows, 0)
     beside_prefill = (room - in_prefill) // (each + mask_bytes(config, itemsize, work.rows))
     return max(0, min(beside_tower, beside_prefill, config.text_config.max_position_embeddings))

@@ -128,6 +128,16 @@ class CrossKVCache:
             return cls(list(only), [[only[0][0].shape[2]]])
         counts = [[image[0][0].shape[2] for image in images] for images in batch]
         width = max(sum(row) for row in counts)
+        if all(row == [width] for row in counts):
+            pictures = [images[0] for images in batch]
+            alike = [
+                (
+                    torch.cat([picture[slot][0] for picture in pictures]),
+                    torch.cat([picture[slot][1] for picture in pictures]),
+                )
+                for slot in range(len(pictures[0]))
+            ]
+            return cls(alike, counts)
         example = next(images for images in batch if images)[0]
         layers = []
         for slot, (k, _) in enumerate(example):

@@ -56,14 +56,6 @@ class MllamaModel(nn.Module):
         tokens = yield from self._vision_steps(pixel_values, aspect_ratio_id)
         return self.language_model.cross_keys_values(tokens.flatten(0, 1)[None])
 
-    def encode_images(self, pixel_values: Tensor, aspect_ratio_ids: Sequence[int]) -> list[list[LayerKV]]:
-        """``encode_image`` of several images with equally many tiles at once, [N, tiles, 3, T, T]."""
-        weight = self.vision_model.patch_embedding.weight
-        ids = torch.tensor(aspect_ratio_ids, device=weight.device)
-        features = self.vision_model(pixel_values.to(weight.device, weight.dtype), ids)
-        layers = self.language_model.cross_keys_values(self.multi_modal_projector(features).flatten(1, 2))
-        return [[(k[i : i + 1], v[i : i + 1]) for k, v in layers] for i in range(len(aspect_ratio_ids))]
-
 
 class MllamaForConditionalGeneration(nn.Module):
     """Pictures and text in, logits out."""

@@ -169,13 +169,13 @@ def test_tiles_made_ahead_are_used(engine: Engine, monkeypatch: pytest.MonkeyPat
 
 def test_equal_pictures_are_encoded_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[int] = []
-    original = MllamaModel.encode_images
+    original = MllamaModel.encode_image
 
-    def counting(self, pixels, ids):  # type: ignore[no-untyped-def]
-        encoded.extend(ids)
-        return original(self, pixels, ids)
+    def counting(self, pixels, ratio):  # type: ignore[no-untyped-def]
+        encoded.append(ratio)
+        return original(self, pixels, ratio)
 
-    monkeypatch.setattr(MllamaModel, "encode_images", counting)
+    monkeypatch.setattr(MllamaModel, "encode_image", counting)
     requests = requests_for(engine)
     by_key(run_batch(engine, requests, slots=3))
     assert len(encoded) == len({image.digest for request in requests for image in request.inputs.images})

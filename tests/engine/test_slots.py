@@ -36,7 +36,7 @@ def prompt_of(slots: Slots, name: str, images: str) -> Prompt:
     network = slots.engine.network
     assert isinstance(network, MllamaForConditionalGeneration)
     pictures = [
-        network.model.encode_images(TENSORS[image["pixel_values"]][None], [image["aspect_ratio_id"]])[0]
+        network.model.encode_image(TENSORS[image["pixel_values"]], image["aspect_ratio_id"])
         for image in CASES[images]["images"]
     ]
     digests = tuple(f"{images}{place}" for place in range(len(pictures)))

@@ -42,12 +42,17 @@ class SlotGraphs:
 
     def _capture(self, shape: StepShape) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         ids = self._ids[: shape.rows]
-        side = torch.cuda.Stream(ids.device)
-        side.wait_stream(torch.cuda.current_stream(ids.device))
+        current = torch.cuda.current_stream(ids.device)
+        side = torch.cuda.Stream(ids.device, priority=-1)  # kernels keep it: pictures must not keep them waiting
+        side.wait_stream(current)
+        graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(side):
             padded_step(self._network, self._cache, ids, shape)  # kernels are built, libraries allocate
-        torch.cuda.current_stream(ids.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            logits = padded_step(self._network, self._cache, ids, shape)
+            # Not torch.cuda.graph(): that waits for the device, which may be busy with pictures meanwhile.
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                logits = padded_step(self._network, self._cache, ids, shape)
+            finally:
+                graph.capture_end()
+        current.wait_stream(side)
         return graph, logits

@@ -1,4 +1,4 @@
-"""Packed matrices for many rows: unpacked into the format of the activations, then multiplied by the library."""
+"""Packed matrices on a GPU: few rows by a kernel of our own, for many the matrix is unpacked first."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mllama_cli.kernels.cuda import packed_matmul
 from mllama_cli.kernels.reference import PackedWeight
+
+FEW = 128
+"""Rows up to which reading the packed words anew for every 64 of them is faster than to unpack them for the library."""
 
 
 @triton.jit
@@ -40,6 +44,11 @@ def dequantize(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
 def quantized_linear(x: Tensor, weight: PackedWeight) -> Tensor:
     """x [..., in] times the transposed matrix -> [..., out], in x's dtype.
 
-    The unpacked matrix lives only as long as its product: at most the largest layer's size is needed besides.
+    For more than FEW rows the unpacked matrix is needed besides, for as long as its product takes.
     """
+    rows = x.numel() // weight.shape[1]
+    if 0 < rows <= FEW and packed_matmul.supports(x, weight):
+        flat = x.reshape(rows, weight.shape[1]).contiguous()
+        result: Tensor = packed_matmul.packed_matmul(flat, weight).unflatten(0, x.shape[:-1])
+        return result
     return F.linear(x, dequantize(weight, x.dtype))

@@ -74,7 +74,9 @@ class Tile:
 def supports(x: Tensor, weight: PackedWeight) -> bool:
     """Whether ``packed_matmul`` can take these: 16-bit activations, and words that belong to one group each."""
     per_word = 32 // weight.bits
-    return x.dtype in (torch.float16, torch.bfloat16) and weight.shape[1] % per_word == weight.group_size % per_word == 0
+    return (
+        x.dtype in (torch.float16, torch.bfloat16) and weight.shape[1] % per_word == weight.group_size % per_word == 0
+    )
 
 
 def packed_matmul(x: Tensor, weight: PackedWeight, tile: Tile | None = None) -> Tensor:
@@ -83,7 +85,7 @@ def packed_matmul(x: Tensor, weight: PackedWeight, tile: Tile | None = None) -> 
     Sums in float32; the matrix is rounded to x's dtype as kernels/reference.py's is.
     """
     (n, k), count = weight.shape, x.shape[0]
-    tile = tile or choose_tile(weight, x.device)
+    tile = tile or choose_tile(weight, count, x.device)
     block_m = min(64, max(16, triton.next_power_of_2(count)))
     parts = x.new_empty((tile.splits, count, n), dtype=torch.float32 if tile.splits > 1 else x.dtype)
     grid = (triton.cdiv(n, tile.rows), tile.splits, triton.cdiv(count, block_m))
@@ -98,17 +100,20 @@ def packed_matmul(x: Tensor, weight: PackedWeight, tile: Tile | None = None) -> 
     return out
 
 
-def choose_tile(weight: PackedWeight, device: torch.device) -> Tile:
-    """Enough programs for every multiprocessor to have some."""
-    rows, words = 64, 32
-    steps = max(1, weight.packed.shape[1] // words)
-    wanted = 2 * _multiprocessors(device)
-    blocks = triton.cdiv(weight.shape[0], rows)
-    splits = 1
-    while splits < 16 and blocks * splits < wanted and splits * 2 <= steps:
-        splits *= 2
-    return Tile(rows, words, splits)
+def choose_tile(weight: PackedWeight, count: int, device: torch.device) -> Tile:
+    """What measured best for the 11B's matrices on an H200; two programs at least for every multiprocessor."""
+    words = 32 if weight.bits == 8 and count <= 32 else 16
+    parts = 1
+    while (
+        parts < 16
+        and parts * triton.cdiv(weight.shape[0], 64) < 2 * _multiprocessors(device)
+        and parts * 2 * words <= weight.packed.shape[1]
+    ):
+        parts *= 2
+    if weight.bits == 4 and count > 32:
+        return Tile(128, words, parts, warps=8)
+    return Tile(64, words, parts)
 
 
 def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
