@@ -63,7 +63,8 @@ def free_bytes(device: torch.device, *, cached: bool = True) -> int:
         return int(psutil.virtual_memory().available)
     free, total = torch.cuda.mem_get_info(device)
     reserved = torch.cuda.memory_reserved(device)
-    share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda index: 1.0)(index)
     if share < 1:
         free = min(free, int(share * total) - reserved)
     if cached:

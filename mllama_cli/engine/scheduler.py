@@ -24,8 +24,11 @@ from mllama_cli.processing.image_processor import ImageTiles
 if TYPE_CHECKING:
     from mllama_cli.engine.load import Engine
 
+AHEAD = {"cpu": 0, "cuda": NEWCOMERS}
+"""Requests whose pictures are encoded before there is a slot for them: on a GPU that goes on beside the steps."""
+
 TOGETHER = 4
-"""Newcomers worth a prefill of their own while others are answered."""
+"""Newcomers worth a prefill on a GPU while others are answered."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,9 @@ class Scheduler:
         self._source_ended = self._source_failed = False
         self._again: deque[BatchRequest] = deque()
         """Requests that are to be had before the source's."""
-        self._ahead = NEWCOMERS if engine.device.type == "cuda" else 0
-        """Requests whose pictures are encoded before there is a slot: on a GPU that goes on beside the steps."""
+        self._ahead = AHEAD[engine.device.type]
         self._waiting: deque[BatchRequest] = deque()
-        """These requests."""
+        """Requests whose pictures are encoded, or being encoded, and that have no slot yet."""
         self._newcomers: list[BatchRequest] = []
         self._running: list[_Running] = []
         """In the order of the slots."""
@@ -72,15 +74,19 @@ class Scheduler:
         self._stream: torch.cuda.Stream | None = None
 
     def run(self) -> Generator[BatchReply]:
+        stepped = False
         while True:
             self._attempt(self._look_ahead)
-            if not self._running or (self.refill and self._worth_filling()):
+            stepped = stepped and bool(self._running)
+            open_ = self.refill or not stepped
+            if open_ and self._worth_filling():
                 self._attempt(self._fill)
-            yield from self._replies()
-            if self._running:
-                self._attempt(self._step)
                 yield from self._replies()
-            elif self._source_ended and not self._again and not self._waiting:
+            if self._running and not (self._ahead and open_ and self._worth_filling()):
+                self._attempt(self._step)
+                stepped = True
+            yield from self._replies()
+            if not (self._running or self._again or self._waiting) and self._source_ended:
                 return
 
     def _replies(self) -> Iterator[BatchReply]:
@@ -98,21 +104,27 @@ class Scheduler:
                 self._waiting.pop()
 
     def _worth_filling(self) -> bool:
-        """Whether to take newcomers in beside the running: to prefill one costs as much as to prefill several."""
+        """Whether newcomers come before the next step.
+
+        On a GPU several at a time, since to prefill one costs as much. As long as pictures are on their way to free
+        slots nobody steps: the GPU is busy with them anyway, and a step costs hardly less for few than for many.
+        """
         if not self._ahead:
             return True
-        if self._slots is None or not self._slots.free or not self._waiting:
-            return False
-        ready = next((n for n, request in enumerate(self._waiting) if not self._ready(request)), len(self._waiting))
-        return ready >= min(TOGETHER, self._slots.free, len(self._waiting))
+        return bool(self._waiting) and (self._slots is None or self._slots.free >= self._group())
+
+    def _group(self) -> int:
+        """Newcomers that are prefilled together at least, if there will be that many."""
+        return min(TOGETHER, len(self._waiting), self.count or 1)
 
     def _ready(self, request: BatchRequest) -> bool:
         return all(self._encoder.ready(image.digest) for image in request.inputs.images)
 
     def _fill(self) -> None:
-        """Newcomers into all free slots, as many at a time as can be prefilled together."""
+        """Newcomers into all free slots, as many at a time as can be prefilled together; on a GPU one such group."""
+        group = self._group()
         while self._slots is None or self._slots.free:
-            while request := self._next():
+            while request := self._next(group):
                 self._newcomers.append(request)
                 if not self._ahead and not self._prepared(request):
                     self._newcomers.pop()
@@ -121,13 +133,16 @@ class Scheduler:
             if not self._newcomers:
                 return
             self._start()
+            if self._ahead:
+                return  # to begin with further pictures
 
-    def _next(self) -> BatchRequest | None:
-        """The next request, if it can be prefilled beside the newcomers; None where there is none now."""
+    def _next(self, group: int) -> BatchRequest | None:
+        """The next request, if it can be prefilled beside the newcomers; None where there is none now.
+
+        The pictures of a ``group`` are waited for; those of more newcomers are not.
+        """
         if self._ahead:
-            # Without any other work its pictures are waited for.
-            idle = not self._running and not self._newcomers
-            known = bool(self._waiting) and (idle or self._ready(self._waiting[0]))
+            known = bool(self._waiting) and (len(self._newcomers) < group or self._ready(self._waiting[0]))
             request, source = self._waiting.popleft() if known else None, self._waiting
         else:
             request, source = self._again.popleft() if self._again else self._pull(), self._again

@@ -154,7 +154,7 @@ def test_a_picture_is_encoded_through_two_buffers(card: Card, subject: Subject) 
 
 def test_a_chat_about_a_picture_stays_within_the_card(card: Card, subject: Subject) -> None:
     network, fast, config = subject.network, subject.fast, subject.config
-    assert subject.work == WorkSizes(1, 1024)
+    assert subject.work == WorkSizes(1024)
     pixels = torch.randn(4, 3, 560, 560, generator=torch.Generator().manual_seed(2))
     encoded = fast.encode_image(network, pixels, 6)
     ids = [config.image_token_index, *random_ids(subject, QUESTION)]
