@@ -43,7 +43,7 @@ def try_out() -> None:
 
     @triton.jit
     def doubled(numbers, count):  # type: ignore[no-untyped-def]
-        for index in range(0, tl.load(count)):
+        for index in range(tl.load(count)):
             tl.store(numbers + index, tl.load(numbers + index) * 2)
 
     numbers = torch.arange(3)
