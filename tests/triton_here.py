@@ -1,22 +1,31 @@
 """Triton's kernels wherever the tests run: on the GPU, or on the CPU in Triton's interpreter. Import this first."""
 
-import os
+import importlib
+import pkgutil
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-if DEVICE.type == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
-triton = pytest.importorskip("triton")
-if DEVICE.type == "cpu":
+
+
+def import_kernels() -> None:
+    """Every module of kernels: what its functions are is decided here, once for the process."""
+    import mllama_cli.kernels.cuda as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def index_for_numpy() -> None:
+    """Until Triton 3.7 the interpreter turns arrays of one element into an int, which numpy 2.4 no longer does."""
     from triton.runtime import interpreter
 
     patch = interpreter._patch_lang_tensor
 
-    def patch_for_numpy(tensor: Any, *scope: Any) -> Any:
-        """The interpreter holds scalars as arrays of one element, which numpy 2.4 no longer turns into an int."""
+    def patched(tensor: Any, *scope: Any) -> Any:
         result = patch(tensor, *scope)
 
         def index(self: Any) -> int:
@@ -25,7 +34,46 @@ if DEVICE.type == "cpu":
         scope[0].set_attr(tensor, "__index__", index) if scope else setattr(tensor, "__index__", index)
         return result
 
-    interpreter._patch_lang_tensor = patch_for_numpy
+    interpreter._patch_lang_tensor = patched
+
+
+def try_out() -> None:
+    """A kernel with what ours need of the interpreter; also imports what Triton does not before the first one."""
+    import triton.language as tl
+
+    @triton.jit
+    def doubled(numbers, count):  # type: ignore[no-untyped-def]
+        for index in range(tl.load(count)):
+            tl.store(numbers + index, tl.load(numbers + index) * 2)
+
+    numbers = torch.arange(3)
+    try:
+        doubled[(1,)](numbers, torch.tensor([2]))
+    except Exception as error:
+        pytest.skip(f"Triton {triton.__version__} interprets nothing here: {error!r}", allow_module_level=True)
+    assert numbers.tolist() == [0, 2, 2]
+
+
+if DEVICE.type == "cpu":
+    # Without the variable afterwards: no other test has to see it, and no process that one starts.
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setenv("TRITON_INTERPRET", "1")
+        triton = pytest.importorskip("triton")
+        if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7):
+            index_for_numpy()
+        import_kernels()
+        try_out()
+else:
+    triton = pytest.importorskip("triton")
+
+
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU matrices are cut into large tiles: the interpreter takes as long for a small one."""
+    from mllama_cli.kernels.cuda import linear
+
+    if DEVICE.type == "cpu":
+        choose = linear.choose_tile
+        monkeypatch.setattr(linear, "choose_tile", lambda *given: replace(choose(*given), rows=64))
 
 
 def apart(ours: torch.Tensor, exact: torch.Tensor) -> float:

@@ -103,7 +103,11 @@ class Database:
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
         migrations = self.schema.migrations
-        version = self._version(connection)
+        connection.execute("BEGIN")  # one state of the file: another process may be making its tables
+        try:
+            version = self._version(connection)
+        finally:
+            connection.rollback()
         if version == len(migrations):
             return
         if version == 0:  # to be said before the first table is made

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,28 @@ def test_a_migration_that_fails_changes_nothing(path: Path, monkeypatch: pytest.
     with monkeypatch.context() as patch:
         patch.setattr(chat_store, "SCHEMA", replace(SCHEMA, migrations=later))
         refusal(path)
+    assert ChatStore(path).load(1).conversation == HI
+
+
+def test_another_process_may_make_the_tables_while_we_look(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = sqlite3.connect
+
+    class Watched(sqlite3.Connection):
+        def execute(self, sql: str, *given: Any) -> sqlite3.Cursor:
+            if "sqlite_master" in sql:  # the last that is looked at
+                with monkeypatch.context() as other:  # cannot wait for us: we are one thread
+                    other.setattr(database.sqlite3, "connect", connect)
+                    other.setattr(database, "BUSY_SECONDS", 0)
+                    with suppress(ChatStoreError):
+                        keep(path)
+            return super().execute(sql, *given)
+
+    def watched(*given: Any, **more: Any) -> sqlite3.Connection:
+        return connect(*given, **more, factory=Watched)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database.sqlite3, "connect", watched)
+        keep(path)
     assert ChatStore(path).load(1).conversation == HI
 
 

@@ -1,4 +1,4 @@
-"""The built-in model, asked through the installed command as a newcomer does: answers have to be true."""
+"""The built-in model, asked through the command as a newcomer does: answers have to be true."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.console import Result, run_script
+from tests.console import Result, run_here, run_script
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -20,7 +20,8 @@ def fresh_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ask(question: str, *images: str, stdin: bytes = b"") -> Result:
     pictures = [word for image in images for word in ("--image", image if image == "-" else str(DATA / image))]
-    result = run_script("chat", "-m", "sketch", "--device", "cpu", *pictures, question, stdin=stdin)
+    run = run_script if stdin else run_here
+    result = run("chat", "-m", "sketch", "--device", "cpu", *pictures, question, stdin=stdin)
     assert (result.code, result.err) == (0, "")
     return result
 

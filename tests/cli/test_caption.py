@@ -16,6 +16,7 @@ from PIL import Image
 
 from tests.captioning.drawings import bad_files, drawings
 from tests.console import SCRIPT, run_here, run_script
+from tests.prepared import Prepared, Started
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -258,29 +259,34 @@ def start(*arguments: str) -> "subprocess.Popen[bytes]":
 @pytest.mark.parametrize("existing", ["skip", "append"])
 def test_a_run_that_is_killed_at_any_moment_ends_in_the_same_files(existing: str, tmp_path: Path) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
-    drawings(calm, 36)
+    drawings(calm, 24)
     for name in ("3.txt", "7.txt"):
         (calm / name).write_text("old\n" if existing == "append" else "")
     shutil.copytree(calm, killed)
     options = ("--existing", existing, "--batch-size", "2", "--workers", "1")
-    assert run_script("caption", str(calm), *options).code == 0
-
     rng = random.Random(5)
-    for _ in range(10):
-        before = sum(path.stat().st_size for path in killed.glob("*.txt"))
-        process = start(str(killed), *options)
-        end = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < end:  # until it writes, then a moment more
-            if sum(path.stat().st_size for path in killed.glob("*.txt")) != before:
+    errors = tmp_path / "errors.txt"
+    with Prepared() as prepared:
+
+        def begin(folder: Path) -> Started:
+            return prepared.start("tests.prepared:command", ("caption", str(folder), *options), os.environ, errors)
+
+        assert begin(calm).wait() == 0, errors.read_text()
+        for _ in range(10):
+            before = sum(path.stat().st_size for path in killed.glob("*.txt"))
+            process = begin(killed)
+            end = time.monotonic() + 60
+            while process.poll() is None and time.monotonic() < end:  # until it writes, then a moment more
+                if sum(path.stat().st_size for path in killed.glob("*.txt")) != before:
+                    break
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.15))
+            process.kill()
+            if process.poll() == 0:
                 break
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.15))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        if process.returncode == 0:
-            break
-    else:
-        assert run_script("caption", str(killed), *options).code == 0
+            assert process.poll() == -signal.SIGKILL, errors.read_text()
+        else:
+            assert begin(killed).wait() == 0, errors.read_text()
     contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (calm, killed)]
     assert contents[0] == contents[1]
 

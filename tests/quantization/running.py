@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from mllama_cli.checkpoint.names import canonical
 from mllama_cli.core.events import Event
 from mllama_cli.quantization.choose import Wish
-from mllama_cli.quantization.plan import Plan
+from mllama_cli.quantization.plan import Plan, make_plan
 from mllama_cli.quantization.quantize import quantize
 from mllama_cli.quantization.schemes import Scheme
 from tests.checkpoints import config_dict
@@ -23,6 +23,11 @@ RELEASED = config_dict(
 
 def run(plan: Plan, folder: Path, **how: Any) -> list[Event]:
     return list(quantize(plan, folder, **how))
+
+
+def quantize_four(source: str, folder: str) -> int:
+    run(make_plan(Path(source), FOUR), Path(folder))
+    return 0
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -13,14 +13,6 @@ from mllama_cli.processing.image_processor import MllamaImageProcessor
 from mllama_cli.processing.tokenizer import MllamaTokenizer
 from mllama_cli.sketch.dataset import Shard, cut_tiles, pack, render_shard
 from mllama_cli.sketch.samples import TASKS, make_group
-from mllama_cli.sketch.vocabulary import write_vocabulary
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("vocabulary")
-    write_vocabulary(folder)
-    return folder
 
 
 @pytest.mark.parametrize("size", [(64, 64), (112, 90), (300, 300), (900, 300), (200, 800), (500, 250), (113, 112)])
@@ -36,10 +28,10 @@ def test_tiles_are_the_processors(size: tuple[int, int], side: int) -> None:
     torch.testing.assert_close(pixels, expected.pixel_values)
 
 
-def test_a_shard_holds_the_samples(folder: Path, tmp_path: Path) -> None:
+def test_a_shard_holds_the_samples(vocabulary: Path, tmp_path: Path) -> None:
     samples = [sample for seed in range(20) for sample in make_group(seed, 3)]
-    shard = pack(samples, folder, 112)
-    tokenizer = MllamaTokenizer.from_pretrained(folder)
+    shard = pack(samples, vocabulary, 112)
+    tokenizer = MllamaTokenizer.from_pretrained(vocabulary)
     assert len(shard) == len(samples)
     assert shard.tile_start[-1] == len(shard.tiles)
     for number, sample in enumerate(samples):
@@ -62,18 +54,18 @@ def test_a_shard_holds_the_samples(folder: Path, tmp_path: Path) -> None:
     assert np.array_equal(again.ids, shard.ids)
 
 
-def test_every_answer_of_a_conversation_counts(folder: Path) -> None:
+def test_every_answer_of_a_conversation_counts(vocabulary: Path) -> None:
     [sample] = [s for s in make_group(3, 40) if s.task == "follow-up"][:1]
-    shard = pack([sample], folder, 112)
-    tokenizer = MllamaTokenizer.from_pretrained(folder)
+    shard = pack([sample], vocabulary, 112)
+    tokenizer = MllamaTokenizer.from_pretrained(vocabulary)
     said = tokenizer.decode(shard.ids[shard.answer].tolist())
     assert said == "".join(turn.text for turn in sample.messages if turn.role == "assistant") + sample.answer
     assert (shard.ids[shard.answer] == tokenizer.special_ids["<|eot_id|>"]).sum() == (len(sample.messages) + 1) // 2
 
 
-def test_all_kinds_of_canvas_occur_and_it_is_quick(folder: Path) -> None:
+def test_all_kinds_of_canvas_occur_and_it_is_quick(vocabulary: Path) -> None:
     start = time.process_time()
-    shard = render_shard(0, 150, folder, tile_size=112)
+    shard = render_shard(0, 150, vocabulary, tile_size=112)
     seconds = time.process_time() - start
     assert {1, 2, 3, 6}.issubset(shard.aspect_ratio_id.tolist())
     assert len(set(shard.aspect_ratio_id.tolist())) >= 7

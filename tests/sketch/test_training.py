@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,6 @@ from mllama_cli.sketch import shape, train
 from mllama_cli.sketch.dataset import Shard, render_shard
 from mllama_cli.sketch.learner import Learner, new_network, predict
 from mllama_cli.sketch.packing import Sizes, assemble, pack_rows
-from mllama_cli.sketch.vocabulary import build_tokenizer, write_vocabulary
 
 TINY = {"tile": 56, "vision_size": 32, "vision_layers": 3, "global_layers": 1, "text_size": 48, "text_inner": 64,
         "layers": 4, "cross_layers": [1, 3]}  # fmt: skip
@@ -26,15 +26,14 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("vocabulary")
-    write_vocabulary(folder, build_tokenizer())
-    return folder
+def shard(vocabulary: Path) -> Shard:
+    return render_shard(100, 80, vocabulary, tile_size=56, group_size=2)
 
 
 @pytest.fixture(scope="module")
-def shard(vocabulary: Path) -> Shard:
-    return render_shard(100, 80, vocabulary, tile_size=56, group_size=2)
+def few(vocabulary: Path) -> Shard:
+    """As many as a step needs."""
+    return render_shard(100, 20, vocabulary, tile_size=56, group_size=2)
 
 
 def test_training_computes_what_the_network_does(shard: Shard) -> None:
@@ -77,10 +76,10 @@ def test_rows_hold_whole_samples_about_the_same_pictures(shard: Shard) -> None:
     assert set(np.unique(pack_rows(shard, 192).sample)) - {-1} == set(range(len(shard)))
 
 
-def test_unused_tiles_stay_equal_in_training(shard: Shard) -> None:
+def test_unused_tiles_stay_equal_in_training(few: Shard) -> None:
     network = new_network(MllamaConfig.from_dict(shape.config(**TINY)), CPU)
     learner = Learner(network, torch.float32)
-    batch = assemble([(shard, torch.from_numpy(shard.tiles), pack_rows(shard, 192))], CPU)
+    batch = assemble([(few, torch.from_numpy(few.tiles), pack_rows(few, 192))], CPU)
     before = float(predict(network, batch).mean().detach())
     for _ in range(8):
         learner.step(batch, 3e-3)
@@ -90,10 +89,10 @@ def test_unused_tiles_stay_equal_in_training(shard: Shard) -> None:
     assert network.model.vision_model.unused_tiles_are_equal(), "what is written is pinned too"
 
 
-def test_a_batch_of_fixed_sizes_means_the_same(shard: Shard) -> None:
+def test_a_batch_of_fixed_sizes_means_the_same(few: Shard) -> None:
     """Filled up with rows and pictures that nothing looks at: equal loss, equal gradients."""
     network = new_network(MllamaConfig.from_dict(shape.config(**TINY)), CPU)
-    parts = [(shard, torch.from_numpy(shard.tiles), pack_rows(shard, 192))]
+    parts = [(few, torch.from_numpy(few.tiles), pack_rows(few, 192))]
     exact = assemble(parts, CPU)
     fixed = assemble(parts, CPU, Sizes(len(exact.ids) + 3, tuple(len(tiles) + 2 for tiles in exact.tiles)))
     assert [len(tiles) for tiles in fixed.tiles] == [len(tiles) + 2 for tiles in exact.tiles]
@@ -144,16 +143,15 @@ def test_a_run_leaves_a_checkpoint_that_answers_and_a_state_that_goes_on(vocabul
     assert second["accuracy"]
     one, two = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
     assert any(not torch.equal(one[name], two[name]) for name in one)
-    (tmp_path / "model").mkdir()
-    write_vocabulary(tmp_path / "model", build_tokenizer())
+    shutil.copytree(vocabulary, tmp_path / "model")
     train.export(tmp_path / "two", tmp_path / "model", TINY)
     engine = load(tmp_path / "model", device="cpu")
     assert sum(1 for _ in engine.stream(Conversation.ask("hello"), Sampling(max_tokens=4))) > 1
 
 
-def test_the_state_restores_master_weights_and_moments(shard: Shard) -> None:
+def test_the_state_restores_master_weights_and_moments(few: Shard) -> None:
     config = MllamaConfig.from_dict(shape.config(**TINY))
-    batch = assemble([(shard, torch.from_numpy(shard.tiles), pack_rows(shard, 192))], CPU)
+    batch = assemble([(few, torch.from_numpy(few.tiles), pack_rows(few, 192))], CPU)
     learner = Learner(new_network(config, CPU), torch.float32)
     for _ in range(3):
         learner.step(batch, 1e-3)

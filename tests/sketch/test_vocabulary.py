@@ -15,20 +15,13 @@ from mllama_cli.sketch.vocabulary import IMAGE_TOKEN, SPECIAL_TOKENS, VOCABULARY
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("vocabulary")
-    write_vocabulary(folder)
-    return folder
+def tokenizer(vocabulary: Path) -> MllamaTokenizer:
+    return MllamaTokenizer.from_pretrained(vocabulary)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(folder: Path) -> MllamaTokenizer:
-    return MllamaTokenizer.from_pretrained(folder)
-
-
-@pytest.fixture(scope="module")
-def processor(folder: Path, tokenizer: MllamaTokenizer) -> MllamaProcessor:
-    template = ChatTemplate.from_pretrained(folder, tokenizer.special_names)
+def processor(vocabulary: Path, tokenizer: MllamaTokenizer) -> MllamaProcessor:
+    template = ChatTemplate.from_pretrained(vocabulary, tokenizer.special_names)
 
     class AnyImages(MllamaProcessor):
         def _check_images(self, images: object) -> None: ...
@@ -94,9 +87,9 @@ def test_system_messages_are_left_out(processor: MllamaProcessor) -> None:
     assert processor(with_system).ids == processor(Conversation.ask("What is this?", image)).ids
 
 
-def test_transformers_reads_it(folder: Path, tokenizer: MllamaTokenizer) -> None:
+def test_transformers_reads_it(vocabulary: Path, tokenizer: MllamaTokenizer) -> None:
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs = transformers.AutoTokenizer.from_pretrained(vocabulary)
     text = 'I see 3 red circles and the text "Ab1".'
     assert theirs(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(text)
     content = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
@@ -107,10 +100,10 @@ def test_transformers_reads_it(folder: Path, tokenizer: MllamaTokenizer) -> None
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n<|image|>What is this?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n"
     )
-    assert json.loads((folder / "special_tokens_map.json").read_text())["eos_token"] == theirs.eos_token
+    assert json.loads((vocabulary / "special_tokens_map.json").read_text())["eos_token"] == theirs.eos_token
 
 
-def test_the_tokenizer_is_the_same_each_time(folder: Path, tmp_path: Path) -> None:
+def test_the_tokenizer_is_the_same_each_time(vocabulary: Path, tmp_path: Path) -> None:
     write_vocabulary(tmp_path)
-    for path in folder.iterdir():
+    for path in vocabulary.iterdir():
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.triton_here import DEVICE, aligned, apart  # isort: skip  (first: it prepares Triton)
+from tests.triton_here import DEVICE, aligned, apart, few_programs  # isort: skip  (first: it prepares Triton)
 from mllama_cli.engine.cuda import operands
 from mllama_cli.engine.cuda.choice import Choice
 from mllama_cli.engine.cuda.step import DecodeStep, State
 from mllama_cli.engine.decoder import forward
 from mllama_cli.engine.random_network import random_matrix
 from mllama_cli.engine.sampling import Sampling, filtered_probabilities
+from mllama_cli.kernels import dispatch
 from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.model.visibility import image_spans, segments
@@ -24,8 +25,11 @@ from tests.checkpoints import config_dict, random_network
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("mllama_cli.engine.cuda.step.SPLITS", 4)  # the interpreter runs programs one by one
+    few_programs(monkeypatch)
+    dispatch.set_exact(True)  # on a CPU too the network is the reference: it may not round activations
     with torch.inference_mode():
         yield
+    dispatch.set_exact(False)
 
 
 def network(packed: dict[str, int] | None = None) -> MllamaForConditionalGeneration:
