@@ -49,20 +49,25 @@ class FastDecoding:
         self.obstacle = obstacle(network, self._dtype, self._device)
         if self.obstacle:
             return
+        from mllama_cli.engine.cuda.agreement import MOST, disagreement
         from mllama_cli.engine.cuda.built import first_time, remember
 
-        if first_time(network, self._device):
+        new = first_time(network, self._device, sees=sees)
+        if new:
             yield Notice("Building kernels for this GPU, once: about 20 seconds")
         try:
             decoder = self._take(network)
             decoder.prepare(sees=sees, sampled=sampled)
+            if new and (apart := disagreement(decoder, network, sees=sees)) > MOST:
+                self.obstacle = f"kernels do not compute here what the network does: {apart:.0%} apart"
+                return
             self._idle.append(decoder)
         except Exception as error:  # no C compiler, a driver too old: whatever it is, torch still works
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             self.obstacle = f"kernels could not be built: {str(error).strip().splitlines()[-1:] or [repr(error)]}"
             return
-        remember(network, self._device)
+        remember(network, self._device, sees=sees)
 
     def decode(
         self,

@@ -133,8 +133,8 @@ class Scheduler:
             if not self._newcomers:
                 return
             self._start()
-            if self._ahead:
-                return  # to begin with further pictures
+            if self._ahead or self._done:
+                return  # to begin with further pictures, to hand out replies
 
     def _next(self, group: int) -> BatchRequest | None:
         """The next request, if it can be prefilled beside the newcomers; None where there is none now.

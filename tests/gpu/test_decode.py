@@ -9,6 +9,9 @@ import torch
 
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.events import Token
+from mllama_cli.engine.cuda.agreement import disagreement
+from mllama_cli.engine.cuda.decode import GraphDecoder
+from mllama_cli.engine.fast import FastDecoding
 from mllama_cli.engine.load import Engine, load
 from mllama_cli.engine.sampling import Sampling
 from mllama_cli.engine.session import Session
@@ -73,6 +76,27 @@ def test_two_answers_given_by_turns_do_not_disturb_each_other(cpu: Engine, gpu: 
     for which, conversation in enumerate((TEXT, ASK)):
         expected = ids(cpu.session(), conversation, sampling)
         assert [pair[which] for pair in pairs] == expected[: len(pairs)]
+
+
+@pytest.mark.parametrize("sees", [False, True])
+def test_kernels_are_held_to_the_network_when_they_are_first_built(
+    gpu: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sees: bool
+) -> None:
+    decoder = GraphDecoder(gpu.network, torch.float32, gpu.device)
+    assert disagreement(decoder, gpu.network, sees=sees) < 1e-3
+
+    monkeypatch.setattr("mllama_cli.engine.cuda.built.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr("mllama_cli.engine.cuda.agreement.MOST", -1.0)
+    fast = FastDecoding(torch.float32, gpu.device)
+    notices = list(fast.prepare(gpu.network, sees=sees, sampled=False))
+    assert len(notices) == 1
+    assert "do not compute" in fast.obstacle
+    monkeypatch.undo()
+    monkeypatch.setattr("mllama_cli.engine.cuda.built.cache_folder", lambda: tmp_path)
+    fast = FastDecoding(torch.float32, gpu.device)
+    assert len(list(fast.prepare(gpu.network, sees=sees, sampled=False))) == 1
+    assert fast.obstacle == ""
+    assert list(fast.prepare(gpu.network, sees=sees, sampled=False)) == []
 
 
 def test_a_seed_repeats_an_answer(gpu: Engine) -> None:

@@ -11,21 +11,22 @@ from mllama_cli.engine.decoder import Network
 from mllama_cli.places import cache_folder
 
 
-def first_time(network: Network, device: torch.device) -> bool:
-    return not _mark(network, device).exists()
+def first_time(network: Network, device: torch.device, *, sees: bool) -> bool:
+    return not _mark(network, device, sees).exists()
 
 
-def remember(network: Network, device: torch.device) -> None:
-    mark = _mark(network, device)
-    try:
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-    except OSError:  # a read-only home: the notice comes again, nothing else
-        return
+def remember(network: Network, device: torch.device, *, sees: bool) -> None:
+    """Those of text alone are built with those of pictures."""
+    for mark in {_mark(network, device, sees), _mark(network, device, False)}:
+        try:
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        except OSError:  # a read-only home: the notice comes again, nothing else
+            return
 
 
-def _mark(network: Network, device: torch.device) -> Path:
-    name = f"{torch.cuda.get_device_capability(device)} {network.language_model.config} {_sources()}"
+def _mark(network: Network, device: torch.device, sees: bool) -> Path:
+    name = f"{torch.cuda.get_device_capability(device)} {network.language_model.config} {sees} {_sources()}"
     return cache_folder() / "kernels" / sha256(name.encode()).hexdigest()[:16]
 
 

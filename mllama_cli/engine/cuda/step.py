@@ -9,7 +9,8 @@ from torch import Tensor
 from mllama_cli.engine.cuda.operands import Operand, operand
 from mllama_cli.engine.decoder import Network
 from mllama_cli.kernels.cuda.attention import Addresses, Scratch, decode_attention
-from mllama_cli.kernels.cuda.linear import gemv, planes, to_planes
+from mllama_cli.kernels.cuda.linear import gemv
+from mllama_cli.kernels.cuda.planes import planes, to_planes
 from mllama_cli.kernels.cuda.tokens import embed
 from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer, MllamaSelfAttentionDecoderLayer
 

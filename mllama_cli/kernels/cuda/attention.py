@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mllama_cli.kernels.cuda.launch import launch, wait_for_inputs
-from mllama_cli.kernels.cuda.linear import place
+from mllama_cli.kernels.cuda.planes import place
 
 LOG2_E = 1.4426950408889634
 
@@ -218,7 +218,7 @@ def decode_attention(
     norm: Tensor | None = None,
     eps: float = 0.0,
     out_planes: int = 1,
-    block: int = 32,
+    block: int = 64,
     warps: int = 4,
 ) -> None:
     """out [B, heads * dim] = attention of the new rows; see the top of this file.

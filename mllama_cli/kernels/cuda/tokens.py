@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mllama_cli.kernels.cuda.launch import dependents_may_start, launch, wait_for_inputs
-from mllama_cli.kernels.cuda.linear import place
+from mllama_cli.kernels.cuda.planes import place
 
 BLOCK = 1024
 

@@ -35,6 +35,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def network(packed: dict[str, int] | None = None) -> MllamaForConditionalGeneration:
     """A small one; ``packed`` gives the bits of the linear layers whose names end so."""
     text = {"num_hidden_layers": 3, "cross_attention_layers": [1], "intermediate_size": 64}
+    text |= {"hidden_size": 128, "num_attention_heads": 4}  # heads of 32: the least that a GPU's matrix units take
     made = random_network(config_dict(text=text), seed=5)
     assert isinstance(made, MllamaForConditionalGeneration)
     for name, module in list(made.named_modules()):

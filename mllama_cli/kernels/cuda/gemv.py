@@ -1,0 +1,127 @@
+"""One row times a plain matrix, with what surrounds the product; see kernels/cuda/linear.py."""
+
+import triton
+import triton.language as tl
+
+from mllama_cli.kernels.cuda.launch import dependents_may_start, wait_for_inputs
+from mllama_cli.kernels.cuda.planes import place
+
+
+@triton.jit
+def chosen(
+    block, w0, w1, w2,
+    N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_N: tl.constexpr, SWIGLU: tl.constexpr,
+):  # fmt: skip
+    """Which of up to three matrices a program reads: (it, its first row among all, its rows, the program's first)."""
+    B0: tl.constexpr = (N0 + BLOCK_N - 1) // BLOCK_N
+    B1: tl.constexpr = (N1 + BLOCK_N - 1) // BLOCK_N
+    matrix = w0
+    first = 0
+    count = N0
+    start = block * BLOCK_N
+    if not SWIGLU and N1 > 0:
+        if block >= B0 + B1:
+            matrix = w2
+            first = N0 + N1
+            count = N2
+            start = (block - B0 - B1) * BLOCK_N
+        elif block >= B0:
+            matrix = w1
+            first = N0
+            count = N1
+            start = (block - B0) * BLOCK_N
+    return matrix, first, count, start
+
+
+@triton.jit
+def load_around(
+    rows, kept, residual, factor,
+    SIZE: tl.constexpr, PLANES: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
+):  # fmt: skip
+    """Residual and factor, asked for together with x: what waits for memory at the end holds up the next kernel."""
+    before = tl.zeros(rows.shape, tl.float32)
+    if HAS_RESIDUAL:
+        before = tl.load(residual + place(rows, SIZE, PLANES), mask=kept, other=0.0).to(tl.float32)
+    times = 1.0
+    if HAS_FACTOR:
+        times = tl.load(factor)
+    return before, times
+
+
+@triton.jit
+def gemv_kernel(
+    x, norm, residual, factor, w0, w1, w2, out, eps,
+    N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    IN_PLANES: tl.constexpr, OUT_PLANES: tl.constexpr, RESIDUAL_PLANES: tl.constexpr,
+    SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
+    EARLY: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    dependents_may_start(OVERLAP and EARLY)
+    block = tl.program_id(0)
+    batch = tl.program_id(1)
+    SIZE: tl.constexpr = N0 if SWIGLU else N0 + N1 + N2
+    EVEN: tl.constexpr = N0 % BLOCK_N == 0 and N1 % BLOCK_N == 0 and N2 % BLOCK_N == 0 and K % BLOCK_K == 0
+    matrix, first, count, start = chosen(block, w0, w1, w2, N0, N1, N2, BLOCK_N, SWIGLU)
+    rows = start + tl.arange(0, BLOCK_N)
+    cols = tl.arange(0, BLOCK_K)
+    kept = rows < count
+    tile = rows[:, None] * K + cols[None, :]
+    inside = None if EVEN else kept[:, None] & (cols < K)[None, :]
+    other = None if EVEN else 0.0
+    weight = tl.load(matrix + tile, mask=inside, other=other, eviction_policy="evict_first")
+    if SWIGLU:
+        upward = tl.load(w1 + tile, mask=inside, other=other, eviction_policy="evict_first")
+    if HAS_NORM and K <= BLOCK_K:
+        scales = tl.load(norm + cols, mask=cols < K, other=0.0).to(tl.float32)
+    wait_for_inputs(OVERLAP)
+    x += batch * K
+    before, times = load_around(
+        first + rows, kept, residual + batch * SIZE, factor, SIZE, RESIDUAL_PLANES, HAS_RESIDUAL, HAS_FACTOR
+    )
+    if K <= BLOCK_K:
+        row = tl.load(x + place(cols, K, IN_PLANES), mask=cols < K, other=0.0).to(tl.float32)
+        squares = 0.0
+        if HAS_NORM:
+            squares = tl.sum(row * row)
+            row *= scales
+        total = tl.sum(weight.to(tl.float32) * row[None, :], axis=1)
+        if SWIGLU:
+            up = tl.sum(upward.to(tl.float32) * row[None, :], axis=1)
+    else:
+        sums = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+        if SWIGLU:
+            ups = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+        square_sums = tl.zeros([BLOCK_K], tl.float32)
+        for begin in tl.static_range(0, K, BLOCK_K):
+            current = weight
+            if SWIGLU:
+                current_up = upward
+            if begin + BLOCK_K < K:  # the next tile is on its way while this one is used
+                ahead = tile + (begin + BLOCK_K)
+                inside = None if EVEN else kept[:, None] & (cols < K - begin - BLOCK_K)[None, :]
+                weight = tl.load(matrix + ahead, mask=inside, other=other, eviction_policy="evict_first")
+                if SWIGLU:
+                    upward = tl.load(w1 + ahead, mask=inside, other=other, eviction_policy="evict_first")
+            row = tl.load(x + place(begin + cols, K, IN_PLANES), mask=cols < K - begin, other=0.0).to(tl.float32)
+            if HAS_NORM:
+                square_sums += row * row
+                row *= tl.load(norm + begin + cols, mask=cols < K - begin, other=0.0).to(tl.float32)
+            sums += current.to(tl.float32) * row[None, :]
+            if SWIGLU:
+                ups += current_up.to(tl.float32) * row[None, :]
+        squares = tl.sum(square_sums)
+        total = tl.sum(sums, axis=1)
+        if SWIGLU:
+            up = tl.sum(ups, axis=1)
+    if SWIGLU:
+        if HAS_NORM:
+            scale = tl.rsqrt(squares / K + eps)
+            total *= scale
+            up *= scale
+        total = total * tl.sigmoid(total) * up
+    if HAS_NORM and not SWIGLU:
+        total *= tl.rsqrt(squares / K + eps)
+    dependents_may_start(OVERLAP and not EARLY)
+    target = out + batch * SIZE + place(first + rows, SIZE, OUT_PLANES)
+    tl.store(target, (before + total * times).to(out.dtype.element_ty), mask=kept)

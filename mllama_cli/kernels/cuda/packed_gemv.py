@@ -1,0 +1,96 @@
+"""One row times a packed matrix, with what surrounds the product; see kernels/cuda/linear.py."""
+
+import triton
+import triton.language as tl
+
+from mllama_cli.kernels.cuda.gemv import chosen, load_around
+from mllama_cli.kernels.cuda.launch import dependents_may_start, wait_for_inputs
+from mllama_cli.kernels.cuda.packed_bits import excess_of, lifted
+from mllama_cli.kernels.cuda.planes import place
+
+
+@triton.jit
+def packed_gemv_kernel(
+    x, norm, residual, factor, p0, p1, p2, s0, s1, s2, out, eps,
+    N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
+    OUT_PLANES: tl.constexpr, RESIDUAL_PLANES: tl.constexpr,
+    SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
+    ASSEMBLY: tl.constexpr, EARLY: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """As gemv_kernel for PackedWeight: BLOCK_Q quads of words at a time. x and norm lie in planes."""
+    dependents_may_start(OVERLAP and EARLY)
+    block = tl.program_id(0)
+    batch = tl.program_id(1)
+    SIZE: tl.constexpr = N0 if SWIGLU else N0 + N1 + N2
+    WORDS: tl.constexpr = K * BITS // 32
+    QUADS: tl.constexpr = WORDS // 4
+    EVEN: tl.constexpr = N0 % BLOCK_N == 0 and N1 % BLOCK_N == 0 and N2 % BLOCK_N == 0 and QUADS % BLOCK_Q == 0
+    QUADS_A_GROUP: tl.constexpr = GROUP * BITS // 128
+    GROUPS: tl.constexpr = K // GROUP
+    matrix, first, count, start = chosen(block, p0, p1, p2, N0, N1, N2, BLOCK_N, SWIGLU)
+    scales, _, _, _ = chosen(block, s0, s1, s2, N0, N1, N2, BLOCK_N, SWIGLU)
+    rows = start + tl.arange(0, BLOCK_N)
+    quads = tl.arange(0, BLOCK_Q)
+    kept = rows < count
+    # Quads lie along the first dimension: of equally contiguous ones Triton gives it to neighbouring threads.
+    within = quads[:, None, None] * 4 + tl.arange(0, 4)[None, None, :]
+    tile = rows[None, :, None] * WORDS + within
+    scale_tile = rows[None, :] * GROUPS
+    x += batch * K
+    sums = tl.zeros([BLOCK_Q, BLOCK_N], tl.float32)
+    if SWIGLU:
+        ups = tl.zeros([BLOCK_Q, BLOCK_N], tl.float32)
+    square_sums = tl.zeros([BLOCK_Q, 1], tl.float32)
+    for begin in tl.static_range(0, QUADS, BLOCK_Q):
+        inside = None if EVEN else kept[None, :, None] & (quads < QUADS - begin)[:, None, None]
+        other = None if EVEN else 0
+        words = tl.load(matrix + tile + begin * 4, mask=inside, other=other, eviction_policy="evict_first")
+        if SWIGLU:
+            words_up = tl.load(p1 + tile + begin * 4, mask=inside, other=other, eviction_policy="evict_first")
+        which = scale_tile + ((begin + quads) // QUADS_A_GROUP)[:, None]
+        live = kept[None, :] & (quads < QUADS - begin)[:, None]
+        scale = tl.load(scales + which, mask=live, other=0.0).to(tl.float32)
+        if SWIGLU:
+            scale_up = tl.load(s1 + which, mask=live, other=0.0).to(tl.float32)
+        if begin == 0:
+            wait_for_inputs(OVERLAP)
+            before, times = load_around(
+                first + rows, kept, residual + batch * SIZE, factor, SIZE, RESIDUAL_PLANES, HAS_RESIDUAL, HAS_FACTOR
+            )
+        here = (quads < QUADS - begin)[:, None, None] & (within >= 0)
+        products = tl.zeros([BLOCK_Q, BLOCK_N, 4], tl.float32)
+        if SWIGLU:
+            products_up = tl.zeros([BLOCK_Q, BLOCK_N, 4], tl.float32)
+        excess = tl.zeros([BLOCK_Q, 1, 4], tl.float32)
+        squares_here = tl.zeros([BLOCK_Q, 1, 4], tl.float32)
+        for number in tl.static_range(32 // BITS):
+            source = number * WORDS + begin * 4 + within
+            row = tl.load(x + source, mask=here, other=0.0).to(tl.float32)
+            if HAS_NORM:
+                squares_here += row * row
+                row *= tl.load(norm + source, mask=here, other=0.0).to(tl.float32)
+            excess += row * excess_of(number, BITS)
+            products += lifted(words, number, BITS, ASSEMBLY) * row
+            if SWIGLU:
+                products_up += lifted(words_up, number, BITS, ASSEMBLY) * row
+        excess_sum = tl.sum(excess, axis=2)
+        sums += (tl.sum(products, axis=2) - excess_sum) * scale
+        if SWIGLU:
+            ups += (tl.sum(products_up, axis=2) - excess_sum) * scale_up
+        if HAS_NORM:
+            square_sums += tl.sum(squares_here, axis=2)
+    squares = tl.sum(square_sums)
+    total = tl.sum(sums, axis=0)
+    if SWIGLU:
+        up = tl.sum(ups, axis=0)
+        if HAS_NORM:
+            scale_norm = tl.rsqrt(squares / K + eps)
+            total *= scale_norm
+            up *= scale_norm
+        total = total * tl.sigmoid(total) * up
+    if HAS_NORM and not SWIGLU:
+        total *= tl.rsqrt(squares / K + eps)
+    dependents_may_start(OVERLAP and not EARLY)
+    target = out + batch * SIZE + place(first + rows, SIZE, OUT_PLANES)
+    tl.store(target, (before + total * times).to(out.dtype.element_ty), mask=kept)

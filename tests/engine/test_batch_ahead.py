@@ -1,0 +1,132 @@
+"""Pictures encoded ahead of free slots, as on a GPU: answers, errors and memory are as without."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from mllama_cli.core.conversation import Conversation, ImagePart
+from mllama_cli.core.errors import ImageError
+from mllama_cli.engine import scheduler
+from mllama_cli.engine.batch import BatchReply, BatchRequest, run_batch
+from mllama_cli.engine.load import Engine
+from mllama_cli.engine.picture_encoder import PictureEncoder
+from mllama_cli.engine.sampling import Sampling
+from mllama_cli.engine.slots import Slots
+from tests.engine.conftest import picture
+from tests.engine.test_batch_refill import alone, by_key, requests_for
+
+AHEAD = 3
+
+
+@pytest.fixture(autouse=True)
+def _ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(scheduler.AHEAD, "cpu", AHEAD)
+
+
+@pytest.mark.parametrize("refill", [True, False], ids=["refilled", "waiting"])
+@pytest.mark.parametrize("slots", [1, 2, 5, 20])
+def test_answers_are_those_given_one_by_one(engine: Engine, slots: int, refill: bool) -> None:
+    requests = requests_for(engine)
+    expected = {request.key: alone(engine, request) for request in requests}
+    assert by_key(run_batch(engine, requests, slots=slots, refill=refill)) == expected
+
+
+def test_pictures_are_encoded_before_there_is_a_slot_and_no_further_ahead(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+    original = PictureEncoder.encode
+
+    def recorded(self: PictureEncoder, pictures: Any) -> None:
+        encoded.extend(pictures)
+        original(self, pictures)
+
+    monkeypatch.setattr(PictureEncoder, "encode", recorded)
+    shown = [picture(size=(40 + n, 40)) for n in range(12)]
+    requests = [
+        BatchRequest(n, engine.processor(Conversation.ask("What?", (image,))), sampling=Sampling(max_tokens=4))
+        for n, image in enumerate(shown)
+    ]
+    ahead = []
+    for done, _ in enumerate(run_batch(engine, requests, slots=4), 1):
+        ahead.append(len(encoded) - done)
+    assert max(ahead) > 3, "nothing was encoded ahead of the slots"
+    assert max(ahead) <= 4 - 1 + AHEAD
+    assert encoded == [image.digest for image in shown]
+
+
+def test_nobody_waits_for_a_source_that_has_nothing_ready(engine: Engine) -> None:
+    first = BatchRequest("first", engine.processor(Conversation.ask("Hello")), sampling=Sampling(max_tokens=20))
+    second = BatchRequest(
+        "second", engine.processor(Conversation.ask("Hi", (picture(),))), sampling=Sampling(max_tokens=2)
+    )
+    asked = []
+
+    def source() -> Iterator[BatchRequest | None]:
+        yield first
+        while "first" not in asked:
+            yield None
+        yield second
+
+    for reply in run_batch(engine, source(), slots=2):
+        asked.append(reply.key)
+    assert asked == ["first", "second"]
+
+
+def test_a_bad_picture_is_its_own_reply(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = requests_for(engine)
+    bad = requests[1].inputs.images[0].digest
+    tiles = engine.processor.tiles
+
+    def failing(image: ImagePart) -> Any:
+        if image.digest == bad:
+            raise ImageError("It cannot be read")
+        return tiles(image)
+
+    monkeypatch.setattr(engine.processor, "tiles", failing)
+    replies = {reply.key: reply for reply in run_batch(engine, requests, slots=3)}
+    assert len(replies) == len(requests)
+    for request in requests:
+        hit = bad in [image.digest for image in request.inputs.images]
+        assert isinstance(replies[request.key].error, ImageError) == hit
+
+
+@pytest.mark.parametrize(
+    ("where", "what", "call"), [(PictureEncoder, "encode", 2), (Slots, "fill", 2), (Slots, "step", 3)]
+)
+def test_memory_that_runs_out_costs_no_answer(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, where: type, what: str, call: int
+) -> None:
+    original, calls = getattr(where, what), []
+
+    def failing(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return original(*arguments)
+
+    requests = requests_for(engine)
+    expected = {request.key: alone(engine, request) for request in requests}
+    monkeypatch.setattr(where, what, failing)
+    counts: list[int] = []
+    assert by_key(run_batch(engine, iter(requests), slots=5, on_slots=counts.append)) == expected
+    assert len(counts) == 1
+
+
+@pytest.mark.parametrize("ahead", [0, AHEAD])
+def test_replies_come_while_requests_are_still_taken_in(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    monkeypatch.setitem(scheduler.AHEAD, "cpu", ahead)
+    taken = []
+
+    def source() -> Iterator[BatchRequest]:
+        for number in range(30):
+            taken.append(number)
+            yield BatchRequest(number, engine.processor(Conversation.ask("Hi")), sampling=Sampling(max_tokens=1))
+
+    replies: Iterator[BatchReply] = run_batch(engine, source(), slots=4)
+    next(replies)
+    assert len(taken) < 30
