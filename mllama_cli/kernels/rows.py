@@ -18,16 +18,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return wide.to(x.dtype) * weight
 
 
-def add_rms_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x + branch, and its ``rms_norm``."""
-    if fused(x) and x.dtype == weight.dtype:
-        from mllama_cli.kernels.cuda import rows
-
-        return rows.add_norm(x, branch, None, weight, None, eps)
-    total = x + branch
-    return total, rms_norm(total, weight, eps)
-
-
 def add_layer_norm(
     x: Tensor, branch: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllama_cli.kernels.dispatch import attention, linear
-from mllama_cli.kernels.rows import gated_silu, rms_norm
+from mllama_cli.kernels.rows import fused, gated_silu, rms_norm
 from mllama_cli.kernels.tables import gather
 
 T = TypeVar("T")
@@ -47,6 +47,15 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
+    def added(self, x: Tensor, residual: Tensor) -> Tensor:
+        """residual + self(x), which may be written over ``residual``: a GPU adds it up inside the product."""
+        alike = self.weight.dtype == x.dtype == residual.dtype and self._parameters["bias"] is None
+        if not (fused(residual) and alike):
+            total: Tensor = residual + self(x)
+            return total
+        residual.view(-1, residual.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), self.weight.t())
+        return residual
+
 
 class MllamaTextRMSNorm(nn.Module):
     """Root-mean-square norm over the last dimension: float32 inside, cast back, then times the weight."""
@@ -61,7 +70,7 @@ class MllamaTextRMSNorm(nn.Module):
 
 
 class MllamaTextMLP(nn.Module):
-    """SiLU-gated feed-forward network."""
+    """SiLU-gated feed-forward network. With a residual it is added, and may be written over."""
 
     def __init__(self, size: int, inner: int) -> None:
         super().__init__()
@@ -69,8 +78,9 @@ class MllamaTextMLP(nn.Module):
         self.up_proj = Linear(size, inner, bias=False)
         self.down_proj = Linear(inner, size, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.down_proj(gated_silu(self.gate_proj(x), self.up_proj(x)))
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        inner = gated_silu(self.gate_proj(x), self.up_proj(x))
+        result: Tensor = self.down_proj(inner) if residual is None else self.down_proj.added(inner, residual)
         return result
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mllama_cli.core.config import MllamaTextConfig
-from mllama_cli.kernels.rows import add_rms_norm, rotate
+from mllama_cli.kernels.rows import rotate
 from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV, SelfCache
 from mllama_cli.model.layers import (
     Embedding,
@@ -46,7 +46,8 @@ class MllamaTextSelfAttention(nn.Module):
         self.v_proj = Linear(config.hidden_size, kv, bias=False)
         self.o_proj = Linear(inner, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, slot: int, context: SelfAttentionContext) -> Tensor:
+    def forward(self, x: Tensor, slot: int, context: SelfAttentionContext, residual: Tensor) -> Tensor:
+        """Normed rows x [B, L, hidden] -> ``residual``, which may be written over, plus attention."""
         q = rotate(heads(self.q_proj(x), self.head_dim), context.cos, context.sin)
         k = rotate(heads(self.k_proj(x), self.head_dim), context.cos, context.sin)
         v = heads(self.v_proj(x), self.head_dim)
@@ -56,7 +57,7 @@ class MllamaTextSelfAttention(nn.Module):
             out = grouped_attention(q, k, v, context.mask)
         else:
             out = causal_attention(q, k, v)
-        result: Tensor = self.o_proj(out)
+        result: Tensor = self.o_proj.added(out, residual)
         return result
 
 
@@ -69,10 +70,9 @@ class MllamaSelfAttentionDecoderLayer(nn.Module):
         self.post_attention_layernorm = MllamaTextRMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, slot: int, context: SelfAttentionContext) -> Tensor:
-        attention = self.self_attn(self.input_layernorm(x), slot, context)
-        norm = self.post_attention_layernorm
-        x, normed = add_rms_norm(x, attention, norm.weight, norm.eps)
-        result: Tensor = x + self.mlp(normed)
+        """Without gradients x may be written over."""
+        x = self.self_attn(self.input_layernorm(x), slot, context, x)
+        result: Tensor = self.mlp(self.post_attention_layernorm(x), x)
         return result
 
 

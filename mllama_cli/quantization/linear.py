@@ -44,6 +44,11 @@ class QuantizedLinear(nn.Module):
         out = quantized_linear(x, self.packed)
         return out if self.bias is None else out + self.bias
 
+    def added(self, x: Tensor, residual: Tensor) -> Tensor:
+        """residual + self(x)."""
+        total: Tensor = residual + self(x)
+        return total
+
     def fill(self, packed: PackedWeight) -> None:
         """Take a matrix that was quantized just now."""
         self.weight_packed = nn.Parameter(packed.packed, requires_grad=False)

@@ -1,4 +1,4 @@
-"""The 11B shape over a long answer and many pictures: memory stays what it is. ``pytest -m gpu tests/gpu/test_soak.py``."""
+"""The 11B shape over a long answer and many pictures: memory stays what it is. ``pytest -m gpu -s tests/gpu``."""
 
 from collections.abc import Iterator
 

@@ -35,6 +35,12 @@ def overlap(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """How many there are; 2 without a GPU, for Triton's interpreter."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
 _only_building = False
 
 

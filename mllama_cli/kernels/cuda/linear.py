@@ -13,8 +13,8 @@ import triton
 from torch import Tensor
 
 from mllama_cli.kernels.cuda.gemv import gemv_kernel
-from mllama_cli.kernels.cuda.launch import launch
-from mllama_cli.kernels.cuda.packed_gemv import packed_gemv_kernel
+from mllama_cli.kernels.cuda.launch import launch, multiprocessors
+from mllama_cli.kernels.cuda.packed_gemv import packed_gemv_kernel, resident_gemv_kernel
 from mllama_cli.kernels.cuda.planes import planes
 from mllama_cli.kernels.reference import PackedWeight
 
@@ -26,6 +26,8 @@ class Tile:
     rows: int
     columns: int
     warps: int
+    programs: int = 0
+    """Programs for each multiprocessor that stay while there are rows left; 0: one program for each tile."""
 
 
 def supports(weight: Tensor | PackedWeight) -> bool:
@@ -83,10 +85,18 @@ def gemv(
     if isinstance(first, PackedWeight):
         words = [w.packed for w in packed] + [first.packed] * (3 - len(packed))
         scales = [w.scale for w in packed] + [first.scale] * (3 - len(packed))
-        launch(
-            packed_gemv_kernel, grid, *around, *words, *scales, out, eps, *shape, first.bits, first.group_size,
-            tile.rows, tile.columns, device=x.device, warps=tile.warps, ASSEMBLY=x.is_cuda, **flags,
-        )  # fmt: skip
+        form = (*shape, first.bits, first.group_size, tile.rows, tile.columns)
+        if tile.programs:
+            programs = min(blocks, tile.programs * multiprocessors(x.device))
+            launch(
+                resident_gemv_kernel, (programs, x.shape[0]), *around, *words, *scales, out, eps, programs, *form,
+                device=x.device, warps=tile.warps, ASSEMBLY=x.is_cuda, **flags,
+            )  # fmt: skip
+        else:
+            launch(
+                packed_gemv_kernel, grid, *around, *words, *scales, out, eps, *form,
+                device=x.device, warps=tile.warps, ASSEMBLY=x.is_cuda, **flags,
+            )  # fmt: skip
     else:
         plain = [*weights, *[first] * (3 - len(weights))]
         launch(

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mllama_cli.kernels.cuda.launch import multiprocessors
 from mllama_cli.kernels.cuda.packed_bits import unpacked
 from mllama_cli.kernels.reference import PackedWeight
 
@@ -106,14 +107,10 @@ def choose_tile(weight: PackedWeight, count: int, device: torch.device) -> Tile:
     parts = 1
     while (
         parts < 16
-        and parts * triton.cdiv(weight.shape[0], 64) < 2 * _multiprocessors(device)
+        and parts * triton.cdiv(weight.shape[0], 64) < 2 * multiprocessors(device)
         and parts * 2 * words <= weight.packed.shape[1]
     ):
         parts *= 2
     if weight.bits == 4 and count > 32:
         return Tile(128, words, parts, warps=8)
     return Tile(64, words, parts)
-
-
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2

@@ -21,9 +21,9 @@ def rms_norm_kernel(x, weight, out, eps, SIZE: tl.constexpr, BLOCK: tl.constexpr
 @triton.jit
 def add_norm_kernel(
     x, branch, gate, weight, bias, total, out, eps,
-    SIZE: tl.constexpr, BLOCK: tl.constexpr, CENTRED: tl.constexpr, GATED: tl.constexpr,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
-    """One program: one row of x + gate * branch, and its LayerNorm (CENTRED) or RMSNorm."""
+    """One program: one row of x + gate * branch, and its LayerNorm."""
     row = tl.program_id(0).to(tl.int64) * SIZE
     index = tl.arange(0, BLOCK)
     inside = index < SIZE
@@ -35,13 +35,9 @@ def add_norm_kernel(
     values = values.to(element).to(tl.float32)
     tl.store(total + row + index, values.to(element), mask=inside)
     factor = tl.load(weight + index, mask=inside, other=0.0).to(tl.float32)
-    if CENTRED:
-        values = tl.where(inside, values - tl.sum(values, axis=0) / SIZE, 0.0)
-        values *= tl.rsqrt(tl.sum(values * values, axis=0) / SIZE + eps)
-        values = values * factor + tl.load(bias + index, mask=inside, other=0.0).to(tl.float32)
-    else:
-        values *= tl.rsqrt(tl.sum(values * values, axis=0) / SIZE + eps)
-        values = values.to(element).to(tl.float32) * factor
+    values = tl.where(inside, values - tl.sum(values, axis=0) / SIZE, 0.0)
+    values *= tl.rsqrt(tl.sum(values * values, axis=0) / SIZE + eps)
+    values = values * factor + tl.load(bias + index, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + row + index, values.to(element), mask=inside)
 
 
@@ -108,15 +104,15 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def add_norm(
-    x: Tensor, branch: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
+    x: Tensor, branch: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """(x + gate * branch, its LayerNorm where there is a bias, else its RMSNorm); gate is one number of x's dtype."""
+    """(x + gate * branch, its LayerNorm); gate is one number of x's dtype."""
     x, branch = x.contiguous(), branch.contiguous()
     total, out, size = torch.empty_like(x), torch.empty_like(x), x.shape[-1]
     block = triton.next_power_of_2(size)
     add_norm_kernel[(x.numel() // size,)](
-        x, branch, branch if gate is None else gate, weight, weight if bias is None else bias, total, out, eps,
-        size, block, bias is not None, gate is not None, num_warps=min(max(block // 512, 1), 16),
+        x, branch, branch if gate is None else gate, weight, bias, total, out, eps,
+        size, block, gate is not None, num_warps=min(max(block // 512, 1), 16),
     )  # fmt: skip
     return total, out
 

@@ -74,7 +74,7 @@ def test_packed_gated_product_writes_planes_for_the_next_matrix(bits: int) -> No
     out = torch.full((1, 64), torch.nan, device=DEVICE)
     gemv(to_planes(x, form), [gate, up], out, swiglu=True, in_planes=form, out_planes=form)
     exact = F.silu(F.linear(x, reference_dequantize(gate))) * F.linear(x, reference_dequantize(up))
-    assert apart(out, to_planes(exact, form)) < 4e-4
+    assert apart(out, to_planes(exact, form)) < 1e-3  # half of what rounding to bfloat16 loses
 
 
 @pytest.mark.parametrize(("bits", "inputs", "group"), [(4, 256, 64), (8, 200, 200), (4, 36, 12)])
