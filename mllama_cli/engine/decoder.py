@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mllama_cli.engine.sampling import Sampler, Sampling
+from mllama_cli.kernels.upload import upload
 from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.model.text import MllamaForCausalLM
@@ -42,15 +43,9 @@ def forward(
     if counts is None:
         last = hidden[:, -1]
     else:
-        last = hidden[torch.arange(batch, device=ids.device), torch.tensor(counts, device=ids.device) - 1]
+        last = hidden[torch.arange(batch, device=ids.device), upload(torch.tensor(counts), ids.device) - 1]
     logits: Tensor = network.lm_head(last)
     return logits
-
-
-def upload(ids: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Ids on the device; from pinned memory, so that the host does not wait for what a GPU is doing."""
-    tensor = torch.tensor(ids)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def prefill(
@@ -65,7 +60,7 @@ def prefill(
     """Feed one conversation's new ids, ``rows`` at a time; yields (ids fed so far, logits [1, vocab_size]) each."""
     cache.reserve(cache.lengths[0] + len(ids))
     for start in range(0, len(ids), rows):
-        chunk = upload([ids[start : start + rows]], device)
+        chunk = upload(torch.tensor([ids[start : start + rows]]), device)
         logits = forward(network, chunk, cache, cross, [spans])
         yield start + chunk.shape[1], logits
 
@@ -89,4 +84,4 @@ def decode(
         token = sampler(logits[0])
         yield token
         if number + 1 < budget:
-            logits = forward(network, upload([[token]], logits.device), cache, cross, [spans])
+            logits = forward(network, upload(torch.tensor([[token]]), logits.device), cache, cross, [spans])

@@ -10,6 +10,7 @@ from torch import Tensor
 from mllama_cli.engine.decoder import CHUNK, forward, prefill
 from mllama_cli.engine.padded_step import StepShape
 from mllama_cli.engine.slot_cache import SlotCache
+from mllama_cli.kernels.upload import upload
 from mllama_cli.model.cache import CrossKVCache, LayerKV
 from mllama_cli.model.visibility import image_spans, segments
 
@@ -72,7 +73,7 @@ class Slots:
             *_, (_, logits) = prefill(network, new[0], rows, cross, spans[0], device, self.engine.work.rows)
         else:
             pad = self.engine.config.text_config.pad_token_id
-            padded = torch.tensor([[*ids, *[pad] * (longest - len(ids))] for ids in new], device=device)
+            padded = upload(torch.tensor([[*ids, *[pad] * (longest - len(ids))] for ids in new]), device)
             logits = forward(network, padded, rows, cross, spans, [len(ids) for ids in new])
         counts = [[picture[0][0].shape[2] for picture in prompt.pictures] for prompt in prompts]
         if cross is not None and len(counts[0]) == 1 and all(row == counts[0] for row in counts):

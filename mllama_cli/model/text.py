@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mllama_cli.core.config import MllamaTextConfig
 from mllama_cli.kernels.rows import rotate
+from mllama_cli.kernels.upload import upload
 from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV, SelfCache
 from mllama_cli.model.layers import (
     Embedding,
@@ -197,7 +198,7 @@ class MllamaTextModel(nn.Module):
             cache.reserve(max(cache.lengths) + length)
             positions = positions.expand(len(cache.lengths), -1)
             if not cache.uniform:
-                positions = positions + torch.tensor(cache.lengths, device=device)[:, None]
+                positions = positions + upload(torch.tensor(cache.lengths), device)[:, None]
         return self.run(input_ids, self.context(positions, cache, self._mask(cache, positions)), cross, view)
 
     def context(self, positions: Tensor, cache: SelfCache | None, mask: Tensor | None) -> SelfAttentionContext:

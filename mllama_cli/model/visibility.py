@@ -11,6 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from mllama_cli.kernels.upload import upload
+
 
 @dataclass(frozen=True)
 class ImageSpan:
@@ -72,8 +74,9 @@ def segments(
 class CrossView:
     """What each row of this forward pass sees.
 
-    One conversation is cut into segments, which need no mask. A batch gets ``mask``, bool [B, 1, L, tokens], and
-    ``row_mask`` [B, L, 1], 0 for the rows that see nothing (their mask is open, since softmax needs one key).
+    One conversation, or several that see the same, are cut into segments, which need no mask. Others get ``mask``, bool
+    [B, 1, L, tokens], and ``row_mask`` [B, L, 1], 0 for the rows that see nothing (their mask is open, since softmax
+    needs one key).
     """
 
     segments: tuple[Segment, ...] = ()
@@ -98,8 +101,8 @@ class CrossView:
         ]
         if not any(cut):
             return None
-        if len(cut) == 1:
-            return cls(cut[0])
+        if all(parts == cut[0] for parts in cut) and all(tuple(n) == tuple(image_tokens[0]) for n in image_tokens):
+            return cls(cut[0])  # one conversation, or several that see the same, as when captioning
         tokens = max(sum(counts) for counts in image_tokens)
         mask = torch.zeros(len(cut), 1, length, tokens, dtype=torch.bool)
         for row, parts in enumerate(cut):
@@ -107,4 +110,4 @@ class CrossView:
                 mask[row, 0, part.row_start : part.row_end, part.key_start : part.key_end] = True
         sees = mask.any(dim=-1)
         mask |= ~sees[..., None]
-        return cls(mask=mask.to(device), row_mask=sees[:, 0, :, None].to(device))
+        return cls(mask=upload(mask, device), row_mask=upload(sees[:, 0, :, None], device))

@@ -49,12 +49,15 @@ def test_pictures_are_encoded_before_there_is_a_slot_and_no_further_ahead(
         BatchRequest(n, engine.processor(Conversation.ask("What?", (image,))), sampling=Sampling(max_tokens=4))
         for n, image in enumerate(shown)
     ]
-    ahead = []
-    for done, _ in enumerate(run_batch(engine, requests, slots=4), 1):
+    ahead, answers = [], {}
+    for done, reply in enumerate(run_batch(engine, requests, slots=4), 1):
         ahead.append(len(encoded) - done)
+        answers[reply.key] = reply.ids
     assert max(ahead) > 3, "nothing was encoded ahead of the slots"
     assert max(ahead) <= 4 - 1 + AHEAD
     assert encoded == [image.digest for image in shown]
+    monkeypatch.undo()
+    assert answers == {request.key: alone(engine, request) for request in requests}
 
 
 def test_nobody_waits_for_a_source_that_has_nothing_ready(engine: Engine) -> None:

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import torch
 
 from mllama_cli.engine.cuda.decode import GraphDecoder
-from mllama_cli.engine.decoder import Network, forward, prefill, upload
+from mllama_cli.engine.decoder import Network, forward, prefill
 from mllama_cli.engine.sampling import Sampling
+from mllama_cli.kernels.upload import upload
 from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.visibility import ImageSpan
 
@@ -43,5 +44,5 @@ def disagreement(decoder: GraphDecoder, network: Network, *, sees: bool) -> floa
         *_, (_, logits) = prefill(network, ids, cache, cross, spans, device)
     tokens: Iterator[int] = decoder.tokens(logits, caches[0], cross, spans, Sampling(), ids, 2)
     first, _ = tokens
-    exact = forward(network, upload([[first]], device), caches[1], cross, [spans]).float()
+    exact = forward(network, upload(torch.tensor([[first]]), device), caches[1], cross, [spans]).float()
     return float((state.logits.float() - exact).norm() / exact.norm())

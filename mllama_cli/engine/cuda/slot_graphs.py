@@ -8,6 +8,7 @@ from torch import Tensor
 from mllama_cli.engine.decoder import Network
 from mllama_cli.engine.padded_step import StepShape, padded_step
 from mllama_cli.engine.slot_cache import SlotCache
+from mllama_cli.kernels.upload import upload
 
 
 class SlotGraphs:
@@ -32,8 +33,7 @@ class SlotGraphs:
             self._graphs.clear()
             self._pool = torch.cuda.graph_pool_handle()  # the old one ends with its last graph
             self._addresses = addresses
-        newest = torch.tensor(tokens, dtype=torch.long).pin_memory()
-        self._ids[: len(tokens), 0].copy_(newest, non_blocking=True)
+        self._ids[: len(tokens), 0] = upload(torch.tensor(tokens), self._ids.device)
         if shape not in self._graphs:
             self._graphs[shape] = self._capture(shape)
         graph, logits = self._graphs[shape]

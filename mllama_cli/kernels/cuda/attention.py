@@ -77,8 +77,8 @@ def attention_kernel(
     active = (end - begin + blocks * BLOCK - 1) // (blocks * BLOCK)
     if split >= active:
         return
-    # What stands at the new row's place is not written yet, and replaced below.
-    key_first, key_second, value = load_block(keys, values, start, stop, HALF, DIM, BLOCK)
+    if not CROSS:  # mostly one block is all; what stands at the new row's place is not written yet, and replaced below
+        key_first, key_second, value = load_block(keys, values, start, stop, HALF, DIM, BLOCK)
     wait_for_inputs(OVERLAP)
 
     queries = projected + (head * GROUP + rows)[:, None] * DIM + half[None, :]
@@ -110,7 +110,9 @@ def attention_kernel(
     for block in range(start, stop, BLOCK):
         tokens = block + tl.arange(0, BLOCK)
         live = tokens < stop
-        if not CROSS:
+        if CROSS:  # several blocks: loads that begin an iteration are made ahead by the compiler
+            key_first, key_second, value = load_block(keys, values, block, stop, HALF, DIM, BLOCK)
+        else:
             fresh = (tokens == position)[:, None]
             key_first = tl.where(fresh, new_first[None, :], key_first)
             key_second = tl.where(fresh, new_second[None, :], key_second)
@@ -124,7 +126,8 @@ def attention_kernel(
         total = total * shrink + tl.sum(weights, axis=1)
         sums = tl.dot(weights.to(element), value, sums * shrink[:, None], input_precision="ieee")
         largest = higher
-        key_first, key_second, value = load_block(keys, values, block + BLOCK, stop, HALF, DIM, BLOCK)
+        if not CROSS:
+            key_first, key_second, value = load_block(keys, values, block + BLOCK, stop, HALF, DIM, BLOCK)
     HEADS: tl.constexpr = KV_HEADS * GROUP
     if active == 1:  # nothing to put together
         target = batch * HEADS * DIM + place((head * GROUP + rows)[:, None] * DIM + whole[None, :], HEADS * DIM, PLANES)
@@ -218,7 +221,7 @@ def decode_attention(
     norm: Tensor | None = None,
     eps: float = 0.0,
     out_planes: int = 1,
-    block: int = 64,
+    block: int | None = None,
     warps: int = 4,
 ) -> None:
     """out [B, heads * dim] = attention of the new rows; see the top of this file.
@@ -232,6 +235,8 @@ def decode_attention(
     group = heads // kv_heads
     queries = triton.next_power_of_2(group)
     cross = rotation is None
+    if block is None:  # several blocks are under way at a time, in 100 KiB of a multiprocessor's memory
+        block = 128 // out.element_size()
     launch(
         attention_kernel, (kv_heads, scratch.splits, batch), projected, norm if norm is not None else projected,
         rotation if rotation is not None else projected,

@@ -106,15 +106,19 @@ def gemv(
 
 
 def choose_tile(weight: Tensor | PackedWeight, shapes: Sequence[tuple[int, int]], swiglu: bool) -> Tile:
-    """Tiles that measured best for the 11B's matrices on an H200 (tests/benchmarks/gemv_tiles.py)."""
+    """Tiles that measured best for the 11B's matrices on an H200."""
     rows, size_in = sum(shape[0] for shape in shapes), shapes[0][1]
     if not isinstance(weight, PackedWeight):
         columns = min(triton.next_power_of_2(size_in), 4096 if size_in <= 4096 else 2048)
         return Tile(4, columns, min(max(columns // 512, 1), 8))
+    quads = triton.next_power_of_2(size_in * weight.bits // 128)
+    if quads <= 256 and weight.bits == 4 and swiglu:
+        return Tile(2, quads, max(1, quads // 32), programs=1024 // quads)
+    if quads <= 256 and weight.bits == 8 and rows > 65536:
+        return Tile(4, quads, max(1, quads // 64), programs=8)
     if weight.bits == 8:
         long, small = size_in > 4096, rows <= 4096
         tile = Tile(4, 256, 4) if swiglu or long else Tile(4, 128, 4) if small else Tile(8, 128, 4)
     else:
         tile = Tile(16, 128, 4) if rows > 65536 else Tile(4, 128, 4)
-    quads = triton.next_power_of_2(size_in * weight.bits // 128)
     return tile if quads >= tile.columns else Tile(tile.rows, quads, max(1, tile.warps * quads // tile.columns))

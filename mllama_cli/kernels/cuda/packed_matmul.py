@@ -15,44 +15,48 @@ from mllama_cli.kernels.cuda.packed_bits import unpacked
 from mllama_cli.kernels.reference import PackedWeight
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "steps"])
 def packed_matmul_kernel(
-    x, packed, scale, out, count,
-    N: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, SPLITS: tl.constexpr, ASSEMBLY: tl.constexpr,
+    x, packed, scale, out, count, n, words_a_row, words_a_group, groups, steps,
+    BITS: tl.constexpr, ONE_GROUP: tl.constexpr, EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, ASSEMBLY: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_N rows of the matrix over one of SPLITS parts of their length, times BLOCK_M rows of x."""
+    """One program: BLOCK_N rows of the matrix over ``steps`` times BLOCK_W words of each, times BLOCK_M rows of x.
+
+    Sizes are no constants: a kernel serves all matrices of a model, and few have to be compiled. ONE_GROUP: a step lies
+    in one group of scales. EVEN: nothing lies beyond the matrix.
+    """
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     split = tl.program_id(1)
     m = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
     PER_WORD: tl.constexpr = 32 // BITS
-    WORDS: tl.constexpr = K // PER_WORD
-    WORDS_A_GROUP: tl.constexpr = GROUP // PER_WORD
-    GROUPS: tl.constexpr = K // GROUP
-    STEPS: tl.constexpr = (WORDS + BLOCK_W * SPLITS - 1) // (BLOCK_W * SPLITS)
-    EVEN: tl.constexpr = N % BLOCK_N == 0 and WORDS % (BLOCK_W * SPLITS) == 0
-    first = split * STEPS * BLOCK_W
+    first = split * steps * BLOCK_W
     sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    for step in range(STEPS):
-        word = first + step * BLOCK_W + tl.arange(0, BLOCK_W)
-        inside = None if EVEN else (row < N)[:, None] & (word < WORDS)[None, :]
+    for step in range(steps):
+        begin = first + step * BLOCK_W
+        word = begin + tl.arange(0, BLOCK_W)
+        inside = None if EVEN else (row < n)[:, None] & (word < words_a_row)[None, :]
         other = None if EVEN else 0
-        words = tl.load(packed + row[:, None] * WORDS + word[None, :], inside, other, eviction_policy="evict_first")
-        if WORDS_A_GROUP % BLOCK_W == 0:  # one scale for each row
-            group = (first + step * BLOCK_W) // WORDS_A_GROUP
-            factor = tl.load(scale + row[:, None] * GROUPS + group, (row < N)[:, None] & (group < GROUPS), other=0.0)
+        words = tl.load(
+            packed + row[:, None] * words_a_row + word[None, :], inside, other, eviction_policy="evict_first"
+        )
+        if ONE_GROUP:
+            group = begin // words_a_group
+            live = None if EVEN else (row < n)[:, None] & (group < groups)
+            factor = tl.load(scale + row[:, None] * groups + group, live, None if EVEN else 0.0)
         else:
-            factor = tl.load(scale + row[:, None] * GROUPS + (word // WORDS_A_GROUP)[None, :], inside, other)
+            factor = tl.load(scale + row[:, None] * groups + (word // words_a_group)[None, :], inside, other)
         matrix = unpacked(words, factor.to(tl.float32), BITS, ASSEMBLY).to(x.dtype.element_ty)
-        column = (first + step * BLOCK_W) * PER_WORD + tl.arange(0, BLOCK_W * PER_WORD)
-        live = (m < count)[None, :] & (column < K)[:, None]
-        columns = tl.load(x + m[None, :] * K + column[:, None], mask=live, other=0.0)
+        column = begin * PER_WORD + tl.arange(0, BLOCK_W * PER_WORD)
+        size = words_a_row * PER_WORD
+        there = (m < count)[None, :] & (column < size)[:, None]
+        columns = tl.load(x + m[None, :] * size + column[:, None], mask=there, other=0.0)
         sums = tl.dot(matrix, columns, sums)
-    target = out + (split * count + m)[None, :] * N + row[:, None]
-    tl.store(target, sums.to(out.dtype.element_ty), mask=(m < count)[None, :] & (row < N)[:, None])
+    target = out + (split * count + m)[None, :] * n + row[:, None]
+    tl.store(target, sums.to(out.dtype.element_ty), mask=(m < count)[None, :] & (row < n)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def sum_kernel(parts, out, size, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
@@ -87,12 +91,16 @@ def packed_matmul(x: Tensor, weight: PackedWeight, tile: Tile | None = None) -> 
     """
     (n, k), count = weight.shape, x.shape[0]
     tile = tile or choose_tile(weight, count, x.device)
+    per_word = 32 // weight.bits
+    words, group = k // per_word, weight.group_size // per_word
+    steps = triton.cdiv(words, tile.words * tile.splits)
     block_m = min(64, max(16, triton.next_power_of_2(count)))
     parts = x.new_empty((tile.splits, count, n), dtype=torch.float32 if tile.splits > 1 else x.dtype)
     grid = (triton.cdiv(n, tile.rows), tile.splits, triton.cdiv(count, block_m))
     packed_matmul_kernel[grid](
-        x, weight.packed, weight.scale, parts, count, n, k, weight.bits, weight.group_size, block_m, tile.rows,
-        tile.words, tile.splits, x.is_cuda, num_warps=tile.warps, num_stages=tile.stages,
+        x, weight.packed, weight.scale, parts, count, n, words, group, k // weight.group_size, steps,
+        weight.bits, group % tile.words == 0, n % tile.rows == words % (tile.words * tile.splits) == 0,
+        block_m, tile.rows, tile.words, x.is_cuda, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     if tile.splits == 1:
         return parts[0]
