@@ -27,6 +27,7 @@ def packed_gemv_kernel(
     QUADS: tl.constexpr = WORDS // 4
     EVEN: tl.constexpr = N0 % BLOCK_N == 0 and N1 % BLOCK_N == 0 and N2 % BLOCK_N == 0 and QUADS % BLOCK_Q == 0
     QUADS_A_GROUP: tl.constexpr = GROUP * BITS // 128
+    EXACT: tl.constexpr = x.dtype.element_ty == tl.float32
     GROUPS: tl.constexpr = K // GROUP
     matrix, first, count, start = chosen(block, p0, p1, p2, N0, N1, N2, BLOCK_N, SWIGLU)
     scales, _, _, _ = chosen(block, s0, s1, s2, N0, N1, N2, BLOCK_N, SWIGLU)
@@ -70,10 +71,10 @@ def packed_gemv_kernel(
             if HAS_NORM:
                 squares_here += row * row
                 row *= tl.load(norm + source, mask=here, other=0.0).to(tl.float32)
-            excess += row * excess_of(number, BITS)
-            products += lifted(words, number, BITS, ASSEMBLY) * row
+            excess += row * excess_of(number, BITS, EXACT)
+            products += lifted(words, number, BITS, EXACT, ASSEMBLY) * row
             if SWIGLU:
-                products_up += lifted(words_up, number, BITS, ASSEMBLY) * row
+                products_up += lifted(words_up, number, BITS, EXACT, ASSEMBLY) * row
         excess_sum = tl.sum(excess, axis=2)
         sums += (tl.sum(products, axis=2) - excess_sum) * scale
         if SWIGLU:
@@ -121,17 +122,17 @@ def load_plane(x, norm, PLACE: tl.constexpr, WORDS: tl.constexpr, within, here, 
 
 
 @triton.jit
-def product(words, x0, x1, x2, x3, x4, x5, x6, x7, BITS: tl.constexpr, ASSEMBLY: tl.constexpr):
+def product(words, x0, x1, x2, x3, x4, x5, x6, x7, BITS: tl.constexpr, EXACT: tl.constexpr, ASSEMBLY: tl.constexpr):
     """Numbers [Q, N, 4], lifted, times activations -> [Q, N]."""
-    total = lifted(words, 0, BITS, ASSEMBLY) * x0
-    total += lifted(words, 1, BITS, ASSEMBLY) * x1
-    total += lifted(words, 2, BITS, ASSEMBLY) * x2
-    total += lifted(words, 3, BITS, ASSEMBLY) * x3
+    total = lifted(words, 0, BITS, EXACT, ASSEMBLY) * x0
+    total += lifted(words, 1, BITS, EXACT, ASSEMBLY) * x1
+    total += lifted(words, 2, BITS, EXACT, ASSEMBLY) * x2
+    total += lifted(words, 3, BITS, EXACT, ASSEMBLY) * x3
     if BITS == 4:
-        total += lifted(words, 4, BITS, ASSEMBLY) * x4
-        total += lifted(words, 5, BITS, ASSEMBLY) * x5
-        total += lifted(words, 6, BITS, ASSEMBLY) * x6
-        total += lifted(words, 7, BITS, ASSEMBLY) * x7
+        total += lifted(words, 4, BITS, EXACT, ASSEMBLY) * x4
+        total += lifted(words, 5, BITS, EXACT, ASSEMBLY) * x5
+        total += lifted(words, 6, BITS, EXACT, ASSEMBLY) * x6
+        total += lifted(words, 7, BITS, EXACT, ASSEMBLY) * x7
     return tl.sum(total, axis=2)
 
 
@@ -160,6 +161,7 @@ def resident_gemv_kernel(
     WORDS: tl.constexpr = K * BITS // 32
     QUADS: tl.constexpr = WORDS // 4
     QUADS_A_GROUP: tl.constexpr = GROUP * BITS // 128
+    EXACT: tl.constexpr = x.dtype.element_ty == tl.float32
     GROUPS: tl.constexpr = K // GROUP
     quads = tl.arange(0, BLOCK_Q)
     matrix, first, count, start = chosen(program, p0, p1, p2, N0, N1, N2, BLOCK_N, SWIGLU)
@@ -179,7 +181,12 @@ def resident_gemv_kernel(
     squares += more
     x3, more = load_plane(x, norm, 3, WORDS, within, here, HAS_NORM)
     squares += more
-    excess = x0 * excess_of(0, BITS) + x1 * excess_of(1, BITS) + x2 * excess_of(2, BITS) + x3 * excess_of(3, BITS)
+    excess = (
+        x0 * excess_of(0, BITS, EXACT)
+        + x1 * excess_of(1, BITS, EXACT)
+        + x2 * excess_of(2, BITS, EXACT)
+        + x3 * excess_of(3, BITS, EXACT)
+    )
     x4 = x0
     x5 = x0
     x6 = x0
@@ -193,15 +200,22 @@ def resident_gemv_kernel(
         squares += more
         x7, more = load_plane(x, norm, 7, WORDS, within, here, HAS_NORM)
         squares += more
-        excess += x4 * excess_of(4, BITS) + x5 * excess_of(5, BITS) + x6 * excess_of(6, BITS) + x7 * excess_of(7, BITS)
+        excess += (
+            x4 * excess_of(4, BITS, EXACT)
+            + x5 * excess_of(5, BITS, EXACT)
+            + x6 * excess_of(6, BITS, EXACT)
+            + x7 * excess_of(7, BITS, EXACT)
+        )
     excess_sum = tl.sum(excess, axis=2)
     length = 1.0
     if HAS_NORM:
         length = tl.rsqrt(tl.sum(tl.sum(tl.sum(squares, axis=2), axis=1), axis=0) / K + eps)
     for block in range(program, BLOCKS, programs):
-        sums = (product(words, x0, x1, x2, x3, x4, x5, x6, x7, BITS, ASSEMBLY) - excess_sum) * scale.to(tl.float32)
+        sums = (product(words, x0, x1, x2, x3, x4, x5, x6, x7, BITS, EXACT, ASSEMBLY) - excess_sum) * scale.to(
+            tl.float32
+        )
         if SWIGLU:
-            ups = product(words_up, x0, x1, x2, x3, x4, x5, x6, x7, BITS, ASSEMBLY) - excess_sum
+            ups = product(words_up, x0, x1, x2, x3, x4, x5, x6, x7, BITS, EXACT, ASSEMBLY) - excess_sum
             ups *= scale_up.to(tl.float32)
         target_rows = first + rows
         kept = rows < count

@@ -14,8 +14,6 @@ from mllama_cli.kernels.reference import dequantize as reference_dequantize
 from mllama_cli.kernels.rows import rms_norm
 
 EPS = 1e-5
-GATED = 2e-3
-"""Two products of packed four-bit numbers, whose constants cost precision: less than rounding to bfloat16 does."""
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -65,7 +63,18 @@ def test_packed_matrices_equal_the_unpacked_ones(bits: int, inputs: int, group: 
     out = torch.full_like(residual, torch.nan)
     gemv(to_planes(x, form), weights, out, norm=to_planes(norm, form), eps=EPS, residual=residual, in_planes=form)
     matrix = torch.cat([reference_dequantize(w) for w in weights])
-    assert apart(out, residual + F.linear(rms_norm(x, norm, EPS), matrix)) < 5e-4
+    assert apart(out, residual + F.linear(rms_norm(x, norm, EPS), matrix)) < 2e-4
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("tile", [Tile(16, 32, 1), Tile(16, 64, 2, programs=2)], ids=["tile by tile", "resident"])
+def test_16_bit_activations_cost_no_more_than_their_own_rounding(bits: int, tile: Tile) -> None:
+    torch.manual_seed(6)
+    x, norm, weight = drawn(1, 1024).half(), drawn(1024).half(), packed(48, 1024, bits, 128)
+    out, form = torch.full((1, 48), torch.nan, device=DEVICE).half(), 32 // bits
+    gemv(to_planes(x, form), [weight], out, norm=to_planes(norm, form), eps=EPS, in_planes=form, tile=tile)
+    exact = F.linear(rms_norm(x.float(), norm.float(), EPS), reference_dequantize(weight))
+    assert apart(out, exact) < 1e-3
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -76,7 +85,7 @@ def test_packed_gated_product_writes_planes_for_the_next_matrix(bits: int) -> No
     out = torch.full((1, 64), torch.nan, device=DEVICE)
     gemv(to_planes(x, form), [gate, up], out, swiglu=True, in_planes=form, out_planes=form)
     exact = F.silu(F.linear(x, reference_dequantize(gate))) * F.linear(x, reference_dequantize(up))
-    assert apart(out, to_planes(exact, form)) < GATED
+    assert apart(out, to_planes(exact, form)) < 4e-4
 
 
 @pytest.mark.parametrize(
@@ -99,14 +108,14 @@ def test_programs_that_take_rows_after_rows(
         tile=tile,
     )  # fmt: skip
     h = rms_norm(x, norm, EPS)
-    assert apart(out, residual + F.linear(h, torch.cat([reference_dequantize(w) for w in weights]))) < 1e-3
+    assert apart(out, residual + F.linear(h, torch.cat([reference_dequantize(w) for w in weights]))) < 2e-4
 
     gate, up = packed(37, inputs, bits, group), packed(37, inputs, bits, group)
     out = torch.full((1, 37), torch.nan, device=DEVICE)
     gemv(
         to_planes(x, form), [gate, up], out, norm=to_planes(norm, form), eps=EPS, swiglu=True, in_planes=form, tile=tile
     )
-    assert apart(out, F.silu(F.linear(h, reference_dequantize(gate))) * F.linear(h, reference_dequantize(up))) < GATED
+    assert apart(out, F.silu(F.linear(h, reference_dequantize(gate))) * F.linear(h, reference_dequantize(up))) < 4e-4
 
 
 @pytest.mark.parametrize(("bits", "inputs", "group"), [(4, 256, 64), (8, 200, 200), (4, 36, 12)])
