@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mllama_cli.core.errors import UsageError
+from mllama_cli.engine import streams
 from mllama_cli.model.cache import LayerKV
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.processing.image_processor import ImageTiles
@@ -74,7 +75,7 @@ class PictureEncoder:
             yield None
             return
         if self._stream is None:
-            self._stream = torch.cuda.Stream(device)
+            self._stream = streams.pictures(device)
             self._stream.wait_stream(torch.cuda.current_stream(device))  # weights may still be on their way
         with torch.cuda.stream(self._stream):
             yield self._stream

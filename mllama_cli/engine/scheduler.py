@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mllama_cli.core.errors import ContextLengthError, MemoryShortageError, MllamaError
 from mllama_cli.core.events import FinishReason
+from mllama_cli.engine import streams
 from mllama_cli.engine.answer import Answer
 from mllama_cli.engine.batch_request import BatchReply, BatchRequest
 from mllama_cli.engine.picture_encoder import PictureEncoder
@@ -269,9 +270,9 @@ class Scheduler:
         self._retreat()  # not in the handler, where the traceback still holds tensors
 
     def _urgent(self) -> AbstractContextManager[object]:
-        """On a GPU a stream that goes before the pictures', which would keep the short kernels of a step waiting."""
+        """On a GPU a stream that goes before the pictures'."""
         if self._stream is None and self.engine.device.type == "cuda":
-            self._stream = torch.cuda.Stream(self.engine.device, priority=-1)
+            self._stream = streams.steps(self.engine.device)
             self._stream.wait_stream(torch.cuda.current_stream(self.engine.device))
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from mllama_cli.engine.decoder import Network
 from mllama_cli.engine.padded_step import StepShape, padded_step
 from mllama_cli.engine.slot_cache import SlotCache
+from mllama_cli.engine.streams import captured_steps
 from mllama_cli.kernels.upload import upload
 
 
@@ -43,7 +44,7 @@ class SlotGraphs:
     def _capture(self, shape: StepShape) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         ids = self._ids[: shape.rows]
         current = torch.cuda.current_stream(ids.device)
-        side = torch.cuda.Stream(ids.device, priority=-1)  # kernels keep it: pictures must not keep them waiting
+        side = captured_steps(ids.device)
         side.wait_stream(current)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(side):

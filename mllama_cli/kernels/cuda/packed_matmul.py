@@ -4,6 +4,7 @@ The packed words are read once, whatever the number of rows up to BLOCK_M, and n
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
@@ -90,7 +91,7 @@ def packed_matmul(x: Tensor, weight: PackedWeight, tile: Tile | None = None) -> 
     Sums in float32; the matrix is rounded to x's dtype as kernels/reference.py's is.
     """
     (n, k), count = weight.shape, x.shape[0]
-    tile = tile or choose_tile(weight, count, x.device)
+    tile = tile or choose_tile(weight.bits, n, weight.packed.shape[1], count > 32, multiprocessors(x.device))
     per_word = 32 // weight.bits
     words, group = k // per_word, weight.group_size // per_word
     steps = triton.cdiv(words, tile.words * tile.splits)
@@ -109,16 +110,14 @@ def packed_matmul(x: Tensor, weight: PackedWeight, tile: Tile | None = None) -> 
     return out
 
 
-def choose_tile(weight: PackedWeight, count: int, device: torch.device) -> Tile:
-    """What measured best for the 11B's matrices on an H200; two programs at least for every multiprocessor."""
-    words = 32 if weight.bits == 8 and count <= 32 else 16
+@cache
+def choose_tile(bits: int, rows: int, words_a_row: int, many: bool, multiprocessors: int) -> Tile:
+    """What measured best for the 11B's matrices on an H200; two programs at least for every multiprocessor.
+
+    ``many``: more than 32 rows of x.
+    """
+    words = 32 if bits == 8 and not many else 16
     parts = 1
-    while (
-        parts < 16
-        and parts * triton.cdiv(weight.shape[0], 64) < 2 * multiprocessors(device)
-        and parts * 2 * words <= weight.packed.shape[1]
-    ):
+    while parts < 16 and parts * triton.cdiv(rows, 64) < 2 * multiprocessors and parts * 2 * words <= words_a_row:
         parts *= 2
-    if weight.bits == 4 and count > 32:
-        return Tile(128, words, parts, warps=8)
-    return Tile(64, words, parts)
+    return Tile(128, words, parts, warps=8) if bits == 4 and many else Tile(64, words, parts)
