@@ -124,6 +124,8 @@ def _engine(terminal: Terminal, folder: Path, name: str, **settings: Any) -> "En
         engine = Engine(folder, name, **settings)
         for event in engine.load_weights(vision=True):
             status.event(event)
+        for event in engine.prepare_batch():
+            status.event(event)
     return engine
 
 

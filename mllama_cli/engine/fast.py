@@ -9,6 +9,7 @@ from torch import Tensor
 from mllama_cli.core.events import Event, Notice
 from mllama_cli.engine.decoder import Network, decode
 from mllama_cli.engine.sampling import Sampling
+from mllama_cli.kernels.rows import fused
 from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.model.visibility import ImageSpan
@@ -50,9 +51,10 @@ class FastDecoding:
         if self.obstacle:
             return
         from mllama_cli.engine.cuda.agreement import MOST, disagreement
-        from mllama_cli.engine.cuda.built import first_time, remember
+        from mllama_cli.engine.cuda.built import Work, first_time, remember
 
-        new = first_time(network, self._device, sees=sees)
+        work: Work = "pictures" if sees else "text"
+        new = first_time(network, self._device, work)
         if new:
             yield Notice("Building kernels for this GPU, once: about 20 seconds")
         try:
@@ -67,7 +69,17 @@ class FastDecoding:
                 raise
             self.obstacle = f"kernels could not be built: {str(error).strip().splitlines()[-1:] or [repr(error)]}"
             return
-        remember(network, self._device, sees=sees)
+        remember(network, self._device, work)
+
+    def prepare_batch(self, network: Network) -> Iterator[Event]:
+        """Say once that the first batch builds kernels as it needs them."""
+        if self._device.type != "cuda" or not fused(torch.empty(0, device=self._device)):
+            return
+        from mllama_cli.engine.cuda.built import first_time, remember
+
+        if first_time(network, self._device, "batch"):
+            yield Notice("The first captions on this GPU build kernels, once: about 10 seconds")
+            remember(network, self._device, "batch")
 
     def decode(
         self,

@@ -108,6 +108,7 @@ class Engine:
         stored = DTYPES[self._reader.tensors[self._names[0]].info.dtype]
         elements = sum(shape.numel() for shape in expected.values())
         self.weights_dtype = choose_dtype(dtype, stored, elements, self.device)
+        self._narrowed = dtype == "auto" and stored == torch.bfloat16 and self.weights_dtype == torch.float16
         self.dtype = compute_dtype(self.weights_dtype, self.device)
         self.processor = MllamaProcessor.from_pretrained(folder, self.config.image_token_index, vision=self.can_see)
         self._loaded: set[str] = set()
@@ -161,6 +162,11 @@ class Engine:
         """Make ready what ``decode`` will need; yields a Notice where kernels have to be built first."""
         return self.fast.prepare(self.network, sees=sees, sampled=sampling.temperature > 0)
 
+    @torch.inference_mode()
+    def prepare_batch(self) -> Iterator[Event]:
+        """A Notice where the first batch on this machine has to build kernels."""
+        yield from self.fast.prepare_batch(self.network)
+
     def decode(
         self,
         logits: Tensor,
@@ -194,6 +200,8 @@ class Engine:
         total = sum(self._reader.tensors[name].nbytes for name in names)
         if self.plan is None:
             self.plan = self._planned(wanted)
+            if self._narrowed:
+                yield Notice("This GPU computes in no bfloat16: the model runs in float16")
         plan = self.plan
         sizes = Weights.of({name: self._bytes(name, self._reader.tensors[name].info) for name in names})
         check_fits(sizes.on_gpu(plan), self.device)

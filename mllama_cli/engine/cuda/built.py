@@ -3,6 +3,7 @@
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -10,14 +11,18 @@ from mllama_cli import kernels
 from mllama_cli.engine.decoder import Network
 from mllama_cli.places import cache_folder
 
-
-def first_time(network: Network, device: torch.device, *, sees: bool) -> bool:
-    return not _mark(network, device, sees).exists()
+Work = Literal["text", "pictures", "batch"]
 
 
-def remember(network: Network, device: torch.device, *, sees: bool) -> None:
-    """Those of text alone are built with those of pictures."""
-    for mark in {_mark(network, device, sees), _mark(network, device, False)}:
+def first_time(network: Network, device: torch.device, work: Work) -> bool:
+    """Whether kernels for such work are still to be built."""
+    return not _mark(network, device, work).exists()
+
+
+def remember(network: Network, device: torch.device, work: Work) -> None:
+    """They are built; those of text with those of pictures."""
+    done: tuple[Work, ...] = ("text", "pictures") if work == "pictures" else (work,)
+    for mark in (_mark(network, device, one) for one in done):
         try:
             mark.parent.mkdir(parents=True, exist_ok=True)
             mark.touch()
@@ -25,8 +30,8 @@ def remember(network: Network, device: torch.device, *, sees: bool) -> None:
             return
 
 
-def _mark(network: Network, device: torch.device, sees: bool) -> Path:
-    name = f"{torch.cuda.get_device_capability(device)} {network.language_model.config} {sees} {_sources()}"
+def _mark(network: Network, device: torch.device, work: Work) -> Path:
+    name = f"{torch.cuda.get_device_capability(device)} {network.language_model.config} {work} {_sources()}"
     return cache_folder() / "kernels" / sha256(name.encode()).hexdigest()[:16]
 
 
