@@ -14,8 +14,9 @@ from torch import Tensor
 
 from mllama_cli.kernels.cuda.gemv import gemv_kernel
 from mllama_cli.kernels.cuda.launch import launch, multiprocessors
-from mllama_cli.kernels.cuda.packed_gemv import packed_gemv_kernel, resident_gemv_kernel
+from mllama_cli.kernels.cuda.packed_gemv import packed_gemv_kernel
 from mllama_cli.kernels.cuda.planes import planes
+from mllama_cli.kernels.cuda.resident_gemv import resident_gemv_kernel
 from mllama_cli.kernels.reference import PackedWeight
 
 
