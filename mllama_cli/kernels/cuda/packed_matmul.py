@@ -43,7 +43,7 @@ def packed_matmul_kernel(
         )
         if ONE_GROUP:
             group = begin // words_a_group
-            live = None if EVEN else (row < n)[:, None] & (group < groups)
+            live = None if EVEN else (row < tl.where(group < groups, n, 0))[:, None]
             factor = tl.load(scale + row[:, None] * groups + group, live, None if EVEN else 0.0)
         else:
             factor = tl.load(scale + row[:, None] * groups + (word // words_a_group)[None, :], inside, other)
