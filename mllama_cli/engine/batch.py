@@ -34,11 +34,11 @@ def run_batch(
 ) -> Generator[BatchReply]:
     """Answer any number of requests, ``slots`` of them at a time (None: as many as memory allows and ever needed).
 
-    Requests are pulled when slots are free, and each reply is yielded as soon as its answer ends: not in order. A
-    request may be None: "nothing is ready yet", and the others go on meanwhile (with none in a slot it is asked again
-    at once, so it should wait a little itself). Errors of a single request are its reply; when memory runs out, what is
-    in flight starts again in fewer slots, and ``on_slots`` hears how many there are. Without ``refill`` free slots stay
-    empty until all answers have ended. Close the iterator to stop.
+    Requests are pulled when slots are free, on a GPU up to eight before that; each reply is yielded as soon as its
+    answer ends: not in order. A request may be None: "nothing is ready yet", and the others go on meanwhile (with none
+    in a slot it is asked again at once, so it should wait a little itself). Errors of a single request are its reply;
+    when memory runs out, what is in flight starts again in fewer slots, and ``on_slots`` hears how many there are.
+    Without ``refill`` free slots stay empty until all answers have ended. Close the iterator to stop.
     """
     if slots is not None and slots < 1:
         raise ValueError(f"slots must be 1 or more, not {slots}")

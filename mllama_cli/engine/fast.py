@@ -27,11 +27,16 @@ class FastDecoding:
         self._dtype, self._device = dtype, device
         self._idle: list[GraphDecoder] = []
         self._tower: TowerGraphs | None = None
+        self._encoded: torch.cuda.Event | None = None
+        """Reached when the last picture is encoded."""
 
     def encode_image(
         self, network: MllamaForConditionalGeneration, pixel_values: Tensor, aspect_ratio_id: int
     ) -> list[LayerKV]:
-        """One image's tiles -> keys and values for each cross-attention layer."""
+        """One image's tiles -> keys and values for each cross-attention layer.
+
+        Streams may differ from image to image: each waits for the one before, since graphs share their memory.
+        """
         if self._device.type != "cuda":
             return network.model.encode_image(pixel_values, aspect_ratio_id)
         from mllama_cli.engine.cuda.tower import TowerGraphs
@@ -39,7 +44,15 @@ class FastDecoding:
         if self._tower is None:
             self._tower = TowerGraphs(network, self._device)
         pixels = pixel_values if pixel_values.is_cuda else pixel_values.pin_memory()
-        return self._tower.encode(pixels, aspect_ratio_id)
+        current = torch.cuda.current_stream(self._device)
+        if self._encoded is None:
+            self._encoded = torch.cuda.Event()
+        else:
+            current.wait_event(self._encoded)
+        try:
+            return self._tower.encode(pixels, aspect_ratio_id)
+        finally:
+            self._encoded.record(current)
 
     def prepare(self, network: Network, *, sees: bool, sampled: bool) -> Iterator[Event]:
         """Build and capture what an answer needs, once. Where that fails, ``obstacle`` says why, and torch decodes."""

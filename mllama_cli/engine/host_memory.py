@@ -3,10 +3,23 @@
 import torch
 from torch import Tensor
 
+from mllama_cli.core.errors import MemoryShortageError
+from mllama_cli.engine.device import gib
+
 
 def host_tensor(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Uninitialised host memory from which ``device`` can read while it computes."""
-    return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
+    """Uninitialised host memory from which ``device`` can read while it computes.
+
+    Raises MemoryShortageError where the system gives no page-locked memory of that size.
+    """
+    try:
+        return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
+    except RuntimeError as error:
+        size = torch.Size(shape).numel() * dtype.itemsize
+        raise MemoryShortageError(
+            f"The system gives no {gib(size)} of page-locked memory for weights that do not fit on the GPU",
+            "Close other programs, raise the limit (ulimit -l), or use a smaller model.",
+        ) from error
 
 
 def to_host(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -18,7 +18,13 @@ from mllama_cli.engine.answer import Answer
 from mllama_cli.engine.batch_request import BatchReply, BatchRequest
 from mllama_cli.engine.picture_encoder import PictureEncoder
 from mllama_cli.engine.sampling import Sampler, choose
-from mllama_cli.engine.slot_count import NEWCOMERS, automatic_slots, is_out_of_memory, remembered_bytes
+from mllama_cli.engine.slot_count import (
+    NEWCOMERS,
+    automatic_slots,
+    is_out_of_memory,
+    newcomers_at_once,
+    remembered_bytes,
+)
 from mllama_cli.engine.slots import Prompt, Slots, fits_together
 from mllama_cli.processing.image_processor import ImageTiles
 
@@ -95,8 +101,13 @@ class Scheduler:
             yield self._done.popleft()
 
     def _look_ahead(self) -> None:
-        """Begin to encode the pictures of the requests that come next."""
-        while len(self._waiting) < min(self._ahead, self.count or 1):
+        """Begin to encode the pictures of the requests that come next.
+
+        Not beside the only slot: memory is short then, and whoever runs out of it must be alone to be told so.
+        """
+        if self.count == 1 and self._running:
+            return
+        while len(self._waiting) < min(self._ahead, self.count or 1) and not self._done:
             request = self._again.popleft() if self._again else self._pull()
             if request is None:
                 return
@@ -116,7 +127,8 @@ class Scheduler:
 
     def _group(self) -> int:
         """Newcomers that are prefilled together at least, if there will be that many."""
-        return min(TOGETHER, len(self._waiting), self.count or 1)
+        least = min(TOGETHER, newcomers_at_once(self.count or 1)) if self.refill else 1
+        return min(least, len(self._waiting))
 
     def _ready(self, request: BatchRequest) -> bool:
         return all(self._encoder.ready(image.digest) for image in request.inputs.images)
@@ -124,16 +136,19 @@ class Scheduler:
     def _fill(self) -> None:
         """Newcomers into all free slots, as many at a time as can be prefilled together; on a GPU one such group."""
         group = self._group()
+        most = newcomers_at_once(self.count or 1) if self._ahead else NEWCOMERS
         while self._slots is None or self._slots.free:
             while request := self._next(group):
                 self._newcomers.append(request)
                 if not self._ahead and not self._prepared(request):
                     self._newcomers.pop()
-                if self._slots is not None and len(self._newcomers) == min(self._slots.free, NEWCOMERS):
+                    break  # to hand out the reply
+                if self._slots is not None and len(self._newcomers) == min(self._slots.free, most):
                     break
-            if not self._newcomers:
+            if self._newcomers:
+                self._start()
+            elif not self._done:
                 return
-            self._start()
             if self._ahead or self._done:
                 return  # to begin with further pictures, to hand out replies
 
@@ -285,14 +300,15 @@ class Scheduler:
         self._encoder.clear()
         if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()
-        if self.count == 1 and in_flight[0] is self._tried_alone:
+        alone = self.count == 1
+        if alone and in_flight[0] is self._tried_alone:
             error = MemoryShortageError(
                 "There is not enough memory to answer this, even alone",
                 "Close other programs, ask with fewer pictures or less text, or use a smaller --dtype.",
             )
-            self._fail(in_flight.pop(), error)
+            self._fail(in_flight.pop(0), error)
         elif self.count > 1:
             self.count = self.count * 3 // 4
             self._on_slots(self.count)
-        self._tried_alone = in_flight[0] if in_flight else None
+        self._tried_alone = in_flight[0] if alone and in_flight else None
         self._again.extendleft(reversed(in_flight))

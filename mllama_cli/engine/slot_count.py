@@ -38,11 +38,21 @@ def slots_that_fit(
 ) -> int:
     """Slots of ``length`` positions and ``images`` pictures that fit into ``free`` bytes: at least 1, at most ``most``.
 
-    Beside them fit the work, the pictures of newcomers, and those that are remembered.
+    Beside them fit the work, the pictures of newcomers, also side by side for their prefill, and those remembered.
     """
     free -= HEADROOM + working_bytes(config, itemsize, work) + min(REMEMBERED, free // 16)
     each, newcomer = slot_bytes(config, itemsize, length, images), slot_bytes(config, itemsize, 0, images)
-    return next((n for n in range(most, 1, -1) if n * each + min(n, NEWCOMERS) * newcomer <= free), 1)
+    for n in range(most, 1, -1):
+        together = newcomers_at_once(n)
+        pictures = min(n, NEWCOMERS) + (together if together > 1 else 0)
+        if n * each + pictures * newcomer <= free:
+            return n
+    return 1
+
+
+def newcomers_at_once(slots: int) -> int:
+    """How many are prefilled together at most: never as many as there are slots, which would all wait for one."""
+    return min(NEWCOMERS, max(1, slots // 2))
 
 
 def remembered_bytes(device: torch.device) -> int:

@@ -132,11 +132,6 @@ class StreamedTower:
             layer.register_forward_pre_hook(self._before(index))
             layer.register_forward_hook(self._after(index), always_call=True)
 
-    @property
-    def device_bytes(self) -> int:
-        """Bytes of the two buffers."""
-        return sum(buffer.nbytes for buffer in self._buffers)
-
     def _before(self, index: int) -> Any:
         def hook(layer: nn.Module, arguments: object) -> None:
             self._upload(index)

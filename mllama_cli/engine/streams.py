@@ -1,4 +1,4 @@
-"""A GPU's streams, one for each kind of work and for as long as the process lives.
+"""Streams of a GPU that a batch needs, the same for every batch.
 
 Libraries keep workspace for every stream that they have seen, up to 32 MiB each.
 """

@@ -36,7 +36,7 @@ class MllamaModel(nn.Module):
         self, pixel_values: Tensor, aspect_ratio_id: int, all_tiles: bool = False
     ) -> Generator[int, None, Tensor]:
         weight = self.vision_model.patch_embedding.weight
-        pixels = pixel_values.to(weight.device, weight.dtype)[None]
+        pixels = pixel_values.to(weight.device, weight.dtype, non_blocking=True)[None]
         ids = torch.full((1,), aspect_ratio_id, device=weight.device)
         features = yield from self.vision_model.steps(pixels, ids, all_tiles=all_tiles)
         result: Tensor = self.multi_modal_projector(features)[0]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mllama_cli.core.conversation import Conversation, ImagePart
-from mllama_cli.core.errors import ImageError
+from mllama_cli.core.errors import ImageError, MemoryShortageError
 from mllama_cli.engine import scheduler
 from mllama_cli.engine.batch import BatchReply, BatchRequest, run_batch
 from mllama_cli.engine.load import Engine
@@ -133,3 +133,61 @@ def test_replies_come_while_requests_are_still_taken_in(
     replies: Iterator[BatchReply] = run_batch(engine, source(), slots=4)
     next(replies)
     assert len(taken) < 30
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_whoever_outgrows_the_memory_is_told_so_and_nobody_else(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, slots: int
+) -> None:
+    good = requests_for(engine)
+    huge = BatchRequest("huge", engine.processor(Conversation.ask("x" * 600)), sampling=Sampling(max_tokens=20))
+    step = Slots.step
+
+    def limited(self: Slots, tokens: Any) -> torch.Tensor:
+        if self.cache.extent > len(huge.inputs.ids) + 5:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return step(self, tokens)
+
+    expected = {request.key: alone(engine, request) for request in good}
+    monkeypatch.setattr(Slots, "step", limited)
+    replies = {reply.key: reply for reply in run_batch(engine, [*good[:5], huge, *good[5:]], slots=slots)}
+    assert isinstance(replies.pop("huge").error, MemoryShortageError)
+    assert {key: reply.ids for key, reply in replies.items()} == expected
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_a_picture_that_does_not_fit_beside_an_answer_waits_for_its_end(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, slots: int
+) -> None:
+    encode, initialise, live = PictureEncoder.encode, Slots.__init__, []
+
+    def recorded(self: Slots, *given: Any) -> None:
+        initialise(self, *given)
+        live[:] = [self]
+
+    def limited(self: PictureEncoder, pictures: Any) -> None:
+        if pictures and live and live[0].busy:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        encode(self, pictures)
+
+    requests = requests_for(engine)
+    expected = {request.key: alone(engine, request) for request in requests}
+    monkeypatch.setattr(Slots, "__init__", recorded)
+    monkeypatch.setattr(PictureEncoder, "encode", limited)
+    assert by_key(run_batch(engine, requests, slots=slots)) == expected
+
+
+@pytest.mark.parametrize("slots", [2, 4])
+def test_one_long_answer_keeps_no_slot_idle(engine: Engine, monkeypatch: pytest.MonkeyPatch, slots: int) -> None:
+    lengths = [60 if number % slots == 0 else 6 for number in range(6 * slots)]
+    requests = [
+        BatchRequest(n, engine.processor(Conversation.ask("Hello")), sampling=Sampling(max_tokens=most))
+        for n, most in enumerate(lengths)
+    ]
+    busy: list[int] = []
+    step = Slots.step
+    monkeypatch.setattr(Slots, "step", lambda self, tokens: busy.append(len(tokens)) or step(self, tokens))
+    replies = list(run_batch(engine, requests, slots=slots))
+    assert len(replies) == len(requests)
+    if all(len(reply.ids) == lengths[reply.key] for reply in replies):  # type: ignore[call-overload]
+        assert sum(busy) / len(busy) > 0.5 * slots

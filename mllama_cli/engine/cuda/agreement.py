@@ -1,6 +1,6 @@
 """Whether the decode kernels compute on this device what the network does: asked once, when they are first built.
 
-A compiler or a driver that gets a kernel wrong would otherwise be seen in the answers alone.
+A compiler that gets a kernel wrong would otherwise be seen in the answers alone.
 """
 
 from collections.abc import Iterator

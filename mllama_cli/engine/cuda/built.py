@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from mllama_cli import kernels
+from mllama_cli.engine.cuda.operands import Operand, groups, module_is_absent, operand
 from mllama_cli.engine.decoder import Network
 from mllama_cli.places import cache_folder
 
@@ -31,8 +32,17 @@ def remember(network: Network, device: torch.device, work: Work) -> None:
 
 
 def _mark(network: Network, device: torch.device, work: Work) -> Path:
-    name = f"{torch.cuda.get_device_capability(device)} {network.language_model.config} {work} {_sources()}"
+    """Of all that decides which kernels there are, and who compiles them."""
+    model = network.language_model
+    loaded = (m for modules in groups(network) for m in modules if not module_is_absent(m))
+    forms = sorted({_form(operand(module)) for module in loaded})
+    system = torch.cuda.get_device_capability(device), torch.__version__
+    name = f"{system} {model.config} {model.norm.weight.dtype} {forms} {work} {_sources()}"
     return cache_folder() / "kernels" / sha256(name.encode()).hexdigest()[:16]
+
+
+def _form(matrix: Operand) -> str:
+    return str(matrix.dtype) if isinstance(matrix, torch.Tensor) else f"{matrix.bits} bits by {matrix.group_size}"
 
 
 @cache

@@ -23,13 +23,15 @@ class SlotGraphs:
         self._network, self._cache = network, cache
         self._ids = torch.zeros(cache.slots, 1, dtype=torch.long, device=cache.lengths.device)
         self._graphs: dict[StepShape, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self._addresses: tuple[int, ...] = ()
+        self._addresses: tuple[tuple[int, int], ...] = ()
         self._pool = torch.cuda.graph_pool_handle()
 
     def step(self, tokens: Sequence[int], shape: StepShape) -> Tensor:
         """Each busy slot's newest token -> logits [busy, vocab_size], good until the next step."""
         cache = self._cache
-        addresses = tuple(tensors[0].data_ptr() for tensors in (cache.keys, cache.cross_keys) if tensors)
+        addresses = tuple(
+            (tensors[0].data_ptr(), tensors[0].shape[2]) for tensors in (cache.keys, cache.cross_keys) if tensors
+        )
         if addresses != self._addresses:
             self._graphs.clear()
             self._pool = torch.cuda.graph_pool_handle()  # the old one ends with its last graph

@@ -71,7 +71,7 @@ def attention_kernel(
         begin = 0
         position = tl.load(limits + batch)
         end = position + 1
-    blocks = (end - begin + SPLITS * BLOCK - 1) // (SPLITS * BLOCK)
+    blocks = tl.maximum((end - begin + SPLITS * BLOCK - 1) // (SPLITS * BLOCK), 1)
     start = begin + split * blocks * BLOCK
     stop = tl.minimum(start + blocks * BLOCK, end)
     active = (end - begin + blocks * BLOCK - 1) // (blocks * BLOCK)

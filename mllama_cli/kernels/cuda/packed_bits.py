@@ -8,20 +8,26 @@ import triton
 import triton.language as tl
 
 
+@triton.constexpr_function
+def bit_of(place, bits, exact):
+    """Where in the mantissa the number at a place of a word goes.
+
+    The further up, the smaller the constant and what it costs in precision; the fewer different shifts, the faster. For
+    bfloat16 activations (not ``exact``) of four bits places 2, 3, 4 stay at bits 8, 12, 16; 0 and 1 are shifted there
+    by 8 to the left, 5 to 7 by 12 to the right; of eight bits 0 and 1 go to bits 7 and 15 by 7 to the left, 2 and 3 by
+    9 to the right. A product then loses a quarter of what rounding it to bfloat16 does.
+    """
+    if bits == 8:
+        return 15 if exact or place % 2 else 7
+    if exact:
+        return 12 if place % 2 else 16
+    return 8 + 4 * (place if place < 2 else place - 2 if place < 5 else place - 5)
+
+
 @triton.jit
 def lifted(words, PLACE: tl.constexpr, BITS: tl.constexpr, EXACT: tl.constexpr, ASSEMBLY: tl.constexpr):
-    """The number at ``PLACE`` of each int32 word, as float32, plus ``excess_of``. ASSEMBLY is for a GPU.
-
-    BIT says where in the mantissa. The further up, the smaller the constant and what it costs in precision; the fewer
-    different shifts, the faster. EXACT is for float32 activations. Otherwise, of four bits, places 2, 3, 4 stay at bits
-    8, 12, 16; 0 and 1 are shifted there by 8 to the left, 5 to 7 by 12 to the right; of eight bits 0 and 1 go to bits 7
-    and 15 by 7 to the left, 2 and 3 by 9 to the right. That loses less than a tenth of what bfloat16 does.
-    """
-    FOUR: tl.constexpr = 8 + 4 * (PLACE if PLACE < 2 else (PLACE - 2 if PLACE < 5 else PLACE - 5))
-    EIGHT: tl.constexpr = 7 if PLACE % 2 == 0 else 15
-    FAST: tl.constexpr = FOUR if BITS == 4 else EIGHT
-    HIGH: tl.constexpr = (16 if PLACE % 2 == 0 else 12) if BITS == 4 else 15
-    BIT: tl.constexpr = HIGH if EXACT else FAST
+    """The number at ``PLACE`` of each int32 word, as float32, plus ``excess_of``. ASSEMBLY is for a GPU."""
+    BIT: tl.constexpr = bit_of(PLACE, BITS, EXACT)
     SHIFT: tl.constexpr = BIT - BITS * PLACE
     MASK: tl.constexpr = ((1 << BITS) - 1) << BIT
     BASE: tl.constexpr = (127 + 23 - BIT) << 23  # 2^(23 - BIT), whose mantissa counts whole numbers from BIT on
@@ -43,11 +49,7 @@ def lifted(words, PLACE: tl.constexpr, BITS: tl.constexpr, EXACT: tl.constexpr, 
 @triton.jit
 def excess_of(PLACE: tl.constexpr, BITS: tl.constexpr, EXACT: tl.constexpr):
     """What ``lifted`` adds at this place, the packed numbers' own offset 2^(bits - 1) included."""
-    FOUR: tl.constexpr = 8 + 4 * (PLACE if PLACE < 2 else (PLACE - 2 if PLACE < 5 else PLACE - 5))
-    EIGHT: tl.constexpr = 7 if PLACE % 2 == 0 else 15
-    FAST: tl.constexpr = FOUR if BITS == 4 else EIGHT
-    HIGH: tl.constexpr = (16 if PLACE % 2 == 0 else 12) if BITS == 4 else 15
-    BIT: tl.constexpr = HIGH if EXACT else FAST
+    BIT: tl.constexpr = bit_of(PLACE, BITS, EXACT)
     EXCESS: tl.constexpr = 1.0 * ((1 << (23 - BIT)) + (1 << (BITS - 1)))
     return EXCESS
 

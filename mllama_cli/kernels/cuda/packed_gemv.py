@@ -27,7 +27,7 @@ def packed_gemv_kernel(
     QUADS: tl.constexpr = WORDS // 4
     EVEN: tl.constexpr = N0 % BLOCK_N == 0 and N1 % BLOCK_N == 0 and N2 % BLOCK_N == 0 and QUADS % BLOCK_Q == 0
     QUADS_A_GROUP: tl.constexpr = GROUP * BITS // 128
-    EXACT: tl.constexpr = x.dtype.element_ty == tl.float32
+    EXACT: tl.constexpr = x.dtype.element_ty != tl.bfloat16
     GROUPS: tl.constexpr = K // GROUP
     matrix, first, count, start = chosen(block, p0, p1, p2, N0, N1, N2, BLOCK_N, SWIGLU)
     scales, _, _, _ = chosen(block, s0, s1, s2, N0, N1, N2, BLOCK_N, SWIGLU)

@@ -73,7 +73,7 @@ def resident_gemv_kernel(
     WORDS: tl.constexpr = K * BITS // 32
     QUADS: tl.constexpr = WORDS // 4
     QUADS_A_GROUP: tl.constexpr = GROUP * BITS // 128
-    EXACT: tl.constexpr = x.dtype.element_ty == tl.float32
+    EXACT: tl.constexpr = x.dtype.element_ty != tl.bfloat16
     GROUPS: tl.constexpr = K // GROUP
     quads = tl.arange(0, BLOCK_Q)
     matrix, first, count, start = chosen(program, p0, p1, p2, N0, N1, N2, BLOCK_N, SWIGLU)

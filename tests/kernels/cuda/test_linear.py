@@ -68,13 +68,16 @@ def test_packed_matrices_equal_the_unpacked_ones(bits: int, inputs: int, group: 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("tile", [Tile(16, 32, 1), Tile(16, 64, 2, programs=2)], ids=["tile by tile", "resident"])
-def test_16_bit_activations_cost_no_more_than_their_own_rounding(bits: int, tile: Tile) -> None:
-    torch.manual_seed(6)
-    x, norm, weight = drawn(1, 1024).half(), drawn(1024).half(), packed(48, 1024, bits, 128)
-    out, form = torch.full((1, 48), torch.nan, device=DEVICE).half(), 32 // bits
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float16, 4e-4), (torch.bfloat16, 6e-3)])
+def test_16_bit_activations_cost_little_more_than_rounding_the_product(
+    bits: int, tile: Tile, dtype: torch.dtype, rounding: float
+) -> None:
+    torch.manual_seed(6)  # Triton's interpreter cuts bfloat16 off where a GPU rounds
+    x, norm, weight = drawn(1, 1024, dtype=dtype), drawn(1024, dtype=dtype), packed(48, 1024, bits, 128)
+    out, form = torch.full((1, 48), torch.nan, device=DEVICE, dtype=dtype), 32 // bits
     gemv(to_planes(x, form), [weight], out, norm=to_planes(norm, form), eps=EPS, in_planes=form, tile=tile)
     exact = F.linear(rms_norm(x.float(), norm.float(), EPS), reference_dequantize(weight))
-    assert apart(out, exact) < 1e-3
+    assert apart(out, exact) < rounding
 
 
 @pytest.mark.parametrize("bits", [4, 8])
