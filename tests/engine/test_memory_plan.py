@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mllama_cli.core.errors import MemoryShortageError
-from mllama_cli.engine import load as loading
+from mllama_cli.engine import weights as stored
 from mllama_cli.engine.cards import fit, plan_for, refusal, usable_bytes, weights_of
 from mllama_cli.engine.load import Engine
 from mllama_cli.engine.memory_plan import PLANS, MemoryPlan, Weights, choose_plan
@@ -107,16 +107,16 @@ def test_an_engine_decides_for_the_whole_model_when_its_text_is_loaded(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = Engine(checkpoint, "tiny", device="cpu", dtype="float32")
-    engine.device = torch.device("cuda:0")  # only for the decision
-    sizes = Weights.of({name: info.nbytes for name, info in engine._reader.tensors.items()})
+    engine.weights.device = torch.device("cuda:0")  # only for the decision
+    sizes = Weights.of({name: info.nbytes for name, info in engine.weights.reader.tensors.items()})
     work = least_work(engine.config, 4)
-    monkeypatch.setattr(Engine, "_embeddings_may_leave", lambda self: True)
+    monkeypatch.setattr(stored.StoredWeights, "_embeddings_may_leave", lambda self: True)
     for plan in PLANS:
-        monkeypatch.setattr(loading, "free_bytes", lambda device, plan=plan: sizes.on_gpu(plan) + work)
-        assert sizes.on_gpu(engine._planned({"text"})) <= sizes.on_gpu(plan)
-    monkeypatch.setattr(loading, "free_bytes", lambda device: work // 2)
+        monkeypatch.setattr(stored, "free_bytes", lambda device, plan=plan: sizes.on_gpu(plan) + work)
+        assert sizes.on_gpu(engine.weights.planned({"text"})) <= sizes.on_gpu(plan)
+    monkeypatch.setattr(stored, "free_bytes", lambda device: work // 2)
     with pytest.raises(MemoryShortageError):
-        engine._planned({"text"})
+        engine.weights.planned({"text"})
 
 
 def test_less_is_done_at_once_where_memory_is_small() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from mllama_cli.core.events import Event, LoadProgress, Notice
 from mllama_cli.engine import fast as fast_decoding
-from mllama_cli.engine import load as loading
+from mllama_cli.engine import weights as stored
 from mllama_cli.engine.cuda import built
 from mllama_cli.engine.fast import FastDecoding
 from mllama_cli.engine.load import Engine
@@ -20,7 +20,7 @@ def notices(events: list[Event]) -> list[str]:
 
 def test_a_gpu_without_bfloat16_says_what_it_computes_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_checkpoint(tmp_path / "model", seed=1, dtype=torch.bfloat16)
-    monkeypatch.setattr(loading, "choose_dtype", lambda *_: torch.float16)  # as for compute capability 7.5
+    monkeypatch.setattr(stored, "choose_dtype", lambda *_: torch.float16)  # as for compute capability 7.5
     engine = Engine(folder, "model", device="cpu")
     first = list(engine.load_weights())
     assert len(notices(first)) == 1

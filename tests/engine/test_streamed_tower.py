@@ -131,7 +131,7 @@ def test_packed_layers_can_be_streamed_too() -> None:
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: str(plan) or "all on the device")
 def test_an_engine_answers_the_same_whatever_lies_on_the_host(engine: Engine, plan: MemoryPlan) -> None:
     other = Engine(engine.path, "tiny", device="cpu")
-    other.plan = plan
+    other.weights.plan = plan
     events = [*other.load_weights(), *other.load_weights(vision=True)]
     assert [event for event in events if isinstance(event, Notice)] == ([Notice(plan.notice)] if plan.notice else [])
     last = events[-1]

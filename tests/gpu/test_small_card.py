@@ -12,7 +12,7 @@ import torch
 
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.events import LoadProgress, Notice, Token
-from mllama_cli.engine import load as loading
+from mllama_cli.engine import weights as stored
 from mllama_cli.engine.benchmark import Subject, prefilled, random_ids
 from mllama_cli.engine.caption_benchmark import caption_rate
 from mllama_cli.engine.cards import usable_bytes, weights_of
@@ -198,11 +198,11 @@ def plain(folder: Path) -> Engine:
 def small(folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """The same model on a GPU that has just enough memory for the smallest plan."""
     engine = Engine(folder, "tiny", device="cuda", dtype="float32")
-    sizes = Weights.of({name: tensor.nbytes for name, tensor in engine._reader.tensors.items()})
+    sizes = Weights.of({name: tensor.nbytes for name, tensor in engine.weights.reader.tensors.items()})
     free = sizes.on_gpu(BOTH) + least_work(engine.config, engine.dtype.itemsize)
-    monkeypatch.setattr(loading, "free_bytes", lambda device: free)
+    monkeypatch.setattr(stored, "free_bytes", lambda device: free)
     events = list(engine.load_weights(vision=request.param == "at once"))
-    assert engine.plan == BOTH
+    assert engine.weights.plan == BOTH
     assert [event for event in events if isinstance(event, Notice)] == [Notice(BOTH.notice)] * engine.sees
     last = events[-1]
     assert isinstance(last, LoadProgress)
