@@ -84,21 +84,10 @@ def quantized_linear(x: Tensor, weight: PackedWeight) -> Tensor:
 
 def check(weight: PackedWeight) -> None:
     """Raise CheckpointError unless a packed matrix's tensors are what its shape asks for: kernels trust these sizes."""
-    (n, k), bits = weight.shape, weight.bits
-    packed, scale = weight.packed, weight.scale
-    problem = ""
-    if bits not in reference.BITS or n < 1 or k < 1:
-        problem = f"{bits} bits of shape {n} x {k}"
-    elif packed.dtype != torch.int32 or packed.shape != (n, -(-k * bits // 32)):
-        problem = f"weights {packed.dtype} {list(packed.shape)} for {n} x {k} in {bits} bits"
-    elif not scale.dtype.is_floating_point or scale.dim() != 2 or scale.shape[0] != n:
-        problem = f"scales {scale.dtype} {list(scale.shape)} for {n} rows"
-    elif scale.shape[1] < 1 or k % scale.shape[1]:
-        problem = f"{scale.shape[1]} groups in rows of {k}"
-    elif not packed.is_contiguous() or not scale.is_contiguous() or packed.device != scale.device:
-        problem = "tensors that do not lie in one piece"
-    if problem:
-        raise CheckpointError(f"A quantized matrix is damaged: {problem}", "Download or quantize the model again.")
+    if weight.problem:
+        raise CheckpointError(
+            f"A quantized matrix is damaged: {weight.problem}", "Download or quantize the model again."
+        )
 
 
 def _check_columns(x: Tensor, columns: int) -> None:

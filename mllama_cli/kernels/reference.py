@@ -5,6 +5,7 @@ int32 word along the input dimension, the first in the lowest bits; one positive
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,22 @@ class PackedWeight:
     def group_size(self) -> int:
         """Neighbours along the input dimension that share a scale."""
         return self.shape[1] // self.scale.shape[1]
+
+    @cached_property
+    def problem(self) -> str:
+        """What of the tensors does not fit the shape; empty where all does. Looked for once."""
+        (n, k), bits, packed, scale = self.shape, self.bits, self.packed, self.scale
+        if bits not in BITS or n < 1 or k < 1:
+            return f"{bits} bits of shape {n} x {k}"
+        if packed.dtype != torch.int32 or packed.shape != (n, -(-k * bits // 32)):
+            return f"weights {packed.dtype} {list(packed.shape)} for {n} x {k} in {bits} bits"
+        if not scale.dtype.is_floating_point or scale.dim() != 2 or scale.shape[0] != n:
+            return f"scales {scale.dtype} {list(scale.shape)} for {n} rows"
+        if scale.shape[1] < 1 or k % scale.shape[1]:
+            return f"{scale.shape[1]} groups in rows of {k}"
+        if not packed.is_contiguous() or not scale.is_contiguous() or packed.device != scale.device:
+            return "tensors that do not lie in one piece"
+        return ""
 
 
 def pack(q: Tensor, bits: int) -> Tensor:

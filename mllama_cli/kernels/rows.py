@@ -1,10 +1,34 @@
-"""Norm, gate and rotation over many rows: one fused kernel each where the device has it, else plain torch."""
+"""Norm, gate and rotation: one fused kernel each where there is one, else plain torch.
+
+On a GPU that is for any number of rows, on a CPU for a few: what lies between a decoded token's products are dozens of
+operations a layer, which take longer to call than to compute.
+"""
 
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from mllama_cli.kernels.cpu.native import Native
+
+FEW = 8
+"""Rows up to which our CPU kernels take them; torch's operations use all threads for more."""
+
+
+def few(*tensors: Tensor, rows: int) -> "Native | None":
+    """Our CPU kernels, if they are loaded and take these: few rows in float32, and no gradients."""
+    if (
+        rows > FEW
+        or torch.is_grad_enabled()
+        or any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors)
+    ):
+        return None
+    from mllama_cli.kernels.cpu.native import native_if_loaded
+
+    return native_if_loaded()
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -13,6 +37,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         from mllama_cli.kernels.cuda import rows
 
         return rows.rms_norm(x, weight, eps)
+    if (kernels := few(x, weight, rows=x.numel() // x.shape[-1])) and x.is_contiguous():
+        return kernels.rms_norm(x, weight, eps)
     wide = x.float()
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     return wide.to(x.dtype) * weight
@@ -36,6 +62,8 @@ def gated_silu(gate: Tensor, up: Tensor) -> Tensor:
         from mllama_cli.kernels.cuda import rows
 
         return rows.gated_silu(gate, up)
+    if (kernels := few(gate, up, rows=gate.numel() // gate.shape[-1])) and gate.is_contiguous() and up.is_contiguous():
+        return kernels.gated_silu(gate, up)
     return F.silu(gate) * up
 
 
@@ -45,6 +73,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         from mllama_cli.kernels.cuda import rows
 
         return rows.rotate(x, cos, sin)
+    if (kernels := few(x, cos, sin, rows=x.shape[0] * x.shape[2])) and x.stride(3) == 1 and cos.is_contiguous():
+        return kernels.rotate(x, cos, sin)
     wide = x.float()
     first, second = wide.chunk(2, dim=-1)
     return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)

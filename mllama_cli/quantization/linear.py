@@ -25,6 +25,7 @@ class QuantizedLinear(nn.Module):
     def __init__(self, inputs: int, outputs: int, scheme: Scheme, *, bias: bool = False) -> None:
         super().__init__()
         self.in_features, self.out_features, self.scheme = inputs, outputs, scheme
+        self._held: PackedWeight | None = None
 
         def empty(*shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
             return nn.Parameter(torch.empty(*shape, dtype=dtype, device="meta"), requires_grad=False)
@@ -36,9 +37,11 @@ class QuantizedLinear(nn.Module):
 
     @property
     def packed(self) -> PackedWeight:
-        return PackedWeight(
-            self.weight_packed, self.weight_scale, (self.out_features, self.in_features), self.scheme.bits
-        )
+        """The parameters as a matrix; the same object as long as they are the same, so that it is checked once."""
+        packed, scale, held = self.weight_packed, self.weight_scale, self._held
+        if held is None or held.packed is not packed or held.scale is not scale:
+            self._held = held = PackedWeight(packed, scale, (self.out_features, self.in_features), self.scheme.bits)
+        return held
 
     def forward(self, x: Tensor) -> Tensor:
         out = quantized_linear(x, self.packed)

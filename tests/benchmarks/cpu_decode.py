@@ -72,6 +72,10 @@ class Packed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return dispatch.quantized_linear(x, self.matrix)
 
+    def added(self, x: Tensor, residual: Tensor) -> Tensor:
+        total: Tensor = residual + self(x)
+        return total
+
 
 def linears(network: nn.Module) -> Iterator[tuple[nn.Module, str, tuple[int, int], int]]:
     """(owner, attribute, shape, bits) of every matrix."""

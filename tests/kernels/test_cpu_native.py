@@ -168,3 +168,30 @@ def test_attention_of_few_rows(kernels: Native, dim: int, keys: int) -> None:
     out = kernels.attention(q, k, v)
     assert out[0, 1, 0].isnan().all()
     assert out[0, 0].isfinite().all()
+
+
+@pytest.mark.parametrize("size", [4096, 77, 5, 1])
+def test_norm_equals_the_reference(kernels: Native, size: int) -> None:
+    x, weight = rows(3, size), rows(1, size, seed=2)[0]
+    wide = x.double()
+    truth = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5) * weight.double()
+    assert error(kernels.rms_norm(x, weight, 1e-5), truth) < FLOAT32
+
+
+@pytest.mark.parametrize("angles", [1, 2], ids=["shared angles", "angles of each"])
+def test_rotation_of_heads_that_lie_row_by_row(kernels: Native, angles: int) -> None:
+    x = rows(6, 4 * 16).view(2, 3, 4, 16).transpose(1, 2)  # [B, heads, L, D] as a projection leaves it
+    angle = rows(angles * 3, 16, seed=3).view(angles, 1, 3, 16)
+    angle[..., 8:] = angle[..., :8]
+    first, second = x.double().chunk(2, dim=-1)
+    truth = x.double() * angle.cos() + torch.cat((-second, first), dim=-1) * angle.sin()
+    assert error(kernels.rotate(x, angle.cos(), angle.sin()), truth) < FLOAT32
+
+
+@pytest.mark.parametrize("count", [1, 13, 4096, 40_000])
+def test_gate_equals_the_reference_and_never_overflows(kernels: Native, count: int) -> None:
+    gate, up = rows(1, count) * 20, rows(1, count, seed=4)
+    gate[0, 0] = -300
+    gate[0, -1] = 300
+    truth = torch.nn.functional.silu(gate.double()) * up.double()
+    assert error(kernels.gated_silu(gate, up), truth) < FLOAT32

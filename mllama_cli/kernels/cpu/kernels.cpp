@@ -674,6 +674,50 @@ static void attend(void *job, int64_t index) {
     }
 }
 
+// ---- what stands between the products of a few rows: too little for threads, and for one operation after another ----
+
+static void norm_row(const float *x, const float *weight, int64_t size, float eps, float *out) {
+    f8 totals[4] = {};
+    int64_t i = 0;
+    for (; i + 32 <= size; i += 32)
+        for (int p = 0; p < 4; p++) {
+            const f8 v = load<f8>(x + i + 8 * p);
+            totals[p] += v * v;
+        }
+    float total = sum((totals[0] + totals[1]) + (totals[2] + totals[3]));
+    for (; i < size; i++) total += x[i] * x[i];
+    const float by = 1 / __builtin_sqrtf(total / (float)size + eps);
+    for (i = 0; i < size; i++) out[i] = x[i] * by * weight[i];
+}
+
+// One head vector, whose element i belongs together with i + half.
+static void rotate_one(const float *x, const float *cos, const float *sin, int64_t half, float *out) {
+    for (int64_t i = 0; i < half; i++) out[i] = x[i] * cos[i] - x[i + half] * sin[i];
+    for (int64_t i = 0; i < half; i++) out[i + half] = x[i + half] * cos[i + half] + x[i] * sin[i + half];
+}
+
+struct Gate {
+    const float *gate, *up;
+    float *out;
+    int64_t count;
+};
+
+const int64_t GATED = 4096;
+
+static void gate_piece(void *job, int64_t index) {
+    const Gate &g = *(Gate *)job;
+    const int64_t end = (index + 1) * GATED < g.count ? (index + 1) * GATED : g.count;
+    for (int64_t i = index * GATED; i < end; i += 8) {
+        const int64_t here = end - i < 8 ? end - i : 8;
+        f8 x = {}, up = {};
+        memcpy(&x, g.gate + i, here * sizeof(float));
+        memcpy(&up, g.up + i, here * sizeof(float));
+        const f8 e = exponential(x < 0 ? x : -x);  // of -|x|: it cannot overflow
+        const f8 value = x * up * (x < 0 ? e : all(1.0f)) / (e + 1.0f);
+        memcpy(g.out + i, &value, here * sizeof(float));
+    }
+}
+
 // ---- what Python calls. Each returns 0, or 1 where memory is short ----
 
 static int64_t pieces(int64_t n, int64_t piece) { return (n + piece - 1) / piece; }
@@ -747,6 +791,31 @@ int mllama_decode(const uint8_t *packed, const void *scale, int scale_kind, int6
     const Matrix w{packed, scale, n, k, row_bytes, groups, bits, scale_kind};
     Job job{&w, nullptr, nullptr, 0, 16, k, out, 0, 0};
     parallel(threads, pieces(n, job.piece), decode_rows, &job);
+    return 0;
+}
+
+// out [rows, size] = x / root-mean-square(x) * weight.
+int mllama_rms_norm(const float *x, const float *weight, int64_t rows, int64_t size, float eps, float *out) {
+    for (int64_t r = 0; r < rows; r++) norm_row(x + r * size, weight, size, eps, out + r * size);
+    return 0;
+}
+
+// out [batch, heads, rows, dim] = x turned by angles [batch or 1, rows, dim]; strides count numbers.
+int mllama_rotate(const float *x, int64_t batch, int64_t heads, int64_t rows, int64_t dim, int64_t x_batch,
+                  int64_t x_head, int64_t x_row, const float *cos, const float *sin, int64_t angle_batch, float *out) {
+    for (int64_t b = 0; b < batch; b++)
+        for (int64_t h = 0; h < heads; h++)
+            for (int64_t r = 0; r < rows; r++, out += dim) {
+                const int64_t angle = b * angle_batch + r * dim;
+                rotate_one(x + b * x_batch + h * x_head + r * x_row, cos + angle, sin + angle, dim / 2, out);
+            }
+    return 0;
+}
+
+// out [count] = silu(gate) * up.
+int mllama_gated_silu(const float *gate, const float *up, int64_t count, float *out, int threads) {
+    Gate job{gate, up, out, count};
+    parallel(count < 4 * GATED ? 1 : threads, pieces(count, GATED), gate_piece, &job);
     return 0;
 }
 

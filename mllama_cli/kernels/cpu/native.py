@@ -32,7 +32,12 @@ class Native:
         self._few.argtypes = (_POINTER, _LONG, *matrix, _POINTER, _INT)
         self._decode = loaded.mllama_decode
         self._decode.argtypes = (*matrix, _POINTER, _INT)
-
+        self._rms_norm = loaded.mllama_rms_norm
+        self._rms_norm.argtypes = (_POINTER, _POINTER, _LONG, _LONG, ctypes.c_float, _POINTER)
+        self._rotate = loaded.mllama_rotate
+        self._rotate.argtypes = (_POINTER, *(_LONG,) * 7, _POINTER, _POINTER, _LONG, _POINTER)
+        self._gated_silu = loaded.mllama_gated_silu
+        self._gated_silu.argtypes = (_POINTER, _POINTER, _LONG, _POINTER, _INT)
         self._attention = loaded.mllama_attention
         self._attention.argtypes = (_POINTER, _POINTER, _POINTER, *(_LONG,) * 8, _POINTER, _INT)
 
@@ -96,6 +101,27 @@ class Native:
             strides = (*one_k.stride()[:2], *one_v.stride()[:2])
             pointers = (one_q.data_ptr(), one_k.data_ptr(), one_v.data_ptr())
             _check(self._attention(*pointers, heads, rows, one_k.shape[1], dim, *strides, one_out.data_ptr(), threads))
+        return out
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x [..., size], contiguous, over its root mean square, times weight [size]."""
+        out, size = torch.empty_like(x), x.shape[-1]
+        self._rms_norm(x.data_ptr(), weight.data_ptr(), x.numel() // size, size, eps, out.data_ptr())
+        return out
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x [B, heads, L, D], each head vector in one piece, by angles [B or 1, 1, L, D], contiguous -> contiguous."""
+        out = x.new_empty(x.shape)
+        step = cos.stride(0) if cos.shape[0] > 1 else 0
+        pointers = cos.data_ptr(), sin.data_ptr()
+        self._rotate(x.data_ptr(), *x.shape, *x.stride()[:3], *pointers, step, out.data_ptr())
+        return out
+
+    def gated_silu(self, gate: Tensor, up: Tensor) -> Tensor:
+        """silu(gate) * up, both contiguous."""
+        out = torch.empty_like(gate)
+        pointers = gate.data_ptr(), up.data_ptr()
+        self._gated_silu(*pointers, gate.numel(), out.data_ptr(), torch.get_num_threads())
         return out
 
     def decode(self, weight: PackedWeight, start: int, stop: int, out: Tensor) -> None:
