@@ -99,18 +99,19 @@ def _random(shape: str, quantize: str | None, device_name: str, dtype_name: str)
     from mllama_cli.core.errors import UsageError
     from mllama_cli.engine.benchmark import Subject
     from mllama_cli.engine.cards import refusal, weights_of
+    from mllama_cli.engine.decoder import CHUNK
     from mllama_cli.engine.device import choose_device, choose_dtype, free_bytes
     from mllama_cli.engine.fast import FastDecoding
     from mllama_cli.engine.memory_plan import MemoryPlan, choose_plan
     from mllama_cli.engine.random_network import SHAPES, random_network
-    from mllama_cli.engine.work_sizes import WorkSizes, least_work, work_sizes
+    from mllama_cli.engine.work_sizes import least_work, prefill_rows
     from mllama_cli.kernels.tables import reads_host_memory
 
     if shape not in SHAPES:
         raise UsageError(f"{shape!r} is no shape", f"Use {' or '.join(SHAPES)}.")
     config, device = SHAPES[shape], choose_device(device_name)
     dtype = choose_dtype(dtype_name, torch.bfloat16, 2**33, device)
-    plan, work = MemoryPlan(), WorkSizes()
+    plan, rows = MemoryPlan(), CHUNK
     if device.type == "cuda":
         weights, free = weights_of(config, quantize, dtype.itemsize), free_bytes(device)
         chosen = choose_plan(
@@ -122,12 +123,12 @@ def _random(shape: str, quantize: str | None, device_name: str, dtype_name: str)
         if chosen is None:
             raise refusal(config, weights, free, device, dtype, quantize or "")
         plan = chosen
-        work = work_sizes(config, dtype.itemsize, "cuda", free - weights.on_gpu(plan))
+        rows = prefill_rows(config, dtype.itemsize, "cuda", free - weights.on_gpu(plan))
     network = random_network(config, dtype=dtype, device=device, quantize=quantize, plan=plan)
     if device.type == "cuda" and not plan.tower_streamed:
         network.model.vision_model.join_projections()
     name = f"random {shape}" + (f", {quantize}" if quantize else "") + (f", {plan}" if str(plan) else "")
-    return name, Subject(network, FastDecoding(dtype, device), config, dtype, device, work), []
+    return name, Subject(network, FastDecoding(dtype, device), config, dtype, device, rows), []
 
 
 def _loaded(model: str | None, device: str, dtype: str, status: "StatusLine") -> "tuple[str, Subject, list[Figure]]":
@@ -147,7 +148,11 @@ def _loaded(model: str | None, device: str, dtype: str, status: "StatusLine") ->
             status.event(event)
         engine.synchronize()
         figures.append(Figure(f"load, {part}", perf_counter() - start, "s"))
-    return name, Subject(engine.network, engine.fast, engine.config, engine.dtype, engine.device, engine.work), figures
+    return (
+        name,
+        Subject(engine.network, engine.fast, engine.config, engine.dtype, engine.device, engine.prefill_rows),
+        figures,
+    )
 
 
 def _machine(subject: "Subject") -> dict[str, Any]:

@@ -16,7 +16,6 @@ from mllama_cli.engine.decoder import Network, prefill
 from mllama_cli.engine.device import free_bytes
 from mllama_cli.engine.fast import FastDecoding
 from mllama_cli.engine.sampling import Sampling
-from mllama_cli.engine.work_sizes import WorkSizes
 from mllama_cli.kernels.reference import PackedWeight
 from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
@@ -51,7 +50,7 @@ class Subject:
     config: MllamaConfig
     dtype: torch.dtype
     device: torch.device
-    work: WorkSizes
+    prefill_rows: int
 
 
 def read_bandwidth(device: torch.device) -> float:
@@ -130,7 +129,7 @@ def prefilled(subject: Subject, ids: list[int], encoded: list[LayerKV] | None) -
     cross = CrossKVCache.from_images([[encoded]]) if encoded else None
     spans = image_spans(ids, subject.config.image_token_index)
     logits = torch.empty(0)
-    for _, step in prefill(subject.network, ids, cache, cross, spans, subject.device, subject.work.rows):
+    for _, step in prefill(subject.network, ids, cache, cross, spans, subject.device, subject.prefill_rows):
         logits = step
     return cache, logits
 

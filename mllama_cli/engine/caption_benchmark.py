@@ -58,7 +58,7 @@ def _engine(subject: Subject) -> Any:
         config=subject.config,
         dtype=subject.dtype,
         device=subject.device,
-        work=subject.work,
+        prefill_rows=subject.prefill_rows,
         fast=subject.fast,
         sees=True,
         eos=frozenset(),

@@ -12,7 +12,7 @@ from mllama_cli.engine.device import gib
 from mllama_cli.engine.memory_plan import MemoryPlan, Weights, choose_plan
 from mllama_cli.engine.random_network import shaped
 from mllama_cli.engine.slot_count import MOST, USUAL, slots_that_fit
-from mllama_cli.engine.work_sizes import least_work, longest_context, work_sizes
+from mllama_cli.engine.work_sizes import least_work, longest_context, prefill_rows
 
 CARDS = {8: 8188, 12: 12282, 16: 16376, 24: 24564, 48: 49140, 80: 81559, 141: 143771}
 """MiB that cards report of which the box says so many GB."""
@@ -52,9 +52,9 @@ def fit(config: MllamaConfig, quantize: str | None, free: int, itemsize: int = 2
     if plan is None:
         return None
     free -= weights.on_gpu(plan)
-    work = work_sizes(config, itemsize, "cuda", free)
-    slots = slots_that_fit(config, itemsize, free, work, QUESTION + USUAL, 1, MOST["cuda"])
-    return Fit(plan, longest_context(config, itemsize, free, work), slots)
+    rows = prefill_rows(config, itemsize, "cuda", free)
+    slots = slots_that_fit(config, itemsize, free, rows, QUESTION + USUAL, 1, MOST["cuda"])
+    return Fit(plan, longest_context(config, itemsize, free, rows), slots)
 
 
 def plan_for(

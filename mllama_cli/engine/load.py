@@ -18,7 +18,6 @@ from mllama_cli.engine.fast import FastDecoding
 from mllama_cli.engine.sampling import Sampling
 from mllama_cli.engine.session import Session
 from mllama_cli.engine.weights import StoredWeights
-from mllama_cli.engine.work_sizes import WorkSizes
 from mllama_cli.kernels import dispatch
 from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
 from mllama_cli.model.layers import result_of
@@ -95,9 +94,9 @@ class Engine:
         return "vision" in self.weights.loaded
 
     @property
-    def work(self) -> WorkSizes:
-        """How much is done at once in the memory that is left."""
-        return self.weights.work
+    def prefill_rows(self) -> int:
+        """Rows of a prompt that go through the network at once in the memory that is left."""
+        return self.weights.prefill_rows
 
     def default_sampling(self) -> Sampling:
         return Sampling.from_defaults(self.generation_config)

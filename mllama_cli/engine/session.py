@@ -91,7 +91,7 @@ class Session:
         logits: Tensor | None = None
         new = prompt[kept:]
         yield ReadingPrompt(0, len(new))
-        engine, rows = self.engine, self.engine.work.rows
+        engine, rows = self.engine, self.engine.prefill_rows
         for done, step in prefill(engine.network, new, self.cache, cross, active_spans, engine.device, rows):
             self.ids.extend(new[len(self.ids) - kept : done])
             logits = step

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mllama_cli.engine.device import HEADROOM, free_bytes
-from mllama_cli.engine.work_sizes import WorkSizes, picture_bytes, position_bytes, prefill_bytes, tower_bytes
+from mllama_cli.engine.work_sizes import picture_bytes, position_bytes, prefill_bytes, tower_bytes
 
 if TYPE_CHECKING:
     from mllama_cli.core.config import MllamaConfig
@@ -29,18 +29,18 @@ def automatic_slots(engine: "Engine", prompt: int, images: int, max_tokens: int)
     """Slots that fit beside the weights, if all requests are like this one: ``prompt`` tokens, ``images`` pictures."""
     free, length = free_bytes(engine.device), prompt + min(max_tokens, USUAL)
     return slots_that_fit(
-        engine.config, engine.dtype.itemsize, free, engine.work, length, images, MOST[engine.device.type]
+        engine.config, engine.dtype.itemsize, free, engine.prefill_rows, length, images, MOST[engine.device.type]
     )
 
 
 def slots_that_fit(
-    config: "MllamaConfig", itemsize: int, free: int, work: WorkSizes, length: int, images: int, most: int
+    config: "MllamaConfig", itemsize: int, free: int, rows: int, length: int, images: int, most: int
 ) -> int:
     """Slots of ``length`` positions and ``images`` pictures that fit into ``free`` bytes: at least 1, at most ``most``.
 
     Beside them fit the work, the pictures of newcomers, also side by side for their prefill, and those remembered.
     """
-    free -= HEADROOM + working_bytes(config, itemsize, work) + min(REMEMBERED, free // 16)
+    free -= HEADROOM + working_bytes(config, itemsize, rows) + min(REMEMBERED, free // 16)
     each, newcomer = slot_bytes(config, itemsize, length, images), slot_bytes(config, itemsize, 0, images)
     for n in range(most, 1, -1):
         together = newcomers_at_once(n)
@@ -51,7 +51,7 @@ def slots_that_fit(
 
 
 def newcomers_at_once(slots: int) -> int:
-    """How many are prefilled together at most: never as many as there are slots, which would all wait for one."""
+    """How many are prefilled together at most: not more than half of the slots, or all would wait for one."""
     return min(NEWCOMERS, max(1, slots // 2))
 
 
@@ -66,9 +66,9 @@ def slot_bytes(config: "MllamaConfig", itemsize: int, length: int, images: int) 
     return length * position_bytes(config, itemsize) + images * picture_bytes(config, itemsize) + logits
 
 
-def working_bytes(config: "MllamaConfig", itemsize: int, work: WorkSizes) -> int:
+def working_bytes(config: "MllamaConfig", itemsize: int, rows: int) -> int:
     """Bytes that a prefill chunk and the vision tower need while they run, on a GPU at the same time."""
-    return prefill_bytes(config, itemsize, work.rows, work.rows) + tower_bytes(config, itemsize)
+    return prefill_bytes(config, itemsize, rows, rows) + tower_bytes(config, itemsize)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

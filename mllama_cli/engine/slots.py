@@ -70,7 +70,7 @@ class Slots:
         rows = self.cache.rows(first, first + len(prompts))
         rows.lengths = kept
         if len(prompts) == 1:
-            *_, (_, logits) = prefill(network, new[0], rows, cross, spans[0], device, self.engine.work.rows)
+            *_, (_, logits) = prefill(network, new[0], rows, cross, spans[0], device, self.engine.prefill_rows)
         else:
             pad = self.engine.config.text_config.pad_token_id
             padded = upload(torch.tensor([[*ids, *[pad] * (longest - len(ids))] for ids in new]), device)

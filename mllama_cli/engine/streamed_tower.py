@@ -123,7 +123,9 @@ class StreamedTower:
             views = layout.views(layer, self._blocks[index])
             with torch.no_grad():
                 for holder, name, parameter in views.parameters:
-                    parameter.copy_(holder[name])  # type: ignore[arg-type]
+                    loaded = holder[name]
+                    assert loaded is not None
+                    parameter.copy_(loaded)
             views.enter()
             self._on_host.append(views)
             self._on_device.append(layout.views(layer, self._buffers[index % 2]))

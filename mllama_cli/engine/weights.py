@@ -14,12 +14,12 @@ from mllama_cli.checkpoint.safetensors_header import TensorInfo
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.core.events import Event, LoadProgress, Notice
 from mllama_cli.engine.cards import plan_for, refusal
-from mllama_cli.engine.decoder import Network
+from mllama_cli.engine.decoder import CHUNK, Network
 from mllama_cli.engine.device import check_fits, choose_dtype, compute_dtype, free_bytes
 from mllama_cli.engine.host_memory import to_host
 from mllama_cli.engine.memory_plan import MemoryPlan, Weights, is_tower_layer
 from mllama_cli.engine.streamed_tower import StreamedTower
-from mllama_cli.engine.work_sizes import WorkSizes, work_sizes
+from mllama_cli.engine.work_sizes import prefill_rows
 from mllama_cli.kernels import dispatch
 from mllama_cli.kernels.tables import reads_host_memory
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
@@ -66,8 +66,8 @@ class StoredWeights:
         """Parts that are in memory: "text", "vision"."""
         self.plan: MemoryPlan | None = None
         """What lies in host memory; decided for the whole model when its first part is loaded."""
-        self.work = WorkSizes()
-        """How much is done at once; decided when weights have been loaded."""
+        self.prefill_rows = CHUNK
+        """Rows of a prompt that go through the network at once; decided when weights have been loaded."""
 
     def load(self, *, vision: bool = False) -> Iterator[Event]:
         """Load what is not there yet of the text part and, with ``vision``, of what images need; yields progress."""
@@ -117,7 +117,7 @@ class StoredWeights:
                 tower.join_projections()
         self.loaded.update(wanted)
         free = free_bytes(self.device) if self.device.type == "cuda" else 0
-        self.work = work_sizes(self.config, self.dtype.itemsize, self.device.type, free)
+        self.prefill_rows = prefill_rows(self.config, self.dtype.itemsize, self.device.type, free)
 
     def _format(self, owner: nn.Module) -> torch.dtype:
         """Matrices keep the weights' format; norms, gates and the like are small and get that of the computation."""

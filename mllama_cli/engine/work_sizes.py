@@ -1,7 +1,5 @@
 """Bytes that work takes beside the weights, and how much work is done at once where memory is small."""
 
-from dataclasses import dataclass
-
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.engine.decoder import CHUNK
 from mllama_cli.engine.device import HEADROOM
@@ -11,13 +9,6 @@ MODEST = 4096
 
 GPU_ROWS = (4096, 1024)
 """Prompt rows per forward pass on a GPU: matrix units want many, and even so a pass takes a tenth of a second."""
-
-
-@dataclass(frozen=True)
-class WorkSizes:
-    """``rows`` of a prompt go through the network at once."""
-
-    rows: int = CHUNK
 
 
 def position_bytes(config: MllamaConfig, itemsize: int) -> int:
@@ -69,23 +60,25 @@ def least_work(config: MllamaConfig, itemsize: int) -> int:
     return HEADROOM + caches + work
 
 
-def work_sizes(config: MllamaConfig, itemsize: int, device: str, free: int) -> WorkSizes:
-    """How much is done at once with ``free`` bytes beside the weights; half of what is left is for longer caches."""
+def prefill_rows(config: MllamaConfig, itemsize: int, device: str, free: int) -> int:
+    """Rows of a prompt that go through the network at once with ``free`` bytes beside the weights.
+
+    Half of what is left is for longer caches.
+    """
     if device != "cuda":
-        return WorkSizes()
+        return CHUNK
     caches = MODEST * position_bytes(config, itemsize) + picture_bytes(config, itemsize)
     room = (free - HEADROOM - caches) // 2
-    rows = next((n for n in GPU_ROWS if prefill_bytes(config, itemsize, n, MODEST) <= room), GPU_ROWS[-1])
-    return WorkSizes(rows)
+    return next((n for n in GPU_ROWS if prefill_bytes(config, itemsize, n, MODEST) <= room), GPU_ROWS[-1])
 
 
-def longest_context(config: MllamaConfig, itemsize: int, free: int, work: WorkSizes) -> int:
+def longest_context(config: MllamaConfig, itemsize: int, free: int, rows: int) -> int:
     """Positions that fit into ``free`` bytes beside the weights, in a conversation about one picture of the most tiles.
 
     At most what the model can read.
     """
     room, each = free - HEADROOM - picture_bytes(config, itemsize), position_bytes(config, itemsize)
     beside_tower = (room - tower_bytes(config, itemsize)) // each
-    in_prefill = prefill_bytes(config, itemsize, work.rows, 0)
-    beside_prefill = (room - in_prefill) // (each + mask_bytes(config, itemsize, work.rows))
+    in_prefill = prefill_bytes(config, itemsize, rows, 0)
+    beside_prefill = (room - in_prefill) // (each + mask_bytes(config, itemsize, rows))
     return max(0, min(beside_tower, beside_prefill, config.text_config.max_position_embeddings))

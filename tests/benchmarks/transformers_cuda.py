@@ -17,7 +17,6 @@ import torch
 from mllama_cli.engine.benchmark import LONG_PROMPT, PROMPT, Subject, decoded, first_token, prefilled, random_ids
 from mllama_cli.engine.fast import FastDecoding
 from mllama_cli.engine.random_network import SHAPES, random_network
-from mllama_cli.engine.work_sizes import WorkSizes
 from tests.gpu.test_full_size import transformers_peer
 from tests.peers import peer_inputs
 
@@ -70,7 +69,7 @@ def main() -> None:
     config, device = SHAPES["11b"], torch.device("cuda")
     torch.manual_seed(0)
     network = random_network(config, dtype=torch.bfloat16, device=device)
-    subject = Subject(network, FastDecoding(torch.bfloat16, device), config, torch.bfloat16, device, WorkSizes(4, 4096))
+    subject = Subject(network, FastDecoding(torch.bfloat16, device), config, torch.bfloat16, device, 4096)
     peer = Peer(transformers_peer(network), config.image_token_index)
     network.model.vision_model.join_projections()  # the same numbers in another order: transformers keeps its own
     rows: list[tuple[str, float, float, str]] = []

@@ -186,8 +186,8 @@ def test_one_long_answer_keeps_no_slot_idle(engine: Engine, monkeypatch: pytest.
     ]
     busy: list[int] = []
     step = Slots.step
+    monkeypatch.setattr(engine, "eos", frozenset())  # answers are as long as they may be
     monkeypatch.setattr(Slots, "step", lambda self, tokens: busy.append(len(tokens)) or step(self, tokens))
     replies = list(run_batch(engine, requests, slots=slots))
-    assert len(replies) == len(requests)
-    if all(len(reply.ids) == lengths[reply.key] for reply in replies):  # type: ignore[call-overload]
-        assert sum(busy) / len(busy) > 0.5 * slots
+    assert sorted(len(reply.ids) for reply in replies) == sorted(lengths)
+    assert sum(busy) / len(busy) > 0.5 * slots

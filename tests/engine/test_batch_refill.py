@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from torch import Tensor
 
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import ContextLengthError, ImageError, MllamaError, UsageError
@@ -11,6 +12,7 @@ from mllama_cli.core.events import Token
 from mllama_cli.engine.batch import BatchReply, BatchRequest, run_batch
 from mllama_cli.engine.load import Engine, load
 from mllama_cli.engine.sampling import Sampling
+from mllama_cli.model.cache import LayerKV
 from mllama_cli.model.mllama import MllamaModel
 from mllama_cli.sketch.evaluate import conversation_of, held_out
 from tests.checkpoints import make_checkpoint, text_only_config
@@ -171,7 +173,7 @@ def test_equal_pictures_are_encoded_once(engine: Engine, monkeypatch: pytest.Mon
     encoded: list[int] = []
     original = MllamaModel.encode_image
 
-    def counting(self, pixels, ratio):  # type: ignore[no-untyped-def]
+    def counting(self: MllamaModel, pixels: Tensor, ratio: int) -> list[LayerKV]:
         encoded.append(ratio)
         return original(self, pixels, ratio)
 
@@ -211,7 +213,7 @@ def test_closing_stops_and_pulls_no_more(engine: Engine) -> None:
     replies = run_batch(engine, source(), slots=2)
     next(replies)
     before = len(pulled)
-    replies.close()  # type: ignore[attr-defined]
+    replies.close()
     assert len(pulled) == before
     assert list(replies) == []
 

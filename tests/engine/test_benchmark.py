@@ -11,7 +11,7 @@ from mllama_cli.quantization.schemes import Scheme
 
 
 def test_every_figure_is_measured_and_positive(engine: Engine) -> None:
-    subject = Subject(engine.network, engine.fast, engine.config, engine.dtype, engine.device, engine.work)
+    subject = Subject(engine.network, engine.fast, engine.config, engine.dtype, engine.device, engine.prefill_rows)
     figures = {figure.name: figure for figure in benchmark(subject, tokens=3)}
     assert {
         "memory, read", "vision, 1 tile", "vision, 4 tiles", "first token, image and 24 tokens",

@@ -12,7 +12,7 @@ from mllama_cli.engine.cards import fit, plan_for, refusal, usable_bytes, weight
 from mllama_cli.engine.load import Engine
 from mllama_cli.engine.memory_plan import PLANS, MemoryPlan, Weights, choose_plan
 from mllama_cli.engine.random_network import SHAPES
-from mllama_cli.engine.work_sizes import GPU_ROWS, WorkSizes, least_work, longest_context, work_sizes
+from mllama_cli.engine.work_sizes import GPU_ROWS, least_work, longest_context, prefill_rows
 
 MB = 2**20
 SIZES = {
@@ -121,17 +121,17 @@ def test_an_engine_decides_for_the_whole_model_when_its_text_is_loaded(
 
 def test_less_is_done_at_once_where_memory_is_small() -> None:
     config, gb = SHAPES["11b"], 10**9
-    assert work_sizes(config, 2, "cpu", 0) == WorkSizes(1024)
-    assert work_sizes(config, 2, "cuda", 2 * gb) == WorkSizes(1024)
-    assert work_sizes(config, 2, "cuda", 0) == WorkSizes(1024)
-    assert work_sizes(config, 2, "cuda", 50 * gb) == WorkSizes(GPU_ROWS[0])
-    found = [work_sizes(config, 2, "cuda", free * gb // 10) for free in range(100)]
-    assert [w.rows for w in found] == sorted(w.rows for w in found)
+    assert prefill_rows(config, 2, "cpu", 0) == 1024
+    assert prefill_rows(config, 2, "cuda", 2 * gb) == 1024
+    assert prefill_rows(config, 2, "cuda", 0) == 1024
+    assert prefill_rows(config, 2, "cuda", 50 * gb) == GPU_ROWS[0]
+    found = [prefill_rows(config, 2, "cuda", free * gb // 10) for free in range(100)]
+    assert found == sorted(found)
 
 
 def test_a_context_grows_with_memory_up_to_the_models() -> None:
     config, gb = SHAPES["11b"], 10**9
-    work = WorkSizes(1024)
-    assert longest_context(config, 2, 0, work) == 0
-    assert longest_context(config, 2, least_work(config, 2), work) >= 4096
-    assert longest_context(config, 2, 100 * gb, work) == config.text_config.max_position_embeddings
+    rows = 1024
+    assert longest_context(config, 2, 0, rows) == 0
+    assert longest_context(config, 2, least_work(config, 2), rows) >= 4096
+    assert longest_context(config, 2, 100 * gb, rows) == config.text_config.max_position_embeddings

@@ -43,13 +43,15 @@ def test_the_first_batch_on_a_gpu_is_announced(engine: Engine, tmp_path: Path, m
     assert list(fast.prepare_batch(engine.network)) == []
 
 
-def test_kernels_of_text_are_built_with_those_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_of_text_are_built_with_those_of_pictures(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(built, "_mark", lambda network, device, work: tmp_path / work)
-    network, device = None, torch.device("cuda")
-    built.remember(network, device, "text")  # type: ignore[arg-type]
-    assert not built.first_time(network, device, "text")  # type: ignore[arg-type]
-    assert built.first_time(network, device, "pictures")  # type: ignore[arg-type]
-    built.remember(network, device, "pictures")  # type: ignore[arg-type]
+    network, device = engine.network, torch.device("cuda")
+    built.remember(network, device, "text")
+    assert not built.first_time(network, device, "text")
+    assert built.first_time(network, device, "pictures")
+    built.remember(network, device, "pictures")
     (tmp_path / "text").unlink()
-    built.remember(network, device, "pictures")  # type: ignore[arg-type]
-    assert not built.first_time(network, device, "text")  # type: ignore[arg-type]
+    built.remember(network, device, "pictures")
+    assert not built.first_time(network, device, "text")

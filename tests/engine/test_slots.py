@@ -12,7 +12,6 @@ from mllama_cli.checkpoint.names import canonical
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.engine.padded_step import StepShape, padded_step
 from mllama_cli.engine.slots import Prompt, Slots
-from mllama_cli.engine.work_sizes import WorkSizes
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "meta-tiny"
@@ -26,7 +25,7 @@ def slots_of(count: int) -> Slots:
     weights = {canonical(name): tensor for name, tensor in load_file(GOLDEN / "model.safetensors").items()}
     network.load_state_dict(weights, strict=True)
     engine: Any = SimpleNamespace(
-        network=network, config=config, dtype=torch.float32, device=torch.device("cpu"), work=WorkSizes()
+        network=network, config=config, dtype=torch.float32, device=torch.device("cpu"), prefill_rows=1024
     )
     return Slots(engine, count)
 

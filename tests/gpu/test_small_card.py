@@ -23,7 +23,7 @@ from mllama_cli.engine.memory_plan import MemoryPlan, Weights, choose_plan
 from mllama_cli.engine.random_network import SHAPES, random_network
 from mllama_cli.engine.sampling import Sampling
 from mllama_cli.engine.streamed_tower import layers_of
-from mllama_cli.engine.work_sizes import WorkSizes, least_work, work_sizes
+from mllama_cli.engine.work_sizes import least_work, prefill_rows
 from mllama_cli.kernels.tables import gather
 from mllama_cli.model.cache import CrossKVCache, LayerKV
 from mllama_cli.model.visibility import image_spans
@@ -93,8 +93,8 @@ def subject(card: Card) -> Subject:
     torch.cuda.empty_cache()
     taken = torch.cuda.memory_allocated(card.device) - before
     assert abs(taken - weights.on_gpu(plan)) < 50 * 2**20, "the plan knows what weights take"
-    sizes = work_sizes(config, dtype.itemsize, "cuda", free_bytes(card.device))
-    return Subject(network, FastDecoding(dtype, card.device), config, dtype, card.device, sizes)
+    rows = prefill_rows(config, dtype.itemsize, "cuda", free_bytes(card.device))
+    return Subject(network, FastDecoding(dtype, card.device), config, dtype, card.device, rows)
 
 
 def same(one: list[LayerKV], other: list[LayerKV]) -> bool:
@@ -154,7 +154,7 @@ def test_a_picture_is_encoded_through_two_buffers(card: Card, subject: Subject) 
 
 def test_a_chat_about_a_picture_stays_within_the_card(card: Card, subject: Subject) -> None:
     network, fast, config = subject.network, subject.fast, subject.config
-    assert subject.work == WorkSizes(1024)
+    assert subject.prefill_rows == 1024
     pixels = torch.randn(4, 3, 560, 560, generator=torch.Generator().manual_seed(2))
     encoded = fast.encode_image(network, pixels, 6)
     ids = [config.image_token_index, *random_ids(subject, QUESTION)]

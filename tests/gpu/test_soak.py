@@ -10,7 +10,7 @@ from mllama_cli.engine.caption_benchmark import caption_rate
 from mllama_cli.engine.device import free_bytes
 from mllama_cli.engine.fast import FastDecoding
 from mllama_cli.engine.random_network import SHAPES, random_network
-from mllama_cli.engine.work_sizes import position_bytes, work_sizes
+from mllama_cli.engine.work_sizes import position_bytes, prefill_rows
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 
 GIB = 2**30
@@ -30,8 +30,8 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
         pytest.skip(f"needs {need} GiB of free GPU memory")
     device, config = torch.device("cuda", torch.cuda.current_device()), SHAPES["11b"]
     network = random_network(config, dtype=torch.bfloat16, device=device, quantize=request.param)
-    work = work_sizes(config, 2, "cuda", free_bytes(device))
-    yield Subject(network, FastDecoding(torch.bfloat16, device), config, torch.bfloat16, device, work)
+    rows = prefill_rows(config, 2, "cuda", free_bytes(device))
+    yield Subject(network, FastDecoding(torch.bfloat16, device), config, torch.bfloat16, device, rows)
     torch.cuda.empty_cache()
 
 

@@ -49,6 +49,19 @@ def load_around(
 
 
 @triton.jit
+def finished(total, up, squares, K: tl.constexpr, eps, SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr):
+    """Products with x that was not divided by its root mean square yet: divided now, and silu(total) * up."""
+    if HAS_NORM:
+        scale = tl.rsqrt(squares / K + eps)
+        total *= scale
+        if SWIGLU:
+            up *= scale
+    if SWIGLU:
+        total = total * tl.sigmoid(total) * up
+    return total
+
+
+@triton.jit
 def gemv_kernel(
     x, norm, residual, factor, w0, w1, w2, out, eps,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr,
@@ -114,14 +127,7 @@ def gemv_kernel(
         total = tl.sum(sums, axis=1)
         if SWIGLU:
             up = tl.sum(ups, axis=1)
-    if SWIGLU:
-        if HAS_NORM:
-            scale = tl.rsqrt(squares / K + eps)
-            total *= scale
-            up *= scale
-        total = total * tl.sigmoid(total) * up
-    if HAS_NORM and not SWIGLU:
-        total *= tl.rsqrt(squares / K + eps)
+    total = finished(total, up if SWIGLU else total, squares, K, eps, SWIGLU, HAS_NORM)
     dependents_may_start(OVERLAP and not EARLY)
     target = out + batch * SIZE + place(first + rows, SIZE, OUT_PLANES)
     tl.store(target, (before + total * times).to(out.dtype.element_ty), mask=kept)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from mllama_cli.kernels.cuda.gemv import chosen, load_around
+from mllama_cli.kernels.cuda.gemv import chosen, finished, load_around
 from mllama_cli.kernels.cuda.launch import dependents_may_start, wait_for_inputs
 from mllama_cli.kernels.cuda.packed_bits import excess_of, lifted
 from mllama_cli.kernels.cuda.planes import place
@@ -85,13 +85,7 @@ def packed_gemv_kernel(
     total = tl.sum(sums, axis=0)
     if SWIGLU:
         up = tl.sum(ups, axis=0)
-        if HAS_NORM:
-            scale_norm = tl.rsqrt(squares / K + eps)
-            total *= scale_norm
-            up *= scale_norm
-        total = total * tl.sigmoid(total) * up
-    if HAS_NORM and not SWIGLU:
-        total *= tl.rsqrt(squares / K + eps)
+    total = finished(total, up if SWIGLU else total, squares, K, eps, SWIGLU, HAS_NORM)
     dependents_may_start(OVERLAP and not EARLY)
     target = out + batch * SIZE + place(first + rows, SIZE, OUT_PLANES)
     tl.store(target, (before + total * times).to(out.dtype.element_ty), mask=kept)
