@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from queue import Empty, Queue
+from queue import Empty, SimpleQueue
 
 from mllama_cli.checkpoint.hub_cache import hub_cache, repo_folder, snapshot
 from mllama_cli.checkpoint.hub_errors import quiet, translated
@@ -66,8 +66,8 @@ def download(todo: Plan, progress: Callable[[DownloadProgress], None] = lambda e
 def _fetch(todo: Plan, progress: Callable[[DownloadProgress], None]) -> None:
     counter = _Counter(todo.here, todo.total)
     stop = threading.Event()
-    waiting: Queue[HubFile] = Queue()
-    outcomes: Queue[Exception | None] = Queue()
+    waiting: SimpleQueue[HubFile] = SimpleQueue()
+    outcomes: SimpleQueue[Exception | None] = SimpleQueue()  # its waiting can be interrupted
 
     def work() -> None:
         while not stop.is_set():

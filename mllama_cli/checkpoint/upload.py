@@ -3,7 +3,6 @@
 import os
 import queue
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from mllama_cli.checkpoint.reader import StoredTensor
 from mllama_cli.core.errors import CheckpointError
+from mllama_cli.core.threads import ThreadPool
 
 PIECE = 16 * 2**20
 """Bytes that one read asks for."""
@@ -68,10 +68,10 @@ def _upload(tensors: Sequence[tuple[str, StoredTensor]], device: torch.device) -
     ready = torch.cuda.Event()
     ready.record(torch.cuda.current_stream(device))  # the tensors' memory may still be in use by work before
     count = min(THREADS, os.cpu_count() or 1)
-    with ThreadPoolExecutor(count) as threads:
-        for _ in range(count):
-            threads.submit(_run, work, arrived, device, ready, stop)
+    with ThreadPool(count) as threads:
         try:
+            for _ in range(count):
+                threads.submit(_run, work, arrived, device, ready, stop)
             for number, (name, stored) in enumerate(tensors):
                 for _ in range(0, stored.nbytes, PIECE):
                     event = arrived[number].get()

@@ -3,12 +3,12 @@
 import asyncio
 import os
 import ssl
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import DownloadError, ImageError, UsageError
+from mllama_cli.core.threads import ThreadPool
 from mllama_cli.processing.limits import DEFAULT_LIMITS, Limits, too_many_bytes
 from mllama_cli.processing.sniff import not_a_picture
 
@@ -38,7 +38,7 @@ def fetch_image(url: str, limits: Limits = DEFAULT_LIMITS) -> ImagePart:
     # that drips its headers or its body byte by byte.
     if not _inside_a_loop():
         return ImagePart(asyncio.run(_fetch(url, name, limits)), name)
-    with ThreadPoolExecutor(1) as pool:  # notebooks run a loop in the caller's thread, and a thread has but one
+    with ThreadPool(1) as pool:  # notebooks run a loop in the caller's thread, and a thread has but one
         return ImagePart(pool.submit(asyncio.run, _fetch(url, name, limits)).result(), name)
 
 

@@ -4,7 +4,6 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +16,7 @@ from mllama_cli.checkpoint.slices import SliceReader
 from mllama_cli.checkpoint.weight_files import INDEX
 from mllama_cli.core.errors import QuantizationError
 from mllama_cli.core.events import Event, Notice, QuantizeProgress, QuantizeSummary, RoundingError
+from mllama_cli.core.threads import ThreadPool
 from mllama_cli.quantization.destination import Destination
 from mllama_cli.quantization.journal import NAME, Journal
 from mllama_cli.quantization.plan import Plan, Shard, Unit, rows_at_once
@@ -156,9 +156,9 @@ def _slices(reader: SliceReader, units: list[Unit]) -> Iterator[tuple[Unit, int,
 
 def one_ahead(items: Iterator[T]) -> Iterator[T]:
     """The same items; the next one is made in another thread while the caller works on this one."""
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPool(1) as pool:
         coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
+        while (item := pool.wait_for(coming)) is not None:
             coming = pool.submit(next, items, None)
             yield item
 

@@ -6,7 +6,6 @@ refit, and keeps the best: 1.02 %, and on heavy tails (Student t with 5 degrees 
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mllama_cli.core.threads import ThreadPool
 from mllama_cli.kernels.reference import PackedWeight, pack
 from mllama_cli.quantization.schemes import Scheme
 
@@ -58,8 +58,8 @@ def quantize_matrix(weight: Tensor, scheme: Scheme, method: Method = "search") -
         return _round_block(block, scheme, method)
 
     if on_cpu:
-        with _one_thread_each() as threads, ThreadPoolExecutor(threads) as pool:
-            done = list(pool.map(work, blocks))
+        with _one_thread_each() as threads, ThreadPool(threads) as pool:
+            done = pool.results(work, blocks)
     else:
         done = [work(block) for block in blocks]
     packed, scales, sums = zip(*done, strict=True)

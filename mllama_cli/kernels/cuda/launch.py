@@ -5,7 +5,6 @@ Programmatic dependent launch: a kernel may start, and ask for what it reads any
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -14,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from mllama_cli.core.threads import ThreadPool
 
 
 @triton.jit
@@ -70,7 +71,7 @@ def building() -> Iterator[None]:
         finally:
             _only_building = False
         return
-    with ThreadPoolExecutor(os.cpu_count() or 1) as threads, mode(threads):
+    with ThreadPool(os.cpu_count() or 1) as threads, mode(threads):
         _only_building = True
         try:
             yield
