@@ -10,7 +10,7 @@ from mllama_cli.chat.dropped_paths import find_images
 from mllama_cli.chat.live import Attachment, LiveChat
 from mllama_cli.chat.saving import Saving
 from mllama_cli.core.conversation import Message
-from mllama_cli.core.errors import ContextLengthError, MllamaError
+from mllama_cli.core.errors import ContextLengthError, MemoryShortageError, MllamaError
 from mllama_cli.core.events import Event, GenerationStats, Notice, Token
 from mllama_cli.terminal.console import Terminal
 from mllama_cli.terminal.markdown_view import MarkdownView
@@ -120,10 +120,15 @@ class Repl:
 
     def send(self, message: Message, *, typed: str = "") -> None:
         """Ask, and show the answer as it comes; the person chooses what goes if the context is too small."""
+        before = self.chat.conversation
         while True:
             try:
                 self.show(self.chat.ask(message))
                 return
+            except MemoryShortageError:
+                if self.chat.conversation is before:
+                    self.draft = typed
+                raise
             except ContextLengthError as error:
                 self.terminal.error(error.message, "")
                 if not self.chat.conversation.messages:
@@ -146,6 +151,7 @@ class Repl:
         """Draw an answer. Ctrl-C stops it; what was said stays, on the screen and in the conversation."""
         view = MarkdownView(self.terminal, theme=self.look.theme)
         stats: GenerationStats | None = None
+        spoken = False
         with closing(events), StatusLine(self.terminal) as status:  # type: ignore[type-var]
             try:
                 for event in events:
@@ -153,6 +159,7 @@ class Repl:
                         case Token(text=text):
                             status.clear()
                             view.write(text)
+                            spoken = True
                         case GenerationStats():
                             stats = event
                         case Notice():
@@ -165,6 +172,12 @@ class Repl:
                 status.clear()
                 view.interrupt()
                 self.terminal.note("Stopped. What was said so far stays in the conversation.")
+            except MllamaError:
+                if spoken:
+                    status.clear()
+                    view.interrupt()
+                    self.saving.save(self.chat)
+                raise
         self.saving.save(self.chat)
         if stats is not None:
             self._after(stats)

@@ -4,6 +4,7 @@ import json
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.events import GenerationStats, Notice, Token
 from mllama_cli.terminal.console import Terminal
 from mllama_cli.terminal.reply_view import AnswerWriter, StatusLine, stats_line
@@ -52,6 +53,10 @@ class OneAnswer:
                             status.event(event)
         except KeyboardInterrupt:
             self.interrupted = True
+        except MllamaError:
+            if writer.started:
+                writer.finish()  # what went wrong begins on a line of its own
+            raise
         if self.stream and (writer.started or self.stats):
             writer.finish()
 

@@ -100,7 +100,7 @@ def _random(shape: str, quantize: str | None, device_name: str, dtype_name: str)
     from mllama_cli.engine.benchmark import Subject
     from mllama_cli.engine.cards import refusal, weights_of
     from mllama_cli.engine.decoder import CHUNK
-    from mllama_cli.engine.device import choose_device, choose_dtype, free_bytes
+    from mllama_cli.engine.device import choose_device, choose_dtype, free_bytes, make_current
     from mllama_cli.engine.fast import FastDecoding
     from mllama_cli.engine.memory_plan import MemoryPlan, choose_plan
     from mllama_cli.engine.random_network import SHAPES, random_network
@@ -110,6 +110,7 @@ def _random(shape: str, quantize: str | None, device_name: str, dtype_name: str)
     if shape not in SHAPES:
         raise UsageError(f"{shape!r} is no shape", f"Use {' or '.join(SHAPES)}.")
     config, device = SHAPES[shape], choose_device(device_name)
+    make_current(device)
     dtype = choose_dtype(dtype_name, torch.bfloat16, 2**33, device)
     plan, rows = MemoryPlan(), CHUNK
     if device.type == "cuda":

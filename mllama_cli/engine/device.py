@@ -32,6 +32,12 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
+def make_current(device: torch.device) -> None:
+    """Let this thread's events and Triton's kernels go to that GPU, not to the first one."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
 def choose_dtype(name: str, stored: torch.dtype, elements: int, device: torch.device) -> torch.dtype:
     """The format that weights are kept in. "auto" keeps the checkpoint's, but float32 for small models on a CPU.
 
@@ -83,6 +89,23 @@ def check_fits(needed: int, device: torch.device) -> None:
         where = "memory"
         hint = "Close other programs, or use --dtype bfloat16, which needs half of float32."
     raise MemoryShortageError(f"The model needs {gib(needed + HEADROOM)} of {where}, but {gib(free)} are free", hint)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or on the CPU (torch raises a plain RuntimeError there)."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    marks = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
+    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in marks)
+
+
+def memory_shortage(device: torch.device, work: str) -> MemoryShortageError:
+    """Memory ran out in the middle of ``work``."""
+    where, programs = ("GPU", " that use the GPU") if device.type == "cuda" else ("free", "")
+    return MemoryShortageError(
+        f"There is not enough {where} memory for {work}",
+        f"Begin a new conversation, ask with fewer pictures or less text, or close other programs{programs}.",
+    )
 
 
 def gib(count: int) -> str:

@@ -80,7 +80,8 @@ class FastDecoding:
         except Exception as error:  # no C compiler, a driver too old: whatever it is, torch still works
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            self.obstacle = f"kernels could not be built: {str(error).strip().splitlines()[-1:] or [repr(error)]}"
+            last_line = (str(error).strip().splitlines() or [repr(error)])[-1]
+            self.obstacle = f"kernels could not be built: {last_line}"
             return
         remember(network, self._device, work)
 

@@ -13,7 +13,7 @@ from mllama_cli.core.events import Event
 from mllama_cli.core.json_file import read_json
 from mllama_cli.engine.batch import Reply, answer_batch
 from mllama_cli.engine.decoder import Network
-from mllama_cli.engine.device import choose_device
+from mllama_cli.engine.device import choose_device, make_current
 from mllama_cli.engine.fast import FastDecoding
 from mllama_cli.engine.sampling import Sampling
 from mllama_cli.engine.session import Session
@@ -82,6 +82,7 @@ class Engine:
         self.eos = frozenset(self.generation_config.eos_token_id or self.config.text_config.eos_token_id)
         self.can_see = self.config.vision_config is not None
         self.device = choose_device(device)
+        make_current(self.device)
         self.network: Network = empty_network(self.config)
         self.weights = StoredWeights(folder, raw, self.config, self.network, self.device, dtype, quantize)
         self.dtype = self.weights.dtype

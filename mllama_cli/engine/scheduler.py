@@ -16,12 +16,12 @@ from mllama_cli.core.events import FinishReason
 from mllama_cli.engine import streams
 from mllama_cli.engine.answer import Answer
 from mllama_cli.engine.batch_request import BatchReply, BatchRequest
+from mllama_cli.engine.device import is_out_of_memory, make_current
 from mllama_cli.engine.picture_encoder import PictureEncoder
 from mllama_cli.engine.sampling import Sampler, choose
 from mllama_cli.engine.slot_count import (
     NEWCOMERS,
     automatic_slots,
-    is_out_of_memory,
     newcomers_at_once,
     remembered_bytes,
 )
@@ -81,6 +81,7 @@ class Scheduler:
         self._stream: torch.cuda.Stream | None = None
 
     def run(self) -> Generator[BatchReply]:
+        make_current(self.engine.device)
         stepped = False
         while True:
             self._attempt(self._look_ahead)
@@ -231,15 +232,17 @@ class Scheduler:
             prompts.append(Prompt(request.inputs.ids, digests, tuple(map(self._encoder.get, digests))))
         logits = self._slots.fill(prompts)
         self._encoder.trim({image.digest for request in self._waiting for image in request.inputs.images})
-        first = len(self._running)
+        admitted = []
         for request in self._newcomers:
             sampling = request.sampling or self.engine.default_sampling()
             ids = request.inputs.ids
             room = self.engine.config.text_config.max_position_embeddings - len(ids)
             sampler = Sampler(sampling, logits.shape[-1], ids, logits.device)
             answer = Answer(self.engine.processor.tokenizer, sampling, self.engine.eos, room)
-            self._running.append(_Running(request, started, sampler, answer))
-        self._newcomers = []
+            admitted.append(_Running(request, started, sampler, answer))
+        first = len(self._running)
+        self._running += admitted
+        self._newcomers = []  # only now: what runs out of memory before is given back once
         self._take_tokens(first, logits)
 
     def _step(self) -> None:
@@ -280,7 +283,7 @@ class Scheduler:
                 work()
             return
         except (RuntimeError, MemoryError) as error:
-            if self._source_failed or not is_out_of_memory(error):
+            if self._source_failed or self.count is None or not is_out_of_memory(error):
                 raise
         self._retreat()  # not in the handler, where the traceback still holds tensors
 

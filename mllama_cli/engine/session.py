@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from mllama_cli.core.conversation import Conversation, ImagePart
@@ -13,6 +14,7 @@ from mllama_cli.core.errors import ContextLengthError, UsageError
 from mllama_cli.core.events import EncodingImage, Event, FinishReason, GenerationStats, Notice, ReadingPrompt, Token
 from mllama_cli.engine.clock import Clock
 from mllama_cli.engine.decoder import prefill
+from mllama_cli.engine.device import is_out_of_memory, make_current, memory_shortage
 from mllama_cli.engine.generate import TextStream
 from mllama_cli.engine.sampling import Sampling
 from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
@@ -60,7 +62,23 @@ class Session:
         yield from self.stream_inputs(self.engine.processor(conversation), sampling)
 
     def stream_inputs(self, inputs: ModelInputs, sampling: Sampling | None = None) -> Iterator[Event]:
-        """As ``stream``, for a prompt that is already made (``MllamaProcessor.raw`` for base models)."""
+        """As ``stream``, for a prompt that is already made (``MllamaProcessor.raw`` for base models).
+
+        Raises MemoryShortageError where memory runs out, also in the middle of an answer; the session can be used on.
+        """
+        try:
+            yield from self._answer(inputs, sampling)
+            return
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Not in the handler, where the traceback still holds tensors.
+        if self.engine.device.type == "cuda":
+            torch.cuda.empty_cache()
+        raise memory_shortage(self.engine.device, f"a conversation of {len(inputs.ids)} tokens and its answer")
+
+    def _answer(self, inputs: ModelInputs, sampling: Sampling | None) -> Iterator[Event]:
+        make_current(self.engine.device)
         sampling = sampling or self.engine.default_sampling()
         yield from (Notice(note) for note in inputs.notes if note not in self._said)
         self._said.update(inputs.notes)
@@ -145,7 +163,8 @@ class Session:
         may now stand for another picture.
         """
         kept = 0
-        for old, new in zip(self.ids, prompt[:-1], strict=False):
+        remembered = self.ids[: self.cache.lengths[0]]  # what a shortage of memory has left
+        for old, new in zip(remembered, prompt[:-1], strict=False):
             if old != new:
                 break
             kept += 1

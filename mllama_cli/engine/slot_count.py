@@ -1,4 +1,4 @@
-"""How many conversations fit side by side, and how to tell that it were too many."""
+"""How many conversations fit side by side."""
 
 from typing import TYPE_CHECKING
 
@@ -69,11 +69,3 @@ def slot_bytes(config: "MllamaConfig", itemsize: int, length: int, images: int) 
 def working_bytes(config: "MllamaConfig", itemsize: int, rows: int) -> int:
     """Bytes that a prefill chunk and the vision tower need while they run, on a GPU at the same time."""
     return prefill_bytes(config, itemsize, rows, rows) + tower_bytes(config, itemsize)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or on the CPU (torch raises a plain RuntimeError there)."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    marks = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
-    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in marks)

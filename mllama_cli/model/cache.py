@@ -47,9 +47,13 @@ class KVCache:
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(slots)]
         self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(slots)]
         self.lengths = [0] * batch
+        self._whole = True
+        """False after growing has failed midway: layers differ, but each holds what it held."""
 
     @property
     def capacity(self) -> int:
+        if not self._whole:
+            return 0
         return self.keys[0].shape[2] if self.keys else self.limit
 
     @property
@@ -58,22 +62,44 @@ class KVCache:
         return min(self.lengths) == max(self.lengths)
 
     def reserve(self, length: int) -> None:
-        """Make room for ``length`` positions."""
+        """Make room for ``length`` positions. Where memory runs out, all may be forgotten: ``lengths`` tells."""
         if length <= self.capacity:
             return
-        capacity = grown(length, self.capacity, self.limit)
+        try:
+            self._resize(grown(length, self.capacity, self.limit))
+            return
+        except torch.OutOfMemoryError:
+            pass  # and out of the handler, where the traceback still holds tensors
+        self._resize_through_host(max(length, min(-(-length // GROWTH) * GROWTH, self.limit)))
+
+    def _resize(self, capacity: int) -> None:
         filled = max(self.lengths)
         if not filled and self.keys:  # one allocation for all: many small ones take longer than a short prompt
             old = self.keys[0]
             fresh = old.new_zeros((2, len(self.keys), *old.shape[:2], capacity, old.shape[3]))
             self.keys, self.values = list(fresh[0].unbind()), list(fresh[1].unbind())
+            self._whole = True
             return
+        self._whole = False
         for tensors in (self.keys, self.values):
             for slot, old in enumerate(tensors):
                 # Zeros: a masked key has weight 0, and 0 times what uninitialised memory may hold can be NaN.
                 new = old.new_zeros((*old.shape[:2], capacity, old.shape[3]))
                 new[:, :, :filled] = old[:, :, :filled]
                 tensors[slot] = new
+        self._whole = True
+
+    def _resize_through_host(self, capacity: int) -> None:
+        """Where old and new do not fit side by side."""
+        lengths, filled = self.lengths, max(self.lengths)
+        held = [[t[:, :, :filled].cpu() for t in tensors] for tensors in (self.keys, self.values)]
+        self.lengths = [0] * len(lengths)
+        self.keys, self.values = [[t[:, :, :0].clone() for t in tensors] for tensors in (self.keys, self.values)]
+        self._resize(capacity)
+        for tensors, kept in zip((self.keys, self.values), held, strict=True):
+            for new, old in zip(tensors, kept, strict=True):
+                new[:, :, :filled] = old
+        self.lengths = lengths
 
     def write(self, slot: int, keys: Tensor, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values [B, kv_heads, L, head_dim] at ``positions`` [B, L]; returns all up to the longest."""

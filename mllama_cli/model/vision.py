@@ -65,12 +65,14 @@ class MllamaVisionAttention(nn.Module):
         qkv = self.project(x)
         scale = self.head_dim**-0.5
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        with beside(x):  # few queries: alone they would leave a GPU idle
-            padding = attend(q[:, :, real:], k[:, :, :real], v[:, :, :real], scale)
-        if times > 1:
-            q, k, v = counting(qkv, scale, counted.start, times).permute(2, 0, 3, 1, 4)
-        seen = attend(q[:, :, :real], k, v, scale)[..., : self.head_dim]
-        wait_beside(x)
+        try:
+            with beside(x):  # few queries: alone they would leave a GPU idle
+                padding = attend(q[:, :, real:], k[:, :, :real], v[:, :, :real], scale)
+            if times > 1:
+                q, k, v = counting(qkv, scale, counted.start, times).permute(2, 0, 3, 1, 4)
+            seen = attend(q[:, :, :real], k, v, scale)[..., : self.head_dim]
+        finally:
+            wait_beside(x)  # in any case: no capture can end with a stream that has not joined
         result: Tensor = self.o_proj(torch.cat((seen.transpose(1, 2), padding.transpose(1, 2)), dim=1).flatten(2))
         return result
 

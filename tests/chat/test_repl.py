@@ -3,7 +3,9 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -352,6 +354,41 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(desk: Desk, monkeypatch
     desk.chat.set_sampling(max_tokens=5)
     desk.type("And now?")
     assert desk.roles == ["user", "assistant"] * 2
+
+
+def test_memory_that_runs_out_leaves_what_was_said_and_the_chat(
+    desk: Desk, store: ChatStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = Engine.decode
+
+    def short(self: Engine, *arguments: Any) -> Iterator[int]:
+        tokens = decode(self, *arguments)
+        yield from islice(tokens, 3)
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "decode", short)
+        said = desk.type("Go on.")
+    assert "not enough free memory" in said
+    assert desk.roles == ["user", "assistant"]
+    kept = store.last()
+    assert kept is not None
+    assert [message.role for message in kept.whole.messages] == ["user", "assistant"]
+    desk.type("And now?")
+    assert desk.roles == ["user", "assistant"] * 2
+
+
+def test_memory_that_runs_out_before_the_first_word_gives_the_question_back(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(self: Engine, *arguments: Any) -> Iterator[int]:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "decode", none)
+        desk.type("A long question.")
+    assert desk.roles == []
+    assert desk.typed.shown[-1] == ([], "A long question.")
 
 
 def interrupt_after(count: int, write: Callable[[str], int]) -> Callable[[str], int]:

@@ -12,10 +12,11 @@ from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.errors import MemoryShortageError
 from mllama_cli.engine import scheduler, slot_count
 from mllama_cli.engine.batch import BatchRequest, run_batch
+from mllama_cli.engine.device import is_out_of_memory
 from mllama_cli.engine.load import Engine
 from mllama_cli.engine.picture_encoder import PictureEncoder
 from mllama_cli.engine.sampling import Sampling
-from mllama_cli.engine.slot_count import automatic_slots, is_out_of_memory, slot_bytes
+from mllama_cli.engine.slot_count import automatic_slots, slot_bytes
 from mllama_cli.engine.slots import Slots
 from tests.engine.conftest import picture
 from tests.engine.test_batch_refill import alone, by_key, requests_for
@@ -162,3 +163,35 @@ def test_the_caller_hears_how_many_slots_there_are(engine: Engine, monkeypatch: 
     assert len(list(run_batch(engine, iter(requests), on_slots=counts.append))) == 5
     assert len(list(run_batch(engine, requests[:2], on_slots=counts.append))) == 2
     assert counts == [3, 2], "two requests need no third slot"
+
+
+def test_a_request_is_answered_once_wherever_its_start_ran_out_of_memory(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sampler with a repetition penalty holds a table on the device."""
+    calls = []
+
+    class Failing(scheduler.Sampler):
+        def __init__(self, *arguments: Any) -> None:
+            calls.append(1)
+            if len(calls) == 2:
+                raise torch.OutOfMemoryError
+            super().__init__(*arguments)
+
+    requests = requests_for(engine)
+    expected = {request.key: alone(engine, request) for request in requests}
+    monkeypatch.setattr(scheduler, "Sampler", Failing)
+    replies = list(run_batch(engine, requests, slots=4))
+    assert sorted(str(reply.key) for reply in replies) == sorted(map(str, expected))
+    assert {reply.key: reply.ids for reply in replies} == expected
+
+
+def test_memory_that_runs_out_before_there_are_slots_is_said_so(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(self: Engine, *arguments: Any) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(scheduler, "automatic_slots", no_room)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        list(run_batch(engine, requests_for(engine)))

@@ -1,15 +1,18 @@
 """A live conversation: what is cached, what is encoded, and that neither changes an answer."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from mllama_cli.core.conversation import Conversation, ImagePart
-from mllama_cli.core.errors import ContextLengthError, UsageError
+from mllama_cli.core.errors import ContextLengthError, MemoryShortageError, UsageError
 from mllama_cli.core.events import EncodingImage, Event, GenerationStats, Notice, Token
+from mllama_cli.engine.device import make_current
 from mllama_cli.engine.load import Engine, load
 from mllama_cli.engine.sampling import Sampling
+from mllama_cli.model.cache import KVCache
 from tests.checkpoints import VOCABULARY
 from tests.engine.conftest import picture
 from tests.peers import peer_greedy, transformers_model
@@ -203,3 +206,65 @@ def test_text_only_checkpoint_refuses_images(tmp_path_factory: pytest.TempPathFa
     assert text_of(engine.stream(Conversation.ask("Hello"), GREEDY))
     with pytest.raises(UsageError, match="text-only"):
         list(engine.stream(Conversation.ask("What?", (picture(),)), GREEDY))
+
+
+def test_memory_that_runs_out_is_one_error_and_the_session_goes_on(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Conversation.ask("What is this?", (picture(),))
+    session = engine.session()
+    answer = text_of(session.stream(first, GREEDY))
+    second = first.with_assistant(answer).with_user("And now? " * 20)
+    expected = ids_of(engine.stream(second, GREEDY))
+
+    def no_room(cache: KVCache, length: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KVCache, "reserve", no_room)
+        with pytest.raises(MemoryShortageError, match="not enough free memory for a conversation of"):
+            list(session.stream(second, GREEDY))
+    session.cache.lengths = [0]  # as growing leaves it where there was room for nothing
+    events = list(session.stream(second, GREEDY))
+    assert ids_of(iter(events)) == expected
+    assert stats_of(iter(events)).cached_tokens == 0
+
+
+def test_memory_that_runs_out_in_an_answer_leaves_what_was_said(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = Engine.decode
+
+    def short(self: Engine, *arguments: Any) -> Iterator[int]:
+        tokens = decode(self, *arguments)
+        yield next(tokens)
+        yield next(tokens)
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 12 bytes")
+
+    conversation, session = Conversation.ask("Hello"), engine.session()
+    whole = ids_of(engine.stream(conversation, GREEDY))
+    said = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "decode", short)
+        with pytest.raises(MemoryShortageError):  # noqa: PT012
+            for event in session.stream(conversation, GREEDY):
+                said.append(event)
+    assert ids_of(iter(said)) == whole[:2]
+    assert ids_of(session.stream(conversation, GREEDY)) == whole
+
+
+def test_errors_that_are_not_about_memory_stay_what_they_are(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Engine, *arguments: Any) -> Iterator[int]:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Engine, "decode", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(engine.stream(Conversation.ask("Hello"), GREEDY))
+
+
+def test_the_chosen_gpu_is_the_one_that_kernels_go_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("cpu", "cuda", "cuda:1"):
+        make_current(torch.device(name))
+    assert chosen == [torch.device("cuda:1")]

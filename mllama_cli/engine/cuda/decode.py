@@ -65,7 +65,7 @@ class GraphDecoder:
             graph.replay()
             place = launched % (AHEAD + 1)
             self._ring[place].copy_(state.tokens, non_blocking=True)
-            events[place].record()
+            events[place].record(torch.cuda.current_stream(state.tokens.device))
             launched += 1
 
         launch(choose)
