@@ -19,6 +19,7 @@ from pathlib import Path
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError, MllamaError
+from mllama_cli.core.threads import interrupts_held
 from mllama_cli.processing.canvas import Canvas, draw_canvas
 
 MAX_WORKERS = 16
@@ -72,8 +73,9 @@ class DecodingPool:
 
     def close(self) -> None:
         if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
+            with interrupts_held():
+                self._pool.shutdown(cancel_futures=True)
+                self._pool = None
 
     def decoded(self, paths: Iterable[str]) -> Iterator[Decoded | MllamaError | None]:
         """One result for each path, in order; None now and then while the next is not ready. ``paths`` is pulled no
@@ -90,7 +92,8 @@ class DecodingPool:
                 return
             path, future = ahead[0]
             try:
-                result = future.result(timeout=PATIENCE)
+                with interrupts_held():
+                    result = future.result(timeout=PATIENCE)
                 ahead.popleft()
                 yield result
             except TimeoutError:
@@ -103,10 +106,11 @@ class DecodingPool:
                 yield from (self._alone(path) for path in waiting)
 
     def _submit(self, path: str) -> "Future[Decoded | MllamaError]":
-        if self._pool is None:
-            self._pool = _start(self.workers)
         try:
-            return self._pool.submit(decode, path, self._config)
+            with interrupts_held():
+                if self._pool is None:
+                    self._pool = _start(self.workers)
+                return self._pool.submit(decode, path, self._config)
         except BrokenProcessPool:
             broken: Future[Decoded | MllamaError] = Future()
             broken.set_exception(BrokenProcessPool())

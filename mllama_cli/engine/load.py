@@ -43,6 +43,7 @@ def load(
     ``vision`` also loads what images need; otherwise it comes in with the first image. Nothing is ever downloaded.
     ``quantize``, "int4" or "int8", makes the language model small while it loads. ``exact`` forbids, for the whole
     process, to round activations to 8 bits, which a CPU does for products with packed matrices.
+    ``device`` "cuda:N" becomes the current CUDA device of each thread that asks the engine.
     Raises ModelNotFoundError, CheckpointError, DeviceError or MemoryShortageError.
     """
     from mllama_cli.checkpoint.catalog import default_model, resolve
