@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -112,12 +113,12 @@ def compare(engine: Engine, requests: Sequence[BatchRequest], given: argparse.Na
     """Every way over the same requests; prints a table."""
     ways: dict[str, Callable[[], Answers]] = {"mllama, one by one": lambda: ours(engine, requests, 1, refill=True)}
     for n in given.slots:
-        ways[f"mllama, {n} at once, waiting for the slowest"] = lambda n=n: ours(engine, requests, n, refill=False)
-        ways[f"mllama, {n} slots, refilled"] = lambda n=n: ours(engine, requests, n, refill=True)
+        ways[f"mllama, {n} at once, waiting for the slowest"] = partial(ours, engine, requests, n, refill=False)
+        ways[f"mllama, {n} slots, refilled"] = partial(ours, engine, requests, n, refill=True)
     if not given.no_peer:
         peer = Peer(engine)
         for n in (1, *given.slots):
-            ways[f"transformers, {n} at once"] = lambda n=n: peer(requests, n)
+            ways[f"transformers, {n} at once"] = partial(peer, requests, n)
     results = measure(ways, given.rounds)
     first = next(iter(results.values()))
     count = len(requests)

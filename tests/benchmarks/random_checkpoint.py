@@ -10,6 +10,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ SHARD = 5 * 10**9
 ROWS = 1 << 23
 
 
-def config_of(shape: str, base: dict) -> dict:
+def config_of(shape: str, base: dict[str, Any]) -> dict[str, Any]:
     """The config.json of a shape, from 11B's."""
     config = {**base, "torch_dtype": "bfloat16"}
     if shape == "90b":
@@ -43,7 +44,7 @@ def config_of(shape: str, base: dict) -> dict:
     return config
 
 
-def write(folder: Path, config: dict, files: Path, seed: int = 0) -> None:
+def write(folder: Path, config: dict[str, Any], files: Path, seed: int = 0) -> None:
     """Weights with the size of a trained network's, bfloat16, in shards with an index."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
@@ -72,9 +73,9 @@ def write(folder: Path, config: dict, files: Path, seed: int = 0) -> None:
         weight_map.update({as_stored(name): file for name in names})
     index = {"metadata": {"total_size": sum(2 * torch.Size(s).numel() for s in shapes.values())}}
     (folder / "model.safetensors.index.json").write_text(json.dumps({**index, "weight_map": weight_map}))
-    for file in files.iterdir():
-        if beside_weights(file.name) and file.name not in ("config.json", "model.safetensors.index.json"):
-            shutil.copyfile(file, folder / file.name)
+    for beside in files.iterdir():
+        if beside_weights(beside.name) and beside.name not in ("config.json", "model.safetensors.index.json"):
+            shutil.copyfile(beside, folder / beside.name)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
 
 

@@ -10,6 +10,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,13 +75,19 @@ def main() -> None:
     network.model.vision_model.join_projections()  # the same numbers in another order: transformers keeps its own
     rows: list[tuple[str, float, float, str]] = []
 
-    def rate(first: float, all_: float) -> float:
-        return (options.tokens - 1) / (all_ - first) * 1000
+    steps: int = options.tokens - 1
+
+    def our_first(image: tuple[torch.Tensor, int]) -> float:
+        return 1000 * first_token(subject, image)
 
     def our_rate(encoded: Any) -> float:
-        tokens = decoded(subject, encoded, options.tokens)
+        tokens = decoded(subject, encoded, steps + 1)
         next(tokens)
-        return (options.tokens - 1) / milliseconds(lambda: list(tokens)) * 1000
+        return steps / milliseconds(lambda: list(tokens)) * 1000
+
+    def peer_rate(asked: Any) -> float:
+        first = milliseconds(lambda: peer.generate(asked, 1))
+        return steps / (milliseconds(lambda: peer.generate(asked, steps + 1)) - first) * 1000
 
     with torch.inference_mode():
         for tiles, ratio in TILES.items():
@@ -91,8 +98,8 @@ def main() -> None:
                 (
                     f"vision tower, {tiles}-tile image",
                     *compare(
-                        lambda image=image: milliseconds(lambda: subject.fast.encode_image(network, *image)),
-                        lambda given=given: milliseconds(lambda: peer.vision(given)),
+                        partial(milliseconds, partial(subject.fast.encode_image, network, *image)),
+                        partial(milliseconds, partial(peer.vision, given)),
                     ),
                     "ms",
                 )
@@ -101,8 +108,8 @@ def main() -> None:
                 (
                     f"first token, {tiles}-tile image and {PROMPT} tokens",
                     *compare(
-                        lambda image=image: 1000 * first_token(subject, image),
-                        lambda given=given: milliseconds(lambda: peer.generate(given, 1)),
+                        partial(our_first, image),
+                        partial(milliseconds, partial(peer.generate, given, 1)),
                         3,
                     ),
                     "ms",
@@ -127,11 +134,8 @@ def main() -> None:
                 (
                     f"decode, {name}",
                     *compare(
-                        lambda seen=seen: our_rate(seen),
-                        lambda asked=asked: rate(
-                            milliseconds(lambda: peer.generate(asked, 1)),
-                            milliseconds(lambda: peer.generate(asked, options.tokens)),
-                        ),
+                        partial(our_rate, seen),
+                        partial(peer_rate, asked),
                         3,
                     ),
                     "tokens/s",

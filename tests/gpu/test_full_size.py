@@ -72,7 +72,7 @@ def transformers_peer(network: MllamaForConditionalGeneration) -> Any:
     from transformers import MllamaConfig as PeerConfig
     from transformers import MllamaForConditionalGeneration as PeerModel
 
-    peer_config = PeerConfig()
+    peer_config: Any = PeerConfig()
     text = peer_config.text_config
     text.vocab_size, text.rope_parameters = 128256, {
         "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -82,7 +82,7 @@ def transformers_peer(network: MllamaForConditionalGeneration) -> Any:
     peer_config.vision_config.intermediate_layers_indices = [2, 6, 14, 22, 29]
     peer_config._attn_implementation = "sdpa"
     with torch.device("meta"):
-        peer = PeerModel(peer_config)
+        peer: Any = PeerModel(peer_config)
     peer.load_state_dict(network.state_dict(), strict=True, assign=True)
     for module in peer.modules():  # buffers that are computed, not stored
         if "RotaryEmbedding" in type(module).__name__:

@@ -26,6 +26,7 @@ from mllama_cli.engine.streamed_tower import layers_of
 from mllama_cli.engine.work_sizes import least_work, prefill_rows
 from mllama_cli.kernels.tables import gather
 from mllama_cli.model.cache import CrossKVCache, LayerKV
+from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.model.visibility import image_spans
 from tests.checkpoints import config_dict, make_checkpoint
 from tests.engine.conftest import picture
@@ -97,6 +98,11 @@ def subject(card: Card) -> Subject:
     return Subject(network, FastDecoding(dtype, card.device), config, dtype, card.device, rows)
 
 
+def seeing(subject: Subject) -> MllamaForConditionalGeneration:
+    assert isinstance(subject.network, MllamaForConditionalGeneration)
+    return subject.network
+
+
 def same(one: list[LayerKV], other: list[LayerKV]) -> bool:
     return all(torch.equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
 
@@ -114,7 +120,7 @@ def test_free_memory_is_what_the_limit_leaves(card: Card) -> None:
 
 def test_a_picture_is_encoded_through_two_buffers(card: Card, subject: Subject) -> None:
     pixels = torch.randn(4, 3, 560, 560, generator=torch.Generator().manual_seed(1))
-    network, fast = subject.network, subject.fast
+    network, fast = seeing(subject), subject.fast
     at_once = fast.encode_image(network, pixels, 6)
     assert all(torch.isfinite(tensor).all() for pair in at_once for tensor in pair)
     for _ in range(3):  # never captured
@@ -153,7 +159,7 @@ def test_a_picture_is_encoded_through_two_buffers(card: Card, subject: Subject) 
 
 
 def test_a_chat_about_a_picture_stays_within_the_card(card: Card, subject: Subject) -> None:
-    network, fast, config = subject.network, subject.fast, subject.config
+    network, fast, config = seeing(subject), subject.fast, subject.config
     assert subject.prefill_rows == 1024
     pixels = torch.randn(4, 3, 560, 560, generator=torch.Generator().manual_seed(2))
     encoded = fast.encode_image(network, pixels, 6)
@@ -230,6 +236,7 @@ def test_what_lies_in_host_memory_changes_no_answer(plain: Engine, small: Engine
     assert small.sees
     image = picture("yellow", (150, 60))
     tiles = plain.processor.tiles(image)
+    assert isinstance(plain.network, MllamaForConditionalGeneration)
     with torch.inference_mode():
         expected = plain.network.model.encode_image(tiles.pixel_values, tiles.aspect_ratio_id)
     for _ in range(3):
