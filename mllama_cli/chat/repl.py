@@ -120,8 +120,8 @@ class Repl:
 
     def send(self, message: Message, *, typed: str = "") -> None:
         """Ask, and show the answer as it comes; the person chooses what goes if the context is too small."""
-        before = self.chat.conversation
         while True:
+            before = self.chat.conversation
             try:
                 self.show(self.chat.ask(message))
                 return
