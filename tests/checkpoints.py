@@ -87,7 +87,7 @@ def random_network(config: dict[str, Any], seed: int = 0, *, equal_unused_tiles:
         else:
             parameter.normal_(0, parameter[0].numel() ** -0.5)
     if parsed.vision_config and equal_unused_tiles:
-        vision = network.model.vision_model
+        vision: Any = network.model.vision_model
         for table in (
             vision.pre_tile_positional_embedding.embedding.weight,
             vision.post_tile_positional_embedding.embedding.weight,

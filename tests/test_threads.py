@@ -17,24 +17,34 @@ def press_ctrl_c() -> None:
 
 
 def test_ctrl_c_waits_for_the_end_of_the_block() -> None:
-    steps = []
-    with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+    steps: list[str] = []
+
+    def block() -> None:
         with interrupts_held():
             press_ctrl_c()
             steps.append("inside")
         steps.append("after")
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
     assert steps == ["inside"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_pressed_twice_does_not_wait() -> None:
-    steps = []
-    with pytest.raises(KeyboardInterrupt), interrupts_held():  # noqa: PT012
-        press_ctrl_c()
-        steps.append("once")
-        press_ctrl_c()
-        steps.append("twice")
+    steps: list[str] = []
+
+    def block() -> None:
+        with interrupts_held():
+            press_ctrl_c()
+            steps.append("once")
+            press_ctrl_c()
+            steps.append("twice")
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
     assert steps == ["once"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_means_what_it_meant_outside() -> None:
@@ -46,8 +56,31 @@ def test_ctrl_c_means_what_it_meant_outside() -> None:
             press_ctrl_c()
             assert not presses
         assert presses == [signal.SIGINT]
+        with interrupts_held():
+            press_ctrl_c()
+            press_ctrl_c()
+        assert presses == [signal.SIGINT] * 3
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_press_while_the_hold_ends_leaves_no_handler_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``signal.signal`` itself first lets the old handler act on what has come meanwhile."""
+    install = signal.signal
+
+    def pressed_meanwhile(number: int, handler: object) -> object:
+        if handler is signal.default_int_handler:
+            press_ctrl_c()
+        return install(number, handler)  # type: ignore[arg-type]
+
+    def block() -> None:
+        with interrupts_held():
+            monkeypatch.setattr(signal, "signal", pressed_meanwhile)
+            press_ctrl_c()
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_pool_works_in_another_thread() -> None:
@@ -78,10 +111,14 @@ def test_a_pool_waits_for_its_threads_whatever_is_pressed(monkeypatch: pytest.Mo
         time.sleep(0.1)
         ended.set()
 
-    with pytest.raises(KeyboardInterrupt), ThreadPool(1) as pool:  # noqa: PT012
-        pool.submit(work)
-        assert working.wait(5)
-        monkeypatch.setattr(threading.Thread, "join", interrupted_join)
+    def use() -> None:
+        with ThreadPool(1) as pool:
+            pool.submit(work)
+            assert working.wait(5)
+            monkeypatch.setattr(threading.Thread, "join", interrupted_join)
+
+    with pytest.raises(KeyboardInterrupt):
+        use()
     assert ended.is_set()
 
 

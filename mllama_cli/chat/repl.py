@@ -81,6 +81,13 @@ class Repl:
                 self.handle(text)
             except MllamaError as error:
                 self.terminal.error(error.message, error.hint)
+            except (RuntimeError, MemoryError) as error:
+                from mllama_cli.engine.device import is_out_of_memory, memory_shortage
+
+                if not is_out_of_memory(error):
+                    raise
+                shortage = memory_shortage()
+                self.terminal.error(shortage.message, shortage.hint)
             except KeyboardInterrupt:
                 self.terminal.note("Stopped.")
 

@@ -46,15 +46,16 @@ class MllamaGroup(TyperGroup):
             Terminal().error(error.message, error.hint)
             raise typer.Exit(error.exit_code) from None
         except (RuntimeError, MemoryError) as error:
-            if ctx.meta.get(DEBUG) or not _is_out_of_memory(error):
+            if ctx.meta.get(DEBUG) or isinstance(error, typer.Exit | typer.Abort):
                 raise
+            from mllama_cli.engine.device import is_out_of_memory, memory_shortage
             from mllama_cli.terminal.console import Terminal
 
-            Terminal().error(
-                "There is not enough memory for this",
-                "Close other programs or use a smaller model; --debug shows where it happened.",
-            )
-            raise typer.Exit(ExitStatus.FAILURE) from None
+            if not is_out_of_memory(error):
+                raise
+            shortage = memory_shortage()
+            Terminal().error(shortage.message, f"{shortage.hint} --debug shows where it happened.")
+            raise typer.Exit(shortage.exit_code) from None
         except KeyboardInterrupt:
             if ctx.meta.get(DEBUG):
                 raise
@@ -78,14 +79,6 @@ class MllamaGroup(TyperGroup):
             where = f": {error.filename}" if error.filename else ""
             Terminal().error(f"{error.strerror or error}{where}", "--debug shows where it happened.")
             sys.exit(ExitStatus.FAILURE)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if "torch" not in sys.modules:
-        return isinstance(error, MemoryError)
-    from mllama_cli.engine.device import is_out_of_memory
-
-    return is_out_of_memory(error)
 
 
 def _drop_output() -> None:

@@ -60,21 +60,21 @@ def interrupts_held() -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     held: list[Any] = []
+    ending = False
 
     def hold(number: int, frame: Any) -> None:
         held.append(frame)
-        if len(held) > 1:
+        if len(held) > 1 and not ending:
             act()
 
     def act() -> None:
-        if held:
-            frame = held[-1]
-            held.clear()
-            before(signal.SIGINT, frame)
+        while held:
+            before(signal.SIGINT, held.pop(0))
 
     signal.signal(signal.SIGINT, hold)
     try:
         yield act
     finally:
+        ending = True  # signal.signal() lets the old handler act first, and an exception of its would leave it in place
         signal.signal(signal.SIGINT, before)
         act()

@@ -99,12 +99,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(mark in str(error) for mark in marks)
 
 
-def memory_shortage(device: torch.device, work: str) -> MemoryShortageError:
-    """Memory ran out in the middle of ``work``."""
-    where, programs = ("GPU", " that use the GPU") if device.type == "cuda" else ("free", "")
+def memory_shortage(work: str = "this") -> MemoryShortageError:
+    """What to say where memory ran out in the middle of ``work``."""
     return MemoryShortageError(
-        f"There is not enough {where} memory for {work}",
-        f"Begin a new conversation, ask with fewer pictures or less text, or close other programs{programs}.",
+        f"There is not enough memory for {work}",
+        "Close other programs, ask with fewer pictures or less text, or use a smaller model.",
     )
 
 

@@ -75,7 +75,7 @@ class Session:
         # Not in the handler, where the traceback still holds tensors.
         if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()
-        raise memory_shortage(self.engine.device, f"a conversation of {len(inputs.ids)} tokens and its answer")
+        raise memory_shortage(f"a conversation of {len(inputs.ids)} tokens and its answer")
 
     def _answer(self, inputs: ModelInputs, sampling: Sampling | None) -> Iterator[Event]:
         make_current(self.engine.device)

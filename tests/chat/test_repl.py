@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from mllama_cli.chat.commands import COMMANDS, find_command
@@ -369,7 +370,7 @@ def test_memory_that_runs_out_leaves_what_was_said_and_the_chat(
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "decode", short)
         said = desk.type("Go on.")
-    assert "not enough free memory" in said
+    assert "not enough memory" in said
     assert desk.roles == ["user", "assistant"]
     kept = store.last()
     assert kept is not None
@@ -389,6 +390,31 @@ def test_memory_that_runs_out_before_the_first_word_gives_the_question_back(
         desk.type("A long question.")
     assert desk.roles == []
     assert desk.typed.shown[-1] == ([], "A long question.")
+
+
+def test_after_making_room_a_shortage_of_memory_gives_the_question_back_too(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(self: Engine, *arguments: Any) -> Iterator[int]:
+        raise MemoryError
+
+    desk.type("x" * 1900)
+    desk.typed.choices = ["n"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "decode", none)
+        desk.type("y" * 700)
+    assert desk.roles == []
+    assert desk.typed.shown[-1] == ([], "y" * 700)
+
+
+def test_a_shortage_of_memory_elsewhere_leaves_the_chat(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(name: str) -> Engine:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(desk.repl, "load_engine", no_room)
+    said = desk.type("One?", "/model other", "Two?")
+    assert "There is not enough memory for this" in said
+    assert desk.roles == ["user", "assistant"] * 2
 
 
 def interrupt_after(count: int, write: Callable[[str], int]) -> Callable[[str], int]:

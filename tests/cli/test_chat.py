@@ -6,17 +6,15 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
 from mllama_cli.cli.question import gather
 from mllama_cli.core.conversation import Conversation, ImagePart
-from mllama_cli.core.events import Event, Token
+from mllama_cli.core.events import Token
 from mllama_cli.engine.load import Engine, load
 from mllama_cli.engine.sampling import Sampling
 from mllama_cli.terminal.console import Terminal
@@ -395,34 +393,3 @@ def with_stdout(command: str, redirection: str) -> tuple[int, list[str]]:
     line = f"{SCRIPT} {command} </dev/null {redirection}"
     done = subprocess.run(line, shell=True, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     return done.returncode, done.stderr.splitlines()
-
-
-def test_memory_that_runs_out_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = Engine.decode
-
-    def short(self: Engine, *arguments: Any) -> Iterator[int]:
-        tokens = decode(self, *arguments)
-        yield next(tokens)
-        yield next(tokens)
-        raise MemoryError
-
-    monkeypatch.setattr(Engine, "decode", short)
-    result = run_here("chat", "--max-tokens", "9", "Hello")
-    assert result.code == 1
-    assert result.out.endswith("\n")
-    assert result.out.strip(), "what was said before stays"
-    assert "Traceback" not in result.err
-    assert "not enough free memory for a conversation of" in result.err
-
-
-def test_memory_that_runs_out_anywhere_else_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_room(self: Engine, **what: Any) -> Iterator[Event]:
-        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    monkeypatch.setattr(Engine, "load_weights", no_room)
-    result = run_here("chat", "Hello")
-    assert result.code == 1
-    assert "There is not enough memory for this" in result.err
-    assert "Traceback" not in result.err
-    with pytest.raises(RuntimeError, match="out of memory"):
-        run_here("chat", "--debug", "Hello")
