@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -92,18 +93,19 @@ class StoredWeights:
         done = 0
         modules = dict(self.network.named_modules())
         yield LoadProgress(0, total)
-        for name, tensor in self._read(names, plan):
-            if name == "lm_head.weight":
-                tensor = tensor[: config.vocab_size]  # rows that people add for fine-tuning are never sampled
-            owner, attribute = name.rpartition(".")[::2]
-            if name.endswith(".weight") and owner in self._made:
-                quantize_into(modules[owner], name, tensor.to(self.device), self.reader.tensors[name].file.name)
-            else:
-                value = self._placed(modules[owner], name, tensor, plan)
-                modules[owner].register_parameter(attribute, nn.Parameter(value, requires_grad=False))
-            if not (plan.tower_streamed and is_tower_layer(name)):  # which so far is only mapped
-                done += self.reader.tensors[name].nbytes
-            yield LoadProgress(done, total)
+        with self._first_prompt_rehearsed():
+            for name, tensor in self._read(names, plan):
+                if name == "lm_head.weight":
+                    tensor = tensor[: config.vocab_size]  # rows that people add for fine-tuning are never sampled
+                owner, attribute = name.rpartition(".")[::2]
+                if name.endswith(".weight") and owner in self._made:
+                    quantize_into(modules[owner], name, tensor.to(self.device), self.reader.tensors[name].file.name)
+                else:
+                    value = self._placed(modules[owner], name, tensor, plan)
+                    modules[owner].register_parameter(attribute, nn.Parameter(value, requires_grad=False))
+                if not (plan.tower_streamed and is_tower_layer(name)):  # which so far is only mapped
+                    done += self.reader.tensors[name].nbytes
+                yield LoadProgress(done, total)
         if "text" in wanted and self._tied:
             table = self.network.language_model.embed_tokens.weight
             self.network.lm_head.weight = nn.Parameter(table[: config.vocab_size], requires_grad=False)
@@ -118,6 +120,13 @@ class StoredWeights:
         self.loaded.update(wanted)
         free = free_bytes(self.device) if self.device.type == "cuda" else 0
         self.prefill_rows = prefill_rows(self.config, self.dtype.itemsize, self.device.type, free)
+
+    def _first_prompt_rehearsed(self) -> AbstractContextManager[None]:
+        if self.device.type != "cuda":
+            return nullcontext()
+        from mllama_cli.engine.cuda.rehearsal import rehearsed
+
+        return rehearsed(self.network, self.dtype, self.device)
 
     def _format(self, owner: nn.Module) -> torch.dtype:
         """Matrices keep the weights' format; norms, gates and the like are small and get that of the computation."""

@@ -1,4 +1,4 @@
-"""The one place that decides which implementation runs: by device, by gradient, by precision."""
+"""Which implementation of a product runs: by device, by gradient, by precision."""
 
 import torch
 import torch.nn.functional as F
@@ -48,20 +48,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     out = dense(x, weight, exact=_exact)
     return out if bias is None else out + bias.to(out.dtype)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention of q [B, heads, rows, D] over k and v [B, heads, keys, D] -> [B, heads, rows, D].
-
-    ``mask`` is bool, broadcast to [B, heads, rows, keys].
-    """
-    if q.device.type == "cpu" and mask is None and not _differentiated(q, k, v):
-        from mllama_cli.kernels.cpu.native import native_if_loaded
-
-        kernels = native_if_loaded()
-        if kernels is not None and kernels.attends(q, k, v):
-            return kernels.attention(q, k, v)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def quantized_linear(x: Tensor, weight: PackedWeight) -> Tensor:

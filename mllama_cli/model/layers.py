@@ -4,10 +4,10 @@ from collections.abc import Generator
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mllama_cli.kernels.dispatch import attention, linear
+from mllama_cli.kernels import attention as kernels
+from mllama_cli.kernels.dispatch import linear
 from mllama_cli.kernels.rows import fused, gated_silu, rms_norm
 from mllama_cli.kernels.tables import gather
 
@@ -102,12 +102,11 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = Non
     q = q.reshape(batch, kv_heads, groups * length, dim)
     if mask is not None and length > 1:
         mask = mask.repeat(1, 1, groups, 1)
-    out = attention(q, k, v, mask)
+    out = kernels.attention(q, k, v, mask)
     out = out.reshape(batch, n_heads, length, dim)
     return out.transpose(1, 2).flatten(2)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of rows over themselves and what stands before them. Shapes as in ``grouped_attention``, S = L."""
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
-    return out.transpose(1, 2).flatten(2)
+    """Attention of the last rows over themselves and what stands before them. Shapes as in ``grouped_attention``."""
+    return kernels.causal_attention(q, k, v).transpose(1, 2).flatten(2)

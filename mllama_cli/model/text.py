@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mllama_cli.core.config import MllamaTextConfig
+from mllama_cli.kernels.attention import flashes
 from mllama_cli.kernels.rows import rotate
 from mllama_cli.kernels.upload import upload
 from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV, SelfCache
@@ -34,7 +35,7 @@ class SelfAttentionContext:
     sin: Tensor
     cache: SelfCache | None
     mask: Tensor | None
-    """bool [B or 1, 1, L, S]; None when the rows are the first ones (causal) or a single one per conversation."""
+    """bool [B or 1, 1, L, S]; None where causal attention needs none, or each conversation has a single row."""
 
 
 class MllamaTextSelfAttention(nn.Module):
@@ -230,11 +231,17 @@ class MllamaTextModel(nn.Module):
     @staticmethod
     def _mask(cache: KVCache | None, positions: Tensor) -> Tensor | None:
         length = positions.shape[1]
-        if cache is None or (cache.uniform and (length == 1 or cache.lengths[0] == 0)):
+        if cache is None or (cache.uniform and (length == 1 or cache.lengths[0] == 0 or _ends_causally(cache))):
             return None
         rows = positions[:1] if cache.uniform else positions
         keys = torch.arange(max(cache.lengths) + length, device=positions.device)
         return keys <= rows[:, None, :, None]
+
+
+def _ends_causally(cache: KVCache) -> bool:
+    """Whether attention of rows that follow others needs no mask."""
+    keys = cache.keys[0]
+    return flashes(keys.device, keys.dtype, keys.shape[-1]) and not torch.is_grad_enabled()
 
 
 class MllamaForCausalLM(nn.Module):
