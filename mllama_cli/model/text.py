@@ -133,15 +133,19 @@ class MllamaCrossAttentionDecoderLayer(nn.Module):
         first = view.segments[0].row_start if view.segments else 0
         seeing = x[:, first:] if first else x
         attention = self.cross_attn(self.input_layernorm(seeing), kv, view)
-        seeing = seeing + self._gated(self.cross_attn_attn_gate, attention, view)
-        mlp = self.mlp(self.post_attention_layernorm(seeing))
-        seeing = seeing + self._gated(self.cross_attn_mlp_gate, mlp, view)
+        seeing = self.gated(seeing, attention, view.row_mask)
         return torch.cat((x[:, :first], seeing), dim=1) if first else seeing
 
+    def gated(self, x: Tensor, attention: Tensor, row_mask: Tensor | None) -> Tensor:
+        """What follows the attention: both branches times their gates, and times ``row_mask`` [B, L, 1]."""
+        x = x + self._gated(self.cross_attn_attn_gate, attention, row_mask)
+        mlp = self.mlp(self.post_attention_layernorm(x))
+        return x + self._gated(self.cross_attn_mlp_gate, mlp, row_mask)
+
     @staticmethod
-    def _gated(gate: Tensor, branch: Tensor, view: CrossView) -> Tensor:
+    def _gated(gate: Tensor, branch: Tensor, row_mask: Tensor | None) -> Tensor:
         branch = gate.tanh() * branch
-        return branch if view.row_mask is None else branch * view.row_mask
+        return branch if row_mask is None else branch * row_mask
 
 
 class MllamaTextModel(nn.Module):

@@ -46,6 +46,11 @@ def alike(operands: Sequence[Operand]) -> bool:
     return all(isinstance(other, PackedWeight) and (other.bits, other.group_size) == form for other in operands)
 
 
+def attends(head_dim: int, dtype: torch.dtype) -> bool:
+    """Whether the attention kernel takes this form."""
+    return dtype in (torch.float16, torch.bfloat16, torch.float32) and head_dim in (32, 64, 128)
+
+
 def obstacle(network: Network, dtype: torch.dtype, device: torch.device) -> str:
     """Why the decode kernels cannot run this network here; empty where they can."""
     if device.type != "cuda":
@@ -58,9 +63,9 @@ def obstacle(network: Network, dtype: torch.dtype, device: torch.device) -> str:
         return "Triton is not installed"
     from mllama_cli.kernels.cuda.linear import supports
 
-    config = network.language_model.config
-    if dtype not in (torch.float16, torch.bfloat16, torch.float32) or config.head_dim not in (32, 64, 128):
-        return f"no kernels for head dimension {config.head_dim}"
+    dim = network.language_model.config.head_dim
+    if not attends(dim, dtype):
+        return f"no kernels for head dimension {dim}"
     for modules in groups(network):
         operands = [operand(module) for module in modules if not module_is_absent(module)]
         if operands and not (alike(operands) and all(supports(one) for one in operands)):

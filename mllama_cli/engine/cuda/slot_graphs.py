@@ -1,15 +1,21 @@
 """Steps of the busy slots as captured graphs: thousands of launches become one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from mllama_cli.engine.cuda.operands import attends
 from mllama_cli.engine.decoder import Network
 from mllama_cli.engine.padded_step import StepShape, padded_step
 from mllama_cli.engine.slot_cache import SlotCache
 from mllama_cli.engine.streams import captured_steps
+from mllama_cli.kernels.rows import fused
 from mllama_cli.kernels.upload import upload
+
+_Captured = tuple[torch.cuda.CUDAGraph, Tensor, Callable[[Tensor], Tensor]]
+"""A graph, where its logits are, and the step, whose buffers it works in."""
 
 
 class SlotGraphs:
@@ -22,7 +28,7 @@ class SlotGraphs:
     def __init__(self, network: Network, cache: SlotCache) -> None:
         self._network, self._cache = network, cache
         self._ids = torch.zeros(cache.slots, 1, dtype=torch.long, device=cache.lengths.device)
-        self._graphs: dict[StepShape, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._graphs: dict[StepShape, _Captured] = {}
         self._addresses: tuple[tuple[int, int], ...] = ()
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -39,23 +45,32 @@ class SlotGraphs:
         self._ids[: len(tokens), 0] = upload(torch.tensor(tokens), self._ids.device)
         if shape not in self._graphs:
             self._graphs[shape] = self._capture(shape)
-        graph, logits = self._graphs[shape]
+        graph, logits, _ = self._graphs[shape]
         graph.replay()
         return logits[: len(tokens)]
 
-    def _capture(self, shape: StepShape) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    def _capture(self, shape: StepShape) -> _Captured:
         ids = self._ids[: shape.rows]
         current = torch.cuda.current_stream(ids.device)
         side = captured_steps(ids.device)
         side.wait_stream(current)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(side):
-            padded_step(self._network, self._cache, ids, shape)  # kernels are built, libraries allocate
+            step = self._step(shape)
+            step(ids)  # kernels are built, libraries allocate
             # Not torch.cuda.graph(): that waits for the device, which may be busy with pictures meanwhile.
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
-                logits = padded_step(self._network, self._cache, ids, shape)
+                logits = step(ids)
             finally:
                 graph.capture_end()
         current.wait_stream(side)
-        return graph, logits
+        return graph, logits, step
+
+    def _step(self, shape: StepShape) -> Callable[[Tensor], Tensor]:
+        keys = self._cache.keys[0]
+        if not (fused(keys) and attends(keys.shape[-1], keys.dtype)):
+            return partial(padded_step, self._network, self._cache, shape=shape)
+        from mllama_cli.engine.cuda.slot_step import SlotStep
+
+        return SlotStep(self._network, self._cache, shape).run

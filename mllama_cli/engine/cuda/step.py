@@ -8,14 +8,11 @@ from torch import Tensor
 
 from mllama_cli.engine.cuda.operands import Operand, operand
 from mllama_cli.engine.decoder import Network
-from mllama_cli.kernels.cuda.attention import Addresses, Scratch, decode_attention
+from mllama_cli.kernels.cuda.attention import Addresses, Scratch, decode_attention, splits_for
 from mllama_cli.kernels.cuda.linear import gemv
 from mllama_cli.kernels.cuda.planes import planes, to_planes
 from mllama_cli.kernels.cuda.tokens import embed
 from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer, MllamaSelfAttentionDecoderLayer
-
-SPLITS = 32
-"""Programs that share one key head's keys: with 8 key heads about two for each of a large GPU's multiprocessors."""
 
 
 class State:
@@ -75,12 +72,13 @@ class DecodeStep:
 
         self.residual = (buffer(config.hidden_size), buffer(config.hidden_size))
         self.projected = buffer((heads + 2 * kv_heads) * dim)
+        self.own = self.projected.split([heads * dim, kv_heads * dim, kv_heads * dim], dim=1)
         self.query = self.projected.flatten()[: batch * heads * dim].view(batch, -1)
         self.attended = buffer(heads * dim)
         self.inner = buffer(config.intermediate_size)
         self.rotation = torch.empty(batch, 2, dim // 2, dtype=torch.float32, device=device)
         self.frequencies = model.frequencies(device)
-        self.scratch = Scratch(batch, heads, dim, SPLITS, device)
+        self.scratch = Scratch(batch, heads, dim, splits_for(batch, kv_heads), device)
 
     def run(self) -> None:
         """state.tokens at state.positions -> state.logits, their keys and values written into the caches."""
@@ -98,8 +96,9 @@ class DecodeStep:
             )
             projected = self.query if layer.cross else self.projected
             gemv(x, layer.attention_in, projected, norm=layer.attention_norm, eps=eps, in_planes=form)
+            query, key, value = (projected, None, None) if layer.cross else self.own
             decode_attention(
-                projected,
+                query,
                 self.attended,
                 self.scratch,
                 state.cross if layer.cross else state.own,
@@ -107,6 +106,8 @@ class DecodeStep:
                 slot=layer.slot,
                 kv_heads=self.config.num_key_value_heads,
                 dim=self.config.head_dim,
+                key=key,
+                value=value,
                 rotation=None if layer.cross else self.rotation,
                 norm=layer.query_norm,
                 eps=eps,

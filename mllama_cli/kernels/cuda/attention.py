@@ -19,6 +19,10 @@ from mllama_cli.kernels.cuda.launch import launch, wait_for_inputs
 from mllama_cli.kernels.cuda.planes import place
 
 LOG2_E = 1.4426950408889634
+PROGRAMS = 256
+"""That one launch aims at: about two for each of a large GPU's multiprocessors."""
+
+MOST_SPLITS = 32
 
 
 @triton.jit
@@ -34,8 +38,8 @@ def load_block(keys, values, block, stop, HALF: tl.constexpr, DIM: tl.constexpr,
 
 @triton.jit(do_not_specialize=["slot"])
 def attention_kernel(
-    projected, norm, rotation, base, table, strides, limits, partial, partial_max, partial_sum, arrived, out,
-    eps, scale, slot,
+    query, key, value, norm, rotation, base, table, strides, limits, partial, partial_max, partial_sum, arrived, out,
+    eps, scale, query_stride, key_stride, slot,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, QUERIES: tl.constexpr, DIM: tl.constexpr,
     HALF: tl.constexpr, SPLITS: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK: tl.constexpr, PLANES: tl.constexpr, CROSS: tl.constexpr,
@@ -51,13 +55,11 @@ def attention_kernel(
     head = tl.program_id(0)
     split = tl.program_id(1)
     batch = tl.program_id(2)
-    element = projected.dtype.element_ty
+    element = query.dtype.element_ty
     rows = tl.arange(0, ROWS)
     half = tl.arange(0, HALF)
     whole = tl.arange(0, DIM)
     near = rows < GROUP
-    WIDTH: tl.constexpr = (KV_HEADS * GROUP if CROSS else KV_HEADS * (GROUP + 2)) * DIM
-    projected += batch * WIDTH
     # Addresses, limits and the older keys stand still while a step runs: only the projections have to be waited for.
     # Everything lies at multiples of 16 numbers: what lets 16 bytes be read at once.
     offset = batch * tl.multiple_of(tl.load(strides), 16) + head * tl.multiple_of(tl.load(strides + 1), 16)
@@ -78,10 +80,10 @@ def attention_kernel(
     if split >= active:
         return
     if not CROSS:  # mostly one block is all; what stands at the new row's place is not written yet, and replaced below
-        key_first, key_second, value = load_block(keys, values, start, stop, HALF, DIM, BLOCK)
+        key_first, key_second, block_values = load_block(keys, values, start, stop, HALF, DIM, BLOCK)
     wait_for_inputs(OVERLAP)
 
-    queries = projected + (head * GROUP + rows)[:, None] * DIM + half[None, :]
+    queries = query + batch * query_stride + (head * GROUP + rows)[:, None] * DIM + half[None, :]
     q1 = tl.load(queries, mask=near[:, None], other=0.0).to(tl.float32)
     q2 = tl.load(queries + HALF, mask=near[:, None], other=0.0).to(tl.float32)
     if CROSS:
@@ -93,12 +95,12 @@ def attention_kernel(
         sin = tl.load(rotation + batch * DIM + HALF + half)
         first = (q1 * cos[None, :] - q2 * sin[None, :]).to(element)
         second = (q2 * cos[None, :] + q1 * sin[None, :]).to(element)
-        source = projected + (KV_HEADS * GROUP + head) * DIM
-        k1 = tl.load(source + half).to(tl.float32)
-        k2 = tl.load(source + HALF + half).to(tl.float32)
+        own = batch * key_stride + head * DIM
+        k1 = tl.load(key + own + half).to(tl.float32)
+        k2 = tl.load(key + own + HALF + half).to(tl.float32)
         new_first = (k1 * cos - k2 * sin).to(element)
         new_second = (k2 * cos + k1 * sin).to(element)
-        new_value = tl.load(source + KV_HEADS * DIM + whole)
+        new_value = tl.load(value + own + whole)
         if start <= position and position < stop:  # this split holds the new row: it goes into the cache
             tl.store(keys + position * DIM + half, new_first)
             tl.store(keys + position * DIM + HALF + half, new_second)
@@ -111,12 +113,12 @@ def attention_kernel(
         tokens = block + tl.arange(0, BLOCK)
         live = tokens < stop
         if CROSS:  # several blocks: loads that begin an iteration are made ahead by the compiler
-            key_first, key_second, value = load_block(keys, values, block, stop, HALF, DIM, BLOCK)
+            key_first, key_second, block_values = load_block(keys, values, block, stop, HALF, DIM, BLOCK)
         else:
             fresh = (tokens == position)[:, None]
             key_first = tl.where(fresh, new_first[None, :], key_first)
             key_second = tl.where(fresh, new_second[None, :], key_second)
-            value = tl.where(fresh, new_value[None, :], value)
+            block_values = tl.where(fresh, new_value[None, :], block_values)
         scores = tl.dot(first, tl.trans(key_first), input_precision="ieee")
         scores = tl.dot(second, tl.trans(key_second), scores, input_precision="ieee") * scale
         scores = tl.where(live[None, :], scores, float("-inf"))
@@ -124,10 +126,10 @@ def attention_kernel(
         weights = tl.exp2(scores - higher[:, None])
         shrink = tl.exp2(largest - higher)
         total = total * shrink + tl.sum(weights, axis=1)
-        sums = tl.dot(weights.to(element), value, sums * shrink[:, None], input_precision="ieee")
+        sums = tl.dot(weights.to(element), block_values, sums * shrink[:, None], input_precision="ieee")
         largest = higher
         if not CROSS:
-            key_first, key_second, value = load_block(keys, values, block + BLOCK, stop, HALF, DIM, BLOCK)
+            key_first, key_second, block_values = load_block(keys, values, block + BLOCK, stop, HALF, DIM, BLOCK)
     HEADS: tl.constexpr = KV_HEADS * GROUP
     if active == 1:  # nothing to put together
         target = batch * HEADS * DIM + place((head * GROUP + rows)[:, None] * DIM + whole[None, :], HEADS * DIM, PLANES)
@@ -143,14 +145,14 @@ def attention_kernel(
     counter = arrived + batch * KV_HEADS + head
     if tl.atomic_add(counter, 1, sem="acq_rel") == active - 1:
         # All query heads of the group at once, the splits of one element in one thread: sums need no exchange.
-        query = tl.arange(0, QUERIES)[None, :, None]
-        index = ((batch * KV_HEADS + head) * GROUP + query) * SPLITS
+        mate = tl.arange(0, QUERIES)[None, :, None]
+        index = ((batch * KV_HEADS + head) * GROUP + mate) * SPLITS
         highest = tl.full([QUERIES, 1], float("-inf"), tl.float32)
         denominator = tl.zeros([QUERIES, 1], tl.float32)
         result = tl.zeros([QUERIES, DIM], tl.float32)
         for chunk in range(0, active, CHUNK):
             member = chunk + tl.arange(0, CHUNK)[:, None, None]
-            there = (member < active) & (query < GROUP)
+            there = (member < active) & (mate < GROUP)
             held = partial + (index + member) * DIM + whole[None, None, :]
             parts = tl.load(held, mask=there, other=0.0, cache_modifier=".cg")
             maxima = tl.load(partial_max + index + member, mask=there, other=float("-inf"), cache_modifier=".cg")
@@ -207,8 +209,14 @@ class Scratch:
         self.splits = splits
 
 
+def splits_for(batch: int, kv_heads: int, least: int = 1) -> int:
+    """Programs that share one key head's keys; a power of two."""
+    wanted = min(max(least, PROGRAMS // (batch * kv_heads)), MOST_SPLITS)
+    return 1 << (wanted.bit_length() - 1)
+
+
 def decode_attention(
-    projected: Tensor,
+    query: Tensor,
     out: Tensor,
     scratch: Scratch,
     addresses: Addresses,
@@ -217,6 +225,8 @@ def decode_attention(
     slot: int,
     kv_heads: int,
     dim: int,
+    key: Tensor | None = None,
+    value: Tensor | None = None,
     rotation: Tensor | None = None,
     norm: Tensor | None = None,
     eps: float = 0.0,
@@ -226,22 +236,25 @@ def decode_attention(
 ) -> None:
     """out [B, heads * dim] = attention of the new rows; see the top of this file.
 
-    Self-attention: ``projected`` [B, (heads + 2 kv_heads) * dim] is the row's query, key and value before the rotation
-    float32 [B, 2, dim / 2] (cosines and sines); key and value go into the cache at the row's position.
-    Cross-attention: ``projected`` [B, heads * dim] is the query before its ``norm``.
+    Self-attention: ``query`` [B, heads * dim], ``key`` and ``value`` [B, kv_heads * dim] are the row's before the
+    rotation float32 [B, 2, dim / 2] (cosines and sines); key and value go into the cache at the row's position.
+    Cross-attention: ``query`` is the row's before its ``norm``. Rows may lie apart, keys as far as values.
     """
     heads = out.shape[1] // dim
     batch, device = out.shape[0], out.device
     group = heads // kv_heads
     queries = triton.next_power_of_2(group)
-    cross = rotation is None
+    if key is None or value is None:
+        key = value = query
+    assert key.stride(0) == value.stride(0)
     if block is None:  # several blocks are under way at a time, in 100 KiB of a multiprocessor's memory
         block = 128 // out.element_size()
     launch(
-        attention_kernel, (kv_heads, scratch.splits, batch), projected, norm if norm is not None else projected,
-        rotation if rotation is not None else projected,
+        attention_kernel, (kv_heads, scratch.splits, batch), query, key, value, norm if norm is not None else query,
+        rotation if rotation is not None else query,
         addresses.base, addresses.table, addresses.strides, limits,
-        scratch.sums, scratch.largest, scratch.total, scratch.arrived, out, eps, LOG2_E * dim**-0.5, slot,
+        scratch.sums, scratch.largest, scratch.total, scratch.arrived, out, eps, LOG2_E * dim**-0.5,
+        query.stride(0), key.stride(0), slot,
         kv_heads, group, max(16, queries), queries, dim, dim // 2, scratch.splits, min(scratch.splits, 16), block,
-        out_planes, cross, device=device, warps=warps,
+        out_planes, rotation is None, device=device, warps=warps,
     )  # fmt: skip

@@ -24,7 +24,7 @@ from tests.checkpoints import config_dict, random_network
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("mllama_cli.engine.cuda.step.SPLITS", 4)  # the interpreter runs programs one by one
+    monkeypatch.setattr("mllama_cli.kernels.cuda.attention.PROGRAMS", 8)  # the interpreter runs them one by one
     few_programs(monkeypatch)
     dispatch.set_exact(True)  # on a CPU too the network is the reference: it may not round activations
     with torch.inference_mode():

@@ -43,9 +43,11 @@ def test_self_attention_over_old_keys_and_the_new_one(heads: int, kv_heads: int,
     out = torch.full((batch, heads * DIM), torch.nan, device=DEVICE)
     scratch = Scratch(batch, heads, DIM, SPLITS, DEVICE)
     for _ in range(2):  # twice: the counters of the splits start again
+        query, key, value = projected.split([heads * DIM, kv_heads * DIM, kv_heads * DIM], dim=1)
         decode_attention(
-            projected, out, scratch, addresses, places, slot=1, kv_heads=kv_heads, dim=DIM, rotation=turned
-        )
+            query, out, scratch, addresses, places,
+            slot=1, kv_heads=kv_heads, dim=DIM, key=key, value=value, rotation=turned,
+        )  # fmt: skip
     cos, sin = rotation(places[:, None], FREQUENCIES)
     q, k, v = projected.unflatten(1, (-1, 1, DIM)).split([heads, kv_heads, kv_heads], dim=1)
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
