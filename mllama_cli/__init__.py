@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from mllama_cli.core.events import Notice as Notice
     from mllama_cli.core.events import ReadingPrompt as ReadingPrompt
     from mllama_cli.core.events import Token as Token
-    from mllama_cli.engine.batch import Reply as Reply
-    from mllama_cli.engine.load import Engine as Engine
-    from mllama_cli.engine.load import load as load
-    from mllama_cli.engine.sampling import Sampling as Sampling
+    from mllama_cli.core.sampling import Sampling as Sampling
+    from mllama_cli.engine.batch.run import Reply as Reply
+    from mllama_cli.engine.engine import Engine as Engine
+    from mllama_cli.engine.engine import load as load
     from mllama_cli.engine.session import Session as Session
     from mllama_cli.model.mllama import MllamaForConditionalGeneration as MllamaForConditionalGeneration
     from mllama_cli.model.mllama import MllamaModel as MllamaModel
@@ -45,9 +45,9 @@ _NAMES = {
     "core.conversation": "Conversation ImagePart Message TextPart",
     "core.errors": "MllamaError",
     "core.events": "EncodingImage GenerationStats LoadProgress Notice ReadingPrompt Token",
-    "engine.batch": "Reply",
-    "engine.load": "Engine load",
-    "engine.sampling": "Sampling",
+    "core.sampling": "Sampling",
+    "engine.batch.run": "Reply",
+    "engine.engine": "Engine load",
     "engine.session": "Session",
     "model.mllama": "MllamaForConditionalGeneration MllamaModel",
     "model.text": "MllamaForCausalLM MllamaTextModel",

@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from mllama_cli.checkpoint.writer import write_checkpoint
 from mllama_cli.core.config import MllamaConfig
-from mllama_cli.engine.decoder import Network
+from mllama_cli.engine.forward import Network
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.model.text import MllamaForCausalLM
 

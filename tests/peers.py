@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mllama_cli.engine.decoder import Network
+from mllama_cli.engine.forward import Network
 
 
 def transformers_model(config: dict[str, Any], network: Network, dtype: torch.dtype = torch.float32) -> Any:

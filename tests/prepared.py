@@ -19,8 +19,8 @@ IMPORTED = (
     "torch",
     "mllama_cli.captioning.run",
     "mllama_cli.cli.caption_run",
-    "mllama_cli.engine.batch",
-    "mllama_cli.engine.load",
+    "mllama_cli.engine.batch.run",
+    "mllama_cli.engine.engine",
     "mllama_cli.quantization.quantize",
 )
 

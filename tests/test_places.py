@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mllama_cli.checkpoint.catalog import models_folder
-from mllama_cli.places import config_folder, data_folder, state_folder
+from mllama_cli.hub.catalog import models_folder
+from mllama_cli.system.paths import config_folder, data_folder, state_folder
 
 
 def test_mllama_home_is_the_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

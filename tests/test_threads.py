@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mllama_cli.core.threads import ThreadPool, interrupts_held
+from mllama_cli.system.interrupts import ThreadPool, interrupts_held
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 

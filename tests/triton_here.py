@@ -69,7 +69,7 @@ else:
 
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU matrices are cut into large tiles: the interpreter takes as long for a small one."""
-    from mllama_cli.kernels.cuda import linear
+    from mllama_cli.kernels.cuda import gemv_api as linear
 
     if DEVICE.type == "cpu":
         choose = linear.choose_tile

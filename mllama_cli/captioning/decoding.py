@@ -19,8 +19,8 @@ from pathlib import Path
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError, MllamaError
-from mllama_cli.core.threads import interrupts_held
 from mllama_cli.processing.canvas import Canvas, draw_canvas
+from mllama_cli.system.interrupts import interrupts_held
 
 MAX_WORKERS = 16
 TASKS_PER_WORKER = 3

@@ -2,8 +2,8 @@
 
 from typing import Protocol
 
-from mllama_cli.captioning.pictures import Picture
-from mllama_cli.core.captions import CaptionRecord
+from mllama_cli.captioning.listing import Picture
+from mllama_cli.core.caption_events import CaptionRecord
 
 
 class Held(Protocol):

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mllama_cli.core.database import Database, Schema
 from mllama_cli.core.errors import CaptionError
-from mllama_cli.places import state_folder
+from mllama_cli.system.database import Database, Schema
+from mllama_cli.system.paths import state_folder
 
 _SCHEMA = Schema(
     (

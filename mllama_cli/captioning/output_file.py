@@ -5,12 +5,12 @@ import time
 from contextlib import suppress
 from typing import IO
 
-from mllama_cli.captioning.claims import Claim
 from mllama_cli.captioning.destinations import Destination, Held
-from mllama_cli.captioning.pictures import Picture
+from mllama_cli.captioning.listing import Picture
+from mllama_cli.captioning.locks import Claim
+from mllama_cli.captioning.records import Format, encode, header, records
 from mllama_cli.captioning.sidecars import unwritable
-from mllama_cli.captioning.table_format import Format, encode, header, records
-from mllama_cli.core.captions import CaptionRecord
+from mllama_cli.core.caption_events import CaptionRecord
 from mllama_cli.core.errors import CaptionError, UsageError
 
 _FIRST = {"jsonl": b'{"path": ', "csv": header("csv")}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mllama_cli.captioning.destinations import Destination
-from mllama_cli.captioning.pictures import Listing, Picture
+from mllama_cli.captioning.listing import Listing, Picture
 
 
 @dataclass(frozen=True)

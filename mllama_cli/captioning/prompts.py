@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from mllama_cli.captioning.pictures import Picture
+from mllama_cli.captioning.listing import Picture
 from mllama_cli.core.errors import UsageError
 
 Style = Literal["short", "detailed", "alt-text", "tags"]

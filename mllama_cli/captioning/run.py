@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from mllama_cli.captioning.decoding import Decoded, DecodingPool
 from mllama_cli.captioning.destinations import Destination, Held
-from mllama_cli.captioning.pictures import Picture
+from mllama_cli.captioning.listing import Picture
 from mllama_cli.captioning.plan import Plan
-from mllama_cli.captioning.polish import Polish
+from mllama_cli.captioning.postprocess import Polish
 from mllama_cli.captioning.prompts import PromptTemplate
 from mllama_cli.captioning.sidecars import is_full, unwritable
-from mllama_cli.core.captions import (
+from mllama_cli.core.caption_events import (
     BatchSize,
     Captioned,
     CaptionEvent,
@@ -25,12 +25,12 @@ from mllama_cli.core.captions import (
 )
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import ImageError, MllamaError
-from mllama_cli.engine.batch import BatchReply, BatchRequest, run_batch
+from mllama_cli.engine.batch.run import BatchReply, BatchRequest, run_batch
 from mllama_cli.processing.image_processor import MllamaImageProcessor
 
 if TYPE_CHECKING:
-    from mllama_cli.engine.load import Engine
-    from mllama_cli.engine.sampling import Sampling
+    from mllama_cli.core.sampling import Sampling
+    from mllama_cli.engine.engine import Engine
     from mllama_cli.processing.processor import ModelInputs
 
 

@@ -4,7 +4,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from mllama_cli.captioning.pictures import Picture
+from mllama_cli.captioning.listing import Picture
 
 
 def sidecar_paths(pictures: Sequence[Picture], extension: str) -> tuple[Mapping[str, str], int]:

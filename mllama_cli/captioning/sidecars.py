@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 
-from mllama_cli.captioning.claims import Claim
 from mllama_cli.captioning.destinations import Held
 from mllama_cli.captioning.journal import Entry, Journal, digest
-from mllama_cli.captioning.pictures import Picture
-from mllama_cli.core.captions import CaptionRecord, Existing
+from mllama_cli.captioning.listing import Picture
+from mllama_cli.captioning.locks import Claim
+from mllama_cli.core.caption_events import CaptionRecord, Existing
 from mllama_cli.core.errors import CaptionError
 
 ANOTHER_RUN = "another run has it in work"

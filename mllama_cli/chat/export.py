@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from mllama_cli.chat.media_type import media_type, suffix
-from mllama_cli.chat.saved import SavedChat, printable, short_name
+from mllama_cli.chat.storage.saved import SavedChat, printable, short_name
 from mllama_cli.core.conversation import ImagePart, Message, Part, TextPart
 from mllama_cli.core.errors import MllamaError, UsageError
 

@@ -5,20 +5,20 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from mllama_cli.chat.commands import COMMANDS, find_command
+from mllama_cli.chat.autosave import Saving
+from mllama_cli.chat.commands.registry import COMMANDS, find_command
+from mllama_cli.chat.dialogue import Attachment, LiveChat
 from mllama_cli.chat.dropped_paths import find_images
-from mllama_cli.chat.live import Attachment, LiveChat
-from mllama_cli.chat.saving import Saving
 from mllama_cli.core.conversation import Message
 from mllama_cli.core.errors import ContextLengthError, MemoryShortageError, MllamaError
 from mllama_cli.core.events import Event, GenerationStats, Notice, Token
+from mllama_cli.terminal.answer_view import StatusLine, stats_line
 from mllama_cli.terminal.console import Terminal
-from mllama_cli.terminal.markdown_view import MarkdownView
-from mllama_cli.terminal.reply_view import StatusLine, stats_line
+from mllama_cli.terminal.markdown.view import MarkdownView
 
 if TYPE_CHECKING:
-    from mllama_cli.engine.load import Engine
-    from mllama_cli.engine.sampling import Sampling
+    from mllama_cli.core.sampling import Sampling
+    from mllama_cli.engine.engine import Engine
 
 NEARLY_FULL = 0.9
 """Share of the context from which on the person is told."""

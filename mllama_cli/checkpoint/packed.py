@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mllama_cli.checkpoint.safetensors_header import TensorInfo
+from mllama_cli.checkpoint.header import TensorInfo
 from mllama_cli.core.errors import CheckpointError
 
 PACKED, SCALE, SHAPE = ".weight_packed", ".weight_scale", ".weight_shape"

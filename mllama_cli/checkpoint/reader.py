@@ -8,9 +8,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mllama_cli.checkpoint.files import weight_files
+from mllama_cli.checkpoint.header import TensorInfo, read_header
 from mllama_cli.checkpoint.names import canonical
-from mllama_cli.checkpoint.safetensors_header import TensorInfo, read_header
-from mllama_cli.checkpoint.weight_files import weight_files
 from mllama_cli.core.errors import CheckpointError
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

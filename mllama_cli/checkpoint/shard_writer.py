@@ -15,7 +15,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from mllama_cli.checkpoint.safetensors_header import BITS
+from mllama_cli.checkpoint.header import BITS
 
 
 @dataclass(frozen=True)

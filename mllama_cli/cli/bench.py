@@ -10,8 +10,8 @@ from mllama_cli.cli import complete
 from mllama_cli.cli.options import OUTPUT, Debug, Device, Dtype
 
 if TYPE_CHECKING:
-    from mllama_cli.engine.benchmark import Figure, Subject
-    from mllama_cli.terminal.reply_view import StatusLine
+    from mllama_cli.benchmark.decode import Figure, Subject
+    from mllama_cli.terminal.answer_view import StatusLine
 
 
 def bench(
@@ -40,8 +40,8 @@ def bench(
 ) -> None:
     """Measure time to first token, prefill, decoding, vision and loading, beside the memory's own speed."""
     from mllama_cli.core.errors import UsageError
+    from mllama_cli.terminal.answer_view import StatusLine
     from mllama_cli.terminal.console import Terminal
-    from mllama_cli.terminal.reply_view import StatusLine
 
     if model and random:
         raise UsageError("A model and --random exclude one another")
@@ -50,8 +50,8 @@ def bench(
     terminal = Terminal()
     with StatusLine(terminal) as status:
         status.show("Starting")
-        from mllama_cli.engine.benchmark import Figure, benchmark
-        from mllama_cli.engine.caption_benchmark import TOKENS, caption_rate
+        from mllama_cli.benchmark.captions import TOKENS, caption_rate
+        from mllama_cli.benchmark.decode import Figure, benchmark
 
         device, dtype = device or "auto", dtype or "auto"
         if random:
@@ -96,15 +96,16 @@ def bench(
 def _random(shape: str, quantize: str | None, device_name: str, dtype_name: str) -> "tuple[str, Subject, list[Figure]]":
     import torch
 
+    from mllama_cli.benchmark.decode import Subject
+    from mllama_cli.benchmark.random_network import random_network
     from mllama_cli.core.errors import UsageError
-    from mllama_cli.engine.benchmark import Subject
     from mllama_cli.engine.cards import refusal, weights_of
-    from mllama_cli.engine.decoder import CHUNK
     from mllama_cli.engine.device import choose_device, choose_dtype, free_bytes, make_current
     from mllama_cli.engine.fast import FastDecoding
-    from mllama_cli.engine.memory_plan import MemoryPlan, choose_plan
-    from mllama_cli.engine.random_network import SHAPES, random_network
-    from mllama_cli.engine.work_sizes import least_work, prefill_rows
+    from mllama_cli.engine.forward import CHUNK
+    from mllama_cli.engine.weights.memory import least_work, prefill_rows
+    from mllama_cli.engine.weights.offload import MemoryPlan, choose_plan
+    from mllama_cli.engine.weights.shapes import SHAPES
     from mllama_cli.kernels.tables import reads_host_memory
 
     if shape not in SHAPES:
@@ -133,9 +134,9 @@ def _random(shape: str, quantize: str | None, device_name: str, dtype_name: str)
 
 
 def _loaded(model: str | None, device: str, dtype: str, status: "StatusLine") -> "tuple[str, Subject, list[Figure]]":
-    from mllama_cli.checkpoint.catalog import default_model, resolve
-    from mllama_cli.engine.benchmark import Figure, Subject
-    from mllama_cli.engine.load import Engine
+    from mllama_cli.benchmark.decode import Figure, Subject
+    from mllama_cli.engine.engine import Engine
+    from mllama_cli.hub.catalog import default_model, resolve
 
     entry = default_model() if model is None else None
     folder, name = (entry.path, entry.name) if entry else (resolve(str(model)), str(model))

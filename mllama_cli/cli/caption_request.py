@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from mllama_cli.captioning.pictures import Listing, find_pictures, read_list, shard_of
-from mllama_cli.captioning.polish import Polish
+from mllama_cli.captioning.listing import Listing, find_pictures, read_list, shard_of
+from mllama_cli.captioning.postprocess import Polish
 from mllama_cli.captioning.prompts import DEFAULT, DEFAULT_MAX_TOKENS, MAX_TOKENS, STYLES, PromptTemplate, Style
-from mllama_cli.checkpoint.folders import expanded
-from mllama_cli.core.captions import EXISTING, Existing
+from mllama_cli.core.caption_events import EXISTING, Existing
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.pictures import PICTURE_SUFFIXES
+from mllama_cli.system.folders import expanded
 
 
 @dataclass(frozen=True)

@@ -11,20 +11,20 @@ import typer
 from mllama_cli.captioning.destinations import Destination, Nowhere
 from mllama_cli.captioning.journal import Journal
 from mllama_cli.captioning.plan import Plan, make_plan
+from mllama_cli.captioning.records import as_json as record_as_json
 from mllama_cli.captioning.sidecar_names import sidecar_paths
 from mllama_cli.captioning.sidecars import Sidecars
-from mllama_cli.captioning.table_format import as_json as record_as_json
 from mllama_cli.cli.caption_request import CaptionRequest
 from mllama_cli.cli.chosen_model import chosen_model
 from mllama_cli.cli.exit_status import ExitStatus
-from mllama_cli.core.captions import Captioned, CaptionEvent, CaptionFailed, CaptionPlan
+from mllama_cli.core.caption_events import Captioned, CaptionEvent, CaptionFailed, CaptionPlan
 from mllama_cli.core.errors import MllamaError, UsageError
 from mllama_cli.terminal.caption_view import CaptionView
 from mllama_cli.terminal.clean_text import clean_text
 from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
-    from mllama_cli.engine.load import Engine
+    from mllama_cli.engine.engine import Engine
 
 
 def run_captions(
@@ -106,7 +106,7 @@ def _events(
     from dataclasses import replace
 
     from mllama_cli.captioning.run import Task, caption_pictures
-    from mllama_cli.engine.sampling import Sampling
+    from mllama_cli.core.sampling import Sampling
 
     # Greedy unless asked otherwise, so that a run that is taken up again says the same.
     greedy = replace(engine.generation_config, do_sample=False)
@@ -115,11 +115,11 @@ def _events(
 
 
 def _engine(terminal: Terminal, folder: Path, name: str, **settings: Any) -> "Engine":
-    from mllama_cli.terminal.reply_view import StatusLine
+    from mllama_cli.terminal.answer_view import StatusLine
 
     with StatusLine(terminal) as status:
         status.show("Starting")
-        from mllama_cli.engine.load import Engine
+        from mllama_cli.engine.engine import Engine
 
         engine = Engine(folder, name, **settings)
         for event in engine.load_weights(vision=True):

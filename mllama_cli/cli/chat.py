@@ -113,13 +113,13 @@ def chat(
 
     [bold]mllama chat --image photo.jpg "What is this?"[/]
     """
-    from mllama_cli.cli.answer import OneAnswer
     from mllama_cli.cli.chosen_model import chosen_model
     from mllama_cli.cli.interactive import find_saved, open_store, run_chat
+    from mllama_cli.cli.oneshot import OneAnswer
     from mllama_cli.cli.preferences import preferences
     from mllama_cli.cli.question import gather, read_pictures
+    from mllama_cli.terminal.answer_view import StatusLine
     from mllama_cli.terminal.console import Terminal
-    from mllama_cli.terminal.reply_view import StatusLine
 
     terminal = Terminal()
     prefer = preferences()
@@ -147,8 +147,8 @@ def chat(
 
     with StatusLine(terminal) as status:
         status.show("Starting")  # importing torch is most of it
-        from mllama_cli.engine.load import Engine
-        from mllama_cli.engine.sampling import Sampling
+        from mllama_cli.core.sampling import Sampling
+        from mllama_cli.engine.engine import Engine
 
     given = {
         "temperature": temperature,
@@ -208,7 +208,7 @@ def chat(
     if verbose or prefer.verbose:
         run.print_statistics()
     if saved is not None and not no_log and question.conversation is not None and run.text:
-        from mllama_cli.chat.store import ChatStore
+        from mllama_cli.chat.storage.store import ChatStore
 
         ChatStore().save(saved, question.conversation.with_assistant(run.text))
     if run.interrupted:

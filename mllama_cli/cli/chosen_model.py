@@ -9,7 +9,7 @@ BUILT_IN_NOTE = "This is the small built-in model: it knows only simple drawings
 
 def chosen_model(asked: str | None, terminal: Terminal) -> tuple[str, Path]:
     """(name, folder); a note where it is the built-in one for want of another. Raises ModelNotFoundError and kin."""
-    from mllama_cli.checkpoint.catalog import default_model, resolve
+    from mllama_cli.hub.catalog import default_model, resolve
 
     if asked is not None:
         return asked, resolve(asked)

@@ -5,7 +5,7 @@ from mllama_cli.core.errors import MllamaError
 
 def models(incomplete: str) -> list[str]:
     """Models on this machine, the built-in one and aliases."""
-    from mllama_cli.checkpoint.catalog import ALIASES, BUILT_IN, installed
+    from mllama_cli.hub.catalog import ALIASES, BUILT_IN, installed
 
     try:
         here = [entry.name for entry in installed()]
@@ -16,7 +16,7 @@ def models(incomplete: str) -> list[str]:
 
 def installed_models(incomplete: str) -> list[str]:
     """Models on this machine."""
-    from mllama_cli.checkpoint.catalog import installed
+    from mllama_cli.hub.catalog import installed
 
     try:
         return _beginning(incomplete, [entry.name for entry in installed()])
@@ -26,14 +26,14 @@ def installed_models(incomplete: str) -> list[str]:
 
 def aliases(incomplete: str) -> list[str]:
     """Names that can be downloaded."""
-    from mllama_cli.checkpoint.catalog import ALIASES
+    from mllama_cli.hub.catalog import ALIASES
 
     return _beginning(incomplete, list(ALIASES))
 
 
 def chats(incomplete: str) -> list[str]:
     """Names of saved chats, and numbers of those without a name."""
-    from mllama_cli.chat.store import ChatStore
+    from mllama_cli.chat.storage.store import ChatStore
 
     try:
         return _beginning(incomplete, [chat.name or str(chat.id) for chat in ChatStore().chats()])
@@ -69,7 +69,7 @@ def caption_styles(incomplete: str) -> list[str]:
 
 
 def existing_choices(incomplete: str) -> list[str]:
-    from mllama_cli.core.captions import EXISTING
+    from mllama_cli.core.caption_events import EXISTING
 
     return _beginning(incomplete, list(EXISTING))
 

@@ -119,7 +119,7 @@ def _check_sampling(key: str, value: Any) -> None:
     from mllama_cli.core.settings import Settings
 
     if key in Settings(**{key: value}).sampling:
-        from mllama_cli.engine.sampling import Sampling
+        from mllama_cli.core.sampling import Sampling
 
         Sampling(**{key: value})
 

@@ -8,7 +8,7 @@ from mllama_cli.cli import complete
 from mllama_cli.cli.options import Debug
 
 if TYPE_CHECKING:
-    from mllama_cli.checkpoint.hub_plan import Plan
+    from mllama_cli.hub.plan import Plan
     from mllama_cli.terminal.console import Terminal
 
 
@@ -34,8 +34,8 @@ def download(
 
     [bold]mllama download 11b[/]
     """
-    from mllama_cli.checkpoint.catalog import ALIASES, hub_id
     from mllama_cli.core.errors import ModelNotFoundError, UsageError
+    from mllama_cli.hub.catalog import ALIASES, hub_id
 
     if not model:
         names = ", ".join(f"{alias} ({id_})" for alias, id_ in ALIASES.items())
@@ -44,8 +44,8 @@ def download(
     if repo is None:
         raise ModelNotFoundError(f"{model!r} is no alias and no hub id", _near(model, list(ALIASES)))
 
-    from mllama_cli.checkpoint import download as hub
-    from mllama_cli.checkpoint.hub_plan import plan
+    from mllama_cli.hub import download as hub
+    from mllama_cli.hub.plan import plan
     from mllama_cli.terminal.console import Terminal
     from mllama_cli.terminal.progress import DownloadView
 

@@ -10,7 +10,7 @@ from mllama_cli.cli import complete
 from mllama_cli.cli.options import OUTPUT, Debug
 
 if TYPE_CHECKING:
-    from mllama_cli.chat.saved import ChatSummary, SavedChat
+    from mllama_cli.chat.storage.saved import ChatSummary, SavedChat
     from mllama_cli.terminal.console import Terminal
 
 history = typer.Typer(no_args_is_help=True, help="Saved chats: list, show, export, delete.")
@@ -37,7 +37,7 @@ def list_chats(
     from rich.table import Table
     from rich.text import Text
 
-    from mllama_cli.chat.store import ChatStore
+    from mllama_cli.chat.storage.store import ChatStore
     from mllama_cli.terminal.console import Terminal
 
     terminal = Terminal()
@@ -70,7 +70,7 @@ def list_chats(
 def show(name: Name, as_json: AsJson = False, debug: Debug = False) -> None:
     """Print a saved chat; with --json as `mllama chat --messages` reads it, pictures included."""
     from mllama_cli.chat.export import export_json
-    from mllama_cli.chat.store import ChatStore
+    from mllama_cli.chat.storage.store import ChatStore
     from mllama_cli.terminal.console import Terminal
 
     terminal = Terminal()
@@ -94,7 +94,7 @@ def export(
     from urllib.parse import quote
 
     from mllama_cli.chat.export import data_url, export_markdown, write_export
-    from mllama_cli.chat.store import ChatStore
+    from mllama_cli.chat.storage.store import ChatStore
     from mllama_cli.terminal.console import Terminal
 
     terminal = Terminal()
@@ -122,7 +122,7 @@ def remove(
     debug: Debug = False,
 ) -> None:
     """Delete saved chats, and the pictures that no other chat shows."""
-    from mllama_cli.chat.store import ChatStore
+    from mllama_cli.chat.storage.store import ChatStore
     from mllama_cli.core.errors import UsageError
     from mllama_cli.terminal.console import Terminal
 

@@ -10,16 +10,16 @@ from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
     from mllama_cli.chat.repl import Look
-    from mllama_cli.chat.store import ChatStore, SavedChat
-    from mllama_cli.engine.load import Engine
-    from mllama_cli.engine.sampling import Sampling
+    from mllama_cli.chat.storage.store import ChatStore, SavedChat
+    from mllama_cli.core.sampling import Sampling
+    from mllama_cli.engine.engine import Engine
 
 
 def open_store(terminal: Terminal, *, wanted: bool) -> "ChatStore | None":
     """The saved chats; None if they are not ``wanted``, or cannot be kept (which is said)."""
     if not wanted:
         return None
-    from mllama_cli.chat.store import ChatStore
+    from mllama_cli.chat.storage.store import ChatStore
 
     try:
         return ChatStore()
@@ -35,7 +35,7 @@ def find_saved(name: str | None, *, last: bool) -> "SavedChat | None":
         return None
     if name is not None and last:
         raise UsageError("--continue and --resume both say which chat to go on with", "Leave one of the two out.")
-    from mllama_cli.chat.store import ChatStore
+    from mllama_cli.chat.storage.store import ChatStore
 
     saved = ChatStore().last() if name is None else ChatStore().load(name)
     if saved is None:
@@ -60,12 +60,12 @@ def run_chat(
 
     ``flags`` and ``system`` are what the command line says of sampling and system message: they win over a saved one.
     """
-    from mllama_cli.chat.commands import COMMANDS
-    from mllama_cli.chat.live import LiveChat
+    from mllama_cli.chat.autosave import Saving, restore
+    from mllama_cli.chat.commands.registry import COMMANDS
+    from mllama_cli.chat.dialogue import LiveChat
     from mllama_cli.chat.repl import Repl
-    from mllama_cli.chat.saving import Saving, restore
+    from mllama_cli.terminal.answer_view import StatusLine
     from mllama_cli.terminal.prompt import ChatPrompt, CommandHelp
-    from mllama_cli.terminal.reply_view import StatusLine
 
     def loaded(engine: "Engine", *, vision: bool) -> "Engine":
         with StatusLine(terminal) as status:
@@ -74,7 +74,7 @@ def run_chat(
         return engine
 
     def other(name: str) -> "Engine":
-        from mllama_cli.checkpoint.catalog import resolve
+        from mllama_cli.hub.catalog import resolve
 
         return loaded(engine_of(resolve(name), name), vision=bool(chat.conversation.images))
 
@@ -106,12 +106,12 @@ def history_file() -> Path | None:
     """Where typed lines are kept; None where MLLAMA_NOHISTORY forbids it."""
     import os
 
-    from mllama_cli.places import state_folder
+    from mllama_cli.system.paths import state_folder
 
     return None if os.environ.get("MLLAMA_NOHISTORY") else state_folder() / "history"
 
 
 def _models() -> list[str]:
-    from mllama_cli.checkpoint.catalog import ALIASES, BUILT_IN, installed
+    from mllama_cli.hub.catalog import ALIASES, BUILT_IN, installed
 
     return [*(entry.name for entry in installed()), BUILT_IN, *ALIASES]

@@ -9,7 +9,7 @@ from mllama_cli.cli import complete
 from mllama_cli.cli.options import OUTPUT, Debug
 
 if TYPE_CHECKING:
-    from mllama_cli.checkpoint.inspect import Inspection
+    from mllama_cli.hub.inspect import Inspection
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)]
 
@@ -18,7 +18,7 @@ def list_models(as_json: AsJson = False, debug: Debug = False) -> None:
     """List the models on this machine: name, size, kind, date."""
     from rich.table import Table
 
-    from mllama_cli.checkpoint.catalog import built_in, installed
+    from mllama_cli.hub.catalog import built_in, installed
     from mllama_cli.terminal.console import Terminal
 
     terminal = Terminal()
@@ -74,9 +74,9 @@ def show(
     """Show what a model is: architecture, parameters, memory, template, defaults."""
     from rich.table import Table
 
-    from mllama_cli.checkpoint.catalog import resolve
-    from mllama_cli.checkpoint.inspect import inspect
     from mllama_cli.core.errors import TemplateError
+    from mllama_cli.hub.catalog import resolve
+    from mllama_cli.hub.inspect import inspect
     from mllama_cli.processing.chat_template import ChatTemplate
     from mllama_cli.terminal.console import Terminal
 
@@ -109,8 +109,8 @@ def remove(
     debug: Debug = False,
 ) -> None:
     """Delete models from this machine and free their disk space."""
-    from mllama_cli.checkpoint.remove import plan_removal
     from mllama_cli.core.errors import UsageError
+    from mllama_cli.hub.remove import plan_removal
     from mllama_cli.terminal.console import Terminal
 
     terminal = Terminal()

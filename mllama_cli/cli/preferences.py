@@ -10,7 +10,7 @@ def config_path() -> Path:
     """MLLAMA_CONFIG, else config.toml in the user's config folder. May not exist."""
     if given := os.environ.get("MLLAMA_CONFIG"):
         return Path(os.path.expanduser(given))  # noqa: PTH111 - unlike Path's, it leaves a ~ of nobody's as it is
-    from mllama_cli.places import config_folder
+    from mllama_cli.system.paths import config_folder
 
     return config_folder() / "config.toml"
 

@@ -63,11 +63,11 @@ def quantize(
 
     [bold]mllama quantize 11b[/] and then [bold]mllama chat -m 11b-int4[/]
     """
-    from mllama_cli.checkpoint.catalog import resolve
     from mllama_cli.cli.preferences import preferences
+    from mllama_cli.hub.catalog import resolve
+    from mllama_cli.terminal.answer_view import StatusLine
     from mllama_cli.terminal.console import Terminal
     from mllama_cli.terminal.progress import DownloadView
-    from mllama_cli.terminal.reply_view import StatusLine
 
     terminal = Terminal()
     exceptions = tuple(map(_bits_for, bits_for or ()))
@@ -78,8 +78,8 @@ def quantize(
         status.show("Starting")
         from mllama_cli.core.events import Notice, QuantizeProgress, QuantizeSummary
         from mllama_cli.engine.device import choose_device
-        from mllama_cli.quantization.choose import Wish
         from mllama_cli.quantization.plan import make_plan
+        from mllama_cli.quantization.policy import Wish
         from mllama_cli.quantization.quantize import quantize as run
         from mllama_cli.quantization.schemes import Scheme
 
@@ -118,8 +118,8 @@ def _bits_for(text: str) -> tuple[str, int]:
 
 def _destination(given: str | None, source: str, folder: Path, bits: int, group_size: int) -> Path:
     """A name stands beside the models, anything with a slash is a path."""
-    from mllama_cli.checkpoint.catalog import models_folder
-    from mllama_cli.checkpoint.folders import expanded
+    from mllama_cli.hub.catalog import models_folder
+    from mllama_cli.system.folders import expanded
 
     if given:
         if "/" in given or "\\" in given or given.startswith(("~", ".")):
@@ -137,10 +137,10 @@ def _destination(given: str | None, source: str, folder: Path, bits: int, group_
 def _print_plan(terminal: "Terminal", plan: "Plan", destination: Path, as_json: bool) -> None:
     from rich.table import Table
 
-    from mllama_cli.checkpoint.hub_plan import free_space
     from mllama_cli.cli.models import human_size, print_json
+    from mllama_cli.hub.plan import free_space
     from mllama_cli.quantization.quantize import WORKING_MEMORY
-    from mllama_cli.quantization.tally import tally
+    from mllama_cli.quantization.summary import tally
 
     rows = tally(plan)
     free = free_space(destination)
@@ -182,7 +182,7 @@ def _print_summary(terminal: "Terminal", summary: "QuantizeSummary", as_json: bo
     import dataclasses
 
     from mllama_cli.cli.models import human_size, print_json
-    from mllama_cli.quantization.choose import short
+    from mllama_cli.quantization.policy import short
 
     if as_json:
         print_json(terminal.stdout, dataclasses.asdict(summary))

@@ -3,8 +3,8 @@
 from collections.abc import Container
 
 from mllama_cli.core.events import FinishReason
-from mllama_cli.engine.generate import TextStream
-from mllama_cli.engine.sampling import Sampling
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.completion import TextStream
 from mllama_cli.processing.tokenizer import MllamaTokenizer
 
 

@@ -8,11 +8,11 @@ import torch
 
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.core.errors import MemoryShortageError
+from mllama_cli.engine.batch.capacity import MOST, USUAL, slots_that_fit
 from mllama_cli.engine.device import gib
-from mllama_cli.engine.memory_plan import MemoryPlan, Weights, choose_plan
-from mllama_cli.engine.random_network import shaped
-from mllama_cli.engine.slot_count import MOST, USUAL, slots_that_fit
-from mllama_cli.engine.work_sizes import least_work, longest_context, prefill_rows
+from mllama_cli.engine.weights.memory import least_work, longest_context, prefill_rows
+from mllama_cli.engine.weights.offload import MemoryPlan, Weights, choose_plan
+from mllama_cli.engine.weights.shapes import shaped
 
 CARDS = {8: 8188, 12: 12282, 16: 16376, 24: 24564, 48: 49140, 80: 81559, 141: 143771}
 """MiB that cards report of which the box says so many GB."""

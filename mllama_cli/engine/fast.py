@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from mllama_cli.core.events import Event, Notice
-from mllama_cli.engine.decoder import Network, decode
-from mllama_cli.engine.sampling import Sampling
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.forward import Network, decode
 from mllama_cli.kernels.rows import fused
 from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
@@ -16,7 +16,7 @@ from mllama_cli.model.visibility import ImageSpan
 
 if TYPE_CHECKING:
     from mllama_cli.engine.cuda.decode import GraphDecoder
-    from mllama_cli.engine.cuda.tower import TowerGraphs
+    from mllama_cli.engine.cuda.vision_graphs import TowerGraphs
 
 
 class FastDecoding:
@@ -39,7 +39,7 @@ class FastDecoding:
         """
         if self._device.type != "cuda":
             return network.model.encode_image(pixel_values, aspect_ratio_id)
-        from mllama_cli.engine.cuda.tower import TowerGraphs
+        from mllama_cli.engine.cuda.vision_graphs import TowerGraphs
 
         if self._tower is None:
             self._tower = TowerGraphs(network, self._device)
@@ -63,8 +63,8 @@ class FastDecoding:
         self.obstacle = obstacle(network, self._dtype, self._device)
         if self.obstacle:
             return
-        from mllama_cli.engine.cuda.agreement import MOST, disagreement
-        from mllama_cli.engine.cuda.built import Work, first_time, remember
+        from mllama_cli.engine.cuda.build_cache import Work, first_time, remember
+        from mllama_cli.engine.cuda.self_check import MOST, disagreement
 
         work: Work = "pictures" if sees else "text"
         new = first_time(network, self._device, work)
@@ -89,7 +89,7 @@ class FastDecoding:
         """Say once that the first batch builds kernels as it needs them."""
         if self._device.type != "cuda" or not fused(torch.empty(0, device=self._device)):
             return
-        from mllama_cli.engine.cuda.built import first_time, remember
+        from mllama_cli.engine.cuda.build_cache import first_time, remember
 
         if first_time(network, self._device, "batch"):
             yield Notice("The first captions on this GPU build kernels, once: about 10 seconds")
@@ -106,7 +106,7 @@ class FastDecoding:
         prompt: Sequence[int],
         budget: int,
     ) -> Generator[int]:
-        """As engine/decoder.py's ``decode``."""
+        """As engine/forward.py's ``decode``."""
         if self.obstacle:
             yield from decode(network, logits, cache, cross, spans, sampling, prompt, budget)
             return

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mllama_cli.engine.decoder import Network
-from mllama_cli.engine.slot_cache import SlotCache
+from mllama_cli.engine.batch.cache import SlotCache
+from mllama_cli.engine.forward import Network
 from mllama_cli.model.cache import CrossKVCache
 from mllama_cli.model.visibility import CrossView, Segment
 

@@ -14,7 +14,7 @@ from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.processing.image_processor import ImageTiles
 
 if TYPE_CHECKING:
-    from mllama_cli.engine.load import Engine
+    from mllama_cli.engine.engine import Engine
 
 
 class PictureEncoder:

@@ -12,17 +12,17 @@ from torch import Tensor
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import ContextLengthError, UsageError
 from mllama_cli.core.events import EncodingImage, Event, FinishReason, GenerationStats, Notice, ReadingPrompt, Token
+from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.clock import Clock
-from mllama_cli.engine.decoder import prefill
+from mllama_cli.engine.completion import TextStream
 from mllama_cli.engine.device import is_out_of_memory, make_current, memory_shortage
-from mllama_cli.engine.generate import TextStream
-from mllama_cli.engine.sampling import Sampling
+from mllama_cli.engine.forward import prefill
 from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
 from mllama_cli.model.visibility import ImageSpan, image_spans
 from mllama_cli.processing.processor import ModelInputs
 
 if TYPE_CHECKING:
-    from mllama_cli.engine.load import Engine
+    from mllama_cli.engine.engine import Engine
 
 
 @dataclass

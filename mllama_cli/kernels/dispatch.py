@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mllama_cli.core.errors import CheckpointError
-from mllama_cli.kernels import reference
-from mllama_cli.kernels.reference import PackedWeight
+from mllama_cli.kernels import packed as reference
+from mllama_cli.kernels.packed import PackedWeight
 from mllama_cli.kernels.rows import fused
 
 _HALVES = (torch.bfloat16, torch.float16)
@@ -62,7 +62,7 @@ def quantized_linear(x: Tensor, weight: PackedWeight) -> Tensor:
 
         return quantized(x, weight, exact=_exact)
     if fused(x):
-        from mllama_cli.kernels.cuda import packed
+        from mllama_cli.kernels.cuda import dequantize as packed
 
         return packed.quantized_linear(x, weight)
     return reference.quantized_linear(x, weight)

@@ -34,7 +34,7 @@ def few(*tensors: Tensor, rows: int) -> "Native | None":
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm over the last dimension: float32 inside, cast back, then times the weight."""
     if fused(x) and x.dtype == weight.dtype:
-        from mllama_cli.kernels.cuda import rows
+        from mllama_cli.kernels.cuda import elementwise as rows
 
         return rows.rms_norm(x, weight, eps)
     if (kernels := few(x, weight, rows=x.numel() // x.shape[-1])) and x.is_contiguous():
@@ -49,7 +49,7 @@ def add_layer_norm(
 ) -> tuple[Tensor, Tensor]:
     """x + gate * branch, and its LayerNorm."""
     if fused(x) and x.dtype == weight.dtype:
-        from mllama_cli.kernels.cuda import rows
+        from mllama_cli.kernels.cuda import elementwise as rows
 
         return rows.add_norm(x, branch, gate, weight, bias, eps)
     total = x + (branch if gate is None else gate * branch)
@@ -59,7 +59,7 @@ def add_layer_norm(
 def gated_silu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, elementwise."""
     if fused(gate):
-        from mllama_cli.kernels.cuda import rows
+        from mllama_cli.kernels.cuda import elementwise as rows
 
         return rows.gated_silu(gate, up)
     if (kernels := few(gate, up, rows=gate.numel() // gate.shape[-1])) and gate.is_contiguous() and up.is_contiguous():
@@ -70,7 +70,7 @@ def gated_silu(gate: Tensor, up: Tensor) -> Tensor:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn x [B, heads, L, head_dim] by angles [B or 1, 1, L, head_dim], in float32 as Meta's reference does."""
     if fused(x) and x.shape[-1] & (x.shape[-1] - 1) == 0:
-        from mllama_cli.kernels.cuda import rows
+        from mllama_cli.kernels.cuda import elementwise as rows
 
         return rows.rotate(x, cos, sin)
     if (kernels := few(x, cos, sin, rows=x.shape[0] * x.shape[2])) and x.stride(3) == 1 and cos.is_contiguous():
@@ -86,7 +86,7 @@ def widen(qkv: Tensor, width: int, counted: int, near: float, rest: float) -> Te
     But the first two of them are 1 in queries, and ``near`` and ``rest`` in the keys of tokens from ``counted`` on.
     """
     if fused(qkv):
-        from mllama_cli.kernels.cuda import rows
+        from mllama_cli.kernels.cuda import elementwise as rows
 
         return rows.widen(qkv, width, counted, near, rest)
     dim = qkv.shape[-1]
@@ -108,7 +108,7 @@ def _works(device: torch.device) -> bool:
     if torch.cuda.get_device_capability(device) < (8, 0):
         return False
     try:
-        from mllama_cli.kernels.cuda import rows
+        from mllama_cli.kernels.cuda import elementwise as rows
 
         rows.gated_silu(torch.ones(1, device=device), torch.ones(1, device=device))
     except Exception:  # whatever is missing, torch's own operations do the same

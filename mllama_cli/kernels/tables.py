@@ -22,7 +22,7 @@ def gather(ids: Tensor, table: Tensor) -> Tensor:
     if ids.device == table.device or table.is_cuda:
         return F.embedding(ids, table)
     if fused(ids):
-        from mllama_cli.kernels.cuda import tables
+        from mllama_cli.kernels.cuda import host_embedding as tables
 
         return tables.gather(ids, table)
     return F.embedding(ids.to(table.device), table).to(ids.device)

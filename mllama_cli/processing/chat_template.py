@@ -13,7 +13,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
 from mllama_cli.core.errors import TemplateError
-from mllama_cli.core.json_file import read_json
+from mllama_cli.system.json_file import read_json
 
 TemplateMessage = dict[str, Any]
 

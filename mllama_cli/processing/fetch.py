@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import DownloadError, ImageError, UsageError
-from mllama_cli.core.threads import ThreadPool
 from mllama_cli.processing.limits import DEFAULT_LIMITS, Limits, too_many_bytes
 from mllama_cli.processing.sniff import not_a_picture
+from mllama_cli.system.interrupts import ThreadPool
 
 if TYPE_CHECKING:
     import httpx

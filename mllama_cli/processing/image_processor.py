@@ -14,8 +14,8 @@ from PIL import Image
 
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.errors import CheckpointError
-from mllama_cli.core.json_file import read_json
 from mllama_cli.processing.canvas import Canvas, Size, draw_canvas
+from mllama_cli.system.json_file import read_json
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from mllama_cli.core.errors import CheckpointError
-from mllama_cli.core.json_file import read_json
+from mllama_cli.system.json_file import read_json
 
 
 class MllamaTokenizer:

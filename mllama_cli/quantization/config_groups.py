@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mllama_cli.core.errors import CheckpointError
-from mllama_cli.kernels.reference import BITS
+from mllama_cli.kernels.packed import BITS
 from mllama_cli.quantization.patterns import matches, patterns_of
 from mllama_cli.quantization.schemes import Scheme
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mllama_cli.checkpoint.catalog import is_mllama
-from mllama_cli.checkpoint.folders import is_file
 from mllama_cli.core.errors import QuantizationError, UsageError
+from mllama_cli.hub.catalog import is_mllama
+from mllama_cli.system.folders import is_file
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ON = "Run the same command again: it goes on where it stopped."

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.kernels.dispatch import quantized_linear
-from mllama_cli.kernels.reference import PackedWeight
+from mllama_cli.kernels.packed import PackedWeight
 from mllama_cli.quantization.schemes import Scheme
 
 AGAIN = "Download or copy the file again, or quantize the model again."

@@ -9,10 +9,10 @@ from mllama_cli.checkpoint.reader import CheckpointReader
 from mllama_cli.checkpoint.slices import SliceReader
 from mllama_cli.core.config import MllamaTextConfig
 from mllama_cli.core.errors import CheckpointError, UsageError
-from mllama_cli.quantization.choose import Wish, choose
 from mllama_cli.quantization.config_groups import ConfigGroups
 from mllama_cli.quantization.linear import QuantizedLinear, replace_linears
 from mllama_cli.quantization.plan import linear_layers, refuse_quantized
+from mllama_cli.quantization.policy import Wish, choose
 from mllama_cli.quantization.rounding import NotFiniteError, quantize_matrix
 from mllama_cli.quantization.sample import Sampler, not_finite
 from mllama_cli.quantization.schemes import Scheme, scheme_named

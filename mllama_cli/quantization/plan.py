@@ -8,19 +8,19 @@ from typing import Any
 
 from torch import nn
 
+from mllama_cli.checkpoint.files import SINGLE
 from mllama_cli.checkpoint.reader import CheckpointReader, StoredTensor
 from mllama_cli.checkpoint.shard_writer import TensorSpec, layout
 from mllama_cli.checkpoint.slices import SliceReader
-from mllama_cli.checkpoint.weight_files import SINGLE
 from mllama_cli.checkpoint.writer import SHARD_BYTES
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.core.errors import UsageError
-from mllama_cli.core.json_file import read_json
 from mllama_cli.model.mllama import empty_network
-from mllama_cli.quantization.choose import Choice, Wish, choose
 from mllama_cli.quantization.config_groups import quantization_config
+from mllama_cli.quantization.policy import Choice, Wish, choose
 from mllama_cli.quantization.sample import Sampler
 from mllama_cli.quantization.schemes import Scheme
+from mllama_cli.system.json_file import read_json
 
 
 @dataclass(frozen=True)

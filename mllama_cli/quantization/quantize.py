@@ -10,18 +10,18 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mllama_cli.checkpoint.hub_plan import beside_weights, free_space
+from mllama_cli.checkpoint.files import INDEX
 from mllama_cli.checkpoint.shard_writer import ShardWriter
 from mllama_cli.checkpoint.slices import SliceReader
-from mllama_cli.checkpoint.weight_files import INDEX
 from mllama_cli.core.errors import QuantizationError
 from mllama_cli.core.events import Event, Notice, QuantizeProgress, QuantizeSummary, RoundingError
-from mllama_cli.core.threads import ThreadPool
+from mllama_cli.hub.plan import beside_weights, free_space
 from mllama_cli.quantization.destination import Destination
 from mllama_cli.quantization.journal import NAME, Journal
 from mllama_cli.quantization.plan import Plan, Shard, Unit, rows_at_once
 from mllama_cli.quantization.rounding import NotFiniteError, quantize_matrix
 from mllama_cli.quantization.sample import not_finite
+from mllama_cli.system.interrupts import ThreadPool
 
 SLICE = 32 * 2**20
 """Bytes of the source that are read at once."""

@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mllama_cli.core.threads import ThreadPool
-from mllama_cli.kernels.reference import PackedWeight, pack
+from mllama_cli.kernels.packed import PackedWeight, pack
 from mllama_cli.quantization.schemes import Scheme
+from mllama_cli.system.interrupts import ThreadPool
 
 Method = Literal["search", "rtn"]
 METHODS: tuple[Method, ...] = ("search", "rtn")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mllama_cli.kernels.reference import BITS
+from mllama_cli.kernels.packed import BITS
 
 GROUP_SIZES = (128, 64, 32)
 """Sizes that we quantize to; others are read."""

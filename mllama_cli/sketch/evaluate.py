@@ -17,8 +17,8 @@ from typing import Any
 from PIL import Image
 
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
-from mllama_cli.engine.load import Engine, load
-from mllama_cli.engine.sampling import Sampling
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.engine import Engine, load
 from mllama_cli.sketch.answers import LIMITS
 from mllama_cli.sketch.grading import caption_score, has_keywords, is_right
 from mllama_cli.sketch.samples import EVALUATION_SEEDS, TASKS, Sample, make_sample

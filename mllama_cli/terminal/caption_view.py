@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from mllama_cli.core.captions import (
+from mllama_cli.core.caption_events import (
     BatchSize,
     Captioned,
     CaptionEvent,

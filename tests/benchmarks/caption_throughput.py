@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 
-from mllama_cli.engine.batch import BatchRequest, run_batch
-from mllama_cli.engine.load import Engine, load
-from mllama_cli.engine.sampling import Sampling
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.batch.run import BatchRequest, run_batch
+from mllama_cli.engine.engine import Engine, load
 from mllama_cli.sketch.evaluate import conversation_of, held_out
 from tests.peers import blind_rows_see_nothing, peer_inputs, transformers_model
 

@@ -1,8 +1,8 @@
 """What fits on which card, as in the README: ``python -m tests.benchmarks.card_table``. It needs no GPU."""
 
 from mllama_cli.engine.cards import CARDS, Fit, fit, usable_bytes
-from mllama_cli.engine.memory_plan import MemoryPlan
-from mllama_cli.engine.random_network import SHAPES
+from mllama_cli.engine.weights.offload import MemoryPlan
+from mllama_cli.engine.weights.shapes import SHAPES
 
 FORMATS = (None, "int8", "int4")
 MARKS = {

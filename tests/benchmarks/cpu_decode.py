@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from mllama_cli.core.config import MllamaTextConfig
-from mllama_cli.engine.decoder import forward
+from mllama_cli.engine.forward import forward
 from mllama_cli.kernels import dispatch
-from mllama_cli.kernels.reference import PackedWeight
+from mllama_cli.kernels.packed import PackedWeight
 from mllama_cli.model.cache import KVCache
 from mllama_cli.model.layers import Linear
 from mllama_cli.model.text import MllamaForCausalLM

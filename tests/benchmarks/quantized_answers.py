@@ -10,17 +10,17 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from mllama_cli.engine.load import Engine, load
+from mllama_cli.engine.engine import Engine, load
 from mllama_cli.kernels import dispatch
-from mllama_cli.places import built_in_model
-from mllama_cli.quantization.choose import Wish
 from mllama_cli.quantization.plan import make_plan
+from mllama_cli.quantization.policy import Wish
 from mllama_cli.quantization.quantize import quantize
 from mllama_cli.quantization.rounding import METHODS
 from mllama_cli.quantization.schemes import Scheme
 from mllama_cli.sketch.evaluate import answers_to, conversation_of, held_out
 from mllama_cli.sketch.grading import is_right
 from mllama_cli.sketch.samples import TASKS, Sample
+from mllama_cli.system.paths import built_in_model
 
 WAYS = {
     "8 bit, 128, rtn": Wish(Scheme(8, 128), "rtn"),

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from mllama_cli.checkpoint.hub_plan import beside_weights
 from mllama_cli.checkpoint.names import hub_name
 from mllama_cli.checkpoint.shard_writer import ShardWriter, TensorSpec
 from mllama_cli.core.config import MllamaConfig
+from mllama_cli.hub.plan import beside_weights
 from mllama_cli.model.mllama import empty_network
 
 ROOT = Path(__file__).parents[2]

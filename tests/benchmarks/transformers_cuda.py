@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from mllama_cli.engine.benchmark import LONG_PROMPT, PROMPT, Subject, decoded, first_token, prefilled, random_ids
+from mllama_cli.benchmark.decode import LONG_PROMPT, PROMPT, Subject, decoded, first_token, prefilled, random_ids
+from mllama_cli.benchmark.random_network import random_network
 from mllama_cli.engine.fast import FastDecoding
-from mllama_cli.engine.random_network import SHAPES, random_network
+from mllama_cli.engine.weights.shapes import SHAPES
 from tests.gpu.test_full_size import transformers_peer
 from tests.peers import peer_inputs
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from mllama_cli.captioning.claims import Claim
+from mllama_cli.captioning.locks import Claim
 
 HOLD = (
     "import sys\n"
-    "from mllama_cli.captioning.claims import Claim\n"
+    "from mllama_cli.captioning.locks import Claim\n"
     "claim = Claim.take(sys.argv[1])\n"
     "print('held' if claim else 'refused', flush=True)\n"
     "sys.stdin.read()\n"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mllama_cli.captioning.listing import Picture
 from mllama_cli.captioning.output_file import OutputFile
-from mllama_cli.captioning.pictures import Picture
-from mllama_cli.core.captions import CaptionRecord
+from mllama_cli.core.caption_events import CaptionRecord
 from mllama_cli.core.errors import CaptionError, UsageError
 
 A, B, C = (Picture(f"d/{name}.png", f"{name}.png") for name in "abc")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mllama_cli.captioning.pictures import Picture, find_pictures, read_list, shard_of
+from mllama_cli.captioning.listing import Picture, find_pictures, read_list, shard_of
 from mllama_cli.core.errors import ImageNotFoundError, UsageError
 
 
@@ -107,7 +107,7 @@ def test_lists_by_line_and_by_nul() -> None:
 def test_a_hundred_thousand_files_are_listed_in_little_memory(tmp_path: Path) -> None:
     script = (
         "import os, resource, sys\n"
-        "from mllama_cli.captioning.pictures import find_pictures\n"
+        "from mllama_cli.captioning.listing import find_pictures\n"
         "from mllama_cli.captioning.plan import make_plan\n"
         "from mllama_cli.captioning.sidecar_names import sidecar_paths\n"
         "from mllama_cli.captioning.sidecars import Sidecars\n"

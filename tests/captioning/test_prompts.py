@@ -2,8 +2,8 @@
 
 import pytest
 
-from mllama_cli.captioning.pictures import Picture
-from mllama_cli.captioning.polish import Polish, without_opening
+from mllama_cli.captioning.listing import Picture
+from mllama_cli.captioning.postprocess import Polish, without_opening
 from mllama_cli.captioning.prompts import DEFAULT, STYLES, PromptTemplate, as_tags
 from mllama_cli.core.errors import UsageError
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mllama_cli.captioning.pictures import Picture
+from mllama_cli.captioning.listing import Picture
 from mllama_cli.captioning.sidecar_names import sidecar_paths
 
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from mllama_cli.captioning.claims import Claim
 from mllama_cli.captioning.journal import Entry, Journal, digest
-from mllama_cli.captioning.pictures import Picture
+from mllama_cli.captioning.listing import Picture
+from mllama_cli.captioning.locks import Claim
 from mllama_cli.captioning.sidecars import ANOTHER_RUN, MEANWHILE, Sidecars, stamp
-from mllama_cli.core.captions import CaptionRecord, Existing
+from mllama_cli.core.caption_events import CaptionRecord, Existing
 
 
 @pytest.fixture

@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from mllama_cli.chat import chat_rows
-from mllama_cli.chat import store as chat_store
-from mllama_cli.chat.schema import SCHEMA
-from mllama_cli.chat.store import ChatStore, SavedChat
-from mllama_cli.core import database
+from mllama_cli.chat.storage import chat_rows
+from mllama_cli.chat.storage import store as chat_store
+from mllama_cli.chat.storage.schema import SCHEMA
+from mllama_cli.chat.storage.store import ChatStore, SavedChat
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import ChatStoreError
+from mllama_cli.system import database
 
 ROOT = Path(__file__).parents[2]
 HI = Conversation.ask("Hi")

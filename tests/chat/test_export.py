@@ -12,7 +12,7 @@ import pytest
 
 from mllama_cli.chat.export import data_url, export_json, export_markdown, write_export
 from mllama_cli.chat.media_type import media_type, suffix
-from mllama_cli.chat.saved import SavedChat
+from mllama_cli.chat.storage.saved import SavedChat
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
 from mllama_cli.core.errors import MllamaError, UsageError
 from mllama_cli.processing.messages import load_messages

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from mllama_cli.chat.live import LiveChat
+from mllama_cli.chat.dialogue import LiveChat
 from mllama_cli.core.conversation import ImagePart, Message, TextPart
 from mllama_cli.core.errors import ContextLengthError, ImageError, UsageError
 from mllama_cli.core.events import EncodingImage, GenerationStats, Token
-from mllama_cli.engine.load import Engine, load
-from mllama_cli.engine.sampling import Sampling
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.engine import Engine, load
 from tests.checkpoints import END, EOM, EOT, make_checkpoint, text_only_config
 
 PHOTO = ImagePart((Path(__file__).parents[1] / "data" / "drawing.png").read_bytes(), "some/drawing.png")

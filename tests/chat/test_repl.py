@@ -11,15 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from mllama_cli.chat.commands import COMMANDS, find_command
-from mllama_cli.chat.live import LiveChat
+from mllama_cli.chat.autosave import Saving
+from mllama_cli.chat.commands.registry import COMMANDS, find_command
+from mllama_cli.chat.dialogue import LiveChat
 from mllama_cli.chat.repl import Look, Repl
-from mllama_cli.chat.saving import Saving
-from mllama_cli.chat.store import ChatStore
+from mllama_cli.chat.storage.store import ChatStore
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import MllamaError, UsageError
-from mllama_cli.engine.load import Engine, load
-from mllama_cli.engine.sampling import Sampling
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.engine import Engine, load
 from mllama_cli.terminal import clipboard
 from mllama_cli.terminal.console import Terminal
 from tests.checkpoints import make_checkpoint, text_only_config

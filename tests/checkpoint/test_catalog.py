@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mllama_cli.checkpoint.catalog import default_model, installed, resolve
 from mllama_cli.core.errors import CheckpointError, ModelNotFoundError
-from mllama_cli.places import built_in_model
+from mllama_cli.hub.catalog import default_model, installed, resolve
+from mllama_cli.system.paths import built_in_model
 from tests.checkpoints import make_checkpoint
 
 REPO = "meta-llama/Llama-3.2-11B-Vision-Instruct"
@@ -46,7 +46,7 @@ def in_cache(tmp_path: Path, commit: str, *, repo: str = REPO, main: bool = Fals
 )
 def test_the_cache_is_where_huggingface_hub_looks_for_it(env: dict[str, str]) -> None:
     code = (
-        "from mllama_cli.checkpoint.hub_cache import hub_cache\n"
+        "from mllama_cli.hub.cache import hub_cache\n"
         "ours = str(hub_cache())\n"
         "from huggingface_hub import constants\n"
         "print(ours); print(constants.HF_HUB_CACHE)\n"
@@ -68,7 +68,7 @@ def test_listing_imports_nothing_heavy(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "home" / "models" / "mine")
     code = (
         "import sys\n"
-        "from mllama_cli.checkpoint.catalog import installed\n"
+        "from mllama_cli.hub.catalog import installed\n"
         "print([entry.name for entry in installed()])\n"
         "print([m for m in ('torch', 'huggingface_hub', 'httpx', 'numpy', 'safetensors') if m in sys.modules])\n"
     )

@@ -12,7 +12,7 @@ from mllama_cli.checkpoint.names import canonical, hub_name
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.core.events import LoadProgress
-from mllama_cli.engine.load import Engine, load
+from mllama_cli.engine.engine import Engine, load
 from tests.checkpoints import VOCABULARY, config_dict, make_checkpoint, random_network
 
 WEIGHTS = "model.safetensors"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mllama_cli.checkpoint.safetensors_header import read_header
+from mllama_cli.checkpoint.header import read_header
 from mllama_cli.core.errors import CheckpointError
 
 

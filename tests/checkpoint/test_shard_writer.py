@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mllama_cli.checkpoint.header import read_header
 from mllama_cli.checkpoint.reader import StoredTensor
-from mllama_cli.checkpoint.safetensors_header import read_header
 from mllama_cli.checkpoint.shard_writer import ShardWriter, TensorSpec
 from mllama_cli.checkpoint.slices import SliceReader
 from mllama_cli.core.errors import CheckpointError

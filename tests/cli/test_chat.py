@@ -15,8 +15,8 @@ from PIL import Image
 from mllama_cli.cli.question import gather
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.events import Token
-from mllama_cli.engine.load import Engine, load
-from mllama_cli.engine.sampling import Sampling
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.engine import Engine, load
 from mllama_cli.terminal.console import Terminal
 from tests.checkpoints import make_checkpoint, text_only_config
 from tests.console import SCRIPT, Result, run_here, run_script

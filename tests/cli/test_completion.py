@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mllama_cli.chat.store import ChatStore
+from mllama_cli.chat.storage.store import ChatStore
 from mllama_cli.cli.completion import Shell, script
 from mllama_cli.core.conversation import Conversation
 from tests.checkpoints import make_checkpoint

@@ -336,7 +336,7 @@ def here(user: User, monkeypatch: pytest.MonkeyPatch) -> User:
 
 
 def test_too_small_a_disk_is_said_before_anything_is_fetched(here: User, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mllama_cli.checkpoint.hub_plan.free_space", lambda folder: 5_000_000)
+    monkeypatch.setattr("mllama_cli.hub.plan.free_space", lambda folder: 5_000_000)
     assert_fails(run_here("download", NAME), 1, "has 5.0 MB free", "needs 6.0 MB more", "HF_HOME")
     assert not set(SHARDS) & here.hub.fetched()
 
@@ -345,5 +345,5 @@ def test_disk_that_fills_up_on_the_way(here: User, monkeypatch: pytest.MonkeyPat
     def full(self: object, start: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("mllama_cli.checkpoint.transfer.Transfer._stream", full)
+    monkeypatch.setattr("mllama_cli.hub.transfer.Transfer._stream", full)
     assert_fails(run_here("download", NAME), 1, "disk is full", "kept")

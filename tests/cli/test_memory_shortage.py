@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mllama_cli.core.events import Event
-from mllama_cli.engine.load import Engine
+from mllama_cli.engine.engine import Engine
 from tests.console import run_here
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mllama_cli.checkpoint.catalog import resolve
-from mllama_cli.places import built_in_model
+from mllama_cli.hub.catalog import resolve
+from mllama_cli.system.paths import built_in_model
 from tests.checkpoints import TEMPLATE, make_checkpoint, text_only_config
 from tests.console import Result, Stream, run_here
 

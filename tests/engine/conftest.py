@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from mllama_cli.core.conversation import ImagePart
-from mllama_cli.engine.load import Engine, load
+from mllama_cli.engine.engine import Engine, load
 from tests.checkpoints import make_checkpoint
 
 

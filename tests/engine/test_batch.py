@@ -4,8 +4,8 @@ import pytest
 
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.events import Token
-from mllama_cli.engine.load import Engine
-from mllama_cli.engine.sampling import Sampling
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.engine import Engine
 from tests.engine.conftest import picture
 
 CONVERSATIONS = [

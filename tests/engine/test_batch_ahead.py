@@ -8,12 +8,11 @@ import torch
 
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import ImageError, MemoryShortageError
-from mllama_cli.engine import scheduler
-from mllama_cli.engine.batch import BatchReply, BatchRequest, run_batch
-from mllama_cli.engine.load import Engine
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.batch.run import BatchReply, BatchRequest, run_batch, scheduler
+from mllama_cli.engine.batch.slots import Slots
+from mllama_cli.engine.engine import Engine
 from mllama_cli.engine.picture_encoder import PictureEncoder
-from mllama_cli.engine.sampling import Sampling
-from mllama_cli.engine.slots import Slots
 from tests.engine.conftest import picture
 from tests.engine.test_batch_refill import alone, by_key, requests_for
 

@@ -10,14 +10,14 @@ import torch
 
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.errors import MemoryShortageError
-from mllama_cli.engine import scheduler, slot_count
-from mllama_cli.engine.batch import BatchRequest, run_batch
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.batch.capacity import automatic_slots, slot_bytes
+from mllama_cli.engine.batch.run import BatchRequest, run_batch, scheduler
+from mllama_cli.engine.batch.run import capacity as slot_count
+from mllama_cli.engine.batch.slots import Slots
 from mllama_cli.engine.device import is_out_of_memory
-from mllama_cli.engine.load import Engine
+from mllama_cli.engine.engine import Engine
 from mllama_cli.engine.picture_encoder import PictureEncoder
-from mllama_cli.engine.sampling import Sampling
-from mllama_cli.engine.slot_count import automatic_slots, slot_bytes
-from mllama_cli.engine.slots import Slots
 from tests.engine.conftest import picture
 from tests.engine.test_batch_refill import alone, by_key, requests_for
 

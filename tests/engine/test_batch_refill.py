@@ -9,9 +9,9 @@ from torch import Tensor
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import ContextLengthError, ImageError, MllamaError, UsageError
 from mllama_cli.core.events import Token
-from mllama_cli.engine.batch import BatchReply, BatchRequest, run_batch
-from mllama_cli.engine.load import Engine, load
-from mllama_cli.engine.sampling import Sampling
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.batch.run import BatchReply, BatchRequest, run_batch
+from mllama_cli.engine.engine import Engine, load
 from mllama_cli.model.cache import LayerKV
 from mllama_cli.model.mllama import MllamaModel
 from mllama_cli.sketch.evaluate import conversation_of, held_out

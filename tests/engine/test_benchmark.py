@@ -2,10 +2,10 @@
 
 import torch
 
-from mllama_cli.engine.benchmark import Subject, benchmark, token_bytes
-from mllama_cli.engine.load import Engine
-from mllama_cli.engine.random_network import random_matrix, random_network
-from mllama_cli.kernels.reference import dequantize
+from mllama_cli.benchmark.decode import Subject, benchmark, token_bytes
+from mllama_cli.benchmark.random_network import random_matrix, random_network
+from mllama_cli.engine.engine import Engine
+from mllama_cli.kernels.packed import dequantize
 from mllama_cli.quantization.linear import QuantizedLinear
 from mllama_cli.quantization.schemes import Scheme
 

@@ -5,10 +5,11 @@ from itertools import pairwise
 import pytest
 import torch
 
+from mllama_cli.benchmark.random_network import random_network
 from mllama_cli.core.config import MllamaConfig
+from mllama_cli.engine.batch.capacity import MOST
 from mllama_cli.engine.cards import CARDS, fit, usable_bytes, weights_of
-from mllama_cli.engine.random_network import SHAPES, random_network
-from mllama_cli.engine.slot_count import MOST
+from mllama_cli.engine.weights.shapes import SHAPES
 from tests.benchmarks.card_table import FORMATS, table
 from tests.checkpoints import config_dict
 from tests.conftest import ROOT

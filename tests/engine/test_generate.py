@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mllama_cli.engine.generate import StopStrings, TextStream
+from mllama_cli.engine.completion import StopStrings, TextStream
 from mllama_cli.processing.tokenizer import MllamaTokenizer
 from tests.checkpoints import EOT, byte_tokenizer
 

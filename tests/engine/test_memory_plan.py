@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from mllama_cli.core.errors import MemoryShortageError
-from mllama_cli.engine import weights as stored
 from mllama_cli.engine.cards import fit, plan_for, refusal, usable_bytes, weights_of
-from mllama_cli.engine.load import Engine
-from mllama_cli.engine.memory_plan import PLANS, MemoryPlan, Weights, choose_plan
-from mllama_cli.engine.random_network import SHAPES
-from mllama_cli.engine.work_sizes import GPU_ROWS, least_work, longest_context, prefill_rows
+from mllama_cli.engine.engine import Engine
+from mllama_cli.engine.weights import place as stored
+from mllama_cli.engine.weights.memory import GPU_ROWS, least_work, longest_context, prefill_rows
+from mllama_cli.engine.weights.offload import PLANS, MemoryPlan, Weights, choose_plan
+from mllama_cli.engine.weights.shapes import SHAPES
 
 MB = 2**20
 SIZES = {

@@ -7,10 +7,10 @@ import torch
 
 from mllama_cli.core.events import Event, LoadProgress, Notice
 from mllama_cli.engine import fast as fast_decoding
-from mllama_cli.engine import weights as stored
-from mllama_cli.engine.cuda import built
+from mllama_cli.engine.cuda import build_cache as built
+from mllama_cli.engine.engine import Engine
 from mllama_cli.engine.fast import FastDecoding
-from mllama_cli.engine.load import Engine
+from mllama_cli.engine.weights import place as stored
 from tests.checkpoints import make_checkpoint
 
 

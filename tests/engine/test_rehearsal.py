@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from mllama_cli.core.config import MllamaConfig
-from mllama_cli.engine.cuda import rehearsal
-from mllama_cli.engine.cuda.rehearsal import rehearsed
-from mllama_cli.engine.random_network import shaped
+from mllama_cli.engine.cuda import warmup as rehearsal
+from mllama_cli.engine.cuda.warmup import rehearsed
+from mllama_cli.engine.weights.shapes import shaped
 from mllama_cli.model.mllama import MllamaForConditionalGeneration, empty_network
 from mllama_cli.quantization.linear import QuantizedLinear
 from tests.checkpoints import config_dict

@@ -5,7 +5,8 @@ import torch
 
 from mllama_cli.core.config import GenerationConfig
 from mllama_cli.core.errors import MllamaError, UsageError
-from mllama_cli.engine.sampling import Sampler, Sampling, filtered_probabilities
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.sampling import Sampler, filtered_probabilities
 
 LOGITS = torch.randn(300, generator=torch.Generator().manual_seed(0)) * 4
 

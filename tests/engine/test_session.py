@@ -9,9 +9,9 @@ import torch
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import ContextLengthError, MemoryShortageError, UsageError
 from mllama_cli.core.events import EncodingImage, Event, GenerationStats, Notice, Token
+from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.device import make_current
-from mllama_cli.engine.load import Engine, load
-from mllama_cli.engine.sampling import Sampling
+from mllama_cli.engine.engine import Engine, load
 from mllama_cli.model.cache import KVCache
 from tests.checkpoints import VOCABULARY
 from tests.engine.conftest import picture
@@ -145,7 +145,7 @@ def test_a_long_prompt_in_chunks_equals_one_in_one_piece(engine: Engine, monkeyp
         Conversation.ask("word " * 60, (picture(),)).with_assistant("ok").with_user("x " * 30, (picture("blue"),))
     )
     whole = ids_of(engine.stream(conversation, GREEDY))
-    monkeypatch.setattr("mllama_cli.engine.decoder.CHUNK", 7)
+    monkeypatch.setattr("mllama_cli.engine.forward.CHUNK", 7)
     assert ids_of(engine.stream(conversation, GREEDY)) == whole
 
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from mllama_cli.checkpoint.names import canonical
 from mllama_cli.core.config import MllamaConfig
+from mllama_cli.engine.batch.slots import Prompt, Slots
 from mllama_cli.engine.padded_step import StepShape, padded_step
-from mllama_cli.engine.slots import Prompt, Slots
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "meta-tiny"

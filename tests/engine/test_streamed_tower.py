@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 
+from mllama_cli.benchmark.random_network import random_network as random_shape
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.events import LoadProgress, Notice
-from mllama_cli.engine.host_memory import host_blocks, to_host
-from mllama_cli.engine.load import Engine
-from mllama_cli.engine.memory_plan import PLANS, MemoryPlan
-from mllama_cli.engine.random_network import random_network as random_shape
-from mllama_cli.engine.sampling import Sampling
-from mllama_cli.engine.streamed_tower import StreamedTower
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.engine import Engine
+from mllama_cli.engine.weights.host_memory import host_blocks, to_host
+from mllama_cli.engine.weights.offload import PLANS, MemoryPlan
+from mllama_cli.engine.weights.offloaded_vision import StreamedTower
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.quantization.linear import QuantizedLinear
 from mllama_cli.quantization.rounding import quantize_matrix

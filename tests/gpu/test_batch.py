@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mllama_cli.core.conversation import Conversation
-from mllama_cli.engine.batch import BatchRequest, run_batch
-from mllama_cli.engine.load import Engine, load
-from mllama_cli.engine.sampling import Sampling
-from mllama_cli.engine.slots import Slots
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.batch.run import BatchRequest, run_batch
+from mllama_cli.engine.batch.slots import Slots
+from mllama_cli.engine.engine import Engine, load
 from mllama_cli.processing.images import encode_image
 from tests.captioning.drawings import opened
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mllama_cli.core.config import MllamaConfig
-from mllama_cli.engine.decoder import forward
+from mllama_cli.engine.forward import forward
 from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.model.visibility import image_spans

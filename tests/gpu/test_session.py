@@ -7,8 +7,8 @@ import torch
 
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.events import GenerationStats, Token
-from mllama_cli.engine.load import Engine, load
-from mllama_cli.engine.sampling import Sampling
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.engine import Engine, load
 from mllama_cli.engine.session import Session
 from mllama_cli.processing.images import encode_image
 from tests.captioning.drawings import opened

@@ -10,20 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from mllama_cli.benchmark.captions import caption_rate
+from mllama_cli.benchmark.decode import Subject, prefilled, random_ids
+from mllama_cli.benchmark.random_network import random_network
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.events import LoadProgress, Notice, Token
-from mllama_cli.engine import weights as stored
-from mllama_cli.engine.benchmark import Subject, prefilled, random_ids
-from mllama_cli.engine.caption_benchmark import caption_rate
+from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.cards import usable_bytes, weights_of
 from mllama_cli.engine.device import free_bytes
+from mllama_cli.engine.engine import Engine, load
 from mllama_cli.engine.fast import FastDecoding
-from mllama_cli.engine.load import Engine, load
-from mllama_cli.engine.memory_plan import MemoryPlan, Weights, choose_plan
-from mllama_cli.engine.random_network import SHAPES, random_network
-from mllama_cli.engine.sampling import Sampling
-from mllama_cli.engine.streamed_tower import layers_of
-from mllama_cli.engine.work_sizes import least_work, prefill_rows
+from mllama_cli.engine.weights import place as stored
+from mllama_cli.engine.weights.memory import least_work, prefill_rows
+from mllama_cli.engine.weights.offload import MemoryPlan, Weights, choose_plan
+from mllama_cli.engine.weights.offloaded_vision import layers_of
+from mllama_cli.engine.weights.shapes import SHAPES
 from mllama_cli.kernels.tables import gather
 from mllama_cli.model.cache import CrossKVCache, LayerKV
 from mllama_cli.model.mllama import MllamaForConditionalGeneration

@@ -5,12 +5,13 @@ import gc
 import pytest
 import torch
 
-from mllama_cli.engine.benchmark import Subject, decoded
-from mllama_cli.engine.caption_benchmark import caption_rate
+from mllama_cli.benchmark.captions import caption_rate
+from mllama_cli.benchmark.decode import Subject, decoded
+from mllama_cli.benchmark.random_network import random_network
 from mllama_cli.engine.device import free_bytes
 from mllama_cli.engine.fast import FastDecoding
-from mllama_cli.engine.random_network import SHAPES, random_network
-from mllama_cli.engine.work_sizes import position_bytes, prefill_rows
+from mllama_cli.engine.weights.memory import position_bytes, prefill_rows
+from mllama_cli.engine.weights.shapes import SHAPES
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 
 GIB = 2**30

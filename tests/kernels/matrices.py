@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mllama_cli.kernels.reference import PackedWeight, dequantize, pack
+from mllama_cli.kernels.packed import PackedWeight, dequantize, pack
 
 
 def packed_matrix(

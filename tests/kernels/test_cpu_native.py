@@ -8,7 +8,7 @@ import torch
 
 from mllama_cli.kernels.cpu import build
 from mllama_cli.kernels.cpu.native import Native
-from mllama_cli.kernels.reference import PackedWeight, dequantize
+from mllama_cli.kernels.packed import PackedWeight, dequantize
 from tests.kernels.matrices import error, exact, packed_matrix, rounded_to_int8, rows
 
 FLOAT32 = 1e-6

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from mllama_cli.core.errors import CheckpointError
-from mllama_cli.kernels import dispatch, reference
+from mllama_cli.kernels import dispatch
+from mllama_cli.kernels import packed as reference
 from mllama_cli.kernels.cpu import linear, native, torch_ops
-from mllama_cli.kernels.reference import PackedWeight
+from mllama_cli.kernels.packed import PackedWeight
 from tests.kernels.matrices import error, exact, packed_matrix, rows
 
 FLOAT32 = 1e-6

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mllama_cli.kernels import reference
-from mllama_cli.kernels.reference import PackedWeight, dequantize, pack
+from mllama_cli.kernels import packed as reference
+from mllama_cli.kernels.packed import PackedWeight, dequantize, pack
 from mllama_cli.kernels.tables import gather
 
 

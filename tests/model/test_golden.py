@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from mllama_cli.checkpoint.names import canonical
 from mllama_cli.core.config import MllamaConfig
-from mllama_cli.engine.decoder import forward
+from mllama_cli.engine.forward import forward
 from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.model.visibility import image_spans

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mllama_cli.engine.decoder import forward
+from mllama_cli.engine.forward import forward
 from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.visibility import image_spans
 from tests.checkpoints import VOCABULARY, config_dict, random_network, text_only_config

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 from mllama_cli.checkpoint.names import canonical
 from mllama_cli.core.events import Event
-from mllama_cli.quantization.choose import Wish
 from mllama_cli.quantization.plan import Plan, make_plan
+from mllama_cli.quantization.policy import Wish
 from mllama_cli.quantization.quantize import quantize
 from mllama_cli.quantization.schemes import Scheme
 from tests.checkpoints import config_dict

@@ -15,10 +15,10 @@ from filelock import FileLock
 
 from mllama_cli.core.errors import QuantizationError, UsageError
 from mllama_cli.core.events import Event, QuantizeSummary
-from mllama_cli.engine.load import load
+from mllama_cli.engine.engine import load
 from mllama_cli.quantization import quantize as quantize_module
-from mllama_cli.quantization.choose import Wish
 from mllama_cli.quantization.plan import make_plan
+from mllama_cli.quantization.policy import Wish
 from mllama_cli.quantization.quantize import quantize
 from mllama_cli.quantization.rounding import quantize_matrix
 from mllama_cli.quantization.schemes import Scheme
@@ -138,7 +138,7 @@ def start(source: Path, folder: Path, *, limit: int | None = None) -> "subproces
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))" if limit else "",
         "from mllama_cli.quantization.quantize import quantize",
         "from mllama_cli.quantization.plan import make_plan",
-        "from mllama_cli.quantization.choose import Wish",
+        "from mllama_cli.quantization.policy import Wish",
         "from mllama_cli.quantization.schemes import Scheme",
         "from mllama_cli.core.errors import MllamaError",
         "def high(): return next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))",

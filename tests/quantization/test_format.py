@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mllama_cli.checkpoint.writer import write_checkpoint
-from mllama_cli.engine.load import Engine, load
+from mllama_cli.engine.engine import Engine, load
 from mllama_cli.kernels import dispatch
-from mllama_cli.kernels.reference import PackedWeight, dequantize, pack, unpack
-from mllama_cli.quantization.choose import Wish
+from mllama_cli.kernels.packed import PackedWeight, dequantize, pack, unpack
 from mllama_cli.quantization.linear import QuantizedLinear
 from mllama_cli.quantization.plan import make_plan
+from mllama_cli.quantization.policy import Wish
 from mllama_cli.quantization.quantize import quantize
 from mllama_cli.quantization.rounding import quantize_matrix
 from mllama_cli.quantization.schemes import Scheme

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from mllama_cli.checkpoint.names import canonical
 from mllama_cli.core.errors import CheckpointError, UsageError
-from mllama_cli.engine.load import load
-from mllama_cli.kernels.reference import PackedWeight, dequantize
-from mllama_cli.quantization.choose import Wish
+from mllama_cli.engine.engine import load
+from mllama_cli.kernels.packed import PackedWeight, dequantize
 from mllama_cli.quantization.plan import make_plan
+from mllama_cli.quantization.policy import Wish
 from mllama_cli.quantization.schemes import Scheme
 from tests.checkpoints import config_dict, make_checkpoint
 from tests.quantization.running import FOUR, RELEASED, run, weights

@@ -11,10 +11,10 @@ from mllama_cli.checkpoint.names import canonical
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.errors import CheckpointError, UsageError
 from mllama_cli.core.events import Notice, QuantizeProgress, QuantizeSummary
-from mllama_cli.engine.load import load
-from mllama_cli.quantization.choose import Wish
+from mllama_cli.engine.engine import load
 from mllama_cli.quantization.linear import QuantizedLinear
 from mllama_cli.quantization.plan import Plan, make_plan
+from mllama_cli.quantization.policy import Wish
 from mllama_cli.quantization.rounding import quantize_matrix
 from mllama_cli.quantization.schemes import Scheme
 from tests.checkpoints import make_checkpoint, text_only_config

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mllama_cli.kernels.reference import dequantize, unpack
+from mllama_cli.kernels.packed import dequantize, unpack
 from mllama_cli.quantization.rounding import METHODS, Method, NotFiniteError, quantize_matrix
 from mllama_cli.quantization.schemes import Scheme
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mllama_cli.engine.load import Engine, load
+from mllama_cli.engine.engine import Engine, load
 from mllama_cli.processing.images import open_image
 from mllama_cli.sketch import evaluate
 from mllama_cli.sketch.answers import LIMITS

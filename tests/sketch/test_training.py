@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from mllama_cli.core.config import ImageProcessorConfig, MllamaConfig
 from mllama_cli.core.conversation import Conversation
-from mllama_cli.engine.load import load
-from mllama_cli.engine.sampling import Sampling
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.engine import load
 from mllama_cli.sketch import shape, train
 from mllama_cli.sketch.dataset import Shard, render_shard
 from mllama_cli.sketch.learner import Learner, new_network, predict

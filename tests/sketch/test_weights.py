@@ -9,12 +9,12 @@ from PIL import Image
 
 from mllama_cli import Conversation, Sampling, load, read_image
 from mllama_cli.core.events import Token
-from mllama_cli.engine.load import Engine
-from mllama_cli.places import built_in_model
+from mllama_cli.engine.engine import Engine
 from mllama_cli.sketch import shape
 from mllama_cli.sketch.evaluate import try_foreign, try_limits, try_task
 from mllama_cli.sketch.samples import TASKS
 from mllama_cli.sketch.vocabulary import CHAT_TEMPLATE
+from mllama_cli.system.paths import built_in_model
 from tests.peers import peer_inputs, transformers_model
 
 FOLDER = built_in_model()

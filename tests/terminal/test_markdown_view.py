@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from mllama_cli.terminal import markdown_view
 from mllama_cli.terminal.console import Terminal
-from mllama_cli.terminal.markdown_blocks import block_lines
-from mllama_cli.terminal.markdown_theme import markdown_theme
-from mllama_cli.terminal.markdown_view import MarkdownView
+from mllama_cli.terminal.markdown import view as markdown_view
+from mllama_cli.terminal.markdown.blocks import block_lines
+from mllama_cli.terminal.markdown.theme import markdown_theme
+from mllama_cli.terminal.markdown.view import MarkdownView
 from tests.console import Stream
 from tests.terminal.window import Window
 

@@ -1,8 +1,8 @@
 """The status line."""
 
 from mllama_cli.core.events import EncodingImage, Event
+from mllama_cli.terminal.answer_view import StatusLine
 from mllama_cli.terminal.console import Terminal
-from mllama_cli.terminal.reply_view import StatusLine
 from tests.console import Stream
 
 

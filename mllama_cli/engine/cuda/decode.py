@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.cuda.graphs import Graphs
-from mllama_cli.engine.decoder import Network
-from mllama_cli.engine.sampling import Sampling, not_finite
+from mllama_cli.engine.forward import Network
+from mllama_cli.engine.sampling import not_finite
 from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.visibility import ImageSpan, segments
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import torch
 
-from mllama_cli.engine.cuda.choice import Choice
+from mllama_cli.engine.cuda.sampler import Choice
 from mllama_cli.engine.cuda.step import DecodeStep, State
-from mllama_cli.engine.decoder import Network
+from mllama_cli.engine.forward import Network
 from mllama_cli.kernels.cuda.launch import building
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from mllama_cli.engine.decoder import Network
-from mllama_cli.kernels.reference import PackedWeight
+from mllama_cli.engine.forward import Network
+from mllama_cli.kernels.packed import PackedWeight
 from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer, MllamaSelfAttentionDecoderLayer
 
 Operand = Tensor | PackedWeight
@@ -61,7 +61,7 @@ def obstacle(network: Network, dtype: torch.dtype, device: torch.device) -> str:
         import triton  # noqa: F401
     except ImportError:
         return "Triton is not installed"
-    from mllama_cli.kernels.cuda.linear import supports
+    from mllama_cli.kernels.cuda.gemv_api import supports
 
     dim = network.language_model.config.head_dim
     if not attends(dim, dtype):

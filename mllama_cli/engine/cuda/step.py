@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from mllama_cli.engine.cuda.operands import Operand, operand
-from mllama_cli.engine.decoder import Network
+from mllama_cli.engine.forward import Network
 from mllama_cli.kernels.cuda.attention import Addresses, Scratch, decode_attention, splits_for
-from mllama_cli.kernels.cuda.linear import gemv
-from mllama_cli.kernels.cuda.planes import planes, to_planes
-from mllama_cli.kernels.cuda.tokens import embed
+from mllama_cli.kernels.cuda.embed_argmax import embed
+from mllama_cli.kernels.cuda.gemv_api import gemv
+from mllama_cli.kernels.cuda.layout import planes, to_planes
 from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer, MllamaSelfAttentionDecoderLayer
 
 

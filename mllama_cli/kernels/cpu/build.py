@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from mllama_cli.places import cache_folder
+from mllama_cli.system.paths import cache_folder
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 INTERFACE = 1

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mllama_cli.kernels.cpu import torch_ops
 from mllama_cli.kernels.cpu.native import FEW, native
-from mllama_cli.kernels.reference import PackedWeight
+from mllama_cli.kernels.packed import PackedWeight
 
 PART_BYTES = 8 * 2**20
 """Float32 numbers of a matrix at a time: large enough for a fast product, small beside any matrix that matters."""

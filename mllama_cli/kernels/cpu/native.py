@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mllama_cli.kernels.cpu.build import library
-from mllama_cli.kernels.reference import PackedWeight
+from mllama_cli.kernels.packed import PackedWeight
 
 FEW = 8
 """Rows for which the float32 kernels read a matrix where it lies; for more, parts of it become float32."""

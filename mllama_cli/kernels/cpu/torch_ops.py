@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from mllama_cli.kernels.reference import PackedWeight
+from mllama_cli.kernels.packed import PackedWeight
 
 _GROUPS = (32, 64, 128, 256)  # of torch's operator for 4 bits
 _prepared = WeakIdKeyDictionary()  # packed tensor -> the operator's weight and scales

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mllama_cli.kernels.cuda.launch import launch, wait_for_inputs
-from mllama_cli.kernels.cuda.planes import place
+from mllama_cli.kernels.cuda.layout import place
 
 LOG2_E = 1.4426950408889634
 PROGRAMS = 256

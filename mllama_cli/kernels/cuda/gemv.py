@@ -1,10 +1,10 @@
-"""One row times a plain matrix, with what surrounds the product; see kernels/cuda/linear.py."""
+"""One row times a plain matrix, with what surrounds the product; see kernels/cuda/gemv_api.py."""
 
 import triton
 import triton.language as tl
 
 from mllama_cli.kernels.cuda.launch import dependents_may_start, wait_for_inputs
-from mllama_cli.kernels.cuda.planes import place
+from mllama_cli.kernels.cuda.layout import place
 
 
 @triton.jit

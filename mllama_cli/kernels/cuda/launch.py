@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from mllama_cli.core.threads import ThreadPool
+from mllama_cli.system.interrupts import ThreadPool
 
 
 @triton.jit

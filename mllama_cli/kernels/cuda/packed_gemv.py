@@ -1,12 +1,12 @@
-"""One row times a packed matrix, with what surrounds the product; see kernels/cuda/linear.py."""
+"""One row times a packed matrix, with what surrounds the product; see kernels/cuda/gemv_api.py."""
 
 import triton
 import triton.language as tl
 
 from mllama_cli.kernels.cuda.gemv import chosen, finished, load_around
 from mllama_cli.kernels.cuda.launch import dependents_may_start, wait_for_inputs
-from mllama_cli.kernels.cuda.packed_bits import excess_of, lifted
-from mllama_cli.kernels.cuda.planes import place
+from mllama_cli.kernels.cuda.layout import place
+from mllama_cli.kernels.cuda.unpack import excess_of, lifted
 
 
 @triton.jit

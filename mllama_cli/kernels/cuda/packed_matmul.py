@@ -12,8 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mllama_cli.kernels.cuda.launch import multiprocessors
-from mllama_cli.kernels.cuda.packed_bits import unpacked
-from mllama_cli.kernels.reference import PackedWeight
+from mllama_cli.kernels.cuda.unpack import unpacked
+from mllama_cli.kernels.packed import PackedWeight
 
 
 @triton.jit(do_not_specialize=["count", "steps"])
@@ -88,7 +88,7 @@ def supports(x: Tensor, weight: PackedWeight) -> bool:
 def packed_matmul(x: Tensor, weight: PackedWeight, tile: Tile | None = None) -> Tensor:
     """x [rows, in], contiguous, times the transposed matrix -> [rows, out], in x's dtype; see ``supports``.
 
-    Sums in float32; the matrix is rounded to x's dtype as kernels/reference.py's is.
+    Sums in float32; the matrix is rounded to x's dtype as kernels/packed.py's is.
     """
     (n, k), count = weight.shape, x.shape[0]
     tile = tile or choose_tile(weight.bits, n, weight.packed.shape[1], count > 32, multiprocessors(x.device))

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from tests.triton_here import DEVICE, aligned, apart, few_programs  # isort: skip  (first: it prepares Triton)
+from mllama_cli.benchmark.random_network import random_matrix
+from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.cuda import operands
-from mllama_cli.engine.cuda.choice import Choice
+from mllama_cli.engine.cuda.sampler import Choice
 from mllama_cli.engine.cuda.step import DecodeStep, State
-from mllama_cli.engine.decoder import forward
-from mllama_cli.engine.random_network import random_matrix
-from mllama_cli.engine.sampling import Sampling, filtered_probabilities
+from mllama_cli.engine.forward import forward
+from mllama_cli.engine.sampling import filtered_probabilities
 from mllama_cli.kernels import dispatch
 from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.mllama import MllamaForConditionalGeneration

@@ -7,7 +7,7 @@ from torch import Tensor
 from tests.triton_here import DEVICE, aligned, apart  # isort: skip  (first: it prepares Triton)
 from mllama_cli.core.config import RopeScaling
 from mllama_cli.kernels.cuda.attention import Addresses, Scratch, decode_attention
-from mllama_cli.kernels.cuda.tokens import Best, embed
+from mllama_cli.kernels.cuda.embed_argmax import Best, embed
 from mllama_cli.kernels.rows import rms_norm, rotate
 from mllama_cli.model.layers import grouped_attention
 from mllama_cli.model.rope import inverse_frequencies, rotation

@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.triton_here import DEVICE, apart  # isort: skip  (first: it prepares Triton)
-from mllama_cli.kernels.cuda.linear import Tile, gemv
-from mllama_cli.kernels.cuda.packed import dequantize
-from mllama_cli.kernels.cuda.planes import to_planes
-from mllama_cli.kernels.reference import PackedWeight, pack
-from mllama_cli.kernels.reference import dequantize as reference_dequantize
+from mllama_cli.kernels.cuda.dequantize import dequantize
+from mllama_cli.kernels.cuda.gemv_api import Tile, gemv
+from mllama_cli.kernels.cuda.layout import to_planes
+from mllama_cli.kernels.packed import PackedWeight, pack
+from mllama_cli.kernels.packed import dequantize as reference_dequantize
 from mllama_cli.kernels.rows import rms_norm
 
 EPS = 1e-5

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tests.triton_here import DEVICE, apart  # isort: skip  (first: it prepares Triton)
-from mllama_cli.kernels.cuda import packed as many_rows
+from mllama_cli.kernels.cuda import dequantize as many_rows
 from mllama_cli.kernels.cuda.packed_matmul import Tile, packed_matmul, supports
-from mllama_cli.kernels.reference import PackedWeight, dequantize, pack
+from mllama_cli.kernels.packed import PackedWeight, dequantize, pack
 
 NOISE = 1e-3
 """The matrix is rounded to float16."""

@@ -4,7 +4,7 @@ import torch
 
 from tests.triton_here import DEVICE, apart  # isort: skip  (first: it prepares Triton)
 from mllama_cli.kernels import rows as plain
-from mllama_cli.kernels.cuda import rows as fused
+from mllama_cli.kernels.cuda import elementwise as fused
 
 
 def drawn(*shape: int) -> torch.Tensor:

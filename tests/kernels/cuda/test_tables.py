@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.triton_here import DEVICE  # isort: skip  (first: it prepares Triton)
-from mllama_cli.kernels.cuda.tables import gather
-from mllama_cli.kernels.cuda.tokens import embed
+from mllama_cli.kernels.cuda.embed_argmax import embed
+from mllama_cli.kernels.cuda.host_embedding import gather
 
 
 def table(rows: int, size: int, dtype: torch.dtype) -> torch.Tensor:

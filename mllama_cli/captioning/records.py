@@ -1,0 +1,75 @@
+"""JSON Lines and CSV: a picture's record as bytes, and records from bytes."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from typing import Any, Literal
+
+from mllama_cli.core.caption_events import CaptionRecord
+
+Format = Literal["jsonl", "csv"]
+COLUMNS = tuple(each.name for each in fields(CaptionRecord))
+
+
+def as_json(record: CaptionRecord) -> dict[str, Any]:
+    """The record for a JSON line: ``error`` is null where there is none, and ``caption`` where there is none."""
+    values = asdict(record)
+    values["seconds"] = round(record.seconds, 3)
+    if record.error:
+        values["caption"] = None
+    return {**values, "error": record.error or None}
+
+
+def encode(record: CaptionRecord, form: Format) -> bytes:
+    """One line, with its end; a caption's own line ends are quoted in CSV and escaped in JSON."""
+    if form == "jsonl":
+        # A file's name may be any bytes: they are written as they are.
+        return json.dumps(as_json(record), ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
+    values = {**asdict(record), "seconds": round(record.seconds, 3)}
+    return _csv_line([values[name] for name in COLUMNS])
+
+
+def header(form: Format) -> bytes:
+    """What stands before the first record."""
+    return _csv_line(list(COLUMNS)) if form == "csv" else b""
+
+
+def records(data: Iterator[bytes], form: Format) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """(raw bytes, values) of each whole record in the lines ``data``; None for one that is no record of ours.
+
+    What a power cut left unfinished at the end is not given: its bytes are what is missing from the sum.
+    """
+    if form == "jsonl":
+        for line in data:
+            if line.endswith(b"\n"):
+                yield line, _parsed(line)
+        return
+    raw = b""
+    columns: list[str] | None = None
+    for line in data:
+        raw += line
+        if not line.endswith(b"\n") or raw.count(b'"') % 2:
+            continue  # in the midst of a quoted caption
+        row = next(csv.reader(io.StringIO(raw.decode("utf-8", "surrogateescape"), newline="")), [])
+        if columns is None:
+            columns = row
+            yield raw, None
+        else:
+            yield raw, dict(zip(columns, row, strict=False)) if len(row) == len(columns) else None
+        raw = b""
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line.decode("utf-8", "surrogateescape"))
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _csv_line(values: list[Any]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerow(values)
+    return text.getvalue().encode("utf-8", "surrogateescape")

@@ -1,0 +1,52 @@
+"""Which files of a folder hold the weights: those that the index names, else model.safetensors."""
+
+from pathlib import Path
+
+from mllama_cli.core.errors import CheckpointError
+from mllama_cli.system.folders import is_file
+from mllama_cli.system.json_file import read_json
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files, by name. CheckpointError where there is none, one is missing, or the index is damaged.
+
+    Other *.safetensors beside them (consolidated.safetensors, adapters) hold the same weights again or other ones.
+    """
+    index = folder / INDEX
+    if is_file(index):
+        files = [folder / name for name in index_names(read_json(index), str(index))]
+        missing = [file.name for file in files if not is_file(file)]
+        if missing:
+            raise CheckpointError(
+                f"{folder} lacks {len(missing)} of {len(files)} weight files: {', '.join(missing[:3])}",
+                "The download is not complete: run `mllama download` again.",
+            )
+        return files
+    if is_file(folder / SINGLE):
+        return [folder / SINGLE]
+    found = sorted(file.name for file in folder.glob("*") if file.suffix in (".bin", ".pth", ".gguf"))
+    raise CheckpointError(
+        f"{folder} has no weights (no {SINGLE} or {INDEX}"
+        + (f"; {found[0]} is in a format that is not read)" if found else ")"),
+        "Point to a folder in Hugging Face layout with safetensors weights.",
+    )
+
+
+def index_names(index: dict[str, object], where: str) -> list[str]:
+    """File names that an index speaks of, sorted. CheckpointError, naming ``where``, for one that names none."""
+    weight_map = index.get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{where} names no weights", "Download or copy the file again.")
+    return sorted(set(names))
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every weight file is there."""
+    try:
+        return bool(weight_files(folder))
+    except CheckpointError:
+        return False

@@ -1,0 +1,137 @@
+"""Weights from files onto a GPU: several threads read pieces into pinned memory while earlier ones are on their way."""
+
+import os
+import queue
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+import torch
+from torch import Tensor
+
+from mllama_cli.checkpoint.reader import StoredTensor
+from mllama_cli.core.errors import CheckpointError
+from mllama_cli.system.interrupts import ThreadPool
+
+PIECE = 16 * 2**20
+"""Bytes that one read asks for."""
+
+WINDOW = 2**30
+"""Bytes of tensors that are under way at a time."""
+
+THREADS = 8
+AGAIN = "Download or copy the file again."
+FORMATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32, "I64": torch.int64}
+
+
+Arrivals = queue.SimpleQueue[torch.cuda.Event | BaseException]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """``size`` bytes at ``start`` of a file, for these bytes of a tensor on the GPU."""
+
+    file: Path
+    start: int
+    target: Tensor
+
+
+def upload(tensors: Sequence[tuple[str, StoredTensor]], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, tensor on the GPU, in its stored format) in the given order, each when it is whole.
+
+    At most WINDOW bytes (or one tensor) lie there that have not been yielded yet. Raises CheckpointError, naming the
+    file, where one cannot be read or ends early.
+    """
+    window: list[tuple[str, StoredTensor]] = []
+    size = 0
+    for name, stored in tensors:
+        if window and size + stored.nbytes > WINDOW:
+            yield from _upload(window, device)
+            window, size = [], 0
+        window.append((name, stored))
+        size += stored.nbytes
+    yield from _upload(window, device)
+
+
+def _upload(tensors: Sequence[tuple[str, StoredTensor]], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    device = torch.empty(0, device=device).device  # "cuda" with its number: threads have no current device
+    stop = Event()
+    arrived: list[Arrivals] = [queue.SimpleQueue() for _ in tensors]
+    wholes = [torch.empty(t.info.shape, dtype=FORMATS[t.info.dtype], device=device) for _, t in tensors]
+    work: queue.SimpleQueue[tuple[int, _Piece]] = queue.SimpleQueue()
+    for number, ((_, stored), whole) in enumerate(zip(tensors, wholes, strict=True)):
+        flat = whole.view(-1).view(torch.uint8)
+        for start in range(0, stored.nbytes, PIECE):
+            work.put((number, _Piece(stored.file, stored.info.start + start, flat[start : start + PIECE])))
+    ready = torch.cuda.Event()
+    ready.record(torch.cuda.current_stream(device))  # the tensors' memory may still be in use by work before
+    count = min(THREADS, os.cpu_count() or 1)
+    with ThreadPool(count) as threads:
+        try:
+            for _ in range(count):
+                threads.submit(_run, work, arrived, device, ready, stop)
+            for number, (name, stored) in enumerate(tensors):
+                for _ in range(0, stored.nbytes, PIECE):
+                    event = arrived[number].get()
+                    if isinstance(event, BaseException):
+                        raise event
+                    torch.cuda.current_stream(device).wait_event(event)
+                yield name, wholes[number]
+                wholes[number] = torch.empty(0)  # the caller's now, perhaps only for a conversion
+        finally:
+            stop.set()
+
+
+def _run(
+    work: "queue.SimpleQueue[tuple[int, _Piece]]",
+    arrived: "list[Arrivals]",
+    device: torch.device,
+    ready: torch.cuda.Event,
+    stop: Event,
+) -> None:
+    """One thread: reads pieces into two buffers by turns, so that a copy is under way while the next is read."""
+    try:
+        stream = torch.cuda.Stream(device)
+        stream.wait_event(ready)
+        buffers = [torch.empty(PIECE, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+        busy: list[torch.cuda.Event | None] = [None, None]
+        turn = 0
+        with ExitStack() as opened, torch.cuda.stream(stream):
+            files: dict[Path, int] = {}
+            while not stop.is_set():
+                try:
+                    number, piece = work.get_nowait()
+                except queue.Empty:
+                    break
+                if piece.file not in files:
+                    files[piece.file] = opened.enter_context(piece.file.open("rb", buffering=0)).fileno()
+                if (event := busy[turn]) is not None:
+                    event.synchronize()
+                source = buffers[turn][: piece.target.numel()]
+                _read(files[piece.file], piece, source)
+                piece.target.copy_(source, non_blocking=True)
+                event = torch.cuda.Event()
+                event.record(stream)
+                busy[turn], turn = event, 1 - turn
+                arrived[number].put(event)
+            stream.synchronize()  # before the buffers go
+    except BaseException as error:
+        for queue_ in arrived:  # whichever the reader waits for
+            queue_.put(
+                CheckpointError(f"{error.filename} cannot be opened", AGAIN) if isinstance(error, OSError) else error
+            )
+
+
+def _read(file: int, piece: _Piece, buffer: Tensor) -> None:
+    view = buffer.numpy().data
+    done = 0
+    while done < len(view):
+        try:
+            count = os.preadv(file, [view[done:]], piece.start + done)
+        except OSError as error:
+            raise CheckpointError(f"{piece.file} cannot be read: {error.strerror}", AGAIN) from error
+        if count == 0:
+            raise CheckpointError(f"{piece.file} ends early", AGAIN)
+        done += count

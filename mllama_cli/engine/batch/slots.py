@@ -1,0 +1,166 @@
+"""The batch that is decoded together: newcomers are prefilled into free slots, then all busy slots step as one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mllama_cli.engine.batch.cache import SlotCache
+from mllama_cli.engine.forward import CHUNK, forward, prefill
+from mllama_cli.engine.padded_step import StepShape
+from mllama_cli.kernels.upload import upload
+from mllama_cli.model.cache import CrossKVCache, LayerKV
+from mllama_cli.model.visibility import image_spans, segments
+
+if TYPE_CHECKING:
+    from mllama_cli.engine.batch.slot_graphs import SlotGraphs
+    from mllama_cli.engine.engine import Engine
+
+WORTH_SHARING = 16
+"""Fewer equal tokens at the beginning of two prompts are not worth a copy: a prefill hardly costs more for them."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt with its encoded pictures, each a list of per-layer keys and values, in the order of image tokens."""
+
+    ids: tuple[int, ...]
+    digests: tuple[str, ...] = ()
+    pictures: tuple[list[LayerKV], ...] = ()
+
+
+class Slots:
+    """At most ``count`` conversations that are answered at once. Busy slots are always the first ones.
+
+    A slot's answer depends on its own prompt alone: rows of a batch share weights and nothing else.
+    """
+
+    def __init__(self, engine: "Engine", count: int) -> None:
+        self.engine = engine
+        self.count = count
+        self.cache = SlotCache(engine.config.text_config, count, dtype=engine.dtype, device=engine.device)
+        self._held: list[tuple[tuple[int, ...], tuple[str, ...]]] = [((), ())] * count
+        """Prompt and pictures of which a slot still has the keys and values, whether it is busy or not."""
+        self._graphs: SlotGraphs | None = None
+
+    @property
+    def busy(self) -> int:
+        return self.cache.busy
+
+    @property
+    def free(self) -> int:
+        return self.count - self.cache.busy
+
+    @torch.inference_mode()
+    def fill(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Prefill newcomers into the next free slots -> logits [prompts, vocab_size] of their first tokens.
+
+        Several at once are padded to the longest (``fits_together``); a long one goes alone, in chunks.
+        """
+        first = self.cache.busy
+        network, device, image_token = self.engine.network, self.engine.device, self.engine.config.image_token_index
+        spans = [image_spans(prompt.ids, image_token) for prompt in prompts]
+        cross = CrossKVCache.from_images([prompt.pictures for prompt in prompts])
+        kept = [self._share(prompt, first + place) for place, prompt in enumerate(prompts)]
+        new = [prompt.ids[start:] for prompt, start in zip(prompts, kept, strict=True)]
+        longest = max(map(len, new))
+        self.cache.reserve(max(kept) + longest)
+        rows = self.cache.rows(first, first + len(prompts))
+        rows.lengths = kept
+        if len(prompts) == 1:
+            *_, (_, logits) = prefill(network, new[0], rows, cross, spans[0], device, self.engine.prefill_rows)
+        else:
+            pad = self.engine.config.text_config.pad_token_id
+            padded = upload(torch.tensor([[*ids, *[pad] * (longest - len(ids))] for ids in new]), device)
+            logits = forward(network, padded, rows, cross, spans, [len(ids) for ids in new])
+        counts = [[picture[0][0].shape[2] for picture in prompt.pictures] for prompt in prompts]
+        if cross is not None and len(counts[0]) == 1 and all(row == counts[0] for row in counts):
+            # As when captioning: every row sees its one picture whole.
+            self.cache.put_alike(first, [len(prompt.ids) for prompt in prompts], cross.layers, counts[0][0])
+            self._held[first : first + len(prompts)] = [(prompt.ids, prompt.digests) for prompt in prompts]
+        else:
+            for place, prompt in enumerate(prompts):
+                self._put(first + place, prompt)
+        return logits
+
+    @torch.inference_mode()
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """Each busy slot's newest token -> logits [busy, vocab_size] of the next, good until the next step."""
+        model, cache = self.engine.network.language_model, self.cache
+        extent = cache.extent + 1
+        cache.reserve(extent)
+        if cache.lengths.is_cuda:
+            captured = self._captured(tokens)
+            cache.advance()
+            return captured
+        positions = cache.lengths[: cache.busy, None]
+        mask = (torch.arange(extent, device=positions.device) <= positions)[:, None, None]
+        ids = torch.tensor(tokens, device=positions.device)[:, None]
+        hidden = model.run(ids, model.context(positions, cache, mask), *cache.seen())
+        cache.advance()
+        logits: Tensor = self.engine.network.lm_head(hidden[:, 0])
+        return logits
+
+    def _captured(self, tokens: Sequence[int]) -> Tensor:
+        """The same from captured graphs, which compute some free slots along."""
+        from mllama_cli.engine.batch.slot_graphs import SlotGraphs
+
+        if self._graphs is None:
+            self._graphs = SlotGraphs(self.engine.network, self.cache)
+        shape = StepShape.of(self.cache)
+        self._held[self.busy : shape.rows] = [((), ())] * (shape.rows - self.busy)
+        return self._graphs.step(tokens, shape)
+
+    @torch.inference_mode()
+    def release(self, slot: int) -> None:
+        """Slot ``slot`` is free again; the last busy one moves into its place."""
+        last = self.cache.busy - 1
+        self.cache.release(slot)
+        self._held[slot] = self._held[last]
+
+    def _share(self, prompt: Prompt, target: int) -> int:
+        """Begin ``target`` with the longest prefix that any slot already holds; returns its length.
+
+        Exact: keys and values of a position depend on what stands before it alone. One token is left to feed.
+        """
+        image_token = self.engine.config.image_token_index
+        best, source = 0, target
+        for slot, (ids, digests) in enumerate(self._held):
+            length = images = 0
+            for old, new in zip(ids, prompt.ids[:-1], strict=False):
+                if old != new:
+                    break
+                if new == image_token:
+                    if digests[images] != prompt.digests[images]:
+                        break
+                    images += 1
+                length += 1
+            if length > best:
+                best, source = length, slot
+        if best < WORTH_SHARING:
+            best = 0
+        elif source != target:
+            self.cache.copy_prefix(source, target, best)
+        self._held[target] = (prompt.ids[:best], prompt.digests)
+        return best
+
+    def _put(self, slot: int, prompt: Prompt) -> None:
+        """Hand the slot what decoded tokens see: what the prompt's last row saw."""
+        last = len(prompt.ids) - 1
+        counts = [picture[0][0].shape[2] for picture in prompt.pictures]
+        seen = segments(image_spans(prompt.ids, self.engine.config.image_token_index), counts, last, last + 1)
+        if not seen:
+            self.cache.put(slot, len(prompt.ids), [], 0, 0)
+        else:
+            start, end = seen[0].key_start, seen[0].key_end
+            joined = CrossKVCache.from_images([prompt.pictures])
+            assert joined is not None
+            self.cache.put(slot, len(prompt.ids), joined.layers, start, end)
+        self._held[slot] = (prompt.ids, prompt.digests)
+
+
+def fits_together(lengths: Sequence[int]) -> bool:
+    """Whether prompts of these lengths may be prefilled at once: padded, they must not outgrow one chunk."""
+    return len(lengths) * max(lengths) <= CHUNK

@@ -1,0 +1,72 @@
+"""The vision tower as captured graphs, one for each number of tiles.
+
+Launching its 600 kernels one by one takes the host longer than a small picture takes the device.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mllama_cli.engine.device import free_bytes
+from mllama_cli.model.cache import LayerKV
+from mllama_cli.model.mllama import MllamaForConditionalGeneration
+
+ROOM = 3 * 2**30
+"""Bytes that must be free besides: a graph keeps its activations."""
+
+
+@dataclass(frozen=True)
+class _Captured:
+    graph: torch.cuda.CUDAGraph
+    pixels: Tensor
+    ids: Tensor
+    result: list[LayerKV]
+
+
+class TowerGraphs:
+    """Encodes images. The first one with so many tiles runs as it is; from the second on they are replayed."""
+
+    def __init__(self, network: MllamaForConditionalGeneration, device: torch.device) -> None:
+        self._network, self._device = network, device
+        self._seen: set[int] = set()
+        self._captured: dict[int, _Captured] = {}
+        self._pool: Any = None
+        # Layers whose weights come from host memory by turns (engine/weights/offloaded_vision.py) cannot be replayed.
+        self._fixed = all(parameter.is_cuda for parameter in network.model.vision_model.parameters())
+
+    @torch.inference_mode()
+    def encode(self, pixel_values: Tensor, aspect_ratio_id: int) -> list[LayerKV]:
+        """As MllamaModel.encode_image: tiles [tiles, 3, T, T] -> keys and values of each cross-attention layer."""
+        tiles = pixel_values.shape[0]
+        if tiles not in self._captured:
+            if tiles not in self._seen or not self._worth_capturing():
+                self._seen.add(tiles)
+                return self._network.model.encode_image(pixel_values, aspect_ratio_id)
+            self._captured[tiles] = self._capture(pixel_values)
+        captured = self._captured[tiles]
+        captured.pixels.copy_(pixel_values, non_blocking=True)
+        captured.ids.fill_(aspect_ratio_id)
+        captured.graph.replay()
+        return [(keys.clone(), values.clone()) for keys, values in captured.result]
+
+    def _worth_capturing(self) -> bool:
+        return self._fixed and free_bytes(self._device, cached=False) >= ROOM
+
+    def _capture(self, pixel_values: Tensor) -> _Captured:
+        weight = self._network.model.vision_model.patch_embedding.weight
+        pixels = torch.zeros(pixel_values.shape, dtype=weight.dtype, device=self._device)
+        ids = torch.ones(1, dtype=torch.int64, device=self._device)
+        side = torch.cuda.Stream(self._device)
+        side.wait_stream(torch.cuda.current_stream(self._device))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(side):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                result = self._network.model.encode_tiles(pixels, ids)
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream(self._device).wait_stream(side)
+        self._pool = graph.pool()
+        return _Captured(graph, pixels, ids, result)

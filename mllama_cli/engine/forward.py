@@ -1,0 +1,88 @@
+"""Prefill and decode as plain functions over a network and its caches."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.sampling import Sampler
+from mllama_cli.kernels.upload import upload
+from mllama_cli.model.cache import CrossKVCache, KVCache
+from mllama_cli.model.mllama import MllamaForConditionalGeneration
+from mllama_cli.model.text import MllamaForCausalLM
+from mllama_cli.model.visibility import CrossView, ImageSpan
+
+Network = MllamaForConditionalGeneration | MllamaForCausalLM
+
+CHUNK = 1024
+"""Prompt rows per forward pass: bounds activation memory, and a cancelled prompt stops within one of them.
+
+A GPU takes more, where it has the memory (engine/weights/memory.py).
+"""
+
+
+@torch.inference_mode()
+def forward(
+    network: Network,
+    ids: Tensor,
+    cache: KVCache,
+    cross: CrossKVCache | None,
+    spans: Sequence[Sequence[ImageSpan]],
+    counts: Sequence[int] | None = None,
+) -> Tensor:
+    """Run token ids [B, L] that follow what ``cache`` holds -> logits [B, vocab_size] of each row's last real position.
+
+    ``counts`` says how many of the L rows of each conversation are real (default all); the rest is padding at the end.
+    """
+    batch, length = ids.shape
+    view = None
+    if cross is not None:
+        view = CrossView.build(spans, cross.image_tokens, cache.lengths, length, ids.device)
+    hidden = network.language_model(ids, cache, cross, view)
+    cache.advance(counts if counts is not None else [length] * batch)
+    if counts is None:
+        last = hidden[:, -1]
+    else:
+        last = hidden[torch.arange(batch, device=ids.device), upload(torch.tensor(counts), ids.device) - 1]
+    logits: Tensor = network.lm_head(last)
+    return logits
+
+
+def prefill(
+    network: Network,
+    ids: Sequence[int],
+    cache: KVCache,
+    cross: CrossKVCache | None,
+    spans: Sequence[ImageSpan],
+    device: torch.device,
+    rows: int = CHUNK,
+) -> Iterator[tuple[int, Tensor]]:
+    """Feed one conversation's new ids, ``rows`` at a time; yields (ids fed so far, logits [1, vocab_size]) each."""
+    cache.reserve(cache.lengths[0] + len(ids))
+    for start in range(0, len(ids), rows):
+        chunk = upload(torch.tensor([ids[start : start + rows]]), device)
+        logits = forward(network, chunk, cache, cross, [spans])
+        yield start + chunk.shape[1], logits
+
+
+def decode(
+    network: Network,
+    logits: Tensor,
+    cache: KVCache,
+    cross: CrossKVCache | None,
+    spans: Sequence[ImageSpan],
+    sampling: Sampling,
+    prompt: Sequence[int],
+    budget: int,
+) -> Iterator[int]:
+    """The answer's tokens, from the prompt's last ``logits`` [1, vocab_size] on; at most ``budget``.
+
+    When a token is asked for, all before it are in the cache.
+    """
+    sampler = Sampler(sampling, logits.shape[-1], prompt, logits.device)
+    for number in range(budget):
+        token = sampler(logits[0])
+        yield token
+        if number + 1 < budget:
+            logits = forward(network, upload(torch.tensor([[token]]), logits.device), cache, cross, [spans])

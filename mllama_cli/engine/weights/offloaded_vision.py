@@ -1,0 +1,179 @@
+"""The vision tower's layers in host memory: each is uploaded while the one before computes, and computes as ever.
+
+Every layer's weights lie in one block, so that an upload is one copy. Two buffers on the device are used by turns;
+while a layer runs its parameters are views of one of them, otherwise of its block. The results are those of weights
+that stay on the device, bit for bit.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mllama_cli.engine.weights.host_memory import host_blocks
+from mllama_cli.model.vision import MllamaVisionAttention, MllamaVisionEncoderLayer, MllamaVisionModel
+
+ALIGNMENT = 256
+"""Bytes; what kernels and libraries may expect of a matrix's address."""
+
+_QKV = ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a parameter lies in its layer's block."""
+
+    name: str
+    start: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    def of(self, block: Tensor) -> Tensor:
+        return block[self.start : self.start + self.nbytes].view(self.dtype).view(self.shape)
+
+
+class _Layout:
+    """The places of all parameters of one layer. Query, key and value matrices lie side by side where ``joined``."""
+
+    def __init__(self, layer: nn.Module, joined: bool) -> None:
+        parameters = dict(layer.named_parameters())
+        parts = [parameters.get(name) for name in _QKV]
+        weights = [part for part in parts if part is not None]
+        alike = len(weights) == 3 and len({(part.shape[1], part.dtype) for part in weights}) == 1
+        names = [*_QKV, *(name for name in parameters if name not in _QKV)] if alike else list(parameters)
+        self.places: list[_Place] = []
+        end = 0
+        for name in names:
+            if not (alike and name in _QKV):
+                end = -(-end // ALIGNMENT) * ALIGNMENT
+            parameter = parameters[name]
+            self.places.append(_Place(name, end, tuple(parameter.shape), parameter.dtype))
+            end += parameter.nbytes
+        self.size = -(-end // ALIGNMENT) * ALIGNMENT
+        self._joined: _Place | None = None
+        if alike and joined:
+            rows = sum(part.shape[0] for part in weights)
+            self._joined = _Place("", 0, (rows, weights[0].shape[1]), weights[0].dtype)
+
+    def views(self, layer: MllamaVisionEncoderLayer, block: Tensor) -> "_Views":
+        """The layer's parameters in a block that is laid out so."""
+        parameters = []
+        for place in self.places:
+            owner, _, attribute = place.name.rpartition(".")
+            view = nn.Parameter(place.of(block), requires_grad=False)
+            parameters.append((layer.get_submodule(owner)._parameters, attribute, view))
+        return _Views(layer.self_attn, parameters, self._joined.of(block) if self._joined else None)
+
+
+@dataclass(frozen=True)
+class _Views:
+    """A layer's parameters, and its query, key and value matrices as one, as views of one block."""
+
+    attention: MllamaVisionAttention
+    parameters: list[tuple[dict[str, nn.Parameter | None], str, nn.Parameter]]
+    """By what holds it and its name there."""
+    joined: Tensor | None
+
+    def enter(self) -> None:
+        """Make them the layer's."""
+        for holder, name, parameter in self.parameters:
+            holder[name] = parameter
+        self.attention.joined = self.joined
+
+
+class StreamedTower:
+    """Takes the layers of a loaded vision tower, whose parameters may lie anywhere, into host memory.
+
+    ``pack`` does it; from then on the tower is called as always. Without a GPU the same copies are made, one after the
+    other.
+    """
+
+    def __init__(self, tower: MllamaVisionModel, device: torch.device) -> None:
+        self._layers = layers_of(tower)
+        self._device = device
+        self._blocks: list[Tensor] = []
+        self._buffers: list[Tensor] = []
+        self._on_host: list[_Views] = []
+        self._on_device: list[_Views] = []
+        """By layer: its parameters in the buffer that it has, which is the one of its number's parity."""
+        self._held: list[int | None] = [None, None]
+        self._stream: torch.cuda.Stream | None = None
+        self._ready: list[torch.cuda.Event] = []
+
+    def pack(self) -> Iterator[int]:
+        """Yields the bytes of each layer as soon as they are in their block."""
+        joined = self._device.type == "cuda" or all(layer.self_attn.joined is not None for layer in self._layers)
+        layouts = [_Layout(layer, joined) for layer in self._layers]
+        largest = max((layout.size for layout in layouts), default=0)
+        self._blocks = host_blocks(len(layouts), largest, self._device)
+        with torch.inference_mode(False):  # so that they can be written in and out of that mode
+            self._buffers = [torch.empty(largest, dtype=torch.uint8, device=self._device) for _ in range(2)]
+        if self._device.type == "cuda":
+            self._stream = torch.cuda.Stream(self._device)
+            self._ready = [torch.cuda.Event() for _ in range(2)]
+            for buffer in self._buffers:  # which may be given up while an upload is under way
+                buffer.record_stream(self._stream)
+        for index, (layer, layout) in enumerate(zip(self._layers, layouts, strict=True)):
+            views = layout.views(layer, self._blocks[index])
+            with torch.no_grad():
+                for holder, name, parameter in views.parameters:
+                    loaded = holder[name]
+                    assert loaded is not None
+                    parameter.copy_(loaded)
+            views.enter()
+            self._on_host.append(views)
+            self._on_device.append(layout.views(layer, self._buffers[index % 2]))
+            yield sum(parameter.nbytes for _, _, parameter in views.parameters)
+        for index, layer in enumerate(self._layers):
+            layer.register_forward_pre_hook(self._before(index))
+            layer.register_forward_hook(self._after(index), always_call=True)
+
+    def _before(self, index: int) -> Any:
+        def hook(layer: nn.Module, arguments: object) -> None:
+            self._upload(index)
+            if self._stream is not None:
+                torch.cuda.current_stream(self._device).wait_event(self._ready[index % 2])
+            self._on_device[index].enter()
+            if index + 1 < len(self._layers):
+                self._upload(index + 1)
+
+        return hook
+
+    def _after(self, index: int) -> Any:
+        def hook(layer: nn.Module, arguments: object, result: object) -> None:
+            self._on_host[index].enter()
+            if index + 1 == len(self._layers):
+                self._upload(0)  # for the next picture
+
+        return hook
+
+    def _upload(self, index: int) -> None:
+        """Begin to copy a layer into its buffer, if it is not there, once all that was launched before is done.
+
+        What was launched before includes the layer that has the buffer now, and not the one that is about to run.
+        """
+        place = index % 2
+        if self._held[place] == index:
+            return
+        self._held[place] = None  # should this be interrupted, the buffer holds nothing
+        source, target = self._blocks[index], self._buffers[place]
+        if self._stream is None:
+            target.copy_(source)
+        else:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+            with torch.cuda.stream(self._stream):
+                target.copy_(source, non_blocking=True)
+                self._ready[place].record(self._stream)
+        self._held[place] = index
+
+
+def layers_of(tower: MllamaVisionModel) -> Sequence[MllamaVisionEncoderLayer]:
+    """All layers in the order in which they run."""
+    layers = [*tower.transformer.layers, *tower.global_transformer.layers]
+    return [layer for layer in layers if isinstance(layer, MllamaVisionEncoderLayer)]

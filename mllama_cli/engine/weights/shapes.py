@@ -1,0 +1,39 @@
+"""The shapes of the released models, and empty networks of any shape."""
+
+from mllama_cli.core.config import MllamaConfig, MllamaTextConfig
+from mllama_cli.core.errors import UsageError
+from mllama_cli.engine.forward import Network
+from mllama_cli.model.mllama import empty_network
+from mllama_cli.quantization.linear import replace_linears
+from mllama_cli.quantization.loading import NAMES
+from mllama_cli.quantization.plan import linear_layers
+from mllama_cli.quantization.policy import Wish, choose
+from mllama_cli.quantization.schemes import scheme_named
+
+SHAPES = {
+    "11b": MllamaConfig(),
+    "90b": MllamaConfig(
+        text_config=MllamaTextConfig(
+            hidden_size=8192,
+            intermediate_size=28672,
+            num_hidden_layers=100,
+            num_attention_heads=64,
+            cross_attention_layers=tuple(range(3, 100, 5)),
+        )
+    ),
+}
+
+
+def shaped(config: MllamaConfig, quantize: str | None = None) -> Network:
+    """The empty network of a config on the meta device.
+
+    ``quantize``, int8 or int4, packs the language model as quantizing while loading does. UsageError for another word.
+    """
+    if quantize is not None and quantize not in NAMES:
+        raise UsageError(f"{quantize!r} is no way to quantize", f"Use {' or '.join(NAMES)}.")
+    network = empty_network(config)
+    if quantize is not None:
+        # Which layers are kept higher in a shape of unknown depth depends on weights: how many does not.
+        wish = Wish(scheme_named(quantize), "rtn")
+        replace_linears(network, choose(linear_layers(network), config.text_config, wish, lambda name: 0.0).schemes)
+    return network

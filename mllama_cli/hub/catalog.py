@@ -1,0 +1,193 @@
+"""Which models are on this machine, and which folder a name means. Imports neither torch nor huggingface_hub."""
+
+import difflib
+import json
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from mllama_cli.checkpoint.files import is_complete
+from mllama_cli.core.errors import CheckpointError, ModelNotFoundError
+from mllama_cli.hub.cache import current_snapshot, repos
+from mllama_cli.system.folders import expanded, files_below, is_file, is_folder, subfolders
+from mllama_cli.system.paths import built_in_model, data_folder
+
+ALIASES = {
+    "11b": "meta-llama/Llama-3.2-11B-Vision-Instruct",
+    "11b-base": "meta-llama/Llama-3.2-11B-Vision",
+    "90b": "meta-llama/Llama-3.2-90B-Vision-Instruct",
+    "90b-base": "meta-llama/Llama-3.2-90B-Vision",
+}
+BUILT_IN = "sketch"
+"""The name of the model that is part of this package."""
+
+MODEL_TYPES = ("mllama", "mllama_text_model")
+"""What config.json calls the models that we run: whole ones, and language models without the vision part."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model on this machine. ``size`` in bytes; ``kind`` words: instruct or base, text-only, quantized.
+
+    ``revision`` is the commit of a downloaded model, empty for a local one.
+    """
+
+    name: str
+    path: Path
+    size: int
+    kind: str
+    modified: datetime
+    where: Literal["local", "hub cache", "package"]
+    complete: bool = True
+    revision: str = ""
+
+
+def models_folder() -> Path:
+    """Where models that we write live: ``models`` under the user's data folder, or under MLLAMA_HOME."""
+    return data_folder() / "models"
+
+
+def hub_id(name: str) -> str | None:
+    """The hub id that an alias stands for, or ``name`` itself where it has the form of one."""
+    return ALIASES.get(name.lower()) or (name if _HUB_ID.fullmatch(name) else None)
+
+
+def resolve(name: str) -> Path:
+    """The folder of a model: an existing folder, else a local model, the built-in one, an alias or a cached hub id.
+
+    Raises CheckpointError for a folder that is no checkpoint, ModelNotFoundError where nothing has that name.
+    """
+    folder = expanded(name)
+    if name and is_folder(folder):
+        if not is_file(folder / "config.json") and not is_built_in(name):
+            raise CheckpointError(f"{name} is a folder without config.json, so it is no model", "Check the path.")
+        return built_in_model() if not is_file(folder / "config.json") else folder
+    if (local := local_model(name)) is not None and is_file(local / "config.json"):
+        return local
+    if is_built_in(name):
+        return built_in_model()
+    repo = hub_id(name)
+    if repo is not None and (snapshot := current_snapshot(repo)) is not None:
+        return snapshot
+    if is_file(folder):
+        raise ModelNotFoundError(f"{name} is a file, and a model is a folder", "Name the folder that holds it.")
+    raise _unknown(name, repo)
+
+
+def local_model(name: str) -> Path | None:
+    """The folder of a local model, sound or not; None where there is none of that name."""
+    folder = models_folder() / name
+    return folder if name not in ("", ".", "..") and "/" not in name and is_folder(folder) else None
+
+
+def is_built_in(name: str) -> bool:
+    """Whether ``name`` is one of the built-in model's."""
+    return name.lower() in (BUILT_IN, f"mllama-{BUILT_IN}")
+
+
+def default_model() -> ModelEntry:
+    """The only downloaded or local model, else the built-in one. ModelNotFoundError where there are several."""
+    entries = [entry for entry in installed() if entry.complete]
+    if not entries:
+        return built_in()
+    if len(entries) == 1:
+        return entries[0]
+    names = ", ".join(entry.name for entry in entries)
+    raise ModelNotFoundError(
+        f"There are several models on this machine: {names}", "Name one with -m, or set MLLAMA_MODEL."
+    )
+
+
+def installed() -> list[ModelEntry]:
+    """All models on this machine but the built-in one, local ones first, by name."""
+    local = [_entry(folder.name, folder, "local") for folder in subfolders(models_folder()) if is_mllama(folder)]
+    hub = [
+        _entry(repo, snapshot, "hub cache", snapshot.name)
+        for repo in repos()
+        if (snapshot := current_snapshot(repo)) is not None and is_mllama(snapshot)
+    ]
+    return [*local, *hub]
+
+
+def built_in() -> ModelEntry:
+    """The model that is part of this package."""
+    return _entry(BUILT_IN, built_in_model(), "package")
+
+
+def _entry(name: str, folder: Path, where: Literal["local", "hub cache", "package"], revision: str = "") -> ModelEntry:
+    files = list(files_below(folder))
+    return ModelEntry(
+        name=name,
+        path=folder,
+        size=sum(file.stat().st_size for file in files),
+        kind=kind(folder),
+        modified=datetime.fromtimestamp(max((file.stat().st_mtime for file in files), default=0)),
+        where=where,
+        complete=is_complete(folder),
+        revision=revision,
+    )
+
+
+def kind(folder: Path) -> str:
+    """instruct or base (has it a chat template?), and text-only and quantized, with the bits, where that is so."""
+    config = config_of(folder)
+    words = ["instruct" if _has_template(folder) else "base"]
+    if config.get("model_type") == "mllama_text_model":
+        words.append("text-only")
+    if config.get("quantization_config"):
+        words.append(_quantized(config["quantization_config"]))
+    return ", ".join(words)
+
+
+def _quantized(declared: Any) -> str:
+    """quantized, with the bits of what is quantized most, where config.json tells them in compressed-tensors' words."""
+    groups = declared.get("config_groups") if isinstance(declared, dict) else None
+    weights = [group.get("weights") for group in groups.values() if isinstance(group, dict)] if groups else []
+    bits = [found for each in weights if isinstance(each, dict) and isinstance(found := each.get("num_bits"), int)]
+    return f"quantized to {min(bits)} bit" if bits else "quantized"
+
+
+def _has_template(folder: Path) -> bool:
+    if is_file(folder / "chat_template.jinja") or is_file(folder / "chat_template.json"):
+        return True
+    try:
+        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """What config.json says; nothing where it is missing or damaged."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def is_mllama(folder: Path) -> bool:
+    """Whether the folder's config.json says that this is a model of ours, with or without its vision part."""
+    return config_of(folder).get("model_type") in MODEL_TYPES
+
+
+def _unknown(name: str, repo: str | None) -> ModelNotFoundError:
+    here = [*(entry.name for entry in installed()), BUILT_IN]
+    if repo is not None and not name.startswith((".", "/", "~")):
+        what = f"{name} ({repo})" if repo != name else name
+        # Long ids differ little from one another: only a slip of a letter or two is taken for one.
+        near = [] if repo != name else difflib.get_close_matches(name, [*here, *ALIASES.values()], n=1, cutoff=0.9)
+        meant = f"Did you mean {near[0]}? Else get" if near else "Get"
+        return ModelNotFoundError(
+            f"Model {what} is not on this machine",
+            f"{meant} it with `mllama download {name}`: nothing is fetched unasked.",
+        )
+    known = [*here, *ALIASES]
+    near = difflib.get_close_matches(name.lower()[:200], known, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known names: {', '.join(known)}."
+    return ModelNotFoundError(
+        f"There is no model or folder called {name!r}", f"{hint} `mllama list` shows what is here."
+    )

@@ -1,0 +1,126 @@
+"""What a checkpoint holds, read from its configs and the headers of its weight files."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mllama_cli.checkpoint.files import weight_files
+from mllama_cli.checkpoint.header import read_header
+from mllama_cli.checkpoint.names import canonical
+from mllama_cli.checkpoint.packed import PACKED, packed_matrices
+from mllama_cli.core.config import GenerationConfig, MllamaConfig
+from mllama_cli.hub.catalog import kind
+from mllama_cli.system.json_file import read_json
+
+BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
+PARTS = ("text", "cross-attention", "vision", "projector")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """``parameters`` by part, ``stored`` parameters by format, ``size`` of the weight files in bytes.
+
+    ``packed`` has, by part, the parameters of quantized matrices by their bits; ``bytes_of`` the bytes of each part.
+    """
+
+    path: Path
+    kind: str
+    config: MllamaConfig
+    generation: GenerationConfig
+    parameters: Mapping[str, int]
+    stored: Mapping[str, int]
+    size: int
+    license: str
+    packed: Mapping[str, Mapping[int, int]]
+    bytes_of: Mapping[str, int]
+    quantization: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        return sum(self.parameters.values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of all weights, scales counted with them."""
+        return 8 * sum(self.bytes_of.values()) / max(self.total, 1)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes that all weights take in each format. int8 and int4 keep 16 bits for all but the language model."""
+        linear = self.parameters["text"] + self.parameters["cross-attention"]
+        rest = self.total - linear
+        return {
+            name: int(linear * size + rest * max(size, 2.0 if name.startswith("int") else size))
+            for name, size in BYTES.items()
+        }
+
+
+def inspect(folder: Path) -> Inspection:
+    """Read the configs and headers of a checkpoint folder. CheckpointError where they are damaged or not all there."""
+    raw = read_json(folder / "config.json")
+    config = MllamaConfig.from_dict(raw)
+    generation = folder / "generation_config.json"
+    parameters = dict.fromkeys(PARTS, 0)
+    bytes_of = dict.fromkeys(PARTS, 0)
+    packed: dict[str, dict[int, int]] = {part: {} for part in PARTS}
+    stored: dict[str, int] = {}
+    size = 0
+    for file in weight_files(folder):
+        size += file.stat().st_size
+        header = read_header(file)
+        matrices = packed_matrices(file, header)
+        for name, info in header.items():
+            part = _part(canonical(name), config)
+            bytes_of[part] += info.nbytes
+            count, form = info.elements, info.dtype
+            if (module := name.rpartition(".")[0]) in matrices and name != f"{module}.bias":
+                if not name.endswith(PACKED):
+                    continue  # scales and shapes are no parameters
+                count, bits = matrices[module]
+                form = f"INT{bits}"
+                packed[part][bits] = packed[part].get(bits, 0) + count
+            parameters[part] += count
+            stored[form] = stored.get(form, 0) + count
+    return Inspection(
+        path=folder,
+        kind=kind(folder),
+        config=config,
+        generation=GenerationConfig.from_dict(read_json(generation) if generation.is_file() else {}),
+        parameters=parameters,
+        stored=stored,
+        size=size,
+        license=_license(folder),
+        packed=packed,
+        bytes_of=bytes_of,
+        quantization=raw.get("quantization_config") or {},
+    )
+
+
+def _part(name: str, config: MllamaConfig) -> str:
+    if name.startswith("model.vision_model."):
+        return "vision"
+    if name.startswith("model.multi_modal_projector."):
+        return "projector"
+    layer = name.partition(".layers.")[2].partition(".")[0]
+    return (
+        "cross-attention" if layer.isdecimal() and int(layer) in config.text_config.cross_attention_layers else "text"
+    )
+
+
+def _license(folder: Path) -> str:
+    """The first line of the licence file, else what the model card's header says, else nothing."""
+    for name in ("LICENSE", "LICENSE.txt", "LICENSE.md"):
+        if (folder / name).is_file():
+            lines = (folder / name).read_text(encoding="utf-8", errors="replace").splitlines()
+            return next((line.strip() for line in lines if line.strip()), "")
+    return _license_of_card(folder / "README.md")
+
+
+def _license_of_card(card: Path) -> str:
+    if not card.is_file():
+        return ""
+    text = card.read_text(encoding="utf-8", errors="replace")
+    header = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    found = re.search(r"^license: *(\S.*)$", header[1], re.MULTILINE) if header else None
+    return found[1] if found else ""

@@ -1,0 +1,91 @@
+"""Deletes a model that lives in one of our places."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from mllama_cli.core.errors import ModelNotFoundError, RemovalError
+from mllama_cli.hub.cache import hub_cache, repo_folder, snapshots
+from mllama_cli.hub.catalog import MODEL_TYPES, config_of, hub_id, is_built_in, local_model, models_folder
+from mllama_cli.hub.plan import beside_weights
+from mllama_cli.system.folders import expanded, is_file, is_folder
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What would be deleted: one folder, and how many bytes that frees."""
+
+    name: str
+    folder: Path
+    size: int
+
+    def run(self) -> None:
+        """Delete it. Of a link only the link goes. Raises RemovalError where the system refuses."""
+        try:
+            if self.folder.is_symlink():
+                self.folder.unlink()
+            else:
+                shutil.rmtree(self.folder)
+        except OSError as error:
+            raise RemovalError(
+                f"{self.name} could not be deleted: {error.strerror}: {error.filename}", "Check who owns the folder."
+            ) from error
+
+
+def plan_removal(name: str) -> Removal:
+    """What a name means to `rm`: the same model as to any other command (catalog.resolve), complete or not.
+
+    A local model, or a repository of the hub cache: all its snapshots and the blobs they link to. Raises RemovalError
+    for a folder elsewhere and for another program's model in the cache, ModelNotFoundError where there is none.
+    """
+    folder = expanded(name)
+    if name and is_folder(folder):
+        return _by_path(name, folder)
+    if (local := local_model(name)) is not None:
+        return _local(local)
+    if is_built_in(name):
+        raise RemovalError(f"{name} is the built-in model: it is part of mllama", "It takes 12 MB.")
+    repo = hub_id(name)
+    if repo is not None and is_folder(repo_folder(repo)):
+        return _downloaded(repo)
+    raise ModelNotFoundError(f"There is no model called {name!r} on this machine", "`mllama list` shows what is here.")
+
+
+def _by_path(name: str, folder: Path) -> Removal:
+    """`mllama download` prints a path, and `mllama show` too: those are ours to delete. No other folder is."""
+    # A link in our place to a folder elsewhere is ours, so the last step is not followed; ".." is no name at all.
+    place = folder.resolve() if folder.name in ("", "..") else folder.parent.resolve() / folder.name
+    if place.parent == models_folder().resolve():
+        return _local(models_folder() / place.name)
+    repo, cache = place.parent.parent, hub_cache().resolve()
+    if place.parent.name == "snapshots" and repo.parent == cache and repo.name.startswith("models--"):
+        return _downloaded(repo.name.removeprefix("models--").replace("--", "/"))
+    hint = "Delete it yourself if you are sure."
+    hub = hub_id(name)
+    if local_model(name) is not None or (hub is not None and is_folder(repo_folder(hub))):
+        hint = "A folder comes before a model of the same name. For the model, run this in another folder."
+    raise RemovalError(f"{name} is a folder of yours, not a model that mllama keeps", hint)
+
+
+def _local(folder: Path) -> Removal:
+    return Removal(folder.name, folder, 0 if folder.is_symlink() else _size(folder))
+
+
+def _downloaded(repo: str) -> Removal:
+    # The cache is shared: what other programs downloaded is theirs, and `mllama list` does not show it.
+    if any(_is_foreign(snapshot) for snapshot in snapshots(repo)):
+        raise RemovalError(
+            f"{repo} is in the Hugging Face cache, but it is no mllama model", f"`hf cache rm model/{repo}` deletes it."
+        )
+    return Removal(repo, repo_folder(repo), _size(repo_folder(repo)))
+
+
+def _is_foreign(snapshot: Path) -> bool:
+    """Whether a snapshot is something else than a model of ours, or than the beginning of one's download."""
+    if is_file(snapshot / "config.json"):
+        return config_of(snapshot).get("model_type", "mllama") not in MODEL_TYPES
+    return any(not beside_weights(file.name) for file in snapshot.iterdir())
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if is_file(file) and not file.is_symlink())

@@ -1,0 +1,54 @@
+"""Packed matrices on a GPU: few rows by a kernel of our own, for many the matrix is unpacked first."""
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mllama_cli.kernels.cuda import packed_matmul
+from mllama_cli.kernels.packed import PackedWeight
+
+FEW = 128
+"""Rows up to which reading the packed words anew for every 64 of them is faster than to unpack them for the library."""
+
+
+@triton.jit
+def dequantize_kernel(packed, scale, out, words, columns, group, groups, BITS: tl.constexpr, BLOCK: tl.constexpr):
+    """One program: BLOCK words of one row."""
+    row = tl.program_id(0).to(tl.int64)
+    word = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    PER_WORD: tl.constexpr = 32 // BITS
+    place = tl.arange(0, PER_WORD)
+    bits = tl.load(packed + row * words + word, mask=word < words, other=0)
+    number = (bits[:, None] >> (place * BITS)[None, :]) & ((1 << BITS) - 1)
+    column = word[:, None] * PER_WORD + place[None, :]
+    inside = column < columns
+    factor = tl.load(scale + row * groups + column // group, mask=inside, other=0.0).to(tl.float32)
+    value = (number - (1 << (BITS - 1))).to(tl.float32) * factor
+    tl.store(out + row * columns + column, value.to(out.dtype.element_ty), mask=inside)
+
+
+def dequantize(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
+    """As kernels/packed.py's: the matrix [out, in], multiplied in float32 and rounded once."""
+    rows, columns = weight.shape
+    out = torch.empty(rows, columns, dtype=dtype, device=weight.packed.device)
+    words = weight.packed.shape[1]
+    dequantize_kernel[(rows, triton.cdiv(words, 256))](
+        weight.packed, weight.scale, out, words, columns, weight.group_size, weight.scale.shape[1], weight.bits, 256,
+        num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def quantized_linear(x: Tensor, weight: PackedWeight) -> Tensor:
+    """x [..., in] times the transposed matrix -> [..., out], in x's dtype.
+
+    For more than FEW rows the unpacked matrix is needed besides, for as long as its product takes.
+    """
+    rows = x.numel() // weight.shape[1]
+    if 0 < rows <= FEW and packed_matmul.supports(x, weight):
+        flat = x.reshape(rows, weight.shape[1]).contiguous()
+        result: Tensor = packed_matmul.packed_matmul(flat, weight).unflatten(0, x.shape[:-1])
+        return result
+    return F.linear(x, dequantize(weight, x.dtype))

@@ -1,0 +1,118 @@
+"""The two ends of a decode step: the token's embedding and its rotation, and the best token of the logits."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mllama_cli.kernels.cuda.launch import dependents_may_start, launch, wait_for_inputs
+from mllama_cli.kernels.cuda.layout import place
+
+BLOCK = 1024
+
+
+@triton.jit
+def embed_kernel(
+    tokens, positions, table, frequencies, out, rotation,
+    SIZE: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr, PLANES: tl.constexpr, BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):  # fmt: skip
+    dependents_may_start(OVERLAP)
+    part = tl.program_id(0)
+    batch = tl.program_id(1)
+    wait_for_inputs(OVERLAP)
+    # -1 stands for scores that were not finite. The table may lie in host memory, before which nothing may be read.
+    token = tl.maximum(tl.load(tokens + batch), 0).to(tl.int64)
+    index = part * BLOCK + tl.arange(0, BLOCK)
+    row = tl.load(table + token * SIZE + index, mask=index < SIZE, other=0.0)
+    tl.store(out + batch * SIZE + place(index, SIZE, PLANES), row, mask=index < SIZE)
+    if part == 0:
+        pair = tl.arange(0, WIDTH)
+        angle = tl.load(positions + batch).to(tl.float32) * tl.load(frequencies + pair, mask=pair < HALF, other=0.0)
+        tl.store(rotation + batch * 2 * HALF + pair, tl.cos(angle), mask=pair < HALF)
+        tl.store(rotation + batch * 2 * HALF + HALF + pair, tl.sin(angle), mask=pair < HALF)
+
+
+@triton.jit
+def best_of_block_kernel(
+    logits, seen, penalty, best, where, SIZE: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """The best score of a block after the repetition penalty, and its token; infinity for NaN anywhere in it."""
+    dependents_may_start(OVERLAP)
+    part = tl.program_id(0)
+    batch = tl.program_id(1)
+    wait_for_inputs(OVERLAP)
+    index = part * BLOCK + tl.arange(0, BLOCK)
+    score = tl.load(logits + batch * SIZE + index, mask=index < SIZE, other=float("-inf")).to(tl.float32)
+    rate = tl.load(penalty + batch)
+    punished = tl.where(score < 0, score * rate, score / rate)
+    score = tl.where(tl.load(seen + batch * SIZE + index, mask=index < SIZE, other=0) != 0, punished, score)
+    score = tl.where(score == score, score, float("inf"))
+    top = tl.max(score, axis=0)
+    tl.store(best + batch * BLOCKS + part, top)
+    tl.store(where + batch * BLOCKS + part, tl.min(tl.where(score == top, index, SIZE), axis=0))
+
+
+@triton.jit
+def best_kernel(
+    best, where, tokens, positions, seen, SIZE: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """The first of the best tokens, -1 where scores are not finite. Moves the row's position on by one."""
+    dependents_may_start(OVERLAP)
+    batch = tl.program_id(0)
+    wait_for_inputs(OVERLAP)
+    part = tl.arange(0, WIDTH)
+    score = tl.load(best + batch * BLOCKS + part, mask=part < BLOCKS, other=float("-inf"))
+    index = tl.load(where + batch * BLOCKS + part, mask=part < BLOCKS, other=SIZE)
+    top = tl.max(score, axis=0)
+    token = tl.min(tl.where(score == top, index, SIZE), axis=0)
+    finite = (top < float("inf")) & (top > float("-inf"))
+    tl.store(tokens + batch, tl.where(finite, token, -1))
+    tl.store(seen + batch * SIZE + token, 1, mask=finite)
+    tl.store(positions + batch, tl.load(positions + batch) + 1)
+
+
+def embed(
+    tokens: Tensor,
+    positions: Tensor,
+    table: Tensor,
+    frequencies: Tensor,
+    out: Tensor,
+    rotation: Tensor,
+    planes: int = 1,
+) -> None:
+    """out [B, hidden] = rows of the table; rotation float32 [B, 2, head_dim / 2] = cosines and sines at positions.
+
+    The table may lie in pinned host memory: it is read over the bus.
+    """
+    size, half = table.shape[1], frequencies.shape[0]
+    launch(
+        embed_kernel, (triton.cdiv(size, BLOCK), out.shape[0]), tokens, positions, table, frequencies, out, rotation,
+        size, half, triton.next_power_of_2(half), planes, BLOCK, device=out.device, warps=4,
+    )  # fmt: skip
+
+
+class Best:
+    """The greedy choice for ``batch`` rows of ``size`` logits: buffers and launch."""
+
+    def __init__(self, batch: int, size: int, device: torch.device) -> None:
+        self.size, self.blocks = size, triton.cdiv(size, BLOCK)
+        self._best = torch.empty(batch, self.blocks, dtype=torch.float32, device=device)
+        self._where = torch.empty(batch, self.blocks, dtype=torch.int32, device=device)
+
+    def __call__(self, logits: Tensor, seen: Tensor, penalty: Tensor, tokens: Tensor, positions: Tensor) -> None:
+        """tokens int32 [B] = the best after the repetition penalty float32 [B] on ``seen`` uint8 [B, size].
+
+        positions int32 [B] += 1; the chosen one counts as seen.
+        """
+        batch, device = logits.shape[0], logits.device
+        launch(
+            best_of_block_kernel, (self.blocks, batch), logits, seen, penalty, self._best, self._where,
+            self.size, self.blocks, BLOCK, device=device, warps=4,
+        )  # fmt: skip
+        launch(
+            best_kernel, (batch,), self._best, self._where, tokens, positions, seen,
+            self.size, self.blocks, triton.next_power_of_2(self.blocks), device=device, warps=4,
+        )  # fmt: skip

@@ -1,0 +1,125 @@
+"""One row times a matrix, at the speed at which the matrix can be read: what a decoded token costs.
+
+Every program takes a few rows of the matrix over their whole length, and everything that surrounds the product rides
+along: the RMSNorm before it (each program sees all of x anyway, so the sum of squares is free), SiLU of the gate, the
+residual after it. Under programmatic dependent launch a program asks for its first weights before the kernel that makes
+x has finished, so the memory never idles between kernels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import triton
+from torch import Tensor
+
+from mllama_cli.kernels.cuda.gemv import gemv_kernel
+from mllama_cli.kernels.cuda.launch import launch, multiprocessors
+from mllama_cli.kernels.cuda.layout import planes
+from mllama_cli.kernels.cuda.packed_gemv import packed_gemv_kernel
+from mllama_cli.kernels.cuda.persistent_gemv import resident_gemv_kernel
+from mllama_cli.kernels.packed import PackedWeight
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows and columns (of packed weights: quads of words) that a program reads at a time, and its warps."""
+
+    rows: int
+    columns: int
+    warps: int
+    programs: int = 0
+    """Programs for each multiprocessor that stay while there are rows left; 0: one program for each tile."""
+
+
+def supports(weight: Tensor | PackedWeight) -> bool:
+    """Whether ``gemv`` can take this weight."""
+    if not isinstance(weight, PackedWeight):
+        return weight.is_contiguous()
+    quad = 4 * 32 // weight.bits
+    return weight.shape[1] % quad == 0 and weight.group_size % quad == 0
+
+
+def gemv(
+    x: Tensor,
+    weights: Sequence[Tensor | PackedWeight],
+    out: Tensor,
+    *,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    residual: Tensor | None = None,
+    factor: Tensor | None = None,
+    swiglu: bool = False,
+    in_planes: int = 1,
+    out_planes: int = 1,
+    residual_planes: int = 1,
+    tile: Tile | None = None,
+) -> None:
+    """out [B, sum of rows] = residual + factor * (RMSNorm(x [B, in]) times up to three matrices, one after another).
+
+    With ``swiglu`` there are two matrices, and out is silu(first) * second. ``factor`` is one float32 number. ``norm``
+    lies in the same planes as x. Weights are all plain or all packed alike. Every row of x reads the weights again, so
+    this is for one row (or very few).
+    """
+    first = weights[0]
+    if isinstance(first, PackedWeight):
+        packed = [w for w in weights if isinstance(w, PackedWeight)]
+        assert len(packed) == len(weights)
+        assert in_planes == planes(first)
+        assert all((w.bits, w.group_size) == (first.bits, first.group_size) for w in packed)
+        shapes = [w.shape for w in packed]
+    else:
+        packed = []
+        shapes = [(w.shape[0], w.shape[1]) for w in weights]
+    size_in = shapes[0][1]
+    rows = [shape[0] for shape in shapes] + [0] * (3 - len(shapes))
+    if tile is None:
+        tile = choose_tile(first, shapes, swiglu)
+    blocks = triton.cdiv(rows[0], tile.rows) if swiglu else sum(triton.cdiv(r, tile.rows) for r in rows)
+    flags = {
+        "OUT_PLANES": out_planes, "RESIDUAL_PLANES": residual_planes, "SWIGLU": swiglu, "HAS_NORM": norm is not None,
+        "HAS_RESIDUAL": residual is not None, "HAS_FACTOR": factor is not None,
+        "EARLY": isinstance(first, PackedWeight),  # measured: plain weights fill the memory's queues by themselves
+    }  # fmt: skip
+    grid = (blocks, x.shape[0])
+    around = (x, x if norm is None else norm, out if residual is None else residual, x if factor is None else factor)
+    shape = (*rows, size_in)
+    if isinstance(first, PackedWeight):
+        words = [w.packed for w in packed] + [first.packed] * (3 - len(packed))
+        scales = [w.scale for w in packed] + [first.scale] * (3 - len(packed))
+        form = (*shape, first.bits, first.group_size, tile.rows, tile.columns)
+        if tile.programs:
+            programs = min(blocks, tile.programs * multiprocessors(x.device))
+            launch(
+                resident_gemv_kernel, (programs, x.shape[0]), *around, *words, *scales, out, eps, programs, *form,
+                device=x.device, warps=tile.warps, ASSEMBLY=x.is_cuda, **flags,
+            )  # fmt: skip
+        else:
+            launch(
+                packed_gemv_kernel, grid, *around, *words, *scales, out, eps, *form,
+                device=x.device, warps=tile.warps, ASSEMBLY=x.is_cuda, **flags,
+            )  # fmt: skip
+    else:
+        plain = [*weights, *[first] * (3 - len(weights))]
+        launch(
+            gemv_kernel, grid, *around, *plain, out, eps, *shape, tile.rows, tile.columns,
+            device=x.device, warps=tile.warps, IN_PLANES=in_planes, **flags,
+        )  # fmt: skip
+
+
+def choose_tile(weight: Tensor | PackedWeight, shapes: Sequence[tuple[int, int]], swiglu: bool) -> Tile:
+    """Tiles that measured best for the 11B's matrices on an H200."""
+    rows, size_in = sum(shape[0] for shape in shapes), shapes[0][1]
+    if not isinstance(weight, PackedWeight):
+        columns = min(triton.next_power_of_2(size_in), 4096 if size_in <= 4096 else 2048)
+        return Tile(4, columns, min(max(columns // 512, 1), 8))
+    quads = triton.next_power_of_2(size_in * weight.bits // 128)
+    if quads <= 256 and weight.bits == 4 and swiglu:
+        return Tile(2, quads, max(1, quads // 32), programs=1024 // quads)
+    if quads <= 256 and weight.bits == 8 and rows > 65536:
+        return Tile(4, quads, max(1, quads // 64), programs=8)
+    if weight.bits == 8:
+        long, small = size_in > 4096, rows <= 4096
+        tile = Tile(4, 256, 4) if swiglu or long else Tile(4, 128, 4) if small else Tile(8, 128, 4)
+    else:
+        tile = Tile(16, 128, 4) if rows > 65536 else Tile(4, 128, 4)
+    return tile if quads >= tile.columns else Tile(tile.rows, quads, max(1, tile.warps * quads // tile.columns))

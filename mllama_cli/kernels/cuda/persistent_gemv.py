@@ -1,0 +1,149 @@
+"""One row times a packed matrix whose rows fit into a program's registers; see kernels/cuda/gemv_api.py.
+
+As many programs as run at once take rows after rows: x is read and multiplied by its norm once, and while some rows are
+computed the next are on their way.
+"""
+
+import triton
+import triton.language as tl
+
+from mllama_cli.kernels.cuda.gemv import chosen, load_around
+from mllama_cli.kernels.cuda.launch import dependents_may_start, wait_for_inputs
+from mllama_cli.kernels.cuda.layout import place
+from mllama_cli.kernels.cuda.unpack import excess_of, lifted
+
+
+@triton.jit
+def load_rows(
+    matrix, scales, row, count, quads,
+    WORDS: tl.constexpr, GROUPS: tl.constexpr, QUADS: tl.constexpr, QUADS_A_GROUP: tl.constexpr,
+):  # fmt: skip
+    """Words [Q, N, 4] and scales [Q, N] of some rows over their whole length; zeros beyond."""
+    live = (quads < QUADS)[:, None] & (row < count)[None, :]
+    within = quads[:, None, None] * 4 + tl.arange(0, 4)[None, None, :]
+    inside = live[:, :, None] & (within >= 0)
+    words = tl.load(matrix + row[None, :, None] * WORDS + within, inside, other=0, eviction_policy="evict_first")
+    scale = tl.load(scales + row[None, :] * GROUPS + (quads // QUADS_A_GROUP)[:, None], live, other=0.0)
+    return words, scale
+
+
+@triton.jit
+def load_plane(x, norm, PLACE: tl.constexpr, WORDS: tl.constexpr, within, here, HAS_NORM: tl.constexpr):
+    """Activations [Q, 1, 4] at a place of each word, times their norm's weights, and their squares."""
+    row = tl.load(x + PLACE * WORDS + within, mask=here, other=0.0).to(tl.float32)
+    squares = row * row
+    if HAS_NORM:
+        row *= tl.load(norm + PLACE * WORDS + within, mask=here, other=0.0).to(tl.float32)
+    return row, squares
+
+
+@triton.jit
+def product(words, x0, x1, x2, x3, x4, x5, x6, x7, BITS: tl.constexpr, EXACT: tl.constexpr, ASSEMBLY: tl.constexpr):
+    """Numbers [Q, N, 4], lifted, times activations -> [Q, N]."""
+    total = lifted(words, 0, BITS, EXACT, ASSEMBLY) * x0
+    total += lifted(words, 1, BITS, EXACT, ASSEMBLY) * x1
+    total += lifted(words, 2, BITS, EXACT, ASSEMBLY) * x2
+    total += lifted(words, 3, BITS, EXACT, ASSEMBLY) * x3
+    if BITS == 4:
+        total += lifted(words, 4, BITS, EXACT, ASSEMBLY) * x4
+        total += lifted(words, 5, BITS, EXACT, ASSEMBLY) * x5
+        total += lifted(words, 6, BITS, EXACT, ASSEMBLY) * x6
+        total += lifted(words, 7, BITS, EXACT, ASSEMBLY) * x7
+    return tl.sum(total, axis=2)
+
+
+@triton.jit
+def resident_gemv_kernel(
+    x, norm, residual, factor, p0, p1, p2, s0, s1, s2, out, eps, programs,
+    N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
+    OUT_PLANES: tl.constexpr, RESIDUAL_PLANES: tl.constexpr,
+    SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
+    ASSEMBLY: tl.constexpr, EARLY: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    """As packed_gemv_kernel, in ``programs`` programs that take BLOCK_N rows at a time."""
+    dependents_may_start(OVERLAP and EARLY)
+    program = tl.program_id(0)
+    batch = tl.program_id(1)
+    B0: tl.constexpr = (N0 + BLOCK_N - 1) // BLOCK_N
+    B1: tl.constexpr = (N1 + BLOCK_N - 1) // BLOCK_N
+    B2: tl.constexpr = (N2 + BLOCK_N - 1) // BLOCK_N
+    BLOCKS: tl.constexpr = B0 if SWIGLU else B0 + B1 + B2
+    SIZE: tl.constexpr = N0 if SWIGLU else N0 + N1 + N2
+    WORDS: tl.constexpr = K * BITS // 32
+    QUADS: tl.constexpr = WORDS // 4
+    QUADS_A_GROUP: tl.constexpr = GROUP * BITS // 128
+    EXACT: tl.constexpr = x.dtype.element_ty != tl.bfloat16
+    GROUPS: tl.constexpr = K // GROUP
+    quads = tl.arange(0, BLOCK_Q)
+    matrix, first, count, start = chosen(program, p0, p1, p2, N0, N1, N2, BLOCK_N, SWIGLU)
+    scales, _, _, _ = chosen(program, s0, s1, s2, N0, N1, N2, BLOCK_N, SWIGLU)
+    rows = start + tl.arange(0, BLOCK_N)
+    words, scale = load_rows(matrix, scales, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
+    if SWIGLU:
+        words_up, scale_up = load_rows(p1, s1, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
+    within = quads[:, None, None] * 4 + tl.arange(0, 4)[None, None, :]
+    here = (quads < QUADS)[:, None, None] & (within >= 0)
+    wait_for_inputs(OVERLAP)
+    x += batch * K
+    x0, squares = load_plane(x, norm, 0, WORDS, within, here, HAS_NORM)
+    x1, more = load_plane(x, norm, 1, WORDS, within, here, HAS_NORM)
+    squares += more
+    x2, more = load_plane(x, norm, 2, WORDS, within, here, HAS_NORM)
+    squares += more
+    x3, more = load_plane(x, norm, 3, WORDS, within, here, HAS_NORM)
+    squares += more
+    excess = (
+        x0 * excess_of(0, BITS, EXACT)
+        + x1 * excess_of(1, BITS, EXACT)
+        + x2 * excess_of(2, BITS, EXACT)
+        + x3 * excess_of(3, BITS, EXACT)
+    )
+    x4 = x0
+    x5 = x0
+    x6 = x0
+    x7 = x0
+    if BITS == 4:
+        x4, more = load_plane(x, norm, 4, WORDS, within, here, HAS_NORM)
+        squares += more
+        x5, more = load_plane(x, norm, 5, WORDS, within, here, HAS_NORM)
+        squares += more
+        x6, more = load_plane(x, norm, 6, WORDS, within, here, HAS_NORM)
+        squares += more
+        x7, more = load_plane(x, norm, 7, WORDS, within, here, HAS_NORM)
+        squares += more
+        excess += (
+            x4 * excess_of(4, BITS, EXACT)
+            + x5 * excess_of(5, BITS, EXACT)
+            + x6 * excess_of(6, BITS, EXACT)
+            + x7 * excess_of(7, BITS, EXACT)
+        )
+    excess_sum = tl.sum(excess, axis=2)
+    length = 1.0
+    if HAS_NORM:
+        length = tl.rsqrt(tl.sum(tl.sum(tl.sum(squares, axis=2), axis=1), axis=0) / K + eps)
+    for block in range(program, BLOCKS, programs):
+        sums = (product(words, x0, x1, x2, x3, x4, x5, x6, x7, BITS, EXACT, ASSEMBLY) - excess_sum) * scale.to(
+            tl.float32
+        )
+        if SWIGLU:
+            ups = product(words_up, x0, x1, x2, x3, x4, x5, x6, x7, BITS, EXACT, ASSEMBLY) - excess_sum
+            ups *= scale_up.to(tl.float32)
+        target_rows = first + rows
+        kept = rows < count
+        following = block + programs
+        matrix, first, count, start = chosen(following, p0, p1, p2, N0, N1, N2, BLOCK_N, SWIGLU)
+        scales, _, _, _ = chosen(following, s0, s1, s2, N0, N1, N2, BLOCK_N, SWIGLU)
+        rows = start + tl.arange(0, BLOCK_N)
+        words, scale = load_rows(matrix, scales, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
+        if SWIGLU:
+            words_up, scale_up = load_rows(p1, s1, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
+        before, times = load_around(
+            target_rows, kept, residual + batch * SIZE, factor, SIZE, RESIDUAL_PLANES, HAS_RESIDUAL, HAS_FACTOR
+        )
+        total = tl.sum(sums, axis=0) * length
+        if SWIGLU:
+            total = total * tl.sigmoid(total) * (tl.sum(ups, axis=0) * length)
+        target = out + batch * SIZE + place(target_rows, SIZE, OUT_PLANES)
+        tl.store(target, (before + total * times).to(out.dtype.element_ty), mask=kept)
+    dependents_may_start(OVERLAP and not EARLY)

@@ -1,0 +1,1 @@
+"""The user's machine: paths, folders, SQLite files, interrupts."""

@@ -1,0 +1,1 @@
+"""Markdown as it streams into a terminal."""

@@ -1,0 +1,124 @@
+"""An answer as it streams, in Markdown: finished blocks are printed once and stay, only the open one is drawn anew."""
+
+import shutil
+import time
+
+from rich.text import Text
+
+from mllama_cli.terminal.answer_view import AnswerWriter
+from mllama_cli.terminal.clean_text import clean_text
+from mllama_cli.terminal.console import Terminal
+from mllama_cli.terminal.markdown.blocks import block_lines, split_finished
+from mllama_cli.terminal.markdown.theme import markdown_theme
+
+FRAME = 1 / 15
+"""Seconds between two drawings of the open block, at least."""
+
+_SYNC, _END_SYNC = "\x1b[?2026h", "\x1b[?2026l"
+_HIDE, _SHOW = "\x1b[?25l", "\x1b[?25h"
+
+
+class MarkdownView:
+    """Draws an answer on a terminal. Elsewhere, and on TERM=dumb, the text is written as it comes.
+
+    The live part is never taller than the window: of an open block that is, the end is shown, and the whole when it
+    is finished. So nothing that is live can scroll away and be left behind.
+    """
+
+    def __init__(self, terminal: Terminal, *, theme: str = "dark") -> None:
+        self._console = terminal.out
+        self._out = terminal.stdout
+        self._theme = markdown_theme(theme)
+        self._plain = None
+        if not terminal.stdout_is_tty or self._console.is_dumb_terminal:
+            self._plain = AnswerWriter(terminal)
+        self._open = ""
+        self._blocks = 0
+        self._live: list[str] = []
+        self._next_frame = 0.0
+
+    def write(self, text: str) -> None:
+        """More of the answer."""
+        if self._plain is not None:
+            self._plain.write(text)
+            return
+        self._open += clean_text(text)
+        finished: list[str] = []
+        if "\n" in text:
+            finished, self._open = split_finished(self._open)
+        now = time.monotonic()
+        if finished or now >= self._next_frame:
+            self._draw(finished)
+            # What takes long to draw is drawn less often: reading the answer must not slow its writing down.
+            self._next_frame = now + max(FRAME, 4 * (time.monotonic() - now))
+
+    def finish(self) -> None:
+        """The answer is whole: everything stays on the screen, and the cursor stands on a line of its own."""
+        if self._plain is not None:
+            self._plain.finish()
+            return
+        self._draw([self._open] if self._open.strip() else [], last=True)
+        self._open = ""
+
+    def interrupt(self) -> None:
+        """The answer was stopped: what there is stays."""
+        if self._plain is not None:
+            if self._plain.started:
+                self._plain.finish()
+            return
+        self.finish()
+
+    def _draw(self, finished: list[str], *, last: bool = False) -> None:
+        columns, rows = shutil.get_terminal_size()
+        # The last column stays free: a full line would leave it to the terminal whether the cursor wraps.
+        width = max(columns - 1, 8)
+        kept: list[str] = []
+        for source in finished:
+            lines = block_lines(source, self._theme, width)
+            if lines:
+                kept += [""] * (self._blocks > 0) + self._encoded(lines)
+                self._blocks += 1
+        live: list[str] = []
+        if not last and self._open.strip():
+            tail = self._open if self._open.count("\n") < 4 * rows else self._end_of_open(4 * rows)
+            live = [""] * (self._blocks > 0) + self._encoded(block_lines(tail, self._theme, width))
+            live = _fitting(live, columns, rows - 1)
+        if live == self._live and not kept and not last:
+            return
+        self._out.write(_SYNC + _HIDE + self._erase(columns))
+        self._out.write("".join(f"{line}\n" for line in kept) + "\n".join(live))
+        self._out.write(_SHOW + _END_SYNC)
+        self._out.flush()
+        self._live = live
+
+    def _end_of_open(self, lines: int) -> str:
+        """The end of a very long open block, as a block of its kind."""
+        first, _, _ = self._open.partition("\n")
+        end = "\n".join(self._open.split("\n")[-lines:])
+        return f"{first}\n{end}" if first.lstrip().startswith(("```", "~~~")) else end
+
+    def _erase(self, columns: int) -> str:
+        """From wherever the live part ends to where it began. After a resize its lines take other rows."""
+        if not self._live:
+            return ""
+        up = sum(_rows(line, columns) for line in self._live) - 1
+        # Line by line: "erase below" on the screen's first row makes some terminals keep a copy in the scrollback.
+        return "\r\x1b[2K" + "\x1b[1A\x1b[2K" * up
+
+    def _encoded(self, lines: list[Text]) -> list[str]:
+        with self._console.capture() as capture:
+            for line in lines:
+                self._console.print(line, soft_wrap=True, highlight=False)
+        return capture.get().split("\n")[:-1]
+
+
+def _rows(line: str, columns: int) -> int:
+    return max(1, -(-Text.from_ansi(line).cell_len // columns))
+
+
+def _fitting(lines: list[str], columns: int, rows: int) -> list[str]:
+    """The last lines that take at most ``rows`` rows of the screen."""
+    place, taken = len(lines), 0
+    while place and (taken := taken + _rows(lines[place - 1], columns)) <= max(rows, 1):
+        place -= 1
+    return lines[place:]
