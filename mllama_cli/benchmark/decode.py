@@ -15,7 +15,7 @@ from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.cuda.operands import groups, operand
 from mllama_cli.engine.device import free_bytes
 from mllama_cli.engine.fast import FastDecoding
-from mllama_cli.engine.forward import Network, prefill
+from mllama_cli.engine.forward import DecodeInput, Network, prefill
 from mllama_cli.kernels.packed import PackedWeight
 from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
@@ -142,7 +142,8 @@ def decoded(subject: Subject, encoded: list[LayerKV] | None, count: int) -> Iter
     spans = image_spans(ids, subject.config.image_token_index)
     for _ in subject.fast.prepare(subject.network, sees=encoded is not None, sampled=False):
         pass
-    tokens = subject.fast.decode(subject.network, logits, cache, cross, spans, Sampling(), ids, count)
+    start = DecodeInput(logits, cache, cross, spans, Sampling(), ids, count)
+    tokens = subject.fast.decode(subject.network, start)
     with closing(tokens):
         yield from tokens
 

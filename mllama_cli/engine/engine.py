@@ -4,7 +4,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from mllama_cli.core.config import GenerationConfig, MllamaConfig
 from mllama_cli.core.conversation import Conversation, ImagePart
@@ -14,14 +13,13 @@ from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch.run import Reply, answer_batch
 from mllama_cli.engine.device import choose_device, make_current
 from mllama_cli.engine.fast import FastDecoding
-from mllama_cli.engine.forward import Network
+from mllama_cli.engine.forward import DecodeInput, Network
 from mllama_cli.engine.session import Session
 from mllama_cli.engine.weights.place import StoredWeights
 from mllama_cli.kernels import dispatch
-from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
+from mllama_cli.model.cache import LayerKV
 from mllama_cli.model.layers import result_of
 from mllama_cli.model.mllama import MllamaForConditionalGeneration, empty_network
-from mllama_cli.model.visibility import ImageSpan
 from mllama_cli.processing.processor import MllamaProcessor
 from mllama_cli.system.json_file import read_json
 
@@ -143,18 +141,9 @@ class Engine:
         """A Notice where the first batch on this machine has to build kernels."""
         yield from self.fast.prepare_batch(self.network)
 
-    def decode(
-        self,
-        logits: Tensor,
-        cache: KVCache,
-        cross: CrossKVCache | None,
-        spans: Sequence[ImageSpan],
-        sampling: Sampling,
-        prompt: Sequence[int],
-        budget: int,
-    ) -> Generator[int]:
+    def decode(self, start: DecodeInput) -> Generator[int]:
         """The answer's tokens, as engine/forward.py's ``decode``; from captured graphs where the device has them."""
-        return self.fast.decode(self.network, logits, cache, cross, spans, sampling, prompt, budget)
+        return self.fast.decode(self.network, start)
 
     @property
     def slower_because(self) -> str:

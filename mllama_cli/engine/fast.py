@@ -1,18 +1,16 @@
 """Decoding by whatever is fastest here: captured graphs of our kernels on a GPU that has them, else plain torch."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mllama_cli.core.events import Event, Notice
-from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.forward import Network, decode
+from mllama_cli.engine.forward import DecodeInput, Network, decode
 from mllama_cli.kernels.rows import fused
-from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
+from mllama_cli.model.cache import LayerKV
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
-from mllama_cli.model.visibility import ImageSpan
 
 if TYPE_CHECKING:
     from mllama_cli.engine.cuda.decode import GraphDecoder
@@ -95,24 +93,14 @@ class FastDecoding:
             yield Notice("The first captions on this GPU build kernels, once: about 10 seconds")
             remember(network, self._device, "batch")
 
-    def decode(
-        self,
-        network: Network,
-        logits: Tensor,
-        cache: KVCache,
-        cross: CrossKVCache | None,
-        spans: Sequence[ImageSpan],
-        sampling: Sampling,
-        prompt: Sequence[int],
-        budget: int,
-    ) -> Generator[int]:
+    def decode(self, network: Network, start: DecodeInput) -> Generator[int]:
         """As engine/forward.py's ``decode``."""
         if self.obstacle:
-            yield from decode(network, logits, cache, cross, spans, sampling, prompt, budget)
+            yield from decode(network, start)
             return
         decoder = self._take(network)
         try:
-            yield from decoder.tokens(logits, cache, cross, spans, sampling, prompt, budget)
+            yield from decoder.tokens(start)
         finally:
             self._idle.append(decoder)
 

@@ -1,6 +1,7 @@
 """Prefill and decode as plain functions over a network and its caches."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -66,23 +67,34 @@ def prefill(
         yield start + chunk.shape[1], logits
 
 
-def decode(
-    network: Network,
-    logits: Tensor,
-    cache: KVCache,
-    cross: CrossKVCache | None,
-    spans: Sequence[ImageSpan],
-    sampling: Sampling,
-    prompt: Sequence[int],
-    budget: int,
-) -> Iterator[int]:
-    """The answer's tokens, from the prompt's last ``logits`` [1, vocab_size] on; at most ``budget``.
+@dataclass(frozen=True)
+class DecodeInput:
+    """A prefilled conversation to answer.
 
-    When a token is asked for, all before it are in the cache.
+    Attributes:
+        logits: of the prompt's last position, [1, vocab_size].
+        cache: what the prompt has filled; decoding appends to it.
+        cross: the encoded images, laid out as ``spans`` says.
+        prompt: all of its ids, which penalties count.
+        budget: the most tokens to yield.
     """
-    sampler = Sampler(sampling, logits.shape[-1], prompt, logits.device)
-    for number in range(budget):
+
+    logits: Tensor
+    cache: KVCache
+    cross: CrossKVCache | None
+    spans: Sequence[ImageSpan]
+    sampling: Sampling
+    prompt: Sequence[int]
+    budget: int
+
+
+def decode(network: Network, start: DecodeInput) -> Iterator[int]:
+    """Yield the answer's tokens. When the next one is asked for, all before it are in the cache."""
+    logits = start.logits
+    sampler = Sampler(start.sampling, logits.shape[-1], start.prompt, logits.device)
+    for number in range(start.budget):
         token = sampler(logits[0])
         yield token
-        if number + 1 < budget:
-            logits = forward(network, upload(torch.tensor([[token]]), logits.device), cache, cross, [spans])
+        if number + 1 < start.budget:
+            ids = upload(torch.tensor([[token]]), logits.device)
+            logits = forward(network, ids, start.cache, start.cross, [start.spans])

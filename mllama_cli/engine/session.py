@@ -16,7 +16,7 @@ from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.clock import Clock
 from mllama_cli.engine.completion import TextStream
 from mllama_cli.engine.device import is_out_of_memory, make_current, memory_shortage
-from mllama_cli.engine.forward import prefill
+from mllama_cli.engine.forward import DecodeInput, prefill
 from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
 from mllama_cli.model.visibility import ImageSpan, image_spans
 from mllama_cli.processing.processor import ModelInputs
@@ -118,7 +118,7 @@ class Session:
         text = TextStream(self.engine.processor.tokenizer, sampling.stop)
         budget = min(sampling.max_tokens, limit - len(prompt))
         yield from self.engine.prepare_decoding(sees=bool(active_spans), sampling=sampling)
-        tokens = self.engine.decode(logits, self.cache, cross, active_spans, sampling, prompt, budget)
+        tokens = self.engine.decode(DecodeInput(logits, self.cache, cross, active_spans, sampling, prompt, budget))
         reason: FinishReason = "length"
         count = last = 0
         encode_seconds = prefill_seconds = 0.0

@@ -20,6 +20,7 @@ from mllama_cli.engine.cards import usable_bytes, weights_of
 from mllama_cli.engine.device import free_bytes
 from mllama_cli.engine.engine import Engine, load
 from mllama_cli.engine.fast import FastDecoding
+from mllama_cli.engine.forward import DecodeInput
 from mllama_cli.engine.weights import place as stored
 from mllama_cli.engine.weights.memory import least_work, prefill_rows
 from mllama_cli.engine.weights.offload import MemoryPlan, Weights, choose_plan
@@ -172,7 +173,7 @@ def test_a_chat_about_a_picture_stays_within_the_card(card: Card, subject: Subje
     assert fast.obstacle == "", "decoding must run from captured graphs"
     cross = CrossKVCache.from_images([[encoded]])
     spans = image_spans(ids, config.image_token_index)
-    tokens = list(fast.decode(network, logits, cache, cross, spans, Sampling(), ids, 64))
+    tokens = list(fast.decode(network, DecodeInput(logits, cache, cross, spans, Sampling(), ids, 64)))
     assert len(tokens) == 64
     assert all(0 <= token < config.text_config.vocab_size for token in tokens)
     torch.cuda.synchronize()

@@ -5,12 +5,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.cuda.graphs import Graphs
-from mllama_cli.engine.forward import Network
+from mllama_cli.engine.forward import DecodeInput, Network
 from mllama_cli.engine.sampling import not_finite
-from mllama_cli.model.cache import CrossKVCache, KVCache
-from mllama_cli.model.visibility import ImageSpan, segments
+from mllama_cli.model.cache import KVCache
+from mllama_cli.model.visibility import segments
 
 AHEAD = 2
 """Steps that may be under way at once: while the host handles a token the device computes the next."""
@@ -30,33 +29,24 @@ class GraphDecoder:
         self.graphs.get(sees, sampled)
 
     @torch.inference_mode()
-    def tokens(
-        self,
-        logits: Tensor,
-        cache: KVCache,
-        cross: CrossKVCache | None,
-        spans: Sequence[ImageSpan],
-        sampling: Sampling,
-        prompt: Sequence[int],
-        budget: int,
-    ) -> Iterator[int]:
-        """The answer's tokens, from the prompt's last ``logits`` [1, vocab_size] on; at most ``budget``.
+    def tokens(self, start: DecodeInput) -> Iterator[int]:
+        """Yield the answer's tokens.
 
         When a token is asked for, all before it are in the cache, and ``cache.lengths`` counts them. What the device
         has computed beyond that lies behind the end: nothing ever looks there, and the next answer writes over it.
         """
-        state, choice = self.graphs.state, self.graphs.choice
-        sampled = sampling.temperature > 0
-        start = cache.lengths[0]
-        seen = segments(spans, cross.image_tokens[0], start, start + 1) if cross is not None else ()
+        state, choice, cache, cross = self.graphs.state, self.graphs.choice, start.cache, start.cross
+        sampled, budget = start.sampling.temperature > 0, start.budget
+        filled = cache.lengths[0]
+        seen = segments(start.spans, cross.image_tokens[0], filled, filled + 1) if cross is not None else ()
         choose, step = self.graphs.get(None, sampled), self.graphs.get(bool(seen), sampled)
         if cross is not None and seen:
             state.cross.fill([k for k, _ in cross.layers], [v for _, v in cross.layers])
             state.ranges.copy_(_pinned([[seen[0].key_start, seen[0].key_end]]), non_blocking=True)
-        self._reserve(cache, start, start + 1, refill=True)
-        choice.set_row(0, sampling, prompt)
-        state.positions.fill_(start - 1)
-        state.logits.copy_(logits)
+        self._reserve(cache, filled, filled + 1, refill=True)
+        choice.set_row(0, start.sampling, start.prompt)
+        state.positions.fill_(filled - 1)
+        state.logits.copy_(start.logits)
         events = [torch.cuda.Event() for _ in range(AHEAD + 1)]
         launched = 0
 
@@ -72,7 +62,7 @@ class GraphDecoder:
         launch(choose)
         for number in range(budget):
             while launched < min(number + AHEAD, budget):
-                position = start + launched - 1  # of the token that this step feeds
+                position = filled + launched - 1  # of the token that this step feeds
                 self._reserve(cache, position, position + 1)
                 launch(step)
             place = number % (AHEAD + 1)
@@ -80,7 +70,7 @@ class GraphDecoder:
             token = int(self._ring[place])
             if token < 0:
                 raise not_finite()
-            cache.lengths = [start + number]
+            cache.lengths = [filled + number]
             yield token
 
     def _reserve(self, cache: KVCache, filled: int, length: int, *, refill: bool = False) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.cuda.decode import GraphDecoder
-from mllama_cli.engine.forward import Network, forward, prefill
+from mllama_cli.engine.forward import DecodeInput, Network, forward, prefill
 from mllama_cli.kernels.upload import upload
 from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.visibility import ImageSpan
@@ -42,7 +42,7 @@ def disagreement(decoder: GraphDecoder, network: Network, *, sees: bool) -> floa
     caches = [KVCache(config, dtype=dtype, device=device) for _ in range(2)]
     for cache in caches:
         *_, (_, logits) = prefill(network, ids, cache, cross, spans, device)
-    tokens: Iterator[int] = decoder.tokens(logits, caches[0], cross, spans, Sampling(), ids, 2)
+    tokens: Iterator[int] = decoder.tokens(DecodeInput(logits, caches[0], cross, spans, Sampling(), ids, 2))
     first, _ = tokens
     exact = forward(network, upload(torch.tensor([[first]]), device), caches[1], cross, [spans]).float()
     return float((state.logits.float() - exact).norm() / exact.norm())
