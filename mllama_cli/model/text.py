@@ -48,13 +48,13 @@ class MllamaTextSelfAttention(nn.Module):
         self.v_proj = Linear(config.hidden_size, kv, bias=False)
         self.o_proj = Linear(inner, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, slot: int, context: SelfAttentionContext, residual: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache_index: int, context: SelfAttentionContext, residual: Tensor) -> Tensor:
         """Normed rows x [B, L, hidden] -> ``residual``, which may be written over, plus attention."""
         q = rotate(heads(self.q_proj(x), self.head_dim), context.cos, context.sin)
         k = rotate(heads(self.k_proj(x), self.head_dim), context.cos, context.sin)
         v = heads(self.v_proj(x), self.head_dim)
         if context.cache is not None:
-            k, v = context.cache.write(slot, k, v, context.positions)
+            k, v = context.cache.write(cache_index, k, v, context.positions)
         if x.shape[1] == 1 or context.mask is not None:
             out = grouped_attention(q, k, v, context.mask)
         else:
@@ -64,16 +64,19 @@ class MllamaTextSelfAttention(nn.Module):
 
 
 class MllamaSelfAttentionDecoderLayer(nn.Module):
-    def __init__(self, config: MllamaTextConfig) -> None:
+    """Llama's layer. Its keys and values are at ``cache_index`` of the self-attention cache."""
+
+    def __init__(self, config: MllamaTextConfig, cache_index: int) -> None:
         super().__init__()
+        self.cache_index = cache_index
         self.self_attn = MllamaTextSelfAttention(config)
         self.mlp = MllamaTextMLP(config.hidden_size, config.intermediate_size)
         self.input_layernorm = MllamaTextRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = MllamaTextRMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, slot: int, context: SelfAttentionContext) -> Tensor:
+    def forward(self, x: Tensor, context: SelfAttentionContext) -> Tensor:
         """Without gradients x may be written over."""
-        x = self.self_attn(self.input_layernorm(x), slot, context, x)
+        x = self.self_attn(self.input_layernorm(x), self.cache_index, context, x)
         result: Tensor = self.mlp(self.post_attention_layernorm(x), x)
         return result
 
@@ -117,10 +120,14 @@ class MllamaTextCrossAttention(nn.Module):
 
 
 class MllamaCrossAttentionDecoderLayer(nn.Module):
-    """Reads the image. Rows that see none pass unchanged: Meta's reference multiplies both branches by 0 there."""
+    """Reads the image, whose keys and values are at ``cache_index`` of the cross-attention cache.
 
-    def __init__(self, config: MllamaTextConfig) -> None:
+    Rows that see no image pass unchanged: Meta's reference multiplies both branches by 0 there.
+    """
+
+    def __init__(self, config: MllamaTextConfig, cache_index: int) -> None:
         super().__init__()
+        self.cache_index = cache_index
         self.cross_attn = MllamaTextCrossAttention(config)
         self.mlp = MllamaTextMLP(config.hidden_size, config.intermediate_size)
         self.input_layernorm = MllamaTextRMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -156,9 +163,9 @@ class MllamaTextModel(nn.Module):
         self.config = config
         self.embed_tokens = Embedding(config.vocab_size + EXTRA_EMBEDDINGS, config.hidden_size)
         self.layers = nn.ModuleList(
-            MllamaCrossAttentionDecoderLayer(config)
+            MllamaCrossAttentionDecoderLayer(config, config.cross_attention_layers.index(index))
             if index in config.cross_attention_layers
-            else MllamaSelfAttentionDecoderLayer(config)
+            else MllamaSelfAttentionDecoderLayer(config, config.self_attention_layers.index(index))
             for index in range(config.num_hidden_layers)
         )
         self.norm = MllamaTextRMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -220,15 +227,11 @@ class MllamaTextModel(nn.Module):
     ) -> Tensor:
         """``forward`` with positions and mask of the caller's choice: several short texts packed into one row, say."""
         x = self.embed_tokens(input_ids).to(self.norm.weight.dtype)  # which on a CPU is not what matrices are stored in
-        self_slot = cross_slot = 0
         for layer in self.layers:
-            if isinstance(layer, MllamaCrossAttentionDecoderLayer):
-                if view is not None and cross is not None:
-                    x = layer(x, cross.layers[cross_slot], view)
-                cross_slot += 1
-            else:
-                x = layer(x, self_slot, context)
-                self_slot += 1
+            if not isinstance(layer, MllamaCrossAttentionDecoderLayer):
+                x = layer(x, context)
+            elif view is not None and cross is not None:
+                x = layer(x, cross.layers[layer.cache_index], view)
         result: Tensor = self.norm(x)
         return result
 
