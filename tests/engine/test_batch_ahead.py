@@ -9,7 +9,8 @@ import torch
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import ImageError, MemoryShortageError
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.batch.run import BatchReply, BatchRequest, run_batch, scheduler
+from mllama_cli.engine.batch import scheduler
+from mllama_cli.engine.batch.run import BatchReply, BatchRequest, run_batch
 from mllama_cli.engine.batch.slots import Slots
 from mllama_cli.engine.engine import Engine
 from mllama_cli.engine.picture_encoder import PictureEncoder
