@@ -1,0 +1,63 @@
+"""Small helpers for the text of messages."""
+
+import re
+from collections.abc import Callable, Iterable
+
+# C0 and C1 controls other than tab and newline.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_SURROGATES = re.compile("[\ud800-\udfff]")  # half of a pair: cannot be encoded
+_LINE_ENDS = re.compile("[\u2028\u2029]")
+
+
+def suggest(
+    name: str,
+    options: Iterable[str],
+    *,
+    count: int = 1,
+    cutoff: float = 0.5,
+    show: Callable[[str], str] = str,
+) -> str:
+    """Return "Did you mean X? ", with the options nearest to a misspelt ``name``, or nothing where none is near.
+
+    Capitals and the way in which accents are encoded make no difference. ``show`` says how an option is written.
+
+    >>> suggest("Tempratur", ["temperature", "top_p"])
+    'Did you mean temperature? '
+    >>> suggest("x", ["temperature"])
+    ''
+    """
+    import difflib
+    import unicodedata
+
+    def folded(text: str) -> str:
+        return unicodedata.normalize("NFC", text).casefold()
+
+    by_folded = {folded(option): option for option in options}
+    near = difflib.get_close_matches(folded(name[:200]), by_folded, n=count, cutoff=cutoff)
+    return f"Did you mean {' or '.join(show(by_folded[key]) for key in near)}? " if near else ""
+
+
+def human_size(count: float) -> str:
+    """Return a number of bytes in powers of 1000, as disks and downloads count.
+
+    >>> human_size(999), human_size(1_200_000), human_size(21.3e9)
+    ('999 B', '1.2 MB', '21.3 GB')
+    """
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def strip_control(text: str) -> str:
+    """Return text of a model, a file or a server without anything that could steer a terminal.
+
+    Works on any piece of a longer text. Tabs and newlines stay.
+
+    >>> strip_control("red\\x1b[31m\\ttext")
+    'red[31m\\ttext'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return _LINE_ENDS.sub(" ", _SURROGATES.sub("\ufffd", _CONTROL.sub("", text)))
