@@ -1,4 +1,4 @@
-"""How fast a model runs here, beside how fast its bytes can be read at all."""
+"""How fast a model runs here, next to how fast its bytes can be read at all."""
 
 import statistics
 import time
@@ -10,24 +10,23 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mllama_cli.core.config import MllamaConfig
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.cuda.operands import groups, operand
 from mllama_cli.engine.device import free_bytes
-from mllama_cli.engine.fast import FastDecoding
 from mllama_cli.engine.forward import DecodeInput, Network, prefill
+from mllama_cli.engine.model import LoadedModel
+from mllama_cli.engine.vision import encoded_bytes
 from mllama_cli.kernels.packed import PackedWeight
 from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
-from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer
 from mllama_cli.model.visibility import image_spans
 
-PROMPT = 24
+PROMPT_TOKENS = 24
 """Text tokens of a short question."""
 
-LONG_PROMPT = 2048
-ENOUGH = 3.0
-"""Seconds after which a measurement is repeated no more."""
+LONG_PROMPT_TOKENS = 2048
+MAX_SECONDS = 3.0
+"""After which a measurement is not repeated any more."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +40,8 @@ class Figure:
     share: float | None = None
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is measured: a network with its weights, and how it decodes."""
-
-    network: Network
-    fast: FastDecoding
-    config: MllamaConfig
-    dtype: torch.dtype
-    device: torch.device
-    prefill_rows: int
-
-
 def read_bandwidth(device: torch.device) -> float:
-    """Bytes a second at which this device reads its memory: the best of several sums over more than any cache holds."""
+    """Return the bytes a second at which this device reads memory: the best of several sums larger than any cache."""
     size = 2**30
     if device.type == "cuda":
         size = min(4 * 2**30, free_bytes(device) // 4)
@@ -62,107 +49,96 @@ def read_bandwidth(device: torch.device) -> float:
     return values.nbytes / min(_repeated(lambda: values.sum(), device))
 
 
-def token_bytes(network: Network, *, sees: bool) -> int:
-    """Bytes of weights that a decoded token reads; those of the cross-attention layers only where it ``sees``."""
+def token_bytes(network: Network, *, with_images: bool) -> int:
+    """Return the bytes of weights that a decoded token reads; the cross-attention layers' only after images."""
     layers = network.language_model.layers
     kinds = [isinstance(layer, MllamaCrossAttentionDecoderLayer) for layer in layers for _ in range(4)]
     total = 0
-    for modules, crossing in zip(groups(network), [*kinds, False], strict=True):
-        if sees or not crossing:
+    for modules, is_cross in zip(groups(network), [*kinds, False], strict=True):
+        if with_images or not is_cross:
             total += sum(_nbytes(operand(module)) for module in modules)
     return total
 
 
-def benchmark(subject: Subject, *, tokens: int | None = None) -> Iterator[Figure]:
-    """Figures as they are measured; medians. ``tokens`` are decoded for each (default: 256 on a GPU, 16 on a CPU)."""
-    device = subject.device
+def benchmark(model: LoadedModel, *, tokens: int | None = None) -> Iterator[Figure]:
+    """Yield figures as they are measured, medians of ``tokens`` decoded tokens (default: 256 on a GPU, 16 on a CPU)."""
+    device = model.device
     count = tokens or (256 if device.type == "cuda" else 16)
     bandwidth = read_bandwidth(device)
     yield Figure("memory, read", bandwidth / 1e9, "GB/s")
-    network, vision = subject.network, subject.config.vision_config
+    vision = model.config.vision_config
     image: tuple[Tensor, int] | None = None
     encoded: list[LayerKV] | None = None
-    if isinstance(network, MllamaForConditionalGeneration) and vision is not None:
-        for ratio in (1, largest_ratio(subject)):
+    if vision is not None:
+        for ratio in (1, largest_ratio(model)):
             tiles = vision.tiles(ratio)
             shape = (tiles, vision.num_channels, vision.image_size, vision.image_size)
-            image = (torch.randn(shape).to(device, subject.dtype), ratio)
-            seconds = _median(partial(subject.fast.encode_image, network, *image), device)
+            image = (torch.randn(shape).to(device, model.dtype), ratio)
+            seconds = _median(partial(model.vision.encode, *image), device)
             yield Figure(f"vision, {tiles} tile{'s' * (tiles > 1)}", 1000 * seconds, "ms")
         assert image is not None
-        encoded = subject.fast.encode_image(network, *image)
-        yield Figure(f"first token, image and {PROMPT} tokens", 1000 * first_token(subject, image), "ms")
-    yield Figure(f"first token, {PROMPT} tokens", 1000 * first_token(subject, None), "ms")
-    length = min(LONG_PROMPT, subject.config.text_config.max_position_embeddings // 2)
-    seconds = _median(lambda: prefilled(subject, random_ids(subject, length), None), device)
+        encoded = model.vision.encode(*image)
+        yield Figure(f"first token, image and {PROMPT_TOKENS} tokens", 1000 * first_token(model, image), "ms")
+    yield Figure(f"first token, {PROMPT_TOKENS} tokens", 1000 * first_token(model, None), "ms")
+    length = min(LONG_PROMPT_TOKENS, model.config.text_config.max_position_embeddings // 2)
+    seconds = _median(lambda: prefilled(model, random_ids(model, length), None), device)
     yield Figure(f"prefill, {length} tokens", length / seconds, "tokens/s")
-    for name, seen in (("decode, text", None), ("decode, after an image", encoded)):
-        if name == "decode, text" or seen is not None:
-            rate = _decode_rate(subject, seen, count)
-            nbytes = token_bytes(network, sees=seen is not None)
-            if seen is not None:
-                nbytes += sum(tensor.nbytes for pair in seen for tensor in pair)
+    for name, image_kv in (("decode, text", None), ("decode, after an image", encoded)):
+        if name == "decode, text" or image_kv is not None:
+            rate = _decode_rate(model, image_kv, count)
+            nbytes = token_bytes(model.network, with_images=image_kv is not None)
+            if image_kv is not None:
+                nbytes += encoded_bytes(image_kv)
             yield Figure(name, rate, "tokens/s", nbytes, rate * nbytes / bandwidth)
 
 
-def largest_ratio(subject: Subject) -> int:
-    """The aspect ratio id with the most tiles, the squarest of them."""
-    vision = subject.config.vision_config
+def largest_ratio(model: LoadedModel) -> int:
+    """Return the aspect ratio id with the most tiles, the squarest of them."""
+    vision = model.config.vision_config
     assert vision is not None
     ratios = range(1, len(vision.supported_aspect_ratios) + 1)
     return max(ratios, key=lambda id_: (vision.tiles(id_), min(vision.supported_aspect_ratios[id_ - 1])))
 
 
-def random_ids(subject: Subject, length: int) -> list[int]:
+def random_ids(model: LoadedModel, length: int) -> list[int]:
     generator = torch.Generator().manual_seed(length)
-    high = min(subject.config.text_config.vocab_size, 128000)
+    high = min(model.config.text_config.vocab_size, 128000)
     ids: list[int] = torch.randint(0, high, (length,), generator=generator).tolist()
     return ids
 
 
-def _prompt(subject: Subject, *, sees: bool) -> list[int]:
-    return [subject.config.image_token_index] * sees + random_ids(subject, PROMPT)
-
-
-def prefilled(subject: Subject, ids: list[int], encoded: list[LayerKV] | None) -> tuple[KVCache, Tensor]:
-    cache = KVCache(subject.config.text_config, dtype=subject.dtype, device=subject.device)
+def prefilled(model: LoadedModel, ids: list[int], encoded: list[LayerKV] | None, count: int = 1) -> DecodeInput:
+    """Prefill a prompt; return what decodes ``count`` tokens, greedily."""
+    cache = KVCache(model.config.text_config, dtype=model.dtype, device=model.device)
     cross = CrossKVCache.from_images([[encoded]]) if encoded else None
-    spans = image_spans(ids, subject.config.image_token_index)
+    spans = image_spans(ids, model.config.image_token_index)
     logits = torch.empty(0)
-    for _, step in prefill(subject.network, ids, cache, cross, spans, subject.device, subject.prefill_rows):
+    for _, step in prefill(model.network, ids, cache, cross, spans, model.device, model.prefill_chunk):
         logits = step
-    return cache, logits
+    return DecodeInput(logits, cache, cross, spans, Sampling(), ids, budget=count)
 
 
-def decoded(subject: Subject, encoded: list[LayerKV] | None, count: int) -> Iterator[int]:
+def decoded(model: LoadedModel, encoded: list[LayerKV] | None, count: int) -> Iterator[int]:
     """Prefill a short prompt and decode ``count`` tokens."""
-    ids = _prompt(subject, sees=encoded is not None)
-    cache, logits = prefilled(subject, ids, encoded)
-    cross = CrossKVCache.from_images([[encoded]]) if encoded else None
-    spans = image_spans(ids, subject.config.image_token_index)
-    for _ in subject.fast.prepare(subject.network, sees=encoded is not None, sampled=False):
+    ids = [model.config.image_token_index] * (encoded is not None) + random_ids(model, PROMPT_TOKENS)
+    start = prefilled(model, ids, encoded, count)
+    for _ in model.decoder.prepare(with_images=encoded is not None, sampled=False):
         pass
-    start = DecodeInput(logits, cache, cross, spans, Sampling(), ids, count)
-    tokens = subject.fast.decode(subject.network, start)
-    with closing(tokens):
+    with closing(model.decoder.tokens(start)) as tokens:
         yield from tokens
 
 
-def first_token(subject: Subject, image: tuple[Tensor, int] | None) -> float:
-    network = subject.network
-
+def first_token(model: LoadedModel, image: tuple[Tensor, int] | None) -> float:
     def once() -> None:
-        encoded = None
-        if image is not None and isinstance(network, MllamaForConditionalGeneration):
-            encoded = subject.fast.encode_image(network, *image)
-        next(decoded(subject, encoded, 1))
+        encoded = model.vision.encode(*image) if image is not None else None
+        next(decoded(model, encoded, 1))
 
-    return _median(once, subject.device)
+    return _median(once, model.device)
 
 
-def _decode_rate(subject: Subject, encoded: list[LayerKV] | None, count: int) -> float:
+def _decode_rate(model: LoadedModel, encoded: list[LayerKV] | None, count: int) -> float:
     def once() -> float:
-        tokens = decoded(subject, encoded, count + 1)
+        tokens = decoded(model, encoded, count + 1)
         next(tokens)
         start = time.perf_counter()
         for _ in tokens:
@@ -182,7 +158,7 @@ def _median(action: Callable[[], object], device: torch.device) -> float:
 
 
 def _repeated(action: Callable[[], object], device: torch.device) -> list[float]:
-    """Seconds of up to seven runs after two to warm up (on a GPU the second may capture a graph)."""
+    """Return the seconds of up to seven runs after warming up (on a GPU the second may capture a graph)."""
 
     def once() -> float:
         start = time.perf_counter()
@@ -196,6 +172,6 @@ def _repeated(action: Callable[[], object], device: torch.device) -> list[float]
     if device.type == "cuda":
         once()
     runs = [once()]
-    while len(runs) < 7 and time.perf_counter() - begin < ENOUGH:
+    while len(runs) < 7 and time.perf_counter() - begin < MAX_SECONDS:
         runs.append(once())
     return runs

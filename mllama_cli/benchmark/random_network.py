@@ -1,16 +1,59 @@
-"""A released model's shape with random weights, made where they will be used: speed needs no checkpoint."""
+"""A released model's shape with random weights, made on the device that uses them: speed needs no checkpoint."""
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from torch import nn
 
 from mllama_cli.core.config import MllamaConfig
-from mllama_cli.engine.weights.host_memory import to_host
-from mllama_cli.engine.weights.offload import MemoryPlan, is_embedding
-from mllama_cli.engine.weights.offloaded_vision import StreamedTower
+from mllama_cli.engine.device import free_bytes
+from mllama_cli.engine.forward import PREFILL_CHUNK, Network
+from mllama_cli.engine.model import LoadedModel
+from mllama_cli.engine.weights.memory import choose_prefill_chunk, min_working_bytes
+from mllama_cli.engine.weights.offload import OffloadPlan, choose_plan, is_embedding, refusal, sizes_of_shape
+from mllama_cli.engine.weights.offloaded_vision import OffloadedVision, to_host
 from mllama_cli.engine.weights.shapes import shaped
 from mllama_cli.kernels.packed import PackedWeight
+from mllama_cli.kernels.tables import reads_host_memory
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
+from mllama_cli.processing.processor import MllamaProcessor
+from mllama_cli.processing.tokenizer import MllamaTokenizer
 from mllama_cli.quantization.linear import QuantizedLinear
+
+
+def random_model(
+    config: MllamaConfig, *, dtype: torch.dtype, device: torch.device, quantize: str | None = None
+) -> tuple[LoadedModel, OffloadPlan]:
+    """Return a model of this shape, and what of it is in host memory: as little as necessary.
+
+    Raise MemoryShortageError where it does not fit.
+    """
+    plan, chunk = OffloadPlan(), PREFILL_CHUNK
+    if device.type == "cuda":
+        sizes, free = sizes_of_shape(config, quantize, dtype.itemsize), free_bytes(device)
+        work = min_working_bytes(config, dtype.itemsize)
+        chosen = choose_plan(sizes, work, free, can_offload_embeddings=lambda: reads_host_memory(device))
+        if chosen is None:
+            raise refusal(config, sizes, free, device, dtype, quantize or "")
+        plan = chosen
+        chunk = choose_prefill_chunk(config, dtype.itemsize, "cuda", free - sizes.on_gpu(plan))
+    network = random_network(config, dtype=dtype, device=device, quantize=quantize, plan=plan)
+    if device.type == "cuda" and not plan.vision:
+        network.model.vision_model.join_projections()
+    return without_words(network, config, dtype=dtype, device=device, prefill_chunk=chunk), plan
+
+
+def without_words(
+    network: Network,
+    config: MllamaConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    prefill_chunk: int = PREFILL_CHUNK,
+) -> LoadedModel:
+    """Return a model of this network whose tokens have no text: they are counted, not read."""
+    processor = MllamaProcessor(MllamaTokenizer(Tokenizer(BPE())), None, None, config.image_token_index)
+    return LoadedModel(network, config, processor, device=device, dtype=dtype, prefill_chunk=prefill_chunk)
 
 
 def random_network(
@@ -19,13 +62,13 @@ def random_network(
     dtype: torch.dtype,
     device: torch.device,
     quantize: str | None = None,
-    plan: MemoryPlan | None = None,
+    plan: OffloadPlan | None = None,
 ) -> MllamaForConditionalGeneration:
-    """A network of this shape whose activations neither vanish nor explode.
+    """Return a network of this shape whose activations neither vanish nor explode.
 
     ``quantize`` as in ``shaped``. What the ``plan`` names is in host memory.
     """
-    plan = plan or MemoryPlan()
+    plan = plan or OffloadPlan()
     network = shaped(config, quantize)
     assert isinstance(network, MllamaForConditionalGeneration)
     for module in network.modules():
@@ -39,22 +82,22 @@ def random_network(
         if parameter.dim() == 1:
             values.fill_(1.0 if "norm" in name and attribute == "weight" else 0.5 if "gate" in name else 0.0)
         elif "tile" in name:
-            values.zero_()  # unused tiles alike, as in every released checkpoint
+            values.zero_()  # unused tiles are uniform, as in every released checkpoint
         else:
             values.normal_(0, 1 if "embed_tokens" in name else parameter[0].numel() ** -0.5)
-        if plan.embeddings_on_host and is_embedding(name):
+        if plan.embeddings and is_embedding(name):
             values = to_host(values, dtype, device)
-        elif plan.on_host(name):
+        elif plan.covers(name):
             values = values.cpu()
         network.get_submodule(owner).register_parameter(attribute, nn.Parameter(values, requires_grad=False))
-    if plan.tower_streamed:
-        for _ in StreamedTower(network.model.vision_model, device).pack():
+    if plan.vision:
+        for _ in OffloadedVision(network.model.vision_model, device).pack():
             pass
     return network.eval()
 
 
 def random_matrix(module: QuantizedLinear, dtype: torch.dtype, device: torch.device) -> PackedWeight:
-    """A packed matrix of random numbers for a layer, with products of the size of its inputs."""
+    """Return a packed matrix of random numbers for a layer, with products of the size of its inputs."""
     scheme, inputs, outputs = module.scheme, module.in_features, module.out_features
     words = torch.randint(-(2**31), 2**31 - 1, (outputs, scheme.words(inputs)), dtype=torch.int32, device=device)
     size = 2.0 ** (2 - scheme.bits) * inputs**-0.5

@@ -107,7 +107,7 @@ class _Run:
             raise ImageError(f"{self.engine.name} is text-only: it cannot see pictures", "Name another model with -m.")
         with DecodingPool(processor.config, workers) as pool:
             replies = run_batch(
-                self.engine,
+                self.engine.model,
                 self._requests(pool, processor),
                 slots=slots,
                 on_slots=lambda n: self._told.append(BatchSize(n)),

@@ -10,7 +10,8 @@ from mllama_cli.cli import complete
 from mllama_cli.cli.options import OUTPUT, Debug, Device, Dtype
 
 if TYPE_CHECKING:
-    from mllama_cli.benchmark.decode import Figure, Subject
+    from mllama_cli.benchmark.decode import Figure
+    from mllama_cli.engine.model import LoadedModel
     from mllama_cli.terminal.answer_view import StatusLine
 
 
@@ -50,7 +51,7 @@ def bench(
     terminal = Terminal()
     with StatusLine(terminal) as status:
         status.show("Starting")
-        from mllama_cli.benchmark.captions import TOKENS, caption_rate
+        from mllama_cli.benchmark.captions import CAPTION_TOKENS, caption_rate
         from mllama_cli.benchmark.decode import Figure, benchmark
 
         device, dtype = device or "auto", dtype or "auto"
@@ -63,7 +64,9 @@ def bench(
             status.show(f"{figure.name}: {_amount(figure)}")
         if subject.config.vision_config is not None:
             rate, count, tiles = caption_rate(subject)
-            figures.append(Figure(f"captions of {TOKENS} tokens, {tiles} tiles, {count} at once", rate, "images/s"))
+            figures.append(
+                Figure(f"captions of {CAPTION_TOKENS} tokens, {tiles} tiles, {count} at once", rate, "images/s")
+            )
     record = {"model": name, **_machine(subject), "quantize": quantize}
     if as_json:
         rows = [
@@ -89,75 +92,56 @@ def bench(
         table.add_row(figure.name, _amount(figure), share)
     terminal.out.print(table)
     terminal.note(f"{record['device']}, {record['dtype']}, torch {record['torch']}")
-    if subject.fast.obstacle and subject.device.type == "cuda":
-        terminal.note(f"Decoding takes plain torch operations: {subject.fast.obstacle}")
+    if subject.decoder.fallback_reason:
+        terminal.note(f"Decoding takes plain torch operations: {subject.decoder.fallback_reason}")
 
 
-def _random(shape: str, quantize: str | None, device_name: str, dtype_name: str) -> "tuple[str, Subject, list[Figure]]":
+def _random(
+    shape: str, quantize: str | None, device_name: str, dtype_name: str
+) -> "tuple[str, LoadedModel, list[Figure]]":
     import torch
 
-    from mllama_cli.benchmark.decode import Subject
-    from mllama_cli.benchmark.random_network import random_network
+    from mllama_cli.benchmark.random_network import random_model
     from mllama_cli.core.errors import UsageError
-    from mllama_cli.engine.cards import refusal, weights_of
-    from mllama_cli.engine.device import choose_device, choose_dtype, free_bytes, make_current
-    from mllama_cli.engine.fast import FastDecoding
-    from mllama_cli.engine.forward import CHUNK
-    from mllama_cli.engine.weights.memory import least_work, prefill_rows
-    from mllama_cli.engine.weights.offload import MemoryPlan, choose_plan
+    from mllama_cli.engine.device import choose_device, choose_dtype, make_current
     from mllama_cli.engine.weights.shapes import SHAPES
-    from mllama_cli.kernels.tables import reads_host_memory
 
     if shape not in SHAPES:
         raise UsageError(f"{shape!r} is no shape", f"Use {' or '.join(SHAPES)}.")
-    config, device = SHAPES[shape], choose_device(device_name)
+    device = choose_device(device_name)
     make_current(device)
     dtype = choose_dtype(dtype_name, torch.bfloat16, 2**33, device)
-    plan, rows = MemoryPlan(), CHUNK
-    if device.type == "cuda":
-        weights, free = weights_of(config, quantize, dtype.itemsize), free_bytes(device)
-        chosen = choose_plan(
-            weights,
-            least_work(config, dtype.itemsize),
-            free,
-            embeddings_may_leave=lambda: reads_host_memory(device),
-        )
-        if chosen is None:
-            raise refusal(config, weights, free, device, dtype, quantize or "")
-        plan = chosen
-        rows = prefill_rows(config, dtype.itemsize, "cuda", free - weights.on_gpu(plan))
-    network = random_network(config, dtype=dtype, device=device, quantize=quantize, plan=plan)
-    if device.type == "cuda" and not plan.tower_streamed:
-        network.model.vision_model.join_projections()
+    model, plan = random_model(SHAPES[shape], dtype=dtype, device=device, quantize=quantize)
     name = f"random {shape}" + (f", {quantize}" if quantize else "") + (f", {plan}" if str(plan) else "")
-    return name, Subject(network, FastDecoding(dtype, device), config, dtype, device, rows), []
+    return name, model, []
 
 
-def _loaded(model: str | None, device: str, dtype: str, status: "StatusLine") -> "tuple[str, Subject, list[Figure]]":
-    from mllama_cli.benchmark.decode import Figure, Subject
-    from mllama_cli.engine.engine import Engine
+def _loaded(
+    model: str | None, device: str, dtype: str, status: "StatusLine"
+) -> "tuple[str, LoadedModel, list[Figure]]":
+    import torch
+
+    from mllama_cli.benchmark.decode import Figure
+    from mllama_cli.engine.model import LoadedModel
     from mllama_cli.hub.catalog import default_model, resolve
 
     entry = default_model() if model is None else None
     folder, name = (entry.path, entry.name) if entry else (resolve(str(model)), str(model))
-    engine = Engine(folder, name, device=device, dtype=dtype)
+    loaded = LoadedModel.from_folder(folder, device=device, dtype=dtype)
     figures = []
     for part, vision in (("text", False), ("vision", True)):
-        if vision and not engine.can_see:
+        if vision and not loaded.has_vision:
             break
         start = perf_counter()
-        for event in engine.load_weights(vision=vision):
+        for event in loaded.load(vision=vision):
             status.event(event)
-        engine.synchronize()
+        if loaded.device.type == "cuda":
+            torch.cuda.synchronize(loaded.device)
         figures.append(Figure(f"load, {part}", perf_counter() - start, "s"))
-    return (
-        name,
-        Subject(engine.network, engine.fast, engine.config, engine.dtype, engine.device, engine.prefill_rows),
-        figures,
-    )
+    return name, loaded, figures
 
 
-def _machine(subject: "Subject") -> dict[str, Any]:
+def _machine(subject: "LoadedModel") -> dict[str, Any]:
     import torch
 
     cuda = subject.device.type == "cuda"

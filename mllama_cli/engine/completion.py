@@ -1,25 +1,27 @@
-"""Ids to text: stop strings, and characters whose bytes come in several tokens."""
+"""One answer in progress: token ids in; pieces of text, and at last the finish reason, out."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
+from mllama_cli.core.events import FinishReason
+from mllama_cli.core.sampling import Sampling
 from mllama_cli.processing.tokenizer import MllamaTokenizer, StreamingDetokenizer
 
 
 class StopStrings:
-    """Holds back text that may be the beginning of a stop string, and cuts at the first one that is whole."""
+    """Hold back text that may be the beginning of a stop string, and cut at the first one that is complete."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """(text that is safe to show, whether a stop string was met)."""
+        """Return (text that is safe to show, whether a stop string was met)."""
         if not self._stops:
             return text, False
         self._held += text
-        places = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
-        if places:
-            shown, self._held = self._held[: min(places)], ""
+        found = [start for stop in self._stops if (start := self._held.find(stop)) >= 0]
+        if found:
+            shown, self._held = self._held[: min(found)], ""
             return shown, True
         keep = max(
             size
@@ -32,23 +34,45 @@ class StopStrings:
         return shown, False
 
     def finish(self) -> str:
-        """What was held back and turned out to be no stop string."""
+        """Return what was held back and turned out not to be a stop string."""
         held, self._held = self._held, ""
         return held
 
 
-class TextStream:
-    """Token ids of one answer in, text out."""
+class Completion:
+    """Grow token by token until ``finish_reason`` says why the answer is complete.
 
-    def __init__(self, tokenizer: MllamaTokenizer, stops: Sequence[str] = ()) -> None:
+    Args:
+        eos: ids that end an answer.
+        room: tokens that the context leaves for it.
+    """
+
+    def __init__(self, tokenizer: MllamaTokenizer, sampling: Sampling, eos: Container[int], room: int) -> None:
+        self.ids: list[int] = []
+        self.text = ""
+        self.finish_reason: FinishReason | None = None
+        self.budget = min(sampling.max_tokens, room)
+        self._eos = eos
         self._detokenizer = StreamingDetokenizer(tokenizer)
-        self._stops = StopStrings(stops)
+        self._stops = StopStrings(sampling.stop)
 
-    def push(self, token_id: int) -> tuple[str, bool]:
-        """(text to show now, whether a stop string ended the answer)."""
-        return self._stops.push(self._detokenizer.push(token_id))
+    def push(self, token: int) -> str:
+        """Add a chosen token and return the text to show now. An end-of-answer token is in neither ids nor text."""
+        if token in self._eos:
+            self.finish_reason = "stop"
+            piece = self._rest()
+        else:
+            self.ids.append(token)
+            piece, stopped = self._stops.push(self._detokenizer.push(token))
+            if stopped:
+                self.finish_reason = "stop_string"
+            elif len(self.ids) == self.budget:
+                self.finish_reason = "length"
+                piece += self._rest()
+        self.text += piece
+        return piece
 
-    def finish(self) -> str:
-        """The rest of the text when the answer ends for another reason than a stop string."""
+    def _rest(self) -> str:
+        """Return what is held back when the answer ends for another reason than a stop string."""
         text, stopped = self._stops.push(self._detokenizer.finish())
         return text if stopped else text + self._stops.finish()

@@ -1,21 +1,34 @@
-"""Where and in which number format a model runs, and whether it fits there."""
+"""The device that a model runs on: choice, number format, free memory, streams and time."""
+
+import re
+import time
+from functools import cache
 
 import psutil
 import torch
 
 from mllama_cli.core.errors import DeviceError, MemoryShortageError
 
-SMALL = 2 * 2**30
-"""On a CPU, models whose float32 weights are at most this many bytes run in float32: the fastest format there."""
+FLOAT32_LIMIT = 2 * 2**30
+"""Bytes of float32 weights up to which a model runs in float32 on a CPU: the fastest format there."""
 
 HEADROOM = 512 * 2**20
 """Bytes kept free for activations and caches."""
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
+_FAILED_ALLOCATION = re.compile(
+    r"DefaultCPUAllocator: (can't allocate|not enough) memory"
+    r"|CUDA (driver )?error: out of memory"
+    r"|Triton Error \[CUDA\]: out of memory"
+    r"|CUBLAS_STATUS_ALLOC_FAILED"
+    r"|CUDNN_STATUS_(ALLOC_FAILED|INTERNAL_ERROR_(HOST|DEVICE)_ALLOCATION_FAILED)"
+)
+"""What a RuntimeError says where torch, a library or the driver has no exception type for a failed allocation."""
+
 
 def choose_device(name: str = "auto") -> torch.device:
-    """auto, cpu, cuda or cuda:N -> the device. DeviceError where this machine lacks it."""
+    """Return the device of auto, cpu, cuda or cuda:N. Raise DeviceError where this machine lacks it."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -33,13 +46,13 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def make_current(device: torch.device) -> None:
-    """Let this thread's events and Triton's kernels go to that GPU, not to the first one."""
+    """Make a GPU with an index the one that this thread's events and Triton's kernels use."""
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
 
 
 def choose_dtype(name: str, stored: torch.dtype, elements: int, device: torch.device) -> torch.dtype:
-    """The format that weights are kept in. "auto" keeps the checkpoint's, but float32 for small models on a CPU.
+    """Return the format that weights are kept in: with "auto" the checkpoint's, but float32 for small models on a CPU.
 
     GPUs without bfloat16 arithmetic get float16.
     """
@@ -48,22 +61,22 @@ def choose_dtype(name: str, stored: torch.dtype, elements: int, device: torch.de
             raise DeviceError(f"{name!r} is not a dtype", f"Use auto, {', '.join(DTYPES)}.")
         return DTYPES[name]
     if device.type == "cpu":
-        return torch.float32 if elements * 4 <= SMALL else stored
+        return torch.float32 if elements * 4 <= FLOAT32_LIMIT else stored
     if stored == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
         return torch.float16
     return stored
 
 
 def compute_dtype(weights: torch.dtype, device: torch.device) -> torch.dtype:
-    """The format of activations and caches: the weights', but float32 on a CPU, which is fast in nothing else."""
+    """Return the format of activations and caches: the weights', but on a CPU float32, the only fast one there."""
     return torch.float32 if device.type == "cpu" else weights
 
 
 def free_bytes(device: torch.device, *, cached: bool = True) -> int:
-    """Bytes that this process may still allocate there.
+    """Return the bytes that this process may still allocate there.
 
-    On a GPU, what torch keeps of freed memory counts as free, but not without ``cached``: capturing a graph cannot take
-    it. A limit that ``torch.cuda.set_per_process_memory_fraction`` has set is heeded.
+    On a GPU, freed memory that torch keeps counts as free, but not without ``cached``: capturing a graph cannot use it.
+    A limit set by ``torch.cuda.set_per_process_memory_fraction`` is respected.
     """
     if device.type != "cuda":
         return int(psutil.virtual_memory().available)
@@ -92,15 +105,14 @@ def check_fits(needed: int, device: torch.device) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or on the CPU (torch raises a plain RuntimeError there)."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    """Return whether an allocation failed, on a GPU or on the CPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    marks = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
-    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in marks)
+    return isinstance(error, RuntimeError) and _FAILED_ALLOCATION.search(str(error)) is not None
 
 
 def memory_shortage(work: str = "this") -> MemoryShortageError:
-    """What to say where memory ran out in the middle of ``work``."""
+    """Return the error to raise where memory ran out during ``work``."""
     return MemoryShortageError(
         f"There is not enough memory for {work}",
         "Close other programs, ask with fewer pictures or less text, or use a smaller model.",
@@ -109,3 +121,52 @@ def memory_shortage(work: str = "this") -> MemoryShortageError:
 
 def gib(count: int) -> str:
     return f"{count / 2**30:.1f} GiB"
+
+
+@cache
+def step_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream for a batch's steps, at high priority: long kernels elsewhere would delay its many short ones.
+
+    Streams are kept, one of a kind for each device: libraries hold up to 32 MiB of workspace for every one they see.
+    """
+    return torch.cuda.Stream(device, priority=-1)
+
+
+@cache
+def capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream for capturing a batch's steps; their kernels keep its priority."""
+    return torch.cuda.Stream(device, priority=-1)
+
+
+@cache
+def image_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream for encoding images alongside the steps."""
+    return torch.cuda.Stream(device)
+
+
+Mark = float | torch.cuda.Event
+
+
+class Clock:
+    """Marks in the work of one device, and the seconds between them, without making the host wait in between."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def mark(self) -> Mark:
+        """Return a mark behind all work handed to the device so far."""
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    @staticmethod
+    def seconds(start: Mark, end: Mark) -> float:
+        """Return the seconds from ``start`` to ``end``; waits until the device has reached ``end``."""
+        if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+            end.synchronize()
+            return float(start.elapsed_time(end)) / 1000
+        assert isinstance(start, float)
+        assert isinstance(end, float)
+        return end - start

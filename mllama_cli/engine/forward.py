@@ -1,11 +1,13 @@
 """Prefill and decode as plain functions over a network and its caches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from mllama_cli.core.events import Event
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.sampling import Sampler
 from mllama_cli.kernels.upload import upload
@@ -16,10 +18,10 @@ from mllama_cli.model.visibility import CrossView, ImageSpan
 
 Network = MllamaForConditionalGeneration | MllamaForCausalLM
 
-CHUNK = 1024
-"""Prompt rows per forward pass: bounds activation memory, and a cancelled prompt stops within one of them.
+PREFILL_CHUNK = 1024
+"""Prompt tokens per forward pass: bounds activation memory, and a cancelled prompt stops within one of them.
 
-A GPU takes more, where it has the memory (engine/weights/memory.py).
+A GPU takes more where it has the memory (engine/weights/memory.py).
 """
 
 
@@ -32,9 +34,9 @@ def forward(
     spans: Sequence[Sequence[ImageSpan]],
     counts: Sequence[int] | None = None,
 ) -> Tensor:
-    """Run token ids [B, L] that follow what ``cache`` holds -> logits [B, vocab_size] of each row's last real position.
+    """Run token ids [B, L] that follow what ``cache`` holds; return logits [B, vocab_size] of the last real positions.
 
-    ``counts`` says how many of the L rows of each conversation are real (default all); the rest is padding at the end.
+    ``counts`` says how many of the L ids of each conversation are real (default all); the rest is padding at the end.
     """
     batch, length = ids.shape
     view = None
@@ -57,14 +59,14 @@ def prefill(
     cross: CrossKVCache | None,
     spans: Sequence[ImageSpan],
     device: torch.device,
-    rows: int = CHUNK,
+    chunk: int = PREFILL_CHUNK,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Feed one conversation's new ids, ``rows`` at a time; yields (ids fed so far, logits [1, vocab_size]) each."""
+    """Feed one conversation's new ids, ``chunk`` at a time; yield (ids fed so far, logits [1, vocab_size]) each."""
     cache.reserve(cache.lengths[0] + len(ids))
-    for start in range(0, len(ids), rows):
-        chunk = upload(torch.tensor([ids[start : start + rows]]), device)
-        logits = forward(network, chunk, cache, cross, [spans])
-        yield start + chunk.shape[1], logits
+    for start in range(0, len(ids), chunk):
+        fed = upload(torch.tensor([ids[start : start + chunk]]), device)
+        logits = forward(network, fed, cache, cross, [spans])
+        yield start + fed.shape[1], logits
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class DecodeInput:
     budget: int
 
 
-def decode(network: Network, start: DecodeInput) -> Iterator[int]:
+def decode(network: Network, start: DecodeInput) -> Generator[int]:
     """Yield the answer's tokens. When the next one is asked for, all before it are in the cache."""
     logits = start.logits
     sampler = Sampler(start.sampling, logits.shape[-1], start.prompt, logits.device)
@@ -98,3 +100,49 @@ def decode(network: Network, start: DecodeInput) -> Iterator[int]:
         if number + 1 < start.budget:
             ids = upload(torch.tensor([[token]]), logits.device)
             logits = forward(network, ids, start.cache, start.cross, [start.spans])
+
+
+class Decoder(Protocol):
+    """How a device decodes one conversation."""
+
+    @property
+    def fallback_reason(self) -> str:
+        """Why decoding takes plain torch on a GPU; empty where it does not, and on a CPU."""
+        ...
+
+    def prepare(self, *, with_images: bool, sampled: bool) -> Iterator[Event]:
+        """Prepare what ``tokens`` will need; yields a Notice where kernels have to be built first."""
+        ...
+
+    def tokens(self, start: DecodeInput) -> Generator[int]:
+        """Yield the answer's tokens. When the next one is asked for, all before it are in the cache."""
+        ...
+
+    def prepare_batch(self) -> Iterator[Event]:
+        """Yield a Notice where the first batch on this machine will build kernels."""
+        ...
+
+    def batch_stepped(self) -> None:
+        """Note that a batch has made a step, so its kernels are built."""
+        ...
+
+
+class EagerDecoder:
+    """Decode with the network's own operations."""
+
+    fallback_reason = ""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+
+    def prepare(self, *, with_images: bool, sampled: bool) -> Iterator[Event]:
+        return iter(())
+
+    def tokens(self, start: DecodeInput) -> Generator[int]:
+        return decode(self._network, start)
+
+    def prepare_batch(self) -> Iterator[Event]:
+        return iter(())
+
+    def batch_stepped(self) -> None:
+        pass

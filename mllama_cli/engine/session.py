@@ -1,170 +1,146 @@
 """One live conversation with its caches."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import ContextLengthError, UsageError
-from mllama_cli.core.events import EncodingImage, Event, FinishReason, GenerationStats, Notice, ReadingPrompt, Token
+from mllama_cli.core.events import EncodingImage, Event, GenerationStats, Notice, ReadingPrompt, Token
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.clock import Clock
-from mllama_cli.engine.completion import TextStream
-from mllama_cli.engine.device import is_out_of_memory, make_current, memory_shortage
+from mllama_cli.engine.completion import Completion
+from mllama_cli.engine.device import Clock, is_out_of_memory, make_current, memory_shortage
 from mllama_cli.engine.forward import DecodeInput, prefill
-from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
+from mllama_cli.engine.model import LoadedModel
+from mllama_cli.engine.vision import ImageCache
+from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.visibility import ImageSpan, image_spans
 from mllama_cli.processing.processor import ModelInputs
 
-if TYPE_CHECKING:
-    from mllama_cli.engine.engine import Engine
 
-
-@dataclass
 class _Timer:
-    """Seconds since the last call."""
-
-    last: float
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
 
     def lap(self) -> float:
+        """Return the seconds since the last lap."""
         now = time.perf_counter()
-        passed, self.last = now - self.last, now
+        passed, self._last = now - self._last, now
         return passed
 
 
 class Session:
-    """Answers a growing conversation. Only what is new since the last answer is prefilled; images are encoded once.
+    """Answer a growing conversation. Only what is new since the last answer is prefilled; images are encoded once.
 
     A reply can be abandoned between any two events (close the iterator): the caches stay usable.
     """
 
-    def __init__(self, engine: "Engine") -> None:
-        self.engine = engine
-        config = engine.config.text_config
-        self.cache = KVCache(config, dtype=engine.dtype, device=engine.device)
+    def __init__(self, model: LoadedModel) -> None:
+        self.model = model
+        self.cache = KVCache(model.config.text_config, dtype=model.dtype, device=model.device)
         self.ids: list[int] = []
         self.seen_images: list[str] = []
-        self.encoded: dict[str, list[LayerKV]] = {}
-        self._said: set[str] = set()
+        self.images = ImageCache(model.vision)
+        self._notices: set[str] = set()
 
     def stream(self, conversation: Conversation, sampling: Sampling | None = None) -> Iterator[Event]:
-        """Events of the answer to a conversation that ends with the user; GenerationStats comes last.
+        """Yield the events of the answer to a conversation that ends with the user; GenerationStats comes last.
 
-        Raises ContextLengthError, TemplateError, ImageError or UsageError before the first token.
+        Raise ContextLengthError, TemplateError, ImageError or UsageError before the first token.
         """
         if not conversation.messages or conversation.messages[-1].role != "user":
             raise UsageError("The last message must be the user's", "Add a question to answer.")
-        yield from self.stream_inputs(self.engine.processor(conversation), sampling)
+        yield from self.stream_inputs(self.model.processor(conversation), sampling)
 
     def stream_inputs(self, inputs: ModelInputs, sampling: Sampling | None = None) -> Iterator[Event]:
-        """As ``stream``, for a prompt that is already made (``MllamaProcessor.raw`` for base models).
+        """Do as ``stream`` for a prompt that is already made (``MllamaProcessor.raw`` for base models).
 
-        Raises MemoryShortageError where memory runs out, also in the middle of an answer; the session can be used on.
+        Raise MemoryShortageError where memory runs out, also halfway through an answer; the session stays usable.
         """
         try:
-            yield from self._answer(inputs, sampling)
+            yield from self._answer(inputs, sampling or self.model.default_sampling())
             return
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         # Not in the handler, where the traceback still holds tensors.
-        if self.engine.device.type == "cuda":
+        if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
         raise memory_shortage(f"a conversation of {len(inputs.ids)} tokens and its answer")
 
-    def _answer(self, inputs: ModelInputs, sampling: Sampling | None) -> Iterator[Event]:
-        make_current(self.engine.device)
-        sampling = sampling or self.engine.default_sampling()
-        yield from (Notice(note) for note in inputs.notes if note not in self._said)
-        self._said.update(inputs.notes)
-        limit = self.engine.config.text_config.max_position_embeddings
-        prompt = list(inputs.ids)
-        if len(prompt) >= limit:
-            raise ContextLengthError(
-                f"The conversation is {len(prompt)} tokens long, {len(prompt) - limit + 1} more than this model can "
-                f"read and still answer (its context is {limit})",
-                "Shorten the text or start a new conversation.",
-            )
-        timer = _Timer(time.perf_counter())
-        clock = Clock(self.engine.device)
+    def _answer(self, inputs: ModelInputs, sampling: Sampling) -> Iterator[Event]:
+        model, prompt = self.model, list(inputs.ids)
+        make_current(model.device)
+        yield from (Notice(note) for note in inputs.notes if note not in self._notices)
+        self._notices.update(inputs.notes)
+        self._check_length(prompt)
+        timer, clock = _Timer(), Clock(model.device)
         load_seconds = 0.0
-        if inputs.images and not self.engine.sees:
-            yield from self.engine.load_vision()
+        if inputs.images and not model.vision_loaded:
+            yield from model.load_vision()
             load_seconds = timer.lap()
         started = clock.mark()
-        spans = image_spans(prompt, self.engine.config.image_token_index)
+        spans = image_spans(prompt, model.config.image_token_index)
         kept = self._keep_common_prefix(prompt, inputs.images, spans)
-        # Images that no new row sees are not encoded (again).
+        # Images that no new token sees are not encoded (again).
         active = [i for i, span in enumerate(spans) if span.end is None or span.end > kept]
         yield from self._encode([inputs.images[i] for i in active])
-        cross = CrossKVCache.from_images([[self.encoded[inputs.images[i].digest] for i in active]])
+        cross = CrossKVCache.from_images([[self.images.get(inputs.images[i].digest) for i in active]])
         active_spans = [spans[i] for i in active]
         encoded = clock.mark()
-
-        logits: Tensor | None = None
-        new = prompt[kept:]
-        yield ReadingPrompt(0, len(new))
-        engine, rows = self.engine, self.engine.prefill_rows
-        for done, step in prefill(engine.network, new, self.cache, cross, active_spans, engine.device, rows):
-            self.ids.extend(new[len(self.ids) - kept : done])
-            logits = step
-            yield ReadingPrompt(done, len(new))
-        assert logits is not None
-        text = TextStream(self.engine.processor.tokenizer, sampling.stop)
-        budget = min(sampling.max_tokens, limit - len(prompt))
-        yield from self.engine.prepare_decoding(sees=bool(active_spans), sampling=sampling)
-        tokens = self.engine.decode(DecodeInput(logits, self.cache, cross, active_spans, sampling, prompt, budget))
-        reason: FinishReason = "length"
-        count = last = 0
+        logits = yield from self._prefill(prompt, kept, cross, active_spans)
+        yield from model.decoder.prepare(with_images=bool(active_spans), sampled=sampling.temperature > 0)
+        answer = Completion(model.processor.tokenizer, sampling, model.eos, model.max_context - len(prompt))
+        start = DecodeInput(logits, self.cache, cross, active_spans, sampling, prompt, answer.budget)
         encode_seconds = prefill_seconds = 0.0
-        with closing(tokens):
+        with closing(model.decoder.tokens(start)) as tokens:
             for token in tokens:
-                if count == 0:
+                if answer.ids:
+                    self.ids.append(answer.ids[-1])  # a token is in the cache by the time the next one is there
+                else:
                     encode_seconds = clock.seconds(started, encoded)
                     prefill_seconds = timer.lap() - encode_seconds
-                else:
-                    self.ids.append(last)  # a token is in the cache by the time the next one is there
-                last = token
-                if token in self.engine.eos:
-                    reason = "stop"
-                    break
-                count += 1
-                piece, stopped = text.push(token)
-                if stopped:
-                    reason = "stop_string"
+                piece = answer.push(token)
+                if piece or answer.finish_reason != "stop":
                     yield Token(token, piece)
+                if answer.finish_reason:
                     break
-                yield Token(token, piece + text.finish() if count == budget else piece)
-        if reason == "stop" and (rest := text.finish()):
-            yield Token(token, rest)
+        assert answer.finish_reason
         yield GenerationStats(
-            finish_reason=reason,
+            finish_reason=answer.finish_reason,
             prompt_tokens=len(prompt),
             cached_tokens=kept,
             images=len(inputs.images),
-            completion_tokens=count,
+            completion_tokens=len(answer.ids),
             encode_seconds=encode_seconds,
             prefill_seconds=prefill_seconds,
             decode_seconds=timer.lap(),
             load_seconds=load_seconds,
         )
 
+    def _check_length(self, prompt: list[int]) -> None:
+        limit = self.model.max_context
+        if len(prompt) >= limit:
+            raise ContextLengthError(
+                f"The conversation is {len(prompt)} tokens long, {len(prompt) - limit + 1} more than this model can "
+                f"read and still answer (its context is {limit})",
+                "Shorten the text or start a new conversation.",
+            )
+
     def _keep_common_prefix(
         self, prompt: list[int], images: tuple[ImagePart, ...], spans: tuple[ImageSpan, ...]
     ) -> int:
-        """Cut the caches to the part that the new prompt begins with; returns its length.
+        """Cut the caches to the part that the new prompt begins with; return its length.
 
         At least one token is left to feed, since its logits are needed. Ids and images must agree: the same image token
-        may now stand for another picture.
+        may now stand for another image.
         """
         kept = 0
-        remembered = self.ids[: self.cache.lengths[0]]  # what a shortage of memory has left
-        for old, new in zip(remembered, prompt[:-1], strict=False):
+        cached = self.ids[: self.cache.lengths[0]]  # what running out of memory has left
+        for old, new in zip(cached, prompt[:-1], strict=False):
             if old != new:
                 break
             kept += 1
@@ -175,20 +151,27 @@ class Session:
         del self.ids[kept:]
         self.cache.truncate(kept)
         self.seen_images = digests
-        self.encoded = {digest: kv for digest, kv in self.encoded.items() if digest in digests}
+        self.images.trim(kept=digests)
         return kept
 
     def _encode(self, images: list[ImagePart]) -> Iterator[Event]:
-        new = {image.digest: image for image in images if image.digest not in self.encoded}
-        for number, (digest, image) in enumerate(new.items(), 1):
-            layers = self.engine.vision_layers
+        new = {image.digest: image for image in images if image.digest not in self.images}
+        for number, image in enumerate(new.values(), 1):
+            layers = self.model.vision.layers
             yield EncodingImage(number, len(new), 0, layers)
-            steps = self.engine.encode_image_steps(image)
-            while True:
-                try:
-                    layer = next(steps)
-                except StopIteration as end:
-                    self.encoded[digest] = end.value
-                    break
-                if self.engine.device.type == "cpu":
-                    yield EncodingImage(number, len(new), layer, layers)
+            for layer in self.images.encode_steps(image):
+                yield EncodingImage(number, len(new), layer, layers)
+
+    def _prefill(
+        self, prompt: list[int], kept: int, cross: CrossKVCache | None, spans: list[ImageSpan]
+    ) -> Generator[Event, None, Tensor]:
+        """Feed what the cache does not hold; return the last position's logits."""
+        model, new = self.model, prompt[kept:]
+        logits: Tensor | None = None
+        yield ReadingPrompt(0, len(new))
+        for done, step in prefill(model.network, new, self.cache, cross, spans, model.device, model.prefill_chunk):
+            self.ids.extend(new[len(self.ids) - kept : done])
+            logits = step
+            yield ReadingPrompt(done, len(new))
+        assert logits is not None
+        return logits

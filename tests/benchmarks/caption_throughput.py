@@ -45,7 +45,7 @@ def drawings(engine: Engine, count: int, longest: Sequence[int]) -> list[BatchRe
 
 
 def ours(engine: Engine, requests: Sequence[BatchRequest], slots: int, *, refill: bool) -> Answers:
-    return {int(str(reply.key)): reply.ids for reply in run_batch(engine, requests, slots=slots, refill=refill)}
+    return {int(str(reply.key)): reply.ids for reply in run_batch(engine.model, requests, slots=slots, refill=refill)}
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Peer:
         hooks = blind_rows_see_nothing(self.model, rows, image_token)
         longest = [request.sampling.max_tokens if request.sampling else 0 for request in requests]
         # A batch goes on to its longest answer.
-        self.model.generation_config.eos_token_id = sorted(self.engine.eos) or None
+        self.model.generation_config.eos_token_id = sorted(self.engine.model.eos) or None
         try:
             with torch.inference_mode():
                 out = self.model.generate(**inputs, max_new_tokens=max(longest), do_sample=False, pad_token_id=pad)
@@ -85,7 +85,7 @@ class Peer:
             for hook in hooks:
                 hook.remove()
         for request, row, most in zip(requests, out[:, width:].tolist(), longest, strict=True):
-            end = next((place for place, token in enumerate(row) if token in self.engine.eos), len(row))
+            end = next((place for place, token in enumerate(row) if token in self.engine.model.eos), len(row))
             yield int(str(request.key)), tuple(row[: min(end, most)])
 
 
@@ -151,7 +151,7 @@ def main() -> None:
     compare(engine, drawings(engine, given.pictures, [64] * given.pictures), given)
     lengths = random.Random(0)
     requests = drawings(engine, given.pictures, [lengths.randint(20, 120) for _ in range(given.pictures)])
-    engine.eos = frozenset()
+    engine.model.eos = frozenset()
     compare(engine, requests, given)
 
 

@@ -1,15 +1,15 @@
 """What fits on which card, as in the README: ``python -m tests.benchmarks.card_table``. It needs no GPU."""
 
-from mllama_cli.engine.cards import CARDS, Fit, fit, usable_bytes
-from mllama_cli.engine.weights.offload import MemoryPlan
+from mllama_cli.benchmark.gpu_fit import CARDS, Fit, fit, usable_bytes
+from mllama_cli.engine.weights.offload import OffloadPlan
 from mllama_cli.engine.weights.shapes import SHAPES
 
 FORMATS = (None, "int8", "int4")
 MARKS = {
-    MemoryPlan(): "",
-    MemoryPlan(embeddings_on_host=True): " E",
-    MemoryPlan(tower_streamed=True): " V",
-    MemoryPlan(embeddings_on_host=True, tower_streamed=True): " E V",
+    OffloadPlan(): "",
+    OffloadPlan(embeddings=True): " E",
+    OffloadPlan(vision=True): " V",
+    OffloadPlan(embeddings=True, vision=True): " E V",
 }
 
 

@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 
-from mllama_cli.benchmark.decode import LONG_PROMPT, PROMPT, Subject, decoded, first_token, prefilled, random_ids
-from mllama_cli.benchmark.random_network import random_network
-from mllama_cli.engine.fast import FastDecoding
+from mllama_cli.benchmark.decode import LONG_PROMPT_TOKENS, PROMPT_TOKENS, decoded, first_token, prefilled, random_ids
+from mllama_cli.benchmark.random_network import random_network, without_words
 from mllama_cli.engine.weights.shapes import SHAPES
 from tests.gpu.test_full_size import transformers_peer
 from tests.peers import peer_inputs
@@ -71,7 +70,7 @@ def main() -> None:
     config, device = SHAPES["11b"], torch.device("cuda")
     torch.manual_seed(0)
     network = random_network(config, dtype=torch.bfloat16, device=device)
-    subject = Subject(network, FastDecoding(torch.bfloat16, device), config, torch.bfloat16, device, 4096)
+    model = without_words(network, config, dtype=torch.bfloat16, device=device, prefill_chunk=4096)
     peer = Peer(transformers_peer(network), config.image_token_index)
     network.model.vision_model.join_projections()  # the same numbers in another order: transformers keeps its own
     rows: list[tuple[str, float, float, str]] = []
@@ -79,10 +78,10 @@ def main() -> None:
     steps: int = options.tokens - 1
 
     def our_first(image: tuple[torch.Tensor, int]) -> float:
-        return 1000 * first_token(subject, image)
+        return 1000 * first_token(model, image)
 
     def our_rate(encoded: Any) -> float:
-        tokens = decoded(subject, encoded, steps + 1)
+        tokens = decoded(model, encoded, steps + 1)
         next(tokens)
         return steps / milliseconds(lambda: list(tokens)) * 1000
 
@@ -93,13 +92,13 @@ def main() -> None:
     with torch.inference_mode():
         for tiles, ratio in TILES.items():
             image = (torch.randn(tiles, 3, 560, 560).to(device, torch.bfloat16), ratio)
-            ids = [config.image_token_index, *random_ids(subject, PROMPT)]
+            ids = [config.image_token_index, *random_ids(model, PROMPT_TOKENS)]
             given = peer.inputs(ids, image)
             rows.append(
                 (
                     f"vision tower, {tiles}-tile image",
                     *compare(
-                        partial(milliseconds, partial(subject.fast.encode_image, network, *image)),
+                        partial(milliseconds, partial(model.vision.encode, *image)),
                         partial(milliseconds, partial(peer.vision, given)),
                     ),
                     "ms",
@@ -107,7 +106,7 @@ def main() -> None:
             )
             rows.append(
                 (
-                    f"first token, {tiles}-tile image and {PROMPT} tokens",
+                    f"first token, {tiles}-tile image and {PROMPT_TOKENS} tokens",
                     *compare(
                         partial(our_first, image),
                         partial(milliseconds, partial(peer.generate, given, 1)),
@@ -116,34 +115,34 @@ def main() -> None:
                     "ms",
                 )
             )
-        ids = random_ids(subject, LONG_PROMPT)
+        ids = random_ids(model, LONG_PROMPT_TOKENS)
         long = {"input_ids": torch.tensor([ids], device=device)}
         rows.append(
             (
-                f"prefill, {LONG_PROMPT} tokens of text",
+                f"prefill, {LONG_PROMPT_TOKENS} tokens of text",
                 *compare(
-                    lambda: milliseconds(lambda: prefilled(subject, ids, None)),
+                    lambda: milliseconds(lambda: prefilled(model, ids, None)),
                     lambda: milliseconds(lambda: peer.model(**long, use_cache=True, logits_to_keep=1)),
                 ),
                 "ms",
             )
         )
-        lengths = iter(range(PROMPT + 1, LONG_PROMPT))
+        lengths = iter(range(PROMPT_TOKENS + 1, LONG_PROMPT_TOKENS))
 
         def new_length() -> list[int]:
-            return random_ids(subject, next(lengths))
+            return random_ids(model, next(lengths))
 
         def our_new() -> float:
             ids = new_length()
-            return milliseconds(lambda: prefilled(subject, ids, None))
+            return milliseconds(lambda: prefilled(model, ids, None))
 
         def peer_new() -> float:
             asked = {"input_ids": torch.tensor([new_length()], device=device)}
             return milliseconds(lambda: peer.model(**asked, use_cache=True, logits_to_keep=1))
 
         rows.append(("prefill of a length not seen before, 25 to 50 tokens", *compare(our_new, peer_new), "ms"))
-        short = {"input_ids": torch.tensor([random_ids(subject, PROMPT)], device=device)}
-        encoded = subject.fast.encode_image(network, *image)
+        short = {"input_ids": torch.tensor([random_ids(model, PROMPT_TOKENS)], device=device)}
+        encoded = model.vision.encode(*image)
         for name, seen, asked in (("text", None, short), ("after a 4-tile image", encoded, given)):
             rows.append(
                 (

@@ -20,6 +20,7 @@ from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import MllamaError, UsageError
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.engine import Engine, load
+from mllama_cli.engine.forward import EagerDecoder
 from mllama_cli.terminal import clipboard
 from mllama_cli.terminal.console import Terminal
 from tests.checkpoints import make_checkpoint, text_only_config
@@ -360,15 +361,15 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(desk: Desk, monkeypatch
 def test_memory_that_runs_out_leaves_what_was_said_and_the_chat(
     desk: Desk, store: ChatStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode = Engine.decode
+    decode = EagerDecoder.tokens
 
-    def short(self: Engine, *arguments: Any) -> Iterator[int]:
+    def short(self: EagerDecoder, *arguments: Any) -> Iterator[int]:
         tokens = decode(self, *arguments)
         yield from islice(tokens, 3)
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "decode", short)
+        patch.setattr(EagerDecoder, "tokens", short)
         said = desk.type("Go on.")
     assert "not enough memory" in said
     assert desk.roles == ["user", "assistant"]
@@ -382,11 +383,11 @@ def test_memory_that_runs_out_leaves_what_was_said_and_the_chat(
 def test_memory_that_runs_out_before_the_first_word_gives_the_question_back(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def none(self: Engine, *arguments: Any) -> Iterator[int]:
+    def none(self: EagerDecoder, *arguments: Any) -> Iterator[int]:
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "decode", none)
+        patch.setattr(EagerDecoder, "tokens", none)
         desk.type("A long question.")
     assert desk.roles == []
     assert desk.typed.shown[-1] == ([], "A long question.")
@@ -395,13 +396,13 @@ def test_memory_that_runs_out_before_the_first_word_gives_the_question_back(
 def test_after_making_room_a_shortage_of_memory_gives_the_question_back_too(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def none(self: Engine, *arguments: Any) -> Iterator[int]:
+    def none(self: EagerDecoder, *arguments: Any) -> Iterator[int]:
         raise MemoryError
 
     desk.type("x" * 1900)
     desk.typed.choices = ["n"]
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "decode", none)
+        patch.setattr(EagerDecoder, "tokens", none)
         desk.type("y" * 700)
     assert desk.roles == []
     assert desk.typed.shown[-1] == ([], "y" * 700)

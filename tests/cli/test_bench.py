@@ -9,7 +9,7 @@ from tests.console import run_here
 
 @pytest.fixture(autouse=True)
 def few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mllama_cli.benchmark.decode.ENOUGH", 0.1)
+    monkeypatch.setattr("mllama_cli.benchmark.decode.MAX_SECONDS", 0.1)
 
 
 def test_every_figure_is_there_and_adds_up() -> None:

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mllama_cli.core.events import Event
 from mllama_cli.engine.engine import Engine
+from mllama_cli.engine.forward import EagerDecoder
 from tests.console import run_here
 
 
@@ -19,15 +21,15 @@ def _only_the_built_in_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_memory_that_runs_out_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = Engine.decode
+    decode = EagerDecoder.tokens
 
-    def short(self: Engine, *arguments: Any) -> Iterator[int]:
+    def short(self: EagerDecoder, *arguments: Any) -> Iterator[int]:
         tokens = decode(self, *arguments)
         yield next(tokens)
         yield next(tokens)
         raise MemoryError
 
-    monkeypatch.setattr(Engine, "decode", short)
+    monkeypatch.setattr(EagerDecoder, "tokens", short)
     result = run_here("chat", "--max-tokens", "9", "Hello")
     assert result.code == 1
     assert result.out.endswith("\n")
@@ -38,7 +40,7 @@ def test_memory_that_runs_out_is_one_clear_line(monkeypatch: pytest.MonkeyPatch)
 
 def test_memory_that_runs_out_anywhere_else_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_room(self: Engine, **what: Any) -> Iterator[Event]:
-        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(Engine, "load_weights", no_room)
     result = run_here("chat", "Hello")

@@ -9,11 +9,11 @@ import torch
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import ImageError, MemoryShortageError
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.batch import scheduler
+from mllama_cli.engine.batch import admission
 from mllama_cli.engine.batch.run import BatchReply, BatchRequest, run_batch
 from mllama_cli.engine.batch.slots import Slots
 from mllama_cli.engine.engine import Engine
-from mllama_cli.engine.picture_encoder import PictureEncoder
+from mllama_cli.engine.vision import ImageCache
 from tests.engine.conftest import picture
 from tests.engine.test_batch_refill import alone, by_key, requests_for
 
@@ -22,7 +22,7 @@ AHEAD = 3
 
 @pytest.fixture(autouse=True)
 def _ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(scheduler.AHEAD, "cpu", AHEAD)
+    monkeypatch.setitem(admission.PREFETCH, "cpu", AHEAD)
 
 
 @pytest.mark.parametrize("refill", [True, False], ids=["refilled", "waiting"])
@@ -30,27 +30,27 @@ def _ahead(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_answers_are_those_given_one_by_one(engine: Engine, slots: int, refill: bool) -> None:
     requests = requests_for(engine)
     expected = {request.key: alone(engine, request) for request in requests}
-    assert by_key(run_batch(engine, requests, slots=slots, refill=refill)) == expected
+    assert by_key(run_batch(engine.model, requests, slots=slots, refill=refill)) == expected
 
 
 def test_pictures_are_encoded_before_there_is_a_slot_and_no_further_ahead(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[str] = []
-    original = PictureEncoder.encode
+    original = ImageCache.encode
 
-    def recorded(self: PictureEncoder, pictures: Any) -> None:
-        encoded.extend(pictures)
-        original(self, pictures)
+    def recorded(self: ImageCache, images: Any) -> None:
+        encoded.extend(images)
+        original(self, images)
 
-    monkeypatch.setattr(PictureEncoder, "encode", recorded)
+    monkeypatch.setattr(ImageCache, "encode", recorded)
     shown = [picture(size=(40 + n, 40)) for n in range(12)]
     requests = [
         BatchRequest(n, engine.processor(Conversation.ask("What?", (image,))), sampling=Sampling(max_tokens=4))
         for n, image in enumerate(shown)
     ]
     ahead, answers = [], {}
-    for done, reply in enumerate(run_batch(engine, requests, slots=4), 1):
+    for done, reply in enumerate(run_batch(engine.model, requests, slots=4), 1):
         ahead.append(len(encoded) - done)
         answers[reply.key] = reply.ids
     assert max(ahead) > 3, "nothing was encoded ahead of the slots"
@@ -73,7 +73,7 @@ def test_nobody_waits_for_a_source_that_has_nothing_ready(engine: Engine) -> Non
             yield None
         yield second
 
-    for reply in run_batch(engine, source(), slots=2):
+    for reply in run_batch(engine.model, source(), slots=2):
         asked.append(reply.key)
     assert asked == ["first", "second"]
 
@@ -89,16 +89,14 @@ def test_a_bad_picture_is_its_own_reply(engine: Engine, monkeypatch: pytest.Monk
         return tiles(image)
 
     monkeypatch.setattr(engine.processor, "tiles", failing)
-    replies = {reply.key: reply for reply in run_batch(engine, requests, slots=3)}
+    replies = {reply.key: reply for reply in run_batch(engine.model, requests, slots=3)}
     assert len(replies) == len(requests)
     for request in requests:
         hit = bad in [image.digest for image in request.inputs.images]
         assert isinstance(replies[request.key].error, ImageError) == hit
 
 
-@pytest.mark.parametrize(
-    ("where", "what", "call"), [(PictureEncoder, "encode", 2), (Slots, "fill", 2), (Slots, "step", 3)]
-)
+@pytest.mark.parametrize(("where", "what", "call"), [(ImageCache, "encode", 2), (Slots, "fill", 2), (Slots, "step", 3)])
 def test_memory_that_runs_out_costs_no_answer(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, where: type, what: str, call: int
 ) -> None:
@@ -114,7 +112,7 @@ def test_memory_that_runs_out_costs_no_answer(
     expected = {request.key: alone(engine, request) for request in requests}
     monkeypatch.setattr(where, what, failing)
     counts: list[int] = []
-    assert by_key(run_batch(engine, iter(requests), slots=5, on_slots=counts.append)) == expected
+    assert by_key(run_batch(engine.model, iter(requests), slots=5, on_slots=counts.append)) == expected
     assert len(counts) == 1
 
 
@@ -122,7 +120,7 @@ def test_memory_that_runs_out_costs_no_answer(
 def test_replies_come_while_requests_are_still_taken_in(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, ahead: int
 ) -> None:
-    monkeypatch.setitem(scheduler.AHEAD, "cpu", ahead)
+    monkeypatch.setitem(admission.PREFETCH, "cpu", ahead)
     taken = []
 
     def source() -> Iterator[BatchRequest]:
@@ -130,7 +128,7 @@ def test_replies_come_while_requests_are_still_taken_in(
             taken.append(number)
             yield BatchRequest(number, engine.processor(Conversation.ask("Hi")), sampling=Sampling(max_tokens=1))
 
-    replies: Iterator[BatchReply] = run_batch(engine, source(), slots=4)
+    replies: Iterator[BatchReply] = run_batch(engine.model, source(), slots=4)
     next(replies)
     assert len(taken) < 30
 
@@ -150,7 +148,7 @@ def test_whoever_outgrows_the_memory_is_told_so_and_nobody_else(
 
     expected = {request.key: alone(engine, request) for request in good}
     monkeypatch.setattr(Slots, "step", limited)
-    replies = {reply.key: reply for reply in run_batch(engine, [*good[:5], huge, *good[5:]], slots=slots)}
+    replies = {reply.key: reply for reply in run_batch(engine.model, [*good[:5], huge, *good[5:]], slots=slots)}
     assert isinstance(replies.pop("huge").error, MemoryShortageError)
     assert {key: reply.ids for key, reply in replies.items()} == expected
 
@@ -159,22 +157,22 @@ def test_whoever_outgrows_the_memory_is_told_so_and_nobody_else(
 def test_a_picture_that_does_not_fit_beside_an_answer_waits_for_its_end(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, slots: int
 ) -> None:
-    encode, initialise, live = PictureEncoder.encode, Slots.__init__, []
+    encode, initialise, live = ImageCache.encode, Slots.__init__, []
 
     def recorded(self: Slots, *given: Any) -> None:
         initialise(self, *given)
         live[:] = [self]
 
-    def limited(self: PictureEncoder, pictures: Any) -> None:
-        if pictures and live and live[0].busy:
+    def limited(self: ImageCache, images: Any) -> None:
+        if images and live and live[0].busy:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        encode(self, pictures)
+        encode(self, images)
 
     requests = requests_for(engine)
     expected = {request.key: alone(engine, request) for request in requests}
     monkeypatch.setattr(Slots, "__init__", recorded)
-    monkeypatch.setattr(PictureEncoder, "encode", limited)
-    assert by_key(run_batch(engine, requests, slots=slots)) == expected
+    monkeypatch.setattr(ImageCache, "encode", limited)
+    assert by_key(run_batch(engine.model, requests, slots=slots)) == expected
 
 
 @pytest.mark.parametrize("slots", [2, 4])
@@ -186,8 +184,8 @@ def test_one_long_answer_keeps_no_slot_idle(engine: Engine, monkeypatch: pytest.
     ]
     busy: list[int] = []
     step = Slots.step
-    monkeypatch.setattr(engine, "eos", frozenset())  # answers are as long as they may be
+    monkeypatch.setattr(engine.model, "eos", frozenset())  # answers are as long as they may be
     monkeypatch.setattr(Slots, "step", lambda self, tokens: busy.append(len(tokens)) or step(self, tokens))
-    replies = list(run_batch(engine, requests, slots=slots))
+    replies = list(run_batch(engine.model, requests, slots=slots))
     assert sorted(len(reply.ids) for reply in replies) == sorted(lengths)
     assert sum(busy) / len(busy) > 0.5 * slots

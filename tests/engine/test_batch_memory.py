@@ -11,14 +11,13 @@ import torch
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.errors import MemoryShortageError
 from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.batch import capacity, scheduler
 from mllama_cli.engine.batch.capacity import automatic_slots, slot_bytes
-from mllama_cli.engine.batch import scheduler
 from mllama_cli.engine.batch.run import BatchRequest, run_batch
-from mllama_cli.engine.batch import capacity as slot_count
 from mllama_cli.engine.batch.slots import Slots
 from mllama_cli.engine.device import is_out_of_memory
 from mllama_cli.engine.engine import Engine
-from mllama_cli.engine.picture_encoder import PictureEncoder
+from mllama_cli.engine.vision import ImageCache
 from tests.engine.conftest import picture
 from tests.engine.test_batch_refill import alone, by_key, requests_for
 
@@ -39,7 +38,7 @@ def test_a_real_failed_allocation_is_recognised() -> None:
 @pytest.mark.parametrize("shortage", SHORTAGES, ids=["cuda", "cpu", "python"])
 @pytest.mark.parametrize(
     ("where", "what", "call"),
-    [(PictureEncoder, "encode", 1), (Slots, "fill", 1), (Slots, "fill", 4), (Slots, "step", 3), (Slots, "step", 20)],
+    [(ImageCache, "encode", 1), (Slots, "fill", 1), (Slots, "fill", 4), (Slots, "step", 3), (Slots, "step", 20)],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_work_goes_on_in_fewer_slots(
@@ -62,7 +61,7 @@ def test_work_goes_on_in_fewer_slots(
     expected = {request.key: alone(engine, request) for request in requests}
     monkeypatch.setattr(where, what, failing)
     counts: list[int] = []
-    assert by_key(run_batch(engine, iter(requests), slots=5, on_slots=counts.append)) == expected
+    assert by_key(run_batch(engine.model, iter(requests), slots=5, on_slots=counts.append)) == expected
     assert len(calls) > call
     assert len(counts) == 1
     assert 1 <= counts[0] < 5
@@ -80,7 +79,7 @@ def test_the_number_of_slots_settles_where_memory_suffices(engine: Engine, monke
     expected = {request.key: alone(engine, request) for request in requests}
     monkeypatch.setattr(Slots, "step", room_for_two)
     counts: list[int] = []
-    assert by_key(run_batch(engine, requests, slots=12, on_slots=counts.append)) == expected
+    assert by_key(run_batch(engine.model, requests, slots=12, on_slots=counts.append)) == expected
     assert counts[-1] == 2
     assert counts == sorted(counts, reverse=True)
 
@@ -99,7 +98,7 @@ def test_a_request_too_large_for_this_machine_is_reported_and_the_rest_is_answer
     huge = BatchRequest("huge", engine.processor(Conversation.ask("x" * 600)), sampling=Sampling(max_tokens=3))
     expected = {request.key: alone(engine, request) for request in good}
     monkeypatch.setattr(Slots, "fill", no_room_for_long_prompts)
-    replies = {reply.key: reply for reply in run_batch(engine, [*good[:5], huge, *good[5:]], slots=4)}
+    replies = {reply.key: reply for reply in run_batch(engine.model, [*good[:5], huge, *good[5:]], slots=4)}
     assert isinstance(replies.pop("huge").error, MemoryShortageError)
     assert {key: reply.ids for key, reply in replies.items()} == expected
 
@@ -118,7 +117,7 @@ def test_what_failed_is_freed_before_it_is_tried_again(engine: Engine, monkeypat
     monkeypatch.setattr(Slots, "fill", failing)
     gc.disable()
     try:
-        assert len(by_key(run_batch(engine, requests_for(engine), slots=3))) == len(requests_for(engine))
+        assert len(by_key(run_batch(engine.model, requests_for(engine), slots=3))) == len(requests_for(engine))
     finally:
         gc.enable()
 
@@ -129,14 +128,14 @@ def test_errors_that_are_not_about_this_memory_are_raised(engine: Engine, monkey
         raise MemoryError("the caller's own")
 
     with pytest.raises(MemoryError, match="the caller's own"):
-        list(run_batch(engine, source(), slots=2))
+        list(run_batch(engine.model, source(), slots=2))
 
     def broken(self: Slots, tokens: list[int]) -> torch.Tensor:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(Slots, "step", broken)
     with pytest.raises(RuntimeError, match="a bug"):
-        list(run_batch(engine, requests_for(engine), slots=2))
+        list(run_batch(engine.model, requests_for(engine), slots=2))
 
 
 def test_slots_by_themselves_fill_the_memory_that_is_free(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,13 +146,13 @@ def test_slots_by_themselves_fill_the_memory_that_is_free(engine: Engine, monkey
     assert held < each < 1.2 * held, "self and cross keys and values, and logits"
     counts = []
     for free in (0, 2**30, 100 * 2**30):
-        monkeypatch.setattr(slot_count, "free_bytes", lambda device, free=free: free)
-        counts.append(automatic_slots(engine, 100, 1, 200))
+        monkeypatch.setattr(capacity, "free_bytes", lambda device, free=free: free)
+        counts.append(automatic_slots(engine.model, 100, 1, 200))
     assert counts[0] == 1
-    assert counts[-1] == slot_count.MOST["cpu"]
-    monkeypatch.setattr(slot_count, "slot_bytes", lambda *_: 100 * 2**20)
-    monkeypatch.setattr(slot_count, "free_bytes", lambda device: 4 * 2**30)
-    assert 10 < automatic_slots(engine, 100, 1, 200) < 30
+    assert counts[-1] == capacity.MAX_SLOTS["cpu"]
+    monkeypatch.setattr(capacity, "slot_bytes", lambda *_: 100 * 2**20)
+    monkeypatch.setattr(capacity, "free_bytes", lambda device: 4 * 2**30)
+    assert 10 < automatic_slots(engine.model, 100, 1, 200) < 30
 
 
 def test_the_caller_hears_how_many_slots_there_are(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,8 +160,8 @@ def test_the_caller_hears_how_many_slots_there_are(engine: Engine, monkeypatch: 
     counts: list[int] = []
     inputs = engine.processor(Conversation.ask("?", (picture(),)))
     requests = [BatchRequest(key, inputs, sampling=Sampling(max_tokens=2)) for key in range(5)]
-    assert len(list(run_batch(engine, iter(requests), on_slots=counts.append))) == 5
-    assert len(list(run_batch(engine, requests[:2], on_slots=counts.append))) == 2
+    assert len(list(run_batch(engine.model, iter(requests), on_slots=counts.append))) == 5
+    assert len(list(run_batch(engine.model, requests[:2], on_slots=counts.append))) == 2
     assert counts == [3, 2], "two requests need no third slot"
 
 
@@ -182,7 +181,7 @@ def test_a_request_is_answered_once_wherever_its_start_ran_out_of_memory(
     requests = requests_for(engine)
     expected = {request.key: alone(engine, request) for request in requests}
     monkeypatch.setattr(scheduler, "Sampler", Failing)
-    replies = list(run_batch(engine, requests, slots=4))
+    replies = list(run_batch(engine.model, requests, slots=4))
     assert sorted(str(reply.key) for reply in replies) == sorted(map(str, expected))
     assert {reply.key: reply.ids for reply in replies} == expected
 
@@ -195,4 +194,4 @@ def test_memory_that_runs_out_before_there_are_slots_is_said_so(
 
     monkeypatch.setattr(scheduler, "automatic_slots", no_room)
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
-        list(run_batch(engine, requests_for(engine)))
+        list(run_batch(engine.model, requests_for(engine)))

@@ -1,6 +1,6 @@
 """Slots that are refilled: every answer is the one that its request gets alone, and replies come as answers end."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 
 import pytest
@@ -12,8 +12,8 @@ from mllama_cli.core.events import Token
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch.run import BatchReply, BatchRequest, run_batch
 from mllama_cli.engine.engine import Engine, load
+from mllama_cli.engine.vision import VisionEncoder
 from mllama_cli.model.cache import LayerKV
-from mllama_cli.model.mllama import MllamaModel
 from mllama_cli.sketch.evaluate import conversation_of, held_out
 from tests.checkpoints import make_checkpoint, text_only_config
 from tests.engine.conftest import picture
@@ -41,7 +41,7 @@ def requests_for(engine: Engine) -> list[BatchRequest]:
 
 def alone(engine: Engine, request: BatchRequest) -> tuple[int, ...]:
     events = engine.session().stream_inputs(request.inputs, request.sampling)
-    return tuple(event.id for event in events if isinstance(event, Token) and event.id not in engine.eos)
+    return tuple(event.id for event in events if isinstance(event, Token) and event.id not in engine.model.eos)
 
 
 def by_key(replies: Iterator[BatchReply]) -> dict[object, tuple[int, ...]]:
@@ -59,7 +59,7 @@ def test_answers_are_those_given_one_by_one(engine: Engine, slots: int, refill: 
     requests = requests_for(engine)
     expected = {request.key: alone(engine, request) for request in requests}
     assert len(set(expected.values())) > 10, "equal answers would prove little"
-    assert by_key(run_batch(engine, requests, slots=slots, refill=refill)) == expected
+    assert by_key(run_batch(engine.model, requests, slots=slots, refill=refill)) == expected
 
 
 def test_rows_that_sample_keep_their_own_dice(engine: Engine) -> None:
@@ -70,7 +70,7 @@ def test_rows_that_sample_keep_their_own_dice(engine: Engine) -> None:
         for seed, request in enumerate(requests_for(engine))
     ]
     requests[4] = replace(requests[4], sampling=Sampling(max_tokens=12, repetition_penalty=1.3))
-    assert by_key(run_batch(engine, requests, slots=4)) == {r.key: alone(engine, r) for r in requests}
+    assert by_key(run_batch(engine.model, requests, slots=4)) == {r.key: alone(engine, r) for r in requests}
 
 
 @pytest.mark.slow
@@ -80,7 +80,7 @@ def test_the_built_in_model_answers_alike_in_refilled_slots() -> None:
     requests = [
         BatchRequest(k, engine.processor(talk), sampling=Sampling(max_tokens=60)) for k, talk in enumerate(talks)
     ]
-    replies = {reply.key: reply for reply in run_batch(engine, requests, slots=5)}
+    replies = {reply.key: reply for reply in run_batch(engine.model, requests, slots=5)}
     for request in requests:
         reply = replies[request.key]
         assert reply.ids == alone(engine, request)
@@ -100,12 +100,12 @@ def test_a_free_slot_is_refilled_at_once_and_requests_are_pulled_when_needed(eng
             yield BatchRequest(key, inputs, sampling=Sampling(max_tokens=most))
 
     order = []
-    for reply in run_batch(engine, source(), slots=2):
+    for reply in run_batch(engine.model, source(), slots=2):
         order.append(reply.key)
         assert len(pulled) <= len(order) + 2
     assert order == [1, 2, 3, 4, 5, 0], "the long answer must hold nobody up"
     pulled.clear()
-    assert [reply.key for reply in run_batch(engine, source(), slots=2, refill=False)] == [1, 0, 2, 3, 4, 5]
+    assert [reply.key for reply in run_batch(engine.model, source(), slots=2, refill=False)] == [1, 0, 2, 3, 4, 5]
 
 
 def test_others_go_on_while_the_next_request_is_not_ready(engine: Engine) -> None:
@@ -119,7 +119,7 @@ def test_others_go_on_while_the_next_request_is_not_ready(engine: Engine) -> Non
             yield None
         yield second
 
-    for reply in run_batch(engine, source(), slots=2):
+    for reply in run_batch(engine.model, source(), slots=2):
         replied.append(reply.key)
     assert replied == [first.key, second.key]
 
@@ -130,7 +130,7 @@ def test_a_request_that_cannot_be_answered_is_its_own_reply(engine: Engine) -> N
     long = BatchRequest("long", engine.processor(Conversation.ask("x" * limit)))
     damaged = BatchRequest("damaged", engine.processor(Conversation.ask("?", (ImagePart(b"no picture", "bad.jpg"),))))
     mixed = [good[0], long, good[1], damaged, good[2], good[3]]
-    replies = {reply.key: reply for reply in run_batch(engine, mixed, slots=3)}
+    replies = {reply.key: reply for reply in run_batch(engine.model, mixed, slots=3)}
     assert isinstance(replies["long"].error, ContextLengthError)
     assert str(limit) in replies["long"].error.message
     assert isinstance(replies["damaged"].error, ImageError)
@@ -144,7 +144,7 @@ def test_pictures_for_a_model_without_eyes_are_an_error_of_their_own(tmp_path_fa
     seeing = load(make_checkpoint(tmp_path_factory.mktemp("m") / "seeing"), device="cpu")
     text = BatchRequest("text", blind.processor(Conversation.ask("Hello")), sampling=Sampling(max_tokens=4))
     shown = BatchRequest("shown", seeing.processor(Conversation.ask("?", (RED,))))
-    replies = {reply.key: reply for reply in run_batch(blind, [shown, text], slots=2)}
+    replies = {reply.key: reply for reply in run_batch(blind.model, [shown, text], slots=2)}
     assert isinstance(replies["shown"].error, UsageError)
     assert len(replies["text"].ids) == 4
 
@@ -156,7 +156,7 @@ def test_a_row_of_nan_ends_alone(tmp_path_factory: pytest.TempPathFactory) -> No
         BatchRequest(text, engine.processor(Conversation.ask(text)), sampling=Sampling(max_tokens=5))
         for text in ("fine", "bad #", "fine too")
     ]
-    replies = {reply.key: reply for reply in run_batch(engine, requests, slots=3)}
+    replies = {reply.key: reply for reply in run_batch(engine.model, requests, slots=3)}
     assert isinstance(replies["bad #"].error, MllamaError)
     assert [len(replies[key].ids) for key in ("fine", "fine too")] == [5, 5]
 
@@ -166,20 +166,20 @@ def test_tiles_made_ahead_are_used(engine: Engine, monkeypatch: pytest.MonkeyPat
     expected = {request.key: alone(engine, request) for request in requests}
     ready = [replace(r, tiles=tuple(engine.processor.tiles(image) for image in r.inputs.images)) for r in requests]
     monkeypatch.setattr(engine.processor, "tiles", lambda image: pytest.fail(f"{image} was decoded again"))
-    assert by_key(run_batch(engine, ready, slots=3)) == expected
+    assert by_key(run_batch(engine.model, ready, slots=3)) == expected
 
 
 def test_equal_pictures_are_encoded_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[int] = []
-    original = MllamaModel.encode_image
+    original = VisionEncoder.steps
 
-    def counting(self: MllamaModel, pixels: Tensor, ratio: int) -> list[LayerKV]:
+    def counting(self: VisionEncoder, pixels: Tensor, ratio: int) -> Generator[int, None, list[LayerKV]]:
         encoded.append(ratio)
         return original(self, pixels, ratio)
 
-    monkeypatch.setattr(MllamaModel, "encode_image", counting)
+    monkeypatch.setattr(VisionEncoder, "steps", counting)
     requests = requests_for(engine)
-    by_key(run_batch(engine, requests, slots=3))
+    by_key(run_batch(engine.model, requests, slots=3))
     assert len(encoded) == len({image.digest for request in requests for image in request.inputs.images})
 
 
@@ -197,7 +197,7 @@ def test_a_long_common_beginning_is_read_once_and_changes_no_answer(
     model = type(engine.network.language_model)
     run = model.run
     monkeypatch.setattr(model, "run", lambda self, ids, *rest: read.append(ids.numel()) or run(self, ids, *rest))
-    assert by_key(run_batch(engine, requests, slots=2)) == expected
+    assert by_key(run_batch(engine.model, requests, slots=2)) == expected
     total = sum(len(request.inputs.ids) for request in requests)
     assert sum(read) < total / 2 + len(requests) * 2 * 9, "the rules were read again for every question"
 
@@ -210,7 +210,7 @@ def test_closing_stops_and_pulls_no_more(engine: Engine) -> None:
             pulled.append(key)
             yield request
 
-    replies = run_batch(engine, source(), slots=2)
+    replies = run_batch(engine.model, source(), slots=2)
     next(replies)
     before = len(pulled)
     replies.close()
@@ -219,4 +219,4 @@ def test_closing_stops_and_pulls_no_more(engine: Engine) -> None:
 
 
 def test_no_requests_no_replies(engine: Engine) -> None:
-    assert list(run_batch(engine, [])) == []
+    assert list(run_batch(engine.model, [])) == []

@@ -1,14 +1,15 @@
-"""The README's table of cards, computed anew."""
+"""The README's table of cards, computed again."""
 
 from itertools import pairwise
 
 import pytest
 import torch
 
+from mllama_cli.benchmark.gpu_fit import CARDS, fit, usable_bytes
 from mllama_cli.benchmark.random_network import random_network
 from mllama_cli.core.config import MllamaConfig
-from mllama_cli.engine.batch.capacity import MOST
-from mllama_cli.engine.cards import CARDS, fit, usable_bytes, weights_of
+from mllama_cli.engine.batch.capacity import MAX_SLOTS
+from mllama_cli.engine.weights.offload import sizes_of_shape
 from mllama_cli.engine.weights.shapes import SHAPES
 from tests.benchmarks.card_table import FORMATS, table
 from tests.checkpoints import config_dict
@@ -26,7 +27,7 @@ def test_a_larger_card_never_holds_less(shape: str, form: str | None) -> None:
     assert [f is not None for f in found] == sorted(f is not None for f in found)
     slots = [f.slots for f in found if f]
     assert slots == sorted(slots)
-    assert all(1 <= count <= MOST["cuda"] for count in slots)
+    assert all(1 <= count <= MAX_SLOTS["cuda"] for count in slots)
     for one, other in pairwise(found):
         if one and other and one.plan == other.plan:
             assert one.context <= other.context
@@ -36,4 +37,4 @@ def test_sizes_without_weights_are_those_of_weights() -> None:
     config = MllamaConfig.from_dict(config_dict())
     for form in FORMATS:
         made = random_network(config, dtype=torch.bfloat16, device=torch.device("cpu"), quantize=form)
-        assert weights_of(config, form).total == sum(parameter.nbytes for parameter in made.parameters())
+        assert sizes_of_shape(config, form).total == sum(parameter.nbytes for parameter in made.parameters())

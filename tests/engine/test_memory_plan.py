@@ -6,12 +6,25 @@ from pathlib import Path
 import pytest
 import torch
 
+from mllama_cli.benchmark.gpu_fit import fit, usable_bytes
 from mllama_cli.core.errors import MemoryShortageError
-from mllama_cli.engine.cards import fit, plan_for, refusal, usable_bytes, weights_of
 from mllama_cli.engine.engine import Engine
-from mllama_cli.engine.weights import place as stored
-from mllama_cli.engine.weights.memory import GPU_ROWS, least_work, longest_context, prefill_rows
-from mllama_cli.engine.weights.offload import PLANS, MemoryPlan, Weights, choose_plan
+from mllama_cli.engine.weights import loader
+from mllama_cli.engine.weights.memory import (
+    GPU_PREFILL_CHUNKS,
+    choose_prefill_chunk,
+    longest_context,
+    min_working_bytes,
+)
+from mllama_cli.engine.weights.offload import (
+    PLANS,
+    OffloadPlan,
+    WeightSizes,
+    choose_plan,
+    plan_for,
+    refusal,
+    sizes_of_shape,
+)
 from mllama_cli.engine.weights.shapes import SHAPES
 
 MB = 2**20
@@ -24,13 +37,15 @@ SIZES = {
     **{f"model.vision_model.global_transformer.layers.{n}.mlp.fc1.weight": 30 * MB for n in range(2)},
     "lm_head.weight": 88 * MB,
 }
-WEIGHTS = Weights(740 * MB, 100 * MB, 240 * MB, 30 * MB)
+WEIGHTS = WeightSizes(740 * MB, 100 * MB, 240 * MB, 30 * MB)
 NOTHING, EMBEDDINGS, TOWER, BOTH = PLANS
 
 
 def test_parts_are_told_by_name_and_the_largest_layer_is_found() -> None:
-    assert Weights.of(SIZES) == WEIGHTS
-    assert Weights.of({"model.embed_tokens.weight": 5, "model.layers.0.mlp.up_proj.weight": 6}) == Weights(11, 5)
+    assert WeightSizes.of(SIZES) == WEIGHTS
+    assert WeightSizes.of({"model.embed_tokens.weight": 5, "model.layers.0.mlp.up_proj.weight": 6}) == WeightSizes(
+        11, 5
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,36 +55,36 @@ def test_parts_are_told_by_name_and_the_largest_layer_is_found() -> None:
         (509, None),
     ],
 )  # fmt: skip
-def test_the_least_that_fits_goes_to_the_host(free: int, plan: MemoryPlan | None) -> None:
+def test_the_least_that_fits_goes_to_the_host(free: int, plan: OffloadPlan | None) -> None:
     assert choose_plan(WEIGHTS, 50 * MB, free * MB) == plan
     if plan in (EMBEDDINGS, BOTH):
         instead = TOWER if free >= 610 else None
-        assert choose_plan(WEIGHTS, 50 * MB, free * MB, embeddings_may_leave=lambda: False) == instead
+        assert choose_plan(WEIGHTS, 50 * MB, free * MB, can_offload_embeddings=lambda: False) == instead
 
 
-def test_whether_embeddings_may_leave_is_not_asked_where_all_fits() -> None:
+def test_whether_can_offload_embeddings_is_not_asked_where_all_fits() -> None:
     def never() -> bool:
         raise AssertionError
 
-    assert choose_plan(WEIGHTS, 0, 740 * MB, embeddings_may_leave=never) == NOTHING
+    assert choose_plan(WEIGHTS, 0, 740 * MB, can_offload_embeddings=never) == NOTHING
 
 
 def test_a_plan_names_parameters_and_says_what_it_is() -> None:
     embeddings, layer, around = (list(SIZES)[n] for n in (0, 5, 3))
-    assert [BOTH.on_host(name) for name in (embeddings, layer, around)] == [True, True, False]
-    assert not any(map(NOTHING.on_host, SIZES))
+    assert [BOTH.covers(name) for name in (embeddings, layer, around)] == [True, True, False]
+    assert not any(map(NOTHING.covers, SIZES))
     assert (str(NOTHING), str(BOTH)) == ("", "embeddings and vision tower in host memory")
     assert [bool(plan.notice) for plan in PLANS] == [False, False, True, True]
 
 
 def test_a_chat_without_pictures_is_not_refused_where_only_the_tower_is_too_much() -> None:
     config = SHAPES["11b"]
-    work = least_work(config, 2)
+    work = min_working_bytes(config, 2)
     text = {name: size for name, size in SIZES.items() if "vision" not in name}
     free = WEIGHTS.on_gpu(BOTH) + work - 1  # below what the whole model needs, whatever lies on the host
     plan = plan_for(config, SIZES, text, free, 2, lambda: True)
     assert plan is not None
-    assert plan.tower_streamed, "should there be room when a picture comes after all"
+    assert plan.vision, "should there be room when a picture comes after all"
     assert plan_for(config, SIZES, {}, free, 2, lambda: True) is None
 
 
@@ -85,7 +100,7 @@ def test_the_refusal_says_in_one_line_what_is_needed_and_in_another_what_would_f
     config, device = SHAPES["11b"], torch.device("cuda:0")
 
     def told(dtype: torch.dtype, packed: str, card: int, quantize: str | None = None) -> tuple[str, str]:
-        weights = weights_of(config, quantize, dtype.itemsize)
+        weights = sizes_of_shape(config, quantize, dtype.itemsize)
         error = refusal(config, weights, usable_bytes(card), device, dtype, packed)
         assert isinstance(error, MemoryShortageError)
         assert "\n" not in error.message + error.hint
@@ -98,7 +113,7 @@ def test_the_refusal_says_in_one_line_what_is_needed_and_in_another_what_would_f
     assert "--dtype bfloat16" in told(torch.float32, "", 24)[1]
     assert "--quantize int4" not in told(torch.bfloat16, "int4", 8, "int4")[1]
     assert "--device cpu" in told(torch.bfloat16, "stored", 8)[1]
-    large = refusal(SHAPES["90b"], weights_of(SHAPES["90b"], None), usable_bytes(8), device, torch.bfloat16, "")
+    large = refusal(SHAPES["90b"], sizes_of_shape(SHAPES["90b"], None), usable_bytes(8), device, torch.bfloat16, "")
     assert "--device cpu" in large.hint
     assert "int4" not in large.hint
 
@@ -107,25 +122,27 @@ def test_an_engine_decides_for_the_whole_model_when_its_text_is_loaded(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = Engine(checkpoint, "tiny", device="cpu", dtype="float32")
-    engine.weights.device = torch.device("cuda:0")  # only for the decision
-    sizes = Weights.of({name: info.nbytes for name, info in engine.weights.reader.tensors.items()})
-    work = least_work(engine.config, 4)
-    monkeypatch.setattr(stored.StoredWeights, "_embeddings_may_leave", lambda self: True)
+    weights = engine.model.weights
+    assert weights is not None
+    weights.device = torch.device("cuda:0")  # only for the decision
+    sizes = WeightSizes.of({name: info.nbytes for name, info in weights.reader.tensors.items()})
+    work = min_working_bytes(engine.config, 4)
+    monkeypatch.setattr(loader.StoredWeights, "_can_offload_embeddings", lambda self: True)
     for plan in PLANS:
-        monkeypatch.setattr(stored, "free_bytes", lambda device, plan=plan: sizes.on_gpu(plan) + work)
-        assert sizes.on_gpu(engine.weights.planned({"text"})) <= sizes.on_gpu(plan)
-    monkeypatch.setattr(stored, "free_bytes", lambda device: work // 2)
+        monkeypatch.setattr(loader, "free_bytes", lambda device, plan=plan: sizes.on_gpu(plan) + work)
+        assert sizes.on_gpu(weights.choose_plan({"text"})) <= sizes.on_gpu(plan)
+    monkeypatch.setattr(loader, "free_bytes", lambda device: work // 2)
     with pytest.raises(MemoryShortageError):
-        engine.weights.planned({"text"})
+        weights.choose_plan({"text"})
 
 
 def test_less_is_done_at_once_where_memory_is_small() -> None:
     config, gb = SHAPES["11b"], 10**9
-    assert prefill_rows(config, 2, "cpu", 0) == 1024
-    assert prefill_rows(config, 2, "cuda", 2 * gb) == 1024
-    assert prefill_rows(config, 2, "cuda", 0) == 1024
-    assert prefill_rows(config, 2, "cuda", 50 * gb) == GPU_ROWS[0]
-    found = [prefill_rows(config, 2, "cuda", free * gb // 10) for free in range(100)]
+    assert choose_prefill_chunk(config, 2, "cpu", 0) == 1024
+    assert choose_prefill_chunk(config, 2, "cuda", 2 * gb) == 1024
+    assert choose_prefill_chunk(config, 2, "cuda", 0) == 1024
+    assert choose_prefill_chunk(config, 2, "cuda", 50 * gb) == GPU_PREFILL_CHUNKS[0]
+    found = [choose_prefill_chunk(config, 2, "cuda", free * gb // 10) for free in range(100)]
     assert found == sorted(found)
 
 
@@ -133,5 +150,5 @@ def test_a_context_grows_with_memory_up_to_the_models() -> None:
     config, gb = SHAPES["11b"], 10**9
     rows = 1024
     assert longest_context(config, 2, 0, rows) == 0
-    assert longest_context(config, 2, least_work(config, 2), rows) >= 4096
+    assert longest_context(config, 2, min_working_bytes(config, 2), rows) >= 4096
     assert longest_context(config, 2, 100 * gb, rows) == config.text_config.max_position_embeddings

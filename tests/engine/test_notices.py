@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.events import Event, LoadProgress, Notice
-from mllama_cli.engine import fast as fast_decoding
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.cuda import backend
 from mllama_cli.engine.cuda import build_cache as built
+from mllama_cli.engine.cuda.backend import CapturedDecoder
 from mllama_cli.engine.engine import Engine
-from mllama_cli.engine.fast import FastDecoding
-from mllama_cli.engine.weights import place as stored
+from mllama_cli.engine.weights import loader
 from tests.checkpoints import make_checkpoint
 
 
@@ -20,7 +22,7 @@ def notices(events: list[Event]) -> list[str]:
 
 def test_a_gpu_without_bfloat16_says_what_it_computes_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_checkpoint(tmp_path / "model", seed=1, dtype=torch.bfloat16)
-    monkeypatch.setattr(stored, "choose_dtype", lambda *_: torch.float16)  # as for compute capability 7.5
+    monkeypatch.setattr(loader, "choose_dtype", lambda *_: torch.float16)  # as for compute capability 7.5
     engine = Engine(folder, "model", device="cpu")
     first = list(engine.load_weights())
     assert len(notices(first)) == 1
@@ -36,11 +38,22 @@ def test_the_first_batch_on_a_gpu_is_announced(engine: Engine, tmp_path: Path, m
     assert list(engine.prepare_batch()) == [], "on a CPU nothing is built"
     marks = tmp_path / "marks"
     monkeypatch.setattr(built, "_mark", lambda network, device, work: marks / work)
-    monkeypatch.setattr(fast_decoding, "fused", lambda x: True)
-    monkeypatch.setattr(fast_decoding.torch, "empty", lambda *_, **__: None)
-    fast = FastDecoding(torch.bfloat16, torch.device("cuda"))
-    assert len(notices(list(fast.prepare_batch(engine.network)))) == 1
-    assert list(fast.prepare_batch(engine.network)) == []
+    monkeypatch.setattr(backend, "fused", lambda x: True)
+    monkeypatch.setattr(backend.torch, "empty", lambda *_, **__: None)
+    decoder = CapturedDecoder(engine.network, torch.bfloat16, torch.device("cuda"))
+    for _ in range(2):  # until a batch has built them
+        assert len(notices(list(decoder.prepare_batch()))) == 1
+    decoder.batch_stepped()
+    assert list(decoder.prepare_batch()) == []
+
+
+def test_a_batch_says_when_it_has_stepped(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    stepped: list[int] = []
+    monkeypatch.setattr(engine.model.decoder, "batch_stepped", lambda: stepped.append(1))
+    engine.answer_batch([Conversation.ask("Hello")], Sampling(max_tokens=1))
+    assert not stepped
+    engine.answer_batch([Conversation.ask("Hello")], Sampling(max_tokens=3))
+    assert stepped
 
 
 def test_kernels_of_text_are_built_with_those_of_pictures(

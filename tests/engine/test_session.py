@@ -1,7 +1,6 @@
 """A live conversation: what is cached, what is encoded, and that neither changes an answer."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Generator, Iterator
 
 import pytest
 import torch
@@ -12,6 +11,8 @@ from mllama_cli.core.events import EncodingImage, Event, GenerationStats, Notice
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.device import make_current
 from mllama_cli.engine.engine import Engine, load
+from mllama_cli.engine.forward import DecodeInput, EagerDecoder
+from mllama_cli.engine.vision import ImageCache
 from mllama_cli.model.cache import KVCache
 from tests.checkpoints import VOCABULARY
 from tests.engine.conftest import picture
@@ -43,18 +44,18 @@ def test_an_answer_equals_transformers_token_for_token(engine: Engine, images: t
     tiles = [engine.processor.tiles(image) for image in inputs.images]
     peer = transformers_model(json.loads((engine.path / "config.json").read_text()), engine.network)
     expected = peer_greedy(
-        peer, inputs.ids, [(t.pixel_values, t.aspect_ratio_id) for t in tiles], VOCABULARY, 24, sorted(engine.eos)
+        peer, inputs.ids, [(t.pixel_values, t.aspect_ratio_id) for t in tiles], VOCABULARY, 24, sorted(engine.model.eos)
     )
-    assert ids_of(engine.stream(conversation, GREEDY)) == [token for token in expected if token not in engine.eos]
+    assert ids_of(engine.stream(conversation, GREEDY)) == [token for token in expected if token not in engine.model.eos]
 
 
 def test_a_later_turn_feeds_only_what_is_new_and_answers_as_from_scratch(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[str] = []
-    original = Engine.encode_image_steps
+    original = ImageCache.encode_steps
     monkeypatch.setattr(
-        Engine, "encode_image_steps", lambda self, image: encoded.append(image.name) or original(self, image)
+        ImageCache, "encode_steps", lambda self, image: encoded.append(image.name) or original(self, image)
     )
     session = engine.session()
     conversation = Conversation.ask("What is this?", (picture("red"),))
@@ -92,7 +93,7 @@ def test_going_back_and_asking_differently_reuses_the_common_part(engine: Engine
 def test_a_cpu_tells_how_far_it_is_with_a_picture(engine: Engine) -> None:
     events = engine.stream(Conversation.ask("What are these?", (picture("red"), picture("blue"))), GREEDY)
     told = [event for event in events if isinstance(event, EncodingImage)]
-    layers = engine.vision_layers
+    layers = engine.model.vision.layers
     assert layers == 6
     assert told == [EncodingImage(index, 2, layer, layers) for index in (1, 2) for layer in range(layers + 1)]
 
@@ -105,7 +106,7 @@ def test_a_picture_abandoned_half_way_is_encoded_anew(engine: Engine) -> None:
         if isinstance(event, EncodingImage) and event.layer == 3:
             break
     stream.close()
-    assert not session.encoded
+    assert picture().digest not in session.images
     assert ids_of(session.stream(conversation, GREEDY)) == ids_of(engine.stream(conversation, GREEDY))
 
 
@@ -144,9 +145,18 @@ def test_a_long_prompt_in_chunks_equals_one_in_one_piece(engine: Engine, monkeyp
     conversation = (
         Conversation.ask("word " * 60, (picture(),)).with_assistant("ok").with_user("x " * 30, (picture("blue"),))
     )
+    fed: list[int] = []
+    model = type(engine.network.language_model)
+    run = model.run
+    monkeypatch.setattr(model, "run", lambda self, ids, *rest: fed.append(ids.shape[1]) or run(self, ids, *rest))
     whole = ids_of(engine.stream(conversation, GREEDY))
-    monkeypatch.setattr("mllama_cli.engine.forward.CHUNK", 7)
+    length = len(engine.processor(conversation).ids)
+    assert [width for width in fed if width > 1] == [length]
+    fed.clear()
+    monkeypatch.setattr(engine.model, "prefill_chunk", 7)
     assert ids_of(engine.stream(conversation, GREEDY)) == whole
+    full, rest = divmod(length, 7)
+    assert fed[: full + bool(rest)] == [7] * full + [rest] * bool(rest)
 
 
 def test_statistics_count_what_happened(engine: Engine) -> None:
@@ -233,10 +243,10 @@ def test_memory_that_runs_out_is_one_error_and_the_session_goes_on(
 def test_memory_that_runs_out_in_an_answer_leaves_what_was_said(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode = Engine.decode
+    decode = EagerDecoder.tokens
 
-    def short(self: Engine, *arguments: Any) -> Iterator[int]:
-        tokens = decode(self, *arguments)
+    def short(self: EagerDecoder, start: DecodeInput) -> Generator[int]:
+        tokens = decode(self, start)
         yield next(tokens)
         yield next(tokens)
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 12 bytes")
@@ -250,7 +260,7 @@ def test_memory_that_runs_out_in_an_answer_leaves_what_was_said(
             said.append(event)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "decode", short)
+        patch.setattr(EagerDecoder, "tokens", short)
         with pytest.raises(MemoryShortageError):
             hear(session.stream(conversation, GREEDY))
     assert ids_of(iter(said)) == whole[:2]
@@ -258,10 +268,11 @@ def test_memory_that_runs_out_in_an_answer_leaves_what_was_said(
 
 
 def test_errors_that_are_not_about_memory_stay_what_they_are(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Engine, *arguments: Any) -> Iterator[int]:
+    def broken(self: EagerDecoder, start: DecodeInput) -> Generator[int]:
         raise RuntimeError("a bug")
+        yield
 
-    monkeypatch.setattr(Engine, "decode", broken)
+    monkeypatch.setattr(EagerDecoder, "tokens", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         list(engine.stream(Conversation.ask("Hello"), GREEDY))
 

@@ -2,16 +2,16 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
+from mllama_cli.benchmark.random_network import without_words
 from mllama_cli.checkpoint.names import canonical
 from mllama_cli.core.config import MllamaConfig
+from mllama_cli.engine.batch.padded_step import StepShape, padded_step
 from mllama_cli.engine.batch.slots import Prompt, Slots
-from mllama_cli.engine.padded_step import StepShape, padded_step
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "meta-tiny"
@@ -24,15 +24,12 @@ def slots_of(count: int) -> Slots:
     network = MllamaForConditionalGeneration(config).requires_grad_(False).eval()
     weights = {canonical(name): tensor for name, tensor in load_file(GOLDEN / "model.safetensors").items()}
     network.load_state_dict(weights, strict=True)
-    engine: Any = SimpleNamespace(
-        network=network, config=config, dtype=torch.float32, device=torch.device("cpu"), prefill_rows=1024
-    )
-    return Slots(engine, count)
+    return Slots(without_words(network, config, dtype=torch.float32, device=torch.device("cpu")), count)
 
 
 @torch.inference_mode()
 def prompt_of(slots: Slots, name: str, images: str) -> Prompt:
-    network = slots.engine.network
+    network = slots.model.network
     assert isinstance(network, MllamaForConditionalGeneration)
     pictures = [
         network.model.encode_image(TENSORS[image["pixel_values"]], image["aspect_ratio_id"])
@@ -83,6 +80,6 @@ def test_a_step_of_fixed_shape_gives_the_same_and_leaves_busy_slots_alone() -> N
     for tokens in ([1, 2], [3, 4], [5, 6]):
         wide = StepShape(4, shape.extent, shape.sees)
         ids = torch.tensor([*tokens, 0, 0])[:, None]
-        padded = padded_step(slots.engine.network, cache, ids, wide)[:2]
+        padded = padded_step(slots.model.network, cache, ids, wide)[:2]
         exact = slots.step(tokens)
         assert (padded - exact).abs().max() < 2e-5

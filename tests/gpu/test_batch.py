@@ -29,7 +29,7 @@ def requests(engine: Engine) -> Iterator[BatchRequest]:
 
 
 def answers(engine: Engine, slots: int) -> dict[object, tuple[int, ...]]:
-    return {reply.key: reply.ids for reply in run_batch(engine, requests(engine), slots=slots)}
+    return {reply.key: reply.ids for reply in run_batch(engine.model, requests(engine), slots=slots)}
 
 
 def test_refilled_slots_of_a_gpu_say_what_the_cpu_says_one_by_one() -> None:

@@ -10,10 +10,10 @@ import torch
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.events import Token
 from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.cuda.backend import CapturedDecoder
 from mllama_cli.engine.cuda.decode import GraphDecoder
 from mllama_cli.engine.cuda.self_check import disagreement
 from mllama_cli.engine.engine import Engine, load
-from mllama_cli.engine.fast import FastDecoding
 from mllama_cli.engine.session import Session
 from tests.checkpoints import config_dict, make_checkpoint
 from tests.engine.conftest import picture
@@ -87,16 +87,17 @@ def test_kernels_are_held_to_the_network_when_they_are_first_built(
 
     monkeypatch.setattr("mllama_cli.engine.cuda.build_cache.cache_folder", lambda: tmp_path)
     monkeypatch.setattr("mllama_cli.engine.cuda.self_check.MOST", -1.0)
-    fast = FastDecoding(torch.float32, gpu.device)
-    notices = list(fast.prepare(gpu.network, sees=sees, sampled=False))
+    monkeypatch.delenv("MLLAMA_STRICT_KERNELS", raising=False)
+    captured = CapturedDecoder(gpu.network, torch.float32, gpu.device)
+    notices = list(captured.prepare(with_images=sees, sampled=False))
     assert len(notices) == 1
-    assert "do not compute" in fast.obstacle
+    assert "do not compute" in captured.fallback_reason
     monkeypatch.undo()
     monkeypatch.setattr("mllama_cli.engine.cuda.build_cache.cache_folder", lambda: tmp_path)
-    fast = FastDecoding(torch.float32, gpu.device)
-    assert len(list(fast.prepare(gpu.network, sees=sees, sampled=False))) == 1
-    assert fast.obstacle == ""
-    assert list(fast.prepare(gpu.network, sees=sees, sampled=False)) == []
+    captured = CapturedDecoder(gpu.network, torch.float32, gpu.device)
+    assert len(list(captured.prepare(with_images=sees, sampled=False))) == 1
+    assert captured.fallback_reason == ""
+    assert list(captured.prepare(with_images=sees, sampled=False)) == []
 
 
 def test_a_seed_repeats_an_answer(gpu: Engine) -> None:
@@ -107,8 +108,8 @@ def test_a_seed_repeats_an_answer(gpu: Engine) -> None:
 
 
 def test_a_replayed_tower_gives_what_the_first_run_gave(gpu: Engine) -> None:
-    image = picture("blue", (100, 60))
-    first, captured, replayed = (gpu.encode_image(image) for _ in range(3))
+    tiles = gpu.processor.tiles(picture("blue", (100, 60)))
+    first, captured, replayed = (gpu.model.vision.encode(tiles.pixel_values, tiles.aspect_ratio_id) for _ in range(3))
     for one, two, three in zip(first, captured, replayed, strict=True):
         for a, b, c in zip(one, two, three, strict=True):
             assert torch.equal(b, c)

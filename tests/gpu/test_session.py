@@ -76,7 +76,7 @@ def test_a_cache_that_grows_while_it_is_written(
 ) -> None:
     talk = Conversation.ask("hello " * 200)
     for engine in engines:
-        monkeypatch.setattr(engine, "eos", frozenset())
+        monkeypatch.setattr(engine.model, "eos", frozenset())
     long = Sampling(max_tokens=700, repetition_penalty=1.05)
     assert said(engines[1].session(), talk, long)[0] == said(engines[0].session(), talk, long)[0]
 

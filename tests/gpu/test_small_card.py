@@ -11,25 +11,24 @@ import pytest
 import torch
 
 from mllama_cli.benchmark.captions import caption_rate
-from mllama_cli.benchmark.decode import Subject, prefilled, random_ids
-from mllama_cli.benchmark.random_network import random_network
+from mllama_cli.benchmark.decode import prefilled, random_ids
+from mllama_cli.benchmark.gpu_fit import usable_bytes
+from mllama_cli.benchmark.random_network import random_network, without_words
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.events import LoadProgress, Notice, Token
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.cards import usable_bytes, weights_of
 from mllama_cli.engine.device import free_bytes
 from mllama_cli.engine.engine import Engine, load
-from mllama_cli.engine.fast import FastDecoding
-from mllama_cli.engine.forward import DecodeInput
-from mllama_cli.engine.weights import place as stored
-from mllama_cli.engine.weights.memory import least_work, prefill_rows
-from mllama_cli.engine.weights.offload import MemoryPlan, Weights, choose_plan
+from mllama_cli.engine.model import LoadedModel
+from mllama_cli.engine.vision import require_vision
+from mllama_cli.engine.weights import loader
+from mllama_cli.engine.weights.memory import choose_prefill_chunk, min_working_bytes
+from mllama_cli.engine.weights.offload import OffloadPlan, WeightSizes, choose_plan, sizes_of_shape
 from mllama_cli.engine.weights.offloaded_vision import layers_of
 from mllama_cli.engine.weights.shapes import SHAPES
 from mllama_cli.kernels.tables import gather
-from mllama_cli.model.cache import CrossKVCache, LayerKV
+from mllama_cli.model.cache import LayerKV
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
-from mllama_cli.model.visibility import image_spans
 from tests.checkpoints import config_dict, make_checkpoint
 from tests.engine.conftest import picture
 
@@ -41,10 +40,10 @@ pytestmark = [
     ),
     pytest.mark.timeout(600),
 ]
-BOTH = MemoryPlan(embeddings_on_host=True, tower_streamed=True)
+BOTH = OffloadPlan(embeddings=True, vision=True)
 GIB = 2**30
-QUESTION = 3000
-"""Tokens: several passes where memory is small."""
+PROMPT_TOKENS = 3000
+"""Several passes where memory is small."""
 
 
 class Card:
@@ -82,10 +81,10 @@ def card() -> Iterator[Card]:
 
 
 @pytest.fixture(scope="module")
-def subject(card: Card) -> Subject:
+def model(card: Card) -> LoadedModel:
     """The 11B shape in int4, placed as the card's memory asks for."""
     config, dtype = SHAPES["11b"], torch.bfloat16
-    weights, work = weights_of(config, "int4"), least_work(config, dtype.itemsize)
+    weights, work = sizes_of_shape(config, "int4"), min_working_bytes(config, dtype.itemsize)
     plan = choose_plan(weights, work, free_bytes(card.device))
     assert plan == BOTH
     before = torch.cuda.memory_allocated(card.device)
@@ -96,13 +95,8 @@ def subject(card: Card) -> Subject:
     torch.cuda.empty_cache()
     taken = torch.cuda.memory_allocated(card.device) - before
     assert abs(taken - weights.on_gpu(plan)) < 50 * 2**20, "the plan knows what weights take"
-    rows = prefill_rows(config, dtype.itemsize, "cuda", free_bytes(card.device))
-    return Subject(network, FastDecoding(dtype, card.device), config, dtype, card.device, rows)
-
-
-def seeing(subject: Subject) -> MllamaForConditionalGeneration:
-    assert isinstance(subject.network, MllamaForConditionalGeneration)
-    return subject.network
+    chunk = choose_prefill_chunk(config, dtype.itemsize, "cuda", free_bytes(card.device))
+    return without_words(network, config, dtype=dtype, device=card.device, prefill_chunk=chunk)
 
 
 def same(one: list[LayerKV], other: list[LayerKV]) -> bool:
@@ -120,16 +114,16 @@ def test_free_memory_is_what_the_limit_leaves(card: Card) -> None:
     torch.cuda.empty_cache()
 
 
-def test_a_picture_is_encoded_through_two_buffers(card: Card, subject: Subject) -> None:
+def test_a_picture_is_encoded_through_two_buffers(card: Card, model: LoadedModel) -> None:
     pixels = torch.randn(4, 3, 560, 560, generator=torch.Generator().manual_seed(1))
-    network, fast = seeing(subject), subject.fast
-    at_once = fast.encode_image(network, pixels, 6)
+    network, encode = require_vision(model.network), model.vision.encode
+    at_once = encode(pixels, 6)
     assert all(torch.isfinite(tensor).all() for pair in at_once for tensor in pair)
     for _ in range(3):  # never captured
-        assert same(fast.encode_image(network, pixels, 6), at_once)
+        assert same(encode(pixels, 6), at_once)
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
-    fast.encode_image(network, pixels, 6)
+    encode(pixels, 6)
     end.record()
     torch.cuda.synchronize()
     print(f"\na picture of 4 tiles, tower streamed: {start.elapsed_time(end):.1f} ms")
@@ -151,7 +145,7 @@ def test_a_picture_is_encoded_through_two_buffers(card: Card, subject: Subject) 
     for index in range(len(layers)):
         checked(index)
     try:
-        one_by_one = fast.encode_image(network, pixels, 6)
+        one_by_one = encode(pixels, 6)
     finally:
         for handle in handles:
             handle.remove()
@@ -160,20 +154,18 @@ def test_a_picture_is_encoded_through_two_buffers(card: Card, subject: Subject) 
     assert card.peak <= card.limit
 
 
-def test_a_chat_about_a_picture_stays_within_the_card(card: Card, subject: Subject) -> None:
-    network, fast, config = seeing(subject), subject.fast, subject.config
-    assert subject.prefill_rows == 1024
+def test_a_chat_about_a_picture_stays_within_the_card(card: Card, model: LoadedModel) -> None:
+    config = model.config
+    assert model.prefill_chunk == 1024
     pixels = torch.randn(4, 3, 560, 560, generator=torch.Generator().manual_seed(2))
-    encoded = fast.encode_image(network, pixels, 6)
-    ids = [config.image_token_index, *random_ids(subject, QUESTION)]
-    cache, logits = prefilled(subject, ids, encoded)
-    assert torch.isfinite(logits).all()
-    for _ in fast.prepare(network, sees=True, sampled=False):
+    encoded = model.vision.encode(pixels, 6)
+    ids = [config.image_token_index, *random_ids(model, PROMPT_TOKENS)]
+    start = prefilled(model, ids, encoded, 64)
+    assert torch.isfinite(start.logits).all()
+    for _ in model.decoder.prepare(with_images=True, sampled=False):
         pass
-    assert fast.obstacle == "", "decoding must run from captured graphs"
-    cross = CrossKVCache.from_images([[encoded]])
-    spans = image_spans(ids, config.image_token_index)
-    tokens = list(fast.decode(network, DecodeInput(logits, cache, cross, spans, Sampling(), ids, 64)))
+    assert model.decoder.fallback_reason == "", "decoding must run from captured graphs"
+    tokens = list(model.decoder.tokens(start))
     assert len(tokens) == 64
     assert all(0 <= token < config.text_config.vocab_size for token in tokens)
     torch.cuda.synchronize()
@@ -181,10 +173,10 @@ def test_a_chat_about_a_picture_stays_within_the_card(card: Card, subject: Subje
     assert card.peak <= card.limit
 
 
-def test_captions_in_slots_too(card: Card, subject: Subject) -> None:
+def test_captions_in_slots_too(card: Card, model: LoadedModel) -> None:
     gc.collect()
     torch.cuda.empty_cache()
-    rate, count, tiles = caption_rate(subject, tokens=8)
+    rate, count, tiles = caption_rate(model, tokens=8)
     print(f"\n{count} captions at once, {rate:.1f} pictures/s; peak {card.peak / GIB:.2f} GiB")
     assert rate > 0
     assert tiles == 4
@@ -206,12 +198,16 @@ def plain(folder: Path) -> Engine:
 def small(folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """The same model on a GPU that has just enough memory for the smallest plan."""
     engine = Engine(folder, "tiny", device="cuda", dtype="float32")
-    sizes = Weights.of({name: tensor.nbytes for name, tensor in engine.weights.reader.tensors.items()})
-    free = sizes.on_gpu(BOTH) + least_work(engine.config, engine.dtype.itemsize)
-    monkeypatch.setattr(stored, "free_bytes", lambda device: free)
+    weights = engine.model.weights
+    assert weights is not None
+    sizes = WeightSizes.of({name: tensor.nbytes for name, tensor in weights.reader.tensors.items()})
+    free = sizes.on_gpu(BOTH) + min_working_bytes(engine.config, engine.dtype.itemsize)
+    monkeypatch.setattr(loader, "free_bytes", lambda device: free)
     events = list(engine.load_weights(vision=request.param == "at once"))
-    assert engine.weights.plan == BOTH
-    assert [event for event in events if isinstance(event, Notice)] == [Notice(BOTH.notice)] * engine.sees
+    assert weights.plan == BOTH
+    assert [event for event in events if isinstance(event, Notice)] == [
+        Notice(BOTH.notice)
+    ] * engine.model.vision_loaded
     last = events[-1]
     assert isinstance(last, LoadProgress)
     assert last.done == last.total
@@ -235,14 +231,14 @@ def test_what_lies_in_host_memory_changes_no_answer(plain: Engine, small: Engine
     table = small.network.language_model.embed_tokens.weight
     assert table.device.type == "cpu"
     assert table.is_pinned()
-    assert small.sees
+    assert small.model.vision_loaded
     image = picture("yellow", (150, 60))
     tiles = plain.processor.tiles(image)
     assert isinstance(plain.network, MllamaForConditionalGeneration)
     with torch.inference_mode():
         expected = plain.network.model.encode_image(tiles.pixel_values, tiles.aspect_ratio_id)
     for _ in range(3):
-        assert same(small.encode_image(image), expected)
+        assert same(small.model.vision.encode(tiles.pixel_values, tiles.aspect_ratio_id), expected)
     batch = [talks[n % 3] for n in range(7)]
     replies = [reply.text for reply in small.answer_batch(batch, Sampling(max_tokens=20))]
     assert replies == [reply.text for reply in plain.answer_batch(batch, Sampling(max_tokens=20))]

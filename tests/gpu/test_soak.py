@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from mllama_cli.benchmark.captions import caption_rate
-from mllama_cli.benchmark.decode import Subject, decoded
-from mllama_cli.benchmark.random_network import random_network
+from mllama_cli.benchmark.decode import decoded
+from mllama_cli.benchmark.random_network import random_network, without_words
 from mllama_cli.engine.device import free_bytes
-from mllama_cli.engine.fast import FastDecoding
-from mllama_cli.engine.weights.memory import position_bytes, prefill_rows
+from mllama_cli.engine.model import LoadedModel
+from mllama_cli.engine.weights.memory import choose_prefill_chunk, position_bytes
 from mllama_cli.engine.weights.shapes import SHAPES
-from mllama_cli.model.mllama import MllamaForConditionalGeneration
 
 GIB = 2**30
 TOKENS = 2000
@@ -32,7 +31,7 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module", params=[None, "int4"], ids=["bfloat16", "int4"])
-def subject(request: pytest.FixtureRequest) -> Subject:
+def model(request: pytest.FixtureRequest) -> LoadedModel:
     need = 40 if request.param is None else 24
     gc.collect()
     torch.cuda.empty_cache()  # what the models before have left
@@ -40,33 +39,31 @@ def subject(request: pytest.FixtureRequest) -> Subject:
         pytest.skip(f"needs {need} GiB of free GPU memory")
     device, config = torch.device("cuda", torch.cuda.current_device()), SHAPES["11b"]
     network = random_network(config, dtype=torch.bfloat16, device=device, quantize=request.param)
-    rows = prefill_rows(config, 2, "cuda", free_bytes(device))
-    return Subject(network, FastDecoding(torch.bfloat16, device), config, torch.bfloat16, device, rows)
+    chunk = choose_prefill_chunk(config, 2, "cuda", free_bytes(device))
+    return without_words(network, config, dtype=torch.bfloat16, device=device, prefill_chunk=chunk)
 
 
-def test_a_long_answer_takes_no_more_memory_than_its_cache(subject: Subject) -> None:
-    network = subject.network
-    assert isinstance(network, MllamaForConditionalGeneration)
-    vision = subject.config.vision_config
+def test_a_long_answer_takes_no_more_memory_than_its_cache(model: LoadedModel) -> None:
+    vision = model.config.vision_config
     assert vision is not None
     pixels = torch.randn(4, 3, vision.image_size, vision.image_size)
     held: list[list[int]] = []
     for _ in range(3):
-        encoded = subject.fast.encode_image(network, pixels, 6)
-        tokens = decoded(subject, encoded, TOKENS)
+        encoded = model.vision.encode(pixels, 6)
+        tokens = decoded(model, encoded, TOKENS)
         held.append([allocated() for number, _ in enumerate(tokens) if number % 50 == 0])
-    most = 2 * TOKENS * position_bytes(subject.config, 2)
+    most = 2 * TOKENS * position_bytes(model.config, 2)
     for one, other in zip(held[1], held[2], strict=True):
         assert other <= one + 2**20, "an answer took more than the one before"
     assert max(held[2]) - held[2][0] <= most, "an answer took more than its cache"
-    assert subject.fast.obstacle == ""
+    assert model.decoder.fallback_reason == ""
 
 
-def test_captions_leave_nothing_behind(subject: Subject) -> None:
+def test_captions_leave_nothing_behind(model: LoadedModel) -> None:
     for _ in range(2):  # graphs are captured
-        caption_rate(subject, tokens=8)
+        caption_rate(model, tokens=8)
     before = allocated()
-    rate, count, _ = caption_rate(subject, tokens=8)
+    rate, count, _ = caption_rate(model, tokens=8)
     torch.cuda.synchronize()
     assert allocated() <= before + 2**20
     print(f"{rate:.1f} pictures/s, {count} at once")

@@ -1,4 +1,4 @@
-"""What the slots of a batch remember: one preallocated row for each, whose contents come and go."""
+"""The KV cache of a batch: one preallocated row for each slot, whose contents come and go."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ class SlotCache:
     """Keys and values of a fixed number of slots. The first ``busy`` of them are in use, so a step leaves none out.
 
     ``keys[layer]`` and ``values[layer]`` are [slots, kv_heads, capacity, head_dim] of the self-attention layers,
-    ``cross[layer]`` a pair of [slots, kv_heads, cross capacity, head_dim] with what decoded tokens see of pictures.
+    ``cross[layer]`` a pair of [slots, kv_heads, cross capacity, head_dim] with what decoded tokens see of images.
     ``lengths`` and ``cross_lengths``, long [slots] on the device, say how much of a row counts.
     """
 
@@ -68,7 +68,7 @@ class SlotCache:
         """
         end = first + len(lengths)
         if seen and seen > self.cross_keys[0].shape[2]:
-            # No slack: pictures come in few sizes, and a large one is four tiles.
+            # No slack: images come in few sizes, and a large one is four tiles.
             _grow((self.cross_keys, self.cross_values), seen)
         for index, (keys, values) in enumerate(layers if seen else ()):
             self.cross_keys[index][first:end, :, :seen] = keys
@@ -78,7 +78,7 @@ class SlotCache:
         self.busy = max(self.busy, end)
 
     def release(self, slot: int) -> None:
-        """This slot is done: the last busy one moves into its place. What is left behind stays until written over."""
+        """Free a slot: the last busy one moves into it. What is left behind stays until it is overwritten."""
         last = self.busy - 1
         if slot != last:
             length, seen = self.host_lengths[last], self.host_cross_lengths[last]
@@ -111,7 +111,7 @@ class SlotCache:
             self.host_lengths[slot] += 1
 
     def seen(self) -> tuple[CrossKVCache | None, CrossView | None]:
-        """The busy slots' vision tokens and which of them count; made anew only when slots have changed."""
+        """The busy slots' vision tokens and which of them count; rebuilt only when slots have changed."""
         if self._seen is None:
             counts = self.host_cross_lengths[: self.busy]
             width = max(counts, default=0)

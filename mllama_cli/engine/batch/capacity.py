@@ -1,71 +1,67 @@
-"""How many conversations fit side by side."""
-
-from typing import TYPE_CHECKING
+"""How many requests are answered at once."""
 
 import torch
 
+from mllama_cli.core.config import MllamaConfig
 from mllama_cli.engine.device import HEADROOM, free_bytes
-from mllama_cli.engine.weights.memory import picture_bytes, position_bytes, prefill_bytes, tower_bytes
+from mllama_cli.engine.model import LoadedModel
+from mllama_cli.engine.weights.memory import image_bytes, position_bytes, prefill_bytes, vision_bytes
 
-if TYPE_CHECKING:
-    from mllama_cli.core.config import MllamaConfig
-    from mllama_cli.engine.engine import Engine
+MAX_SLOTS = {"cpu": 32, "cuda": 64}
+"""More slots than this gain next to nothing: encoding images and prefilling, which slots do not speed up, takes the
+time then."""
 
-MOST = {"cpu": 32, "cuda": 64}
-"""More slots than this gain next to nothing: encoding pictures and prefilling, which slots do not speed up, is what
-takes the time then."""
-
-USUAL = 512
+EXPECTED_NEW_TOKENS = 512
 """An answer is expected to have at most this many tokens, whatever it is allowed to have."""
 
-NEWCOMERS = 8
-"""Prefilled together at most, so that their encoded pictures do not pile up."""
+MAX_PREFILL_BATCH = 8
+"""Requests prefilled together at most, so that their encoded images do not pile up."""
 
-REMEMBERED = 2**30
-"""Encoded pictures that no slot uses any more are kept up to this many bytes, and to a 16th of what is free."""
+IMAGE_CACHE_BYTES = 2**30
+"""Encoded images that no slot uses any more are kept up to this many bytes, and to a 16th of what is free."""
 
 
-def automatic_slots(engine: "Engine", prompt: int, images: int, max_tokens: int) -> int:
-    """Slots that fit beside the weights, if all requests are like this one: ``prompt`` tokens, ``images`` pictures."""
-    free, length = free_bytes(engine.device), prompt + min(max_tokens, USUAL)
-    return slots_that_fit(
-        engine.config, engine.dtype.itemsize, free, engine.prefill_rows, length, images, MOST[engine.device.type]
-    )
+def automatic_slots(model: LoadedModel, prompt: int, images: int, max_tokens: int) -> int:
+    """Return the slots that fit besides the weights if all requests have ``prompt`` tokens and ``images`` images."""
+    free, length = free_bytes(model.device), prompt + min(max_tokens, EXPECTED_NEW_TOKENS)
+    most, itemsize = MAX_SLOTS[model.device.type], model.dtype.itemsize
+    return slots_that_fit(model.config, itemsize, free, model.prefill_chunk, length, images, most)
 
 
 def slots_that_fit(
-    config: "MllamaConfig", itemsize: int, free: int, rows: int, length: int, images: int, most: int
+    config: MllamaConfig, itemsize: int, free: int, chunk: int, length: int, images: int, most: int
 ) -> int:
-    """Slots of ``length`` positions and ``images`` pictures that fit into ``free`` bytes: at least 1, at most ``most``.
+    """Return the slots of ``length`` positions and ``images`` images that fit into ``free`` bytes: from 1 to ``most``.
 
-    Beside them fit the work, the pictures of newcomers, also side by side for their prefill, and those remembered.
+    Besides them there is room for the work, for the images of a prefill batch, also side by side for their prefill, and
+    for those in the image cache.
     """
-    free -= HEADROOM + working_bytes(config, itemsize, rows) + min(REMEMBERED, free // 16)
-    each, newcomer = slot_bytes(config, itemsize, length, images), slot_bytes(config, itemsize, 0, images)
-    for n in range(most, 1, -1):
-        together = newcomers_at_once(n)
-        pictures = min(n, NEWCOMERS) + (together if together > 1 else 0)
-        if n * each + pictures * newcomer <= free:
-            return n
+    free -= HEADROOM + working_bytes(config, itemsize, chunk) + min(IMAGE_CACHE_BYTES, free // 16)
+    each, admitted = slot_bytes(config, itemsize, length, images), slot_bytes(config, itemsize, 0, images)
+    for slots in range(most, 1, -1):
+        together = max_prefill_batch(slots)
+        encoded = min(slots, MAX_PREFILL_BATCH) + (together if together > 1 else 0)
+        if slots * each + encoded * admitted <= free:
+            return slots
     return 1
 
 
-def newcomers_at_once(slots: int) -> int:
-    """How many are prefilled together at most: not more than half of the slots, or all would wait for one."""
-    return min(NEWCOMERS, max(1, slots // 2))
+def max_prefill_batch(slots: int) -> int:
+    """Return how many are prefilled together at most: not more than half of the slots, or all would wait for one."""
+    return min(MAX_PREFILL_BATCH, max(1, slots // 2))
 
 
-def remembered_bytes(device: torch.device) -> int:
-    """What pictures may take that no slot uses any more."""
-    return min(REMEMBERED, free_bytes(device) // 16)
+def image_cache_bytes(device: torch.device) -> int:
+    """Return what encoded images may take that no slot uses any more."""
+    return min(IMAGE_CACHE_BYTES, free_bytes(device) // 16)
 
 
-def slot_bytes(config: "MllamaConfig", itemsize: int, length: int, images: int) -> int:
-    """Bytes of one slot: keys and values of ``length`` positions and of ``images`` pictures of the most tiles."""
+def slot_bytes(config: MllamaConfig, itemsize: int, length: int, images: int) -> int:
+    """Bytes of one slot: keys and values of ``length`` positions and of ``images`` images with the most tiles."""
     logits = 2 * 4 * config.text_config.vocab_size
-    return length * position_bytes(config, itemsize) + images * picture_bytes(config, itemsize) + logits
+    return length * position_bytes(config, itemsize) + images * image_bytes(config, itemsize) + logits
 
 
-def working_bytes(config: "MllamaConfig", itemsize: int, rows: int) -> int:
+def working_bytes(config: MllamaConfig, itemsize: int, chunk: int) -> int:
     """Bytes that a prefill chunk and the vision tower need while they run, on a GPU at the same time."""
-    return prefill_bytes(config, itemsize, rows, rows) + tower_bytes(config, itemsize)
+    return prefill_bytes(config, itemsize, chunk, chunk) + vision_bytes(config, itemsize)

@@ -15,8 +15,8 @@ class BatchRequest:
     """A prompt to answer.
 
     Attributes:
-        key: the caller's own; the reply bears it.
-        tiles: the pictures, made ahead, in the order of ``inputs.images``; empty: they are made when needed.
+        key: the caller's own; the reply carries it.
+        tiles: of the images, in the order of ``inputs.images``; empty: they are made when needed.
         sampling: None takes the checkpoint's defaults.
     """
 
@@ -28,7 +28,7 @@ class BatchRequest:
 
 @dataclass(frozen=True)
 class BatchReply:
-    """An answer, or the ``error`` for which there is none. ``seconds`` count from when it got its slot."""
+    """An answer, or the ``error`` why there is none. ``seconds`` count from when it got its slot."""
 
     key: Hashable
     text: str = ""

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from mllama_cli.engine.batch.cache import SlotCache
+from mllama_cli.engine.batch.padded_step import StepShape, padded_step
 from mllama_cli.engine.cuda.operands import attends
+from mllama_cli.engine.device import capture_stream
 from mllama_cli.engine.forward import Network
-from mllama_cli.engine.padded_step import StepShape, padded_step
-from mllama_cli.engine.streams import captured_steps
 from mllama_cli.kernels.rows import fused
 from mllama_cli.kernels.upload import upload
 
@@ -52,7 +52,7 @@ class SlotGraphs:
     def _capture(self, shape: StepShape) -> _Captured:
         ids = self._ids[: shape.rows]
         current = torch.cuda.current_stream(ids.device)
-        side = captured_steps(ids.device)
+        side = capture_stream(ids.device)
         side.wait_stream(current)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(side):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mllama_cli.engine.batch.cache import SlotCache
+from mllama_cli.engine.batch.padded_step import StepShape
 from mllama_cli.engine.forward import Network
-from mllama_cli.engine.padded_step import StepShape
 from mllama_cli.kernels.cuda.attention import Addresses, Scratch, decode_attention, splits_for
 from mllama_cli.model.rope import rotation
 from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer, MllamaSelfAttentionDecoderLayer
@@ -38,7 +38,7 @@ class SlotStep:
         self.attended = torch.empty(rows, 1, heads * self.dim, dtype=dtype, device=device)
 
     def run(self, ids: Tensor) -> Tensor:
-        """As engine/padded_step.py's ``padded_step``."""
+        """As engine/batch/padded_step.py's ``padded_step``."""
         model, rows = self.network.language_model, self.shape.rows
         lengths = self.cache.lengths[:rows]
         positions = lengths.int()

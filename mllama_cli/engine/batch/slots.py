@@ -1,4 +1,4 @@
-"""The batch that is decoded together: newcomers are prefilled into free slots, then all busy slots step as one."""
+"""The batch that is decoded together: requests are prefilled into free slots, then all busy slots step as one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,41 +8,41 @@ import torch
 from torch import Tensor
 
 from mllama_cli.engine.batch.cache import SlotCache
-from mllama_cli.engine.forward import CHUNK, forward, prefill
-from mllama_cli.engine.padded_step import StepShape
+from mllama_cli.engine.batch.padded_step import StepShape
+from mllama_cli.engine.forward import PREFILL_CHUNK, forward, prefill
+from mllama_cli.engine.model import LoadedModel
 from mllama_cli.kernels.upload import upload
 from mllama_cli.model.cache import CrossKVCache, LayerKV
 from mllama_cli.model.visibility import image_spans, segments
 
 if TYPE_CHECKING:
     from mllama_cli.engine.batch.slot_graphs import SlotGraphs
-    from mllama_cli.engine.engine import Engine
 
-WORTH_SHARING = 16
-"""Fewer equal tokens at the beginning of two prompts are not worth a copy: a prefill hardly costs more for them."""
+MIN_SHARED_PREFIX = 16
+"""Fewer equal tokens at the beginning of two prompts are not worth a copy: they hardly lengthen a prefill."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt with its encoded pictures, each a list of per-layer keys and values, in the order of image tokens."""
+    """A prompt with its encoded images, each a list of per-layer keys and values, in the order of image tokens."""
 
     ids: tuple[int, ...]
     digests: tuple[str, ...] = ()
-    pictures: tuple[list[LayerKV], ...] = ()
+    images: tuple[list[LayerKV], ...] = ()
 
 
 class Slots:
     """At most ``count`` conversations that are answered at once. Busy slots are always the first ones.
 
-    A slot's answer depends on its own prompt alone: rows of a batch share weights and nothing else.
+    A slot's answer depends on its own prompt alone, up to rounding: slots share weights and nothing else.
     """
 
-    def __init__(self, engine: "Engine", count: int) -> None:
-        self.engine = engine
+    def __init__(self, model: LoadedModel, count: int) -> None:
+        self.model = model
         self.count = count
-        self.cache = SlotCache(engine.config.text_config, count, dtype=engine.dtype, device=engine.device)
+        self.cache = SlotCache(model.config.text_config, count, dtype=model.dtype, device=model.device)
         self._held: list[tuple[tuple[int, ...], tuple[str, ...]]] = [((), ())] * count
-        """Prompt and pictures of which a slot still has the keys and values, whether it is busy or not."""
+        """Prompt and image digests of which a slot still has the keys and values, whether it is busy or not."""
         self._graphs: SlotGraphs | None = None
 
     @property
@@ -55,40 +55,40 @@ class Slots:
 
     @torch.inference_mode()
     def fill(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Prefill newcomers into the next free slots -> logits [prompts, vocab_size] of their first tokens.
+        """Prefill prompts into the next free slots; return logits [prompts, vocab_size] of their first tokens.
 
         Several at once are padded to the longest (``fits_together``); a long one goes alone, in chunks.
         """
-        first = self.cache.busy
-        network, device, image_token = self.engine.network, self.engine.device, self.engine.config.image_token_index
-        spans = [image_spans(prompt.ids, image_token) for prompt in prompts]
-        cross = CrossKVCache.from_images([prompt.pictures for prompt in prompts])
-        kept = [self._share(prompt, first + place) for place, prompt in enumerate(prompts)]
+        first, model = self.cache.busy, self.model
+        spans = [image_spans(prompt.ids, model.config.image_token_index) for prompt in prompts]
+        cross = CrossKVCache.from_images([prompt.images for prompt in prompts])
+        kept = [self._share_prefix(prompt, slot) for slot, prompt in enumerate(prompts, first)]
         new = [prompt.ids[start:] for prompt, start in zip(prompts, kept, strict=True)]
         longest = max(map(len, new))
         self.cache.reserve(max(kept) + longest)
         rows = self.cache.rows(first, first + len(prompts))
         rows.lengths = kept
         if len(prompts) == 1:
-            *_, (_, logits) = prefill(network, new[0], rows, cross, spans[0], device, self.engine.prefill_rows)
+            chunks = prefill(model.network, new[0], rows, cross, spans[0], model.device, model.prefill_chunk)
+            *_, (_, logits) = chunks
         else:
-            pad = self.engine.config.text_config.pad_token_id
-            padded = upload(torch.tensor([[*ids, *[pad] * (longest - len(ids))] for ids in new]), device)
-            logits = forward(network, padded, rows, cross, spans, [len(ids) for ids in new])
-        counts = [[picture[0][0].shape[2] for picture in prompt.pictures] for prompt in prompts]
+            pad = model.config.text_config.pad_token_id
+            padded = upload(torch.tensor([[*ids, *[pad] * (longest - len(ids))] for ids in new]), model.device)
+            logits = forward(model.network, padded, rows, cross, spans, [len(ids) for ids in new])
+        counts = [[image[0][0].shape[2] for image in prompt.images] for prompt in prompts]
         if cross is not None and len(counts[0]) == 1 and all(row == counts[0] for row in counts):
-            # As when captioning: every row sees its one picture whole.
+            # As when captioning: every slot sees the whole of its one image.
             self.cache.put_alike(first, [len(prompt.ids) for prompt in prompts], cross.layers, counts[0][0])
             self._held[first : first + len(prompts)] = [(prompt.ids, prompt.digests) for prompt in prompts]
         else:
-            for place, prompt in enumerate(prompts):
-                self._put(first + place, prompt)
+            for slot, prompt in enumerate(prompts, first):
+                self._put(slot, prompt)
         return logits
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> Tensor:
-        """Each busy slot's newest token -> logits [busy, vocab_size] of the next, good until the next step."""
-        model, cache = self.engine.network.language_model, self.cache
+        """Feed each busy slot's newest token; return logits [busy, vocab_size], valid until the next step."""
+        model, cache = self.model.network.language_model, self.cache
         extent = cache.extent + 1
         cache.reserve(extent)
         if cache.lengths.is_cuda:
@@ -100,32 +100,32 @@ class Slots:
         ids = torch.tensor(tokens, device=positions.device)[:, None]
         hidden = model.run(ids, model.context(positions, cache, mask), *cache.seen())
         cache.advance()
-        logits: Tensor = self.engine.network.lm_head(hidden[:, 0])
+        logits: Tensor = self.model.network.lm_head(hidden[:, 0])
         return logits
 
     def _captured(self, tokens: Sequence[int]) -> Tensor:
-        """The same from captured graphs, which compute some free slots along."""
+        """Step from captured graphs, which also compute some free slots."""
         from mllama_cli.engine.batch.slot_graphs import SlotGraphs
 
         if self._graphs is None:
-            self._graphs = SlotGraphs(self.engine.network, self.cache)
+            self._graphs = SlotGraphs(self.model.network, self.cache)
         shape = StepShape.of(self.cache)
         self._held[self.busy : shape.rows] = [((), ())] * (shape.rows - self.busy)
         return self._graphs.step(tokens, shape)
 
     @torch.inference_mode()
     def release(self, slot: int) -> None:
-        """Slot ``slot`` is free again; the last busy one moves into its place."""
+        """Free a slot; the last busy one moves into it."""
         last = self.cache.busy - 1
         self.cache.release(slot)
         self._held[slot] = self._held[last]
 
-    def _share(self, prompt: Prompt, target: int) -> int:
-        """Begin ``target`` with the longest prefix that any slot already holds; returns its length.
+    def _share_prefix(self, prompt: Prompt, target: int) -> int:
+        """Begin ``target`` with the longest prefix that any slot already holds; return its length.
 
-        Exact: keys and values of a position depend on what stands before it alone. One token is left to feed.
+        Exact: keys and values of a position depend on what is before it alone. One token is left to feed.
         """
-        image_token = self.engine.config.image_token_index
+        image_token = self.model.config.image_token_index
         best, source = 0, target
         for slot, (ids, digests) in enumerate(self._held):
             length = images = 0
@@ -139,7 +139,7 @@ class Slots:
                 length += 1
             if length > best:
                 best, source = length, slot
-        if best < WORTH_SHARING:
+        if best < MIN_SHARED_PREFIX:
             best = 0
         elif source != target:
             self.cache.copy_prefix(source, target, best)
@@ -147,20 +147,20 @@ class Slots:
         return best
 
     def _put(self, slot: int, prompt: Prompt) -> None:
-        """Hand the slot what decoded tokens see: what the prompt's last row saw."""
+        """Give the slot what decoded tokens see: what the prompt's last token saw."""
         last = len(prompt.ids) - 1
-        counts = [picture[0][0].shape[2] for picture in prompt.pictures]
-        seen = segments(image_spans(prompt.ids, self.engine.config.image_token_index), counts, last, last + 1)
+        counts = [image[0][0].shape[2] for image in prompt.images]
+        seen = segments(image_spans(prompt.ids, self.model.config.image_token_index), counts, last, last + 1)
         if not seen:
             self.cache.put(slot, len(prompt.ids), [], 0, 0)
         else:
             start, end = seen[0].key_start, seen[0].key_end
-            joined = CrossKVCache.from_images([prompt.pictures])
+            joined = CrossKVCache.from_images([prompt.images])
             assert joined is not None
             self.cache.put(slot, len(prompt.ids), joined.layers, start, end)
         self._held[slot] = (prompt.ids, prompt.digests)
 
 
 def fits_together(lengths: Sequence[int]) -> bool:
-    """Whether prompts of these lengths may be prefilled at once: padded, they must not outgrow one chunk."""
-    return len(lengths) * max(lengths) <= CHUNK
+    """Return whether prompts of these lengths may be prefilled at once: padded, they must not outgrow one chunk."""
+    return len(lengths) * max(lengths) <= PREFILL_CHUNK

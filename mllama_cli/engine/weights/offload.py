@@ -1,92 +1,164 @@
-"""What of a model lies in host memory because a GPU is too small for all of it: as little as need be.
+"""Which weights to keep in host memory where a GPU is too small for all of them: as few as necessary.
 
-Two parts can be there. The embeddings, of which the GPU then reads the few rows that it needs over the bus: some
-microseconds a token. And the layers of the vision tower, which are uploaded one after the other for each picture, while
-the one before computes (engine/weights/offloaded_vision.py). So the embeddings go first.
+Two parts can be offloaded. The embeddings: the GPU reads the few rows that it needs over the bus, which costs
+microseconds a token, so they go first. And the layers of the vision tower: each is uploaded for each image while the
+one before it computes (engine/weights/offloaded_vision.py).
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
-_TOWER = ("model.vision_model.transformer.layers.", "model.vision_model.global_transformer.layers.")
+import torch
+
+from mllama_cli.core.config import MllamaConfig
+from mllama_cli.core.errors import MemoryShortageError
+from mllama_cli.engine.device import gib
+from mllama_cli.engine.weights.memory import min_working_bytes
+from mllama_cli.engine.weights.shapes import shaped
+
+_VISION_LAYERS = ("model.vision_model.transformer.layers.", "model.vision_model.global_transformer.layers.")
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
-    """What lies in pinned host memory; by default nothing."""
+class OffloadPlan:
+    """What is kept in pinned host memory; by default nothing."""
 
-    embeddings_on_host: bool = False
-    tower_streamed: bool = False
+    embeddings: bool = False
+    vision: bool = False
 
-    def on_host(self, name: str) -> bool:
-        """Whether the parameter so named stays in host memory."""
-        return (self.embeddings_on_host and is_embedding(name)) or (self.tower_streamed and is_tower_layer(name))
+    def covers(self, name: str) -> bool:
+        """Return whether the parameter of that name stays in host memory."""
+        return (self.embeddings and is_embedding(name)) or (self.vision and is_vision_layer(name))
 
     def __str__(self) -> str:
-        """What lies in host memory, in words; empty where nothing does."""
-        parts = ["embeddings"] * self.embeddings_on_host + ["vision tower"] * self.tower_streamed
+        """Say what is in host memory; empty where nothing is."""
+        parts = ["embeddings"] * self.embeddings + ["vision tower"] * self.vision
         return f"{' and '.join(parts)} in host memory" if parts else ""
 
     @property
     def notice(self) -> str:
         """One line for the user about what is slower; empty where nothing is."""
-        if not self.tower_streamed:
+        if not self.vision:
             return ""
         return "The GPU is too small for all weights: the vision tower's come from host memory for each picture"
 
 
-PLANS = (MemoryPlan(), MemoryPlan(True), MemoryPlan(False, True), MemoryPlan(True, True))
+PLANS = (OffloadPlan(), OffloadPlan(True), OffloadPlan(False, True), OffloadPlan(True, True))
 """From the fastest to the smallest."""
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Bytes of all weights, and of them: the embeddings, the vision tower's layers, and the largest of these layers."""
+class WeightSizes:
+    """Bytes of all weights, of the embeddings, of the vision tower's layers, and of the largest of these layers."""
 
     total: int
     embeddings: int = 0
-    tower: int = 0
+    vision: int = 0
     layer: int = 0
 
     @classmethod
-    def of(cls, sizes: Mapping[str, int]) -> "Weights":
-        """From the bytes of each parameter by its name."""
+    def of(cls, sizes: Mapping[str, int]) -> "WeightSizes":
+        """Sum up the bytes of each parameter by its name."""
         layers: dict[str, int] = {}
         for name, size in sizes.items():
-            if is_tower_layer(name):
+            if is_vision_layer(name):
                 before, _, after = name.partition(".layers.")
                 layer = f"{before}.{after.partition('.')[0]}"
                 layers[layer] = layers.get(layer, 0) + size
         embeddings = sum(size for name, size in sizes.items() if is_embedding(name))
         return cls(sum(sizes.values()), embeddings, sum(layers.values()), max(layers.values(), default=0))
 
-    def on_gpu(self, plan: MemoryPlan) -> int:
-        """Bytes that a plan leaves on the GPU: for a streamed tower two layers, used by turns."""
+    def on_gpu(self, plan: OffloadPlan) -> int:
+        """Return the bytes that a plan leaves on the GPU: of an offloaded vision tower two layers, double-buffered."""
         total = self.total
-        if plan.embeddings_on_host:
+        if plan.embeddings:
             total -= self.embeddings
-        if plan.tower_streamed:
-            total -= max(0, self.tower - 2 * self.layer)
+        if plan.vision:
+            total -= max(0, self.vision - 2 * self.layer)
         return total
 
 
-def choose_plan(
-    weights: Weights, work: int, free: int, *, embeddings_may_leave: Callable[[], bool] = lambda: True
-) -> MemoryPlan | None:
-    """The fastest plan with which the weights and ``work`` bytes fit into ``free`` ones; None where none does.
+@cache
+def sizes_of_shape(config: MllamaConfig, quantize: str | None, itemsize: int = 2) -> WeightSizes:
+    """Compute them without weights; ``quantize`` (int8, int4) packs the language model as while loading."""
+    parameters = shaped(config, quantize).named_parameters()
+    return WeightSizes.of({n: p.numel() * (itemsize if p.is_floating_point() else p.itemsize) for n, p in parameters})
 
-    ``embeddings_may_leave`` is asked only when it matters: it may have to build a kernel to know.
+
+def choose_plan(
+    sizes: WeightSizes, work: int, free: int, *, can_offload_embeddings: Callable[[], bool] = lambda: True
+) -> OffloadPlan | None:
+    """Return the fastest plan with which the weights and ``work`` bytes fit into ``free`` ones; None where none does.
+
+    ``can_offload_embeddings`` is called only where it matters: it may have to build a kernel to know.
     """
     for plan in PLANS:
-        if weights.on_gpu(plan) + work <= free and (not plan.embeddings_on_host or embeddings_may_leave()):
+        if sizes.on_gpu(plan) + work <= free and (not plan.embeddings or can_offload_embeddings()):
             return plan
     return None
+
+
+def plan_for(
+    config: MllamaConfig,
+    sizes: Mapping[str, int],
+    text: Mapping[str, int],
+    free: int,
+    itemsize: int,
+    can_offload_embeddings: Callable[[], bool],
+) -> OffloadPlan | None:
+    """Return the plan for a model whose parameters have these ``sizes``; None where none fits into ``free`` bytes.
+
+    ``text`` are the sizes that a chat without images needs if nothing else is wanted now, and else empty: where they
+    fit alone, such a chat is not refused.
+    """
+    work = min_working_bytes(config, itemsize)
+    plan = choose_plan(WeightSizes.of(sizes), work, free, can_offload_embeddings=can_offload_embeddings)
+    if plan is None and text:
+        work = min_working_bytes(replace(config, vision_config=None), itemsize)
+        plan = choose_plan(WeightSizes.of(text), work, free, can_offload_embeddings=can_offload_embeddings)
+        plan = plan and replace(plan, vision=True)
+    return plan
+
+
+def plan_for_shape(config: MllamaConfig, quantize: str | None, free: int, itemsize: int = 2) -> OffloadPlan | None:
+    """Return the plan for a model of this shape in ``free`` bytes; None where none fits."""
+    sizes = sizes_of_shape(config, quantize, itemsize)
+    work = min_working_bytes(config, itemsize)
+    return choose_plan(sizes, work, free, can_offload_embeddings=lambda: not _is_tied(config))
+
+
+def refusal(
+    config: MllamaConfig, sizes: WeightSizes, free: int, device: torch.device, dtype: torch.dtype, packed: str
+) -> MemoryShortageError:
+    """Return the error for weights that do not fit, with what would. ``packed`` is int8, int4, "stored" or empty."""
+    smallest = OffloadPlan(embeddings=not _is_tied(config), vision=True)
+    needed = sizes.on_gpu(smallest) + min_working_bytes(config, dtype.itemsize)
+    remedies = []
+    if dtype == torch.float32 and packed != "stored":
+        remedies.append(("--dtype bfloat16", packed or None, 2))
+    if packed in ("", "int8"):
+        remedies.append(("--quantize int4", "int4", dtype.itemsize))
+    hint = "Close other programs that use the GPU, or use --device cpu."
+    for option, quantize, itemsize in remedies:
+        if plan_for_shape(config, quantize, free, itemsize):
+            hint = f"Use {option}, with which it fits, or --device cpu."
+            break
+    return MemoryShortageError(
+        f"The model needs {gib(needed)} of {device} with as much as possible in host memory, but {gib(free)} are free",
+        hint,
+    )
 
 
 def is_embedding(name: str) -> bool:
     return name.endswith("embed_tokens.weight")
 
 
-def is_tower_layer(name: str) -> bool:
-    """Whether a parameter belongs to one of the vision tower's layers, and not to what is around them."""
-    return name.startswith(_TOWER)
+def is_vision_layer(name: str) -> bool:
+    """Return whether a parameter belongs to one of the vision tower's layers, and not to what is around them."""
+    return name.startswith(_VISION_LAYERS)
+
+
+def _is_tied(config: MllamaConfig) -> bool:
+    """Return whether the output layer is the embeddings, which then cannot leave the GPU."""
+    return config.text_config.tie_word_embeddings

@@ -1,8 +1,8 @@
-"""The vision tower's layers in host memory: each is uploaded while the one before computes, and computes as ever.
+"""The vision tower's layers in host memory: each is uploaded while the one before it computes.
 
-Every layer's weights lie in one block, so that an upload is one copy. Two buffers on the device are used by turns;
-while a layer runs its parameters are views of one of them, otherwise of its block. The results are those of weights
-that stay on the device, bit for bit.
+Every layer's weights are in one block, so that an upload is one copy, into one of two buffers on the device that are
+used alternately. While a layer runs its parameters are views of its buffer, otherwise of its block. The results are
+those of weights that stay on the device, bit for bit.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mllama_cli.engine.weights.host_memory import host_blocks
+from mllama_cli.core.errors import MemoryShortageError
+from mllama_cli.engine.device import gib
 from mllama_cli.model.vision import MllamaVisionAttention, MllamaVisionEncoderLayer, MllamaVisionModel
 
 ALIGNMENT = 256
@@ -22,8 +23,8 @@ _QKV = ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a parameter lies in its layer's block."""
+class _Slice:
+    """Where in its layer's block a parameter is."""
 
     name: str
     start: int
@@ -39,45 +40,45 @@ class _Place:
 
 
 class _Layout:
-    """The places of all parameters of one layer. Query, key and value matrices lie side by side where ``joined``."""
+    """The slices of all parameters of one layer. Query, key and value matrices are adjacent, one if ``joined``."""
 
     def __init__(self, layer: nn.Module, joined: bool) -> None:
         parameters = dict(layer.named_parameters())
         parts = [parameters.get(name) for name in _QKV]
         weights = [part for part in parts if part is not None]
-        alike = len(weights) == 3 and len({(part.shape[1], part.dtype) for part in weights}) == 1
-        names = [*_QKV, *(name for name in parameters if name not in _QKV)] if alike else list(parameters)
-        self.places: list[_Place] = []
+        uniform = len(weights) == 3 and len({(part.shape[1], part.dtype) for part in weights}) == 1
+        names = [*_QKV, *(name for name in parameters if name not in _QKV)] if uniform else list(parameters)
+        self.slices: list[_Slice] = []
         end = 0
         for name in names:
-            if not (alike and name in _QKV):
+            if not (uniform and name in _QKV):
                 end = -(-end // ALIGNMENT) * ALIGNMENT
             parameter = parameters[name]
-            self.places.append(_Place(name, end, tuple(parameter.shape), parameter.dtype))
+            self.slices.append(_Slice(name, end, tuple(parameter.shape), parameter.dtype))
             end += parameter.nbytes
         self.size = -(-end // ALIGNMENT) * ALIGNMENT
-        self._joined: _Place | None = None
-        if alike and joined:
+        self._joined: _Slice | None = None
+        if uniform and joined:
             rows = sum(part.shape[0] for part in weights)
-            self._joined = _Place("", 0, (rows, weights[0].shape[1]), weights[0].dtype)
+            self._joined = _Slice("", 0, (rows, weights[0].shape[1]), weights[0].dtype)
 
     def views(self, layer: MllamaVisionEncoderLayer, block: Tensor) -> "_Views":
-        """The layer's parameters in a block that is laid out so."""
+        """Return the layer's parameters as views of a block with this layout."""
         parameters = []
-        for place in self.places:
-            owner, _, attribute = place.name.rpartition(".")
-            view = nn.Parameter(place.of(block), requires_grad=False)
+        for part in self.slices:
+            owner, _, attribute = part.name.rpartition(".")
+            view = nn.Parameter(part.of(block), requires_grad=False)
             parameters.append((layer.get_submodule(owner)._parameters, attribute, view))
         return _Views(layer.self_attn, parameters, self._joined.of(block) if self._joined else None)
 
 
 @dataclass(frozen=True)
 class _Views:
-    """A layer's parameters, and its query, key and value matrices as one, as views of one block."""
+    """A layer's parameters as views of one block, and its query, key and value matrices as one view."""
 
     attention: MllamaVisionAttention
     parameters: list[tuple[dict[str, nn.Parameter | None], str, nn.Parameter]]
-    """By what holds it and its name there."""
+    """The dict that holds each, its key there, and the view."""
     joined: Tensor | None
 
     def enter(self) -> None:
@@ -87,10 +88,10 @@ class _Views:
         self.attention.joined = self.joined
 
 
-class StreamedTower:
-    """Takes the layers of a loaded vision tower, whose parameters may lie anywhere, into host memory.
+class OffloadedVision:
+    """Move the layers of a loaded vision tower, whose parameters may be anywhere, to host memory.
 
-    ``pack`` does it; from then on the tower is called as always. Without a GPU the same copies are made, one after the
+    ``pack`` does it; from then on the tower is called as before. Without a GPU the same copies are made, one after the
     other.
     """
 
@@ -101,23 +102,23 @@ class StreamedTower:
         self._buffers: list[Tensor] = []
         self._on_host: list[_Views] = []
         self._on_device: list[_Views] = []
-        """By layer: its parameters in the buffer that it has, which is the one of its number's parity."""
+        """By layer: its parameters in its buffer, which is the one of its number's parity."""
         self._held: list[int | None] = [None, None]
         self._stream: torch.cuda.Stream | None = None
         self._ready: list[torch.cuda.Event] = []
 
     def pack(self) -> Iterator[int]:
-        """Yields the bytes of each layer as soon as they are in their block."""
+        """Yield the bytes of each layer as soon as they are in their block."""
         joined = self._device.type == "cuda" or all(layer.self_attn.joined is not None for layer in self._layers)
         layouts = [_Layout(layer, joined) for layer in self._layers]
         largest = max((layout.size for layout in layouts), default=0)
         self._blocks = host_blocks(len(layouts), largest, self._device)
-        with torch.inference_mode(False):  # so that they can be written in and out of that mode
+        with torch.inference_mode(False):  # so that they can be written inside and outside of that mode
             self._buffers = [torch.empty(largest, dtype=torch.uint8, device=self._device) for _ in range(2)]
         if self._device.type == "cuda":
             self._stream = torch.cuda.Stream(self._device)
             self._ready = [torch.cuda.Event() for _ in range(2)]
-            for buffer in self._buffers:  # which may be given up while an upload is under way
+            for buffer in self._buffers:  # which may be freed while an upload is under way
                 buffer.record_stream(self._stream)
         for index, (layer, layout) in enumerate(zip(self._layers, layouts, strict=True)):
             views = layout.views(layer, self._blocks[index])
@@ -149,31 +150,74 @@ class StreamedTower:
         def hook(layer: nn.Module, arguments: object, result: object) -> None:
             self._on_host[index].enter()
             if index + 1 == len(self._layers):
-                self._upload(0)  # for the next picture
+                self._upload(0)  # for the next image
 
         return hook
 
     def _upload(self, index: int) -> None:
-        """Begin to copy a layer into its buffer, if it is not there, once all that was launched before is done.
+        """Start copying a layer into its buffer, if it is not there, once all that was launched before is done.
 
-        What was launched before includes the layer that has the buffer now, and not the one that is about to run.
+        What was launched before includes the layer that uses the buffer now, and not the one that is about to run.
         """
-        place = index % 2
-        if self._held[place] == index:
+        buffer = index % 2
+        if self._held[buffer] == index:
             return
-        self._held[place] = None  # should this be interrupted, the buffer holds nothing
-        source, target = self._blocks[index], self._buffers[place]
+        self._held[buffer] = None  # should this be interrupted, the buffer holds nothing
+        source, target = self._blocks[index], self._buffers[buffer]
         if self._stream is None:
             target.copy_(source)
         else:
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(self._stream):
                 target.copy_(source, non_blocking=True)
-                self._ready[place].record(self._stream)
-        self._held[place] = index
+                self._ready[buffer].record(self._stream)
+        self._held[buffer] = index
 
 
 def layers_of(tower: MllamaVisionModel) -> Sequence[MllamaVisionEncoderLayer]:
-    """All layers in the order in which they run."""
+    """Return all layers in the order in which they run."""
     layers = [*tower.transformer.layers, *tower.global_transformer.layers]
     return [layer for layer in layers if isinstance(layer, MllamaVisionEncoderLayer)]
+
+
+def host_tensor(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return uninitialised host memory that ``device`` can read while it computes: page-locked where that is a GPU.
+
+    Raise MemoryShortageError where the system gives no page-locked memory of that size.
+    """
+    try:
+        return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
+    except RuntimeError as error:
+        size = torch.Size(shape).numel() * dtype.itemsize
+        raise MemoryShortageError(
+            f"The system gives no {gib(size)} of page-locked memory for weights that do not fit on the GPU",
+            "Close other programs, raise the limit (ulimit -l), or use a smaller model.",
+        ) from error
+
+
+def to_host(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a copy in such memory."""
+    copy = host_tensor(tuple(tensor.shape), dtype, device)
+    copy.copy_(tensor)
+    return copy
+
+
+def host_blocks(count: int, size: int, device: torch.device) -> list[Tensor]:
+    """Return ``count`` blocks of ``size`` bytes, uint8, in such memory.
+
+    torch rounds each page-locked allocation up to a power of two, so several blocks share one: as many as waste least.
+    """
+
+    def allocated(n: int) -> int:
+        return count // n * _next_power_of_two(n * size) + _next_power_of_two(count % n * size)
+
+    per_allocation = min(range(1, count + 1), key=allocated, default=1)
+    blocks: list[Tensor] = []
+    while len(blocks) < count:
+        n = min(per_allocation, count - len(blocks))
+        blocks += host_tensor((n * size,), torch.uint8, device).view(n, size).unbind()
+    return blocks
+
+
+def _next_power_of_two(size: int) -> int:
+    return 1 << (size - 1).bit_length() if size else 0

@@ -25,15 +25,15 @@ SHAPES = {
 
 
 def shaped(config: MllamaConfig, quantize: str | None = None) -> Network:
-    """The empty network of a config on the meta device.
+    """Return the empty network of a config on the meta device.
 
-    ``quantize``, int8 or int4, packs the language model as quantizing while loading does. UsageError for another word.
+    ``quantize``, int8 or int4, packs the language model as quantizing while loading does. Raise UsageError for others.
     """
     if quantize is not None and quantize not in NAMES:
         raise UsageError(f"{quantize!r} is no way to quantize", f"Use {' or '.join(NAMES)}.")
     network = empty_network(config)
     if quantize is not None:
-        # Which layers are kept higher in a shape of unknown depth depends on weights: how many does not.
+        # Which layers keep more bits depends on their weights: how many does not.
         wish = Wish(scheme_named(quantize), "rtn")
         replace_linears(network, choose(linear_layers(network), config.text_config, wish, lambda name: 0.0).schemes)
     return network

@@ -5,8 +5,8 @@ import torch
 
 from tests.triton_here import DEVICE, apart  # isort: skip  (first: it prepares Triton)
 from mllama_cli.engine.batch.cache import SlotCache
+from mllama_cli.engine.batch.padded_step import StepShape, padded_step
 from mllama_cli.engine.batch.slot_step import SlotStep
-from mllama_cli.engine.padded_step import StepShape, padded_step
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from tests.checkpoints import config_dict, random_network
 

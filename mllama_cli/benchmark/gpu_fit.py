@@ -1,0 +1,42 @@
+"""What fits on a GPU with so much memory: computed from a model's shape, without weights."""
+
+from dataclasses import dataclass
+
+from mllama_cli.core.config import MllamaConfig
+from mllama_cli.engine.batch.capacity import EXPECTED_NEW_TOKENS, MAX_SLOTS, slots_that_fit
+from mllama_cli.engine.weights.memory import choose_prefill_chunk, longest_context
+from mllama_cli.engine.weights.offload import OffloadPlan, plan_for_shape, sizes_of_shape
+
+CARDS = {8: 8188, 12: 12282, 16: 16376, 24: 24564, 48: 49140, 80: 81559, 141: 143771}
+"""MiB that cards report which are sold with so many GB."""
+
+RESERVED_MIB = 500
+"""Of them, what the CUDA context and a desktop take."""
+
+CAPTION_PROMPT_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Fit:
+    """``context`` tokens fit in a chat about an image with the most tiles; ``slots`` captions are made at once."""
+
+    plan: OffloadPlan
+    context: int
+    slots: int
+
+
+def usable_bytes(card: int) -> int:
+    """Return the bytes that are free on a card of ``card`` GB, one of CARDS."""
+    return (CARDS[card] - RESERVED_MIB) * 2**20
+
+
+def fit(config: MllamaConfig, quantize: str | None, free: int, itemsize: int = 2) -> Fit | None:
+    """Return how a model of this shape would run in ``free`` bytes; None if not at all."""
+    plan = plan_for_shape(config, quantize, free, itemsize)
+    if plan is None:
+        return None
+    free -= sizes_of_shape(config, quantize, itemsize).on_gpu(plan)
+    chunk = choose_prefill_chunk(config, itemsize, "cuda", free)
+    length = CAPTION_PROMPT_TOKENS + EXPECTED_NEW_TOKENS
+    slots = slots_that_fit(config, itemsize, free, chunk, length, 1, MAX_SLOTS["cuda"])
+    return Fit(plan, longest_context(config, itemsize, free, chunk), slots)

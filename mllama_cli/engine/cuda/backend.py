@@ -1,0 +1,98 @@
+"""Decode from captured graphs of our kernels; from plain torch, with a reason, where they do not run."""
+
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from mllama_cli.core.events import Event, Notice
+from mllama_cli.engine.device import is_out_of_memory
+from mllama_cli.engine.forward import DecodeInput, Network, decode
+from mllama_cli.kernels.ops import strict_kernels
+from mllama_cli.kernels.rows import fused
+
+if TYPE_CHECKING:
+    from mllama_cli.engine.cuda.decode import GraphDecoder
+
+
+class CapturedDecoder:
+    """One engine's ``Decoder`` on a GPU, with its idle graph decoders: each answer in progress has one of its own.
+
+    Triton is imported when it is first needed: loading weights does so in the background (engine/cuda/warmup.py).
+    """
+
+    def __init__(self, network: Network, dtype: torch.dtype, device: torch.device) -> None:
+        self.fallback_reason = ""
+        self._network, self._dtype, self._device = network, dtype, device
+        self._idle: list[GraphDecoder] = []
+        self._batch_builds = False
+
+    def prepare(self, *, with_images: bool, sampled: bool) -> Iterator[Event]:
+        """Build and capture what an answer needs, once. Where that fails, ``fallback_reason`` says why."""
+        if self.fallback_reason:
+            return
+        from mllama_cli.engine.cuda.operands import obstacle
+
+        self.fallback_reason = obstacle(self._network, self._dtype, self._device)
+        if self.fallback_reason:
+            return
+        from mllama_cli.engine.cuda.build_cache import Work, first_time, remember
+        from mllama_cli.engine.cuda.self_check import MOST, disagreement
+
+        work: Work = "pictures" if with_images else "text"
+        new = first_time(self._network, self._device, work)
+        if new:
+            yield Notice("Building kernels for this GPU, once: about 20 seconds")
+        try:
+            decoder = self._take()
+            decoder.prepare(sees=with_images, sampled=sampled)
+            if new and (error := disagreement(decoder, self._network, sees=with_images)) > MOST:
+                self._fall_back(f"kernels do not compute here what the network does: {error:.0%} apart")
+                return
+            self._idle.append(decoder)
+        except Exception as error:  # no C compiler, a driver too old: whatever it is, torch still works
+            if is_out_of_memory(error) or strict_kernels():
+                raise
+            last_line = (str(error).strip().splitlines() or [repr(error)])[-1]
+            self._fall_back(f"kernels could not be built: {last_line}")
+            return
+        remember(self._network, self._device, work)
+
+    def tokens(self, start: DecodeInput) -> Generator[int]:
+        if self.fallback_reason:
+            yield from decode(self._network, start)
+            return
+        decoder = self._take()
+        try:
+            yield from decoder.tokens(start)
+        finally:
+            self._idle.append(decoder)
+
+    @torch.inference_mode()
+    def prepare_batch(self) -> Iterator[Event]:
+        """Yield a Notice where the first batch on this machine will build kernels, as it needs them."""
+        if not fused(torch.empty(0, device=self._device)):
+            return
+        from mllama_cli.engine.cuda.build_cache import first_time
+
+        self._batch_builds = first_time(self._network, self._device, "batch")
+        if self._batch_builds:
+            yield Notice("The first captions on this GPU build kernels, once: about 10 seconds")
+
+    def batch_stepped(self) -> None:
+        """Note that a batch has made a step: the next process need not announce its kernels."""
+        if self._batch_builds:
+            from mllama_cli.engine.cuda.build_cache import remember
+
+            self._batch_builds = False
+            remember(self._network, self._device, "batch")
+
+    def _fall_back(self, reason: str) -> None:
+        if strict_kernels():
+            raise RuntimeError(reason)
+        self.fallback_reason = reason
+
+    def _take(self) -> "GraphDecoder":
+        from mllama_cli.engine.cuda.decode import GraphDecoder
+
+        return self._idle.pop() if self._idle else GraphDecoder(self._network, self._dtype, self._device)

@@ -1,0 +1,104 @@
+"""A loaded model: what sessions, batches and benchmarks take."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from mllama_cli.core.config import GenerationConfig, MllamaConfig
+from mllama_cli.core.events import Event
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.cuda.backend import CapturedDecoder
+from mllama_cli.engine.device import choose_device, free_bytes, make_current
+from mllama_cli.engine.forward import PREFILL_CHUNK, Decoder, EagerDecoder, Network
+from mllama_cli.engine.vision import VisionEncoder
+from mllama_cli.engine.weights.loader import StoredWeights
+from mllama_cli.engine.weights.memory import choose_prefill_chunk
+from mllama_cli.model.mllama import empty_network
+from mllama_cli.processing.processor import MllamaProcessor
+from mllama_cli.system.json_file import read_json
+
+
+class LoadedModel:
+    """A network with all that turns prompts into tokens on one device.
+
+    ``weights`` is where parts that are not loaded yet come from; None where all of the network is there.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        config: MllamaConfig,
+        processor: MllamaProcessor,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        generation_config: GenerationConfig | None = None,
+        weights: StoredWeights | None = None,
+        prefill_chunk: int = PREFILL_CHUNK,
+    ) -> None:
+        self.network, self.config, self.processor = network, config, processor
+        self.device, self.dtype = device, dtype
+        self.generation_config = generation_config or GenerationConfig()
+        self.weights = weights
+        self.eos = frozenset(self.generation_config.eos_token_id or config.text_config.eos_token_id)
+        self.prefill_chunk = prefill_chunk
+        """Tokens of a prompt that go through the network at once in the memory that is left."""
+        self.vision = VisionEncoder(network, processor, device)
+        self.decoder: Decoder = EagerDecoder(network)
+        if device.type == "cuda":
+            self.decoder = CapturedDecoder(network, dtype, device)
+
+    @classmethod
+    def from_folder(
+        cls, folder: Path, *, device: str = "auto", dtype: str = "auto", quantize: str | None = None
+    ) -> "LoadedModel":
+        """Open a checkpoint; ``load`` then reads its weights. Raise CheckpointError or DeviceError."""
+        raw = read_json(folder / "config.json")
+        config = MllamaConfig.from_dict(raw)
+        generation = folder / "generation_config.json"
+        generation_config = GenerationConfig.from_dict(read_json(generation) if generation.is_file() else {})
+        chosen = choose_device(device)
+        make_current(chosen)
+        network = empty_network(config)
+        weights = StoredWeights(folder, raw, config, network, chosen, dtype, quantize)
+        vision = config.vision_config is not None
+        return cls(
+            network,
+            config,
+            MllamaProcessor.from_pretrained(folder, config.image_token_index, vision=vision),
+            device=chosen,
+            dtype=weights.dtype,
+            generation_config=generation_config,
+            weights=weights,
+        )
+
+    @property
+    def has_vision(self) -> bool:
+        """Whether the model can see at all."""
+        return self.config.vision_config is not None
+
+    @property
+    def vision_loaded(self) -> bool:
+        """Whether what images need is in memory."""
+        return self.has_vision if self.weights is None else "vision" in self.weights.loaded
+
+    @property
+    def max_context(self) -> int:
+        """Tokens that the model can read and write in one conversation."""
+        return self.config.text_config.max_position_embeddings
+
+    def default_sampling(self) -> Sampling:
+        return Sampling.from_defaults(self.generation_config)
+
+    def load(self, *, vision: bool = False) -> Iterator[Event]:
+        """Load what is missing of the text part and, with ``vision``, of what images need; yields progress."""
+        if self.weights is None or not (missing := self.weights.missing(vision=vision)):
+            return
+        yield from self.weights.load(missing)
+        free = free_bytes(self.device) if self.device.type == "cuda" else 0
+        self.prefill_chunk = choose_prefill_chunk(self.config, self.dtype.itemsize, self.device.type, free)
+
+    def load_vision(self) -> Iterator[Event]:
+        """Load the vision tower, the projector and the cross-attention layers."""
+        return self.load(vision=True)

@@ -1,0 +1,160 @@
+"""Images to the keys and values that the cross-attention layers read of them; each image is encoded once."""
+
+from collections import OrderedDict
+from collections.abc import Collection, Generator, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from mllama_cli.core.conversation import ImagePart
+from mllama_cli.core.errors import UsageError
+from mllama_cli.engine.cuda.vision_graphs import TowerGraphs
+from mllama_cli.engine.device import image_stream
+from mllama_cli.engine.forward import Network
+from mllama_cli.model.cache import LayerKV
+from mllama_cli.model.layers import result_of
+from mllama_cli.model.mllama import MllamaForConditionalGeneration
+from mllama_cli.processing.image_processor import ImageTiles
+from mllama_cli.processing.processor import MllamaProcessor
+
+
+def require_vision(network: Network) -> MllamaForConditionalGeneration:
+    """Return a network that can see. Raise UsageError where it cannot."""
+    if not isinstance(network, MllamaForConditionalGeneration):
+        raise UsageError("This model is text-only: it cannot see images", "Use a Llama 3.2 Vision checkpoint.")
+    return network
+
+
+class VisionEncoder:
+    """Run the vision tower: on a GPU from captured graphs, on a CPU layer by layer."""
+
+    def __init__(self, network: Network, processor: MllamaProcessor, device: torch.device) -> None:
+        self.device = device
+        self._network, self._processor = network, processor
+        self._graphs: TowerGraphs | None = None
+        self._encoded: torch.cuda.Event | None = None
+        """Reached when the last image is encoded."""
+
+    @property
+    def layers(self) -> int:
+        """Layers of the vision tower."""
+        config = require_vision(self._network).config.vision_config
+        return config.num_hidden_layers + config.num_global_layers if config else 0
+
+    def tiles(self, image: ImagePart) -> ImageTiles:
+        """Decode an image and cut it into tiles. Raise ImageError, or UsageError where the model is text-only."""
+        return self._processor.tiles(image)
+
+    def encode(self, pixel_values: Tensor, aspect_ratio_id: int) -> list[LayerKV]:
+        """Encode one image's tiles [tiles, 3, T, T] to keys and values for each cross-attention layer."""
+        return result_of(self.steps(pixel_values, aspect_ratio_id))
+
+    @torch.inference_mode()
+    def steps(self, pixel_values: Tensor, aspect_ratio_id: int) -> Generator[int, None, list[LayerKV]]:
+        """Do as ``encode`` and, on a CPU, yield how many layers of the tower are done."""
+        network = require_vision(self._network)
+        if self.device.type != "cuda":
+            return (yield from network.model.encode_image_steps(pixel_values, aspect_ratio_id))
+        if self._graphs is None:
+            self._graphs = TowerGraphs(network, self.device)
+        pixels = pixel_values if pixel_values.is_cuda else pixel_values.pin_memory()
+        # Streams may differ from image to image: each waits for the one before, since graphs share their memory.
+        current = torch.cuda.current_stream(self.device)
+        if self._encoded is None:
+            self._encoded = torch.cuda.Event()
+        else:
+            current.wait_event(self._encoded)
+        try:
+            return self._graphs.encode(pixels, aspect_ratio_id)
+        finally:
+            self._encoded.record(current)
+
+
+class ImageCache:
+    """Encoded images by the digest of their content; the least recently used go first.
+
+    Args:
+        limit: bytes that ``trim`` leaves.
+        overlap: on a GPU, encode on a stream of its own alongside the caller's: ``encode`` returns at once.
+    """
+
+    def __init__(self, encoder: VisionEncoder, limit: int = 0, *, overlap: bool = False) -> None:
+        self.limit = limit
+        self._encoder = encoder
+        self._overlap = overlap and encoder.device.type == "cuda"
+        self._encoded: OrderedDict[str, list[LayerKV]] = OrderedDict()
+        self._bytes = 0
+        self._stream: torch.cuda.Stream | None = None
+        self._done: dict[str, torch.cuda.Event] = {}
+
+    def __contains__(self, digest: str) -> bool:
+        return digest in self._encoded
+
+    def ready(self, digest: str) -> bool:
+        """Return whether nobody has to wait for this image any more."""
+        return digest not in self._done or self._done[digest].query()
+
+    def get(self, digest: str) -> list[LayerKV]:
+        """Return an encoded image; the caller's stream waits for it, the host does not."""
+        self._encoded.move_to_end(digest)
+        layers = self._encoded[digest]
+        if digest in self._done:
+            current = torch.cuda.current_stream(self._encoder.device)
+            current.wait_event(self._done[digest])
+            for pair in layers:
+                for tensor in pair:
+                    tensor.record_stream(current)
+        return layers
+
+    def encode_steps(self, image: ImagePart) -> Iterator[int]:
+        """Encode an image and, on a CPU, yield how many layers of the tower are done."""
+        tiles = self._encoder.tiles(image)
+        layers = yield from self._encoder.steps(tiles.pixel_values, tiles.aspect_ratio_id)
+        self._add(image.digest, layers)
+
+    def encode(self, images: Mapping[str, ImageTiles]) -> None:
+        """Encode images by digest, one after the other: one with several tiles keeps any device busy."""
+        if not images:
+            return
+        with self._side_stream() as stream:
+            for digest, tiles in images.items():
+                self._add(digest, self._encoder.encode(tiles.pixel_values, tiles.aspect_ratio_id))
+                if stream is not None:
+                    self._done[digest] = event = torch.cuda.Event()
+                    event.record(stream)
+
+    def trim(self, kept: Collection[str] = ()) -> None:
+        """Drop the least recently used images, down to the limit, but none of ``kept``."""
+        for digest in list(self._encoded):
+            if self._bytes <= self.limit:
+                return
+            if digest not in kept:
+                self._bytes -= encoded_bytes(self._encoded.pop(digest))
+                self._done.pop(digest, None)
+
+    def clear(self) -> None:
+        self._encoded.clear()
+        self._done.clear()
+        self._bytes = 0
+
+    def _add(self, digest: str, layers: list[LayerKV]) -> None:
+        self._encoded[digest] = layers
+        self._bytes += encoded_bytes(layers)
+
+    @contextmanager
+    def _side_stream(self) -> Iterator[torch.cuda.Stream | None]:
+        if not self._overlap:
+            yield None
+            return
+        device = self._encoder.device
+        if self._stream is None:
+            self._stream = image_stream(device)
+            self._stream.wait_stream(torch.cuda.current_stream(device))  # weights may still be on their way
+        with torch.cuda.stream(self._stream):
+            yield self._stream
+
+
+def encoded_bytes(layers: list[LayerKV]) -> int:
+    """Return the bytes of one encoded image."""
+    return sum(keys.nbytes + values.nbytes for keys, values in layers)

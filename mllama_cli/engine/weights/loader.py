@@ -1,0 +1,143 @@
+"""The weights of one checkpoint: loaded in two parts, text first, then what images need."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mllama_cli.checkpoint.names import part
+from mllama_cli.checkpoint.reader import DTYPES, CheckpointReader
+from mllama_cli.core.config import MllamaConfig
+from mllama_cli.core.events import Event, LoadProgress, Notice
+from mllama_cli.engine.device import check_fits, choose_dtype, compute_dtype, free_bytes
+from mllama_cli.engine.forward import Network
+from mllama_cli.engine.weights.offload import OffloadPlan, WeightSizes, is_vision_layer, plan_for, refusal
+from mllama_cli.engine.weights.place import Placement
+from mllama_cli.engine.weights.read import loaded_bytes, read_tensors
+from mllama_cli.kernels import dispatch
+from mllama_cli.kernels.tables import reads_host_memory
+from mllama_cli.quantization.linear import QuantizedLinear
+from mllama_cli.quantization.loading import replace_stored, replace_wished
+from mllama_cli.quantization.schemes import Scheme
+
+
+class StoredWeights:
+    """Load a network that is on the meta device, and know what of it is loaded, in which format and where.
+
+    ``dtype`` is the format of activations and caches, ``weights_dtype`` the one in which matrices are kept.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        raw: dict[str, Any],
+        config: MllamaConfig,
+        network: Network,
+        device: torch.device,
+        dtype: str,
+        quantize: str | None,
+    ) -> None:
+        """Raise CheckpointError where files and ``config`` (``raw`` as it is stored) do not belong together."""
+        self.config, self.network, self.device = config, network, device
+        self.reader = CheckpointReader(folder)
+        replace_stored(network, raw)
+        expected = {name: tensor.shape for name, tensor in network.named_parameters()}
+        tied = config.text_config.tie_word_embeddings and "lm_head.weight" not in self.reader.tensors
+        self._tied = tied and expected.pop("lm_head.weight", None) is not None
+        self.reader.check(expected)
+        self._names = list(expected)
+        self._quantize = quantize
+        self._schemes: dict[str, Scheme] = {}
+        if quantize is not None:
+            self._schemes = replace_wished(network, raw, config.text_config, self.reader, quantize)
+        stored = DTYPES[self.reader.tensors[self._names[0]].info.dtype]
+        elements = sum(shape.numel() for shape in expected.values())
+        self.weights_dtype = choose_dtype(dtype, stored, elements, device)
+        self._narrowed = dtype == "auto" and stored == torch.bfloat16 and self.weights_dtype == torch.float16
+        self.dtype = compute_dtype(self.weights_dtype, device)
+        self.loaded: set[str] = set()
+        """Parts that are in memory: "text", "vision"."""
+        self.plan: OffloadPlan | None = None
+        """What is offloaded; decided for the whole model when its first part is loaded."""
+
+    def missing(self, *, vision: bool) -> set[str]:
+        """Return the parts to load before a prompt can be answered, one with images if ``vision``."""
+        return ({"text", "vision"} if vision and self.config.vision_config else {"text"}) - self.loaded
+
+    def load(self, wanted: set[str]) -> Iterator[Event]:
+        """Load these parts; yields progress."""
+        if self.plan is None:
+            self.plan = self.choose_plan(wanted)
+            if self._narrowed:
+                yield Notice("This GPU computes in no bfloat16: the model runs in float16")
+        names = [name for name in self._names if part(name, self.config.text_config) in wanted]
+        check_fits(WeightSizes.of(self._sizes(names)).on_gpu(self.plan), self.device)
+        if "vision" in wanted and self.plan.notice:
+            yield Notice(self.plan.notice)
+        if self.weights_dtype != self.dtype or self._has_packed_layers():
+            dispatch.prepare(self.device)
+        yield from self._fill(names, wanted, self.plan)
+        self.loaded.update(wanted)
+
+    def choose_plan(self, wanted: set[str]) -> OffloadPlan:
+        """Decide for the whole model, also where only its text part is wanted now.
+
+        Raise MemoryShortageError where no plan fits.
+        """
+        if self.device.type != "cuda":
+            return OffloadPlan()
+        sizes = self._sizes(self._names)
+        text = {name: size for name, size in sizes.items() if part(name, self.config.text_config) == "text"}
+        alone = {} if "vision" in wanted else text
+        free, itemsize = free_bytes(self.device), self.dtype.itemsize
+        plan = plan_for(self.config, sizes, alone, free, itemsize, self._can_offload_embeddings)
+        if plan is None:
+            packed = self._quantize or ("stored" if self._has_packed_layers() else "")
+            raise refusal(self.config, WeightSizes.of(sizes), free, self.device, self.dtype, packed)
+        return plan
+
+    def _fill(self, names: list[str], wanted: set[str], plan: OffloadPlan) -> Iterator[LoadProgress]:
+        tensors = self.reader.tensors
+        placement = Placement(self.network, plan, self.device, self.dtype, self.weights_dtype, self._schemes)
+        done, total = 0, sum(tensors[name].nbytes for name in names)
+        yield LoadProgress(0, total)
+        with self._warmed_up():
+            for name, tensor in read_tensors(self.reader, names, plan, self.device):
+                placement.put(name, tensor, tensors[name].file.name)
+                if not (plan.vision and is_vision_layer(name)):  # those are only mapped so far
+                    done += tensors[name].nbytes
+                yield LoadProgress(done, total)
+        if "text" in wanted and self._tied:
+            placement.tie_output_layer()
+        if "vision" in wanted:
+            for size in placement.finish_vision():
+                done = min(done + size, total)
+                yield LoadProgress(done, total)
+
+    def _warmed_up(self) -> AbstractContextManager[None]:
+        if self.device.type != "cuda":
+            return nullcontext()
+        from mllama_cli.engine.cuda.warmup import rehearsed
+
+        return rehearsed(self.network, self.dtype, self.device)
+
+    def _can_offload_embeddings(self) -> bool:
+        """Return whether the GPU can read them in host memory: our kernels can, and no output layer may share them."""
+        return not self._tied and reads_host_memory(self.device)
+
+    def _has_packed_layers(self) -> bool:
+        return any(isinstance(module, QuantizedLinear) for module in self.network.modules())
+
+    def _sizes(self, names: list[str]) -> dict[str, int]:
+        return {
+            name: loaded_bytes(
+                self.reader.tensors[name].info,
+                packed=name.rpartition(".")[2].startswith("weight_"),
+                scheme=self._schemes.get(name.removesuffix(".weight")),
+                dtype=self.weights_dtype,
+                device=self.device,
+            )
+            for name in names
+        }

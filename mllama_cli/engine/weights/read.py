@@ -1,0 +1,44 @@
+"""Stored tensors on their way out of the files."""
+
+import os
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from mllama_cli.checkpoint.header import TensorInfo
+from mllama_cli.checkpoint.reader import STORED_DTYPES, CheckpointReader
+from mllama_cli.engine.weights.offload import OffloadPlan
+from mllama_cli.quantization.schemes import Scheme
+
+
+def read_tensors(
+    reader: CheckpointReader, names: Sequence[str], plan: OffloadPlan, device: torch.device
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield stored tensors: on a GPU already there; those that stay in host memory are views of mapped files."""
+    if device.type != "cuda" or not hasattr(os, "preadv"):
+        yield from reader.read(list(names))
+        return
+    from mllama_cli.checkpoint.gpu_reader import upload
+
+    yield from reader.read([name for name in names if plan.covers(name)])
+    yield from upload([(name, reader.tensors[name]) for name in names if not plan.covers(name)], device)
+
+
+def loaded_bytes(
+    info: TensorInfo, *, packed: bool, scheme: Scheme | None, dtype: torch.dtype, device: torch.device
+) -> int:
+    """Return the bytes that loading a tensor takes. On a CPU, one kept in its own format stays in the mapped file.
+
+    Args:
+        packed: whether it is part of a matrix that the checkpoint stores quantized.
+        scheme: how it is quantized while loading, if it is.
+        dtype: the format in which weights are kept.
+    """
+    stored = STORED_DTYPES[info.dtype]
+    if scheme is not None:
+        outputs, inputs = info.shape
+        return outputs * (4 * scheme.words(inputs) + stored.itemsize * scheme.groups(inputs))
+    if device.type == "cpu" and (packed or stored == dtype):
+        return 0
+    return info.nbytes if packed else info.elements * dtype.itemsize
