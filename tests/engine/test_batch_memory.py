@@ -35,6 +35,22 @@ def test_a_real_failed_allocation_is_recognised() -> None:
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("CUDA error: out of memory\nCUDA kernel errors might be reported later", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
+        ("Triton Error [CUDA]: out of memory", True),
+        ("The wordlist is out of memory lane", False),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_only_failed_allocations_count(message: str, expected: bool) -> None:
+    assert is_out_of_memory(RuntimeError(message)) is expected
+    assert not is_out_of_memory(ValueError(message))
+
+
 @pytest.mark.parametrize("shortage", SHORTAGES, ids=["cuda", "cpu", "python"])
 @pytest.mark.parametrize(
     ("where", "what", "call"),
