@@ -21,7 +21,7 @@ NAMES = ("int4", "int8")
 """What can be asked for while loading: rounded to nearest in groups of 128, with the defaults of what stays exact."""
 
 
-def replace_stored(network: nn.Module, config: Mapping[str, Any]) -> None:
+def load_quantized_linears(network: nn.Module, config: Mapping[str, Any]) -> None:
     """Replace the layers of an empty network that config.json says are packed. Raises CheckpointError."""
     declared = config.get("quantization_config")
     if not declared:
@@ -43,7 +43,7 @@ def replace_stored(network: nn.Module, config: Mapping[str, Any]) -> None:
     replace_linears(network, schemes)
 
 
-def replace_wished(
+def quantize_linears(
     network: nn.Module,
     config: Mapping[str, Any],
     text: MllamaTextConfig,

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mllama_cli.engine.engine import Engine, load
-from mllama_cli.kernels import dispatch
 from mllama_cli.quantization.plan import make_plan
 from mllama_cli.quantization.policy import Wish
 from mllama_cli.quantization.quantize import quantize
@@ -41,10 +40,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--exact", action="store_true", help="keep activations whole: the weights' loss alone")
     given = parser.parse_args()
-    dispatch.set_exact(given.exact)
     samples = [sample for task in TASKS for sample in held_out(task, given.samples)]
     source = built_in_model()
-    exact = right_answers(load(source, device=given.device, vision=True), samples, given.batch)
+    exact = right_answers(load(source, device=given.device, vision=True, exact=given.exact), samples, given.batch)
     write = sys.stdout.write
     write("| weights | right | became wrong | became right | size |\n|---|---|---|---|---|\n")
     size = (source / "model.safetensors").stat().st_size
@@ -55,7 +53,9 @@ def main() -> None:
             plan = make_plan(source, wish)
             for _ in quantize(plan, folder):
                 pass
-            right = right_answers(load(folder, device=given.device, vision=True), samples, given.batch)
+            right = right_answers(
+                load(folder, device=given.device, vision=True, exact=given.exact), samples, given.batch
+            )
         lost = sum(before and not after for before, after in zip(exact, right, strict=True))
         won = sum(after and not before for before, after in zip(exact, right, strict=True))
         share = 100 * sum(right) / len(right)

@@ -1,7 +1,6 @@
 """Our files in other hands, and theirs in ours: compressed-tensors' own packing, transformers' own loading."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from mllama_cli.checkpoint.writer import write_checkpoint
 from mllama_cli.engine.engine import Engine, load
-from mllama_cli.kernels import dispatch
 from mllama_cli.kernels.packed import PackedWeight, dequantize, pack, unpack
 from mllama_cli.quantization.linear import QuantizedLinear
 from mllama_cli.quantization.plan import make_plan
@@ -28,12 +26,9 @@ CONFIG = config_dict({"hidden_size": 128, "intermediate_size": 256})
 
 
 @pytest.fixture(autouse=True)
-def _exact_arithmetic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """float32 activations and no kernels of ours: what is compared is the format."""
+def _no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turn our kernels off: what is compared is the format, with ``exact`` engines."""
     monkeypatch.setenv("MLLAMA_CPU_KERNELS", "off")
-    dispatch.set_exact(True)
-    yield
-    dispatch.set_exact(False)
 
 
 def quantized(folder: Path, wish: Wish, config: dict[str, Any] = CONFIG, dtype: torch.dtype = torch.float32) -> Path:
@@ -124,7 +119,7 @@ WISHES = {
 @pytest.mark.parametrize("wish", WISHES.values(), ids=WISHES)
 def test_transformers_loads_it_and_says_the_same(tmp_path: Path, wish: Wish) -> None:
     made = quantized(tmp_path, wish)
-    engine = load(made, device="cpu", dtype="float32", vision=True)
+    engine = load(made, device="cpu", dtype="float32", vision=True, exact=True)
     peer = transformers_of(made)
     packed = {n for n, m in engine.network.named_modules() if isinstance(m, QuantizedLinear)}
     theirs = {n for n, m in peer.named_modules() if getattr(m, "quantization_scheme", None) is not None}
@@ -135,7 +130,8 @@ def test_transformers_loads_it_and_says_the_same(tmp_path: Path, wish: Wish) -> 
     ours = engine.network(torch.tensor([row]), [pixels], [2])
     scale = ours.abs().max()
     torch.testing.assert_close(ours, peer_logits(peer, [row], [[(pixels, 2)]], IMAGE), rtol=0, atol=float(2e-5 * scale))
-    dense = load(dense_twin(engine, tmp_path / "dense", tmp_path / "source"), device="cpu", vision=True)
+    twin = dense_twin(engine, tmp_path / "dense", tmp_path / "source")
+    dense = load(twin, device="cpu", vision=True, exact=True)
     assert not any(isinstance(module, QuantizedLinear) for module in dense.network.modules())
     torch.testing.assert_close(
         ours, dense.network(torch.tensor([row]), [pixels], [2]), rtol=0, atol=float(1e-5 * scale)
@@ -149,7 +145,7 @@ def test_transformers_loads_text_only_ones(tmp_path: Path) -> None:
     save_file(
         {n.removeprefix("language_model."): t for n, t in tensors.items()}, made / "model.safetensors", {"format": "pt"}
     )
-    engine = load(made, device="cpu", dtype="float32")
+    engine = load(made, device="cpu", dtype="float32", exact=True)
     row = ids(30)
     ours = engine.network(torch.tensor([row]))
     theirs = peer_logits(transformers_of(made), [row], [[]], IMAGE)
@@ -218,7 +214,7 @@ def test_a_checkpoint_of_compressed_tensors_own_making_loads(tmp_path: Path) -> 
         }},
     }  # fmt: skip
     (made / "config.json").write_text(json.dumps({**CONFIG, "quantization_config": declared}))
-    engine = load(made, device="cpu", dtype="float32", vision=True)
+    engine = load(made, device="cpu", dtype="float32", vision=True, exact=True)
     assert isinstance(engine.network.get_submodule("model.language_model.layers.0.mlp.up_proj"), QuantizedLinear)
     assert not isinstance(engine.network.get_submodule("lm_head"), QuantizedLinear)
     # The list above speaks of older names: transformers 5 matches none of them, and wants them unanchored.
