@@ -11,7 +11,7 @@ from mllama_cli.kernels.packed import PackedWeight
 from mllama_cli.model.layers import Projection
 from mllama_cli.quantization.schemes import Scheme
 
-AGAIN = "Download or copy the file again, or quantize the model again."
+DAMAGED_HINT = "Download or copy the file again, or quantize the model again."
 
 
 class QuantizedLinear(Projection):
@@ -66,12 +66,14 @@ class QuantizedLinear(Projection):
             if rows < self.out_features or inputs != self.in_features:
                 raise CheckpointError(
                     f"{name} says [{rows}, {inputs}], config.json asks for [{self.out_features}, {self.in_features}]",
-                    AGAIN,
+                    DAMAGED_HINT,
                 )
             return torch.tensor((self.out_features, self.in_features))
         tensor = tensor[: self.out_features]
         if attribute == "weight_scale" and not bool((torch.isfinite(tensor) & (tensor > 0)).all()):
-            raise CheckpointError(f"{name} holds scales that are not positive numbers: the file is damaged", AGAIN)
+            raise CheckpointError(
+                f"{name} holds scales that are not positive numbers: the file is damaged", DAMAGED_HINT
+            )
         return tensor
 
 

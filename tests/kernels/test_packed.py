@@ -20,7 +20,7 @@ def test_a_packed_product_is_made_some_rows_at_a_time(bits: int, rows: int, monk
         largest.append(part.shape[0])
         return dequantize(part, dtype)
 
-    monkeypatch.setattr(reference, "UNPACKED", 4 * 64 * 8)
+    monkeypatch.setattr(reference, "UNPACKED_BYTES", 4 * 64 * 8)
     monkeypatch.setattr(reference, "dequantize", watched)
     exact = F.linear(x, dequantize(weight))
     assert (reference.quantized_linear(x, weight) - exact).norm() < 1e-6 * exact.norm()

@@ -13,7 +13,7 @@ from mllama_cli.engine.engine import Engine, load
 from mllama_cli.kernels.packed import PackedWeight, dequantize, pack, unpack
 from mllama_cli.quantization.linear import QuantizedLinear
 from mllama_cli.quantization.plan import make_plan
-from mllama_cli.quantization.policy import Wish
+from mllama_cli.quantization.policy import QuantizeOptions
 from mllama_cli.quantization.quantize import quantize
 from mllama_cli.quantization.rounding import quantize_matrix
 from mllama_cli.quantization.schemes import Scheme
@@ -31,9 +31,11 @@ def _no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLLAMA_CPU_KERNELS", "off")
 
 
-def quantized(folder: Path, wish: Wish, config: dict[str, Any] = CONFIG, dtype: torch.dtype = torch.float32) -> Path:
+def quantized(
+    folder: Path, options: QuantizeOptions, config: dict[str, Any] = CONFIG, dtype: torch.dtype = torch.float32
+) -> Path:
     source = make_checkpoint(folder / "source", config, dtype=dtype)
-    for _ in quantize(make_plan(source, wish), folder / "made"):
+    for _ in quantize(make_plan(source, options), folder / "made"):
         pass
     return folder / "made"
 
@@ -107,18 +109,18 @@ def test_values_are_those_of_compressed_tensors(scheme: Scheme, dtype: torch.dty
     assert torch.equal(theirs["weight"], dequantize(packed, dtype))
 
 
-WISHES = {
-    "4 bit": Wish(Scheme(4, 128)),
-    "4 bit, groups of 32": Wish(Scheme(4, 32), "rtn"),
-    "8 bit": Wish(Scheme(8, 128)),
-    "channel": Wish(Scheme(4, 0)),
-    "mixed": Wish(Scheme(4, 64), keep=("layers.0.*",), bits_for=(("v_proj", 8), ("vision_model.*.fc1", 8))),
+OPTIONS = {
+    "4 bit": QuantizeOptions(Scheme(4, 128)),
+    "4 bit, groups of 32": QuantizeOptions(Scheme(4, 32), "rtn"),
+    "8 bit": QuantizeOptions(Scheme(8, 128)),
+    "channel": QuantizeOptions(Scheme(4, 0)),
+    "mixed": QuantizeOptions(Scheme(4, 64), keep=("layers.0.*",), bits_for=(("v_proj", 8), ("vision_model.*.fc1", 8))),
 }
 
 
-@pytest.mark.parametrize("wish", WISHES.values(), ids=WISHES)
-def test_transformers_loads_it_and_says_the_same(tmp_path: Path, wish: Wish) -> None:
-    made = quantized(tmp_path, wish)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_transformers_loads_it_and_says_the_same(tmp_path: Path, options: QuantizeOptions) -> None:
+    made = quantized(tmp_path, options)
     engine = load(made, device="cpu", dtype="float32", vision=True, exact=True)
     peer = transformers_of(made)
     packed = {n for n, m in engine.network.named_modules() if isinstance(m, QuantizedLinear)}
@@ -139,7 +141,7 @@ def test_transformers_loads_it_and_says_the_same(tmp_path: Path, wish: Wish) -> 
 
 
 def test_transformers_loads_text_only_ones(tmp_path: Path) -> None:
-    made = quantized(tmp_path, Wish(Scheme(4, 64)), text_only_config(CONFIG))
+    made = quantized(tmp_path, QuantizeOptions(Scheme(4, 64)), text_only_config(CONFIG))
     # write_checkpoint names the output layer as whole models do; a text-only file from transformers has lm_head.
     tensors = load_file(made / "model.safetensors")
     save_file(
@@ -156,7 +158,7 @@ def test_ignored_and_targeted_names_are_disjoint_and_no_parent_s(tmp_path: Path)
     """compressed-tensors takes the first match in alphabetical order: no name may have two."""
     from compressed_tensors.utils.match import match_targets
 
-    made = quantized(tmp_path, WISHES["mixed"])
+    made = quantized(tmp_path, OPTIONS["mixed"])
     peer = transformers_of(made)
     declared = json.loads((made / "config.json").read_text())["quantization_config"]
     targets = [target for group in declared["config_groups"].values() for target in group["targets"]]
@@ -170,7 +172,7 @@ def test_patterns_match_the_older_layout_too(tmp_path: Path) -> None:
     """vLLM and older transformers call the same modules language_model.model.layers and vision_model."""
     from compressed_tensors.utils.match import match_name
 
-    made = quantized(tmp_path, Wish(Scheme(4, 128)))
+    made = quantized(tmp_path, QuantizeOptions(Scheme(4, 128)))
     declared = json.loads((made / "config.json").read_text())["quantization_config"]
     targets = [target for group in declared["config_groups"].values() for target in group["targets"]]
     for name in ("language_model.model.layers.0.mlp.up_proj", "model.layers.0.mlp.up_proj", "language_model.lm_head"):

@@ -14,7 +14,7 @@ from mllama_cli.engine.engine import Engine, load
 from mllama_cli.kernels.cpu.native import native
 from mllama_cli.kernels.packed import PackedWeight, dequantize
 from mllama_cli.quantization.plan import make_plan
-from mllama_cli.quantization.policy import Wish
+from mllama_cli.quantization.policy import QuantizeOptions
 from mllama_cli.quantization.schemes import Scheme
 from tests.checkpoints import config_dict, make_checkpoint
 from tests.quantization.running import FOUR, RELEASED, run, weights
@@ -94,7 +94,7 @@ def test_packed_weights_where_config_json_wants_plain_ones_and_the_other_way_rou
 def test_quantizing_while_loading_is_rounding_to_nearest_with_the_same_defaults(
     source: Path, tmp_path: Path, on_load: str
 ) -> None:
-    run(make_plan(source, Wish(Scheme(int(on_load[-1]), 128), "rtn")), tmp_path / "made")
+    run(make_plan(source, QuantizeOptions(Scheme(int(on_load[-1]), 128), "rtn")), tmp_path / "made")
     stored = load(tmp_path / "made", device="cpu", vision=True).network.state_dict()
     made = load(source, device="cpu", vision=True, quantize=on_load).network.state_dict()
     assert stored.keys() == made.keys()
