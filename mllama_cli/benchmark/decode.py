@@ -122,10 +122,11 @@ def decoded(model: LoadedModel, encoded: list[LayerKV] | None, count: int) -> It
     """Prefill a short prompt and decode ``count`` tokens."""
     ids = [model.config.image_token_index] * (encoded is not None) + random_ids(model, PROMPT_TOKENS)
     start = prefilled(model, ids, encoded, count)
-    for _ in model.decoder.prepare(with_images=encoded is not None, sampled=False):
+    for _ in model.decoder.prepare(with_images=encoded is not None, sampling=start.sampling):
         pass
     with closing(model.decoder.tokens(start)) as tokens:
-        yield from tokens
+        for token in tokens:
+            yield token.id
 
 
 def first_token(model: LoadedModel, image: tuple[Tensor, int] | None) -> float:

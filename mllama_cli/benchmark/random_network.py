@@ -13,8 +13,8 @@ from mllama_cli.engine.weights.memory import choose_prefill_chunk, min_working_b
 from mllama_cli.engine.weights.offload import OffloadPlan, choose_plan, is_embedding, refusal, sizes_of_shape
 from mllama_cli.engine.weights.offloaded_vision import OffloadedVision, to_host
 from mllama_cli.engine.weights.shapes import shaped
+from mllama_cli.kernels.ops import reads_host_memory
 from mllama_cli.kernels.packed import PackedWeight
-from mllama_cli.kernels.tables import reads_host_memory
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.processing.processor import MllamaProcessor
 from mllama_cli.processing.tokenizer import MllamaTokenizer
@@ -39,7 +39,7 @@ def random_model(
         chunk = choose_prefill_chunk(config, dtype.itemsize, "cuda", free - sizes.on_gpu(plan))
     network = random_network(config, dtype=dtype, device=device, quantize=quantize, plan=plan)
     if device.type == "cuda" and not plan.vision:
-        network.model.vision_model.join_projections()
+        network.model.vision_model.fuse_projections()
     return without_words(network, config, dtype=dtype, device=device, prefill_chunk=chunk), plan
 
 

@@ -9,7 +9,6 @@ from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch.run import Reply, answer_batch
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.session import Session
-from mllama_cli.kernels import dispatch
 
 
 def load(
@@ -31,7 +30,7 @@ def load(
         device: "cuda:N" becomes the current CUDA device of each thread that uses the engine.
         vision: also load what images need; otherwise it is loaded with the first image.
         quantize: "int4" or "int8" makes the language model small while it loads.
-        exact: for the whole process, don't round activations to 8 bits, as a CPU does for products with packed
+        exact: keep activations in their precision, which a CPU otherwise rounds to 8 bits for products with packed
             matrices.
         progress: called with each event of loading.
     """
@@ -62,10 +61,9 @@ class Engine:
         quantize: str | None = None,
         exact: bool = False,
     ) -> None:
-        dispatch.set_exact(exact or dispatch.is_exact())
         self.path = folder
         self.name = name
-        self.model = LoadedModel.from_folder(folder, device=device, dtype=dtype, quantize=quantize)
+        self.model = LoadedModel.from_folder(folder, device=device, dtype=dtype, quantize=quantize, exact=exact)
         self.config, self.generation_config = self.model.config, self.model.generation_config
         self.network, self.processor = self.model.network, self.model.processor
         self.device, self.dtype = self.model.device, self.model.dtype

@@ -7,10 +7,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.events import Event
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.sampling import Sampler
-from mllama_cli.kernels.upload import upload
+from mllama_cli.engine.sampling import ChosenToken, Sampler
+from mllama_cli.kernels.ops import upload
 from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.model.text import MllamaForCausalLM
@@ -90,15 +91,18 @@ class DecodeInput:
     budget: int
 
 
-def decode(network: Network, start: DecodeInput) -> Generator[int]:
+def decode(network: Network, start: DecodeInput) -> Generator[ChosenToken]:
     """Yield the answer's tokens. When the next one is asked for, all before it are in the cache."""
     logits = start.logits
-    sampler = Sampler(start.sampling, logits.shape[-1], start.prompt, logits.device)
+    sampler = Sampler(1, logits.shape[-1], logits.device)
+    sampler.admit(0, start.sampling, start.prompt)
     for number in range(start.budget):
-        token = sampler(logits[0])
+        (token,) = sampler.choose(logits)
+        if isinstance(token, MllamaError):
+            raise token
         yield token
         if number + 1 < start.budget:
-            ids = upload(torch.tensor([[token]]), logits.device)
+            ids = upload(torch.tensor([[token.id]]), logits.device)
             logits = forward(network, ids, start.cache, start.cross, [start.spans])
 
 
@@ -110,11 +114,11 @@ class Decoder(Protocol):
         """Why decoding takes plain torch on a GPU; empty where it does not, and on a CPU."""
         ...
 
-    def prepare(self, *, with_images: bool, sampled: bool) -> Iterator[Event]:
+    def prepare(self, *, with_images: bool, sampling: Sampling) -> Iterator[Event]:
         """Prepare what ``tokens`` will need; yields a Notice where kernels have to be built first."""
         ...
 
-    def tokens(self, start: DecodeInput) -> Generator[int]:
+    def tokens(self, start: DecodeInput) -> Generator[ChosenToken]:
         """Yield the answer's tokens. When the next one is asked for, all before it are in the cache."""
         ...
 
@@ -135,10 +139,10 @@ class EagerDecoder:
     def __init__(self, network: Network) -> None:
         self._network = network
 
-    def prepare(self, *, with_images: bool, sampled: bool) -> Iterator[Event]:
+    def prepare(self, *, with_images: bool, sampling: Sampling) -> Iterator[Event]:
         return iter(())
 
-    def tokens(self, start: DecodeInput) -> Generator[int]:
+    def tokens(self, start: DecodeInput) -> Generator[ChosenToken]:
         return decode(self._network, start)
 
     def prepare_batch(self) -> Iterator[Event]:

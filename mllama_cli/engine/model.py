@@ -14,6 +14,7 @@ from mllama_cli.engine.forward import PREFILL_CHUNK, Decoder, EagerDecoder, Netw
 from mllama_cli.engine.vision import VisionEncoder
 from mllama_cli.engine.weights.loader import StoredWeights
 from mllama_cli.engine.weights.memory import choose_prefill_chunk
+from mllama_cli.model.layers import set_exact
 from mllama_cli.model.mllama import empty_network
 from mllama_cli.processing.processor import MllamaProcessor
 from mllama_cli.system.json_file import read_json
@@ -51,7 +52,13 @@ class LoadedModel:
 
     @classmethod
     def from_folder(
-        cls, folder: Path, *, device: str = "auto", dtype: str = "auto", quantize: str | None = None
+        cls,
+        folder: Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        quantize: str | None = None,
+        exact: bool = False,
     ) -> "LoadedModel":
         """Open a checkpoint; ``load`` then reads its weights. Raise CheckpointError or DeviceError."""
         raw = read_json(folder / "config.json")
@@ -62,6 +69,7 @@ class LoadedModel:
         make_current(chosen)
         network = empty_network(config)
         weights = StoredWeights(folder, raw, config, network, chosen, dtype, quantize)
+        set_exact(network, exact)
         vision = config.vision_config is not None
         return cls(
             network,

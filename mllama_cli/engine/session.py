@@ -92,7 +92,7 @@ class Session:
         active_spans = [spans[i] for i in active]
         encoded = clock.mark()
         logits = yield from self._prefill(prompt, kept, cross, active_spans)
-        yield from model.decoder.prepare(with_images=bool(active_spans), sampled=sampling.temperature > 0)
+        yield from model.decoder.prepare(with_images=bool(active_spans), sampling=sampling)
         answer = Completion(model.processor.tokenizer, sampling, model.eos, model.max_context - len(prompt))
         start = DecodeInput(logits, self.cache, cross, active_spans, sampling, prompt, answer.budget)
         encode_seconds = prefill_seconds = 0.0
@@ -103,9 +103,11 @@ class Session:
                 else:
                     encode_seconds = clock.seconds(started, encoded)
                     prefill_seconds = timer.lap() - encode_seconds
-                piece = answer.push(token)
-                if piece or answer.finish_reason != "stop":
-                    yield Token(token, piece)
+                piece = answer.push(token.id)
+                if answer.finish_reason != "stop":
+                    yield Token(token.id, piece, token.logprob, token.top_logprobs)
+                elif piece:
+                    yield Token(token.id, piece)
                 if answer.finish_reason:
                     break
         assert answer.finish_reason

@@ -12,16 +12,16 @@ from mllama_cli.core.errors import CheckpointError, UsageError
 from mllama_cli.quantization.config_groups import ConfigGroups
 from mllama_cli.quantization.linear import QuantizedLinear, replace_linears
 from mllama_cli.quantization.plan import linear_layers, refuse_quantized
-from mllama_cli.quantization.policy import Wish, choose
+from mllama_cli.quantization.policy import QuantizeOptions, choose_schemes
 from mllama_cli.quantization.rounding import NotFiniteError, quantize_matrix
-from mllama_cli.quantization.sample import Sampler, not_finite
 from mllama_cli.quantization.schemes import Scheme, scheme_named
+from mllama_cli.quantization.sensitivity import ErrorProbe, not_finite
 
-NAMES = ("int4", "int8")
-"""What can be asked for while loading: rounded to nearest in groups of 128, with the defaults of what stays exact."""
+LOADING_SCHEMES = ("int4", "int8")
+"""What loading can quantize to: rounded to nearest in groups of 128, with the default exceptions."""
 
 
-def replace_stored(network: nn.Module, config: Mapping[str, Any]) -> None:
+def load_quantized_linears(network: nn.Module, config: Mapping[str, Any]) -> None:
     """Replace the layers of an empty network that config.json says are packed. Raises CheckpointError."""
     declared = config.get("quantization_config")
     if not declared:
@@ -43,24 +43,24 @@ def replace_stored(network: nn.Module, config: Mapping[str, Any]) -> None:
     replace_linears(network, schemes)
 
 
-def replace_wished(
+def quantize_linears(
     network: nn.Module,
     config: Mapping[str, Any],
     text: MllamaTextConfig,
     reader: CheckpointReader,
     wanted: str,
 ) -> dict[str, Scheme]:
-    """Replace the layers that are to be quantized while they load; returns their schemes.
+    """Replace the layers to quantize while they load; return their schemes.
 
     Raises UsageError for an unknown name and for a checkpoint that is quantized already.
     """
-    if wanted not in NAMES:
-        raise UsageError(f"{wanted!r} is no way to quantize", f"Use {' or '.join(NAMES)}.")
+    if wanted not in LOADING_SCHEMES:
+        raise UsageError(f"Unknown quantization {wanted!r}", f"Use {' or '.join(LOADING_SCHEMES)}.")
     refuse_quantized(config, reader.folder.name)
     linears = {name: inputs for name, inputs in linear_layers(network).items() if f"{name}.weight" in reader.tensors}
-    wish = Wish(scheme_named(wanted), "rtn")
+    options = QuantizeOptions(scheme_named(wanted), "rtn")
     with SliceReader() as slices:
-        schemes = dict(choose(linears, text, wish, Sampler(slices, reader, wish.scheme)).schemes)
+        schemes = dict(choose_schemes(linears, text, options, ErrorProbe(slices, reader, options.scheme)).schemes)
     replace_linears(network, schemes)
     return schemes
 

@@ -38,8 +38,7 @@ def test_the_first_batch_on_a_gpu_is_announced(engine: Engine, tmp_path: Path, m
     assert list(engine.prepare_batch()) == [], "on a CPU nothing is built"
     marks = tmp_path / "marks"
     monkeypatch.setattr(built, "_mark", lambda network, device, work: marks / work)
-    monkeypatch.setattr(backend, "fused", lambda x: True)
-    monkeypatch.setattr(backend.torch, "empty", lambda *_, **__: None)
+    monkeypatch.setattr(backend, "triton_available", lambda device: True)
     decoder = CapturedDecoder(engine.network, torch.bfloat16, torch.device("cuda"))
     for _ in range(2):  # until a batch has built them
         assert len(notices(list(decoder.prepare_batch()))) == 1

@@ -12,7 +12,7 @@ from mllama_cli.core.events import Token
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.cuda.backend import CapturedDecoder
 from mllama_cli.engine.cuda.decode import GraphDecoder
-from mllama_cli.engine.cuda.self_check import disagreement
+from mllama_cli.engine.cuda.self_check import relative_error
 from mllama_cli.engine.engine import Engine, load
 from mllama_cli.engine.session import Session
 from tests.checkpoints import config_dict, make_checkpoint
@@ -83,21 +83,21 @@ def test_kernels_are_held_to_the_network_when_they_are_first_built(
     gpu: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sees: bool
 ) -> None:
     decoder = GraphDecoder(gpu.network, torch.float32, gpu.device)
-    assert disagreement(decoder, gpu.network, sees=sees) < 1e-3
+    assert relative_error(decoder, gpu.network, with_images=sees) < 1e-3
 
     monkeypatch.setattr("mllama_cli.engine.cuda.build_cache.cache_folder", lambda: tmp_path)
-    monkeypatch.setattr("mllama_cli.engine.cuda.self_check.MOST", -1.0)
+    monkeypatch.setattr("mllama_cli.engine.cuda.self_check.MAX_RELATIVE_ERROR", -1.0)
     monkeypatch.delenv("MLLAMA_STRICT_KERNELS", raising=False)
     captured = CapturedDecoder(gpu.network, torch.float32, gpu.device)
-    notices = list(captured.prepare(with_images=sees, sampled=False))
+    notices = list(captured.prepare(with_images=sees, sampling=Sampling()))
     assert len(notices) == 1
     assert "do not compute" in captured.fallback_reason
     monkeypatch.undo()
     monkeypatch.setattr("mllama_cli.engine.cuda.build_cache.cache_folder", lambda: tmp_path)
     captured = CapturedDecoder(gpu.network, torch.float32, gpu.device)
-    assert len(list(captured.prepare(with_images=sees, sampled=False))) == 1
+    assert len(list(captured.prepare(with_images=sees, sampling=Sampling()))) == 1
     assert captured.fallback_reason == ""
-    assert list(captured.prepare(with_images=sees, sampled=False)) == []
+    assert list(captured.prepare(with_images=sees, sampling=Sampling())) == []
 
 
 def test_a_seed_repeats_an_answer(gpu: Engine) -> None:

@@ -26,7 +26,7 @@ from mllama_cli.engine.weights.memory import choose_prefill_chunk, min_working_b
 from mllama_cli.engine.weights.offload import OffloadPlan, WeightSizes, choose_plan, sizes_of_shape
 from mllama_cli.engine.weights.offloaded_vision import layers_of
 from mllama_cli.engine.weights.shapes import SHAPES
-from mllama_cli.kernels.tables import gather
+from mllama_cli.kernels.ops import embedding
 from mllama_cli.model.cache import LayerKV
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from tests.checkpoints import config_dict, make_checkpoint
@@ -162,12 +162,12 @@ def test_a_chat_about_a_picture_stays_within_the_card(card: Card, model: LoadedM
     ids = [config.image_token_index, *random_ids(model, PROMPT_TOKENS)]
     start = prefilled(model, ids, encoded, 64)
     assert torch.isfinite(start.logits).all()
-    for _ in model.decoder.prepare(with_images=True, sampled=False):
+    for _ in model.decoder.prepare(with_images=True, sampling=start.sampling):
         pass
     assert model.decoder.fallback_reason == "", "decoding must run from captured graphs"
     tokens = list(model.decoder.tokens(start))
     assert len(tokens) == 64
-    assert all(0 <= token < config.text_config.vocab_size for token in tokens)
+    assert all(0 <= token.id < config.text_config.vocab_size for token in tokens)
     torch.cuda.synchronize()
     print(f"\npeak {card.peak / GIB:.2f} GiB of {card.limit / GIB:.2f}")
     assert card.peak <= card.limit
@@ -248,12 +248,12 @@ def test_rows_of_a_pinned_table(card: Card) -> None:
     table = torch.randn(50, 1000).pin_memory()
     chosen = torch.tensor([[3, 49, 0], [7, 7, 1]], device=card.device)
     with torch.inference_mode():
-        assert torch.equal(gather(chosen, table).cpu(), table[chosen.cpu()])
+        assert torch.equal(embedding(chosen, table).cpu(), table[chosen.cpu()])
         graph, static = torch.cuda.CUDAGraph(), chosen.clone()
         with torch.cuda.graph(graph):
-            rows = gather(static, table)
+            rows = embedding(static, table)
         static.copy_(chosen.flip(0))
         graph.replay()
         assert torch.equal(rows.cpu(), table[chosen.flip(0).cpu()])
     with torch.enable_grad():  # not by our kernels
-        assert torch.equal(gather(chosen, table).cpu(), table[chosen.cpu()])
+        assert torch.equal(embedding(chosen, table).cpu(), table[chosen.cpu()])

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sized
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from mllama_cli.engine.batch.slots import Prompt, Slots
 from mllama_cli.engine.completion import Completion
 from mllama_cli.engine.device import is_out_of_memory, make_current, step_stream
 from mllama_cli.engine.model import LoadedModel
-from mllama_cli.engine.sampling import Sampler, choose
+from mllama_cli.engine.sampling import ChosenToken
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,9 @@ class _Running:
 
     request: BatchRequest
     started: float
-    sampler: Sampler
     answer: Completion
+    chosen: list[ChosenToken] = field(default_factory=list)
+    """Of ``answer.ids``, where log-probabilities are asked for."""
 
 
 class Scheduler:
@@ -124,33 +125,34 @@ class Scheduler:
             digests = tuple(image.digest for image in request.inputs.images)
             prompts.append(Prompt(request.inputs.ids, digests, tuple(map(images.get, digests))))
         logits = slots.fill(prompts)
-        admitted = [self._start(request, started, logits) for request in self._admission.batch]
         first = len(self._running)
+        admitted = [
+            self._start(slots, slot, request, started) for slot, request in enumerate(self._admission.batch, first)
+        ]
         self._running += admitted
         self._admission.admitted()  # only now: what runs out of memory before is withdrawn once
         self._take_tokens(first, logits)
 
-    def _start(self, request: BatchRequest, started: float, logits: Tensor) -> _Running:
+    def _start(self, slots: Slots, slot: int, request: BatchRequest, started: float) -> _Running:
         sampling, ids = request.sampling or self._model.default_sampling(), request.inputs.ids
-        sampler = Sampler(sampling, logits.shape[-1], ids, logits.device)
+        slots.sampler.admit(slot, sampling, ids)
         room = self._model.max_context - len(ids)
         answer = Completion(self._model.processor.tokenizer, sampling, self._model.eos, room)
-        return _Running(request, started, sampler, answer)
-
-    def _choose(self, first: int, logits: Tensor) -> list[int | MllamaError]:
-        """Choose the next token of each slot from ``first`` on."""
-        return choose([running.sampler for running in self._running[first:]], logits)
+        return _Running(request, started, answer)
 
     def _take_tokens(self, first: int, logits: Tensor) -> None:
         """Take the next tokens of the slots from ``first`` on; those whose answers end become free."""
+        assert self._slots is not None
         ended = []
-        for slot, token in enumerate(self._choose(first, logits), first):
+        for slot, token in enumerate(self._slots.sampler.choose(logits, first), first):
             running = self._running[slot]
             if isinstance(token, MllamaError):
                 self._reject(running.request, token)
                 ended.append(slot)
                 continue
-            running.answer.push(token)
+            running.answer.push(token.id)
+            if token.logprob is not None and len(running.answer.ids) > len(running.chosen):
+                running.chosen.append(token)
             if running.answer.finish_reason:
                 self._reply(running)
                 ended.append(slot)
@@ -174,6 +176,7 @@ class Scheduler:
                 answer.finish_reason,
                 len(request.inputs.ids),
                 time.perf_counter() - running.started,
+                logprobs=tuple(running.chosen),
             )
         )
 

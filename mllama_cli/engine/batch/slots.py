@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from mllama_cli.engine.batch.cache import SlotCache
-from mllama_cli.engine.batch.padded_step import StepShape
+from mllama_cli.engine.cuda.operands import supports_attention
 from mllama_cli.engine.forward import PREFILL_CHUNK, forward, prefill
 from mllama_cli.engine.model import LoadedModel
-from mllama_cli.kernels.upload import upload
+from mllama_cli.engine.sampling import Sampler
+from mllama_cli.kernels.ops import upload, use_triton
 from mllama_cli.model.cache import CrossKVCache, LayerKV
 from mllama_cli.model.visibility import image_spans, segments
 
@@ -40,6 +41,7 @@ class Slots:
     def __init__(self, model: LoadedModel, count: int) -> None:
         self.model = model
         self.count = count
+        self.sampler = Sampler(count, model.config.text_config.vocab_size, model.device)
         self.cache = SlotCache(model.config.text_config, count, dtype=model.dtype, device=model.device)
         self._held: list[tuple[tuple[int, ...], tuple[str, ...]]] = [((), ())] * count
         """Prompt and image digests of which a slot still has the keys and values, whether it is busy or not."""
@@ -91,13 +93,13 @@ class Slots:
         model, cache = self.model.network.language_model, self.cache
         extent = cache.extent + 1
         cache.reserve(extent)
-        if cache.lengths.is_cuda:
+        if use_triton(cache.keys[0]) and supports_attention(cache.config.head_dim, cache.keys[0].dtype):
             captured = self._captured(tokens)
             cache.advance()
             return captured
         positions = cache.lengths[: cache.busy, None]
         mask = (torch.arange(extent, device=positions.device) <= positions)[:, None, None]
-        ids = torch.tensor(tokens, device=positions.device)[:, None]
+        ids = upload(torch.tensor(tokens), positions.device)[:, None]
         hidden = model.run(ids, model.context(positions, cache, mask), *cache.seen())
         cache.advance()
         logits: Tensor = self.model.network.lm_head(hidden[:, 0])
@@ -105,7 +107,7 @@ class Slots:
 
     def _captured(self, tokens: Sequence[int]) -> Tensor:
         """Step from captured graphs, which also compute some free slots."""
-        from mllama_cli.engine.batch.slot_graphs import SlotGraphs
+        from mllama_cli.engine.batch.slot_graphs import SlotGraphs, StepShape
 
         if self._graphs is None:
             self._graphs = SlotGraphs(self.model.network, self.cache)
@@ -118,6 +120,7 @@ class Slots:
         """Free a slot; the last busy one moves into it."""
         last = self.cache.busy - 1
         self.cache.release(slot)
+        self.sampler.release(slot, last)
         self._held[slot] = self._held[last]
 
     def _share_prefix(self, prompt: Prompt, target: int) -> int:

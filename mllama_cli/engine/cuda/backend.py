@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from mllama_cli.core.events import Event, Notice
+from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.device import is_out_of_memory
 from mllama_cli.engine.forward import DecodeInput, Network, decode
-from mllama_cli.kernels.ops import strict_kernels
-from mllama_cli.kernels.rows import fused
+from mllama_cli.engine.sampling import ChosenToken
+from mllama_cli.kernels.ops import strict_kernels, triton_available
 
 if TYPE_CHECKING:
     from mllama_cli.engine.cuda.decode import GraphDecoder
@@ -27,17 +28,17 @@ class CapturedDecoder:
         self._idle: list[GraphDecoder] = []
         self._batch_builds = False
 
-    def prepare(self, *, with_images: bool, sampled: bool) -> Iterator[Event]:
+    def prepare(self, *, with_images: bool, sampling: Sampling) -> Iterator[Event]:
         """Build and capture what an answer needs, once. Where that fails, ``fallback_reason`` says why."""
         if self.fallback_reason:
             return
-        from mllama_cli.engine.cuda.operands import obstacle
+        from mllama_cli.engine.cuda.operands import unsupported_reason
 
-        self.fallback_reason = obstacle(self._network, self._dtype, self._device)
+        self.fallback_reason = unsupported_reason(self._network, self._dtype, self._device)
         if self.fallback_reason:
             return
         from mllama_cli.engine.cuda.build_cache import Work, first_time, remember
-        from mllama_cli.engine.cuda.self_check import MOST, disagreement
+        from mllama_cli.engine.cuda.self_check import MAX_RELATIVE_ERROR, relative_error
 
         work: Work = "pictures" if with_images else "text"
         new = first_time(self._network, self._device, work)
@@ -45,8 +46,8 @@ class CapturedDecoder:
             yield Notice("Building kernels for this GPU, once: about 20 seconds")
         try:
             decoder = self._take()
-            decoder.prepare(sees=with_images, sampled=sampled)
-            if new and (error := disagreement(decoder, self._network, sees=with_images)) > MOST:
+            decoder.prepare(with_images=with_images, sampling=sampling)
+            if new and (error := relative_error(decoder, self._network, with_images=with_images)) > MAX_RELATIVE_ERROR:
                 self._fall_back(f"kernels do not compute here what the network does: {error:.0%} apart")
                 return
             self._idle.append(decoder)
@@ -58,7 +59,7 @@ class CapturedDecoder:
             return
         remember(self._network, self._device, work)
 
-    def tokens(self, start: DecodeInput) -> Generator[int]:
+    def tokens(self, start: DecodeInput) -> Generator[ChosenToken]:
         if self.fallback_reason:
             yield from decode(self._network, start)
             return
@@ -68,10 +69,9 @@ class CapturedDecoder:
         finally:
             self._idle.append(decoder)
 
-    @torch.inference_mode()
     def prepare_batch(self) -> Iterator[Event]:
         """Yield a Notice where the first batch on this machine will build kernels, as it needs them."""
-        if not fused(torch.empty(0, device=self._device)):
+        if not triton_available(self._device):
             return
         from mllama_cli.engine.cuda.build_cache import first_time
 

@@ -11,29 +11,28 @@ from mllama_cli.engine.forward import Network
 from mllama_cli.kernels.cuda.attention import Addresses, Scratch, decode_attention, splits_for
 from mllama_cli.kernels.cuda.embed_argmax import embed
 from mllama_cli.kernels.cuda.gemv_api import gemv
-from mllama_cli.kernels.cuda.layout import planes, to_planes
+from mllama_cli.kernels.cuda.layout import interleave, interleave_factor
 from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer, MllamaSelfAttentionDecoderLayer
 
 
 class State:
-    """What changes from step to step, in device memory: kernels read it there, so a captured step serves for all."""
+    """What changes from step to step, in device memory, where a captured step reads it."""
 
     def __init__(self, network: Network, batch: int, dtype: torch.dtype, device: torch.device) -> None:
         config = network.language_model.config
-        slots = len(config.self_attention_layers)
         self.tokens = torch.zeros(batch, dtype=torch.int32, device=device)
         self.positions = torch.zeros(batch, dtype=torch.int32, device=device)
         self.ranges = torch.zeros(batch, 2, dtype=torch.int32, device=device)
-        self.own = Addresses(slots, dtype, device)
-        self.cross = Addresses(max(config.num_hidden_layers - slots, 1), dtype, device)
+        self.self_attn = Addresses(len(config.self_attention_layers), dtype, device)
+        self.cross_attn = Addresses(max(len(config.cross_attention_layers), 1), dtype, device)
         self.logits = torch.zeros(batch, config.vocab_size, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """One layer as the step runs it: attention on ``slot`` of its cache, then the MLP."""
+    """One layer as the step runs it: attention on ``cache_index`` of its cache, then the MLP."""
 
-    slot: int
+    cache_index: int
     cross: bool
     attention_in: list[Operand]
     attention_out: list[Operand]
@@ -47,23 +46,19 @@ class _Layer:
 
 
 class DecodeStep:
-    """The launches of one step. ``sees`` runs the cross-attention layers too, over ``state.cross``."""
+    """The launches of one step. ``with_images`` runs the cross-attention layers too, over ``state.cross_attn``."""
 
-    def __init__(self, network: Network, state: State, *, sees: bool) -> None:
+    def __init__(self, network: Network, state: State, *, with_images: bool) -> None:
         model, config = network.language_model, network.language_model.config
         self.state, self.config, self.model = state, config, model
         self.head = [operand(network.lm_head)]
         self.layers: list[_Layer] = []
-        own = crossing = 0
         for layer in model.layers:
-            if isinstance(layer, MllamaCrossAttentionDecoderLayer):
-                if sees:
-                    self.layers.append(_cross_layer(layer, crossing))
-                crossing += 1
-            elif isinstance(layer, MllamaSelfAttentionDecoderLayer):
-                self.layers.append(_self_layer(layer, own))
-                own += 1
-        self.head_norm = to_planes(model.norm.weight.detach(), planes(self.head[0]))
+            if isinstance(layer, MllamaSelfAttentionDecoderLayer):
+                self.layers.append(_self_layer(layer))
+            elif isinstance(layer, MllamaCrossAttentionDecoderLayer) and with_images:
+                self.layers.append(_cross_layer(layer))
+        self.head_norm = interleave(model.norm.weight.detach(), interleave_factor(self.head[0]))
         batch, device, dtype = state.tokens.shape[0], state.tokens.device, state.logits.dtype
         heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
 
@@ -72,7 +67,7 @@ class DecodeStep:
 
         self.residual = (buffer(config.hidden_size), buffer(config.hidden_size))
         self.projected = buffer((heads + 2 * kv_heads) * dim)
-        self.own = self.projected.split([heads * dim, kv_heads * dim, kv_heads * dim], dim=1)
+        self.qkv = self.projected.split([heads * dim, kv_heads * dim, kv_heads * dim], dim=1)
         self.query = self.projected.flatten()[: batch * heads * dim].view(batch, -1)
         self.attended = buffer(heads * dim)
         self.inner = buffer(config.intermediate_size)
@@ -85,25 +80,25 @@ class DecodeStep:
         state, eps = self.state, self.config.rms_norm_eps
         x, y = self.residual
         first = self.layers[0].attention_in if self.layers else self.head
-        form = planes(first[0])
+        form = interleave_factor(first[0])
         table = self.model.embed_tokens.weight.detach()
         embed(state.tokens, state.positions, table, self.frequencies, x, self.rotation, form)
         for index, layer in enumerate(self.layers):
             following = self.layers[index + 1].attention_in if index + 1 < len(self.layers) else self.head
-            form, next_form = planes(layer.attention_in[0]), planes(following[0])
+            form, next_form = interleave_factor(layer.attention_in[0]), interleave_factor(following[0])
             out_form, mlp_form, down_form = (
-                planes(weights[0]) for weights in (layer.attention_out, layer.mlp_in, layer.mlp_out)
+                interleave_factor(weights[0]) for weights in (layer.attention_out, layer.mlp_in, layer.mlp_out)
             )
             projected = self.query if layer.cross else self.projected
-            gemv(x, layer.attention_in, projected, norm=layer.attention_norm, eps=eps, in_planes=form)
-            query, key, value = (projected, None, None) if layer.cross else self.own
+            gemv(x, layer.attention_in, projected, norm=layer.attention_norm, eps=eps, in_interleave=form)
+            query, key, value = (projected, None, None) if layer.cross else self.qkv
             decode_attention(
                 query,
                 self.attended,
                 self.scratch,
-                state.cross if layer.cross else state.own,
+                state.cross_attn if layer.cross else state.self_attn,
                 state.ranges if layer.cross else state.positions,
-                slot=layer.slot,
+                cache_index=layer.cache_index,
                 kv_heads=self.config.num_key_value_heads,
                 dim=self.config.head_dim,
                 key=key,
@@ -111,33 +106,33 @@ class DecodeStep:
                 rotation=None if layer.cross else self.rotation,
                 norm=layer.query_norm,
                 eps=eps,
-                out_planes=out_form,
+                out_interleave=out_form,
             )
             gemv(
                 self.attended, layer.attention_out, y, residual=x, factor=layer.attention_gate,
-                in_planes=out_form, out_planes=mlp_form, residual_planes=form,
+                in_interleave=out_form, out_interleave=mlp_form, residual_interleave=form,
             )  # fmt: skip
             gemv(
                 y, layer.mlp_in, self.inner, norm=layer.mlp_norm, eps=eps, swiglu=True,
-                in_planes=mlp_form, out_planes=down_form,
+                in_interleave=mlp_form, out_interleave=down_form,
             )  # fmt: skip
             gemv(
                 self.inner, layer.mlp_out, x, residual=y, factor=layer.mlp_gate,
-                in_planes=down_form, out_planes=next_form, residual_planes=mlp_form,
+                in_interleave=down_form, out_interleave=next_form, residual_interleave=mlp_form,
             )  # fmt: skip
-        gemv(x, self.head, state.logits, norm=self.head_norm, eps=eps, in_planes=planes(self.head[0]))
+        gemv(x, self.head, state.logits, norm=self.head_norm, eps=eps, in_interleave=interleave_factor(self.head[0]))
 
 
 def _norm(weight: Tensor, reader: Sequence[Operand]) -> Tensor:
-    return to_planes(weight.detach(), planes(reader[0]))
+    return interleave(weight.detach(), interleave_factor(reader[0]))
 
 
-def _self_layer(layer: MllamaSelfAttentionDecoderLayer, slot: int) -> _Layer:
+def _self_layer(layer: MllamaSelfAttentionDecoderLayer) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     entry = [operand(attention.q_proj), operand(attention.k_proj), operand(attention.v_proj)]
     widen = [operand(mlp.gate_proj), operand(mlp.up_proj)]
     return _Layer(
-        slot=slot,
+        cache_index=layer.cache_index,
         cross=False,
         attention_in=entry,
         attention_out=[operand(attention.o_proj)],
@@ -148,12 +143,12 @@ def _self_layer(layer: MllamaSelfAttentionDecoderLayer, slot: int) -> _Layer:
     )
 
 
-def _cross_layer(layer: MllamaCrossAttentionDecoderLayer, slot: int) -> _Layer:
+def _cross_layer(layer: MllamaCrossAttentionDecoderLayer) -> _Layer:
     attention, mlp = layer.cross_attn, layer.mlp
     entry = [operand(attention.q_proj)]
     widen = [operand(mlp.gate_proj), operand(mlp.up_proj)]
     return _Layer(
-        slot=slot,
+        cache_index=layer.cache_index,
         cross=True,
         attention_in=entry,
         attention_out=[operand(attention.o_proj)],

@@ -16,10 +16,9 @@ from mllama_cli.engine.forward import Network
 from mllama_cli.engine.weights.offload import OffloadPlan, WeightSizes, is_vision_layer, plan_for, refusal
 from mllama_cli.engine.weights.place import Placement
 from mllama_cli.engine.weights.read import loaded_bytes, read_tensors
-from mllama_cli.kernels import dispatch
-from mllama_cli.kernels.tables import reads_host_memory
+from mllama_cli.kernels import ops
 from mllama_cli.quantization.linear import QuantizedLinear
-from mllama_cli.quantization.loading import replace_stored, replace_wished
+from mllama_cli.quantization.loading import load_quantized_linears, quantize_linears
 from mllama_cli.quantization.schemes import Scheme
 
 
@@ -42,7 +41,7 @@ class StoredWeights:
         """Raise CheckpointError where files and ``config`` (``raw`` as it is stored) do not belong together."""
         self.config, self.network, self.device = config, network, device
         self.reader = CheckpointReader(folder)
-        replace_stored(network, raw)
+        load_quantized_linears(network, raw)
         expected = {name: tensor.shape for name, tensor in network.named_parameters()}
         tied = config.text_config.tie_word_embeddings and "lm_head.weight" not in self.reader.tensors
         self._tied = tied and expected.pop("lm_head.weight", None) is not None
@@ -51,7 +50,7 @@ class StoredWeights:
         self._quantize = quantize
         self._schemes: dict[str, Scheme] = {}
         if quantize is not None:
-            self._schemes = replace_wished(network, raw, config.text_config, self.reader, quantize)
+            self._schemes = quantize_linears(network, raw, config.text_config, self.reader, quantize)
         stored = DTYPES[self.reader.tensors[self._names[0]].info.dtype]
         elements = sum(shape.numel() for shape in expected.values())
         self.weights_dtype = choose_dtype(dtype, stored, elements, device)
@@ -76,8 +75,7 @@ class StoredWeights:
         check_fits(WeightSizes.of(self._sizes(names)).on_gpu(self.plan), self.device)
         if "vision" in wanted and self.plan.notice:
             yield Notice(self.plan.notice)
-        if self.weights_dtype != self.dtype or self._has_packed_layers():
-            dispatch.prepare(self.device)
+        ops.prepare(self.device)
         yield from self._fill(names, wanted, self.plan)
         self.loaded.update(wanted)
 
@@ -119,13 +117,13 @@ class StoredWeights:
     def _warmed_up(self) -> AbstractContextManager[None]:
         if self.device.type != "cuda":
             return nullcontext()
-        from mllama_cli.engine.cuda.warmup import rehearsed
+        from mllama_cli.engine.cuda.warmup import warmed_up
 
-        return rehearsed(self.network, self.dtype, self.device)
+        return warmed_up(self.network, self.dtype, self.device)
 
     def _can_offload_embeddings(self) -> bool:
         """Return whether the GPU can read them in host memory: our kernels can, and no output layer may share them."""
-        return not self._tied and reads_host_memory(self.device)
+        return not self._tied and ops.reads_host_memory(self.device)
 
     def _has_packed_layers(self) -> bool:
         return any(isinstance(module, QuantizedLinear) for module in self.network.modules())

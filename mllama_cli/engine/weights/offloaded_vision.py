@@ -79,13 +79,13 @@ class _Views:
     attention: MllamaVisionAttention
     parameters: list[tuple[dict[str, nn.Parameter | None], str, nn.Parameter]]
     """The dict that holds each, its key there, and the view."""
-    joined: Tensor | None
+    qkv_weight: Tensor | None
 
     def enter(self) -> None:
         """Make them the layer's."""
         for holder, name, parameter in self.parameters:
             holder[name] = parameter
-        self.attention.joined = self.joined
+        self.attention.qkv_weight = self.qkv_weight
 
 
 class OffloadedVision:
@@ -109,7 +109,7 @@ class OffloadedVision:
 
     def pack(self) -> Iterator[int]:
         """Yield the bytes of each layer as soon as they are in their block."""
-        joined = self._device.type == "cuda" or all(layer.self_attn.joined is not None for layer in self._layers)
+        joined = self._device.type == "cuda" or all(layer.self_attn.qkv_weight is not None for layer in self._layers)
         layouts = [_Layout(layer, joined) for layer in self._layers]
         largest = max((layout.size for layout in layouts), default=0)
         self._blocks = host_blocks(len(layouts), largest, self._device)

@@ -62,7 +62,7 @@ class Placement:
         if self._plan.vision:
             yield from OffloadedVision(tower, self._device).pack()
         elif self._device.type == "cuda":
-            tower.join_projections()
+            tower.fuse_projections()
 
     @property
     def _text_config(self) -> MllamaTextConfig:

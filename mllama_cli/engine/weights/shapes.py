@@ -5,9 +5,9 @@ from mllama_cli.core.errors import UsageError
 from mllama_cli.engine.forward import Network
 from mllama_cli.model.mllama import empty_network
 from mllama_cli.quantization.linear import replace_linears
-from mllama_cli.quantization.loading import NAMES
+from mllama_cli.quantization.loading import LOADING_SCHEMES
 from mllama_cli.quantization.plan import linear_layers
-from mllama_cli.quantization.policy import Wish, choose
+from mllama_cli.quantization.policy import QuantizeOptions, choose_schemes
 from mllama_cli.quantization.schemes import scheme_named
 
 SHAPES = {
@@ -29,11 +29,12 @@ def shaped(config: MllamaConfig, quantize: str | None = None) -> Network:
 
     ``quantize``, int8 or int4, packs the language model as quantizing while loading does. Raise UsageError for others.
     """
-    if quantize is not None and quantize not in NAMES:
-        raise UsageError(f"{quantize!r} is no way to quantize", f"Use {' or '.join(NAMES)}.")
+    if quantize is not None and quantize not in LOADING_SCHEMES:
+        raise UsageError(f"Unknown quantization {quantize!r}", f"Use {' or '.join(LOADING_SCHEMES)}.")
     network = empty_network(config)
     if quantize is not None:
         # Which layers keep more bits depends on their weights: how many does not.
-        wish = Wish(scheme_named(quantize), "rtn")
-        replace_linears(network, choose(linear_layers(network), config.text_config, wish, lambda name: 0.0).schemes)
+        options = QuantizeOptions(scheme_named(quantize), "rtn")
+        chosen = choose_schemes(linear_layers(network), config.text_config, options, lambda name: 0.0)
+        replace_linears(network, chosen.schemes)
     return network
