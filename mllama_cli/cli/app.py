@@ -10,10 +10,10 @@ from typer.core import TyperGroup
 from mllama_cli.cli.bench import bench
 from mllama_cli.cli.caption import caption
 from mllama_cli.cli.chat import chat
+from mllama_cli.cli.common import ExitStatus
 from mllama_cli.cli.completion import completion
 from mllama_cli.cli.config import config
 from mllama_cli.cli.download import download
-from mllama_cli.cli.exit_status import ExitStatus
 from mllama_cli.cli.history import history
 from mllama_cli.cli.models import list_models, remove, show
 from mllama_cli.cli.options import DEBUG

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mllama_cli.cli import complete
+from mllama_cli.cli.common import config_path, load_settings
 from mllama_cli.cli.options import OUTPUT, Debug
 
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument
+
+    from mllama_cli.core.settings import Settings
 
 Key = Annotated[
     str,
@@ -26,7 +29,6 @@ config = typer.Typer(no_args_is_help=True, help="Defaults that you set once: mod
 @config.command()
 def path(debug: Debug = False) -> None:
     """Print where the file is, or would be."""
-    from mllama_cli.cli.preferences import config_path
     from mllama_cli.terminal.console import Terminal
 
     Terminal().stdout.write(f"{config_path()}\n")
@@ -40,11 +42,12 @@ def show(
     """Show every setting, its value, and where that comes from."""
     from rich.table import Table
 
-    from mllama_cli.core.settings import KEYS, help_of
+    from mllama_cli.core.settings import KEYS
     from mllama_cli.terminal.console import Terminal
 
     terminal = Terminal()
-    found = {name: _effective(name) for name in KEYS}
+    settings = load_settings()
+    found = {name: _effective(name, settings) for name in KEYS}
     if as_json:
         record = {name: {"value": value, "from": source} for name, (value, source) in found.items()}
         terminal.stdout.write(json.dumps(record, ensure_ascii=False, indent=2) + "\n")
@@ -53,18 +56,18 @@ def show(
     for title in ("SETTING", "VALUE", "FROM", "MEANING"):
         table.add_column(title, no_wrap=title != "MEANING")
     for name, (value, source) in found.items():
-        table.add_row(name, "" if value is None else _written(value), source, help_of(name))
+        table.add_row(name, "" if value is None else _written(value), source, KEYS[name].help)
     terminal.out.print(table, markup=False)
 
 
 @config.command()
 def get(key: Key, debug: Debug = False) -> None:
     """Print one setting's value: nothing, and exit code 1, where it is not set."""
-    from mllama_cli.core.settings import require_key
+    from mllama_cli.core.settings import find_key
     from mllama_cli.terminal.console import Terminal
 
-    require_key(key, "config")
-    value, _ = _effective(key)
+    find_key(key, "config")
+    value, _ = _effective(key, load_settings())
     if value is None:
         raise typer.Exit(1)
     Terminal().stdout.write(_written(value) + "\n")
@@ -78,16 +81,15 @@ def set_(
 ) -> None:
     """Change one setting in the file; its comments and order stay."""
     from mllama_cli.core.errors import UsageError
-    from mllama_cli.core.settings import parsed, require_key
+    from mllama_cli.core.settings import find_key
 
-    require_key(key, "config")
-    if key == "stop":
-        new: Any = [text for part in value for text in parsed(key, part)]
+    parameter, label = find_key(key, "config"), f"config: {key}"
+    if parameter.repeated:
+        new: Any = [text for part in value for text in parameter.parsed(part, label)]
     elif len(value) > 1 and key != "system":
         raise UsageError(f"{key} takes one value, not {len(value)}", "Quote a value with spaces in it.")
     else:
-        new = parsed(key, " ".join(value))
-        _check_sampling(key, new)
+        new = parameter.parsed(" ".join(value), label)
     document = _document()
     document[key] = new
     _write(document)
@@ -96,32 +98,21 @@ def set_(
 @config.command()
 def unset(key: Key, debug: Debug = False) -> None:
     """Take one setting out of the file."""
-    from mllama_cli.core.settings import require_key
+    from mllama_cli.core.settings import find_key
 
-    require_key(key, "config")
+    find_key(key, "config")
     document = _document()
     if key in document:
         del document[key]
         _write(document)
 
 
-def _effective(name: str) -> tuple[Any, str]:
-    from mllama_cli.cli.preferences import config_path, preferences
-
+def _effective(name: str, settings: "Settings") -> tuple[Any, str]:
+    """Return a setting's value and where it comes from."""
     if name == "model" and os.environ.get("MLLAMA_MODEL"):
         return os.environ["MLLAMA_MODEL"], "MLLAMA_MODEL"
-    value = getattr(preferences(), name)
+    value = settings.get(name)
     return (None, "default") if value is None else (value, str(config_path()))
-
-
-def _check_sampling(key: str, value: Any) -> None:
-    """Ranges are the sampler's to judge; it takes seconds to import, so only for what it judges."""
-    from mllama_cli.core.settings import Settings
-
-    if key in Settings(**{key: value}).sampling:
-        from mllama_cli.core.sampling import Sampling
-
-        Sampling(**{key: value})
 
 
 def _written(value: Any) -> str:
@@ -135,9 +126,7 @@ def _written(value: Any) -> str:
 def _document() -> "TOMLDocument":
     import tomlkit
 
-    from mllama_cli.cli.preferences import config_path, preferences
-
-    preferences()  # says what is wrong with a file that cannot be understood, rather than writing over it
+    load_settings()  # says what is wrong with a file that cannot be understood, rather than writing over it
     file = config_path()
     return tomlkit.parse(file.read_text(encoding="utf-8-sig") if file.is_file() else "")
 
@@ -147,8 +136,6 @@ def _write(document: "TOMLDocument") -> None:
     import tempfile
 
     import tomlkit
-
-    from mllama_cli.cli.preferences import config_path
 
     file = config_path().resolve()  # through a link, as people keep such files elsewhere
     file.parent.mkdir(parents=True, exist_ok=True)

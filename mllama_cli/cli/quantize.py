@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mllama_cli.cli import complete
-from mllama_cli.cli.exit_status import ExitStatus
+from mllama_cli.cli.common import ExitStatus, load_settings
 from mllama_cli.cli.options import OUTPUT, Debug, Device
 
 if TYPE_CHECKING:
@@ -63,7 +63,6 @@ def quantize(
 
     [bold]mllama quantize 11b[/] and then [bold]mllama chat -m 11b-int4[/]
     """
-    from mllama_cli.cli.preferences import preferences
     from mllama_cli.hub.catalog import resolve
     from mllama_cli.terminal.answer_view import StatusLine
     from mllama_cli.terminal.console import Terminal
@@ -83,7 +82,7 @@ def quantize(
         from mllama_cli.quantization.quantize import quantize as run
         from mllama_cli.quantization.schemes import Scheme
 
-        where = choose_device(device or preferences().device or "auto")
+        where = choose_device(device or load_settings().device or "auto")
         plan = make_plan(folder, Wish(Scheme(int(bits), size), method, tuple(keep or ()), exceptions))
     if dry_run:
         for note in plan.choice.notes:
