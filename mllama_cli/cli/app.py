@@ -15,9 +15,10 @@ from mllama_cli.cli.completion import completion
 from mllama_cli.cli.config import config
 from mllama_cli.cli.download import download
 from mllama_cli.cli.history import history
-from mllama_cli.cli.models import list_models, remove, show
+from mllama_cli.cli.models import list_models, remove
 from mllama_cli.cli.options import DEBUG
 from mllama_cli.cli.quantize import quantize
+from mllama_cli.cli.show import show
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.version import __version__
 

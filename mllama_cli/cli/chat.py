@@ -6,7 +6,7 @@ import typer
 
 from mllama_cli.cli import complete
 from mllama_cli.cli.common import ExitStatus, load_settings, resolve_model
-from mllama_cli.cli.options import OUTPUT, ComputeOptions, Debug, SamplingOptions, option_groups
+from mllama_cli.cli.options import OUTPUT, ComputeOptions, Debug, SamplingOptions, Verbose, option_groups
 from mllama_cli.core.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -50,39 +50,37 @@ def chat(
         ),
     ] = None,
     raw: Annotated[
-        bool, typer.Option("--raw", help="Give the prompt as it stands: for base models.", rich_help_panel=INPUT)
+        bool, typer.Option("--raw", help="Send the prompt verbatim, without the chat template.", rich_help_panel=INPUT)
     ] = False,
     no_stdin: Annotated[
         bool, typer.Option("--no-stdin", help="Leave stdin alone (in `while read` loops).", rich_help_panel=INPUT)
     ] = False,
     resume_last: Annotated[
-        bool, typer.Option("-c", "--continue", help="Go on with the last saved chat.", rich_help_panel=SAVED)
+        bool, typer.Option("-c", "--continue", help="Continue the last saved chat.", rich_help_panel=SAVED)
     ] = False,
     resume: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Go on with a saved chat, by name or number.",
+            help="Continue a saved chat, by name or number.",
             autocompletion=complete.chats,
             rich_help_panel=SAVED,
         ),
     ] = None,
-    no_log: Annotated[bool, typer.Option("--no-log", help="Keep nothing of this chat.", rich_help_panel=SAVED)] = False,
+    no_log: Annotated[bool, typer.Option("--no-log", help="Do not save this chat.", rich_help_panel=SAVED)] = False,
     no_preview: Annotated[
         bool, typer.Option("--no-preview", help="No small pictures in the interactive chat.", rich_help_panel=OUTPUT)
     ] = False,
     compute: ComputeOptions,
     sampling: SamplingOptions,
     no_stream: Annotated[
-        bool, typer.Option("--no-stream", help="Print the answer when it is whole.", rich_help_panel=OUTPUT)
+        bool, typer.Option("--no-stream", help="Print only the complete answer.", rich_help_panel=OUTPUT)
     ] = False,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print one JSON object: answer, token counts, timings.", rich_help_panel=OUTPUT),
     ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-u", "--usage", help="Statistics on stderr.", rich_help_panel=OUTPUT)
-    ] = False,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Ask a question, about pictures or without; the answer streams to stdout.

@@ -1,9 +1,10 @@
-"""What several commands need: exit codes, the user's settings, and which model is meant."""
+"""What several commands need: exit codes, the user's settings, which model is meant, JSON and a yes from the user."""
 
+import json
 import os
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mllama_cli.core.settings import Settings
@@ -54,3 +55,24 @@ def resolve_model(asked: str | None, terminal: "Terminal") -> tuple[str, Path]:
     if entry.where == "package":
         terminal.note(BUILT_IN_NOTE)
     return entry.name, entry.path
+
+
+def print_json(terminal: "Terminal", data: Any) -> None:
+    terminal.stdout.write(json.dumps(data, ensure_ascii=False, indent=2) + "\n")
+
+
+def require_confirmation(terminal: "Terminal", *, given: bool) -> None:
+    """Raise UsageError where a command must ask before it deletes, but can neither ask nor was told not to."""
+    if not given and not terminal.stdin_is_tty:
+        from mllama_cli.core.errors import UsageError
+
+        raise UsageError("rm asks before it deletes, but there is no terminal to ask on", "Add --yes.")
+
+
+def confirmed(terminal: "Terminal", what: str) -> bool:
+    """Ask whether to delete something. Only an explicit yes counts."""
+    terminal.err.print(f"Delete {what}? [y/N] ", end="", markup=False)
+    if terminal.stdin.readline().strip().lower() in ("y", "yes"):
+        return True
+    terminal.note("Not deleted.")
+    return False

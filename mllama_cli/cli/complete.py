@@ -52,7 +52,9 @@ def dtypes(incomplete: str) -> list[str]:
 
 
 def quantizations(incomplete: str) -> list[str]:
-    return _beginning(incomplete, ["int4", "int8"])
+    from mllama_cli.core.settings import QUANTIZATIONS
+
+    return _beginning(incomplete, list(QUANTIZATIONS))
 
 
 def setting_names(incomplete: str) -> list[str]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mllama_cli.cli import complete
-from mllama_cli.cli.common import config_path, load_settings
-from mllama_cli.cli.options import OUTPUT, Debug
+from mllama_cli.cli.common import config_path, load_settings, print_json
+from mllama_cli.cli.options import MODEL_VARIABLE, AsJson, Debug
 
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument
@@ -36,7 +36,7 @@ def path(debug: Debug = False) -> None:
 
 @config.command()
 def show(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)] = False,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Show every setting, its value, and where that comes from."""
@@ -50,7 +50,7 @@ def show(
     found = {name: _effective(name, settings) for name in KEYS}
     if as_json:
         record = {name: {"value": value, "from": source} for name, (value, source) in found.items()}
-        terminal.stdout.write(json.dumps(record, ensure_ascii=False, indent=2) + "\n")
+        print_json(terminal, record)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("SETTING", "VALUE", "FROM", "MEANING"):
@@ -109,8 +109,8 @@ def unset(key: Key, debug: Debug = False) -> None:
 
 def _effective(name: str, settings: "Settings") -> tuple[Any, str]:
     """Return a setting's value and where it comes from."""
-    if name == "model" and os.environ.get("MLLAMA_MODEL"):
-        return os.environ["MLLAMA_MODEL"], "MLLAMA_MODEL"
+    if name == "model" and os.environ.get(MODEL_VARIABLE):
+        return os.environ[MODEL_VARIABLE], MODEL_VARIABLE
     value = settings.get(name)
     return (None, "default") if value is None else (value, str(config_path()))
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mllama_cli.cli import complete
-from mllama_cli.cli.options import OUTPUT, Debug
+from mllama_cli.cli.common import confirmed, require_confirmation
+from mllama_cli.cli.options import AsJson, Debug, Yes
 
 if TYPE_CHECKING:
     from mllama_cli.chat.storage.saved import ChatSummary, SavedChat
@@ -18,7 +19,6 @@ history = typer.Typer(no_args_is_help=True, help="Saved chats: list, show, expor
 Name = Annotated[
     str, typer.Argument(metavar="CHAT", help="A name, its beginning, or a number.", autocompletion=complete.chats)
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)]
 
 _SPEAKERS = {"system": "System", "user": "You", "assistant": "Assistant"}
 
@@ -87,7 +87,7 @@ def export(
     file: Annotated[
         str, typer.Argument(metavar="[FILE.md|FILE.json|-]", help="Where to; - is stdout, as Markdown.")
     ] = "-",
-    force: Annotated[bool, typer.Option("-f", "--force", help="Write over files that are there.")] = False,
+    force: Annotated[bool, typer.Option("-f", "--force", help="Overwrite existing files.")] = False,
     debug: Debug = False,
 ) -> None:
     """Write a saved chat as Markdown (pictures in FILE_images beside it) or JSON (pictures in it)."""
@@ -118,7 +118,7 @@ def remove(
         list[str] | None, typer.Argument(metavar="CHAT...", help="Names or numbers.", autocompletion=complete.chats)
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All saved chats.")] = False,
-    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
+    yes: Yes = False,
     debug: Debug = False,
 ) -> None:
     """Delete saved chats, and the pictures that no other chat shows."""
@@ -137,24 +137,15 @@ def remove(
     if not chats:
         terminal.note("There are no saved chats.")
         return
-    if not yes and not terminal.stdin_is_tty:
-        raise UsageError("rm asks before it deletes, but there is no terminal to ask on", "Add --yes.")
+    require_confirmation(terminal, given=yes)
     if everything and len(chats) > 1:
-        if yes or _agreed(terminal, f"all {len(chats)} saved chats"):
+        if yes or confirmed(terminal, f"all {len(chats)} saved chats"):
             terminal.note(f"Deleted {_count(store.delete(chat.id for chat in chats), 'chat')}.")
         return
     for chat in chats:
-        if yes or _agreed(terminal, _called(chat)):
+        if yes or confirmed(terminal, _called(chat)):
             store.delete([chat.id])
             terminal.note(f"Deleted {_called(chat)}.")
-
-
-def _agreed(terminal: "Terminal", what: str) -> bool:
-    terminal.err.print(f"Delete {what}? [y/N] ", end="", markup=False)
-    if terminal.stdin.readline().strip().lower() in ("y", "yes"):
-        return True
-    terminal.note("Kept.")
-    return False
 
 
 def _called(chat: "ChatSummary") -> str:

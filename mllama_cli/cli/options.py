@@ -12,6 +12,7 @@ checked when it was made. ``SamplingOptions`` is a dict of what was given, for `
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 DEBUG = "mllama.debug"
 """Key in a command's context: whether --debug was given."""
 
+MODEL_VARIABLE = "MLLAMA_MODEL"
+"""Environment variable that takes precedence over the config file's model."""
+
 SAMPLING = "Sampling (defaults: the checkpoint's own)"
 OUTPUT = "Output"
 COMPUTE = "Model and device"
@@ -46,12 +50,17 @@ Debug = Annotated[
         "--debug", help="Show the whole traceback of an error.", callback=_remember_debug, rich_help_panel=OUTPUT
     ),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-u", "--usage", help="Statistics on stderr.", rich_help_panel=OUTPUT)
+]
+Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
 Model = Annotated[
     str | None,
     typer.Option(
         "-m",
         "--model",
-        envvar="MLLAMA_MODEL",
+        envvar=MODEL_VARIABLE,
         help="A folder, the name of an installed model, an alias (11b, 90b, ...) or a hub id.",
         autocompletion=complete.models,
         rich_help_panel=COMPUTE,
@@ -114,10 +123,10 @@ class ComputeOptions:
             raise UsageError(f"Unknown quantization {self.quantize!r}", f"Use {' or '.join(QUANTIZATIONS)}.")
 
     def with_defaults(self, settings: "Settings") -> "ComputeOptions":
-        """Return these options, and where they say nothing what the config file says."""
+        """Return these options, filled up from the environment and the config file."""
         return replace(
             self,
-            model=self.model or settings.model,
+            model=self.model or os.environ.get(MODEL_VARIABLE) or settings.model,
             device=self.device or settings.device,
             dtype=self.dtype or settings.dtype,
         )

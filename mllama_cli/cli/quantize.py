@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mllama_cli.cli import complete
-from mllama_cli.cli.common import ExitStatus, load_settings
-from mllama_cli.cli.options import OUTPUT, Debug, Device
+from mllama_cli.cli.common import ExitStatus, load_settings, print_json
+from mllama_cli.cli.options import AsJson, Debug, Device
+from mllama_cli.core.text import human_size
 
 if TYPE_CHECKING:
     from mllama_cli.core.events import QuantizeSummary
@@ -54,12 +55,12 @@ def quantize(
     device: Device = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a model that is there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)] = False,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Make a model small: 4- or 8-bit weights in a new folder, which is printed. 11B then takes 8 GB.
 
-    Vision, embeddings and norms stay as they are, sensitive layers get 8 bits. A run that was stopped goes on.
+    Vision, embeddings and norms stay as they are, sensitive layers get 8 bits. A stopped run resumes.
 
     [bold]mllama quantize 11b[/] and then [bold]mllama chat -m 11b-int4[/]
     """
@@ -100,7 +101,7 @@ def quantize(
                 elif isinstance(event, QuantizeSummary):
                     summary = event
     except KeyboardInterrupt:
-        terminal.note("Stopped. The same command goes on from here.")
+        terminal.note("Stopped. Run the same command to resume.")
         raise typer.Exit(ExitStatus.INTERRUPTED) from None
     assert summary is not None
     _print_summary(terminal, summary, as_json)
@@ -136,7 +137,6 @@ def _destination(given: str | None, source: str, folder: Path, bits: int, group_
 def _print_plan(terminal: "Terminal", plan: "Plan", destination: Path, as_json: bool) -> None:
     from rich.table import Table
 
-    from mllama_cli.cli.models import human_size, print_json
     from mllama_cli.hub.plan import free_space
     from mllama_cli.quantization.quantize import WORKING_MEMORY
     from mllama_cli.quantization.summary import tally
@@ -153,7 +153,7 @@ def _print_plan(terminal: "Terminal", plan: "Plan", destination: Path, as_json: 
             "free_disk": free,
             "working_memory": WORKING_MEMORY,
         }
-        print_json(terminal.stdout, record)
+        print_json(terminal, record)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("LAYERS")
@@ -166,7 +166,7 @@ def _print_plan(terminal: "Terminal", plan: "Plan", destination: Path, as_json: 
     sums = Table(box=None, pad_edge=False, show_header=False)
     sums.add_column(style="bold", no_wrap=True)
     sums.add_column(no_wrap=True)
-    sums.add_row("size", f"{human_size(plan.size_before)}, then {human_size(plan.size_after)}")
+    sums.add_row("size", f"{human_size(plan.size_before)} -> {human_size(plan.size_after)}")
     sums.add_row("bits per weight", f"{plan.bits_per_weight:.2f}")
     sums.add_row("files", str(len(plan.shards)))
     sums.add_row("free disk", human_size(free))
@@ -180,19 +180,18 @@ def _print_plan(terminal: "Terminal", plan: "Plan", destination: Path, as_json: 
 def _print_summary(terminal: "Terminal", summary: "QuantizeSummary", as_json: bool) -> None:
     import dataclasses
 
-    from mllama_cli.cli.models import human_size, print_json
     from mllama_cli.quantization.policy import short
 
     if as_json:
-        print_json(terminal.stdout, dataclasses.asdict(summary))
+        print_json(terminal, dataclasses.asdict(summary))
         return
     terminal.note(
-        f"{human_size(summary.size_before)}, now {human_size(summary.size_after)}: "
+        f"{human_size(summary.size_before)} -> {human_size(summary.size_after)}: "
         f"{summary.bits_per_weight:.2f} bits per weight, in {summary.seconds:.0f} s"
     )
     for error in summary.errors:
         terminal.note(
-            f"{error.bits} bit: relative squared error {100 * error.mean:.2g} % on average over {error.matrices} "
-            f"matrices, at worst {100 * error.worst:.2g} % in {short(error.worst_name)}"
+            f"{error.bits}-bit: relative squared error {100 * error.mean:.2g}% on average over {error.matrices} "
+            f"matrices, at worst {100 * error.worst:.2g}% in {short(error.worst_name)}"
         )
     terminal.stdout.write(f"{summary.folder}\n")

@@ -5,10 +5,12 @@ A sampling parameter is declared here, once: range checks, flags, config keys, `
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mllama_cli.core.config import GenerationConfig
 from mllama_cli.core.parameter import declare, parameters_of
+
+if TYPE_CHECKING:
+    from mllama_cli.core.config import GenerationConfig
 
 MAX_TOKENS = 2048
 """Length of an answer where nothing else is asked for: a model that never stops must not run all night."""
@@ -122,7 +124,7 @@ class Sampling:
             parameter.require(getattr(self, name), name.replace("_", "-").capitalize())
 
     @classmethod
-    def from_defaults(cls, defaults: GenerationConfig, **asked: Any) -> "Sampling":
+    def from_defaults(cls, defaults: "GenerationConfig", **asked: Any) -> "Sampling":
         """Return the checkpoint's own defaults, overridden by what was ``asked`` (None means not asked).
 
         Asking for top-p, top-k or min-p alone turns sampling on, also where the checkpoint's default is greedy.

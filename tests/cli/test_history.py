@@ -150,7 +150,7 @@ def test_rm_asks_first() -> None:
     keep(Conversation.ask("Hello"))
     kept = run_here("history", "rm", "cat")
     assert "Delete 1 (cat, 2 messages)? [y/N]" in kept.err
-    assert "Kept." in kept.err
+    assert "Not deleted." in kept.err
     assert numbers() == [1, 2]
     unasked = run_here("history", "rm", "cat", stdin=b"y\n")
     assert unasked.code == 2
