@@ -1,32 +1,16 @@
 """Commands about the model and how it answers."""
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
 from mllama_cli.chat.commands.command import Action, needed
 from mllama_cli.core.errors import UsageError
+from mllama_cli.core.sampling import SETTABLE
+from mllama_cli.core.text import suggest
 
 if TYPE_CHECKING:
     from mllama_cli.chat.repl import Repl
 
-ALIASES = {
-    "num_predict": "max_tokens",
-    "repeat_penalty": "repetition_penalty",
-    "temp": "temperature",
-    "max_new_tokens": "max_tokens",
-}
-"""Other tools' names, ollama's above all."""
-
-TYPES: dict[str, type] = {
-    "temperature": float,
-    "top_p": float,
-    "top_k": int,
-    "min_p": float,
-    "repetition_penalty": float,
-    "max_tokens": int,
-    "seed": int,
-    "stop": str,
-}
+ALIASES = {alias: name for name, parameter in SETTABLE.items() for alias in parameter.aliases}
 
 
 def _system(repl: "Repl", argument: str) -> None:
@@ -66,27 +50,24 @@ def _set_parameter(repl: "Repl", name: str, value: str) -> None:
         raise UsageError(
             f"The context is the model's own: {repl.chat.context} tokens, its memory grows as it is needed", ""
         )
-    if name not in TYPES:
-        near = difflib.get_close_matches(name, TYPES, n=1)
-        meant = f"Did you mean {near[0]}? " if near else ""
-        raise UsageError(f"There is no parameter {name!r}", f"{meant}Parameters: {', '.join(TYPES)}.")
+    if name not in SETTABLE:
+        raise UsageError(
+            f"There is no parameter {name!r}", f"{suggest(name, SETTABLE)}Parameters: {', '.join(SETTABLE)}."
+        )
     if not value:
-        raise UsageError(f"{name} needs a value", f"It is {getattr(repl.chat.sampling, name)} now.")
+        now = getattr(repl.chat.sampling, name)
+        raise UsageError(f"{name} needs a value", f"It is {now} now and means: {SETTABLE[name].help}.")
     repl.chat.set_sampling(**{name: _value(repl, name, value)})
     repl.terminal.note(f"{name} = {getattr(repl.chat.sampling, name)}")
 
 
 def _value(repl: "Repl", name: str, value: str) -> Any:
-    if name == "stop":
-        text = value.strip("\"'").replace("\\n", "\n").replace("\\t", "\t")
-        return (*repl.chat.sampling.stop, text)
     if name == "seed" and value.lower() in ("none", "random", "-1"):
         return None
-    try:
-        return TYPES[name](value)
-    except ValueError:
-        kind = "whole number" if TYPES[name] is int else "number"
-        raise UsageError(f"{name} must be a {kind}, not {value!r}", "") from None
+    if SETTABLE[name].repeated:
+        text = value.strip("\"'").replace("\\n", "\n").replace("\\t", "\t")
+        return (*getattr(repl.chat.sampling, name), *SETTABLE[name].parsed(text, name))
+    return SETTABLE[name].parsed(value, name)
 
 
 def _show(repl: "Repl", argument: str) -> None:
@@ -107,7 +88,7 @@ def _show(repl: "Repl", argument: str) -> None:
         ("conversation", f"{asked} question{'s' * (asked != 1)}, {shown} picture{'s' * (shown != 1)}"),
         ("saved as", repl.saving.label),
         ("system", chat.system or "none"),
-        *((name, str(getattr(sampling, name))) for name in TYPES),
+        *((name, str(getattr(sampling, name))) for name in SETTABLE),
         ("verbose", "yes" if repl.look.verbose else "no"),
         ("preview", "yes" if repl.look.preview else "no"),
     ]
