@@ -1,4 +1,4 @@
-"""`mllama bench`: how fast a model runs on this machine."""
+"""`mllama bench`: measure how fast a model runs on this machine."""
 
 import json
 from time import perf_counter
@@ -46,9 +46,9 @@ def bench(
     from mllama_cli.terminal.console import Terminal
 
     if model and random:
-        raise UsageError("A model and --random exclude one another")
+        raise UsageError("A model and --random are mutually exclusive")
     if quantize and not random:
-        raise UsageError("--quantize is for --random: a model is measured as it is stored")
+        raise UsageError("--quantize needs --random: a model is measured as it is stored")
     compute = ComputeOptions(model, device, dtype, quantize).with_defaults(load_settings())
     terminal = Terminal()
     with StatusLine(terminal) as status:

@@ -45,7 +45,7 @@ def chat(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="A whole conversation as JSON: a list of {role, content} (- for stdin).",
+            help="A conversation as JSON: a list of {role, content} (- for stdin).",
             rich_help_panel=INPUT,
         ),
     ] = None,

@@ -1,4 +1,4 @@
-"""`mllama config`: the config file, shown and changed."""
+"""`mllama config`: show and change the config file."""
 
 import json
 import os
@@ -23,12 +23,12 @@ Key = Annotated[
     ),
 ]
 
-config = typer.Typer(no_args_is_help=True, help="Defaults that you set once: model, sampling, look (a TOML file).")
+config = typer.Typer(no_args_is_help=True, help="Defaults in a TOML file: model, sampling, display.")
 
 
 @config.command()
 def path(debug: Debug = False) -> None:
-    """Print where the file is, or would be."""
+    """Print the path of the file, which may not exist."""
     from mllama_cli.terminal.console import Terminal
 
     Terminal().stdout.write(f"{config_path()}\n")
@@ -62,7 +62,7 @@ def show(
 
 @config.command()
 def get(key: Key, debug: Debug = False) -> None:
-    """Print one setting's value: nothing, and exit code 1, where it is not set."""
+    """Print one setting's value; nothing, and exit code 1, if it is not set."""
     from mllama_cli.core.settings import find_key
     from mllama_cli.terminal.console import Terminal
 
@@ -79,7 +79,7 @@ def set_(
     value: Annotated[list[str], typer.Argument(metavar="VALUE...", help="Its value (stop takes several).")],
     debug: Debug = False,
 ) -> None:
-    """Change one setting in the file; its comments and order stay."""
+    """Change one setting in the file; comments and order are preserved."""
     from mllama_cli.core.errors import UsageError
     from mllama_cli.core.settings import find_key
 
@@ -97,7 +97,7 @@ def set_(
 
 @config.command()
 def unset(key: Key, debug: Debug = False) -> None:
-    """Take one setting out of the file."""
+    """Remove one setting from the file."""
     from mllama_cli.core.settings import find_key
 
     find_key(key, "config")
@@ -126,18 +126,18 @@ def _written(value: Any) -> str:
 def _document() -> "TOMLDocument":
     import tomlkit
 
-    load_settings()  # says what is wrong with a file that cannot be understood, rather than writing over it
+    load_settings()  # raises for a file that cannot be understood, rather than overwriting it
     file = config_path()
     return tomlkit.parse(file.read_text(encoding="utf-8-sig") if file.is_file() else "")
 
 
 def _write(document: "TOMLDocument") -> None:
-    """Whole or not at all, readable by its owner alone: a system prompt may be private."""
+    """Write the file atomically, readable by its owner alone: a system prompt may be private."""
     import tempfile
 
     import tomlkit
 
-    file = config_path().resolve()  # through a link, as people keep such files elsewhere
+    file = config_path().resolve()  # through a link: such files are often kept elsewhere
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:

@@ -52,7 +52,7 @@ def list_chats(
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("ID", no_wrap=True, justify="right")
     table.add_column("NAME", no_wrap=True)
-    # On a narrow screen these two give way (their cells are cut, not wrapped); all others are there to be copied.
+    # On a narrow screen these two are truncated, not wrapped; all others are there to be copied.
     table.add_column("TITLE")
     table.add_column("MESSAGES", no_wrap=True, justify="right")
     table.add_column("IMAGES", no_wrap=True, justify="right")
@@ -60,7 +60,7 @@ def list_chats(
     table.add_column("DATE", no_wrap=True)
     for chat in chats:
         texts = [str(chat.id), chat.name or "", chat.title, str(chat.messages), str(chat.images), _shown(chat.model)]
-        # Text: what people write is no markup of Rich's.
+        # Text, not str: what users write is not Rich markup.
         cells = [Text(text, no_wrap=True, overflow="ellipsis") for text in texts]
         table.add_row(*cells, f"{chat.updated:%Y-%m-%d %H:%M}")
     terminal.out.print(table)
@@ -85,12 +85,12 @@ def show(name: Name, as_json: AsJson = False, debug: Debug = False) -> None:
 def export(
     name: Name,
     file: Annotated[
-        str, typer.Argument(metavar="[FILE.md|FILE.json|-]", help="Where to; - is stdout, as Markdown.")
+        str, typer.Argument(metavar="[FILE.md|FILE.json|-]", help="Output file; - is stdout, as Markdown.")
     ] = "-",
     force: Annotated[bool, typer.Option("-f", "--force", help="Overwrite existing files.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Write a saved chat as Markdown (pictures in FILE_images beside it) or JSON (pictures in it)."""
+    """Write a saved chat as Markdown (pictures in FILE_images next to it) or JSON (pictures in it)."""
     from urllib.parse import quote
 
     from mllama_cli.chat.export import data_url, export_markdown, write_export
@@ -100,7 +100,7 @@ def export(
     terminal = Terminal()
     saved = ChatStore().load(name)
     if file == "-":
-        # A terminal shows names: megabytes of base64 would push the words off the screen.
+        # On a terminal, names: megabytes of base64 would push the text off the screen.
         on_screen = terminal.stdout_is_tty
         _print(
             terminal,
@@ -130,8 +130,8 @@ def remove(
     if bool(names) == everything:
         raise UsageError("Name chats to delete, or say --all" + (", not both" if names else ""), "See --help.")
     store = ChatStore()
-    # All names are checked before anything is deleted. The beginning of a name is not enough here: where `trip` was
-    # deleted already, `rm trip` must not reach for `trip-2024`.
+    # All names are checked before anything is deleted. A prefix of a name is not enough here: after `trip` was
+    # deleted, `rm trip` must not delete `trip-2024`.
     chats = store.chats() if everything else [store.summary(name, exact=True) for name in names or []]
     chats = list({chat.id: chat for chat in chats}.values())
     if not chats:
@@ -153,7 +153,7 @@ def _called(chat: "ChatSummary") -> str:
 
 
 def _print_transcript(terminal: "Terminal", saved: "SavedChat") -> None:
-    """Who said what, one after the other. A terminal gets no control characters, and the speakers in bold."""
+    """Print the messages in order. A terminal gets no control characters, and the speakers in bold."""
     from mllama_cli.core.conversation import ImagePart
 
     screen = terminal.stdout_is_tty
@@ -177,7 +177,7 @@ def _print(terminal: "Terminal", text: str) -> None:
 
 
 def _shown(text: str) -> str:
-    """Text of a model or a file, which must not steer the terminal."""
+    """Return text of a model or a file without control characters for the terminal."""
     from mllama_cli.terminal.clean_text import clean_text
 
     return clean_text(text)

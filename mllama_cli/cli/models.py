@@ -38,7 +38,7 @@ def list_models(as_json: AsJson = False, debug: Debug = False) -> None:
         )
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    # A name is there to be copied: on a narrow screen the kind gives way.
+    # A name is there to be copied: on a narrow screen the kind is wrapped instead.
     table.add_column("NAME", no_wrap=True, min_width=max(len(entry.name) for entry in entries))
     table.add_column("SIZE", no_wrap=True, justify="right")
     table.add_column("KIND")

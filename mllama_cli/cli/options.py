@@ -14,7 +14,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,9 +46,7 @@ def _remember_debug(ctx: typer.Context, value: bool) -> bool:
 
 Debug = Annotated[
     bool,
-    typer.Option(
-        "--debug", help="Show the whole traceback of an error.", callback=_remember_debug, rich_help_panel=OUTPUT
-    ),
+    typer.Option("--debug", help="Show the traceback of an error.", callback=_remember_debug, rich_help_panel=OUTPUT),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)]
 Verbose = Annotated[
@@ -193,8 +191,10 @@ def _members(group: Any) -> Iterator[inspect.Parameter]:
             )
             yield _member(each.name, Annotated[hint | None, option], None)
     elif is_dataclass(group):
-        for each_field in fields(group):
-            yield _member(each_field.name, each_field.type, each_field.default)
+        for field in fields(group):
+            yield _member(
+                field.name, field.type, inspect.Parameter.empty if field.default is MISSING else field.default
+            )
 
 
 def _member(name: str, annotation: Any, default: Any) -> inspect.Parameter:

@@ -1,4 +1,4 @@
-"""`mllama quantize`: writes a model with 4- or 8-bit weights."""
+"""`mllama quantize`: write a model with 4- or 8-bit weights."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mllama_cli.quantization.plan import Plan
     from mllama_cli.terminal.console import Terminal
 
-WHAT = "What becomes of which layer"
+LAYERS = "Per-layer overrides"
 
 
 def quantize(
@@ -29,38 +29,43 @@ def quantize(
         str | None,
         typer.Argument(
             metavar="[DEST]",
-            help="A name, for -m, or a folder (with a slash). Left out: the source's name and int4 or int8.",
+            help="A name, for -m, or a folder (with a slash). Default: the source's name with int4 or int8.",
             show_default=False,
         ),
     ] = None,
     bits: Annotated[Literal["4", "8"], typer.Option(metavar="4|8", help="Bits of the language model's weights.")] = "4",
     group_size: Annotated[
         Literal["128", "64", "32", "channel"],
-        typer.Option(metavar="128|64|32|channel", help="Weights that share a scale: fewer are more exact and larger."),
+        typer.Option(
+            metavar="128|64|32|channel",
+            help="Weights that share a scale: smaller groups are more accurate and larger on disk.",
+        ),
     ] = "128",
     method: Annotated[
         Literal["search", "rtn"],
-        typer.Option(metavar="search|rtn", help="Look for the best scales, or round to nearest: faster, less exact."),
+        typer.Option(
+            metavar="search|rtn", help="Search for the best scales, or round to nearest: faster, less accurate."
+        ),
     ] = "search",
     keep: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PATTERN", help="Leave these layers as they are, as layers.0.* or lm_head.", rich_help_panel=WHAT
+            metavar="PATTERN", help="Do not quantize these layers, e.g. layers.0.* or lm_head.", rich_help_panel=LAYERS
         ),
     ] = None,
     bits_for: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN=BITS", help="4, 8 or 16 bits for these layers.", rich_help_panel=WHAT),
+        typer.Option(metavar="PATTERN=BITS", help="4, 8 or 16 bits for these layers.", rich_help_panel=LAYERS),
     ] = None,
     device: Device = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a model that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing model.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Make a model small: 4- or 8-bit weights in a new folder, which is printed. 11B then takes 8 GB.
+    """Quantize a model to 4- or 8-bit weights in a new folder, which is printed. 11B then takes 8 GB.
 
-    Vision, embeddings and norms stay as they are, sensitive layers get 8 bits. A stopped run resumes.
+    Vision, embeddings and norms are not quantized, sensitive layers get 8 bits. A stopped run resumes.
 
     [bold]mllama quantize 11b[/] and then [bold]mllama chat -m 11b-int4[/]
     """
@@ -117,7 +122,7 @@ def _bits_for(text: str) -> tuple[str, int]:
 
 
 def _destination(given: str | None, source: str, folder: Path, bits: int, group_size: int) -> Path:
-    """A name stands beside the models, anything with a slash is a path."""
+    """Return the folder to write: a name is a folder among the models, anything with a slash is a path."""
     from mllama_cli.hub.catalog import models_folder
     from mllama_cli.system.folders import expanded
 
@@ -128,7 +133,7 @@ def _destination(given: str | None, source: str, folder: Path, bits: int, group_
     name = source.rstrip("/").rpartition("/")[2]
     if name in ("", ".", "..", "~"):
         name = folder.resolve().name
-    if folder.parent.name == "snapshots" and name == folder.name:  # a commit's hash says nothing
+    if folder.parent.name == "snapshots" and name == folder.name:  # a commit's hash is not a name
         name = folder.parent.parent.name.rpartition("--")[2]
     size = {128: "", 0: "-channel"}.get(group_size, f"-g{group_size}")
     return models_folder() / f"{name}-int{bits}{size}"

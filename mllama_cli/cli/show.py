@@ -1,4 +1,4 @@
-"""`mllama show`: what a model is."""
+"""`mllama show`: describe a model."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -119,7 +119,7 @@ def _formats(found: "Inspection") -> str:
 
 
 def _bits_by_part(found: "Inspection") -> str:
-    """Bits per weight of each part, scales counted, and which whole numbers are in it."""
+    """Return the bits per weight of each part, scales included, and its integer formats."""
     parts = []
     for part, count in found.parameters.items():
         if count:

@@ -49,8 +49,8 @@ def test_for_people_it_is_a_table() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sketch", "--random", "11b"], "exclude one another"),
-        (["sketch", "--quantize", "int4"], "--quantize is for --random"),
+        (["sketch", "--random", "11b"], "mutually exclusive"),
+        (["sketch", "--quantize", "int4"], "--quantize needs --random"),
         (["--random", "12b"], "Unknown shape '12b'"),
         (["nowhere"], "no model or folder called 'nowhere'"),
     ],
