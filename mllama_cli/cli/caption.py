@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mllama_cli.cli import complete
-from mllama_cli.cli.options import OUTPUT, ComputeOptions, Debug, SamplingOptions, Verbose, option_groups
+from mllama_cli.cli.options import OUTPUT, ComputeOptions, Debug, SamplingOptions, option_groups
 
 PICTURES = "Which pictures"
 PROMPT = "What is asked, and how the answer is written down"
@@ -130,7 +130,9 @@ def caption(
     ] = None,
     compute: ComputeOptions,
     sampling: SamplingOptions,
-    verbose: Verbose = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-u", "--usage", help="Statistics on stderr.", rich_help_panel=OUTPUT)
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Write captions for pictures: photo.txt beside photo.jpg.
