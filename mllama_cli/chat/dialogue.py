@@ -1,6 +1,6 @@
-"""One live chat: the conversation, what is attached to the next message, and the engine's session behind it."""
+"""One dialogue with a model: the conversation, what is attached to the next message, and the engine's session."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +12,13 @@ if TYPE_CHECKING:
     from mllama_cli.core.sampling import Sampling
     from mllama_cli.engine.engine import Engine
 
-DESCRIBE = "Describe this image."
-DESCRIBE_SEVERAL = "Describe these images."
 REGENERATE_TEMPERATURE = 0.7
-"""For another answer where the chat is greedy: greedy decoding would only say the same again."""
+"""For another answer where sampling is greedy: greedy decoding would only say the same again."""
 
 
 @dataclass(frozen=True)
 class Attachment:
-    """A picture that waits for its question. Sizes in pixels."""
+    """An image that waits for its question. Sizes in pixels."""
 
     part: ImagePart
     width: int
@@ -29,12 +27,13 @@ class Attachment:
 
     @property
     def chip(self) -> str:
+        """Name, size and tiles, as the prompt shows them."""
         tiles = f"{self.tiles} tile{'s' * (self.tiles > 1)}"
         return f"{self.part.name.rpartition('/')[2]} {self.width}x{self.height}, {tiles}"
 
 
-class LiveChat:
-    """A conversation that grows. Only questions that were answered, in part at least, stay in it."""
+class Dialogue:
+    """A conversation that grows. Only questions that were answered, at least in part, stay in it."""
 
     def __init__(self, engine: "Engine", sampling: "Sampling", system: str = "") -> None:
         self.engine = engine
@@ -49,7 +48,7 @@ class LiveChat:
 
     @property
     def context(self) -> int:
-        """Tokens that the model can read and write in one conversation."""
+        """How many tokens the model can read and write in one conversation."""
         return self.engine.config.text_config.max_position_embeddings
 
     @property
@@ -71,13 +70,13 @@ class LiveChat:
         return None
 
     def attach(self, image: ImagePart) -> Attachment:
-        """Check a picture and keep it for the next message. Raises ImageError or UsageError."""
+        """Check an image and keep it for the next message. Raise ImageError or UsageError."""
         attachment = self.examine(image)
         self.attachments.append(attachment)
         return attachment
 
     def examine(self, image: ImagePart) -> Attachment:
-        """Decode a picture and say how the model will see it. Raises ImageError or UsageError."""
+        """Decode an image and say how the model will see it. Raise ImageError or UsageError."""
         from mllama_cli.processing.canvas import choose_canvas, supported_aspect_ratios
         from mllama_cli.processing.images import open_image
 
@@ -90,21 +89,21 @@ class LiveChat:
         return Attachment(image, picture.width, picture.height, rows * columns)
 
     def compose(self, text: str) -> Message:
-        """The next message: attached pictures, then attached texts, then what was typed."""
+        """Make the next message: attached images, then attached texts, then what was typed."""
         images = [attachment.part for attachment in self.attachments]
         if not text.strip() and not self.attached_text and images:
-            text = DESCRIBE if len(images) == 1 else DESCRIBE_SEVERAL
+            text = default_question(len(images))
         whole = "\n\n".join([*self.attached_text, text] if text.strip() else self.attached_text)
         parts: list[Part] = [*images]
         if whole:
             parts.append(TextPart(whole))
         return Message("user", tuple(parts))
 
-    def ask(self, message: Message, sampling: "Sampling | None" = None) -> Iterator[Event]:
-        """Events of the answer. The question and what was said of the answer join the conversation at the end.
+    def ask(self, message: Message, sampling: "Sampling | None" = None) -> Generator[Event]:
+        """Yield the events of the answer, then add the question and the answer to the conversation.
 
-        So they do when the iterator is closed or interrupted midway, if anything was said; a question that failed
-        leaves the conversation, and what is attached, as they were.
+        If the generator is closed or interrupted midway, what was said so far is added. A question that failed before
+        anything was said leaves the conversation and the attachments as they were.
         """
         asked = Conversation((*self.conversation.messages, message))
         said: list[str] = []
@@ -123,10 +122,10 @@ class LiveChat:
                 self.conversation = asked.with_assistant(text)
                 self.attachments, self.attached_text = [], []
 
-    def regenerate(self) -> Iterator[Event]:
-        """Another answer to the last question; the old one comes back if nothing is said. Raises UsageError."""
+    def regenerate(self) -> Generator[Event]:
+        """Yield another answer to the last question; the old one stays if nothing is said. Raise UsageError."""
         before = self.conversation
-        question = self.take_back()
+        question = self.pop_last_turn()
         sampling = replace(self.sampling, seed=None)
         if sampling.temperature == 0:
             sampling = replace(sampling, temperature=REGENERATE_TEMPERATURE)
@@ -139,17 +138,17 @@ class LiveChat:
                 self.conversation = before
             self.attachments, self.attached_text = kept
 
-    def take_back(self) -> Message:
-        """Remove the last question with its answer, and return the question. Raises UsageError if there is none."""
+    def pop_last_turn(self) -> Message:
+        """Remove the last question with its answer and return the question. Raise UsageError if there is none."""
         question = self.last_question
         if question is None:
-            raise UsageError("There is nothing to take back: nothing was asked yet", "")
-        place = max(i for i, message in enumerate(self.conversation.messages) if message is question)
-        self.conversation = Conversation(self.conversation.messages[:place])
+            raise UsageError("There is no last question: nothing was asked yet", "")
+        index = max(i for i, message in enumerate(self.conversation.messages) if message is question)
+        self.conversation = Conversation(self.conversation.messages[:index])
         return question
 
     def drop_oldest(self) -> int:
-        """Forget the oldest question with its answer; returns how many messages went."""
+        """Remove the oldest question with its answer and return how many messages went."""
         messages = self.conversation.messages
         following = [i for i, message in enumerate(messages) if message.role == "user"][1:2]
         dropped = following[0] if following else len(messages)
@@ -157,22 +156,27 @@ class LiveChat:
         return dropped
 
     def clear(self) -> None:
-        """A new conversation with the same model and settings."""
+        """Start a new conversation with the same model and settings."""
         self.conversation = Conversation()
         self.attachments, self.attached_text = [], []
         self.stats, self.prompt_tokens = None, 0
 
     def switch(self, engine: "Engine") -> None:
-        """Go on with another model."""
+        """Continue with another model."""
         self.engine = engine
         self.session = engine.session()
         self.stats, self.prompt_tokens = None, 0
 
     def set_sampling(self, **values: Any) -> None:
-        """Change sampling parameters. Raises UsageError for a value out of range."""
+        """Change sampling parameters. Raise UsageError for a value out of range."""
         self.sampling = replace(self.sampling, **values)
 
     def _with_system(self, conversation: Conversation) -> Conversation:
         if not self.system:
             return conversation
         return Conversation((Message("system", (TextPart(self.system),)), *conversation.messages))
+
+
+def default_question(images: int) -> str:
+    """Return the question for images that come without one."""
+    return "Describe this image." if images == 1 else "Describe these images."

@@ -180,7 +180,7 @@ class _Printer:
     def _show(self, event: Captioned, view: CaptionView) -> None:
         from mllama_cli.processing.images import open_image
         from mllama_cli.processing.sources import read_image
-        from mllama_cli.terminal.preview import show_preview
+        from mllama_cli.terminal.graphics import show_preview
 
         try:
             picture = open_image(read_image(Path(event.record.path)))

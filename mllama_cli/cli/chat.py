@@ -177,7 +177,7 @@ def chat(
 
     engine = engine_of(folder, name)
     if live:
-        from mllama_cli.chat.repl import Look
+        from mllama_cli.chat.shell import DisplayOptions
 
         run_chat(
             terminal,
@@ -189,7 +189,7 @@ def chat(
             system=system,
             store=open_store(terminal, wanted=not no_log and prefer.log is not False),
             saved=saved,
-            look=Look(
+            display=DisplayOptions(
                 verbose=verbose or bool(prefer.verbose),
                 preview=not no_preview and prefer.preview is not False,
                 theme=prefer.theme or "dark",

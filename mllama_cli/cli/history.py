@@ -153,7 +153,7 @@ def _agreed(terminal: "Terminal", what: str) -> bool:
     terminal.err.print(f"Delete {what}? [y/N] ", end="", markup=False)
     if terminal.stdin.readline().strip().lower() in ("y", "yes"):
         return True
-    terminal.note("Kept.")
+    terminal.note("Not deleted.")
     return False
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from mllama_cli.chat.dialogue import default_question
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.pictures import PICTURE_SUFFIXES
@@ -12,9 +13,6 @@ from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
     from mllama_cli.processing.processor import MllamaProcessor, ModelInputs
-
-DESCRIBE_ONE = "Describe this image."
-DESCRIBE_SEVERAL = "Describe these images."
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def gather(
             raise UsageError("--raw has no place for --system", "Write it into the prompt.")
         return _checked(Question(raw_text=text, raw_images=pictures))
     if not text:
-        text = DESCRIBE_ONE if len(pictures) == 1 else DESCRIBE_SEVERAL
+        text = default_question(len(pictures))
         terminal.note(f"No question given, so: {text}")
     return _checked(Question(_after(before or Conversation(), system).with_user(text, pictures)))
 
@@ -110,7 +108,7 @@ def _with_next(conversation: Conversation, text: str, images: tuple[ImagePart, .
         )
     if not given:
         return conversation
-    return conversation.with_user(text or (DESCRIBE_ONE if len(images) == 1 else DESCRIBE_SEVERAL), images)
+    return conversation.with_user(text or default_question(len(images)), images)
 
 
 def _checked(question: Question) -> Question:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from mllama_cli.chat.storage import chat_rows
+from mllama_cli.chat.storage import rows
 from mllama_cli.chat.storage import store as chat_store
 from mllama_cli.chat.storage.schema import SCHEMA
 from mllama_cli.chat.storage.store import ChatStore, SavedChat
@@ -36,7 +36,7 @@ def path(tmp_path: Path) -> Path:
 
 def keep(path: Path, conversation: Conversation = HI) -> SavedChat:
     store = ChatStore(path)
-    saved = store.save(store.create("m"), conversation)
+    saved = store.save(SavedChat.new("m"), conversation)
     store.close()
     return saved
 
@@ -68,12 +68,13 @@ def states(seed: int, count: int) -> Iterator[Conversation]:
 
 
 def save_states(path: str, seed: int, count: int) -> None:
-    """In a process of its own: says the number of the chat, then of each state once it is kept."""
+    """In another process: save states, and print the number of the chat, then of each state once it is saved."""
     store = ChatStore(Path(path))
-    chat = store.create("m")
-    _say(chat.id)
+    chat = SavedChat.new("m")
     for number, talk in enumerate(states(seed, count)):
         chat = store.save(chat, talk)
+        if number == 0:
+            _say(chat.id)
         _say(number)
 
 
@@ -157,7 +158,7 @@ def test_threads_may_share_a_store(path: Path) -> None:
 
     def work(number: int) -> None:
         try:
-            chat = store.create("m")
+            chat = SavedChat.new("m")
             for step in range(10):
                 chat = store.save(chat, Conversation.ask(f"{number} {step}"))
                 store.chats()
@@ -175,9 +176,9 @@ def test_threads_may_share_a_store(path: Path) -> None:
 
 def test_ctrl_c_in_the_midst_of_a_save_leaves_the_state_before(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = ChatStore(path)
-    chat = store.save(store.create("m"), HI)
+    chat = store.save(SavedChat.new("m"), HI)
     with monkeypatch.context() as patch:
-        patch.setattr(chat_rows, "insert_messages", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(rows, "insert_messages", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             store.save(chat, Conversation.ask("Bye"))
     assert ChatStore(path).load(chat.id).conversation == HI
@@ -234,7 +235,7 @@ def test_damage_inside_is_one_clear_error_and_never_another_picture(path: Path) 
     place = data.rindex(b"PIXELS" * 10)
     path.write_bytes(data[:place] + b"pixels" + data[place + 6 :])
     store = ChatStore(path)
-    with pytest.raises(ChatStoreError, match=f"Chat {chat.id} .*picture"):
+    with pytest.raises(ChatStoreError, match=f"Chat {chat.id} .*image"):
         store.load(chat.id)
     assert store.load(sound.id).conversation == HI
     for change in (
@@ -330,7 +331,7 @@ def test_a_full_disk_is_a_clear_error_and_what_was_kept_stays(path: Path, monkey
 
     monkeypatch.setattr(sqlite3, "connect", small)
     store = ChatStore(path)
-    chat = store.save(store.create("m"), HI)
+    chat = store.save(SavedChat.new("m"), HI)
     more = HI.with_assistant("Yes?").with_user("What?", (ImagePart(b"PIXELS" * 50_000),))
     with pytest.raises(ChatStoreError, match="disk is full"):
         store.save(chat, more)

@@ -59,7 +59,7 @@ def pick(wanted: str, names: Mapping[str, int], *, exact: bool = False) -> int:
 def unreadable(number: int, why: str) -> ChatStoreError:
     """One chat whose rows make no sense, though the file is sound."""
     return ChatStoreError(
-        f"Chat {number} cannot be read: {why}", f"Others are not concerned. `mllama history rm {number}` deletes it."
+        f"Chat {number} cannot be read: {why}", f"Other chats are unaffected. `mllama history rm {number}` deletes it."
     )
 
 

@@ -63,10 +63,9 @@ class MarkdownView:
     def interrupt(self) -> None:
         """The answer was stopped: what there is stays."""
         if self._plain is not None:
-            if self._plain.started:
-                self._plain.finish()
-            return
-        self.finish()
+            self._plain.interrupt()
+        else:
+            self.finish()
 
     def _draw(self, finished: list[str], *, last: bool = False) -> None:
         columns, rows = shutil.get_terminal_size()
