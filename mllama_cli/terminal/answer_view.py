@@ -17,7 +17,7 @@ from mllama_cli.core.events import (
     ReadingPrompt,
     Token,
 )
-from mllama_cli.terminal.clean_text import clean_text
+from mllama_cli.core.text import strip_control
 from mllama_cli.terminal.console import Terminal
 
 
@@ -85,7 +85,7 @@ class AnswerWriter:
 
     def write(self, text: str) -> None:
         if self._clean:  # a model's output must not control the terminal
-            text = clean_text(text)
+            text = strip_control(text)
         body = text.rstrip("\n")
         if not body:
             self._newlines += text

@@ -198,7 +198,7 @@ def test_rm_deletes_nothing_where_one_name_is_wrong() -> None:
     ("arguments", "message"),
     [
         (["show", "dgo"], "Did you mean 'dog'?"),
-        (["show", "do"], "several chats begin: 'dog', 'door'"),
+        (["show", "do"], "several chats begin with it: 'dog', 'door'"),
         (["show", "99"], "no saved chat 99"),
         (["show", ""], "no saved chat"),
         (["show", "cat", "--bad"], "--bad"),

@@ -1,12 +1,12 @@
 """The slash commands: their list, and which one a line means."""
 
-import difflib
 from pathlib import Path
 
 from mllama_cli.chat.commands import images, saved, settings, talk
 from mllama_cli.chat.commands.command import Command
 from mllama_cli.chat.shell import Shell
 from mllama_cli.core.errors import UsageError
+from mllama_cli.core.text import suggest
 
 
 def _help(shell: Shell, argument: str) -> None:
@@ -61,9 +61,8 @@ def find_command(line: str) -> tuple[Command, str] | None:
         return _BY_NAME[name.lower()], f"{more}{argument}".strip()
     if "/" in name or "\\" in name or _exists(text) or _exists("/" + name):
         return None
-    near = difflib.get_close_matches(name.lower(), _BY_NAME, n=1, cutoff=0.5)
     raise UsageError(
-        f"There is no command /{name}", f"Did you mean /{near[0]}? /? lists all." if near else "/? lists all commands."
+        f"There is no command /{name}", f"{suggest(name, _BY_NAME, show='/{}'.format)}/? lists all commands."
     )
 
 

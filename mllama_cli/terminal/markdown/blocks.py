@@ -11,7 +11,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from mllama_cli.terminal.clean_text import clean_text
+from mllama_cli.core.text import strip_control
 from mllama_cli.terminal.markdown.inline import inline_text
 from mllama_cli.terminal.markdown.theme import MarkdownTheme
 
@@ -74,7 +74,7 @@ def _block(token: "Token", inside: "Sequence[Token]", theme: MarkdownTheme, widt
         case "hr":
             return [Text("─" * min(width, 40), theme.rule)]
         case _:
-            return [Text(line) for line in clean_text(token.content).rstrip("\n").split("\n")]
+            return [Text(line) for line in strip_control(token.content).rstrip("\n").split("\n")]
 
 
 def _children(tokens: "Sequence[Token]") -> "Iterator[tuple[Token, Sequence[Token]]]":
@@ -98,8 +98,8 @@ def _wrapped(text: Text, width: int) -> list[Text]:
 
 
 def _code(code: str, info: str, theme: MarkdownTheme) -> list[Text]:
-    code = clean_text(code).rstrip("\n").expandtabs(4)
-    language = clean_text(info).split()[0] if info.split() else ""
+    code = strip_control(code).rstrip("\n").expandtabs(4)
+    language = strip_control(info).split()[0] if info.split() else ""
     if not theme.syntax or not language:
         return [Text(line, theme.code if not language else "") for line in code.split("\n")]
     text = Syntax("", language, theme=theme.syntax, background_color="default").highlight(code)

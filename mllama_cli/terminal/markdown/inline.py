@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from mllama_cli.terminal.clean_text import clean_text
+from mllama_cli.core.text import strip_control
 from mllama_cli.terminal.markdown.theme import MarkdownTheme
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _append_url(out: Text, url: str, shown: str, theme: MarkdownTheme) -> None:
 
 def _one_line(text: str) -> str:
     # Again here: an entity such as &#13; makes characters that were not in the source.
-    return clean_text(text).replace("\n", " ")
+    return strip_control(text).replace("\n", " ")
 
 
 @cache

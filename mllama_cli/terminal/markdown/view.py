@@ -5,8 +5,8 @@ import time
 
 from rich.text import Text
 
+from mllama_cli.core.text import strip_control
 from mllama_cli.terminal.answer_view import AnswerWriter
-from mllama_cli.terminal.clean_text import clean_text
 from mllama_cli.terminal.console import Terminal
 from mllama_cli.terminal.markdown.blocks import block_lines, split_finished
 from mllama_cli.terminal.markdown.theme import markdown_theme
@@ -42,7 +42,7 @@ class MarkdownView:
         if self._plain is not None:
             self._plain.write(text)
             return
-        self._open += clean_text(text)
+        self._open += strip_control(text)
         finished: list[str] = []
         if "\n" in text:
             finished, self._open = split_finished(self._open)
