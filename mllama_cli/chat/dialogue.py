@@ -83,10 +83,10 @@ class Dialogue:
         processor = self.engine.processor.image_processor
         if processor is None:
             raise UsageError("This model is text-only: it cannot see images", "Switch with /model NAME.")
-        picture = open_image(image)
+        pixels = open_image(image)
         ratios = supported_aspect_ratios(processor.config.max_image_tiles)
-        rows, columns = choose_canvas((picture.height, picture.width), ratios, processor.config.tile_size)
-        return Attachment(image, picture.width, picture.height, rows * columns)
+        rows, columns = choose_canvas((pixels.height, pixels.width), ratios, processor.config.tile_size)
+        return Attachment(image, pixels.width, pixels.height, rows * columns)
 
     def compose(self, text: str) -> Message:
         """Make the next message: attached images, then attached texts, then what was typed."""

@@ -119,7 +119,7 @@ def test_a_code_block_that_an_answer_was_stopped_in_is_ended(answer: str, end: s
 def test_nothing_is_written_over_unasked(tmp_path: Path) -> None:
     path = tmp_path / "talk.md"
     path.write_text("mine")
-    with pytest.raises(UsageError, match="is there already") as caught:
+    with pytest.raises(UsageError, match="already exists") as caught:
         write_export(saved(TALK), path)
     assert "--force" in caught.value.hint
     assert path.read_text() == "mine"
@@ -127,7 +127,7 @@ def test_nothing_is_written_over_unasked(tmp_path: Path) -> None:
     write_export(saved(TALK), path, overwrite=True)
     assert "What is this?" in path.read_text(encoding="utf-8")
     path.unlink()
-    with pytest.raises(UsageError, match="talk_images is there already"):
+    with pytest.raises(UsageError, match="talk_images already exists"):
         write_export(saved(TALK), path)
     write_export(saved(Conversation.ask("no pictures")), path)
 
