@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
 from mllama_cli.core.errors import UsageError
-from mllama_cli.core.pictures import PICTURE_SUFFIXES
+from mllama_cli.core.filetypes import IMAGE_SUFFIXES
 from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _checked(question: Question) -> Question:
 def _words(words: Sequence[str]) -> Sequence[str]:
     # `-i *.jpg` gives only the first picture to -i; the others must not become part of the question.
     for word in words:
-        if word.lower().endswith(PICTURE_SUFFIXES) and Path(word).expanduser().is_file():
+        if word.lower().endswith(IMAGE_SUFFIXES) and Path(word).expanduser().is_file():
             raise UsageError(
                 f"{word} is a picture, but stands where the question goes", f"Write -i before each picture: -i {word}"
             )

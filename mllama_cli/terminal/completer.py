@@ -10,7 +10,7 @@ from pathlib import Path
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
-from mllama_cli.core.pictures import PICTURE_SUFFIXES
+from mllama_cli.core.filetypes import IMAGE_SUFFIXES
 
 PARAMETERS = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed", "stop",
@@ -104,7 +104,7 @@ def paths(word: str, *, pictures_only: bool) -> Iterator[Completion]:
     for entry in found:
         if entry.name.startswith(".") and not start.startswith("."):
             continue
-        is_picture = entry.name.lower().endswith(PICTURE_SUFFIXES)
+        is_picture = entry.name.lower().endswith(IMAGE_SUFFIXES)
         try:
             is_folder = entry.is_dir()
         except OSError:
