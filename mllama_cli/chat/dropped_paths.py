@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from mllama_cli.core.errors import ImageNotFoundError
-from mllama_cli.core.pictures import PICTURE_SUFFIXES
+from mllama_cli.core.filetypes import IMAGE_SUFFIXES
 
 _ENDING = re.compile(r"[.,;:!?)\]}»”’]+$")
 _WINDOWS = re.compile(r"^(?:[A-Za-z]:[\\/]|\\\\\w)")
@@ -146,7 +146,7 @@ def _only_a_path(word: str) -> bool:
 
 def _looks_like_image(word: str) -> bool:
     stem, dot, suffix = word.rpartition(".")
-    return bool(stem) and f"{dot}{suffix}".lower() in PICTURE_SUFFIXES and not stem.endswith("/")
+    return bool(stem) and f"{dot}{suffix}".lower() in IMAGE_SUFFIXES and not stem.endswith("/")
 
 
 def _tidy(text: str) -> str:

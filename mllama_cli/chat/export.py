@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
-from mllama_cli.chat.media_type import media_type, suffix
 from mllama_cli.chat.storage.saved import SavedChat, printable, short_name
 from mllama_cli.core.conversation import ImagePart, Message, Part, TextPart
 from mllama_cli.core.errors import MllamaError, UsageError
+from mllama_cli.core.filetypes import image_suffix, media_type
 
 JSON_SUFFIXES = (".json",)
 MARKDOWN_SUFFIXES = (".md", ".markdown")
@@ -70,7 +70,7 @@ def write_export(saved: SavedChat, path: Path, *, overwrite: bool = False) -> tu
         raise UsageError(f"{path} is neither .md nor .json", "The suffix says what to write: Markdown or JSON.")
     folder = path.with_name(f"{path.stem}_images")
     images = {} if as_json else {image.digest: image for image in saved.whole.images}
-    files = {digest: f"{number}{suffix(image.data)}" for number, (digest, image) in enumerate(images.items(), 1)}
+    files = {digest: f"{number}{image_suffix(image.data)}" for number, (digest, image) in enumerate(images.items(), 1)}
     try:
         _check_free(path, folder if images else None, overwrite)
         if images:

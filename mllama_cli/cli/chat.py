@@ -117,7 +117,7 @@ def chat(
     from mllama_cli.cli.interactive import find_saved, open_store, run_chat
     from mllama_cli.cli.oneshot import OneAnswer
     from mllama_cli.cli.preferences import preferences
-    from mllama_cli.cli.question import gather, read_pictures
+    from mllama_cli.cli.question import Question, gather, read_images
     from mllama_cli.terminal.answer_view import StatusLine
     from mllama_cli.terminal.console import Terminal
 
@@ -130,7 +130,7 @@ def chat(
     if system is None and saved is None and not (messages or raw):
         system = prefer.system
     if live:
-        pictures = read_pictures(image or [], terminal)
+        question = Question(raw_images=read_images(image or [], terminal))
     else:
         question = gather(
             terminal,
@@ -144,6 +144,7 @@ def chat(
             before=saved.whole if saved else None,
         )
     name, folder = chosen_model(model or prefer.model or (saved.model if saved else None), terminal)
+    question = question.prepared(folder)
 
     with StatusLine(terminal) as status:
         status.show("Starting")  # importing torch is most of it
@@ -185,7 +186,7 @@ def chat(
             engine_of,
             sampling_for,
             flags=flags,
-            images=pictures,
+            images=question.images,
             system=system,
             store=open_store(terminal, wanted=not no_log and prefer.log is not False),
             saved=saved,

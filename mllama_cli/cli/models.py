@@ -7,6 +7,7 @@ import typer
 
 from mllama_cli.cli import complete
 from mllama_cli.cli.options import OUTPUT, Debug
+from mllama_cli.core.text import human_size
 
 if TYPE_CHECKING:
     from mllama_cli.hub.inspect import Inspection
@@ -126,15 +127,6 @@ def remove(
                 continue
         plan.run()
         terminal.note(f"Deleted {plan.name}: {human_size(plan.size)} freed.")
-
-
-def human_size(count: float) -> str:
-    """Bytes as people write them, in powers of 1000 as disks and downloads count."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
 
 
 def _human_count(count: int) -> str:

@@ -8,6 +8,7 @@ import typer
 from mllama_cli.cli import complete
 from mllama_cli.cli.exit_status import ExitStatus
 from mllama_cli.cli.options import OUTPUT, Debug, Device
+from mllama_cli.core.text import human_size
 
 if TYPE_CHECKING:
     from mllama_cli.core.events import QuantizeSummary
@@ -137,7 +138,7 @@ def _destination(given: str | None, source: str, folder: Path, bits: int, group_
 def _print_plan(terminal: "Terminal", plan: "Plan", destination: Path, as_json: bool) -> None:
     from rich.table import Table
 
-    from mllama_cli.cli.models import human_size, print_json
+    from mllama_cli.cli.models import print_json
     from mllama_cli.hub.plan import free_space
     from mllama_cli.quantization.quantize import WORKING_MEMORY
     from mllama_cli.quantization.summary import tally
@@ -181,7 +182,7 @@ def _print_plan(terminal: "Terminal", plan: "Plan", destination: Path, as_json: 
 def _print_summary(terminal: "Terminal", summary: "QuantizeSummary", as_json: bool) -> None:
     import dataclasses
 
-    from mllama_cli.cli.models import human_size, print_json
+    from mllama_cli.cli.models import print_json
     from mllama_cli.quantization.policy import short
 
     if as_json:

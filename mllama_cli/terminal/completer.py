@@ -11,7 +11,7 @@ from typing import Literal
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
-from mllama_cli.core.pictures import PICTURE_SUFFIXES
+from mllama_cli.core.filetypes import IMAGE_SUFFIXES
 from mllama_cli.terminal.markdown.theme import THEME_NAMES
 
 PARAMETERS = (
@@ -116,7 +116,7 @@ def paths(word: str, *, images_only: bool) -> Iterator[Completion]:
     for entry in found:
         if entry.name.startswith(".") and not start.startswith("."):
             continue
-        is_image = entry.name.lower().endswith(PICTURE_SUFFIXES)
+        is_image = entry.name.lower().endswith(IMAGE_SUFFIXES)
         try:
             is_folder = entry.is_dir()
         except OSError:
