@@ -1,7 +1,7 @@
 """One dialogue with a model: the conversation, what is attached to the next message, and the engine's session."""
 
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, Part, TextPart
@@ -11,25 +11,10 @@ from mllama_cli.core.events import Event, GenerationStats, Token
 if TYPE_CHECKING:
     from mllama_cli.core.sampling import Sampling
     from mllama_cli.engine.engine import Engine
+    from mllama_cli.processing.prepared import PreparedImage
 
 REGENERATE_TEMPERATURE = 0.7
 """For another answer where sampling is greedy: greedy decoding would only say the same again."""
-
-
-@dataclass(frozen=True)
-class Attachment:
-    """An image that waits for its question. Sizes in pixels."""
-
-    part: ImagePart
-    width: int
-    height: int
-    tiles: int
-
-    @property
-    def chip(self) -> str:
-        """Name, size and tiles, as the prompt shows them."""
-        tiles = f"{self.tiles} tile{'s' * (self.tiles > 1)}"
-        return f"{self.part.name.rpartition('/')[2]} {self.width}x{self.height}, {tiles}"
 
 
 class Dialogue:
@@ -41,7 +26,7 @@ class Dialogue:
         self.session = engine.session()
         self.system = system
         self.conversation = Conversation()
-        self.attachments: list[Attachment] = []
+        self.attachments: list[PreparedImage] = []
         self.attached_text: list[str] = []
         self.stats: GenerationStats | None = None
         self.prompt_tokens = 0
@@ -62,39 +47,24 @@ class Dialogue:
                 return message.text
         return ""
 
-    @property
-    def last_question(self) -> Message | None:
-        for message in reversed(self.conversation.messages):
-            if message.role == "user":
-                return message
-        return None
+    def attach(self, image: ImagePart) -> "PreparedImage":
+        """Decode an image and keep it for the next message. Raise ImageError or UsageError."""
+        prepared = self.prepare(image)
+        self.attachments.append(prepared)
+        return prepared
 
-    def attach(self, image: ImagePart) -> Attachment:
-        """Check an image and keep it for the next message. Raise ImageError or UsageError."""
-        attachment = self.examine(image)
-        self.attachments.append(attachment)
-        return attachment
+    def prepare(self, image: ImagePart) -> "PreparedImage":
+        """Decode an image for this model unless that was done before. Raise ImageError or UsageError."""
+        from mllama_cli.processing.prepared import prepare_image
 
-    def examine(self, image: ImagePart) -> Attachment:
-        """Decode an image and say how the model will see it. Raise ImageError or UsageError."""
-        from mllama_cli.processing.canvas import choose_canvas, supported_aspect_ratios
-        from mllama_cli.processing.images import open_image
-
-        processor = self.engine.processor.image_processor
-        if processor is None:
-            raise UsageError("This model is text-only: it cannot see images", "Switch with /model NAME.")
-        pixels = open_image(image)
-        ratios = supported_aspect_ratios(processor.config.max_image_tiles)
-        rows, columns = choose_canvas((pixels.height, pixels.width), ratios, processor.config.tile_size)
-        return Attachment(image, pixels.width, pixels.height, rows * columns)
+        return prepare_image(image, self.engine.processor.require_vision().config)
 
     def compose(self, text: str) -> Message:
         """Make the next message: attached images, then attached texts, then what was typed."""
-        images = [attachment.part for attachment in self.attachments]
-        if not text.strip() and not self.attached_text and images:
-            text = default_question(len(images))
+        if not text.strip() and not self.attached_text and self.attachments:
+            text = default_question(len(self.attachments))
         whole = "\n\n".join([*self.attached_text, text] if text.strip() else self.attached_text)
-        parts: list[Part] = [*images]
+        parts: list[Part] = [*self.attachments]
         if whole:
             parts.append(TextPart(whole))
         return Message("user", tuple(parts))
@@ -140,11 +110,11 @@ class Dialogue:
 
     def pop_last_turn(self) -> Message:
         """Remove the last question with its answer and return the question. Raise UsageError if there is none."""
-        question = self.last_question
-        if question is None:
+        asked = [index for index, message in enumerate(self.conversation.messages) if message.role == "user"]
+        if not asked:
             raise UsageError("There is no last question: nothing was asked yet", "")
-        index = max(i for i, message in enumerate(self.conversation.messages) if message is question)
-        self.conversation = Conversation(self.conversation.messages[:index])
+        question = self.conversation.messages[asked[-1]]
+        self.conversation = Conversation(self.conversation.messages[: asked[-1]])
         return question
 
     def drop_oldest(self) -> int:
@@ -180,3 +150,9 @@ class Dialogue:
 def default_question(images: int) -> str:
     """Return the question for images that come without one."""
     return "Describe this image." if images == 1 else "Describe these images."
+
+
+def chip(image: "PreparedImage") -> str:
+    """Return an attached image's name, size in pixels and tiles, as the prompt shows them."""
+    tiles = image.canvas.num_tiles
+    return f"{image.name.rpartition('/')[2]} {image.width}x{image.height}, {tiles} tile{'s' * (tiles > 1)}"

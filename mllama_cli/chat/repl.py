@@ -1,6 +1,7 @@
 """The loop of the interactive chat: read a line, run it as a command or send it as a message."""
 
 from mllama_cli.chat.commands.registry import find_command
+from mllama_cli.chat.dialogue import chip
 from mllama_cli.chat.dropped_paths import find_images
 from mllama_cli.chat.shell import Shell
 from mllama_cli.core.errors import MllamaError
@@ -18,7 +19,7 @@ class Repl:
         while not shell.leaving:
             draft, shell.draft = shell.draft, ""
             try:
-                text = shell.source.ask([attachment.chip for attachment in shell.dialogue.attachments], draft)
+                text = shell.source.ask([chip(image) for image in shell.dialogue.attachments], draft)
             except EOFError:
                 return
             try:

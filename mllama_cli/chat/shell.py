@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from mllama_cli.chat.autosave import Autosave
-from mllama_cli.chat.dialogue import Attachment, Dialogue
+from mllama_cli.chat.dialogue import Dialogue
 from mllama_cli.core.conversation import Conversation, ImagePart, Message
 from mllama_cli.core.errors import ContextLengthError, MemoryShortageError, MllamaError
 from mllama_cli.core.events import Event, GenerationStats
@@ -16,6 +16,7 @@ from mllama_cli.terminal.markdown.view import MarkdownView
 if TYPE_CHECKING:
     from mllama_cli.core.sampling import Sampling
     from mllama_cli.engine.engine import Engine
+    from mllama_cli.processing.prepared import PreparedImage
 
 CONTEXT_WARNING = 0.9
 """Share of the context from which on the user is warned."""
@@ -68,7 +69,7 @@ class Shell:
         self.leaving = False
         self._warned_of_context = False
 
-    def attach(self, source: str) -> Attachment:
+    def attach(self, source: str) -> "PreparedImage":
         """Attach an image by path or URL and show its thumbnail."""
         from mllama_cli.processing.sources import read_image
 
@@ -78,21 +79,20 @@ class Shell:
             image = read_image(source)
         return self.attach_image(image)
 
-    def attach_image(self, image: ImagePart) -> Attachment:
+    def attach_image(self, image: ImagePart) -> "PreparedImage":
         """Attach an image and show its thumbnail."""
-        attachment = self.dialogue.attach(image)
-        self.show_image(attachment)
-        return attachment
+        prepared = self.dialogue.attach(image)
+        self.show_image(prepared)
+        return prepared
 
-    def show_image(self, attachment: Attachment, *, large: bool = False) -> None:
+    def show_image(self, image: "PreparedImage", *, large: bool = False) -> None:
         """Draw an image in the terminal: a thumbnail where previews are on, or large in any case."""
         if not (self.display.preview or large):
             return
-        from mllama_cli.processing.images import open_image
         from mllama_cli.terminal.graphics import show_preview
 
         size = {"max_columns": 80, "max_rows": 40} if large else {"max_columns": 32, "max_rows": 10}
-        show_preview(self.terminal, open_image(attachment.part), **size)
+        show_preview(self.terminal, image.canvas.image(), **size)
 
     def send(self, message: Message, *, typed: str = "") -> None:
         """Ask and show the answer; let the user choose what to drop if the context is too small.

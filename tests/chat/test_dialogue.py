@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mllama_cli.chat.dialogue import Dialogue
+from mllama_cli.chat.dialogue import Dialogue, chip
 from mllama_cli.core.conversation import ImagePart, Message, TextPart
 from mllama_cli.core.errors import ContextLengthError, ImageError, UsageError
 from mllama_cli.core.events import EncodingImage, GenerationStats, Token
@@ -85,7 +85,7 @@ def test_an_interruption_before_the_first_word_takes_nothing_away(dialogue: Dial
     with closing(_asked(dialogue, "What?")) as events:
         next(events)
     assert roles(dialogue) == []
-    assert [a.part for a in dialogue.attachments] == [PHOTO]
+    assert dialogue.attachments == [PHOTO]
     assert dialogue.attached_text == ["notes"]
 
 
@@ -107,7 +107,7 @@ def test_regenerating_asks_the_same_again_and_replaces_the_answer(dialogue: Dial
     events = list(dialogue.regenerate())
     assert roles(dialogue) == ["user", "assistant"]
     assert dialogue.conversation.messages[0] == Message("user", (PHOTO, TextPart("One?")))
-    assert [a.part for a in dialogue.attachments] == [OTHER], "what waits for the next question still waits"
+    assert dialogue.attachments == [OTHER], "what waits for the next question still waits"
     stats = events[-1]
     assert isinstance(stats, GenerationStats)
     assert stats.cached_tokens >= stats.prompt_tokens - 1, "the prompt is not read again"
@@ -165,7 +165,7 @@ def test_pictures_without_a_question_are_described(dialogue: Dialogue) -> None:
 
 def test_chips_say_what_the_model_gets(dialogue: Dialogue) -> None:
     attachment = dialogue.attach(PHOTO)
-    assert attachment.chip == f"drawing.png {attachment.width}x{attachment.height}, 4 tiles"
+    assert chip(attachment) == f"drawing.png {attachment.width}x{attachment.height}, 4 tiles"
     with pytest.raises(ImageError):
         dialogue.attach(ImagePart(b"no picture", "notes.txt"))
     assert len(dialogue.attachments) == 1

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mllama_cli.chat.autosave import Autosave
 from mllama_cli.chat.commands.registry import COMMANDS, find_command
-from mllama_cli.chat.dialogue import Dialogue
+from mllama_cli.chat.dialogue import Dialogue, chip
 from mllama_cli.chat.repl import Repl
 from mllama_cli.chat.shell import DisplayOptions, Shell
 from mllama_cli.chat.storage.store import ChatStore
@@ -25,6 +25,7 @@ from mllama_cli.terminal import clipboard
 from mllama_cli.terminal.console import Terminal
 from tests.checkpoints import make_checkpoint, text_only_config
 from tests.console import Stream
+from tests.decodes import count_png_decodes
 
 DATA = Path(__file__).parents[1] / "data"
 PHOTO = str(DATA / "drawing.png")
@@ -117,7 +118,7 @@ def test_questions_are_answered_until_the_person_leaves(harness: ChatHarness) ->
 def test_a_picture_waits_for_its_question(harness: ChatHarness) -> None:
     said = harness.type(f"/image {PHOTO}", "What is this?")
     assert "Attached drawing.png" in said
-    assert [chips for chips, _ in harness.typed.shown] == [[], [harness.dialogue.examine(photo()).chip], []]
+    assert [chips for chips, _ in harness.typed.shown] == [[], [chip(harness.dialogue.prepare(photo()))], []]
     (question, _) = harness.dialogue.conversation
     assert question.images[0].data == photo().data
     assert question.text == "What is this?"
@@ -147,7 +148,7 @@ def test_pictures_can_be_listed_and_taken_away(harness: ChatHarness) -> None:
     said = harness.type(f"/image {PHOTO}", f"/image {card}", "/images", "/detach 5", "/detach 1", "/images")
     assert "1. drawing.png" in said
     assert "a number from 1 to 2" in said
-    assert [a.part.name.rpartition("/")[2] for a in harness.dialogue.attachments] == ["card.png"]
+    assert [a.name.rpartition("/")[2] for a in harness.dialogue.attachments] == ["card.png"]
     harness.type("/detach")
     assert harness.dialogue.attachments == []
 
@@ -165,10 +166,17 @@ def test_previews_are_shown_on_demand(harness: ChatHarness, monkeypatch: pytest.
     assert "takes the number" in harness.type("/preview x")
 
 
+def test_an_image_is_decoded_once(harness: ChatHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = count_png_decodes(monkeypatch)
+    harness.type("/preview on", f"/image {PHOTO}", "What is this?", "/preview", "/regen", "/edit", "And now?")
+    assert harness.roles == ["user", "assistant"]
+    assert len(opened) == 1
+
+
 def test_the_clipboards_picture_is_attached(harness: ChatHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mllama_cli.processing.clipboard.read_clipboard_image", photo)
     harness.type("/paste")
-    assert [a.part for a in harness.dialogue.attachments] == [photo()]
+    assert harness.dialogue.attachments == [photo()]
 
     def nothing() -> ImagePart:
         raise MllamaError("There is no picture in the clipboard", "Copy one first.")
@@ -183,7 +191,7 @@ def test_conversations_are_cleared_taken_back_edited_and_made_anew(harness: Chat
     harness.type(f"/image {PHOTO}", "One?", "Two?", "/regen", "/undo")
     assert [m.text for m in harness.dialogue.conversation if m.role == "user"] == ["One?"]
     harness.type("/edit")
-    assert harness.typed.shown[-1] == ([harness.dialogue.examine(photo()).chip], "One?")
+    assert harness.typed.shown[-1] == ([chip(harness.dialogue.prepare(photo()))], "One?")
     harness.type("One, changed?")
     assert harness.dialogue.conversation.messages[0].text == "One, changed?"
     assert harness.dialogue.conversation.images[0].data == photo().data

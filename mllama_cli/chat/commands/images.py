@@ -1,10 +1,16 @@
 """Commands about images that wait for their question."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from mllama_cli.chat.commands.command import Command, require
-from mllama_cli.chat.dialogue import Attachment
+from mllama_cli.chat.dialogue import chip
 from mllama_cli.chat.dropped_paths import find_images
 from mllama_cli.chat.shell import Shell
 from mllama_cli.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from mllama_cli.processing.prepared import PreparedImage
 
 
 def _image(shell: Shell, argument: str) -> None:
@@ -21,16 +27,16 @@ def _paste(shell: Shell, argument: str) -> None:
     _note_attached(shell, shell.attach_image(read_clipboard_image()))
 
 
-def _note_attached(shell: Shell, attachment: Attachment) -> None:
-    shell.terminal.note(f"Attached {attachment.chip}. Now ask about it.")
+def _note_attached(shell: Shell, image: "PreparedImage") -> None:
+    shell.terminal.note(f"Attached {chip(image)}. Now ask about it.")
 
 
 def _images(shell: Shell, argument: str) -> None:
     waiting, asked = shell.dialogue.attachments, shell.dialogue.conversation.images
-    for number, attachment in enumerate(waiting, 1):
-        shell.terminal.note(f"{number}. {attachment.chip} (waits for your question)")
-    for image in asked:
-        shell.terminal.note(f"-  {image.name} (in the conversation)")
+    for number, image in enumerate(waiting, 1):
+        shell.terminal.note(f"{number}. {chip(image)} (waits for your question)")
+    for part in asked:
+        shell.terminal.note(f"-  {part.name} (in the conversation)")
     if not waiting and not asked:
         shell.terminal.note("No images. /image PATH attaches one.")
 
@@ -45,9 +51,9 @@ def _detach(shell: Shell, argument: str) -> None:
         detached = [waiting[int(argument) - 1]]
     else:
         raise UsageError(f"/detach needs a number from 1 to {len(waiting)}, or all", "/images lists them.")
-    for attachment in detached:
-        waiting.remove(attachment)
-        shell.terminal.note(f"Detached {attachment.chip}.")
+    for image in detached:
+        waiting.remove(image)
+        shell.terminal.note(f"Detached {chip(image)}.")
 
 
 def _preview(shell: Shell, argument: str) -> None:
@@ -60,12 +66,12 @@ def _preview(shell: Shell, argument: str) -> None:
     elif waiting:
         shell.show_image(waiting[int(argument) - 1 if argument else -1], large=True)
     elif asked:
-        shell.show_image(shell.dialogue.examine(asked[-1]), large=True)
+        shell.show_image(shell.dialogue.prepare(asked[-1]), large=True)
     else:
         raise UsageError("There is no image to show", "/image PATH attaches one.")
 
 
-def _is_number(argument: str, waiting: list[Attachment]) -> bool:
+def _is_number(argument: str, waiting: Sequence[object]) -> bool:
     return argument.isdigit() and 1 <= int(argument) <= len(waiting)
 
 
