@@ -1,4 +1,4 @@
-"""`mllama bench`: how fast a model runs on this machine."""
+"""`mllama bench`: measure how fast a model runs on this machine."""
 
 import json
 from time import perf_counter
@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mllama_cli.cli import complete
-from mllama_cli.cli.options import OUTPUT, Debug, Device, Dtype
+from mllama_cli.cli.common import load_settings, resolve_model
+from mllama_cli.cli.options import AsJson, ComputeOptions, Debug, Device, Dtype
 
 if TYPE_CHECKING:
     from mllama_cli.benchmark.decode import Figure, Subject
     from mllama_cli.terminal.answer_view import StatusLine
+    from mllama_cli.terminal.console import Terminal
 
 
 def bench(
@@ -35,29 +37,25 @@ def bench(
     ] = None,
     device: Device = None,
     dtype: Dtype = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)] = False,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Measure time to first token, prefill, decoding, vision and loading, beside the memory's own speed."""
+    """Measure time to first token, prefill, decoding, vision and loading, next to the memory bandwidth."""
     from mllama_cli.core.errors import UsageError
     from mllama_cli.terminal.answer_view import StatusLine
     from mllama_cli.terminal.console import Terminal
 
     if model and random:
-        raise UsageError("A model and --random exclude one another")
+        raise UsageError("A model and --random are mutually exclusive")
     if quantize and not random:
-        raise UsageError("--quantize is for --random: a model is measured as it is stored")
+        raise UsageError("--quantize needs --random: a model is measured as it is stored")
+    compute = ComputeOptions(model, device, dtype, quantize).with_defaults(load_settings())
     terminal = Terminal()
     with StatusLine(terminal) as status:
-        status.show("Starting")
+        name, subject, figures = _random(random, compute, status) if random else _loaded(compute, terminal, status)
         from mllama_cli.benchmark.captions import TOKENS, caption_rate
         from mllama_cli.benchmark.decode import Figure, benchmark
 
-        device, dtype = device or "auto", dtype or "auto"
-        if random:
-            name, subject, figures = _random(random, quantize, device, dtype)
-        else:
-            name, subject, figures = _loaded(model, device, dtype, status)
         for figure in benchmark(subject, tokens=tokens):
             figures.append(figure)
             status.show(f"{figure.name}: {_amount(figure)}")
@@ -85,15 +83,16 @@ def bench(
     table.add_column("", justify="right", no_wrap=True)
     table.add_column("")
     for figure in figures:
-        share = "" if figure.share is None else f"{figure.share:.0%} of the memory's speed"
+        share = "" if figure.share is None else f"{figure.share:.0%} of memory bandwidth"
         table.add_row(figure.name, _amount(figure), share)
     terminal.out.print(table)
     terminal.note(f"{record['device']}, {record['dtype']}, torch {record['torch']}")
     if subject.fast.obstacle and subject.device.type == "cuda":
-        terminal.note(f"Decoding takes plain torch operations: {subject.fast.obstacle}")
+        terminal.note(f"Falling back to PyTorch for decoding: {subject.fast.obstacle}")
 
 
-def _random(shape: str, quantize: str | None, device_name: str, dtype_name: str) -> "tuple[str, Subject, list[Figure]]":
+def _random(shape: str, compute: ComputeOptions, status: "StatusLine") -> "tuple[str, Subject, list[Figure]]":
+    status.show("Starting")
     import torch
 
     from mllama_cli.benchmark.decode import Subject
@@ -109,10 +108,10 @@ def _random(shape: str, quantize: str | None, device_name: str, dtype_name: str)
     from mllama_cli.kernels.tables import reads_host_memory
 
     if shape not in SHAPES:
-        raise UsageError(f"{shape!r} is no shape", f"Use {' or '.join(SHAPES)}.")
-    config, device = SHAPES[shape], choose_device(device_name)
+        raise UsageError(f"Unknown shape {shape!r}", f"Use {' or '.join(SHAPES)}.")
+    config, device, quantize = SHAPES[shape], choose_device(compute.device or "auto"), compute.quantize
     make_current(device)
-    dtype = choose_dtype(dtype_name, torch.bfloat16, 2**33, device)
+    dtype = choose_dtype(compute.dtype or "auto", torch.bfloat16, 2**33, device)
     plan, rows = MemoryPlan(), CHUNK
     if device.type == "cuda":
         weights, free = weights_of(config, quantize, dtype.itemsize), free_bytes(device)
@@ -133,14 +132,12 @@ def _random(shape: str, quantize: str | None, device_name: str, dtype_name: str)
     return name, Subject(network, FastDecoding(dtype, device), config, dtype, device, rows), []
 
 
-def _loaded(model: str | None, device: str, dtype: str, status: "StatusLine") -> "tuple[str, Subject, list[Figure]]":
+def _loaded(compute: ComputeOptions, terminal: "Terminal", status: "StatusLine") -> "tuple[str, Subject, list[Figure]]":
+    name, folder = resolve_model(compute.model, terminal)
+    status.show("Starting")
     from mllama_cli.benchmark.decode import Figure, Subject
-    from mllama_cli.engine.engine import Engine
-    from mllama_cli.hub.catalog import default_model, resolve
 
-    entry = default_model() if model is None else None
-    folder, name = (entry.path, entry.name) if entry else (resolve(str(model)), str(model))
-    engine = Engine(folder, name, device=device, dtype=dtype)
+    engine = compute.open_engine(folder, name)
     figures = []
     for part, vision in (("text", False), ("vision", True)):
         if vision and not engine.can_see:
@@ -150,11 +147,8 @@ def _loaded(model: str | None, device: str, dtype: str, status: "StatusLine") ->
             status.event(event)
         engine.synchronize()
         figures.append(Figure(f"load, {part}", perf_counter() - start, "s"))
-    return (
-        name,
-        Subject(engine.network, engine.fast, engine.config, engine.dtype, engine.device, engine.prefill_rows),
-        figures,
-    )
+    subject = Subject(engine.network, engine.fast, engine.config, engine.dtype, engine.device, engine.prefill_rows)
+    return name, subject, figures
 
 
 def _machine(subject: "Subject") -> dict[str, Any]:

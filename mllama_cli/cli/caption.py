@@ -6,30 +6,16 @@ from typing import Annotated
 import typer
 
 from mllama_cli.cli import complete
-from mllama_cli.cli.options import (
-    OUTPUT,
-    Debug,
-    Device,
-    Dtype,
-    Exact,
-    MaxTokens,
-    MinP,
-    Model,
-    Quantize,
-    RepetitionPenalty,
-    Seed,
-    Stop,
-    Temperature,
-    TopK,
-    TopP,
-)
+from mllama_cli.cli.options import OUTPUT, ComputeOptions, Debug, SamplingOptions, Verbose, option_groups
 
 PICTURES = "Which pictures"
 PROMPT = "What is asked, and how the answer is written down"
 SPEED = "Speed"
 
 
+@option_groups
 def caption(
+    *,
     paths: Annotated[
         list[str] | None,
         typer.Argument(metavar="PATH...", help="Folders, pictures, globs; - for a list of paths on stdin."),
@@ -142,22 +128,9 @@ def caption(
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes that decode pictures ahead.", rich_help_panel=SPEED)
     ] = None,
-    model: Model = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    quantize: Quantize = None,
-    exact: Exact = False,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    top_k: TopK = None,
-    min_p: MinP = None,
-    repetition_penalty: RepetitionPenalty = None,
-    max_tokens: MaxTokens = None,
-    seed: Seed = None,
-    stop: Stop = None,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-u", "--usage", help="Statistics on stderr.", rich_help_panel=OUTPUT)
-    ] = False,
+    compute: ComputeOptions,
+    sampling: SamplingOptions,
+    verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
     """Write captions for pictures: photo.txt beside photo.jpg.
@@ -194,21 +167,8 @@ def caption(
 
     run_captions(
         request,
-        model=model,
-        device=device,
-        dtype=dtype,
-        quantize=quantize,
-        exact=exact,
-        sampling={
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "min_p": min_p,
-            "repetition_penalty": repetition_penalty,
-            "max_tokens": max_tokens,
-            "seed": seed,
-            "stop": tuple(stop) if stop else None,
-        },
+        compute=compute,
+        sampling=sampling,
         errors=errors,
         as_json=as_json,
         preview=preview,

@@ -15,8 +15,8 @@ from mllama_cli.captioning.records import as_json as record_as_json
 from mllama_cli.captioning.sidecar_names import sidecar_paths
 from mllama_cli.captioning.sidecars import Sidecars
 from mllama_cli.cli.caption_request import CaptionRequest
-from mllama_cli.cli.chosen_model import chosen_model
-from mllama_cli.cli.exit_status import ExitStatus
+from mllama_cli.cli.common import ExitStatus, load_settings, resolve_model
+from mllama_cli.cli.options import ComputeOptions, SamplingOptions
 from mllama_cli.core.caption_events import Captioned, CaptionEvent, CaptionFailed, CaptionPlan
 from mllama_cli.core.errors import MllamaError, UsageError
 from mllama_cli.core.text import strip_control
@@ -30,12 +30,8 @@ if TYPE_CHECKING:
 def run_captions(
     request: CaptionRequest,
     *,
-    model: str | None,
-    device: str | None,
-    dtype: str | None,
-    quantize: str | None,
-    exact: bool,
-    sampling: dict[str, Any],
+    compute: ComputeOptions,
+    sampling: SamplingOptions,
     errors: Path | None,
     as_json: bool,
     preview: bool,
@@ -44,13 +40,11 @@ def run_captions(
     verbose: bool,
 ) -> None:
     """Caption what was asked for. Raises MllamaError; typer.Exit where pictures failed or Ctrl-C was pressed."""
-    from mllama_cli.cli.preferences import preferences
-
     terminal = Terminal()
-    prefer = preferences()
-    name, folder = chosen_model(model or prefer.model, terminal)
-    flags = {"max_tokens": request.max_tokens, **{k: v for k, v in sampling.items() if v is not None}}
-    key = request.run_key(f"{folder} {quantize}", sorted(flags.items(), key=lambda pair: pair[0]))
+    compute = compute.with_defaults(load_settings())
+    name, folder = resolve_model(compute.model, terminal)
+    flags = {"max_tokens": request.max_tokens, **sampling}
+    key = request.run_key(f"{folder} {compute.quantize}", sorted(flags.items(), key=lambda pair: pair[0]))
     destination = _destination(request, key, terminal)
     plan = make_plan(request.listing, destination)
     printer = _Printer(terminal, request, as_json=as_json, preview=preview)
@@ -62,8 +56,7 @@ def run_captions(
     else:
         with _let_go(destination), _error_list(errors) as error_list:
             try:
-                where = {"device": device or prefer.device or "auto", "dtype": dtype or prefer.dtype or "auto"}
-                engine = _engine(terminal, folder, name, **where, quantize=quantize, exact=exact)
+                engine = _engine(terminal, compute, folder, name)
                 # One picture needs no workers, which take half a second to start.
                 count = 0 if workers is None and len(plan.pending) <= 2 else workers
                 events = _events(engine, plan, destination, request, flags, count)
@@ -114,14 +107,12 @@ def _events(
     yield from caption_pictures(engine, plan, destination, task, slots=request.slots, workers=workers)
 
 
-def _engine(terminal: Terminal, folder: Path, name: str, **settings: Any) -> "Engine":
+def _engine(terminal: Terminal, compute: ComputeOptions, folder: Path, name: str) -> "Engine":
     from mllama_cli.terminal.answer_view import StatusLine
 
     with StatusLine(terminal) as status:
         status.show("Starting")
-        from mllama_cli.engine.engine import Engine
-
-        engine = Engine(folder, name, **settings)
+        engine = compute.open_engine(folder, name)
         for event in engine.load_weights(vision=True):
             status.event(event)
         for event in engine.prepare_batch():

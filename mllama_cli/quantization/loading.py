@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mllama_cli.checkpoint.reader import CheckpointReader
 from mllama_cli.checkpoint.slices import SliceReader
 from mllama_cli.core.config import MllamaTextConfig
-from mllama_cli.core.errors import CheckpointError, UsageError
+from mllama_cli.core.errors import CheckpointError
 from mllama_cli.quantization.config_groups import ConfigGroups
 from mllama_cli.quantization.linear import QuantizedLinear, replace_linears
 from mllama_cli.quantization.plan import linear_layers, refuse_quantized
@@ -16,9 +16,6 @@ from mllama_cli.quantization.policy import Wish, choose
 from mllama_cli.quantization.rounding import NotFiniteError, quantize_matrix
 from mllama_cli.quantization.sample import Sampler, not_finite
 from mllama_cli.quantization.schemes import Scheme, scheme_named
-
-NAMES = ("int4", "int8")
-"""What can be asked for while loading: rounded to nearest in groups of 128, with the defaults of what stays exact."""
 
 
 def replace_stored(network: nn.Module, config: Mapping[str, Any]) -> None:
@@ -50,15 +47,13 @@ def replace_wished(
     reader: CheckpointReader,
     wanted: str,
 ) -> dict[str, Scheme]:
-    """Replace the layers that are to be quantized while they load; returns their schemes.
+    """Replace the layers that are to be quantized while they load, rounded to nearest; return their schemes.
 
     Raises UsageError for an unknown name and for a checkpoint that is quantized already.
     """
-    if wanted not in NAMES:
-        raise UsageError(f"{wanted!r} is no way to quantize", f"Use {' or '.join(NAMES)}.")
+    wish = Wish(scheme_named(wanted), "rtn")
     refuse_quantized(config, reader.folder.name)
     linears = {name: inputs for name, inputs in linear_layers(network).items() if f"{name}.weight" in reader.tensors}
-    wish = Wish(scheme_named(wanted), "rtn")
     with SliceReader() as slices:
         schemes = dict(choose(linears, text, wish, Sampler(slices, reader, wish.scheme)).schemes)
     replace_linears(network, schemes)

@@ -12,11 +12,9 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
 from mllama_cli.core.filetypes import IMAGE_SUFFIXES
+from mllama_cli.core.sampling import SETTABLE
 from mllama_cli.terminal.markdown.theme import THEME_NAMES
 
-PARAMETERS = (
-    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed", "stop",
-)  # fmt: skip
 SETTINGS = ("parameter", "system", "verbose", "quiet", "preview", "nopreview", "theme")
 MAX_ENTRIES = 5000
 """Entries of a folder that are read: Tab must answer at once."""
@@ -96,7 +94,7 @@ class ChatCompleter(Completer):
             yield from _names(argument, self._chats())
         elif kind == "parameter":
             if argument.startswith("parameter "):
-                yield from _names(argument.removeprefix("parameter ").lstrip(), PARAMETERS)
+                yield from _names(argument.removeprefix("parameter ").lstrip(), SETTABLE)
             elif argument.startswith("theme "):
                 yield from _names(argument.removeprefix("theme "), THEME_NAMES)
             else:

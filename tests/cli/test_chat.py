@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from io import BytesIO
 from pathlib import Path
 
@@ -384,11 +383,9 @@ def test_a_closed_pipe_ends_quietly() -> None:
     assert process.stderr is not None
     process.stdout.read(1)
     process.stdout.close()
-    began = time.monotonic()
     err = process.stderr.read()
     assert process.wait(timeout=20) == 0
-    assert err == b""
-    assert time.monotonic() - began < 15
+    assert err == b"", "an answer of all 2000 tokens would say that it was cut"
     process.stderr.close()
 
 

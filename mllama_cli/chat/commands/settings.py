@@ -1,31 +1,15 @@
 """Commands about the model and how it answers."""
 
-import difflib
 from typing import Any
 
 from mllama_cli.chat.commands.command import Command, require
 from mllama_cli.chat.shell import Shell
 from mllama_cli.core.errors import UsageError
+from mllama_cli.core.sampling import SETTABLE
+from mllama_cli.core.text import suggest
 from mllama_cli.terminal.markdown.theme import THEME_NAMES
 
-ALIASES = {
-    "num_predict": "max_tokens",
-    "repeat_penalty": "repetition_penalty",
-    "temp": "temperature",
-    "max_new_tokens": "max_tokens",
-}
-"""Names of other tools, above all ollama."""
-
-TYPES: dict[str, type] = {
-    "temperature": float,
-    "top_p": float,
-    "top_k": int,
-    "min_p": float,
-    "repetition_penalty": float,
-    "max_tokens": int,
-    "seed": int,
-    "stop": str,
-}
+ALIASES = {alias: name for name, parameter in SETTABLE.items() for alias in parameter.aliases}
 
 
 def _system(shell: Shell, argument: str) -> None:
@@ -62,27 +46,24 @@ def _set_parameter(shell: Shell, name: str, value: str) -> None:
     name = ALIASES.get(name.replace("-", "_"), name.replace("-", "_"))
     if name == "num_ctx":
         raise UsageError(f"The context size is the model's: {shell.dialogue.context} tokens", "")
-    if name not in TYPES:
-        near = difflib.get_close_matches(name, TYPES, n=1)
-        meant = f"Did you mean {near[0]}? " if near else ""
-        raise UsageError(f"There is no parameter {name!r}", f"{meant}Parameters: {', '.join(TYPES)}.")
+    if name not in SETTABLE:
+        raise UsageError(
+            f"There is no parameter {name!r}", f"{suggest(name, SETTABLE)}Parameters: {', '.join(SETTABLE)}."
+        )
     if not value:
-        raise UsageError(f"{name} needs a value", f"It is {getattr(shell.dialogue.sampling, name)} now.")
+        now = getattr(shell.dialogue.sampling, name)
+        raise UsageError(f"{name} needs a value", f"It is {now} now and means: {SETTABLE[name].help}.")
     shell.dialogue.set_sampling(**{name: _value(shell, name, value)})
     shell.terminal.note(f"{name} = {getattr(shell.dialogue.sampling, name)}")
 
 
 def _value(shell: Shell, name: str, value: str) -> Any:
-    if name == "stop":
-        text = value.strip("\"'").replace("\\n", "\n").replace("\\t", "\t")
-        return (*shell.dialogue.sampling.stop, text)
     if name == "seed" and value.lower() in ("none", "random", "-1"):
         return None
-    try:
-        return TYPES[name](value)
-    except ValueError:
-        kind = "whole number" if TYPES[name] is int else "number"
-        raise UsageError(f"{name} must be a {kind}, not {value!r}", "") from None
+    if SETTABLE[name].repeated:
+        text = value.strip("\"'").replace("\\n", "\n").replace("\\t", "\t")
+        return (*getattr(shell.dialogue.sampling, name), *SETTABLE[name].parsed(text, name))
+    return SETTABLE[name].parsed(value, name)
 
 
 def _show(shell: Shell, argument: str) -> None:
@@ -103,7 +84,7 @@ def _show(shell: Shell, argument: str) -> None:
         ("conversation", f"{questions} question{'s' * (questions != 1)}, {images} image{'s' * (images != 1)}"),
         ("saved as", shell.autosave.label),
         ("system", chat.system or "none"),
-        *((name, str(getattr(sampling, name))) for name in TYPES),
+        *((name, str(getattr(sampling, name))) for name in SETTABLE),
         ("verbose", "yes" if shell.display.verbose else "no"),
         ("preview", "yes" if shell.display.preview else "no"),
     ]

@@ -1,11 +1,9 @@
 """The shapes of the released models, and empty networks of any shape."""
 
 from mllama_cli.core.config import MllamaConfig, MllamaTextConfig
-from mllama_cli.core.errors import UsageError
 from mllama_cli.engine.forward import Network
 from mllama_cli.model.mllama import empty_network
 from mllama_cli.quantization.linear import replace_linears
-from mllama_cli.quantization.loading import NAMES
 from mllama_cli.quantization.plan import linear_layers
 from mllama_cli.quantization.policy import Wish, choose
 from mllama_cli.quantization.schemes import scheme_named
@@ -29,8 +27,6 @@ def shaped(config: MllamaConfig, quantize: str | None = None) -> Network:
 
     ``quantize``, int8 or int4, packs the language model as quantizing while loading does. UsageError for another word.
     """
-    if quantize is not None and quantize not in NAMES:
-        raise UsageError(f"{quantize!r} is no way to quantize", f"Use {' or '.join(NAMES)}.")
     network = empty_network(config)
     if quantize is not None:
         # Which layers are kept higher in a shape of unknown depth depends on weights: how many does not.
