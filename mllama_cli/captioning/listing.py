@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 
 from mllama_cli.core.errors import ImageNotFoundError, UsageError
-from mllama_cli.core.pictures import PICTURE_SUFFIXES
+from mllama_cli.core.filetypes import IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ def _join(folder: str, name: str) -> str:
 
 
 def _is_picture(name: str) -> bool:
-    return name.lower().endswith(PICTURE_SUFFIXES)
+    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _same(path: str) -> str:

@@ -14,7 +14,7 @@ from mllama_cli.captioning.postprocess import Polish
 from mllama_cli.captioning.prompts import DEFAULT, DEFAULT_MAX_TOKENS, MAX_TOKENS, STYLES, PromptTemplate, Style
 from mllama_cli.core.caption_events import EXISTING, Existing
 from mllama_cli.core.errors import UsageError
-from mllama_cli.core.pictures import PICTURE_SUFFIXES
+from mllama_cli.core.filetypes import IMAGE_SUFFIXES
 from mllama_cli.system.folders import expanded
 
 
@@ -172,7 +172,7 @@ def _shard(shard: str | None) -> tuple[int, int] | None:
 
 def _extension(extension: str) -> str:
     extension = extension if extension.startswith(".") else f".{extension}"
-    if extension.lower() in PICTURE_SUFFIXES:
+    if extension.lower() in IMAGE_SUFFIXES:
         raise UsageError(f"--extension {extension} would overwrite pictures", "Caption files are .txt or .caption.")
     if len(extension) < 2 or "/" in extension or "\\" in extension or "\0" in extension:
         raise UsageError(f"--extension cannot be {extension!r}", "Caption files are .txt or .caption.")
