@@ -8,6 +8,7 @@ from mllama_cli.chat.storage.saved import SYSTEM, SavedChat
 from mllama_cli.chat.storage.store import ChatStore
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.errors import MllamaError, UsageError
+from mllama_cli.core.sampling import SETTABLE
 from mllama_cli.terminal.console import Terminal
 
 
@@ -83,10 +84,8 @@ def restore(dialogue: Dialogue, saved: SavedChat) -> None:
     else:
         dialogue.system, dialogue.conversation = "", saved.whole
     sampling: dict[str, Any] = saved.settings.get("sampling") or {}
-    known = {name: value for name, value in sampling.items() if hasattr(dialogue.sampling, name)}
-    if "stop" in known:
-        known["stop"] = tuple(known["stop"])
-    dialogue.set_sampling(**known)
+    known = {name: value for name, value in sampling.items() if name in SETTABLE}
+    dialogue.set_sampling(**{name: tuple(v) if SETTABLE[name].repeated else v for name, v in known.items()})
 
 
 def _settings(dialogue: Dialogue) -> dict[str, Any]:

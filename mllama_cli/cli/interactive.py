@@ -1,8 +1,8 @@
 """`mllama chat` without a question, on a terminal: open the interactive chat."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mllama_cli.cli import complete
 from mllama_cli.core.conversation import ImagePart
@@ -10,16 +10,13 @@ from mllama_cli.core.errors import ChatNotFoundError, MllamaError, UsageError
 from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
-    from mllama_cli.chat.shell import DisplayOptions
     from mllama_cli.chat.storage.store import ChatStore, SavedChat
-    from mllama_cli.core.sampling import Sampling
+    from mllama_cli.cli.chat_request import ChatRequest
     from mllama_cli.engine.engine import Engine
 
 
-def open_store(terminal: Terminal, *, wanted: bool) -> "ChatStore | None":
-    """Open the saved chats. Return None if they are not ``wanted``, or cannot be saved (which is reported)."""
-    if not wanted:
-        return None
+def _open_store(terminal: Terminal) -> "ChatStore | None":
+    """Open the saved chats. Return None if they cannot be saved, which is reported."""
     from mllama_cli.chat.storage.store import ChatStore
 
     try:
@@ -30,7 +27,7 @@ def open_store(terminal: Terminal, *, wanted: bool) -> "ChatStore | None":
         return None
 
 
-def find_saved(name: str | None, *, last: bool) -> "SavedChat | None":
+def find_chat(name: str | None, *, last: bool) -> "SavedChat | None":
     """Return the chat to continue, if any is asked for. Raise UsageError or ChatNotFoundError."""
     if name is None and not last:
         return None
@@ -47,25 +44,19 @@ def find_saved(name: str | None, *, last: bool) -> "SavedChat | None":
 def run_chat(
     terminal: Terminal,
     engine: "Engine",
-    engine_of: "Callable[[Path, str], Engine]",
-    sampling_for: "Callable[[Engine], Sampling]",
-    *,
-    flags: Mapping[str, Any],
+    request: "ChatRequest",
     images: Sequence[ImagePart],
-    system: str | None,
-    store: "ChatStore | None",
     saved: "SavedChat | None",
-    display: "DisplayOptions",
 ) -> None:
     """Load the model, greet, and chat until the user leaves.
 
-    ``flags`` and ``system`` are sampling and system message of the command line: they override those of a saved chat.
+    Sampling and system message of the command line override those of a saved chat.
     """
     from mllama_cli.chat.autosave import Autosave, restore
     from mllama_cli.chat.commands.registry import COMMANDS
     from mllama_cli.chat.dialogue import Dialogue
     from mllama_cli.chat.repl import Repl
-    from mllama_cli.chat.shell import Shell
+    from mllama_cli.chat.shell import DisplayOptions, Shell
     from mllama_cli.terminal.answer_view import StatusLine
     from mllama_cli.terminal.prompt import ChatPrompt
 
@@ -78,12 +69,14 @@ def run_chat(
     def other(name: str) -> "Engine":
         from mllama_cli.hub.catalog import resolve
 
-        return loaded(engine_of(resolve(name), name), vision=bool(dialogue.conversation.images))
+        return loaded(request.compute.open_engine(resolve(name), name), vision=bool(dialogue.conversation.images))
 
-    dialogue = Dialogue(engine, sampling_for(engine), system or "")
+    store = _open_store(terminal) if request.saves else None
+    system = request.system(saved)
+    dialogue = Dialogue(engine, request.sampling_for(engine), system or "")
     if saved is not None:
         restore(dialogue, saved)
-        dialogue.set_sampling(**flags)
+        dialogue.set_sampling(**request.sampling)
         if system is not None:
             dialogue.system = system
     loaded(engine, vision=bool(images) or bool(dialogue.conversation.images))
@@ -100,8 +93,12 @@ def run_chat(
         prompt,
         Autosave(terminal, store, saved),
         load_engine=other,
-        default_sampling=sampling_for,
-        display=display,
+        default_sampling=request.sampling_for,
+        display=DisplayOptions(
+            verbose=request.verbose,
+            preview=not request.output.no_preview and request.settings.preview is not False,
+            theme=request.settings.theme or "dark",
+        ),
     )
     terminal.err.print(f"[bold]{engine.name}[/]  [dim]/? for help, /bye leaves[/]")
     shell.show_last_answer()

@@ -5,14 +5,42 @@ from collections.abc import Generator
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import typer
+
+from mllama_cli.cli.common import ExitStatus
 from mllama_cli.core.events import Event
 from mllama_cli.terminal.answer_view import AnswerView, AnswerWriter, stats_line
 from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
+    from mllama_cli.chat.storage.saved import SavedChat
+    from mllama_cli.cli.chat_request import ChatRequest
+    from mllama_cli.cli.question import Question
     from mllama_cli.core.sampling import Sampling
     from mllama_cli.engine.engine import Engine
     from mllama_cli.processing.processor import ModelInputs
+
+
+def run_question(
+    terminal: Terminal, engine: "Engine", request: "ChatRequest", question: "Question", saved: "SavedChat | None"
+) -> None:
+    """Answer one question, and add it to the saved chat that it continues. Raise typer.Exit after Ctrl-C."""
+    output, sampling = request.output, request.sampling_for(engine)
+    answer = OneAnswer(terminal, engine, stream=not (output.no_stream or output.as_json))
+    answer.run(question.inputs(engine.processor), sampling)
+    if output.as_json:
+        answer.print_json()
+    elif output.no_stream:
+        answer.print_text()
+    answer.say_why_it_ended(sampling.max_tokens)
+    if request.verbose:
+        answer.print_statistics()
+    if saved is not None and not request.saving.no_log and question.conversation is not None and answer.text:
+        from mllama_cli.chat.storage.store import ChatStore
+
+        ChatStore().save(saved, question.conversation.with_assistant(answer.text))
+    if answer.interrupted:
+        raise typer.Exit(ExitStatus.INTERRUPTED)
 
 
 class OneAnswer(AnswerView):

@@ -12,6 +12,7 @@ from mllama_cli.core.filetypes import IMAGE_SUFFIXES
 from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
+    from mllama_cli.cli.chat_request import ChatInput
     from mllama_cli.processing.processor import MllamaProcessor, ModelInputs
 
 
@@ -48,38 +49,29 @@ class Question:
         return processor(self.conversation)
 
 
-def gather(
-    terminal: Terminal,
-    *,
-    words: Sequence[str],
-    prompt: str | None,
-    images: Sequence[str],
-    system: str | None,
-    messages: str | None,
-    raw: bool,
-    no_stdin: bool,
-    before: Conversation | None = None,
-) -> Question:
+def build_question(asked: "ChatInput", terminal: Terminal, *, before: Conversation | None = None) -> Question:
     """Read everything that belongs to the question, and check all but its images. Raises UsageError, ImageError, ...
 
     ``before`` is a saved chat that the question continues.
     """
+    messages, system, raw = asked.messages, asked.system, asked.raw
+    words, images = _words(asked.words or []), asked.image or []
     if before is not None and (messages is not None or raw):
         raise UsageError("A saved chat goes on with a question, not with --messages or --raw", "Leave one out.")
     stdin_wanted = [source for source in (*images, messages) if source == "-"]
     if len(stdin_wanted) > 1:
         raise UsageError("Only one of --image and --messages can read stdin (-)", "Save the others to files.")
-    if stdin_wanted and no_stdin:
+    if stdin_wanted and asked.no_stdin:
         raise UsageError("- reads stdin, which --no-stdin forbids", "Leave one of the two out.")
     if messages is not None:
         if system or raw:
             raise UsageError("--messages is a conversation: no --system or --raw beside it", "Put it into the file.")
         conversation = _conversation(messages, terminal)
-        text = "\n\n".join(part for part in (prompt or "", " ".join(_words(words))) if part.strip())
+        text = "\n\n".join(part for part in (asked.prompt or "", " ".join(words)) if part.strip())
         return Question(_with_next(conversation, text, read_images(images, terminal), messages))
 
-    parts = [_piped_text(terminal)] if not (no_stdin or stdin_wanted) else []
-    parts += [prompt or "", " ".join(_words(words))]
+    parts = [_piped_text(terminal)] if not (asked.no_stdin or stdin_wanted) else []
+    parts += [asked.prompt or "", " ".join(words)]
     text = "\n\n".join(part for part in parts if part.strip())
     attached = read_images(images, terminal)
     if not text and not attached:

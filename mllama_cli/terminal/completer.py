@@ -13,7 +13,7 @@ from prompt_toolkit.document import Document
 
 from mllama_cli.core.filetypes import IMAGE_SUFFIXES
 from mllama_cli.core.sampling import SETTABLE
-from mllama_cli.terminal.markdown.theme import THEME_NAMES
+from mllama_cli.core.settings import THEMES
 
 SETTINGS = ("parameter", "system", "verbose", "quiet", "preview", "nopreview", "theme")
 MAX_ENTRIES = 5000
@@ -96,7 +96,7 @@ class ChatCompleter(Completer):
             if argument.startswith("parameter "):
                 yield from _names(argument.removeprefix("parameter ").lstrip(), SETTABLE)
             elif argument.startswith("theme "):
-                yield from _names(argument.removeprefix("theme "), THEME_NAMES)
+                yield from _names(argument.removeprefix("theme "), THEMES)
             else:
                 yield from _names(argument, SETTINGS)
 

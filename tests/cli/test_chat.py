@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mllama_cli.cli.question import gather
+from mllama_cli.cli.chat_request import ChatInput
+from mllama_cli.cli.question import build_question
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.events import Token
 from mllama_cli.core.sampling import Sampling
@@ -102,8 +103,8 @@ def test_several_pictures_in_order(engine: Engine, png: Path, tmp_path: Path) ->
     one = chat("-i", str(png), "-i", str(other), "Differ?")
     assert one.out == expected(engine, "Differ?", png, other)
     assert len({one.out, chat("-i", str(png), "Differ?").out, chat("-i", str(other), "Differ?").out}) == 3
-    options = {"prompt": None, "system": None, "messages": None, "raw": False, "no_stdin": True}
-    images = gather(Terminal(), words=["Differ?"], images=[str(png), str(other)], **options).images
+    asked = ChatInput(words=["Differ?"], image=[str(png), str(other)], no_stdin=True)
+    images = build_question(asked, Terminal()).images
     assert [image.data for image in images] == [png.read_bytes(), other.read_bytes()]
     assert "newest group" not in one.err, "pictures in one turn all stay visible"
 

@@ -4,12 +4,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from types import SimpleNamespace
+from typing import Annotated, Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from mllama_cli.chat.commands.registry import find_command
 from mllama_cli.cli.options import ComputeOptions, SamplingOptions, option_groups
 from mllama_cli.core.config import GenerationConfig
 from mllama_cli.core.errors import UsageError
@@ -36,6 +38,17 @@ def test_every_sampling_parameter_is_a_setting_and_in_the_readme() -> None:
         assert KEYS[name] is parameter
         assert f"\n{name} " in shown
         assert f"`{parameter.flag}`" in README
+
+
+def test_every_sampling_parameter_can_be_set_in_a_chat() -> None:
+    shell: Any = SimpleNamespace(dialogue=SimpleNamespace(sampling=Sampling()))
+    for parameter in SETTABLE.values():
+        for name in (parameter.name, parameter.name.replace("_", "-"), *parameter.aliases):
+            found = find_command(f"/set parameter {name}")
+            assert found is not None
+            with pytest.raises(UsageError, match=f"{parameter.name} needs a value") as caught:
+                found[0].run(shell, found[1])
+            assert parameter.help in caught.value.hint
 
 
 def test_what_is_for_the_library_alone_is_nowhere_else(tmp_path: Path) -> None:

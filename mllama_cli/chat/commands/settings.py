@@ -6,8 +6,8 @@ from mllama_cli.chat.commands.command import Command, require
 from mllama_cli.chat.shell import Shell
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.sampling import SETTABLE
+from mllama_cli.core.settings import THEMES
 from mllama_cli.core.text import suggest
-from mllama_cli.terminal.markdown.theme import THEME_NAMES
 
 ALIASES = {alias: name for name, parameter in SETTABLE.items() for alias in parameter.aliases}
 
@@ -31,14 +31,14 @@ def _set(shell: Shell, argument: str) -> None:
     elif what in ("preview", "nopreview"):
         shell.display.preview = what == "preview"
         shell.terminal.note(f"Previews: {'yes' if shell.display.preview else 'no'}.")
-    elif what == "theme" and rest in THEME_NAMES:
+    elif what == "theme" and rest in THEMES:
         shell.display.theme = rest
         shell.terminal.note(f"Theme: {rest}.")
     else:
         raise UsageError(
             f"/set does not know {argument!r}" if argument else "/set needs to know what",
             "/set parameter NAME VALUE, /set system TEXT, verbose, quiet, preview, nopreview, "
-            f"theme {'|'.join(THEME_NAMES)}",
+            f"theme {'|'.join(THEMES)}",
         )
 
 

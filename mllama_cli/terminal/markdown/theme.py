@@ -30,11 +30,10 @@ _THEMES = {
     "light": MarkdownTheme("friendly", "blue", "underline", "blue", ("bold magenta", "bold blue", "bold")),
     "none": MarkdownTheme("", "bold", "underline", "dim", ("bold underline", "bold", "bold italic")),
 }
-THEME_NAMES = tuple(_THEMES)
 
 
 def markdown_theme(name: str) -> MarkdownTheme:
-    """Return the theme of that name. Raise UsageError if it is not one of THEME_NAMES."""
+    """Return the theme of that name. Raise UsageError if it does not exist."""
     if name not in _THEMES:
-        raise UsageError(f"There is no theme {name!r}", f"Themes: {', '.join(THEME_NAMES)}.")
+        raise UsageError(f"There is no theme {name!r}", f"Themes: {', '.join(_THEMES)}.")
     return _THEMES[name]
