@@ -89,7 +89,7 @@ def chat(
 
     [bold]mllama chat --image photo.jpg "What is this?"[/]
     """
-    from mllama_cli.cli.interactive import find_saved, open_store, run_chat
+    from mllama_cli.cli.interactive import find_chat, open_store, run_chat
     from mllama_cli.cli.oneshot import OneAnswer
     from mllama_cli.cli.question import Question, gather, read_images
     from mllama_cli.terminal.answer_view import StatusLine
@@ -101,7 +101,7 @@ def chat(
     live = terminal.stdin_is_tty and terminal.stdout_is_tty
     live = live and not (words or prompt or messages or raw or no_stream or as_json)
     # Everything that can be wrong with the request is checked before torch is imported and weights are read.
-    saved = find_saved(resume, last=resume_last)
+    saved = find_chat(resume, last=resume_last)
     if system is None and saved is None and not (messages or raw):
         system = settings.system
     if live:

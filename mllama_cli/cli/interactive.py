@@ -30,7 +30,7 @@ def open_store(terminal: Terminal, *, wanted: bool) -> "ChatStore | None":
         return None
 
 
-def find_saved(name: str | None, *, last: bool) -> "SavedChat | None":
+def find_chat(name: str | None, *, last: bool) -> "SavedChat | None":
     """Return the chat to continue, if any is asked for. Raise UsageError or ChatNotFoundError."""
     if name is None and not last:
         return None
