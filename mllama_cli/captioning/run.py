@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mllama_cli.captioning.asker import Asker, Question
+from mllama_cli.captioning.asker import Answer, Asker, Question
 from mllama_cli.captioning.decoding import DecodedImage, DecodingPool, NotReady
 from mllama_cli.captioning.destinations import CaptionDestination, Lease, LeaseRefusedError, unwritable
 from mllama_cli.captioning.listing import ImageEntry, ImageSource
@@ -27,7 +27,6 @@ from mllama_cli.core.caption_events import (
     CaptionsPlanned,
 )
 from mllama_cli.core.errors import MllamaError
-from mllama_cli.engine.batch.run import BatchReply
 from mllama_cli.system.files import is_disk_full
 
 
@@ -104,8 +103,8 @@ class CaptionPipeline:
         self._in_progress: set[Job] = set()
         self._waiting: dict[object, list[Job]] = {}
         """Jobs whose question is being answered, by ``Job.question``."""
-        self._answers: dict[object, tuple[str, int]] = {}
-        """(answer, tokens) by ``Job.question``."""
+        self._answers: dict[object, Answer] = {}
+        """What is known already, by ``Job.question``."""
 
     def acquire(self, entries: Iterable[ImageEntry]) -> Iterator[Job]:
         """Stage 1: yield a job for each image that this run may caption, with the lease on it."""
@@ -143,44 +142,45 @@ class CaptionPipeline:
             job.record = replace(job.record, width=image.width, height=image.height, prompt=prompt, sha256=image.digest)
             yield job, image
 
-    def ask(self, decoded: Iterable[tuple[Job, DecodedImage] | NotReady]) -> Generator[tuple[Job, BatchReply]]:
-        """Stage 3: yield each job with the model's reply, in the order of the replies."""
-        with closing(self.asker.ask(self._questions(decoded), self._report_batch_size)) as replies:
-            for reply in replies:
-                if reply.error is None:
-                    self._answers[reply.key] = reply.text, reply.completion_tokens
-                for job in self._waiting.pop(reply.key):
-                    yield job, reply
-                    reply = replace(reply, seconds=0.0)  # equal images cost nothing more
+    def ask(self, decoded: Iterable[tuple[Job, DecodedImage] | NotReady]) -> Generator[tuple[Job, Answer]]:
+        """Stage 3: yield each job with the model's answer, in the order of the answers."""
+        with closing(self.asker.ask(self._questions(decoded), self._report_batch_size)) as answers:
+            for answer in answers:
+                again = replace(answer, seconds=0.0)  # equal images cost nothing more
+                if answer.error is None:
+                    self._answers[answer.key] = again
+                for job in self._waiting.pop(answer.key):
+                    yield job, answer
+                    answer = again
 
     def _questions(self, decoded: Iterable[tuple[Job, DecodedImage] | NotReady]) -> Iterator[Question | NotReady]:
-        """Yield one question for all jobs with equal ones; write at once what has been answered before."""
+        """Yield one question for all jobs that have the same; write at once what has been answered before."""
         for item in decoded:
             if isinstance(item, NotReady):
                 yield item
                 continue
             job, image = item
             if job.question in self._answers:
-                self._events.append(self._store(job, *self._answers[job.question], seconds=0.0))
+                self._events.append(self._store(job, self._answers[job.question]))
             elif job.question in self._waiting:
                 self._waiting[job.question].append(job)
             else:
                 self._waiting[job.question] = [job]
                 yield Question(job.question, job.record.prompt, image)
 
-    def write(self, answered: Iterable[tuple[Job, BatchReply]]) -> Iterator[CaptionEvent]:
+    def write(self, answered: Iterable[tuple[Job, Answer]]) -> Iterator[CaptionEvent]:
         """Stage 4: write each caption. Yield its event, and before it those of the other stages."""
-        for job, reply in answered:
+        for job, answer in answered:
             yield from self._queued_events()
-            if reply.error is not None:
-                yield self._give_up(job, reply.error)
-            else:
-                yield self._store(job, reply.text, reply.completion_tokens, reply.seconds)
+            yield self._store(job, answer)
         yield from self._queued_events()
 
-    def _store(self, job: Job, answer: str, tokens: int, seconds: float) -> CaptionEvent:
+    def _store(self, job: Job, answer: Answer) -> Captioned | CaptionFailed:
+        if answer.error is not None:
+            return self._give_up(job, answer.error)
         self._in_progress.discard(job)
-        record = replace(job.record, caption=self.postprocess(answer), tokens=tokens, seconds=seconds)
+        caption = self.postprocess(answer.text)
+        record = replace(job.record, caption=caption, tokens=answer.tokens, seconds=answer.seconds)
         try:
             return Captioned(record, job.lease.write(record))
         except MllamaError as error:

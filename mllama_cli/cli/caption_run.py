@@ -87,7 +87,7 @@ def _events(
 ) -> Generator[CaptionEvent]:
     from dataclasses import replace
 
-    from mllama_cli.captioning.asker import EngineAsker
+    from mllama_cli.captioning.engine_asker import EngineAsker
     from mllama_cli.captioning.run import caption_images
     from mllama_cli.core.sampling import Sampling
 
