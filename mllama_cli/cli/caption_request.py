@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mllama_cli.cli import complete
-from mllama_cli.cli.options import OUTPUT, ComputeOptions, SamplingOptions
+from mllama_cli.cli.options import OUTPUT, ComputeOptions, SamplingOptions, Verbose
 from mllama_cli.core.caption_events import EXISTING
 from mllama_cli.core.errors import UsageError
 
@@ -224,9 +224,7 @@ class CaptionDisplay:
     fail_fast: Annotated[
         bool, typer.Option("--fail-fast", help="Stop at the first picture that fails.", rich_help_panel=OUTPUT)
     ] = False
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-u", "--usage", help="Statistics on stderr.", rich_help_panel=OUTPUT)
-    ] = False
+    verbose: Verbose = False
 
 
 @dataclass(frozen=True)
