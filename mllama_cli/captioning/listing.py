@@ -12,7 +12,7 @@ from typing import Protocol
 
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageNotFoundError, UsageError
-from mllama_cli.core.pictures import PICTURE_SUFFIXES
+from mllama_cli.core.filetypes import IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +191,7 @@ def _join(folder: str, name: str) -> str:
 
 
 def _is_image(name: str) -> bool:
-    return name.lower().endswith(PICTURE_SUFFIXES)
+    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _same(path: str) -> str:

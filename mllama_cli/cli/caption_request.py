@@ -180,9 +180,9 @@ class CaptionOutput:
             raise UsageError(f"--existing cannot be {self.existing!r}", f"It is one of {', '.join(EXISTING)}.")
         if self.output is not None:
             self._check_single_output(self.output)
-        from mllama_cli.core.pictures import PICTURE_SUFFIXES
+        from mllama_cli.core.filetypes import IMAGE_SUFFIXES
 
-        if self.file_extension.lower() in PICTURE_SUFFIXES:
+        if self.file_extension.lower() in IMAGE_SUFFIXES:
             raise UsageError(
                 f"--extension {self.file_extension} would overwrite pictures", "Caption files are .txt or .caption."
             )

@@ -19,8 +19,8 @@ from mllama_cli.cli.common import ExitStatus, load_settings, resolve_model
 from mllama_cli.cli.options import ComputeOptions
 from mllama_cli.core.caption_events import Captioned, CaptionEvent, CaptionFailed, CaptionsPlanned, Existing
 from mllama_cli.core.errors import MllamaError, UsageError
+from mllama_cli.core.text import strip_control
 from mllama_cli.terminal.caption_view import CaptionView
-from mllama_cli.terminal.clean_text import clean_text
 from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class _Printer:
             return
         if self._single and isinstance(event, CaptionFailed):
             view.stop()
-            self._terminal.error(clean_text(f"{event.record.path}: {event.record.error}"), event.hint)
+            self._terminal.error(strip_control(f"{event.record.path}: {event.record.error}"), event.hint)
         if self._json:
             # A file name may be any bytes, which pass through a text stream only as escapes.
             plain = event.record.path.isprintable()
@@ -167,7 +167,7 @@ class _Printer:
     def _show(self, event: Captioned, view: CaptionView) -> None:
         from mllama_cli.processing.images import open_image
         from mllama_cli.processing.sources import read_image
-        from mllama_cli.terminal.preview import show_preview
+        from mllama_cli.terminal.graphics import show_preview
 
         try:
             image = open_image(read_image(Path(event.record.path)))
@@ -177,7 +177,7 @@ class _Printer:
             show_preview(self._terminal, image, max_columns=32, max_rows=10)
             if not self._single:
                 shown = f"{event.record.path}: {event.record.caption}"
-                self._terminal.out.print(clean_text(shown), markup=False)
+                self._terminal.out.print(strip_control(shown), markup=False)
 
 
 @contextmanager

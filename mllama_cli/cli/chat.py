@@ -91,7 +91,7 @@ def chat(
     """
     from mllama_cli.cli.interactive import find_saved, open_store, run_chat
     from mllama_cli.cli.oneshot import OneAnswer
-    from mllama_cli.cli.question import gather, read_pictures
+    from mllama_cli.cli.question import Question, gather, read_images
     from mllama_cli.terminal.answer_view import StatusLine
     from mllama_cli.terminal.console import Terminal
 
@@ -105,7 +105,7 @@ def chat(
     if system is None and saved is None and not (messages or raw):
         system = settings.system
     if live:
-        pictures = read_pictures(image or [], terminal)
+        question = Question(raw_images=read_images(image or [], terminal))
     else:
         question = gather(
             terminal,
@@ -119,6 +119,7 @@ def chat(
             before=saved.whole if saved else None,
         )
     name, folder = resolve_model(compute.model or (saved.model if saved else None), terminal)
+    question = question.prepared(folder)
 
     with StatusLine(terminal) as status:
         status.show("Starting")  # importing torch is most of it
@@ -128,7 +129,7 @@ def chat(
         return Sampling.from_defaults(engine.generation_config, **{**settings.sampling, **sampling})
 
     if live:
-        from mllama_cli.chat.repl import Look
+        from mllama_cli.chat.shell import DisplayOptions
 
         run_chat(
             terminal,
@@ -136,11 +137,11 @@ def chat(
             compute.open_engine,
             sampling_for,
             flags=sampling,
-            images=pictures,
+            images=question.images,
             system=system,
             store=open_store(terminal, wanted=not no_log and settings.log is not False),
             saved=saved,
-            look=Look(
+            display=DisplayOptions(
                 verbose=verbose or bool(settings.verbose),
                 preview=not no_preview and settings.preview is not False,
                 theme=settings.theme or "dark",

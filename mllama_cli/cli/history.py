@@ -9,6 +9,7 @@ import typer
 from mllama_cli.cli import complete
 from mllama_cli.cli.common import confirmed, require_confirmation
 from mllama_cli.cli.options import AsJson, Debug, Yes
+from mllama_cli.core.text import strip_control
 
 if TYPE_CHECKING:
     from mllama_cli.chat.storage.saved import ChatSummary, SavedChat
@@ -59,7 +60,8 @@ def list_chats(
     table.add_column("MODEL")
     table.add_column("DATE", no_wrap=True)
     for chat in chats:
-        texts = [str(chat.id), chat.name or "", chat.title, str(chat.messages), str(chat.images), _shown(chat.model)]
+        model = strip_control(chat.model)
+        texts = (str(chat.id), chat.name or "", chat.title, str(chat.messages), str(chat.images), model)
         # Text, not str: what users write is not Rich markup.
         cells = [Text(text, no_wrap=True, overflow="ellipsis") for text in texts]
         table.add_row(*cells, f"{chat.updated:%Y-%m-%d %H:%M}")
@@ -157,7 +159,7 @@ def _print_transcript(terminal: "Terminal", saved: "SavedChat") -> None:
     from mllama_cli.core.conversation import ImagePart
 
     screen = terminal.stdout_is_tty
-    heading = f"{saved.id}  {saved.name or saved.title}\n{_shown(saved.model)}, {saved.created:%Y-%m-%d %H:%M}\n"
+    heading = f"{saved.id}  {saved.name or saved.title}\n{strip_control(saved.model)}, {saved.created:%Y-%m-%d %H:%M}\n"
     _print(terminal, heading)
     for message in saved.whole:
         if screen:
@@ -166,7 +168,7 @@ def _print_transcript(terminal: "Terminal", saved: "SavedChat") -> None:
             _print(terminal, f"\n{_SPEAKERS[message.role]}:\n")
         for part in message.parts:
             said = f"[image: {part.name}]" if isinstance(part, ImagePart) else part.text.rstrip("\n")
-            _print(terminal, _shown(said) if screen else said)
+            _print(terminal, strip_control(said) if screen else said)
             _print(terminal, "\n")
 
 
@@ -174,13 +176,6 @@ def _print(terminal: "Terminal", text: str) -> None:
     from mllama_cli.chat.export import whole_characters
 
     terminal.stdout.write(whole_characters(text))
-
-
-def _shown(text: str) -> str:
-    """Return text of a model or a file without control characters for the terminal."""
-    from mllama_cli.terminal.clean_text import clean_text
-
-    return clean_text(text)
 
 
 def _record(chat: "ChatSummary") -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The folder of a quantized model while it is made, and its appearance as a whole at the end."""
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,9 +10,9 @@ from filelock import FileLock, Timeout
 
 from mllama_cli.core.errors import QuantizationError, UsageError
 from mllama_cli.hub.catalog import is_mllama
+from mllama_cli.system.files import is_disk_full
 from mllama_cli.system.folders import is_file
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ON = "Run the same command again: it goes on where it stopped."
 
 
@@ -55,7 +54,7 @@ class Destination:
             finally:
                 lock.release()
         except OSError as error:
-            if error.errno in _FULL:
+            if is_disk_full(error):
                 raise QuantizationError(f"The disk of {self.folder} is full", f"Free some space. {ON}") from error
             raise QuantizationError(
                 f"{self.folder} could not be written: {error.strerror or error}", "Choose another DEST."

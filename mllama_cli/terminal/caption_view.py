@@ -18,7 +18,7 @@ from mllama_cli.core.caption_events import (
     CaptionSkipped,
     CaptionsPlanned,
 )
-from mllama_cli.terminal.clean_text import clean_text
+from mllama_cli.core.text import strip_control
 from mllama_cli.terminal.console import Terminal
 
 LINE_SECONDS = 5.0
@@ -95,7 +95,7 @@ class CaptionView:
             line += f", {self.tokens / max(seconds, 1e-9):.0f} tokens/s)" if self._verbose else ")"
         self._terminal.note(f"{line}.")
         for path, reason in self.failures[:MAX_LISTED_FAILURES]:
-            self._terminal.err.print(f"  {clean_text(path)}: {clean_text(reason)}", markup=False, style="red")
+            self._terminal.err.print(f"  {strip_control(path)}: {strip_control(reason)}", markup=False, style="red")
         if len(self.failures) > MAX_LISTED_FAILURES:
             self._terminal.note(f"  and {len(self.failures) - MAX_LISTED_FAILURES} more (--errors FILE lists them all)")
 
@@ -126,8 +126,8 @@ class CaptionView:
             return self._bar
         path, caption = self._last
         shown = Text(no_wrap=True, overflow="ellipsis")
-        shown.append(clean_text(path.rpartition("/")[2]), style="bold")
-        shown.append("  " + " ".join(clean_text(caption).split()))
+        shown.append(strip_control(path.rpartition("/")[2]), style="bold")
+        shown.append("  " + " ".join(strip_control(caption).split()))
         return Group(self._bar, shown)
 
     def _draw(self) -> None:

@@ -19,6 +19,7 @@ from mllama_cli.engine.engine import Engine, load
 from mllama_cli.terminal.console import Terminal
 from tests.checkpoints import make_checkpoint, text_only_config
 from tests.console import SCRIPT, Result, run_here, run_script
+from tests.decodes import count_png_decodes
 
 IMAGE_URL = {"type": "image_url"}
 NEVER = 10**6
@@ -207,6 +208,19 @@ def test_base_models_take_the_raw_prompt(png: Path, tmp_path: Path) -> None:
     assert raw.out.rstrip("\n") == "".join(e.text for e in events if isinstance(e, Token)).rstrip("\n")
 
 
+def test_an_image_is_decoded_once(png: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decodes = count_png_decodes(monkeypatch)
+    assert chat("-i", str(png), "What?").code == 0
+    assert len(decodes) == 1
+
+
+def test_an_image_is_decoded_once_in_a_library_too(engine: Engine, png: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decodes = count_png_decodes(monkeypatch)
+    talk = Conversation.ask("What?", (ImagePart(png.read_bytes()),))
+    list(engine.stream(talk, Sampling(max_tokens=2)))
+    assert len(decodes) == 1
+
+
 def broken(name: str, png: Path, folder: Path) -> str:
     path = folder / name
     match name:
@@ -230,9 +244,13 @@ def broken(name: str, png: Path, folder: Path) -> str:
     [("missing.png", 2), ("folder.png", 2), ("text.png", 1), ("truncated.jpg", 1), ("empty.png", 1), ("bomb.png", 1)],
 )
 def test_a_bad_picture_is_one_clear_error_before_anything_is_loaded(
-    name: str, code: int, png: Path, tmp_path: Path
+    name: str, code: int, png: Path, models: Path, tmp_path: Path
 ) -> None:
-    result = chat("-m", "/no/such/model", "-i", broken(name, png, tmp_path), "What?")
+    hollow = tmp_path / "hollow"  # a model without weights and tokenizer: to load it would be an error
+    hollow.mkdir()
+    for file in ("config.json", "preprocessor_config.json"):
+        (hollow / file).write_bytes((models / "models" / "tiny" / file).read_bytes())
+    result = chat("-m", str(hollow), "-i", broken(name, png, tmp_path), "What?")
     assert result.code == code
     assert result.out == ""
     assert name in result.err

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mllama_cli.chat.storage.store import ChatStore
+from mllama_cli.chat.storage.store import ChatStore, SavedChat
 from mllama_cli.cli.completion import Shell, script
 from mllama_cli.core.conversation import Conversation
 from tests.checkpoints import make_checkpoint
@@ -44,7 +44,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "no-hub"))
     make_checkpoint(tmp_path / "models" / "birds-tiny")
     store = ChatStore()
-    saved = store.save(store.create("birds-tiny"), Conversation.ask("One?").with_assistant("1"))
+    saved = store.save(SavedChat.new("birds-tiny"), Conversation.ask("One?").with_assistant("1"))
     store.rename(saved, "holiday")
     return tmp_path
 

@@ -11,10 +11,10 @@ import torch
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.errors import MemoryShortageError
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.batch.capacity import automatic_slots, slot_bytes
-from mllama_cli.engine.batch import scheduler
-from mllama_cli.engine.batch.run import BatchRequest, run_batch
 from mllama_cli.engine.batch import capacity as slot_count
+from mllama_cli.engine.batch import scheduler
+from mllama_cli.engine.batch.capacity import automatic_slots, slot_bytes
+from mllama_cli.engine.batch.run import BatchRequest, run_batch
 from mllama_cli.engine.batch.slots import Slots
 from mllama_cli.engine.device import is_out_of_memory
 from mllama_cli.engine.engine import Engine

@@ -133,7 +133,7 @@ def test_a_history_that_cannot_be_written_is_told_and_typing_goes_on(
     keyboard = make(tmp_path / "file" / "history")
     assert keyboard.type(f"hello{ENTER}") == "hello"
     assert keyboard.type(f"again{ENTER}") == "again"
-    assert keyboard.err.text().count("are not remembered") == 1
+    assert keyboard.err.text().count("history is not saved") == 1
 
 
 def test_the_editor_opens_and_its_text_comes_back(
@@ -152,7 +152,7 @@ def test_the_editor_opens_and_its_text_comes_back(
 def test_a_missing_editor_is_said_and_the_text_stays(keyboard: Keyboard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert keyboard.type(f"draft{CTRL_G}{ENTER}") == "draft"
-    assert "no editor" in keyboard.err.text()
+    assert "No editor found" in keyboard.err.text()
 
 
 @pytest.mark.parametrize(

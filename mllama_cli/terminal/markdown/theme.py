@@ -1,4 +1,4 @@
-"""Colours of Markdown on a dark, a light or an unknown background. No backgrounds: they come along when copied."""
+"""Colours of Markdown on a dark, a light or an unknown background. Sets no backgrounds: copying takes them along."""
 
 from dataclasses import dataclass
 
@@ -34,7 +34,7 @@ THEME_NAMES = tuple(_THEMES)
 
 
 def markdown_theme(name: str) -> MarkdownTheme:
-    """Raises UsageError for a name that is none of THEME_NAMES."""
+    """Return the theme of that name. Raise UsageError if it is not one of THEME_NAMES."""
     if name not in _THEMES:
         raise UsageError(f"There is no theme {name!r}", f"Themes: {', '.join(THEME_NAMES)}.")
     return _THEMES[name]

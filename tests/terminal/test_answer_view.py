@@ -19,10 +19,10 @@ def shown(*events: Event, screen: bool = True) -> str:
 
 def test_a_picture_that_takes_long_has_a_bar() -> None:
     text = shown(EncodingImage(1, 1, 0, 40), EncodingImage(1, 1, 10, 40), EncodingImage(1, 1, 40, 40))
-    start, rest = text.split("25 %")
+    start, rest = text.split("25%")
     assert "Looking at the image" in start
     assert "━" in start
-    assert "100 %" in rest
+    assert "100%" in rest
     assert "Looking at image 2 of 3" in shown(EncodingImage(2, 3, 1, 40))
 
 

@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from mllama_cli.terminal.console import Terminal
-from mllama_cli.terminal.preview import cells, graphics, show_preview
-from mllama_cli.terminal.sixel import sixel
+from mllama_cli.terminal.graphics import cells, graphics_protocol, show_preview, sixel
 from tests.console import Stream
 
 VARIABLES = (
@@ -70,7 +69,7 @@ def drawn(image: Image.Image, *, tty: bool = True, columns: int = 32, rows: int 
 def test_the_terminal_is_known_by_its_names(env: dict[str, str], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    assert graphics() == kind
+    assert graphics_protocol() == kind
 
 
 def test_kitty_is_sent_a_png_in_chunks(halves: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
-"""A small picture in the terminal: in the terminal's own graphics where it has them, else in coloured half-blocks."""
+"""Draws an image in the terminal: in the terminal's own graphics protocol if it has one, else in half-blocks."""
 
 import base64
 import io
+import itertools
 import os
 import shutil
 import struct
@@ -13,43 +14,42 @@ from mllama_cli.terminal.console import Terminal
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Size = tuple[int, int]
-
 CELL_RATIO = 2
 """A character cell is about twice as high as wide."""
-
-_CHUNK = 4096
+SIXEL_COLOURS = 256
+SIXEL_BAND = 6
+KITTY_CHUNK = 4096
 """Characters of base64 in one kitty escape sequence, at most."""
 
 
 def show_preview(terminal: Terminal, image: "Image", *, max_columns: int, max_rows: int) -> None:
-    """Draw ``image`` (RGB) in at most that many cells, ending on a fresh line. Nothing where stdout is no terminal."""
+    """Draw ``image`` (RGB) in at most that many cells, ending on a new line. Do nothing if stdout is not a terminal."""
     if not terminal.stdout_is_tty or os.environ.get("TERM", "") in ("", "dumb"):
         return
     window = shutil.get_terminal_size()
     columns, rows = cells(image.size, min(max_columns, window.columns - 1), min(max_rows, window.lines - 2))
     if columns < 1 or rows < 1:
         return
-    match graphics():
+    match graphics_protocol():
         case "kitty":
-            drawn = kitty(image, columns, rows)
+            drawn = _kitty(image, columns, rows)
         case "iterm2":
-            drawn = iterm2(image, columns, rows)
+            drawn = _iterm2(image, columns, rows)
         case "sixel":
-            drawn = in_sixel(image, columns, rows)
+            drawn = _sixel_cells(image, columns, rows)
         case _ if os.environ.get("NO_COLOR"):
             return
         case _:
-            drawn = half_blocks(image, columns, rows, true_colour=_true_colour())
+            drawn = _half_blocks(image, columns, rows, true_colour=_true_colour())
     terminal.stdout.write(drawn)
     terminal.stdout.flush()
 
 
-def graphics() -> str:
-    """The protocol that this terminal is known to speak: "kitty", "iterm2", "sixel" or "".
+def graphics_protocol() -> str:
+    """Return the protocol that this terminal is known to support: "kitty", "iterm2", "sixel" or "".
 
-    By the names that terminals put into the environment: asking the terminal itself could swallow typed keys. Inside
-    tmux and screen, which pass neither protocol on, "".
+    Decided by the environment: querying the terminal could swallow typed keys. "" inside tmux and screen, which pass
+    no protocol on.
     """
     env = os.environ
     if env.get("TMUX") or env.get("TERM", "").startswith(("screen", "tmux")):
@@ -71,7 +71,7 @@ def graphics() -> str:
 
 
 def cells(size: tuple[int, int], max_columns: int, max_rows: int) -> tuple[int, int]:
-    """(columns, rows) of a picture of ``size`` (width, height) pixels, as large as fits, its shape kept.
+    """Return (columns, rows) of an image of ``size`` (width, height) pixels, as large as fits, undistorted.
 
     >>> cells((400, 200), 32, 10), cells((100, 1000), 32, 10)
     ((32, 8), (2, 10))
@@ -81,10 +81,10 @@ def cells(size: tuple[int, int], max_columns: int, max_rows: int) -> tuple[int, 
     return max(1, round(width * scale)), max(1, round(height * scale / CELL_RATIO))
 
 
-def kitty(image: "Image", columns: int, rows: int) -> str:
-    """kitty's graphics protocol: a PNG in chunks of base64, shown in that many cells."""
+def _kitty(image: "Image", columns: int, rows: int) -> str:
+    """Encode for kitty's graphics protocol: a PNG in chunks of base64, shown in that many cells."""
     data = base64.standard_b64encode(_png(image, columns, rows)).decode()
-    chunks = [data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK)]
+    chunks = [data[start : start + KITTY_CHUNK] for start in range(0, len(data), KITTY_CHUNK)]
     parts = []
     for number, chunk in enumerate(chunks):
         control = f"a=T,f=100,q=2,c={columns},r={rows}," if number == 0 else ""
@@ -92,23 +92,21 @@ def kitty(image: "Image", columns: int, rows: int) -> str:
     return "".join(parts) + "\n"
 
 
-def iterm2(image: "Image", columns: int, rows: int) -> str:
-    """iTerm2's inline images, which WezTerm and mintty speak too."""
+def _iterm2(image: "Image", columns: int, rows: int) -> str:
+    """Encode for iTerm2's inline images, which WezTerm and mintty support too."""
     data = _png(image, columns, rows)
     settings = f"inline=1;size={len(data)};width={columns};height={rows};preserveAspectRatio=1"
     return f"\x1b]1337;File={settings}:{base64.standard_b64encode(data).decode()}\x07\n"
 
 
-def in_sixel(image: "Image", columns: int, rows: int) -> str:
-    """Sixel, which knows pixels only: as many as the terminal says that so many cells have."""
-    from mllama_cli.terminal.sixel import sixel
-
+def _sixel_cells(image: "Image", columns: int, rows: int) -> str:
+    """Encode as sixel, which is sized in pixels: as many as the cells have."""
     cell_width, cell_height = _cell_pixels()
     return sixel(image.convert("RGB").resize((columns * cell_width, rows * cell_height))) + "\n"
 
 
-def _cell_pixels() -> Size:
-    """(width, height) of a character cell in pixels; a usual one where the terminal does not say."""
+def _cell_pixels() -> tuple[int, int]:
+    """Return (width, height) of a character cell in pixels; a usual size if the terminal does not say."""
     try:
         import fcntl
         import termios
@@ -122,8 +120,40 @@ def _cell_pixels() -> Size:
     return 10, 20
 
 
-def half_blocks(image: "Image", columns: int, rows: int, *, true_colour: bool = True) -> str:
-    """Two pixels a cell: the upper half block's foreground and background."""
+def sixel(image: "Image") -> str:
+    """Return the escape sequence that draws ``image`` (RGB) pixel by pixel, without a newline after it.
+
+    The format: a palette, then bands of six rows; in a band, each colour draws its pixels as characters of six bits,
+    the top row lowest, a run of equal ones written !COUNT; ``$`` returns to the band's start, ``-`` begins the next.
+    """
+    import numpy as np
+    from PIL import Image as Pillow
+
+    reduced = image.convert("RGB").quantize(SIXEL_COLOURS, dither=Pillow.Dither.FLOYDSTEINBERG)
+    palette = reduced.getpalette() or []
+    pixels = np.asarray(reduced)
+    width, height = image.size
+    used = np.unique(pixels)
+    parts = [f'\x1bP0;1q"1;1;{width};{height}']
+    parts += [f"#{c};2;" + ";".join(str(round(v / 2.55)) for v in palette[3 * c : 3 * c + 3]) for c in used.tolist()]
+    for top in range(0, height, SIXEL_BAND):
+        band = pixels[top : top + SIXEL_BAND]
+        weights = (1 << np.arange(len(band)))[:, None]
+        drawn = [f"#{c}" + _runs(((band == c) * weights).sum(0).tolist()) for c in np.unique(band).tolist()]
+        parts.append("$".join(drawn) + "-")
+    return "".join(parts) + "\x1b\\"
+
+
+def _runs(bits: list[int]) -> str:
+    pieces = []
+    for value, run in itertools.groupby(bits):
+        count, character = len(list(run)), chr(63 + value)
+        pieces.append(f"!{count}{character}" if count > 3 else character * count)
+    return "".join(pieces)
+
+
+def _half_blocks(image: "Image", columns: int, rows: int, *, true_colour: bool = True) -> str:
+    """Encode two pixels per cell: the upper half block's foreground and background."""
     from PIL import Image as Pillow
 
     small = image.convert("RGB").resize((columns, 2 * rows), Pillow.Resampling.BOX)
