@@ -1,4 +1,4 @@
-"""Which pictures a command line means."""
+"""Which images a command line means."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mllama_cli.captioning.listing import Picture, find_pictures, read_list, shard_of
+from mllama_cli.captioning.listing import ImageEntry, find_images, read_list, shard_of
 from mllama_cli.core.errors import ImageNotFoundError, UsageError
 
 
@@ -30,7 +30,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def names(*paths: str, **options: object) -> list[str]:
-    return [picture.name for picture in find_pictures(paths, **options).pictures]  # type: ignore[arg-type]
+    return [entry.name for entry in find_images(paths, **options).entries]  # type: ignore[arg-type]
 
 
 def test_a_folder_gives_its_pictures_in_natural_order(tree: Path) -> None:
@@ -61,17 +61,17 @@ def test_globs_files_and_lists_each_picture_once(tree: Path, monkeypatch: pytest
 
 def test_in_the_folder_itself_paths_are_bare_names(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tree)
-    assert [p.path for p in find_pictures(["."], recursive=True).pictures][2:4] == ["b10.png", "sub/c.png"]
+    assert [p.path for p in find_images(["."], recursive=True).entries][2:4] == ["b10.png", "sub/c.png"]
 
 
 def test_what_is_not_there_is_said(tree: Path) -> None:
     with pytest.raises(ImageNotFoundError, match=r"no such picture or folder: .*nothing\.png"):
-        find_pictures([str(tree / "nothing.png")])
+        find_images([str(tree / "nothing.png")])
     with pytest.raises(ImageNotFoundError, match="matches nothing"):
-        find_pictures([str(tree / "*.gif")])
+        find_images([str(tree / "*.gif")])
     (tree / "empty").mkdir()
     with pytest.raises(UsageError, match="no pictures in"):
-        find_pictures([str(tree / "empty")])
+        find_images([str(tree / "empty")])
 
 
 def test_one_folder_that_cannot_be_listed_does_not_stop_the_others(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,14 +83,14 @@ def test_one_folder_that_cannot_be_listed_does_not_stop_the_others(tree: Path, m
         return real(path)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    listing = find_pictures([str(tree)], recursive=True)
-    assert [picture.name for picture in listing.pictures] == ["a.webp", "b9.JPG", "b10.png", "c.png"]
+    listing = find_images([str(tree)], recursive=True)
+    assert [entry.name for entry in listing.entries] == ["a.webp", "b9.JPG", "b10.png", "c.png"]
     assert listing.unreadable == [(str(tree / "sub" / "deep"), "Permission denied")]
 
 
 def test_shards_are_disjoint_whole_and_the_same_wherever_the_folder_lies() -> None:
-    here = [Picture(f"/data/{n}.png", f"{n}.png") for n in range(500)]
-    there = [Picture(f"/mnt/other/{n}.png", f"{n}.png") for n in range(700)]
+    here = [ImageEntry(f"/data/{n}.png", f"{n}.png") for n in range(500)]
+    there = [ImageEntry(f"/mnt/other/{n}.png", f"{n}.png") for n in range(700)]
     parts = [shard_of(here, index, 4) for index in (1, 2, 3, 4)]
     assert sorted(p.path for part in parts for p in part) == sorted(p.path for p in here)
     assert all(75 < len(part) < 175 for part in parts)
@@ -107,14 +107,12 @@ def test_lists_by_line_and_by_nul() -> None:
 def test_a_hundred_thousand_files_are_listed_in_little_memory(tmp_path: Path) -> None:
     script = (
         "import os, resource, sys\n"
-        "from mllama_cli.captioning.listing import find_pictures\n"
-        "from mllama_cli.captioning.plan import make_plan\n"
-        "from mllama_cli.captioning.sidecar_names import sidecar_paths\n"
-        "from mllama_cli.captioning.sidecars import Sidecars\n"
+        "from mllama_cli.captioning.listing import find_images\n"
+        "from mllama_cli.captioning.sidecars import Sidecars, sidecar_paths\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "listing = find_pictures([sys.argv[1]])\n"
-        "places, collided = sidecar_paths(listing.pictures, '.txt')\n"
-        "plan = make_plan(listing, Sidecars(places))\n"
+        "listing = find_images([sys.argv[1]])\n"
+        "paths, collided = sidecar_paths(listing.entries, '.txt')\n"
+        "plan = listing.plan(Sidecars(paths).is_done)\n"
         "print(len(plan.pending), collided, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     for number in range(100_000):
