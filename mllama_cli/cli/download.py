@@ -1,4 +1,4 @@
-"""`mllama download`: download a model from the hub."""
+"""`mllama download`: gets a model from the hub."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,15 +23,15 @@ def download(
         ),
     ] = None,
     revision: Annotated[str, typer.Option(metavar="REV", help="A branch, tag or commit.")] = "main",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show files and sizes; download nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show files and sizes; fetch nothing.")] = False,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Only check that the model is here and complete (also HF_HUB_OFFLINE=1).")
+        bool, typer.Option("--offline", help="Only check that the model is here and whole (also HF_HUB_OFFLINE=1).")
     ] = False,
     debug: Debug = False,
 ) -> None:
     """Download a model into the Hugging Face cache and print its folder.
 
-    An interrupted download resumes. HF_TOKEN, HF_HOME and HF_ENDPOINT are respected.
+    A download that was cut short goes on where it stopped. HF_TOKEN, HF_HOME and HF_ENDPOINT are heeded.
 
     [bold]mllama download 11b[/]
     """
