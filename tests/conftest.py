@@ -1,6 +1,7 @@
 """Fixtures for every room's tests."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,15 @@ def _no_settings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     monkeypatch.setenv("MLLAMA_CONFIG", str(folder / "config.toml"))
     monkeypatch.setenv("MLLAMA_NOHISTORY", "1")
     monkeypatch.delenv("MLLAMA_MODEL", raising=False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _strict_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where GPU kernels are tested, none may fall back to torch silently."""
+    with pytest.MonkeyPatch.context() as patches:
+        if request.path.parent.name in ("gpu", "cuda"):
+            patches.setenv("MLLAMA_STRICT_KERNELS", "1")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -105,7 +105,7 @@ def _random(shape: str, compute: ComputeOptions, status: "StatusLine") -> "tuple
     from mllama_cli.engine.weights.memory import least_work, prefill_rows
     from mllama_cli.engine.weights.offload import MemoryPlan, choose_plan
     from mllama_cli.engine.weights.shapes import SHAPES
-    from mllama_cli.kernels.tables import reads_host_memory
+    from mllama_cli.kernels.ops import reads_host_memory
 
     if shape not in SHAPES:
         raise UsageError(f"Unknown shape {shape!r}", f"Use {' or '.join(SHAPES)}.")
@@ -127,7 +127,7 @@ def _random(shape: str, compute: ComputeOptions, status: "StatusLine") -> "tuple
         rows = prefill_rows(config, dtype.itemsize, "cuda", free - weights.on_gpu(plan))
     network = random_network(config, dtype=dtype, device=device, quantize=quantize, plan=plan)
     if device.type == "cuda" and not plan.tower_streamed:
-        network.model.vision_model.join_projections()
+        network.model.vision_model.fuse_projections()
     name = f"random {shape}" + (f", {quantize}" if quantize else "") + (f", {plan}" if str(plan) else "")
     return name, Subject(network, FastDecoding(dtype, device), config, dtype, device, rows), []
 

@@ -12,7 +12,7 @@ from mllama_cli.core.text import human_size
 
 if TYPE_CHECKING:
     from mllama_cli.core.events import QuantizeSummary
-    from mllama_cli.quantization.plan import Plan
+    from mllama_cli.quantization.plan import QuantizePlan
     from mllama_cli.terminal.console import Terminal
 
 LAYERS = "Per-layer overrides"
@@ -84,14 +84,14 @@ def quantize(
         from mllama_cli.core.events import Notice, QuantizeProgress, QuantizeSummary
         from mllama_cli.engine.device import choose_device
         from mllama_cli.quantization.plan import make_plan
-        from mllama_cli.quantization.policy import Wish
+        from mllama_cli.quantization.policy import QuantizeOptions
         from mllama_cli.quantization.quantize import quantize as run
         from mllama_cli.quantization.schemes import Scheme
 
         where = choose_device(device or load_settings().device or "auto")
-        plan = make_plan(folder, Wish(Scheme(int(bits), size), method, tuple(keep or ()), exceptions))
+        plan = make_plan(folder, QuantizeOptions(Scheme(int(bits), size), method, tuple(keep or ()), exceptions))
     if dry_run:
-        for note in plan.choice.notes:
+        for note in plan.layers.notes:
             terminal.note(note)
         _print_plan(terminal, plan, destination, as_json)
         return
@@ -139,14 +139,14 @@ def _destination(given: str | None, source: str, folder: Path, bits: int, group_
     return models_folder() / f"{name}-int{bits}{size}"
 
 
-def _print_plan(terminal: "Terminal", plan: "Plan", destination: Path, as_json: bool) -> None:
+def _print_plan(terminal: "Terminal", plan: "QuantizePlan", destination: Path, as_json: bool) -> None:
     from rich.table import Table
 
     from mllama_cli.hub.plan import free_space
     from mllama_cli.quantization.quantize import WORKING_MEMORY
-    from mllama_cli.quantization.summary import tally
+    from mllama_cli.quantization.summary import summarize
 
-    rows = tally(plan)
+    rows = summarize(plan)
     free = free_space(destination)
     if as_json:
         record: dict[str, Any] = {

@@ -16,9 +16,8 @@ from mllama_cli.engine.fast import FastDecoding
 from mllama_cli.engine.forward import DecodeInput, Network
 from mllama_cli.engine.session import Session
 from mllama_cli.engine.weights.place import StoredWeights
-from mllama_cli.kernels import dispatch
 from mllama_cli.model.cache import LayerKV
-from mllama_cli.model.layers import result_of
+from mllama_cli.model.layers import result_of, set_exact
 from mllama_cli.model.mllama import MllamaForConditionalGeneration, empty_network
 from mllama_cli.processing.processor import MllamaProcessor
 from mllama_cli.system.json_file import read_json
@@ -39,8 +38,8 @@ def load(
     None takes the only model that was downloaded or made here, else the built-in one.
 
     ``vision`` also loads what images need; otherwise it comes in with the first image. Nothing is ever downloaded.
-    ``quantize``, "int4" or "int8", makes the language model small while it loads. ``exact`` forbids, for the whole
-    process, to round activations to 8 bits, which a CPU does for products with packed matrices.
+    ``quantize``, "int4" or "int8", makes the language model small while it loads. ``exact`` keeps
+    activations in their precision, which a CPU rounds to 8 bits for products with packed matrices otherwise.
     ``device`` "cuda:N" becomes the current CUDA device of each thread that asks the engine.
     Raises ModelNotFoundError, CheckpointError, DeviceError or MemoryShortageError.
     """
@@ -71,7 +70,6 @@ class Engine:
         quantize: str | None = None,
         exact: bool = False,
     ) -> None:
-        dispatch.set_exact(exact or dispatch.is_exact())
         self.path = folder
         self.name = name
         raw = read_json(folder / "config.json")
@@ -84,6 +82,7 @@ class Engine:
         make_current(self.device)
         self.network: Network = empty_network(self.config)
         self.weights = StoredWeights(folder, raw, self.config, self.network, self.device, dtype, quantize)
+        set_exact(self.network, exact)
         self.dtype = self.weights.dtype
         self.processor = MllamaProcessor.from_pretrained(folder, self.config.image_token_index, vision=self.can_see)
         self.fast = FastDecoding(self.dtype, self.device)

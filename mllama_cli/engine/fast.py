@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mllama_cli.core.events import Event, Notice
 from mllama_cli.engine.forward import DecodeInput, Network, decode
-from mllama_cli.kernels.rows import fused
+from mllama_cli.kernels.ops import triton_available
 from mllama_cli.model.cache import LayerKV
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 
@@ -85,7 +85,7 @@ class FastDecoding:
 
     def prepare_batch(self, network: Network) -> Iterator[Event]:
         """Say once that the first batch builds kernels as it needs them."""
-        if self._device.type != "cuda" or not fused(torch.empty(0, device=self._device)):
+        if not triton_available(self._device):
             return
         from mllama_cli.engine.cuda.build_cache import first_time, remember
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.sampling import Sampler
-from mllama_cli.kernels.upload import upload
+from mllama_cli.kernels.ops import upload
 from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.model.text import MllamaForCausalLM

@@ -1,6 +1,25 @@
-"""The operations of the network: for each, the torch reference and the one place that chooses who computes it."""
+"""The operations of the network: for each, the torch reference and the one place that chooses a kernel instead.
+
+Attention is in sdpa.py. No kernel knows gradients, so training always takes torch's operations.
+"""
 
 import os
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mllama_cli.core.errors import CheckpointError
+from mllama_cli.kernels import packed as reference
+from mllama_cli.kernels.packed import PackedWeight
+
+if TYPE_CHECKING:
+    from mllama_cli.kernels.cpu.native import Native
+
+MAX_NATIVE_ROWS = 8
+"""Rows up to which our CPU kernels compute norm, gate and rotation; for more, torch's operations use all threads."""
 
 
 def strict_kernels() -> bool:
@@ -9,3 +28,208 @@ def strict_kernels() -> bool:
     For tests. A kernel that does not apply (another head dimension, an older GPU, no CUDA) is not a failure.
     """
     return os.environ.get("MLLAMA_STRICT_KERNELS") == "1"
+
+
+@cache
+def triton_available(device: torch.device) -> bool:
+    """Return whether Triton builds a kernel for this device; it needs a C compiler besides itself."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    try:
+        from mllama_cli.kernels.cuda import elementwise
+
+        elementwise.silu_and_mul(torch.ones(1, device=device), torch.ones(1, device=device))
+    except torch.OutOfMemoryError:
+        raise  # says nothing about Triton: asked again, it may be different
+    except Exception:  # whatever is missing, torch's own operations do the same
+        if strict_kernels():
+            raise
+        return False
+    return True
+
+
+def use_triton(x: Tensor) -> bool:
+    """Return whether our GPU kernels take this tensor."""
+    return x.is_cuda and not torch.is_grad_enabled() and triton_available(x.device)
+
+
+def native_for_small_batch(*tensors: Tensor, rows: int) -> "Native | None":
+    """Return our CPU kernels if they take these: few rows in float32, and no gradients.
+
+    Between a decoded token's products are dozens of operations a layer, which take longer to call than to compute.
+    """
+    if (
+        rows > MAX_NATIVE_ROWS
+        or torch.is_grad_enabled()
+        or any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors)
+    ):
+        return None
+    from mllama_cli.kernels.cpu.native import native
+
+    return native()
+
+
+def needs_grad(*tensors: Tensor) -> bool:
+    """Return whether torch records operations on any of these."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def prepare(device: torch.device) -> None:
+    """Compile now what the first product on this device needs, once for each machine."""
+    if device.type != "cpu":
+        return
+    from mllama_cli.kernels.cpu.build import find_compiler
+    from mllama_cli.kernels.cpu.native import disabled, native
+
+    if native() is None and strict_kernels() and not disabled() and find_compiler() is not None:
+        raise RuntimeError("the C++ kernels could not be built")
+
+
+def upload(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Return ``tensor`` on the device, without waiting for what a GPU is doing: only pinned memory allows that."""
+    if torch.device(device).type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, exact: bool = False) -> Tensor:
+    """x [..., in] times the transposed matrix [out, in], plus bias [out] -> [..., out], in x's dtype.
+
+    Where matrix and x have the same format this is ``F.linear``, except for bfloat16 and float16 on a CPU, which
+    computes in float32 without ever holding the whole matrix in it. ``exact`` as in ``quantized_linear``.
+    """
+    if weight.device.type != "cpu" or weight.dtype not in (torch.bfloat16, torch.float16) or needs_grad(x, weight):
+        return F.linear(x, weight, bias)
+    _check_columns(x, weight.shape[1])
+    from mllama_cli.kernels.cpu.linear import dense
+
+    out = dense(x, weight, exact=exact)
+    return out if bias is None else out + bias.to(out.dtype)
+
+
+def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, *, exact: bool = False) -> Tensor:
+    """residual + linear(x), which may be written over ``residual``: a GPU adds it inside the product."""
+    if use_triton(residual) and bias is None and weight.dtype == x.dtype == residual.dtype:
+        residual.view(-1, residual.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), weight.t())
+        return residual
+    return residual + linear(x, weight, bias, exact=exact)
+
+
+def quantized_linear(x: Tensor, weight: PackedWeight, *, exact: bool = False) -> Tensor:
+    """x [..., in] times the transposed packed matrix -> [..., out], in x's dtype.
+
+    Unless ``exact``, activations may be rounded to 8 bits where that is faster: on a CPU, at the loss of about 0.5% of
+    the result's norm. Raises CheckpointError where the matrix's tensors do not fit its shape.
+    """
+    check(weight)
+    _check_columns(x, weight.shape[1])
+    if x.device.type == "cpu" and not needs_grad(x):
+        from mllama_cli.kernels.cpu.linear import quantized
+
+        return quantized(x, weight, exact=exact)
+    if use_triton(x):
+        from mllama_cli.kernels.cuda import dequantize
+
+        return dequantize.quantized_linear(x, weight)
+    return reference.quantized_linear(x, weight)
+
+
+def check(weight: PackedWeight) -> None:
+    """Raise CheckpointError unless a packed matrix's tensors are what its shape asks for: kernels trust these sizes."""
+    if weight.problem:
+        raise CheckpointError(
+            f"A quantized matrix is damaged: {weight.problem}", "Download or quantize the model again."
+        )
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm over the last dimension: float32 inside, cast back, then times the weight."""
+    if use_triton(x) and x.dtype == weight.dtype:
+        from mllama_cli.kernels.cuda import elementwise
+
+        return elementwise.rms_norm(x, weight, eps)
+    if (kernels := native_for_small_batch(x, weight, rows=x.numel() // x.shape[-1])) and x.is_contiguous():
+        return kernels.rms_norm(x, weight, eps)
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return wide.to(x.dtype) * weight
+
+
+def add_layer_norm(
+    x: Tensor, branch: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """x + gate * branch, and its LayerNorm."""
+    if use_triton(x) and x.dtype == weight.dtype:
+        from mllama_cli.kernels.cuda import elementwise
+
+        return elementwise.add_layer_norm(x, branch, gate, weight, bias, eps)
+    total = x + (branch if gate is None else gate * branch)
+    return total, F.layer_norm(total, weight.shape, weight, bias, eps)
+
+
+def silu_and_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, elementwise."""
+    if use_triton(gate):
+        from mllama_cli.kernels.cuda import elementwise
+
+        return elementwise.silu_and_mul(gate, up)
+    kernels = native_for_small_batch(gate, up, rows=gate.numel() // gate.shape[-1])
+    if kernels and gate.is_contiguous() and up.is_contiguous():
+        return kernels.silu_and_mul(gate, up)
+    return F.silu(gate) * up
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x [B, heads, L, head_dim] by angles [B or 1, 1, L, head_dim], in float32 as Meta's reference does."""
+    if use_triton(x) and x.shape[-1] & (x.shape[-1] - 1) == 0:
+        from mllama_cli.kernels.cuda import elementwise
+
+        return elementwise.apply_rope(x, cos, sin)
+    kernels = native_for_small_batch(x, cos, sin, rows=x.shape[0] * x.shape[2])
+    if kernels and x.stride(3) == 1 and cos.is_contiguous():
+        return kernels.apply_rope(x, cos, sin)
+    wide = x.float()
+    first, second = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+def pad_heads(qkv: Tensor, width: int, first: int, bias: float, bias_rest: float) -> Tensor:
+    """Queries, keys and values [N, tokens, 3, heads, D] with ``width`` dimensions a head, the further ones 0.
+
+    But the first two of them are 1 in queries, and ``bias`` and ``bias_rest`` in the keys of tokens from ``first`` on.
+    """
+    if use_triton(qkv):
+        from mllama_cli.kernels.cuda import elementwise
+
+        return elementwise.pad_heads(qkv, width, first, bias, bias_rest)
+    dim = qkv.shape[-1]
+    wide = F.pad(qkv, (0, width - dim))
+    wide[:, :, 0, :, dim : dim + 2] = 1.0
+    wide[:, first:, 1, :, dim] = bias
+    wide[:, first:, 1, :, dim + 1] = bias_rest
+    return wide
+
+
+def embedding(ids: Tensor, table: Tensor) -> Tensor:
+    """ids [...], table [rows, size] -> its rows [..., size] where the ids are.
+
+    A table in host memory, pinned, is read by the GPU itself, also in a captured graph. Where our kernels do not run,
+    ids and rows cross the bus, which cannot be captured.
+    """
+    if ids.device == table.device or table.is_cuda:
+        return F.embedding(ids, table)
+    if use_triton(ids):
+        from mllama_cli.kernels.cuda import host_embedding
+
+        return host_embedding.gather(ids, table)
+    return F.embedding(ids.to(table.device), table).to(ids.device)
+
+
+def reads_host_memory(device: torch.device) -> bool:
+    """Return whether ``embedding`` works in captured graphs of this GPU with a table in host memory."""
+    return triton_available(device)
+
+
+def _check_columns(x: Tensor, columns: int) -> None:
+    if x.shape[-1] != columns:
+        raise ValueError(f"x has {x.shape[-1]} columns, the matrix {columns}")

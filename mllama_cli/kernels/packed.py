@@ -1,4 +1,4 @@
-"""What a quantized matrix is and what is computed with it, in plain torch: every fast kernel is held to this.
+"""What a quantized matrix is and what is computed with it, in plain torch: every kernel is checked against this.
 
 The layout is compressed-tensors' symmetric ``pack-quantized``: q + 2^(bits - 1), unsigned, 32 / bits of them in an
 int32 word along the input dimension, the first in the lowest bits; one positive scale for each group of a row.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 BITS = (4, 8)
 
-UNPACKED = 64 * 2**20
+UNPACKED_BYTES = 64 * 2**20
 """Bytes of a matrix that ``quantized_linear`` has in float32 at a time."""
 
 
@@ -33,7 +33,7 @@ class PackedWeight:
 
     @cached_property
     def problem(self) -> str:
-        """What of the tensors does not fit the shape; empty where all does. Looked for once."""
+        """What of the tensors does not fit the shape; empty where all does. Checked once."""
         (n, k), bits, packed, scale = self.shape, self.bits, self.packed, self.scale
         if bits not in BITS or n < 1 or k < 1:
             return f"{bits} bits of shape {n} x {k}"
@@ -44,7 +44,7 @@ class PackedWeight:
         if scale.shape[1] < 1 or k % scale.shape[1]:
             return f"{scale.shape[1]} groups in rows of {k}"
         if not packed.is_contiguous() or not scale.is_contiguous() or packed.device != scale.device:
-            return "tensors that do not lie in one piece"
+            return "tensors that are not contiguous"
         return ""
 
 
@@ -53,13 +53,13 @@ def pack(q: Tensor, bits: int) -> Tensor:
     per_word = 32 // bits
     unsigned = F.pad(q.to(torch.int32) + (1 << (bits - 1)), (0, -q.shape[1] % per_word)).unflatten(1, (-1, per_word))
     words: Tensor = unsigned[..., 0].clone()
-    for place in range(1, per_word):
-        words |= unsigned[..., place] << (bits * place)
+    for index in range(1, per_word):
+        words |= unsigned[..., index] << (bits * index)
     return words
 
 
 def unpack(weight: PackedWeight) -> Tensor:
-    """The whole numbers: int8 [out, in]."""
+    """Return the whole numbers: int8 [out, in]."""
     shifts = torch.arange(0, 32, weight.bits, dtype=torch.int32, device=weight.packed.device)
     unsigned = (weight.packed[..., None] >> shifts) & ((1 << weight.bits) - 1)
     return (unsigned.flatten(1)[:, : weight.shape[1]] - (1 << (weight.bits - 1))).to(torch.int8)
@@ -78,7 +78,7 @@ def quantized_linear(x: Tensor, weight: PackedWeight) -> Tensor:
     Some output rows at a time: an output layer in float32 would take 2 GB.
     """
     rows, columns = weight.shape
-    step = max(1, UNPACKED // (4 * columns))
+    step = max(1, UNPACKED_BYTES // (4 * columns))
     if rows <= step:
         return F.linear(x, dequantize(weight, x.dtype))
     parts = []

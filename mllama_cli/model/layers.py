@@ -6,22 +6,19 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from mllama_cli.kernels import attention as kernels
-from mllama_cli.kernels.dispatch import linear
-from mllama_cli.kernels.rows import fused, gated_silu, rms_norm
-from mllama_cli.kernels.tables import gather
+from mllama_cli.kernels import ops, sdpa
 
 T = TypeVar("T")
 
 
 def normal_parameter(*shape: int, std: float) -> nn.Parameter:
-    """Drawn from a normal distribution; on the meta device not at all, as torch would import its compiler for it."""
+    """Draw from a normal distribution; not on the meta device, where torch would import its compiler for it."""
     values = torch.empty(*shape)
     return nn.Parameter(values if values.is_meta else values.normal_(0, std))
 
 
 def result_of(steps: Generator[object, None, T]) -> T:
-    """Run a computation that tells how far it is, and return what it comes to."""
+    """Exhaust a generator and return its value."""
     while True:
         try:
             next(steps)
@@ -31,30 +28,45 @@ def result_of(steps: Generator[object, None, T]) -> T:
 
 
 class Embedding(nn.Embedding):
-    """nn.Embedding that draws nothing on the meta device, for the same reason; its table may lie in host memory."""
+    """nn.Embedding that draws nothing on the meta device, for the same reason; its table may be in host memory."""
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
             super().reset_parameters()
 
     def forward(self, ids: Tensor) -> Tensor:
-        return gather(ids, self.weight)
+        return ops.embedding(ids, self.weight)
 
 
-class Linear(nn.Linear):
+class Projection(nn.Module):
+    """A linear layer, plain or quantized.
+
+    ``exact`` keeps activations in their precision; otherwise a CPU may round them where that is faster.
+    """
+
+    exact = False
+
+    def forward_add(self, x: Tensor, residual: Tensor) -> Tensor:
+        """residual + self(x), which may be written over ``residual``."""
+        total: Tensor = residual + self(x)
+        return total
+
+
+def set_exact(network: nn.Module, on: bool) -> None:
+    """Say for all linear layers of a network whether activations keep their precision."""
+    for module in network.modules():
+        if isinstance(module, Projection):
+            module.exact = on
+
+
+class Linear(nn.Linear, Projection):
     """nn.Linear whose product is the fastest that its weight's format and device have; F.linear for float32."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        return ops.linear(x, self.weight, self.bias, exact=self.exact)
 
-    def added(self, x: Tensor, residual: Tensor) -> Tensor:
-        """residual + self(x), which may be written over ``residual``: a GPU adds it up inside the product."""
-        alike = self.weight.dtype == x.dtype == residual.dtype and self._parameters["bias"] is None
-        if not (fused(residual) and alike):
-            total: Tensor = residual + self(x)
-            return total
-        residual.view(-1, residual.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), self.weight.t())
-        return residual
+    def forward_add(self, x: Tensor, residual: Tensor) -> Tensor:
+        return ops.linear_add(x, self.weight, self.bias, residual, exact=self.exact)
 
 
 class MllamaTextRMSNorm(nn.Module):
@@ -66,7 +78,7 @@ class MllamaTextRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+        return ops.rms_norm(x, self.weight, self.eps)
 
 
 class MllamaTextMLP(nn.Module):
@@ -79,8 +91,8 @@ class MllamaTextMLP(nn.Module):
         self.down_proj = Linear(inner, size, bias=False)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        inner = gated_silu(self.gate_proj(x), self.up_proj(x))
-        result: Tensor = self.down_proj(inner) if residual is None else self.down_proj.added(inner, residual)
+        inner = ops.silu_and_mul(self.gate_proj(x), self.up_proj(x))
+        result: Tensor = self.down_proj(inner) if residual is None else self.down_proj.forward_add(inner, residual)
         return result
 
 
@@ -102,11 +114,11 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = Non
     q = q.reshape(batch, kv_heads, groups * length, dim)
     if mask is not None and length > 1:
         mask = mask.repeat(1, 1, groups, 1)
-    out = kernels.attention(q, k, v, mask)
+    out = sdpa.attention(q, k, v, mask)
     out = out.reshape(batch, n_heads, length, dim)
     return out.transpose(1, 2).flatten(2)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of the last rows over themselves and what stands before them. Shapes as in ``grouped_attention``."""
-    return kernels.causal_attention(q, k, v).transpose(1, 2).flatten(2)
+    """Attention of the last rows over themselves and the keys before them. Shapes as in ``grouped_attention``."""
+    return sdpa.causal_attention(q, k, v).transpose(1, 2).flatten(2)

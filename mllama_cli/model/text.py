@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from mllama_cli.core.config import MllamaTextConfig
-from mllama_cli.kernels.attention import flashes
-from mllama_cli.kernels.rows import rotate
-from mllama_cli.kernels.upload import upload
+from mllama_cli.kernels.ops import apply_rope, upload
+from mllama_cli.kernels.sdpa import has_flash_attention
 from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV, SelfCache
 from mllama_cli.model.layers import (
     Embedding,
@@ -50,16 +49,18 @@ class MllamaTextSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, cache_index: int, context: SelfAttentionContext, residual: Tensor) -> Tensor:
         """Normed rows x [B, L, hidden] -> ``residual``, which may be written over, plus attention."""
-        q = rotate(heads(self.q_proj(x), self.head_dim), context.cos, context.sin)
-        k = rotate(heads(self.k_proj(x), self.head_dim), context.cos, context.sin)
+        q = apply_rope(heads(self.q_proj(x), self.head_dim), context.cos, context.sin)
+        k = apply_rope(heads(self.k_proj(x), self.head_dim), context.cos, context.sin)
         v = heads(self.v_proj(x), self.head_dim)
         if context.cache is not None:
-            k, v = context.cache.write(cache_index, k, v, context.positions)
+            all_k, all_v = context.cache.write(cache_index, k, v, context.positions)
+            if all_k.shape[2] > k.shape[2]:  # else the rows are all there is; cuDNN plans anew for a cache's strides
+                k, v = all_k, all_v
         if x.shape[1] == 1 or context.mask is not None:
             out = grouped_attention(q, k, v, context.mask)
         else:
             out = causal_attention(q, k, v)
-        result: Tensor = self.o_proj.added(out, residual)
+        result: Tensor = self.o_proj.forward_add(out, residual)
         return result
 
 
@@ -246,9 +247,9 @@ class MllamaTextModel(nn.Module):
 
 
 def _ends_causally(cache: KVCache) -> bool:
-    """Whether attention of rows that follow others needs no mask."""
+    """Return whether attention of rows that follow others needs no mask."""
     keys = cache.keys[0]
-    return flashes(keys.device, keys.dtype, keys.shape[-1]) and not torch.is_grad_enabled()
+    return has_flash_attention(keys.device, keys.dtype, keys.shape[-1]) and not torch.is_grad_enabled()
 
 
 class MllamaForCausalLM(nn.Module):

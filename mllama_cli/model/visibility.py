@@ -1,7 +1,7 @@
-"""Which text row sees which image: the model's own rule, computed from where the image tokens stand.
+"""Which text row sees which image: the model's own rule, computed from the positions of the image tokens.
 
 An image is seen from its own token up to the next image token; images whose tokens follow one another directly share
-the end of their group. The last group is seen up to the end, generated tokens included (SPEC, difference C).
+the end of their group. The last group is seen up to the end, generated tokens included (README, "How exact", C).
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from mllama_cli.kernels.upload import upload
+from mllama_cli.kernels.ops import upload
 
 
 @dataclass(frozen=True)

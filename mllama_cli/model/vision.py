@@ -1,7 +1,7 @@
 """The vision tower: tiles of an image -> vision tokens with intermediate features.
 
 Meta's reference lets the tokens of an image attend to padding as well; only padding attending to padding is masked. Two
-savings are exact and made here (tests hold them to the masked form):
+savings are exact and made here (tests check them against the masked form):
 
 - The sequence is kept as [real tokens | padding], so the mask becomes two calls without one: real queries over all
   keys, padding queries over real keys.
@@ -19,11 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllama_cli.core.config import MllamaVisionConfig
-from mllama_cli.kernels.rows import add_layer_norm, widen
+from mllama_cli.kernels.ops import add_layer_norm, pad_heads
+from mllama_cli.kernels.sdpa import encoder_attention
 from mllama_cli.model.layers import Embedding, Linear, normal_parameter, result_of
-
-CPU_PAIRS = 2**26
-"""Pairs of a query and a key in one attention operation on a CPU: a third of a second."""
 
 
 class MllamaVisionAttention(nn.Module):
@@ -35,58 +33,44 @@ class MllamaVisionAttention(nn.Module):
         self.k_proj = Linear(size, size, bias=False)
         self.v_proj = Linear(size, size, bias=False)
         self.o_proj = Linear(size, size, bias=False)
-        self.joined: Tensor | None = None
-        """The three matrices side by side as one [3 * size, size], where they are views of it."""
+        self.qkv_weight: Tensor | None = None
+        """The three matrices as one [3 * size, size], where they are views of it."""
 
-    def join(self) -> None:
-        """Lay the query, key and value matrices side by side, so that one product makes all three.
+    def fuse_qkv(self) -> None:
+        """Concatenate the query, key and value matrices, so that one product makes all three.
 
         The three parameters become views of one tensor: no more memory is taken, and they stay what they were.
         """
         parts = (self.q_proj, self.k_proj, self.v_proj)
         if any(type(part) is not Linear for part in parts):  # a quantized layer multiplies by itself
             return
-        joined = torch.cat([part.weight.detach() for part in parts])
-        for part, rows in zip(parts, joined.chunk(3), strict=True):
+        self.qkv_weight = torch.cat([part.weight.detach() for part in parts])
+        for part, rows in zip(parts, self.qkv_weight.chunk(3), strict=True):
             part.weight = nn.Parameter(rows, requires_grad=False)
-        self.joined = joined
 
     def project(self, x: Tensor) -> Tensor:
         """x [N, tokens, hidden] -> queries, keys and values [N, tokens, 3, heads, head_dim]."""
-        joined = self.joined
-        if joined is not None and joined.data_ptr() == self.q_proj.weight.data_ptr():
-            qkv: Tensor = F.linear(x, joined).unflatten(-1, (3, -1, self.head_dim))
-            return qkv
+        if self.qkv_weight is not None and self.qkv_weight.data_ptr() == self.q_proj.weight.data_ptr():
+            fused: Tensor = F.linear(x, self.qkv_weight).unflatten(-1, (3, -1, self.head_dim))
+            return fused
         parts = [project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj)]
         return torch.stack(parts, dim=2)
 
-    def forward(self, x: Tensor, real: int, counted: slice, times: int) -> Tensor:
-        """Attention over x [N, real + padding, hidden]; the keys in ``counted`` count ``times`` times."""
+    def forward(self, x: Tensor, real: int, repeated: slice, repeats: int) -> Tensor:
+        """Attention over x [N, real + padding, hidden]; the keys in ``repeated`` count ``repeats`` times."""
         qkv = self.project(x)
         scale = self.head_dim**-0.5
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         try:
-            with beside(x):  # few queries: alone they would leave a GPU idle
-                padding = attend(q[:, :, real:], k[:, :, :real], v[:, :, :real], scale)
-            if times > 1:
-                q, k, v = counting(qkv, scale, counted.start, times).permute(2, 0, 3, 1, 4)
-            seen = attend(q[:, :, :real], k, v, scale)[..., : self.head_dim]
+            with on_side_stream(x):  # few queries: alone they would leave a GPU idle
+                padding = encoder_attention(q[:, :, real:], k[:, :, :real], v[:, :, :real], scale)
+            if repeats > 1:
+                q, k, v = repeat_padding_keys(qkv, scale, repeated.start, repeats).permute(2, 0, 3, 1, 4)
+            seen = encoder_attention(q[:, :, :real], k, v, scale)[..., : self.head_dim]
         finally:
-            wait_beside(x)  # in any case: no capture can end with a stream that has not joined
+            join_side_stream(x)  # in any case: no capture can end with a stream that has not joined
         result: Tensor = self.o_proj(torch.cat((seen.transpose(1, 2), padding.transpose(1, 2)), dim=1).flatten(2))
         return result
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Attention without a mask of q over k, v [N, heads, tokens, D].
-
-    On a CPU some heads at a time: nobody can interrupt a single operation, and four tiles would take seconds.
-    """
-    heads_at_once = max(1, CPU_PAIRS // max(1, q.shape[2] * k.shape[2]))
-    if q.device.type != "cpu" or heads_at_once >= q.shape[1]:
-        return F.scaled_dot_product_attention(q, k, v, scale=scale)
-    parts = zip(*(t.split(heads_at_once, dim=1) for t in (q, k, v)), strict=True)
-    return torch.cat([F.scaled_dot_product_attention(a, b, c, scale=scale) for a, b, c in parts], dim=1)
 
 
 @cache
@@ -95,8 +79,8 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 @contextmanager
-def beside(x: Tensor) -> Iterator[None]:
-    """Work that a GPU may do next to what follows, until ``wait_beside``. Elsewhere: as always."""
+def on_side_stream(x: Tensor) -> Iterator[None]:
+    """Let a GPU run the block in parallel with what follows, until ``join_side_stream``. No effect elsewhere."""
     if not x.is_cuda or torch.is_grad_enabled():
         yield
         return
@@ -106,21 +90,23 @@ def beside(x: Tensor) -> Iterator[None]:
         yield
 
 
-def wait_beside(x: Tensor) -> None:
+def join_side_stream(x: Tensor) -> None:
+    """Wait for what was started ``on_side_stream``."""
     if x.is_cuda and not torch.is_grad_enabled():
         torch.cuda.current_stream(x.device).wait_stream(_side_stream(x.device))
 
 
-def counting(qkv: Tensor, scale: float, counted: int, times: int) -> Tensor:
-    """Queries, keys, values [N, tokens, 3, heads, D], widened so that keys from ``counted`` on count ``times`` times.
+def repeat_padding_keys(qkv: Tensor, scale: float, first: int, repeats: int) -> Tensor:
+    """Queries, keys, values [N, tokens, 3, heads, D], padded so that keys from ``first`` on count ``repeats`` times.
 
-    The bias log(times) / scale rides in two extra dimensions, as a value of q's dtype and what that rounding left over,
-    so that it is exact enough in bfloat16 too. Fast attention kernels want head dimensions that are multiples of 8.
+    The bias log(repeats) / scale is carried by two extra dimensions, as a value of q's dtype and what that rounding
+    left over, so that it is exact enough in bfloat16 too. Fast attention kernels want head dimensions that are
+    multiples of 8.
     """
     dim = qkv.shape[-1]
-    bias = torch.tensor(math.log(times) / scale)
-    near = bias.to(qkv.dtype).float()
-    return widen(qkv, -(-(dim + 2) // 8) * 8, counted, float(near), float(bias - near))
+    bias = torch.tensor(math.log(repeats) / scale)
+    rounded = bias.to(qkv.dtype).float()
+    return pad_heads(qkv, -(-(dim + 2) // 8) * 8, first, float(rounded), float(bias - rounded))
 
 
 class MllamaVisionMLP(nn.Module):
@@ -148,8 +134,8 @@ class MllamaVisionEncoderLayer(nn.Module):
             self.gate_attn = nn.Parameter(torch.full((1,), math.pi / 4))
             self.gate_ffn = nn.Parameter(torch.full((1,), math.pi / 4))
 
-    def forward(self, x: Tensor, real: int, counted: slice, times: int) -> Tensor:
-        attention = self.self_attn(self.input_layernorm(x), real, counted, times)
+    def forward(self, x: Tensor, real: int, repeated: slice, repeats: int) -> Tensor:
+        attention = self.self_attn(self.input_layernorm(x), real, repeated, repeats)
         norm, gate = self.post_attention_layernorm, self.gate_attn.tanh() if self.gated else None
         x, normed = add_layer_norm(x, attention, gate, norm.weight, norm.bias, norm.eps)
         mlp = self.mlp(normed)
@@ -216,17 +202,17 @@ class MllamaVisionModel(nn.Module):
         self.global_transformer = MllamaVisionEncoder(config, config.num_global_layers, gated=True)
         self._compared: tuple[object, bool] | None = None
 
-    def join_projections(self) -> None:
-        """Make one product of each layer's three; for inference. Takes as much memory for a moment as a layer has."""
+    def fuse_projections(self) -> None:
+        """Make one product of each layer's three, for inference. Briefly takes as much memory as a layer has."""
         for encoder in (self.transformer, self.global_transformer):
             for layer in encoder.layers:
                 assert isinstance(layer, MllamaVisionEncoderLayer)
-                layer.self_attn.join()
+                layer.self_attn.fuse_qkv()
 
     def unused_tiles_are_equal(self) -> bool:
-        """Whether the tables give all unused tiles of an image the same rows, as in every released checkpoint.
+        """Return whether the tables give all unused tiles of an image the same rows, as in every released checkpoint.
 
-        Looked at once per set of weights.
+        Compared once per set of weights.
         """
         tables = (
             self.pre_tile_positional_embedding.embedding.weight,
@@ -290,8 +276,8 @@ class MllamaVisionModel(nn.Module):
         n, tiles = pixel_values.shape[:2]
         tokens, padded, size = config.tokens_per_tile, config.padded_tokens_per_tile, config.hidden_size
         unused = config.max_num_tiles - tiles
-        times = unused if (self.unused_tiles_are_equal() if equal_unused is None else equal_unused) else 1
-        computed = unused // times if unused else 0
+        repeats = unused if (self.unused_tiles_are_equal() if equal_unused is None else equal_unused) else 1
+        computed = unused // repeats if unused else 0
         every = tiles + computed
         pad = padded - tokens
         real = tiles * tokens
@@ -301,13 +287,13 @@ class MllamaVisionModel(nn.Module):
         # [real tokens | pad tokens of real tiles | unused tiles with their pad tokens]
         x = torch.cat((x[:, :tiles].flatten(1, 2), F.pad(x[:, tiles:], (0, 0, 0, pad)).flatten(1, 2)), dim=1)
         x = torch.cat((x[:, :real], x.new_zeros(n, tiles * pad, size), x[:, real:]), dim=1)
-        counted = slice(tiles * padded, None)
+        repeated = slice(tiles * padded, None)
 
         intermediate = []
         for index, layer in enumerate(self.transformer.layers):
-            if index in config.intermediate_layers_indices:  # Meta takes a layer's input (SPEC, difference A)
+            if index in config.intermediate_layers_indices:  # Meta takes a layer's input (README, "How exact", A)
                 intermediate.append(x)
-            x = layer(x, real, counted, times)
+            x = layer(x, real, repeated, repeats)
             yield index + 1
         x = self.layernorm_post(x)
         tile_vectors = self.post_tile_positional_embedding(aspect_ratio_ids, every)
@@ -320,15 +306,15 @@ class MllamaVisionModel(nn.Module):
             dim=1,
         )
         for index, layer in enumerate(self.global_transformer.layers, len(self.transformer.layers)):
-            x = layer(x, real, counted, times)
+            x = layer(x, real, repeated, repeats)
             yield index + 1
 
         def features(states: Tensor) -> Tensor:
             kept: Tensor = states[:, :real].unflatten(1, (tiles, tokens))
             if not all_tiles or not unused:
                 return kept
-            rest = states[:, counted].unflatten(1, (computed, padded))[:, :, :tokens]
-            return torch.cat((kept, rest.repeat(1, times, 1, 1)), dim=1)
+            rest = states[:, repeated].unflatten(1, (computed, padded))[:, :, :tokens]
+            return torch.cat((kept, rest.repeat(1, repeats, 1, 1)), dim=1)
 
         # Interleaved: element d * 5 + l is dimension d of intermediate layer l.
         inner = torch.stack([features(states) for states in intermediate], dim=-1).flatten(-2)

@@ -1,15 +1,17 @@
-"""The ``quantization_config`` of config.json: read, whoever wrote it, and written, so that others read it.
+"""The ``quantization_config`` of config.json: read, whichever tool wrote it, and written, so that others read it.
 
-Format: compressed-tensors, ``pack-quantized``. Groups of modules, named by targets, have a scheme each.
+Format: compressed-tensors, ``pack-quantized``. Groups of modules, named by targets, have a scheme each. A target is a
+module's exact name, a ``re:`` expression or the name of a class.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mllama_cli.checkpoint.names import canonical, hub_name
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.kernels.packed import BITS
-from mllama_cli.quantization.patterns import matches, patterns_of
 from mllama_cli.quantization.schemes import Scheme
 
 FORMAT = "pack-quantized"
@@ -71,6 +73,46 @@ class ConfigGroups:
 
     def embeddings_are_quantized(self) -> bool:
         return any("Embedding" in targets for _, targets in self.groups)
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Return whether a module's name, in either key layout, is meant. Expressions match from the name's beginning.
+
+    Which layout a config speaks of depends on the version of transformers that its author had.
+    """
+    weight = f"{name}.weight"
+    names = [change(weight).removesuffix(".weight") for change in (str, canonical, hub_name)]
+    if not pattern.startswith("re:"):
+        return pattern in names
+    try:
+        expression = re.compile(pattern.removeprefix("re:"))
+    except re.error as error:
+        raise CheckpointError(f"config.json: {pattern!r} is not a regular expression: {error}") from error
+    return any(expression.match(each) for each in names)
+
+
+def patterns_of(names: Iterable[str]) -> list[str]:
+    """Return expressions that match these modules of a Mllama network in every layout, and nothing else.
+
+    One for each kind of module, with the numbers of its layers. Expressions of disjoint sets never match the same
+    name: where two do, tools differ in which one counts.
+    """
+    layers: dict[tuple[str, str], list[str]] = {}
+    single = []
+    for name in names:
+        found = re.fullmatch(r"(.*)\.layers\.(\d+)\.(.*)", name)
+        if found is None:
+            single.append(f"re:(.*\\.)?{re.escape(name.rpartition('.')[2])}$")
+        else:
+            # Above the layers are `model` or `language_model`, `transformer` or `global_transformer`.
+            tower = found[1].rpartition(".")[2]
+            above = f"vision_model\\.{tower}" if "vision_model" in found[1] else "model"
+            layers.setdefault((above, found[3]), []).append(found[2])
+    kinds = [
+        f"re:.*{above}\\.layers\\.({'|'.join(numbers)})\\.{re.escape(kind)}$"
+        for (above, kind), numbers in layers.items()
+    ]
+    return [*kinds, *single]
 
 
 def quantization_config(schemes: Mapping[str, Scheme], kept: Iterable[str]) -> dict[str, Any]:

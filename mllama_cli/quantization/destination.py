@@ -13,21 +13,23 @@ from mllama_cli.hub.catalog import is_mllama
 from mllama_cli.system.files import is_disk_full
 from mllama_cli.system.folders import is_file
 
-ON = "Run the same command again: it goes on where it stopped."
+RESUME_HINT = "Run the same command to resume."
 
 
-class Destination:
-    """``folder`` appears at the end; until then everything is in ``partial`` beside it."""
+class QuantizeDestination:
+    """``folder`` appears at the end; until then everything is in ``partial`` next to it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.partial = folder.with_name(folder.name + ".partial")
 
     def check(self, source: Path, *, force: bool) -> None:
-        """Raise UsageError where something is that may not be replaced."""
+        """Raise UsageError where something exists that may not be replaced."""
         here, there = self.folder.resolve(), source.resolve()
         if here == there or here in there.parents or there in here.parents:
-            raise UsageError(f"{self.folder} and the model to quantize lie in each other", "Choose another DEST.")
+            raise UsageError(
+                f"{self.folder} and the model to quantize must not contain one another", "Choose another DEST."
+            )
         if not self.folder.exists() and not self.folder.is_symlink():
             return
         if self.folder.is_dir() and not self.folder.is_symlink() and not any(self.folder.iterdir()):
@@ -35,11 +37,11 @@ class Destination:
         if not force:
             raise UsageError(f"{self.folder} exists already", "Choose another DEST, or replace it with --force.")
         if not is_mllama(self.folder):
-            raise UsageError(f"{self.folder} exists and is no model, so it is not replaced", "Choose another DEST.")
+            raise UsageError(f"{self.folder} exists and is not a model, so it is not replaced", "Choose another DEST.")
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the partial folder against other runs, and turn the system's errors into ours."""
+        """Lock the partial folder, and turn the system's errors into ours."""
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.partial / ".lock")
@@ -55,13 +57,15 @@ class Destination:
                 lock.release()
         except OSError as error:
             if is_disk_full(error):
-                raise QuantizationError(f"The disk of {self.folder} is full", f"Free some space. {ON}") from error
+                raise QuantizationError(
+                    f"The disk of {self.folder} is full", f"Free some space. {RESUME_HINT}"
+                ) from error
             raise QuantizationError(
                 f"{self.folder} could not be written: {error.strerror or error}", "Choose another DEST."
             ) from error
 
     def used(self) -> int:
-        """Bytes that the partial folder takes on the disk."""
+        """Return the bytes that the partial folder takes on the disk."""
         if not self.partial.is_dir():
             return 0
         return sum(_on_disk(path.stat()) for path in self.partial.iterdir() if is_file(path))

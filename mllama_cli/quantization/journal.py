@@ -1,14 +1,14 @@
-"""What an interrupted run had finished, so that the next goes on from there."""
+"""What an interrupted run had finished, so that the next can resume."""
 
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-NAME = ".quantize.jsonl"
+JOURNAL_NAME = ".quantize.jsonl"
 
 
-class Journal:
+class QuantizeJournal:
     """Lines of JSON in the folder that is being written: first what is made there, then a line for each finished unit.
 
     ``errors`` holds, by unit, the sum of squared errors and of squared weights. A line that a killed process left
@@ -16,14 +16,14 @@ class Journal:
     """
 
     def __init__(self, folder: Path, fingerprint: dict[str, Any]) -> None:
-        self._path = folder / NAME
+        self._path = folder / JOURNAL_NAME
         self.errors: dict[str, tuple[float, float]] = {}
         self._waiting: list[str] = []
-        self.continues = self._take_up(fingerprint)
+        self.continues = self._resume(fingerprint)
         if not self.continues:
             self._path.write_text(json.dumps(fingerprint) + "\n", encoding="utf-8")
 
-    def _take_up(self, fingerprint: dict[str, Any]) -> bool:
+    def _resume(self, fingerprint: dict[str, Any]) -> bool:
         try:
             lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
         except (OSError, ValueError):
@@ -42,7 +42,7 @@ class Journal:
         return True
 
     def forget(self, names: set[str]) -> None:
-        """These are to be done again: their file is gone."""
+        """Mark units as to be done again: their file is gone."""
         self._append([json.dumps({"name": name, "done": False}) for name in names & self.errors.keys()])
         for name in names:
             self.errors.pop(name, None)

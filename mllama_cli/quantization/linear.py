@@ -6,15 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from mllama_cli.core.errors import CheckpointError
-from mllama_cli.kernels.dispatch import quantized_linear
+from mllama_cli.kernels.ops import quantized_linear
 from mllama_cli.kernels.packed import PackedWeight
+from mllama_cli.model.layers import Projection
 from mllama_cli.quantization.schemes import Scheme
 
-AGAIN = "Download or copy the file again, or quantize the model again."
+DAMAGED_HINT = "Download or copy the file again, or quantize the model again."
 
 
-class QuantizedLinear(nn.Module):
-    """nn.Linear with the parameters of a compressed-tensors checkpoint; stands on the meta device until filled.
+class QuantizedLinear(Projection):
+    """nn.Linear with the parameters of a compressed-tensors checkpoint; on the meta device until filled.
 
     ``weight_packed`` int32 [out, words], ``weight_scale`` [out, groups] in the dtype that it is stored in,
     ``weight_shape`` int64 [2].
@@ -44,13 +45,8 @@ class QuantizedLinear(nn.Module):
         return held
 
     def forward(self, x: Tensor) -> Tensor:
-        out = quantized_linear(x, self.packed)
+        out = quantized_linear(x, self.packed, exact=self.exact)
         return out if self.bias is None else out + self.bias
-
-    def added(self, x: Tensor, residual: Tensor) -> Tensor:
-        """residual + self(x)."""
-        total: Tensor = residual + self(x)
-        return total
 
     def fill(self, packed: PackedWeight) -> None:
         """Take a matrix that was quantized just now."""
@@ -70,12 +66,14 @@ class QuantizedLinear(nn.Module):
             if rows < self.out_features or inputs != self.in_features:
                 raise CheckpointError(
                     f"{name} says [{rows}, {inputs}], config.json asks for [{self.out_features}, {self.in_features}]",
-                    AGAIN,
+                    DAMAGED_HINT,
                 )
             return torch.tensor((self.out_features, self.in_features))
         tensor = tensor[: self.out_features]
         if attribute == "weight_scale" and not bool((torch.isfinite(tensor) & (tensor > 0)).all()):
-            raise CheckpointError(f"{name} holds scales that are not positive numbers: the file is damaged", AGAIN)
+            raise CheckpointError(
+                f"{name} holds scales that are not positive numbers: the file is damaged", DAMAGED_HINT
+            )
         return tensor
 
 

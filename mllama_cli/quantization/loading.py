@@ -12,13 +12,13 @@ from mllama_cli.core.errors import CheckpointError
 from mllama_cli.quantization.config_groups import ConfigGroups
 from mllama_cli.quantization.linear import QuantizedLinear, replace_linears
 from mllama_cli.quantization.plan import linear_layers, refuse_quantized
-from mllama_cli.quantization.policy import Wish, choose
+from mllama_cli.quantization.policy import QuantizeOptions, choose_schemes
 from mllama_cli.quantization.rounding import NotFiniteError, quantize_matrix
-from mllama_cli.quantization.sample import Sampler, not_finite
 from mllama_cli.quantization.schemes import Scheme, scheme_named
+from mllama_cli.quantization.sensitivity import ErrorProbe, not_finite
 
 
-def replace_stored(network: nn.Module, config: Mapping[str, Any]) -> None:
+def load_quantized_linears(network: nn.Module, config: Mapping[str, Any]) -> None:
     """Replace the layers of an empty network that config.json says are packed. Raises CheckpointError."""
     declared = config.get("quantization_config")
     if not declared:
@@ -40,7 +40,7 @@ def replace_stored(network: nn.Module, config: Mapping[str, Any]) -> None:
     replace_linears(network, schemes)
 
 
-def replace_wished(
+def quantize_linears(
     network: nn.Module,
     config: Mapping[str, Any],
     text: MllamaTextConfig,
@@ -51,11 +51,11 @@ def replace_wished(
 
     Raises UsageError for an unknown name and for a checkpoint that is quantized already.
     """
-    wish = Wish(scheme_named(wanted), "rtn")
+    options = QuantizeOptions(scheme_named(wanted), "rtn")
     refuse_quantized(config, reader.folder.name)
     linears = {name: inputs for name, inputs in linear_layers(network).items() if f"{name}.weight" in reader.tensors}
     with SliceReader() as slices:
-        schemes = dict(choose(linears, text, wish, Sampler(slices, reader, wish.scheme)).schemes)
+        schemes = dict(choose_schemes(linears, text, options, ErrorProbe(slices, reader, options.scheme)).schemes)
     replace_linears(network, schemes)
     return schemes
 

@@ -17,9 +17,9 @@ from mllama_cli.core.config import MllamaConfig
 from mllama_cli.core.errors import UsageError
 from mllama_cli.model.mllama import empty_network
 from mllama_cli.quantization.config_groups import quantization_config
-from mllama_cli.quantization.policy import Choice, Wish, choose
-from mllama_cli.quantization.sample import Sampler
+from mllama_cli.quantization.policy import LayerSchemes, QuantizeOptions, choose_schemes
 from mllama_cli.quantization.schemes import Scheme
+from mllama_cli.quantization.sensitivity import ErrorProbe
 from mllama_cli.system.json_file import read_json
 
 
@@ -42,7 +42,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Shard:
+class QuantizedShard:
     """One file to write."""
 
     file: str
@@ -58,13 +58,13 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Plan:
+class QuantizePlan:
     """``config`` is the config.json to write. Sizes are of the weights, in bytes."""
 
     source: Path
-    wish: Wish
-    choice: Choice
-    shards: tuple[Shard, ...]
+    options: QuantizeOptions
+    layers: LayerSchemes
+    shards: tuple[QuantizedShard, ...]
     config: dict[str, Any]
 
     def units(self) -> Iterator[Unit]:
@@ -88,13 +88,13 @@ class Plan:
         files = sorted({unit.source.file for unit in self.units()})
         return {
             "source": [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
-            "method": self.wish.method,
+            "method": self.options.method,
             "shards": [[shard.file, layout(shard.specs)[0][8:].decode()] for shard in self.shards],
         }
 
 
-def make_plan(source: Path, wish: Wish, *, shard_bytes: int = SHARD_BYTES) -> Plan:
-    """Look at a checkpoint folder's headers, and for models of other depths than 11B's at samples of its weights.
+def make_plan(source: Path, options: QuantizeOptions, *, shard_bytes: int = SHARD_BYTES) -> QuantizePlan:
+    """Read a checkpoint folder's headers, and for models of other depths than 11B's samples of its weights.
 
     Raises CheckpointError, or UsageError for a checkpoint that is quantized already and for patterns that fit nothing.
     """
@@ -109,11 +109,11 @@ def make_plan(source: Path, wish: Wish, *, shard_bytes: int = SHARD_BYTES) -> Pl
     reader.check(expected)
     linears = {name: inputs for name, inputs in linear_layers(network).items() if f"{name}.weight" in expected}
     with SliceReader() as slices:
-        choice = choose(linears, config.text_config, wish, Sampler(slices, reader, wish.scheme))
+        layers = choose_schemes(linears, config.text_config, options, ErrorProbe(slices, reader, options.scheme))
     in_order = sorted(reader.tensors.items(), key=lambda item: (item[1].file, item[1].info.start))
-    units = [_unit(name, stored, choice.schemes.get(name.removesuffix(".weight"))) for name, stored in in_order]
-    raw["quantization_config"] = quantization_config(choice.schemes, choice.kept)
-    return Plan(source, wish, choice, _shards(units, shard_bytes), raw)
+    units = [_unit(name, stored, layers.schemes.get(name.removesuffix(".weight"))) for name, stored in in_order]
+    raw["quantization_config"] = quantization_config(layers.schemes, layers.kept)
+    return QuantizePlan(source, options, layers, _shards(units, shard_bytes), raw)
 
 
 def refuse_quantized(config: Mapping[str, Any], name: str) -> None:
@@ -123,7 +123,7 @@ def refuse_quantized(config: Mapping[str, Any], name: str) -> None:
 
 
 def linear_layers(network: nn.Module) -> dict[str, int]:
-    """Names of all linear layers with their numbers of inputs."""
+    """Return the names of all linear layers with their numbers of inputs."""
     return {name: module.in_features for name, module in network.named_modules() if isinstance(module, nn.Linear)}
 
 
@@ -141,7 +141,7 @@ def _unit(name: str, stored: StoredTensor, scheme: Scheme | None) -> Unit:
     return Unit(name.removesuffix(".weight"), stored, scheme, outputs)
 
 
-def _shards(units: list[Unit], limit: int) -> tuple[Shard, ...]:
+def _shards(units: list[Unit], limit: int) -> tuple[QuantizedShard, ...]:
     """Files of at most ``limit`` bytes, but for a tensor that is larger alone. A linear layer stays in one file."""
     bins: list[list[Unit]] = [[]]
     used = 0
@@ -152,14 +152,14 @@ def _shards(units: list[Unit], limit: int) -> tuple[Shard, ...]:
         bins[-1].append(unit)
         used += unit.nbytes
     if len(bins) == 1:
-        return (Shard(SINGLE, tuple(bins[0])),)
+        return (QuantizedShard(SINGLE, tuple(bins[0])),)
     return tuple(
-        Shard(f"model-{number:05d}-of-{len(bins):05d}.safetensors", tuple(inside))
+        QuantizedShard(f"model-{number:05d}-of-{len(bins):05d}.safetensors", tuple(inside))
         for number, inside in enumerate(bins, 1)
     )
 
 
 def rows_at_once(stored: StoredTensor, limit: int) -> int:
-    """Rows of a tensor that take at most ``limit`` bytes; at least one."""
+    """Return how many rows of a tensor take at most ``limit`` bytes; at least one."""
     rows = stored.info.shape[0] if stored.info.shape else 1
     return max(1, math.floor(limit * rows / max(stored.nbytes, 1)))

@@ -1,4 +1,4 @@
-"""What each linear layer becomes: the wish of whoever quantizes, and the defaults."""
+"""Which scheme each linear layer gets: the user's options and the defaults."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from mllama_cli.core.errors import UsageError
 from mllama_cli.core.text import suggest
 from mllama_cli.quantization.rounding import Method
 from mllama_cli.quantization.schemes import PER_CHANNEL_8, Scheme
-from mllama_cli.quantization.sensitive import Measure, sensitive
+from mllama_cli.quantization.sensitivity import Measure, sensitive_linears
 
 _TOWERS = ("model.vision_model.", "model.multi_modal_projector")
 
 
 @dataclass(frozen=True)
-class Wish:
+class QuantizeOptions:
     """``scheme`` for the language model; ``keep`` and ``bits_for`` (4, 8 or 16) are exceptions by pattern.
 
     A pattern is a shell's (``lm_head``, ``layers.0.*``, ``*.cross_attn.*``) for the name of a linear layer or its end.
-    The vision tower is meant only by patterns that begin with ``vision_model`` or ``multi_modal_projector``.
+    The vision tower is matched only by patterns that begin with ``vision_model`` or ``multi_modal_projector``.
     """
 
     scheme: Scheme
@@ -30,21 +30,23 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """``schemes`` of the linear layers that are quantized, the names of those ``kept``, and what to tell about it."""
+class LayerSchemes:
+    """``schemes`` of the linear layers that are quantized, the names of those ``kept``, and notes for the user."""
 
     schemes: Mapping[str, Scheme]
     kept: tuple[str, ...]
     notes: tuple[str, ...]
 
 
-def choose(linears: Mapping[str, int], config: MllamaTextConfig, wish: Wish, measure: Measure) -> Choice:
-    """Decide for all linear layers, given by name with their number of inputs.
+def choose_schemes(
+    linears: Mapping[str, int], config: MllamaTextConfig, options: QuantizeOptions, measure: Measure
+) -> LayerSchemes:
+    """Return the schemes of all linear layers, given by name with their number of inputs.
 
-    Raises UsageError for a pattern that fits none, with names that come near.
+    Raises UsageError, with similar names, for a pattern that matches none.
     """
     exceptions: dict[str, int] = {}
-    for pattern, bits in (*wish.bits_for, *((pattern, 16) for pattern in wish.keep)):
+    for pattern, bits in (*options.bits_for, *((pattern, 16) for pattern in options.keep)):
         exceptions.update(dict.fromkeys(_fitting(pattern, linears), bits))
     # A tied output layer is the embedding, which stays.
     language = [
@@ -52,23 +54,25 @@ def choose(linears: Mapping[str, int], config: MllamaTextConfig, wish: Wish, mea
         for name in linears
         if not name.startswith(_TOWERS) and not (name == "lm_head" and config.tie_word_embeddings)
     ]
-    high = sensitive(language, config, measure) if wish.scheme.bits == 4 else set()
-    wanted: dict[str, Scheme] = {name: PER_CHANNEL_8 if name in high else wish.scheme for name in language}
+    high = sensitive_linears(language, config, measure) if options.scheme.bits == 4 else set()
+    wanted: dict[str, Scheme] = {name: PER_CHANNEL_8 if name in high else options.scheme for name in language}
     for name, bits in exceptions.items():
         if bits == 16:
             wanted.pop(name, None)
         elif name == "lm_head" and config.tie_word_embeddings:
             raise UsageError("lm_head is tied to the embedding in this model and stays as it is")
         else:
-            wanted[name] = wish.scheme if bits == wish.scheme.bits else Scheme(bits, 0 if bits == 8 else 128)
+            wanted[name] = options.scheme if bits == options.scheme.bits else Scheme(bits, 0 if bits == 8 else 128)
     schemes = {name: scheme.fitted(linears[name]) for name, scheme in wanted.items()}
     if not schemes:
         raise UsageError("With these patterns nothing is left to quantize", "Keep fewer layers.")
-    return Choice(schemes, tuple(name for name in linears if name not in schemes), _notes(wanted, schemes, linears))
+    return LayerSchemes(
+        schemes, tuple(name for name in linears if name not in schemes), _notes(wanted, schemes, linears)
+    )
 
 
 def short(name: str) -> str:
-    """A module's name as people write it: ``layers.3.mlp.down_proj``, ``lm_head``, ``vision_model. ...``."""
+    """Return a module's name as users write it: ``layers.3.mlp.down_proj``, ``lm_head``, ``vision_model. ...``."""
     for prefix in ("model.language_model.", "model."):
         if name.startswith(prefix):
             return name.removeprefix(prefix)
@@ -96,7 +100,7 @@ def _fitting(pattern: str, linears: Mapping[str, int]) -> list[str]:
 
 
 def _notes(wanted: Mapping[str, Scheme], got: Mapping[str, Scheme], linears: Mapping[str, int]) -> tuple[str, ...]:
-    """Where the groups that were asked for do not divide a matrix."""
+    """Return what to say where the groups asked for do not divide a matrix."""
     changed: dict[tuple[int, int, int], int] = {}
     for name, scheme in got.items():
         if scheme != wanted[name]:

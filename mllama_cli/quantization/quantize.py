@@ -17,42 +17,44 @@ from mllama_cli.core.errors import QuantizationError
 from mllama_cli.core.events import Event, Notice, QuantizeProgress, QuantizeSummary, RoundingError
 from mllama_cli.core.text import human_size
 from mllama_cli.hub.plan import beside_weights, free_space
-from mllama_cli.quantization.destination import Destination
-from mllama_cli.quantization.journal import NAME, Journal
-from mllama_cli.quantization.plan import Plan, Shard, Unit, rows_at_once
+from mllama_cli.quantization.destination import QuantizeDestination
+from mllama_cli.quantization.journal import JOURNAL_NAME, QuantizeJournal
+from mllama_cli.quantization.plan import QuantizedShard, QuantizePlan, Unit, rows_at_once
 from mllama_cli.quantization.rounding import NotFiniteError, quantize_matrix
-from mllama_cli.quantization.sample import not_finite
+from mllama_cli.quantization.sensitivity import not_finite
 from mllama_cli.system.interrupts import ThreadPool
 
-SLICE = 32 * 2**20
+SLICE_BYTES = 32 * 2**20
 """Bytes of the source that are read at once."""
 
 WORKING_MEMORY = 1_200_000_000
 """Bytes that a run needs at most, torch included: 1.02 GB were measured at the full 11B shape."""
 
-SYNC_AFTER = 4 * 2**20
+SYNC_BYTES = 4 * 2**20
 """Bytes after which what is written is waited for and noted as done."""
 
 T = TypeVar("T")
 
 
-def quantize(plan: Plan, folder: Path, *, device: torch.device | None = None, force: bool = False) -> Iterator[Event]:
+def quantize(
+    plan: QuantizePlan, folder: Path, *, device: torch.device | None = None, force: bool = False
+) -> Iterator[Event]:
     """Write the quantized checkpoint; yields Notice, QuantizeProgress, and at last QuantizeSummary.
 
-    ``folder`` appears whole at the end. A run that was stopped, in whatever way, goes on where it was when it is
-    started again with the same plan, and gives the same bytes. Raises UsageError for a folder that exists (unless
+    ``folder`` appears whole at the end. A run that was stopped, in whatever way, resumes when it is started again
+    with the same plan, and gives the same bytes. Raises UsageError for a folder that exists (unless
     ``force`` and it holds a model), QuantizationError where the disk is too small or does not take it, CheckpointError
     for a damaged source.
     """
     started = time.monotonic()
-    destination = Destination(folder)
+    destination = QuantizeDestination(folder)
     destination.check(plan.source, force=force)
     _check_space(plan, destination)
-    yield from map(Notice, plan.choice.notes)
+    yield from map(Notice, plan.layers.notes)
     with destination.writing():
-        journal = Journal(destination.partial, plan.fingerprint())
+        journal = QuantizeJournal(destination.partial, plan.fingerprint())
         if journal.continues and journal.errors:
-            yield Notice("Going on where an earlier run stopped.")
+            yield Notice("Resuming an earlier run.")
         elif not journal.continues:
             _remove_others(destination)
         done = 0
@@ -63,7 +65,7 @@ def quantize(plan: Plan, folder: Path, *, device: torch.device | None = None, fo
                 yield QuantizeProgress(done, total, unit.name)
         _write_rest(plan, destination.partial)
         destination.appear()
-        (folder / NAME).unlink()
+        (folder / JOURNAL_NAME).unlink()
     yield QuantizeSummary(
         folder=str(folder),
         size_before=total,
@@ -74,7 +76,7 @@ def quantize(plan: Plan, folder: Path, *, device: torch.device | None = None, fo
     )
 
 
-def _check_space(plan: Plan, destination: Destination) -> None:
+def _check_space(plan: QuantizePlan, destination: QuantizeDestination) -> None:
     missing = plan.size_after - destination.used()
     free = free_space(destination.folder)
     if missing > free:
@@ -85,9 +87,9 @@ def _check_space(plan: Plan, destination: Destination) -> None:
 
 
 def _write_shard(
-    shard: Shard, folder: Path, journal: Journal, plan: Plan, device: torch.device
+    shard: QuantizedShard, folder: Path, journal: QuantizeJournal, plan: QuantizePlan, device: torch.device
 ) -> Iterator[tuple[Unit, int]]:
-    """Write what is not there yet of one file. Yields units with the bytes of them that were done."""
+    """Write what is missing of one file; yield units with the bytes of them that were done."""
     with ShardWriter(folder / shard.file, shard.specs) as writer:
         if writer.fresh:
             journal.forget({unit.name for unit in shard.units})
@@ -108,7 +110,7 @@ def _write_shard(
                 waiting += rows.nbytes
                 if last:
                     journal.finished(unit.name, work.error, work.energy)
-                    if waiting >= SYNC_AFTER:
+                    if waiting >= SYNC_BYTES:
                         waiting = 0
                         writer.sync()
                         journal.flush()
@@ -120,8 +122,8 @@ def _write_shard(
 class _Work:
     """Turns slices of one unit after the other into what is written. ``error`` and ``energy`` are the unit's sums."""
 
-    def __init__(self, writer: ShardWriter, plan: Plan, device: torch.device) -> None:
-        self._writer, self._method, self._device = writer, plan.wish.method, device
+    def __init__(self, writer: ShardWriter, plan: QuantizePlan, device: torch.device) -> None:
+        self._writer, self._method, self._device = writer, plan.options.method, device
         self.error = self.energy = 0.0
         self._offsets = [0, 0]
 
@@ -150,13 +152,13 @@ class _Work:
 
 def _slices(reader: SliceReader, units: list[Unit]) -> Iterator[tuple[Unit, int, Tensor]]:
     for unit in units:
-        step = rows_at_once(unit.source, SLICE)
+        step = rows_at_once(unit.source, SLICE_BYTES)
         for start in range(0, unit.source.info.shape[0] if unit.source.info.shape else 1, step):
             yield unit, start, reader.rows(unit.source, start, start + step)
 
 
 def one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items; the next one is made in another thread while the caller works on this one."""
+    """Yield the same items; another thread makes the next one while the caller works on this one."""
     with ThreadPool(1) as pool:
         coming = pool.submit(next, items, None)
         while (item := pool.wait_for(coming)) is not None:
@@ -164,7 +166,7 @@ def one_ahead(items: Iterator[T]) -> Iterator[T]:
             yield item
 
 
-def _write_rest(plan: Plan, folder: Path) -> None:
+def _write_rest(plan: QuantizePlan, folder: Path) -> None:
     """Tokenizer, template and settings as they are, the index, and at last config.json, which makes it a model."""
     for file in sorted(plan.source.iterdir()):
         if file.is_file() and beside_weights(file.name) and file.name not in ("config.json", INDEX):
@@ -180,16 +182,16 @@ def _write_json(path: Path, data: dict[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
-def _remove_others(destination: Destination) -> None:
-    """Files of an earlier run with other settings: they would stay in the finished folder."""
+def _remove_others(destination: QuantizeDestination) -> None:
+    """Remove files of an earlier run with other settings, which would stay in the finished folder."""
     for path in destination.partial.iterdir():
-        if path.name not in (NAME, ".lock"):
+        if path.name not in (JOURNAL_NAME, ".lock"):
             path.unlink()
 
 
-def _errors(plan: Plan, sums: dict[str, tuple[float, float]]) -> tuple[RoundingError, ...]:
+def _errors(plan: QuantizePlan, sums: dict[str, tuple[float, float]]) -> tuple[RoundingError, ...]:
     by_bits: dict[int, dict[str, float]] = {}
-    for name, scheme in plan.choice.schemes.items():
+    for name, scheme in plan.layers.schemes.items():
         error, energy = sums[name]
         by_bits.setdefault(scheme.bits, {})[name] = error / energy if energy else 0.0
     result = []

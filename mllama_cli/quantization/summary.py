@@ -1,15 +1,15 @@
-"""A plan in a few lines: which kinds of layers become what."""
+"""Summarize a plan in a few lines: which kinds of layers become what."""
 
 import re
 from dataclasses import dataclass
 
-from mllama_cli.quantization.plan import Plan, Unit
+from mllama_cli.quantization.plan import QuantizePlan, Unit
 from mllama_cli.quantization.policy import short
 
 
 @dataclass(frozen=True)
-class Line:
-    """Tensors of one kind; ``layers`` names them for people, sizes in bytes."""
+class SummaryLine:
+    """Tensors of one kind; ``layers`` names them for users, sizes in bytes."""
 
     layers: str
     scheme: str
@@ -18,14 +18,14 @@ class Line:
     after: int
 
 
-def tally(plan: Plan) -> list[Line]:
-    """Quantized layers first, then what is kept."""
+def summarize(plan: QuantizePlan) -> list[SummaryLine]:
+    """Return the lines, quantized layers first, then what is kept."""
     kinds: dict[tuple[str, str], list[Unit]] = {}
     for unit in plan.units():
         scheme = str(unit.scheme) if unit.scheme else f"as it is ({unit.source.info.dtype})"
         kinds.setdefault((_kind(unit, plan), scheme), []).append(unit)
     lines = [
-        Line(
+        SummaryLine(
             layers=_numbered(kind, inside),
             scheme=scheme,
             tensors=len(inside),
@@ -37,17 +37,17 @@ def tally(plan: Plan) -> list[Line]:
     return sorted(lines, key=lambda line: (line.scheme.startswith("as"), line.scheme, -line.before))
 
 
-def _kind(unit: Unit, plan: Plan) -> str:
+def _kind(unit: Unit, plan: QuantizePlan) -> str:
     name = short(unit.name)
     for tower, called in (("vision_model", "vision tower"), ("multi_modal_projector", "projector")):
         if name.startswith(tower) and unit.scheme is None:
             return called
-    if unit.scheme is not None or unit.name.removesuffix(".weight") in plan.choice.kept:
+    if unit.scheme is not None or unit.name.removesuffix(".weight") in plan.layers.kept:
         return re.sub(r"^layers\.\d+\.", "", name.removesuffix(".weight"))
     return "embeddings" if "embed_tokens" in name else "norms and gates"
 
 
 def _numbered(kind: str, units: list[Unit]) -> str:
-    """With the numbers of the layers, where they are few."""
+    """Return the kind with the numbers of its layers, where they are few."""
     numbers = [found[1] for unit in units if (found := re.match(r"layers\.(\d+)\.", short(unit.name)))]
     return f"{kind} of {', '.join(numbers)}" if 0 < len(numbers) <= 3 and kind != "norms and gates" else kind

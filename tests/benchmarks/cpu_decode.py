@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from mllama_cli.core.config import MllamaTextConfig
 from mllama_cli.engine.forward import forward
-from mllama_cli.kernels import dispatch
+from mllama_cli.kernels import ops
 from mllama_cli.kernels.packed import PackedWeight
 from mllama_cli.model.cache import KVCache
-from mllama_cli.model.layers import Linear
+from mllama_cli.model.layers import Linear, Projection, set_exact
 from mllama_cli.model.text import MllamaForCausalLM
 
 LAYERS, PROMPT = 32, 128
@@ -62,7 +62,7 @@ def memory_read() -> Callable[[], object]:
     return torch.ones(250_000_000).sum
 
 
-class Packed(nn.Module):
+class Packed(Projection):
     """A linear layer over a packed matrix."""
 
     def __init__(self, weight: PackedWeight) -> None:
@@ -70,11 +70,7 @@ class Packed(nn.Module):
         self.matrix = weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return dispatch.quantized_linear(x, self.matrix)
-
-    def added(self, x: Tensor, residual: Tensor) -> Tensor:
-        total: Tensor = residual + self(x)
-        return total
+        return ops.quantized_linear(x, self.matrix, exact=self.exact)
 
 
 def linears(network: nn.Module) -> Iterator[tuple[nn.Module, str, tuple[int, int], int]]:
@@ -134,11 +130,11 @@ class Peer:
 
 
 def our_peer(network: MllamaForCausalLM, exact: bool = False) -> Peer:
+    set_exact(network, exact)
     prompt, token = torch.randint(0, 1000, (1, PROMPT)), torch.tensor([[5]])
     cache = KVCache(CONFIG, dtype=torch.float32)
 
     def run(ids: Tensor, into: KVCache) -> None:
-        dispatch.set_exact(exact)
         forward(network, ids, into, None, [[]])
 
     return Peer(lambda: run(token, cache), lambda: run(prompt, KVCache(CONFIG, dtype=torch.float32)))
@@ -231,6 +227,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
     network, read = ours(folder)
+    exact_network, _ = ours(folder)  # over the same mapped file
     gguf = folder / "q4_0.gguf"
     if not given.skip_llama and not gguf.exists():
         write_gguf(gguf)
@@ -239,7 +236,7 @@ def main() -> None:
         print(f"llama.cpp's file: {gguf.stat().st_size / 1e9:.2f} GB (its embedding table, 0.30 GB, is not read whole)")
     for threads in counts:
         torch.set_num_threads(threads)
-        peers = {"ours": our_peer(network), "ours, exact": our_peer(network, exact=True)}
+        peers = {"ours": our_peer(network), "ours, exact": our_peer(exact_network, exact=True)}
         if not given.skip_llama:
             peers["llama.cpp"] = llama_peer(gguf, threads)
         prompts = best({name: peer.prefill for name, peer in peers.items() if "exact" not in name}, given.prompts)

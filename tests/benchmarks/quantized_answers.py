@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mllama_cli.engine.engine import Engine, load
-from mllama_cli.kernels import dispatch
 from mllama_cli.quantization.plan import make_plan
-from mllama_cli.quantization.policy import Wish
+from mllama_cli.quantization.policy import QuantizeOptions
 from mllama_cli.quantization.quantize import quantize
 from mllama_cli.quantization.rounding import METHODS
 from mllama_cli.quantization.schemes import Scheme
@@ -23,9 +22,13 @@ from mllama_cli.sketch.samples import TASKS, Sample
 from mllama_cli.system.paths import built_in_model
 
 WAYS = {
-    "8 bit, 128, rtn": Wish(Scheme(8, 128), "rtn"),
-    "8 bit, 128, search": Wish(Scheme(8, 128)),
-    **{f"4 bit, {size}, {method}": Wish(Scheme(4, size), method) for size in (128, 64, 32) for method in METHODS},
+    "8 bit, 128, rtn": QuantizeOptions(Scheme(8, 128), "rtn"),
+    "8 bit, 128, search": QuantizeOptions(Scheme(8, 128)),
+    **{
+        f"4 bit, {size}, {method}": QuantizeOptions(Scheme(4, size), method)
+        for size in (128, 64, 32)
+        for method in METHODS
+    },
 }
 
 
@@ -41,21 +44,22 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--exact", action="store_true", help="keep activations whole: the weights' loss alone")
     given = parser.parse_args()
-    dispatch.set_exact(given.exact)
     samples = [sample for task in TASKS for sample in held_out(task, given.samples)]
     source = built_in_model()
-    exact = right_answers(load(source, device=given.device, vision=True), samples, given.batch)
+    exact = right_answers(load(source, device=given.device, vision=True, exact=given.exact), samples, given.batch)
     write = sys.stdout.write
     write("| weights | right | became wrong | became right | size |\n|---|---|---|---|---|\n")
     size = (source / "model.safetensors").stat().st_size
     write(f"| 16 bit | {100 * sum(exact) / len(exact):.2f} % | | | {size / 1e6:.1f} MB |\n")
-    for name, wish in WAYS.items():
+    for name, options in WAYS.items():
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "made"
-            plan = make_plan(source, wish)
+            plan = make_plan(source, options)
             for _ in quantize(plan, folder):
                 pass
-            right = right_answers(load(folder, device=given.device, vision=True), samples, given.batch)
+            right = right_answers(
+                load(folder, device=given.device, vision=True, exact=given.exact), samples, given.batch
+            )
         lost = sum(before and not after for before, after in zip(exact, right, strict=True))
         won = sum(after and not before for before, after in zip(exact, right, strict=True))
         share = 100 * sum(right) / len(right)

@@ -73,7 +73,7 @@ def main() -> None:
     network = random_network(config, dtype=torch.bfloat16, device=device)
     subject = Subject(network, FastDecoding(torch.bfloat16, device), config, torch.bfloat16, device, 4096)
     peer = Peer(transformers_peer(network), config.image_token_index)
-    network.model.vision_model.join_projections()  # the same numbers in another order: transformers keeps its own
+    network.model.vision_model.fuse_projections()  # the same numbers in another order: transformers keeps its own
     rows: list[tuple[str, float, float, str]] = []
 
     steps: int = options.tokens - 1

@@ -172,5 +172,5 @@ def test_ctrl_c_leaves_no_model_and_the_next_run_goes_on(tmp_path: Path, home: P
     assert "big-int4" not in run_here("list").out
     result = run_here("quantize", str(source))
     assert result.code == 0, result.err
-    assert "Going on where an earlier run stopped" in result.err
+    assert "Resuming an earlier run" in result.err
     assert "big-int4" in run_here("list").out

@@ -36,7 +36,7 @@ def test_the_first_batch_on_a_gpu_is_announced(engine: Engine, tmp_path: Path, m
     assert list(engine.prepare_batch()) == [], "on a CPU nothing is built"
     marks = tmp_path / "marks"
     monkeypatch.setattr(built, "_mark", lambda network, device, work: marks / work)
-    monkeypatch.setattr(fast_decoding, "fused", lambda x: True)
+    monkeypatch.setattr(fast_decoding, "triton_available", lambda device: True)
     monkeypatch.setattr(fast_decoding.torch, "empty", lambda *_, **__: None)
     fast = FastDecoding(torch.bfloat16, torch.device("cuda"))
     assert len(notices(list(fast.prepare_batch(engine.network)))) == 1

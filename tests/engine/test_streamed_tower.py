@@ -51,8 +51,8 @@ def equal(one: Any, other: Any) -> bool:
 def test_features_are_the_same(joined: bool, local: int, layers: int, mode: Callable[[], Any]) -> None:
     plain, ours = network(local, layers), network(local, layers)
     if joined:
-        plain.model.vision_model.join_projections()
-        ours.model.vision_model.join_projections()
+        plain.model.vision_model.fuse_projections()
+        ours.model.vision_model.fuse_projections()
     streamed(ours)
     with mode():
         for tiles, ratio, seed in ((1, 1, 0), (4, 6, 1), (2, 2, 2), (4, 6, 1)):
@@ -62,15 +62,15 @@ def test_features_are_the_same(joined: bool, local: int, layers: int, mode: Call
 
 def test_one_product_makes_query_key_and_value_where_they_were_joined() -> None:
     made = network()
-    made.model.vision_model.join_projections()
+    made.model.vision_model.fuse_projections()
     tower = streamed(made)
     seen = []
     attention = tower._layers[1].self_attn
     project = attention.project
 
     def watched(x: torch.Tensor) -> torch.Tensor:
-        assert attention.joined is not None
-        seen.append(attention.joined.data_ptr() == attention.q_proj.weight.data_ptr())
+        assert attention.qkv_weight is not None
+        seen.append(attention.qkv_weight.data_ptr() == attention.q_proj.weight.data_ptr())
         return project(x)
 
     attention.project = watched  # type: ignore[method-assign]

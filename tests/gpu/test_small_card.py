@@ -26,7 +26,7 @@ from mllama_cli.engine.weights.memory import least_work, prefill_rows
 from mllama_cli.engine.weights.offload import MemoryPlan, Weights, choose_plan
 from mllama_cli.engine.weights.offloaded_vision import layers_of
 from mllama_cli.engine.weights.shapes import SHAPES
-from mllama_cli.kernels.tables import gather
+from mllama_cli.kernels.ops import embedding
 from mllama_cli.model.cache import CrossKVCache, LayerKV
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.model.visibility import image_spans
@@ -252,12 +252,12 @@ def test_rows_of_a_pinned_table(card: Card) -> None:
     table = torch.randn(50, 1000).pin_memory()
     chosen = torch.tensor([[3, 49, 0], [7, 7, 1]], device=card.device)
     with torch.inference_mode():
-        assert torch.equal(gather(chosen, table).cpu(), table[chosen.cpu()])
+        assert torch.equal(embedding(chosen, table).cpu(), table[chosen.cpu()])
         graph, static = torch.cuda.CUDAGraph(), chosen.clone()
         with torch.cuda.graph(graph):
-            rows = gather(static, table)
+            rows = embedding(static, table)
         static.copy_(chosen.flip(0))
         graph.replay()
         assert torch.equal(rows.cpu(), table[chosen.flip(0).cpu()])
     with torch.enable_grad():  # not by our kernels
-        assert torch.equal(gather(chosen, table).cpu(), table[chosen.cpu()])
+        assert torch.equal(embedding(chosen, table).cpu(), table[chosen.cpu()])

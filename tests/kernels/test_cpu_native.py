@@ -161,7 +161,7 @@ def test_attention_of_few_rows(kernels: Native, dim: int, keys: int) -> None:
     k, v = cache[:, :, :keys], (cache * 2 + 1)[:, :, :keys]
     for m in (1, 3, 4, 8):
         q = 5 * rows(2 * 3 * m, dim).view(2, 3, m, dim)
-        assert kernels.attends(q, k, v)
+        assert kernels.supports_attention(q, k, v)
         weights = (q.double() @ k.double().mT * dim**-0.5).softmax(-1)
         assert error(kernels.attention(q, k, v), weights @ v.double()) < FLOAT32
     q[0, 1, 0, 0] = float("nan")
@@ -185,7 +185,7 @@ def test_rotation_of_heads_that_lie_row_by_row(kernels: Native, angles: int) -> 
     angle[..., 8:] = angle[..., :8]
     first, second = x.double().chunk(2, dim=-1)
     truth = x.double() * angle.cos() + torch.cat((-second, first), dim=-1) * angle.sin()
-    assert error(kernels.rotate(x, angle.cos(), angle.sin()), truth) < FLOAT32
+    assert error(kernels.apply_rope(x, angle.cos(), angle.sin()), truth) < FLOAT32
 
 
 @pytest.mark.parametrize("count", [1, 13, 4096, 40_000])
@@ -194,4 +194,4 @@ def test_gate_equals_the_reference_and_never_overflows(kernels: Native, count: i
     gate[0, 0] = -300
     gate[0, -1] = 300
     truth = torch.nn.functional.silu(gate.double()) * up.double()
-    assert error(kernels.gated_silu(gate, up), truth) < FLOAT32
+    assert error(kernels.silu_and_mul(gate, up), truth) < FLOAT32

@@ -8,20 +8,20 @@ from safetensors.torch import load_file
 
 from mllama_cli.checkpoint.names import canonical
 from mllama_cli.core.events import Event
-from mllama_cli.quantization.plan import Plan, make_plan
-from mllama_cli.quantization.policy import Wish
+from mllama_cli.quantization.plan import QuantizePlan, make_plan
+from mllama_cli.quantization.policy import QuantizeOptions
 from mllama_cli.quantization.quantize import quantize
 from mllama_cli.quantization.schemes import Scheme
 from tests.checkpoints import config_dict
 
-FOUR = Wish(Scheme(4, 128))
+FOUR = QuantizeOptions(Scheme(4, 128))
 RELEASED = config_dict(
     {"num_hidden_layers": 40, "cross_attention_layers": [3, 8, 13, 18, 23, 28, 33, 38], "hidden_size": 32,
      "intermediate_size": 64}
 )  # fmt: skip
 
 
-def run(plan: Plan, folder: Path, **how: Any) -> list[Event]:
+def run(plan: QuantizePlan, folder: Path, **how: Any) -> list[Event]:
     return list(quantize(plan, folder, **how))
 
 

@@ -18,7 +18,7 @@ from mllama_cli.core.events import Event, QuantizeSummary
 from mllama_cli.engine.engine import load
 from mllama_cli.quantization import quantize as quantize_module
 from mllama_cli.quantization.plan import make_plan
-from mllama_cli.quantization.policy import Wish
+from mllama_cli.quantization.policy import QuantizeOptions
 from mllama_cli.quantization.quantize import quantize
 from mllama_cli.quantization.rounding import quantize_matrix
 from mllama_cli.quantization.schemes import Scheme
@@ -35,9 +35,9 @@ def test_an_existing_folder_is_not_touched_without_force(source: Path, tmp_path:
     run(make_plan(source, FOUR), made)
     before = contents(made)
     with pytest.raises(UsageError, match="exists already"):
-        run(make_plan(source, Wish(Scheme(8, 32))), made)
+        run(make_plan(source, QuantizeOptions(Scheme(8, 32))), made)
     assert contents(made) == before
-    run(make_plan(source, Wish(Scheme(8, 32))), made, force=True)
+    run(make_plan(source, QuantizeOptions(Scheme(8, 32))), made, force=True)
     assert contents(made) != before
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
@@ -45,10 +45,10 @@ def test_an_existing_folder_is_not_touched_without_force(source: Path, tmp_path:
 def test_force_replaces_models_only(source: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
-    with pytest.raises(UsageError, match="no model"):
+    with pytest.raises(UsageError, match="is not a model"):
         run(make_plan(source, FOUR), tmp_path / "photos", force=True)
     for inside in (source, source / "made", source.parent):
-        with pytest.raises(UsageError, match="lie in each other"):
+        with pytest.raises(UsageError, match="must not contain one another"):
             run(make_plan(source, FOUR), inside, force=True)
     assert (tmp_path / "photos" / "cat.jpg").exists()
 
@@ -75,7 +75,7 @@ def test_a_disk_that_is_too_small_is_said_first(source: Path, tmp_path: Path, mo
 def test_stopped_after_any_event_it_goes_on_to_the_same_bytes(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantize_module, "SYNC_AFTER", 1)
+    monkeypatch.setattr(quantize_module, "SYNC_BYTES", 1)
     plan = make_plan(source, FOUR, shard_bytes=200_000)
     run(plan, tmp_path / "whole")
     rounded = []
@@ -94,11 +94,11 @@ def test_stopped_after_any_event_it_goes_on_to_the_same_bytes(
             journal.write_text(journal.read_text() + '{"name": "model.lang')
     assert contents(made) == contents(tmp_path / "whole")
     # One slice is under way when a run stops; everything before it is kept.
-    assert len(rounded) <= len(plan.choice.schemes) + stop // 7
+    assert len(rounded) <= len(plan.layers.schemes) + stop // 7
 
 
 def test_a_lost_file_is_made_again(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantize_module, "SYNC_AFTER", 1)
+    monkeypatch.setattr(quantize_module, "SYNC_BYTES", 1)
     plan = make_plan(source, FOUR, shard_bytes=200_000)
     run(plan, tmp_path / "whole")
     events = quantize(plan, tmp_path / "made")
@@ -113,12 +113,12 @@ def test_a_lost_file_is_made_again(source: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_other_settings_begin_anew(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantize_module, "SYNC_AFTER", 1)
+    monkeypatch.setattr(quantize_module, "SYNC_BYTES", 1)
     events = quantize(make_plan(source, FOUR, shard_bytes=100_000), tmp_path / "made")
     for _ in range(60):
         next(events)
     events.close()
-    plan = make_plan(source, Wish(Scheme(4, 32), "rtn"))
+    plan = make_plan(source, QuantizeOptions(Scheme(4, 32), "rtn"))
     run(plan, tmp_path / "made")
     run(plan, tmp_path / "whole")
     assert contents(tmp_path / "made") == contents(tmp_path / "whole")
@@ -138,13 +138,14 @@ def start(source: Path, folder: Path, *, limit: int | None = None) -> "subproces
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))" if limit else "",
         "from mllama_cli.quantization.quantize import quantize",
         "from mllama_cli.quantization.plan import make_plan",
-        "from mllama_cli.quantization.policy import Wish",
+        "from mllama_cli.quantization.policy import QuantizeOptions",
         "from mllama_cli.quantization.schemes import Scheme",
         "from mllama_cli.core.errors import MllamaError",
         "def high(): return next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))",
         "before = int(high())",
         "try:",
-        "    for event in quantize(make_plan(Path(sys.argv[1]), Wish(Scheme(4, 128))), Path(sys.argv[2])): pass",
+        "    plan = make_plan(Path(sys.argv[1]), QuantizeOptions(Scheme(4, 128)))",
+        "    for event in quantize(plan, Path(sys.argv[2])): pass",
         "except MllamaError as error: sys.exit(f'{error.message} | {error.hint}')",
         "print(int(high()) - before)",
     ]
@@ -197,7 +198,7 @@ def test_a_full_disk_leaves_no_model_and_the_next_run_goes_on(tmp_path: Path) ->
         _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "is full" in err
-    assert "goes on where it stopped" in err
+    assert "Run the same command to resume" in err
     assert "Traceback" not in err
     assert not made.exists()
     with start(source, made) as process:

@@ -1,7 +1,6 @@
 """Our files in other hands, and theirs in ours: compressed-tensors' own packing, transformers' own loading."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from mllama_cli.checkpoint.writer import write_checkpoint
 from mllama_cli.engine.engine import Engine, load
-from mllama_cli.kernels import dispatch
 from mllama_cli.kernels.packed import PackedWeight, dequantize, pack, unpack
 from mllama_cli.quantization.linear import QuantizedLinear
 from mllama_cli.quantization.plan import make_plan
-from mllama_cli.quantization.policy import Wish
+from mllama_cli.quantization.policy import QuantizeOptions
 from mllama_cli.quantization.quantize import quantize
 from mllama_cli.quantization.rounding import quantize_matrix
 from mllama_cli.quantization.schemes import Scheme
@@ -28,17 +26,16 @@ CONFIG = config_dict({"hidden_size": 128, "intermediate_size": 256})
 
 
 @pytest.fixture(autouse=True)
-def _exact_arithmetic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """float32 activations and no kernels of ours: what is compared is the format."""
+def _no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turn our kernels off: what is compared is the format, with ``exact`` engines."""
     monkeypatch.setenv("MLLAMA_CPU_KERNELS", "off")
-    dispatch.set_exact(True)
-    yield
-    dispatch.set_exact(False)
 
 
-def quantized(folder: Path, wish: Wish, config: dict[str, Any] = CONFIG, dtype: torch.dtype = torch.float32) -> Path:
+def quantized(
+    folder: Path, options: QuantizeOptions, config: dict[str, Any] = CONFIG, dtype: torch.dtype = torch.float32
+) -> Path:
     source = make_checkpoint(folder / "source", config, dtype=dtype)
-    for _ in quantize(make_plan(source, wish), folder / "made"):
+    for _ in quantize(make_plan(source, options), folder / "made"):
         pass
     return folder / "made"
 
@@ -112,19 +109,19 @@ def test_values_are_those_of_compressed_tensors(scheme: Scheme, dtype: torch.dty
     assert torch.equal(theirs["weight"], dequantize(packed, dtype))
 
 
-WISHES = {
-    "4 bit": Wish(Scheme(4, 128)),
-    "4 bit, groups of 32": Wish(Scheme(4, 32), "rtn"),
-    "8 bit": Wish(Scheme(8, 128)),
-    "channel": Wish(Scheme(4, 0)),
-    "mixed": Wish(Scheme(4, 64), keep=("layers.0.*",), bits_for=(("v_proj", 8), ("vision_model.*.fc1", 8))),
+OPTIONS = {
+    "4 bit": QuantizeOptions(Scheme(4, 128)),
+    "4 bit, groups of 32": QuantizeOptions(Scheme(4, 32), "rtn"),
+    "8 bit": QuantizeOptions(Scheme(8, 128)),
+    "channel": QuantizeOptions(Scheme(4, 0)),
+    "mixed": QuantizeOptions(Scheme(4, 64), keep=("layers.0.*",), bits_for=(("v_proj", 8), ("vision_model.*.fc1", 8))),
 }
 
 
-@pytest.mark.parametrize("wish", WISHES.values(), ids=WISHES)
-def test_transformers_loads_it_and_says_the_same(tmp_path: Path, wish: Wish) -> None:
-    made = quantized(tmp_path, wish)
-    engine = load(made, device="cpu", dtype="float32", vision=True)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_transformers_loads_it_and_says_the_same(tmp_path: Path, options: QuantizeOptions) -> None:
+    made = quantized(tmp_path, options)
+    engine = load(made, device="cpu", dtype="float32", vision=True, exact=True)
     peer = transformers_of(made)
     packed = {n for n, m in engine.network.named_modules() if isinstance(m, QuantizedLinear)}
     theirs = {n for n, m in peer.named_modules() if getattr(m, "quantization_scheme", None) is not None}
@@ -135,7 +132,8 @@ def test_transformers_loads_it_and_says_the_same(tmp_path: Path, wish: Wish) -> 
     ours = engine.network(torch.tensor([row]), [pixels], [2])
     scale = ours.abs().max()
     torch.testing.assert_close(ours, peer_logits(peer, [row], [[(pixels, 2)]], IMAGE), rtol=0, atol=float(2e-5 * scale))
-    dense = load(dense_twin(engine, tmp_path / "dense", tmp_path / "source"), device="cpu", vision=True)
+    twin = dense_twin(engine, tmp_path / "dense", tmp_path / "source")
+    dense = load(twin, device="cpu", vision=True, exact=True)
     assert not any(isinstance(module, QuantizedLinear) for module in dense.network.modules())
     torch.testing.assert_close(
         ours, dense.network(torch.tensor([row]), [pixels], [2]), rtol=0, atol=float(1e-5 * scale)
@@ -143,13 +141,13 @@ def test_transformers_loads_it_and_says_the_same(tmp_path: Path, wish: Wish) -> 
 
 
 def test_transformers_loads_text_only_ones(tmp_path: Path) -> None:
-    made = quantized(tmp_path, Wish(Scheme(4, 64)), text_only_config(CONFIG))
+    made = quantized(tmp_path, QuantizeOptions(Scheme(4, 64)), text_only_config(CONFIG))
     # write_checkpoint names the output layer as whole models do; a text-only file from transformers has lm_head.
     tensors = load_file(made / "model.safetensors")
     save_file(
         {n.removeprefix("language_model."): t for n, t in tensors.items()}, made / "model.safetensors", {"format": "pt"}
     )
-    engine = load(made, device="cpu", dtype="float32")
+    engine = load(made, device="cpu", dtype="float32", exact=True)
     row = ids(30)
     ours = engine.network(torch.tensor([row]))
     theirs = peer_logits(transformers_of(made), [row], [[]], IMAGE)
@@ -160,7 +158,7 @@ def test_ignored_and_targeted_names_are_disjoint_and_no_parent_s(tmp_path: Path)
     """compressed-tensors takes the first match in alphabetical order: no name may have two."""
     from compressed_tensors.utils.match import match_targets
 
-    made = quantized(tmp_path, WISHES["mixed"])
+    made = quantized(tmp_path, OPTIONS["mixed"])
     peer = transformers_of(made)
     declared = json.loads((made / "config.json").read_text())["quantization_config"]
     targets = [target for group in declared["config_groups"].values() for target in group["targets"]]
@@ -174,7 +172,7 @@ def test_patterns_match_the_older_layout_too(tmp_path: Path) -> None:
     """vLLM and older transformers call the same modules language_model.model.layers and vision_model."""
     from compressed_tensors.utils.match import match_name
 
-    made = quantized(tmp_path, Wish(Scheme(4, 128)))
+    made = quantized(tmp_path, QuantizeOptions(Scheme(4, 128)))
     declared = json.loads((made / "config.json").read_text())["quantization_config"]
     targets = [target for group in declared["config_groups"].values() for target in group["targets"]]
     for name in ("language_model.model.layers.0.mlp.up_proj", "model.layers.0.mlp.up_proj", "language_model.lm_head"):
@@ -218,7 +216,7 @@ def test_a_checkpoint_of_compressed_tensors_own_making_loads(tmp_path: Path) -> 
         }},
     }  # fmt: skip
     (made / "config.json").write_text(json.dumps({**CONFIG, "quantization_config": declared}))
-    engine = load(made, device="cpu", dtype="float32", vision=True)
+    engine = load(made, device="cpu", dtype="float32", vision=True, exact=True)
     assert isinstance(engine.network.get_submodule("model.language_model.layers.0.mlp.up_proj"), QuantizedLinear)
     assert not isinstance(engine.network.get_submodule("lm_head"), QuantizedLinear)
     # The list above speaks of older names: transformers 5 matches none of them, and wants them unanchored.

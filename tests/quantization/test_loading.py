@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from mllama_cli.checkpoint.names import canonical
 from mllama_cli.core.errors import CheckpointError, UsageError
-from mllama_cli.engine.engine import load
+from mllama_cli.engine.engine import Engine, load
+from mllama_cli.kernels.cpu.native import native
 from mllama_cli.kernels.packed import PackedWeight, dequantize
 from mllama_cli.quantization.plan import make_plan
-from mllama_cli.quantization.policy import Wish
+from mllama_cli.quantization.policy import QuantizeOptions
 from mllama_cli.quantization.schemes import Scheme
 from tests.checkpoints import config_dict, make_checkpoint
 from tests.quantization.running import FOUR, RELEASED, run, weights
@@ -93,7 +94,7 @@ def test_packed_weights_where_config_json_wants_plain_ones_and_the_other_way_rou
 def test_quantizing_while_loading_is_rounding_to_nearest_with_the_same_defaults(
     source: Path, tmp_path: Path, on_load: str
 ) -> None:
-    run(make_plan(source, Wish(Scheme(int(on_load[-1]), 128), "rtn")), tmp_path / "made")
+    run(make_plan(source, QuantizeOptions(Scheme(int(on_load[-1]), 128), "rtn")), tmp_path / "made")
     stored = load(tmp_path / "made", device="cpu", vision=True).network.state_dict()
     made = load(source, device="cpu", vision=True, quantize=on_load).network.state_dict()
     assert stored.keys() == made.keys()
@@ -134,3 +135,21 @@ def test_a_tied_output_layer_stays_the_embedding(tmp_path: Path) -> None:
     engine = load(tmp_path / "made", device="cpu")
     table = engine.network.language_model.embed_tokens.weight
     assert torch.equal(engine.network.lm_head.weight, table[: len(engine.network.lm_head.weight)])
+
+
+def test_two_engines_of_one_process_may_differ_in_exactness(packed: Path) -> None:
+    ids = torch.randint(0, 256, (1, 20), generator=torch.Generator().manual_seed(1))
+
+    def logits(engine: Engine) -> torch.Tensor:
+        with torch.inference_mode():
+            result: torch.Tensor = engine.network.lm_head(engine.network.language_model(ids))
+        return result
+
+    first = load(packed, device="cpu", dtype="float32")
+    alone = logits(first)
+    exact = load(packed, device="cpu", dtype="float32", exact=True)
+    other = logits(exact)
+    assert torch.equal(logits(first), alone), "the second engine's setting is its own"
+    assert torch.equal(logits(exact), other)
+    if native() is not None:
+        assert not torch.equal(alone, other)

@@ -13,23 +13,23 @@ from mllama_cli.core.errors import CheckpointError, UsageError
 from mllama_cli.core.events import Notice, QuantizeProgress, QuantizeSummary
 from mllama_cli.engine.engine import load
 from mllama_cli.quantization.linear import QuantizedLinear
-from mllama_cli.quantization.plan import Plan, make_plan
-from mllama_cli.quantization.policy import Wish
+from mllama_cli.quantization.plan import QuantizePlan, make_plan
+from mllama_cli.quantization.policy import QuantizeOptions
 from mllama_cli.quantization.rounding import quantize_matrix
 from mllama_cli.quantization.schemes import Scheme
 from tests.checkpoints import make_checkpoint, text_only_config
 from tests.quantization.running import FOUR, RELEASED, run, weights
 
 
-def bits_of(plan: Plan) -> dict[str, int]:
-    return {name: scheme.bits for name, scheme in plan.choice.schemes.items()}
+def bits_of(plan: QuantizePlan) -> dict[str, int]:
+    return {name: scheme.bits for name, scheme in plan.layers.schemes.items()}
 
 
 def test_every_matrix_is_what_the_rounding_gives_and_the_rest_is_untouched(source: Path, tmp_path: Path) -> None:
     plan = make_plan(source, FOUR)
     events = run(plan, tmp_path / "made")
     before, after = weights(source), weights(tmp_path / "made")
-    for name, scheme in plan.choice.schemes.items():
+    for name, scheme in plan.layers.schemes.items():
         expected = quantize_matrix(before.pop(f"{name}.weight"), scheme).weight
         assert torch.equal(after.pop(f"{name}.weight_packed"), expected.packed)
         assert torch.equal(after.pop(f"{name}.weight_scale"), expected.scale)
@@ -44,7 +44,7 @@ def test_every_matrix_is_what_the_rounding_gives_and_the_rest_is_untouched(sourc
     assert {error.bits for error in summary.errors} == {4, 8}
     four = summary.errors[0]
     assert 0 < four.mean <= four.worst < 0.02
-    assert four.worst_name in plan.choice.schemes
+    assert four.worst_name in plan.layers.schemes
 
 
 def test_files_beside_the_weights_come_along(source: Path, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_text_only_checkpoints(tmp_path: Path) -> None:
 
 
 def test_what_stays_high_in_a_model_of_40_layers(tmp_path: Path) -> None:
-    plan = make_plan(make_checkpoint(tmp_path / "source", RELEASED), Wish(Scheme(4, 32)))
+    plan = make_plan(make_checkpoint(tmp_path / "source", RELEASED), QuantizeOptions(Scheme(4, 32)))
     high = {name for name, bits in bits_of(plan).items() if bits == 8}
     layers = "model.language_model.layers"
     cross = {f"{layers}.{n}.cross_attn.o_proj" for n in (3, 8, 13, 18, 23, 28, 33, 38)}
@@ -108,8 +108,8 @@ def test_what_stays_high_in_a_model_of_40_layers(tmp_path: Path) -> None:
         f"{layers}.1.mlp.{p}_proj" for p in ("gate", "up", "down")
     }
     assert high == {"lm_head", *cross, *first, f"{layers}.13.mlp.down_proj", f"{layers}.18.mlp.down_proj"}
-    assert all(plan.choice.schemes[name].group_size == 0 for name in high)
-    assert all("vision" in name or "projector" in name for name in plan.choice.kept)
+    assert all(plan.layers.schemes[name].group_size == 0 for name in high)
+    assert all("vision" in name or "projector" in name for name in plan.layers.kept)
 
 
 def test_in_other_models_the_worst_matrices_stay_high(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_in_other_models_the_worst_matrices_stay_high(tmp_path: Path) -> None:
         if (".layers.4." in name and name.startswith("language_model") and tensor.dim() == 2) or name == spiky:
             tensor[:, ::32] *= 30
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    high = {name for name, bits in bits_of(make_plan(folder, Wish(Scheme(4, 32)))).items() if bits == 8}
+    high = {name for name, bits in bits_of(make_plan(folder, QuantizeOptions(Scheme(4, 32)))).items() if bits == 8}
     layers = "model.language_model.layers"
     whole = {f"{layers}.4.self_attn.{p}_proj" for p in "qkvo"} | {
         f"{layers}.4.mlp.{p}_proj" for p in ("gate", "up", "down")
@@ -130,22 +130,22 @@ def test_in_other_models_the_worst_matrices_stay_high(tmp_path: Path) -> None:
 
 
 def test_with_8_bits_everything_has_the_same(source: Path) -> None:
-    plan = make_plan(source, Wish(Scheme(8, 32)))
-    assert set(plan.choice.schemes.values()) == {Scheme(8, 32)}
+    plan = make_plan(source, QuantizeOptions(Scheme(8, 32)))
+    assert set(plan.layers.schemes.values()) == {Scheme(8, 32)}
 
 
 def test_keep_and_bits_for(source: Path) -> None:
-    wish = Wish(
+    options = QuantizeOptions(
         Scheme(4, 32),
         keep=("layers.0.*", "lm_head"),
         bits_for=(("down_proj", 8), ("*.cross_attn.o_proj", 4), ("vision_model.transformer.*.fc1", 8)),
     )
-    plan = make_plan(source, wish)
+    plan = make_plan(source, options)
     bits = bits_of(plan)
-    assert "lm_head" in plan.choice.kept
+    assert "lm_head" in plan.layers.kept
     assert not any(".layers.0." in name and "language" in name for name in bits)
     assert bits["model.language_model.layers.3.mlp.down_proj"] == 8
-    assert plan.choice.schemes["model.language_model.layers.3.cross_attn.o_proj"] == Scheme(4, 32)
+    assert plan.layers.schemes["model.language_model.layers.3.cross_attn.o_proj"] == Scheme(4, 32)
     towers = [name for name in bits if "vision" in name]
     assert len(towers) == 4
     assert all(name.endswith("fc1") for name in towers)
@@ -154,12 +154,12 @@ def test_keep_and_bits_for(source: Path) -> None:
 @pytest.mark.parametrize("pattern", ["nothing", "layers.99.*", "transformer.layers.0.*"])
 def test_a_pattern_that_fits_nothing(source: Path, pattern: str) -> None:
     with pytest.raises(UsageError, match="No linear layer fits"):
-        make_plan(source, Wish(Scheme(4, 128), keep=(pattern,)))
+        make_plan(source, QuantizeOptions(Scheme(4, 128), keep=(pattern,)))
 
 
 def test_a_slip_in_a_pattern_is_set_right(source: Path) -> None:
     with pytest.raises(UsageError) as error:
-        make_plan(source, Wish(Scheme(4, 128), keep=("down_prjo",)))
+        make_plan(source, QuantizeOptions(Scheme(4, 128), keep=("down_prjo",)))
     assert "Did you mean down_proj" in error.value.hint
 
 

@@ -11,8 +11,7 @@ from mllama_cli.engine.cuda.operands import attends
 from mllama_cli.engine.forward import Network
 from mllama_cli.engine.padded_step import StepShape, padded_step
 from mllama_cli.engine.streams import captured_steps
-from mllama_cli.kernels.rows import fused
-from mllama_cli.kernels.upload import upload
+from mllama_cli.kernels.ops import upload, use_triton
 
 _Captured = tuple[torch.cuda.CUDAGraph, Tensor, Callable[[Tensor], Tensor]]
 """A graph, where its logits are, and the step, whose buffers it works in."""
@@ -69,7 +68,7 @@ class SlotGraphs:
 
     def _step(self, shape: StepShape) -> Callable[[Tensor], Tensor]:
         keys = self._cache.keys[0]
-        if not (fused(keys) and attends(keys.shape[-1], keys.dtype)):
+        if not (use_triton(keys) and attends(keys.shape[-1], keys.dtype)):
             return partial(padded_step, self._network, self._cache, shape=shape)
         from mllama_cli.engine.batch.slot_step import SlotStep
 

@@ -69,9 +69,9 @@ class SlotStep:
         q, k, v = (project(normed).flatten(0, 1) for project in (attention.q_proj, attention.k_proj, attention.v_proj))
         decode_attention(
             q, self.attended[:, 0], self.own_scratch, self.own, positions,
-            slot=slot, kv_heads=self.kv_heads, dim=self.dim, key=k, value=v, rotation=turn,
+            cache_index=slot, kv_heads=self.kv_heads, dim=self.dim, key=k, value=v, rotation=turn,
         )  # fmt: skip
-        x = attention.o_proj.added(self.attended, x)
+        x = attention.o_proj.forward_add(self.attended, x)
         result: Tensor = layer.mlp(layer.post_attention_layernorm(x), x)
         return result
 
@@ -79,7 +79,7 @@ class SlotStep:
         attention = layer.cross_attn
         decode_attention(
             attention.q_proj(layer.input_layernorm(x)).flatten(0, 1), self.attended[:, 0], self.cross_scratch,
-            self.cross, ranges, slot=slot, kv_heads=self.kv_heads, dim=self.dim,
+            self.cross, ranges, cache_index=slot, kv_heads=self.kv_heads, dim=self.dim,
             norm=attention.q_norm.weight.detach(), eps=attention.q_norm.eps,
         )  # fmt: skip
         result: Tensor = attention.o_proj(self.attended)

@@ -10,7 +10,7 @@ from torch import Tensor
 from mllama_cli.engine.batch.cache import SlotCache
 from mllama_cli.engine.forward import CHUNK, forward, prefill
 from mllama_cli.engine.padded_step import StepShape
-from mllama_cli.kernels.upload import upload
+from mllama_cli.kernels.ops import upload
 from mllama_cli.model.cache import CrossKVCache, LayerKV
 from mllama_cli.model.visibility import image_spans, segments
 

@@ -7,7 +7,7 @@ import torch
 from mllama_cli.engine.cuda.sampler import Choice
 from mllama_cli.engine.cuda.step import DecodeStep, State
 from mllama_cli.engine.forward import Network
-from mllama_cli.kernels.cuda.launch import building
+from mllama_cli.kernels.cuda.launch import compile_only
 
 
 class Graphs:
@@ -56,7 +56,7 @@ class Graphs:
             state.positions.zero_()
             state.tokens.zero_()
             state.ranges.copy_(torch.tensor([[0, 1]]))
-            with building():
+            with compile_only():
                 for launch in launches:
                     launch()
             for launch in launches:  # once for real: libraries allocate what they need

@@ -10,7 +10,7 @@ import torch
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.cuda.decode import GraphDecoder
 from mllama_cli.engine.forward import DecodeInput, Network, forward, prefill
-from mllama_cli.kernels.upload import upload
+from mllama_cli.kernels.ops import upload
 from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.visibility import ImageSpan
 

@@ -11,7 +11,7 @@ from mllama_cli.engine.forward import Network
 from mllama_cli.kernels.cuda.attention import Addresses, Scratch, decode_attention, splits_for
 from mllama_cli.kernels.cuda.embed_argmax import embed
 from mllama_cli.kernels.cuda.gemv_api import gemv
-from mllama_cli.kernels.cuda.layout import planes, to_planes
+from mllama_cli.kernels.cuda.layout import interleave, interleave_factor
 from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer, MllamaSelfAttentionDecoderLayer
 
 
@@ -63,7 +63,7 @@ class DecodeStep:
             elif isinstance(layer, MllamaSelfAttentionDecoderLayer):
                 self.layers.append(_self_layer(layer, own))
                 own += 1
-        self.head_norm = to_planes(model.norm.weight.detach(), planes(self.head[0]))
+        self.head_norm = interleave(model.norm.weight.detach(), interleave_factor(self.head[0]))
         batch, device, dtype = state.tokens.shape[0], state.tokens.device, state.logits.dtype
         heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
 
@@ -85,17 +85,17 @@ class DecodeStep:
         state, eps = self.state, self.config.rms_norm_eps
         x, y = self.residual
         first = self.layers[0].attention_in if self.layers else self.head
-        form = planes(first[0])
+        form = interleave_factor(first[0])
         table = self.model.embed_tokens.weight.detach()
         embed(state.tokens, state.positions, table, self.frequencies, x, self.rotation, form)
         for index, layer in enumerate(self.layers):
             following = self.layers[index + 1].attention_in if index + 1 < len(self.layers) else self.head
-            form, next_form = planes(layer.attention_in[0]), planes(following[0])
+            form, next_form = interleave_factor(layer.attention_in[0]), interleave_factor(following[0])
             out_form, mlp_form, down_form = (
-                planes(weights[0]) for weights in (layer.attention_out, layer.mlp_in, layer.mlp_out)
+                interleave_factor(weights[0]) for weights in (layer.attention_out, layer.mlp_in, layer.mlp_out)
             )
             projected = self.query if layer.cross else self.projected
-            gemv(x, layer.attention_in, projected, norm=layer.attention_norm, eps=eps, in_planes=form)
+            gemv(x, layer.attention_in, projected, norm=layer.attention_norm, eps=eps, in_interleave=form)
             query, key, value = (projected, None, None) if layer.cross else self.own
             decode_attention(
                 query,
@@ -103,7 +103,7 @@ class DecodeStep:
                 self.scratch,
                 state.cross if layer.cross else state.own,
                 state.ranges if layer.cross else state.positions,
-                slot=layer.slot,
+                cache_index=layer.slot,
                 kv_heads=self.config.num_key_value_heads,
                 dim=self.config.head_dim,
                 key=key,
@@ -111,25 +111,25 @@ class DecodeStep:
                 rotation=None if layer.cross else self.rotation,
                 norm=layer.query_norm,
                 eps=eps,
-                out_planes=out_form,
+                out_interleave=out_form,
             )
             gemv(
                 self.attended, layer.attention_out, y, residual=x, factor=layer.attention_gate,
-                in_planes=out_form, out_planes=mlp_form, residual_planes=form,
+                in_interleave=out_form, out_interleave=mlp_form, residual_interleave=form,
             )  # fmt: skip
             gemv(
                 y, layer.mlp_in, self.inner, norm=layer.mlp_norm, eps=eps, swiglu=True,
-                in_planes=mlp_form, out_planes=down_form,
+                in_interleave=mlp_form, out_interleave=down_form,
             )  # fmt: skip
             gemv(
                 self.inner, layer.mlp_out, x, residual=y, factor=layer.mlp_gate,
-                in_planes=down_form, out_planes=next_form, residual_planes=mlp_form,
+                in_interleave=down_form, out_interleave=next_form, residual_interleave=mlp_form,
             )  # fmt: skip
-        gemv(x, self.head, state.logits, norm=self.head_norm, eps=eps, in_planes=planes(self.head[0]))
+        gemv(x, self.head, state.logits, norm=self.head_norm, eps=eps, in_interleave=interleave_factor(self.head[0]))
 
 
 def _norm(weight: Tensor, reader: Sequence[Operand]) -> Tensor:
-    return to_planes(weight.detach(), planes(reader[0]))
+    return interleave(weight.detach(), interleave_factor(reader[0]))
 
 
 def _self_layer(layer: MllamaSelfAttentionDecoderLayer, slot: int) -> _Layer:

@@ -12,7 +12,7 @@ from torch import nn
 
 from mllama_cli.engine.device import make_current
 from mllama_cli.engine.forward import Network
-from mllama_cli.kernels.rows import gated_silu
+from mllama_cli.kernels.ops import silu_and_mul
 from mllama_cli.model.rope import rotation
 from mllama_cli.model.text import MllamaSelfAttentionDecoderLayer, SelfAttentionContext
 from mllama_cli.system.interrupts import ThreadPool
@@ -45,7 +45,7 @@ def rehearsed(network: Network, dtype: torch.dtype, device: torch.device) -> Ite
                 positions = torch.arange(ROWS, device=device)[None]
                 context = SelfAttentionContext(positions, *rotation(positions, frequencies.to(device)), None, None)
                 attention(norm(x), 0, context, x)
-                gated_silu(x, x)
+                silu_and_mul(x, x)
         except Exception:
             return
 

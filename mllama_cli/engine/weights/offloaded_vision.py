@@ -84,7 +84,7 @@ class _Views:
         """Make them the layer's."""
         for holder, name, parameter in self.parameters:
             holder[name] = parameter
-        self.attention.joined = self.joined
+        self.attention.qkv_weight = self.joined
 
 
 class StreamedTower:
@@ -108,7 +108,7 @@ class StreamedTower:
 
     def pack(self) -> Iterator[int]:
         """Yields the bytes of each layer as soon as they are in their block."""
-        joined = self._device.type == "cuda" or all(layer.self_attn.joined is not None for layer in self._layers)
+        joined = self._device.type == "cuda" or all(layer.self_attn.qkv_weight is not None for layer in self._layers)
         layouts = [_Layout(layer, joined) for layer in self._layers]
         largest = max((layout.size for layout in layouts), default=0)
         self._blocks = host_blocks(len(layouts), largest, self._device)

@@ -21,11 +21,10 @@ from mllama_cli.engine.weights.host_memory import to_host
 from mllama_cli.engine.weights.memory import prefill_rows
 from mllama_cli.engine.weights.offload import MemoryPlan, Weights, is_tower_layer
 from mllama_cli.engine.weights.offloaded_vision import StreamedTower
-from mllama_cli.kernels import dispatch
-from mllama_cli.kernels.tables import reads_host_memory
+from mllama_cli.kernels import ops
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.quantization.linear import QuantizedLinear
-from mllama_cli.quantization.loading import quantize_into, replace_stored, replace_wished
+from mllama_cli.quantization.loading import load_quantized_linears, quantize_into, quantize_linears
 from mllama_cli.quantization.schemes import Scheme
 
 
@@ -48,7 +47,7 @@ class StoredWeights:
         """Raises CheckpointError where files and ``config`` (``raw`` as it is stored) do not belong together."""
         self.config, self.network, self.device = config, network, device
         self.reader = CheckpointReader(folder)
-        replace_stored(network, raw)
+        load_quantized_linears(network, raw)
         expected = {name: tensor.shape for name, tensor in network.named_parameters()}
         tied = config.text_config.tie_word_embeddings and "lm_head.weight" not in self.reader.tensors
         self._tied = tied and expected.pop("lm_head.weight", None) is not None
@@ -57,7 +56,7 @@ class StoredWeights:
         self._quantize = quantize
         self._made: dict[str, Scheme] = {}
         if quantize is not None:
-            self._made = replace_wished(network, raw, config.text_config, self.reader, quantize)
+            self._made = quantize_linears(network, raw, config.text_config, self.reader, quantize)
         stored = DTYPES[self.reader.tensors[self._names[0]].info.dtype]
         elements = sum(shape.numel() for shape in expected.values())
         self.weights_dtype = choose_dtype(dtype, stored, elements, device)
@@ -88,8 +87,7 @@ class StoredWeights:
         check_fits(sizes.on_gpu(plan), self.device)
         if "vision" in wanted and plan.notice:
             yield Notice(plan.notice)
-        if self.weights_dtype != self.dtype or self._is_packed():
-            dispatch.prepare(self.device)
+        ops.prepare(self.device)
         done = 0
         modules = dict(self.network.named_modules())
         yield LoadProgress(0, total)
@@ -116,7 +114,7 @@ class StoredWeights:
                     done = min(done + size, total)
                     yield LoadProgress(done, total)
             elif self.device.type == "cuda":
-                tower.join_projections()
+                tower.fuse_projections()
         self.loaded.update(wanted)
         free = free_bytes(self.device) if self.device.type == "cuda" else 0
         self.prefill_rows = prefill_rows(self.config, self.dtype.itemsize, self.device.type, free)
@@ -175,7 +173,7 @@ class StoredWeights:
 
     def _embeddings_may_leave(self) -> bool:
         """Whether the GPU can read them in host memory: our kernels can, and an output layer must not share them."""
-        return not self._tied and reads_host_memory(self.device)
+        return not self._tied and ops.reads_host_memory(self.device)
 
     def _is_packed(self) -> bool:
         return any(isinstance(module, QuantizedLinear) for module in self.network.modules())

@@ -5,7 +5,7 @@ from mllama_cli.engine.forward import Network
 from mllama_cli.model.mllama import empty_network
 from mllama_cli.quantization.linear import replace_linears
 from mllama_cli.quantization.plan import linear_layers
-from mllama_cli.quantization.policy import Wish, choose
+from mllama_cli.quantization.policy import QuantizeOptions, choose_schemes
 from mllama_cli.quantization.schemes import scheme_named
 
 SHAPES = {
@@ -30,6 +30,8 @@ def shaped(config: MllamaConfig, quantize: str | None = None) -> Network:
     network = empty_network(config)
     if quantize is not None:
         # Which layers are kept higher in a shape of unknown depth depends on weights: how many does not.
-        wish = Wish(scheme_named(quantize), "rtn")
-        replace_linears(network, choose(linear_layers(network), config.text_config, wish, lambda name: 0.0).schemes)
+        options = QuantizeOptions(scheme_named(quantize), "rtn")
+        replace_linears(
+            network, choose_schemes(linear_layers(network), config.text_config, options, lambda name: 0.0).schemes
+        )
     return network

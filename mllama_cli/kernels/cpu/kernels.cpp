@@ -758,7 +758,7 @@ int mllama_packed_int8(const float *x, int64_t m, const uint8_t *packed, const v
 }
 
 // As above in float32, for few rows. ``form``: 0 and 1 packed in 4 and 8 bits, 2 bfloat16, 3 float16 (no scales).
-int mllama_few_float(const float *x, int64_t m, const uint8_t *matrix, const void *scale, int scale_kind, int64_t n,
+int mllama_gemv_float(const float *x, int64_t m, const uint8_t *matrix, const void *scale, int scale_kind, int64_t n,
                      int64_t k, int64_t row_bytes, int64_t groups, int form, float *out, int threads) {
     const Matrix w{matrix, scale, n, k, row_bytes, groups, form == FOUR_BITS ? 4 : 8, scale_kind};
     const int64_t length = w.blocks32() * 32, at_once = few_at_once(m), rows = pieces(m, at_once) * at_once;
@@ -801,7 +801,7 @@ int mllama_rms_norm(const float *x, const float *weight, int64_t rows, int64_t s
 }
 
 // out [batch, heads, rows, dim] = x turned by angles [batch or 1, rows, dim]; strides count numbers.
-int mllama_rotate(const float *x, int64_t batch, int64_t heads, int64_t rows, int64_t dim, int64_t x_batch,
+int mllama_apply_rope(const float *x, int64_t batch, int64_t heads, int64_t rows, int64_t dim, int64_t x_batch,
                   int64_t x_head, int64_t x_row, const float *cos, const float *sin, int64_t angle_batch, float *out) {
     for (int64_t b = 0; b < batch; b++)
         for (int64_t h = 0; h < heads; h++)
@@ -813,7 +813,7 @@ int mllama_rotate(const float *x, int64_t batch, int64_t heads, int64_t rows, in
 }
 
 // out [count] = silu(gate) * up.
-int mllama_gated_silu(const float *gate, const float *up, int64_t count, float *out, int threads) {
+int mllama_silu_and_mul(const float *gate, const float *up, int64_t count, float *out, int threads) {
     Gate job{gate, up, out, count};
     parallel(count < 4 * GATED ? 1 : threads, pieces(count, GATED), gate_piece, &job);
     return 0;

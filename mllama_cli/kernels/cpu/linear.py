@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mllama_cli.kernels.cpu import torch_ops
-from mllama_cli.kernels.cpu.native import FEW, native
+from mllama_cli.kernels.cpu.native import MAX_GEMV_ROWS, native
 from mllama_cli.kernels.packed import PackedWeight
 
 PART_BYTES = 8 * 2**20
@@ -31,9 +31,9 @@ def dense(x: Tensor, weight: Tensor, *, exact: bool) -> Tensor:
     """x [..., in] times the transposed bfloat16 or float16 matrix [out, in], computed in float32, in x's dtype."""
     rows = _rows(x)
     kernels = native()
-    if rows.shape[0] <= FEW and kernels is not None and weight.is_contiguous():
+    if rows.shape[0] <= MAX_GEMV_ROWS and kernels is not None and weight.is_contiguous():
         out = kernels.half(rows, weight)
-    elif not exact and (rows.shape[0] <= FEW or (weight.dtype == torch.bfloat16 and multiplies_bfloat16())):
+    elif not exact and (rows.shape[0] <= MAX_GEMV_ROWS or (weight.dtype == torch.bfloat16 and multiplies_bfloat16())):
         out = F.linear(rows.to(weight.dtype), weight).float()
     else:
         out = _by_parts(rows, weight.shape, lambda start, stop, part: part.copy_(weight[start:stop]))
@@ -44,7 +44,7 @@ def quantized(x: Tensor, weight: PackedWeight, *, exact: bool) -> Tensor:
     """x [..., in] times the transposed packed matrix [out, in], in x's dtype."""
     rows = _rows(x)
     kernels = native()
-    few = rows.shape[0] <= FEW
+    few = rows.shape[0] <= MAX_GEMV_ROWS
     if kernels is not None and kernels.takes(weight):
         if few and (exact or weight.bits == 8):
             out = kernels.packed(rows, weight)

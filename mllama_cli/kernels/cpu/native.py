@@ -1,4 +1,4 @@
-"""kernels.cpp as functions of tensors. Sizes are checked by dispatch.py: the library reads what it is told to."""
+"""kernels.cpp as functions of tensors. Sizes are checked by kernels/ops.py: the library reads what it is told to."""
 
 import ctypes
 import os
@@ -10,10 +10,10 @@ from torch import Tensor
 from mllama_cli.kernels.cpu.build import library
 from mllama_cli.kernels.packed import PackedWeight
 
-FEW = 8
+MAX_GEMV_ROWS = 8
 """Rows for which the float32 kernels read a matrix where it lies; for more, parts of it become float32."""
 
-FEW_INT8 = 2
+MAX_INT8_GEMV_ROWS = 2
 """Rows for which the 8-bit kernel goes along the rows of the matrix; for more, it turns eight of them at a time."""
 
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -28,22 +28,22 @@ class Native:
         matrix = (_POINTER, _POINTER, _INT, _LONG, _LONG, _LONG, _LONG, _INT)
         self._int8 = loaded.mllama_packed_int8
         self._int8.argtypes = (_POINTER, _LONG, *matrix, _POINTER, _INT, _INT)
-        self._few = loaded.mllama_few_float
-        self._few.argtypes = (_POINTER, _LONG, *matrix, _POINTER, _INT)
+        self._gemv = loaded.mllama_gemv_float
+        self._gemv.argtypes = (_POINTER, _LONG, *matrix, _POINTER, _INT)
         self._decode = loaded.mllama_decode
         self._decode.argtypes = (*matrix, _POINTER, _INT)
         self._rms_norm = loaded.mllama_rms_norm
         self._rms_norm.argtypes = (_POINTER, _POINTER, _LONG, _LONG, ctypes.c_float, _POINTER)
-        self._rotate = loaded.mllama_rotate
-        self._rotate.argtypes = (_POINTER, *(_LONG,) * 7, _POINTER, _POINTER, _LONG, _POINTER)
-        self._gated_silu = loaded.mllama_gated_silu
-        self._gated_silu.argtypes = (_POINTER, _POINTER, _LONG, _POINTER, _INT)
+        self._apply_rope = loaded.mllama_apply_rope
+        self._apply_rope.argtypes = (_POINTER, *(_LONG,) * 7, _POINTER, _POINTER, _LONG, _POINTER)
+        self._silu_and_mul = loaded.mllama_silu_and_mul
+        self._silu_and_mul.argtypes = (_POINTER, _POINTER, _LONG, _POINTER, _INT)
         self._attention = loaded.mllama_attention
         self._attention.argtypes = (_POINTER, _POINTER, _POINTER, *(_LONG,) * 8, _POINTER, _INT)
 
     @staticmethod
     def takes(weight: PackedWeight) -> bool:
-        """Whether the products can be computed here: groups of 32, of a multiple of 64, or one a row."""
+        """Return whether the products can be computed here: groups of 32, of a multiple of 64, or one a row."""
         groups, size = weight.scale.shape[1], weight.group_size
         return groups == 1 or size == 32 or size % 64 == 0
 
@@ -57,7 +57,7 @@ class Native:
                 *_packed(weight),
                 weight.bits,
                 out.data_ptr(),
-                FEW_INT8,
+                MAX_INT8_GEMV_ROWS,
                 torch.get_num_threads(),
             )
         )
@@ -67,7 +67,7 @@ class Native:
         """x times a packed matrix in float32, for few rows."""
         out = x.new_empty(x.shape[0], weight.shape[0])
         form = 0 if weight.bits == 4 else 1
-        _check(self._few(x.data_ptr(), x.shape[0], *_packed(weight), form, out.data_ptr(), torch.get_num_threads()))
+        _check(self._gemv(x.data_ptr(), x.shape[0], *_packed(weight), form, out.data_ptr(), torch.get_num_threads()))
         return out
 
     def half(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -75,15 +75,15 @@ class Native:
         out = x.new_empty(x.shape[0], weight.shape[0])
         n, k = weight.shape
         matrix = (weight.data_ptr(), None, 0, n, k, 2 * k, 1, _FORMS[weight.dtype])
-        _check(self._few(x.data_ptr(), x.shape[0], *matrix, out.data_ptr(), torch.get_num_threads()))
+        _check(self._gemv(x.data_ptr(), x.shape[0], *matrix, out.data_ptr(), torch.get_num_threads()))
         return out
 
     @staticmethod
-    def attends(q: Tensor, k: Tensor, v: Tensor) -> bool:
-        """Whether ``attention`` can be computed here."""
+    def supports_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
+        """Return whether ``attention`` can be computed here."""
         return (
             q.dtype == k.dtype == v.dtype == torch.float32
-            and q.shape[2] <= FEW
+            and q.shape[2] <= MAX_GEMV_ROWS
             and q.shape[3] == k.shape[3] == v.shape[3]
             and q.shape[3] % 8 == 0
             and q.shape[:2] == k.shape[:2] == v.shape[:2]
@@ -109,19 +109,19 @@ class Native:
         self._rms_norm(x.data_ptr(), weight.data_ptr(), x.numel() // size, size, eps, out.data_ptr())
         return out
 
-    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def apply_rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """x [B, heads, L, D], each head vector in one piece, by angles [B or 1, 1, L, D], contiguous -> contiguous."""
         out = x.new_empty(x.shape)
         step = cos.stride(0) if cos.shape[0] > 1 else 0
         pointers = cos.data_ptr(), sin.data_ptr()
-        self._rotate(x.data_ptr(), *x.shape, *x.stride()[:3], *pointers, step, out.data_ptr())
+        self._apply_rope(x.data_ptr(), *x.shape, *x.stride()[:3], *pointers, step, out.data_ptr())
         return out
 
-    def gated_silu(self, gate: Tensor, up: Tensor) -> Tensor:
+    def silu_and_mul(self, gate: Tensor, up: Tensor) -> Tensor:
         """silu(gate) * up, both contiguous."""
         out = torch.empty_like(gate)
         pointers = gate.data_ptr(), up.data_ptr()
-        self._gated_silu(*pointers, gate.numel(), out.data_ptr(), torch.get_num_threads())
+        self._silu_and_mul(*pointers, gate.numel(), out.data_ptr(), torch.get_num_threads())
         return out
 
     def decode(self, weight: PackedWeight, start: int, stop: int, out: Tensor) -> None:
@@ -149,11 +149,11 @@ def _compiled() -> Native | None:
     return Native(loaded) if loaded else None
 
 
-def native_if_loaded() -> Native | None:
-    """``native()``, but nothing is compiled for it: where all else is torch's, so is this."""
-    return native() if _compiled.cache_info().currsize else None
-
-
 def native() -> Native | None:
-    """The compiled kernels; None without a compiler, or with MLLAMA_CPU_KERNELS=off."""
-    return None if os.environ.get("MLLAMA_CPU_KERNELS") == "off" else _compiled()
+    """Return the compiled kernels; None without a compiler, or where they are ``disabled``."""
+    return None if disabled() else _compiled()
+
+
+def disabled() -> bool:
+    """Return whether the user wants none of our kernels on a CPU (MLLAMA_CPU_KERNELS=off)."""
+    return os.environ.get("MLLAMA_CPU_KERNELS") == "off"

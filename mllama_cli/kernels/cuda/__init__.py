@@ -1,1 +1,1 @@
-"""Triton kernels. Import only where ``kernels.cuda.support.available`` says so."""
+"""Triton kernels. Importing any of them imports Triton: ask ``kernels.ops.triton_available`` first."""

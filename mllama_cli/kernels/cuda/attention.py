@@ -15,14 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mllama_cli.kernels.cuda.launch import launch, wait_for_inputs
-from mllama_cli.kernels.cuda.layout import place
+from mllama_cli.kernels.cuda.launch import gdc_wait, launch
+from mllama_cli.kernels.cuda.layout import offset_of
 
 LOG2_E = 1.4426950408889634
-PROGRAMS = 256
-"""That one launch aims at: about two for each of a large GPU's multiprocessors."""
+TARGET_PROGRAMS = 256
+"""Programs that one launch aims at: about two for each of a large GPU's multiprocessors."""
 
-MOST_SPLITS = 32
+MAX_SPLITS = 32
 
 
 @triton.jit
@@ -36,14 +36,14 @@ def load_block(keys, values, block, stop, HALF: tl.constexpr, DIM: tl.constexpr,
     return tl.load(key, live, other=0.0), tl.load(key + HALF, live, other=0.0), tl.load(value, live, other=0.0)
 
 
-@triton.jit(do_not_specialize=["slot"])
+@triton.jit(do_not_specialize=["cache_index"])
 def attention_kernel(
     query, key, value, norm, rotation, base, table, strides, limits, partial, partial_max, partial_sum, arrived, out,
-    eps, scale, query_stride, key_stride, slot,
+    eps, scale, query_stride, key_stride, cache_index,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, QUERIES: tl.constexpr, DIM: tl.constexpr,
     HALF: tl.constexpr, SPLITS: tl.constexpr, CHUNK: tl.constexpr,
-    BLOCK: tl.constexpr, PLANES: tl.constexpr, CROSS: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    BLOCK: tl.constexpr, INTERLEAVE: tl.constexpr, CROSS: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """One program: the query heads of one key head, over one split of the keys.
 
@@ -63,8 +63,8 @@ def attention_kernel(
     # Addresses, limits and the older keys stand still while a step runs: only the projections have to be waited for.
     # Everything lies at multiples of 16 numbers: what lets 16 bytes be read at once.
     offset = batch * tl.multiple_of(tl.load(strides), 16) + head * tl.multiple_of(tl.load(strides + 1), 16)
-    keys = base + (tl.multiple_of(tl.load(table + 2 * slot), 16) + offset)
-    values = base + (tl.multiple_of(tl.load(table + 2 * slot + 1), 16) + offset)
+    keys = base + (tl.multiple_of(tl.load(table + 2 * cache_index), 16) + offset)
+    values = base + (tl.multiple_of(tl.load(table + 2 * cache_index + 1), 16) + offset)
     if CROSS:
         begin = tl.load(limits + 2 * batch)
         end = tl.load(limits + 2 * batch + 1)
@@ -79,9 +79,9 @@ def attention_kernel(
     active = (end - begin + blocks * BLOCK - 1) // (blocks * BLOCK)
     if split >= active:
         return
-    if not CROSS:  # mostly one block is all; what stands at the new row's place is not written yet, and replaced below
+    if not CROSS:  # mostly one block is all; the new row is not in it yet, and put in below
         key_first, key_second, block_values = load_block(keys, values, start, stop, HALF, DIM, BLOCK)
-    wait_for_inputs(OVERLAP)
+    gdc_wait(PDL)
 
     queries = query + batch * query_stride + (head * GROUP + rows)[:, None] * DIM + half[None, :]
     q1 = tl.load(queries, mask=near[:, None], other=0.0).to(tl.float32)
@@ -132,7 +132,8 @@ def attention_kernel(
             key_first, key_second, block_values = load_block(keys, values, block + BLOCK, stop, HALF, DIM, BLOCK)
     HEADS: tl.constexpr = KV_HEADS * GROUP
     if active == 1:  # nothing to put together
-        target = batch * HEADS * DIM + place((head * GROUP + rows)[:, None] * DIM + whole[None, :], HEADS * DIM, PLANES)
+        index = (head * GROUP + rows)[:, None] * DIM + whole[None, :]
+        target = batch * HEADS * DIM + offset_of(index, HEADS * DIM, INTERLEAVE)
         tl.store(out + target, (sums / total[:, None]).to(element), mask=near[:, None])
         return
     slots = ((batch * KV_HEADS + head) * GROUP + rows) * SPLITS + split
@@ -164,7 +165,7 @@ def attention_kernel(
             result = result * shrunk + tl.sum(parts * share, axis=0)
             highest = larger
         group = tl.arange(0, QUERIES)[:, None]
-        target = batch * HEADS * DIM + place((head * GROUP + group) * DIM + whole[None, :], HEADS * DIM, PLANES)
+        target = batch * HEADS * DIM + offset_of((head * GROUP + group) * DIM + whole[None, :], HEADS * DIM, INTERLEAVE)
         tl.store(out + target, (result / denominator).to(element), mask=group < GROUP)
         tl.store(counter, 0)
 
@@ -210,8 +211,8 @@ class Scratch:
 
 
 def splits_for(batch: int, kv_heads: int, least: int = 1) -> int:
-    """Programs that share one key head's keys; a power of two."""
-    wanted = min(max(least, PROGRAMS // (batch * kv_heads)), MOST_SPLITS)
+    """Return how many programs share one key head's keys; a power of two."""
+    wanted = min(max(least, TARGET_PROGRAMS // (batch * kv_heads)), MAX_SPLITS)
     return 1 << (wanted.bit_length() - 1)
 
 
@@ -222,7 +223,7 @@ def decode_attention(
     addresses: Addresses,
     limits: Tensor,
     *,
-    slot: int,
+    cache_index: int,
     kv_heads: int,
     dim: int,
     key: Tensor | None = None,
@@ -230,7 +231,7 @@ def decode_attention(
     rotation: Tensor | None = None,
     norm: Tensor | None = None,
     eps: float = 0.0,
-    out_planes: int = 1,
+    out_interleave: int = 1,
     block: int | None = None,
     warps: int = 4,
 ) -> None:
@@ -254,7 +255,7 @@ def decode_attention(
         rotation if rotation is not None else query,
         addresses.base, addresses.table, addresses.strides, limits,
         scratch.sums, scratch.largest, scratch.total, scratch.arrived, out, eps, LOG2_E * dim**-0.5,
-        query.stride(0), key.stride(0), slot,
+        query.stride(0), key.stride(0), cache_index,
         kv_heads, group, max(16, queries), queries, dim, dim // 2, scratch.splits, min(scratch.splits, 16), block,
-        out_planes, rotation is None, device=device, warps=warps,
+        out_interleave, rotation is None, device=device, warps=warps,
     )  # fmt: skip

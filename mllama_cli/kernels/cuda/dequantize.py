@@ -9,7 +9,7 @@ from torch import Tensor
 from mllama_cli.kernels.cuda import packed_matmul
 from mllama_cli.kernels.packed import PackedWeight
 
-FEW = 128
+MAX_PACKED_MATMUL_ROWS = 128
 """Rows up to which reading the packed words anew for every 64 of them is faster than to unpack them for the library."""
 
 
@@ -19,10 +19,10 @@ def dequantize_kernel(packed, scale, out, words, columns, group, groups, BITS: t
     row = tl.program_id(0).to(tl.int64)
     word = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     PER_WORD: tl.constexpr = 32 // BITS
-    place = tl.arange(0, PER_WORD)
+    index = tl.arange(0, PER_WORD)
     bits = tl.load(packed + row * words + word, mask=word < words, other=0)
-    number = (bits[:, None] >> (place * BITS)[None, :]) & ((1 << BITS) - 1)
-    column = word[:, None] * PER_WORD + place[None, :]
+    number = (bits[:, None] >> (index * BITS)[None, :]) & ((1 << BITS) - 1)
+    column = word[:, None] * PER_WORD + index[None, :]
     inside = column < columns
     factor = tl.load(scale + row * groups + column // group, mask=inside, other=0.0).to(tl.float32)
     value = (number - (1 << (BITS - 1))).to(tl.float32) * factor
@@ -44,10 +44,10 @@ def dequantize(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
 def quantized_linear(x: Tensor, weight: PackedWeight) -> Tensor:
     """x [..., in] times the transposed matrix -> [..., out], in x's dtype.
 
-    For more than FEW rows the unpacked matrix is needed besides, for as long as its product takes.
+    For more than MAX_PACKED_MATMUL_ROWS rows the unpacked matrix is needed besides, for as long as its product takes.
     """
     rows = x.numel() // weight.shape[1]
-    if 0 < rows <= FEW and packed_matmul.supports(x, weight):
+    if 0 < rows <= MAX_PACKED_MATMUL_ROWS and packed_matmul.supports(x, weight):
         flat = x.reshape(rows, weight.shape[1]).contiguous()
         result: Tensor = packed_matmul.packed_matmul(flat, weight).unflatten(0, x.shape[:-1])
         return result

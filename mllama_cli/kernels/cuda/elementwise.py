@@ -19,7 +19,7 @@ def rms_norm_kernel(x, weight, out, eps, SIZE: tl.constexpr, BLOCK: tl.constexpr
 
 
 @triton.jit
-def add_norm_kernel(
+def add_layer_norm_kernel(
     x, branch, gate, weight, bias, total, out, eps,
     SIZE: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
@@ -42,7 +42,7 @@ def add_norm_kernel(
 
 
 @triton.jit
-def gated_silu_kernel(gate, up, out, count, BLOCK: tl.constexpr):
+def silu_and_mul_kernel(gate, up, out, count, BLOCK: tl.constexpr):
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < count
     value = tl.load(gate + index, mask=inside, other=0.0).to(tl.float32)
@@ -52,7 +52,7 @@ def gated_silu_kernel(gate, up, out, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def rotate_kernel(
+def apply_rope_kernel(
     x, cos, sin, out, length, x_batch, x_row, x_head, rotation_batch,
     HEADS: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
@@ -74,8 +74,8 @@ def rotate_kernel(
 
 
 @triton.jit
-def widen_kernel(
-    qkv, out, near, rest, tokens, counted,
+def pad_heads_kernel(
+    qkv, out, bias, bias_rest, tokens, first,
     HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """One program: queries, keys and values of all heads of one token."""
@@ -86,9 +86,9 @@ def widen_kernel(
     values = tl.load(source, mask=(row < 3 * HEADS) & (column < DIM), other=0.0)
     one = (row < HEADS) & (column >= DIM) & (column < DIM + 2)
     values = tl.where(one, 1.0, values.to(tl.float32))
-    key = (row >= HEADS) & (row < 2 * HEADS) & (token % tokens >= counted)
-    values = tl.where(key & (column == DIM), near, values)
-    values = tl.where(key & (column == DIM + 1), rest, values)
+    key = (row >= HEADS) & (row < 2 * HEADS) & (token % tokens >= first)
+    values = tl.where(key & (column == DIM), bias, values)
+    values = tl.where(key & (column == DIM + 1), bias_rest, values)
     target = out + token * 3 * HEADS * WIDTH + row * WIDTH + column
     tl.store(target, values.to(out.dtype.element_ty), mask=(row < 3 * HEADS) & (column < WIDTH))
 
@@ -103,47 +103,47 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return out
 
 
-def add_norm(
+def add_layer_norm(
     x: Tensor, branch: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """(x + gate * branch, its LayerNorm); gate is one number of x's dtype."""
     x, branch = x.contiguous(), branch.contiguous()
     total, out, size = torch.empty_like(x), torch.empty_like(x), x.shape[-1]
     block = triton.next_power_of_2(size)
-    add_norm_kernel[(x.numel() // size,)](
+    add_layer_norm_kernel[(x.numel() // size,)](
         x, branch, branch if gate is None else gate, weight, bias, total, out, eps,
         size, block, gate is not None, num_warps=min(max(block // 512, 1), 16),
     )  # fmt: skip
     return total, out
 
 
-def gated_silu(gate: Tensor, up: Tensor) -> Tensor:
+def silu_and_mul(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, elementwise."""
     gate, up = gate.contiguous(), up.contiguous()
     out = torch.empty_like(gate)
-    gated_silu_kernel[(triton.cdiv(gate.numel(), 4096),)](gate, up, out, gate.numel(), 4096, num_warps=8)
+    silu_and_mul_kernel[(triton.cdiv(gate.numel(), 4096),)](gate, up, out, gate.numel(), 4096, num_warps=8)
     return out
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """As model/rope.py's ``rotate``: x [B, heads, L, head_dim], cos and sin float32 [B or 1, 1, L, head_dim]."""
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """As kernels/ops.py's ``apply_rope``: x [B, heads, L, head_dim], cos and sin float32 [B or 1, 1, L, head_dim]."""
     batch, heads, length, dim = x.shape
     if x.stride(3) != 1:
         x = x.contiguous()
     out = x.new_empty(batch, length, heads, dim)
-    rotate_kernel[(length, batch)](
+    apply_rope_kernel[(length, batch)](
         x, cos, sin, out, length, x.stride(0), x.stride(2), x.stride(1), cos.stride(0) if cos.shape[0] > 1 else 0,
         heads, triton.next_power_of_2(heads), dim // 2, num_warps=4,
     )  # fmt: skip
     return out.transpose(1, 2)
 
 
-def widen(qkv: Tensor, width: int, counted: int, near: float, rest: float) -> Tensor:
-    """As kernels/rows.py's ``widen``."""
+def pad_heads(qkv: Tensor, width: int, first: int, bias: float, bias_rest: float) -> Tensor:
+    """As kernels/ops.py's ``pad_heads``."""
     batch, tokens, _, heads, dim = qkv.shape
     out = qkv.new_empty(batch, tokens, 3, heads, width)
-    widen_kernel[(batch * tokens,)](
-        qkv.contiguous(), out, near, rest, tokens, counted, heads, dim, width,
+    pad_heads_kernel[(batch * tokens,)](
+        qkv.contiguous(), out, bias, bias_rest, tokens, first, heads, dim, width,
         triton.next_power_of_2(3 * heads), triton.next_power_of_2(width), num_warps=4,
     )  # fmt: skip
     return out

@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mllama_cli.kernels.cuda.launch import dependents_may_start, launch, wait_for_inputs
-from mllama_cli.kernels.cuda.layout import place
+from mllama_cli.kernels.cuda.launch import gdc_launch_dependents, gdc_wait, launch
+from mllama_cli.kernels.cuda.layout import offset_of
 
 BLOCK = 1024
 
@@ -14,18 +14,18 @@ BLOCK = 1024
 @triton.jit
 def embed_kernel(
     tokens, positions, table, frequencies, out, rotation,
-    SIZE: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr, PLANES: tl.constexpr, BLOCK: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    SIZE: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr, INTERLEAVE: tl.constexpr, BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    dependents_may_start(OVERLAP)
+    gdc_launch_dependents(PDL)
     part = tl.program_id(0)
     batch = tl.program_id(1)
-    wait_for_inputs(OVERLAP)
+    gdc_wait(PDL)
     # -1 stands for scores that were not finite. The table may lie in host memory, before which nothing may be read.
     token = tl.maximum(tl.load(tokens + batch), 0).to(tl.int64)
     index = part * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(table + token * SIZE + index, mask=index < SIZE, other=0.0)
-    tl.store(out + batch * SIZE + place(index, SIZE, PLANES), row, mask=index < SIZE)
+    tl.store(out + batch * SIZE + offset_of(index, SIZE, INTERLEAVE), row, mask=index < SIZE)
     if part == 0:
         pair = tl.arange(0, WIDTH)
         angle = tl.load(positions + batch).to(tl.float32) * tl.load(frequencies + pair, mask=pair < HALF, other=0.0)
@@ -36,13 +36,13 @@ def embed_kernel(
 @triton.jit
 def best_of_block_kernel(
     logits, seen, penalty, best, where, SIZE: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """The best score of a block after the repetition penalty, and its token; infinity for NaN anywhere in it."""
-    dependents_may_start(OVERLAP)
+    gdc_launch_dependents(PDL)
     part = tl.program_id(0)
     batch = tl.program_id(1)
-    wait_for_inputs(OVERLAP)
+    gdc_wait(PDL)
     index = part * BLOCK + tl.arange(0, BLOCK)
     score = tl.load(logits + batch * SIZE + index, mask=index < SIZE, other=float("-inf")).to(tl.float32)
     rate = tl.load(penalty + batch)
@@ -57,12 +57,12 @@ def best_of_block_kernel(
 @triton.jit
 def best_kernel(
     best, where, tokens, positions, seen, SIZE: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """The first of the best tokens, -1 where scores are not finite. Moves the row's position on by one."""
-    dependents_may_start(OVERLAP)
+    gdc_launch_dependents(PDL)
     batch = tl.program_id(0)
-    wait_for_inputs(OVERLAP)
+    gdc_wait(PDL)
     part = tl.arange(0, WIDTH)
     score = tl.load(best + batch * BLOCKS + part, mask=part < BLOCKS, other=float("-inf"))
     index = tl.load(where + batch * BLOCKS + part, mask=part < BLOCKS, other=SIZE)

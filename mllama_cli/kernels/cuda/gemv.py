@@ -3,16 +3,16 @@
 import triton
 import triton.language as tl
 
-from mllama_cli.kernels.cuda.launch import dependents_may_start, wait_for_inputs
-from mllama_cli.kernels.cuda.layout import place
+from mllama_cli.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
+from mllama_cli.kernels.cuda.layout import offset_of
 
 
 @triton.jit
-def chosen(
+def select_matrix(
     block, w0, w1, w2,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_N: tl.constexpr, SWIGLU: tl.constexpr,
 ):  # fmt: skip
-    """Which of up to three matrices a program reads: (it, its first row among all, its rows, the program's first)."""
+    """Return which of up to three matrices a program reads, its first row among all, its rows, the program's first."""
     B0: tl.constexpr = (N0 + BLOCK_N - 1) // BLOCK_N
     B1: tl.constexpr = (N1 + BLOCK_N - 1) // BLOCK_N
     matrix = w0
@@ -34,14 +34,14 @@ def chosen(
 
 
 @triton.jit
-def load_around(
+def load_epilogue(
     rows, kept, residual, factor,
-    SIZE: tl.constexpr, PLANES: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
+    SIZE: tl.constexpr, INTERLEAVE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
 ):  # fmt: skip
-    """Residual and factor, asked for together with x: what waits for memory at the end holds up the next kernel."""
+    """Load residual and factor together with x: waiting for memory at the end would hold up the next kernel."""
     before = tl.zeros(rows.shape, tl.float32)
     if HAS_RESIDUAL:
-        before = tl.load(residual + place(rows, SIZE, PLANES), mask=kept, other=0.0).to(tl.float32)
+        before = tl.load(residual + offset_of(rows, SIZE, INTERLEAVE), mask=kept, other=0.0).to(tl.float32)
     times = 1.0
     if HAS_FACTOR:
         times = tl.load(factor)
@@ -49,8 +49,8 @@ def load_around(
 
 
 @triton.jit
-def finished(total, up, squares, K: tl.constexpr, eps, SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr):
-    """Products with x that was not divided by its root mean square yet: divided now, and silu(total) * up."""
+def epilogue(total, up, squares, K: tl.constexpr, eps, SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr):
+    """Divide products by x's root mean square, which x was not divided by yet, and return silu(total) * up."""
     if HAS_NORM:
         scale = tl.rsqrt(squares / K + eps)
         total *= scale
@@ -66,16 +66,16 @@ def gemv_kernel(
     x, norm, residual, factor, w0, w1, w2, out, eps,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    IN_PLANES: tl.constexpr, OUT_PLANES: tl.constexpr, RESIDUAL_PLANES: tl.constexpr,
+    IN_INTERLEAVE: tl.constexpr, OUT_INTERLEAVE: tl.constexpr, RESIDUAL_INTERLEAVE: tl.constexpr,
     SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
-    EARLY: tl.constexpr, OVERLAP: tl.constexpr,
+    EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    dependents_may_start(OVERLAP and EARLY)
+    gdc_launch_dependents(PDL and EARLY)
     block = tl.program_id(0)
     batch = tl.program_id(1)
     SIZE: tl.constexpr = N0 if SWIGLU else N0 + N1 + N2
     EVEN: tl.constexpr = N0 % BLOCK_N == 0 and N1 % BLOCK_N == 0 and N2 % BLOCK_N == 0 and K % BLOCK_K == 0
-    matrix, first, count, start = chosen(block, w0, w1, w2, N0, N1, N2, BLOCK_N, SWIGLU)
+    matrix, first, count, start = select_matrix(block, w0, w1, w2, N0, N1, N2, BLOCK_N, SWIGLU)
     rows = start + tl.arange(0, BLOCK_N)
     cols = tl.arange(0, BLOCK_K)
     kept = rows < count
@@ -87,13 +87,13 @@ def gemv_kernel(
         upward = tl.load(w1 + tile, mask=inside, other=other, eviction_policy="evict_first")
     if HAS_NORM and K <= BLOCK_K:
         scales = tl.load(norm + cols, mask=cols < K, other=0.0).to(tl.float32)
-    wait_for_inputs(OVERLAP)
+    gdc_wait(PDL)
     x += batch * K
-    before, times = load_around(
-        first + rows, kept, residual + batch * SIZE, factor, SIZE, RESIDUAL_PLANES, HAS_RESIDUAL, HAS_FACTOR
+    before, times = load_epilogue(
+        first + rows, kept, residual + batch * SIZE, factor, SIZE, RESIDUAL_INTERLEAVE, HAS_RESIDUAL, HAS_FACTOR
     )
     if K <= BLOCK_K:
-        row = tl.load(x + place(cols, K, IN_PLANES), mask=cols < K, other=0.0).to(tl.float32)
+        row = tl.load(x + offset_of(cols, K, IN_INTERLEAVE), mask=cols < K, other=0.0).to(tl.float32)
         squares = 0.0
         if HAS_NORM:
             squares = tl.sum(row * row)
@@ -116,7 +116,8 @@ def gemv_kernel(
                 weight = tl.load(matrix + ahead, mask=inside, other=other, eviction_policy="evict_first")
                 if SWIGLU:
                     upward = tl.load(w1 + ahead, mask=inside, other=other, eviction_policy="evict_first")
-            row = tl.load(x + place(begin + cols, K, IN_PLANES), mask=cols < K - begin, other=0.0).to(tl.float32)
+            index = begin + cols
+            row = tl.load(x + offset_of(index, K, IN_INTERLEAVE), mask=cols < K - begin, other=0.0).to(tl.float32)
             if HAS_NORM:
                 square_sums += row * row
                 row *= tl.load(norm + begin + cols, mask=cols < K - begin, other=0.0).to(tl.float32)
@@ -127,7 +128,7 @@ def gemv_kernel(
         total = tl.sum(sums, axis=1)
         if SWIGLU:
             up = tl.sum(ups, axis=1)
-    total = finished(total, up if SWIGLU else total, squares, K, eps, SWIGLU, HAS_NORM)
-    dependents_may_start(OVERLAP and not EARLY)
-    target = out + batch * SIZE + place(first + rows, SIZE, OUT_PLANES)
+    total = epilogue(total, up if SWIGLU else total, squares, K, eps, SWIGLU, HAS_NORM)
+    gdc_launch_dependents(PDL and not EARLY)
+    target = out + batch * SIZE + offset_of(first + rows, SIZE, OUT_INTERLEAVE)
     tl.store(target, (before + total * times).to(out.dtype.element_ty), mask=kept)

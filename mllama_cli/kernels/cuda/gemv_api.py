@@ -14,25 +14,25 @@ from torch import Tensor
 
 from mllama_cli.kernels.cuda.gemv import gemv_kernel
 from mllama_cli.kernels.cuda.launch import launch, multiprocessors
-from mllama_cli.kernels.cuda.layout import planes
+from mllama_cli.kernels.cuda.layout import interleave_factor
 from mllama_cli.kernels.cuda.packed_gemv import packed_gemv_kernel
-from mllama_cli.kernels.cuda.persistent_gemv import resident_gemv_kernel
+from mllama_cli.kernels.cuda.persistent_gemv import persistent_gemv_kernel
 from mllama_cli.kernels.packed import PackedWeight
 
 
 @dataclass(frozen=True)
-class Tile:
+class GemvTile:
     """Rows and columns (of packed weights: quads of words) that a program reads at a time, and its warps."""
 
     rows: int
     columns: int
     warps: int
     programs: int = 0
-    """Programs for each multiprocessor that stay while there are rows left; 0: one program for each tile."""
+    """Persistent programs for each multiprocessor; 0: one program for each tile."""
 
 
 def supports(weight: Tensor | PackedWeight) -> bool:
-    """Whether ``gemv`` can take this weight."""
+    """Return whether ``gemv`` can take this weight."""
     if not isinstance(weight, PackedWeight):
         return weight.is_contiguous()
     quad = 4 * 32 // weight.bits
@@ -49,22 +49,22 @@ def gemv(
     residual: Tensor | None = None,
     factor: Tensor | None = None,
     swiglu: bool = False,
-    in_planes: int = 1,
-    out_planes: int = 1,
-    residual_planes: int = 1,
-    tile: Tile | None = None,
+    in_interleave: int = 1,
+    out_interleave: int = 1,
+    residual_interleave: int = 1,
+    tile: GemvTile | None = None,
 ) -> None:
     """out [B, sum of rows] = residual + factor * (RMSNorm(x [B, in]) times up to three matrices, one after another).
 
     With ``swiglu`` there are two matrices, and out is silu(first) * second. ``factor`` is one float32 number. ``norm``
-    lies in the same planes as x. Weights are all plain or all packed alike. Every row of x reads the weights again, so
+    is interleaved as x is. Weights are all plain or all packed alike. Every row of x reads the weights again, so
     this is for one row (or very few).
     """
     first = weights[0]
     if isinstance(first, PackedWeight):
         packed = [w for w in weights if isinstance(w, PackedWeight)]
         assert len(packed) == len(weights)
-        assert in_planes == planes(first)
+        assert in_interleave == interleave_factor(first)
         assert all((w.bits, w.group_size) == (first.bits, first.group_size) for w in packed)
         shapes = [w.shape for w in packed]
     else:
@@ -76,8 +76,8 @@ def gemv(
         tile = choose_tile(first, shapes, swiglu)
     blocks = triton.cdiv(rows[0], tile.rows) if swiglu else sum(triton.cdiv(r, tile.rows) for r in rows)
     flags = {
-        "OUT_PLANES": out_planes, "RESIDUAL_PLANES": residual_planes, "SWIGLU": swiglu, "HAS_NORM": norm is not None,
-        "HAS_RESIDUAL": residual is not None, "HAS_FACTOR": factor is not None,
+        "OUT_INTERLEAVE": out_interleave, "RESIDUAL_INTERLEAVE": residual_interleave, "SWIGLU": swiglu,
+        "HAS_NORM": norm is not None, "HAS_RESIDUAL": residual is not None, "HAS_FACTOR": factor is not None,
         "EARLY": isinstance(first, PackedWeight),  # measured: plain weights fill the memory's queues by themselves
     }  # fmt: skip
     grid = (blocks, x.shape[0])
@@ -90,7 +90,7 @@ def gemv(
         if tile.programs:
             programs = min(blocks, tile.programs * multiprocessors(x.device))
             launch(
-                resident_gemv_kernel, (programs, x.shape[0]), *around, *words, *scales, out, eps, programs, *form,
+                persistent_gemv_kernel, (programs, x.shape[0]), *around, *words, *scales, out, eps, programs, *form,
                 device=x.device, warps=tile.warps, ASSEMBLY=x.is_cuda, **flags,
             )  # fmt: skip
         else:
@@ -102,24 +102,24 @@ def gemv(
         plain = [*weights, *[first] * (3 - len(weights))]
         launch(
             gemv_kernel, grid, *around, *plain, out, eps, *shape, tile.rows, tile.columns,
-            device=x.device, warps=tile.warps, IN_PLANES=in_planes, **flags,
+            device=x.device, warps=tile.warps, IN_INTERLEAVE=in_interleave, **flags,
         )  # fmt: skip
 
 
-def choose_tile(weight: Tensor | PackedWeight, shapes: Sequence[tuple[int, int]], swiglu: bool) -> Tile:
+def choose_tile(weight: Tensor | PackedWeight, shapes: Sequence[tuple[int, int]], swiglu: bool) -> GemvTile:
     """Tiles that measured best for the 11B's matrices on an H200."""
     rows, size_in = sum(shape[0] for shape in shapes), shapes[0][1]
     if not isinstance(weight, PackedWeight):
         columns = min(triton.next_power_of_2(size_in), 4096 if size_in <= 4096 else 2048)
-        return Tile(4, columns, min(max(columns // 512, 1), 8))
+        return GemvTile(4, columns, min(max(columns // 512, 1), 8))
     quads = triton.next_power_of_2(size_in * weight.bits // 128)
     if quads <= 256 and weight.bits == 4 and swiglu:
-        return Tile(2, quads, max(1, quads // 32), programs=1024 // quads)
+        return GemvTile(2, quads, max(1, quads // 32), programs=1024 // quads)
     if quads <= 256 and weight.bits == 8 and rows > 65536:
-        return Tile(4, quads, max(1, quads // 64), programs=8)
+        return GemvTile(4, quads, max(1, quads // 64), programs=8)
     if weight.bits == 8:
         long, small = size_in > 4096, rows <= 4096
-        tile = Tile(4, 256, 4) if swiglu or long else Tile(4, 128, 4) if small else Tile(8, 128, 4)
+        tile = GemvTile(4, 256, 4) if swiglu or long else GemvTile(4, 128, 4) if small else GemvTile(8, 128, 4)
     else:
-        tile = Tile(16, 128, 4) if rows > 65536 else Tile(4, 128, 4)
-    return tile if quads >= tile.columns else Tile(tile.rows, quads, max(1, tile.warps * quads // tile.columns))
+        tile = GemvTile(16, 128, 4) if rows > 65536 else GemvTile(4, 128, 4)
+    return tile if quads >= tile.columns else GemvTile(tile.rows, quads, max(1, tile.warps * quads // tile.columns))

@@ -1,6 +1,6 @@
-"""How activations lie: plain, or in "planes" for packed weights.
+"""How activations are laid out: plain, or interleaved for packed weights.
 
-In planes element k of a vector lies at (k % P) * (size / P) + k / P, P being the numbers in an int32 word, so that
+Interleaved by P, the numbers in an int32 word, element k of a vector is at (k % P) * (size / P) + k / P, so that
 neighbouring words read neighbouring activations.
 """
 
@@ -12,19 +12,19 @@ from mllama_cli.kernels.packed import PackedWeight
 
 
 @triton.jit
-def place(index, SIZE: tl.constexpr, PLANES: tl.constexpr):
-    """Where element ``index`` of a vector of SIZE lies."""
-    if PLANES == 1:
+def offset_of(index, SIZE: tl.constexpr, INTERLEAVE: tl.constexpr):
+    """Return the offset of element ``index`` of a vector of SIZE."""
+    if INTERLEAVE == 1:
         return index
     else:
-        return (index % PLANES) * (SIZE // PLANES) + index // PLANES
+        return (index % INTERLEAVE) * (SIZE // INTERLEAVE) + index // INTERLEAVE
 
 
-def planes(weight: Tensor | PackedWeight) -> int:
-    """The layout in which a weight's kernel wants its activations."""
+def interleave_factor(weight: Tensor | PackedWeight) -> int:
+    """Return the interleaving in which a weight's kernel wants its activations; 1 is plain."""
     return 32 // weight.bits if isinstance(weight, PackedWeight) else 1
 
 
-def to_planes(x: Tensor, count: int) -> Tensor:
-    """A vector, or rows of vectors, in another layout."""
-    return x if count == 1 else x.unflatten(-1, (-1, count)).transpose(-1, -2).flatten(-2).contiguous()
+def interleave(x: Tensor, factor: int) -> Tensor:
+    """Return a plain vector, or rows of vectors, interleaved."""
+    return x if factor == 1 else x.unflatten(-1, (-1, factor)).transpose(-1, -2).flatten(-2).contiguous()

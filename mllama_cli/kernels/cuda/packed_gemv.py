@@ -3,10 +3,10 @@
 import triton
 import triton.language as tl
 
-from mllama_cli.kernels.cuda.gemv import chosen, finished, load_around
-from mllama_cli.kernels.cuda.launch import dependents_may_start, wait_for_inputs
-from mllama_cli.kernels.cuda.layout import place
-from mllama_cli.kernels.cuda.unpack import excess_of, lifted
+from mllama_cli.kernels.cuda.gemv import epilogue, load_epilogue, select_matrix
+from mllama_cli.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
+from mllama_cli.kernels.cuda.layout import offset_of
+from mllama_cli.kernels.cuda.unpack import as_biased_float, bias_of
 
 
 @triton.jit
@@ -14,12 +14,12 @@ def packed_gemv_kernel(
     x, norm, residual, factor, p0, p1, p2, s0, s1, s2, out, eps,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr,
     GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
-    OUT_PLANES: tl.constexpr, RESIDUAL_PLANES: tl.constexpr,
+    OUT_INTERLEAVE: tl.constexpr, RESIDUAL_INTERLEAVE: tl.constexpr,
     SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
-    ASSEMBLY: tl.constexpr, EARLY: tl.constexpr, OVERLAP: tl.constexpr,
+    ASSEMBLY: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """As gemv_kernel for PackedWeight: BLOCK_Q quads of words at a time. x and norm lie in planes."""
-    dependents_may_start(OVERLAP and EARLY)
+    """As gemv_kernel for PackedWeight: BLOCK_Q quads of words at a time. x and norm are interleaved."""
+    gdc_launch_dependents(PDL and EARLY)
     block = tl.program_id(0)
     batch = tl.program_id(1)
     SIZE: tl.constexpr = N0 if SWIGLU else N0 + N1 + N2
@@ -29,8 +29,8 @@ def packed_gemv_kernel(
     QUADS_A_GROUP: tl.constexpr = GROUP * BITS // 128
     EXACT: tl.constexpr = x.dtype.element_ty != tl.bfloat16
     GROUPS: tl.constexpr = K // GROUP
-    matrix, first, count, start = chosen(block, p0, p1, p2, N0, N1, N2, BLOCK_N, SWIGLU)
-    scales, _, _, _ = chosen(block, s0, s1, s2, N0, N1, N2, BLOCK_N, SWIGLU)
+    matrix, first, count, start = select_matrix(block, p0, p1, p2, N0, N1, N2, BLOCK_N, SWIGLU)
+    scales, _, _, _ = select_matrix(block, s0, s1, s2, N0, N1, N2, BLOCK_N, SWIGLU)
     rows = start + tl.arange(0, BLOCK_N)
     quads = tl.arange(0, BLOCK_Q)
     kept = rows < count
@@ -55,15 +55,15 @@ def packed_gemv_kernel(
         if SWIGLU:
             scale_up = tl.load(s1 + which, mask=live, other=0.0).to(tl.float32)
         if begin == 0:
-            wait_for_inputs(OVERLAP)
-            before, times = load_around(
-                first + rows, kept, residual + batch * SIZE, factor, SIZE, RESIDUAL_PLANES, HAS_RESIDUAL, HAS_FACTOR
+            gdc_wait(PDL)
+            before, times = load_epilogue(
+                first + rows, kept, residual + batch * SIZE, factor, SIZE, RESIDUAL_INTERLEAVE, HAS_RESIDUAL, HAS_FACTOR
             )
         here = (quads < QUADS - begin)[:, None, None] & (within >= 0)
         products = tl.zeros([BLOCK_Q, BLOCK_N, 4], tl.float32)
         if SWIGLU:
             products_up = tl.zeros([BLOCK_Q, BLOCK_N, 4], tl.float32)
-        excess = tl.zeros([BLOCK_Q, 1, 4], tl.float32)
+        bias = tl.zeros([BLOCK_Q, 1, 4], tl.float32)
         squares_here = tl.zeros([BLOCK_Q, 1, 4], tl.float32)
         for number in tl.static_range(32 // BITS):
             source = number * WORDS + begin * 4 + within
@@ -71,21 +71,21 @@ def packed_gemv_kernel(
             if HAS_NORM:
                 squares_here += row * row
                 row *= tl.load(norm + source, mask=here, other=0.0).to(tl.float32)
-            excess += row * excess_of(number, BITS, EXACT)
-            products += lifted(words, number, BITS, EXACT, ASSEMBLY) * row
+            bias += row * bias_of(number, BITS, EXACT)
+            products += as_biased_float(words, number, BITS, EXACT, ASSEMBLY) * row
             if SWIGLU:
-                products_up += lifted(words_up, number, BITS, EXACT, ASSEMBLY) * row
-        excess_sum = tl.sum(excess, axis=2)
-        sums += (tl.sum(products, axis=2) - excess_sum) * scale
+                products_up += as_biased_float(words_up, number, BITS, EXACT, ASSEMBLY) * row
+        bias_sum = tl.sum(bias, axis=2)
+        sums += (tl.sum(products, axis=2) - bias_sum) * scale
         if SWIGLU:
-            ups += (tl.sum(products_up, axis=2) - excess_sum) * scale_up
+            ups += (tl.sum(products_up, axis=2) - bias_sum) * scale_up
         if HAS_NORM:
             square_sums += tl.sum(squares_here, axis=2)
     squares = tl.sum(square_sums)
     total = tl.sum(sums, axis=0)
     if SWIGLU:
         up = tl.sum(ups, axis=0)
-    total = finished(total, up if SWIGLU else total, squares, K, eps, SWIGLU, HAS_NORM)
-    dependents_may_start(OVERLAP and not EARLY)
-    target = out + batch * SIZE + place(first + rows, SIZE, OUT_PLANES)
+    total = epilogue(total, up if SWIGLU else total, squares, K, eps, SWIGLU, HAS_NORM)
+    gdc_launch_dependents(PDL and not EARLY)
+    target = out + batch * SIZE + offset_of(first + rows, SIZE, OUT_INTERLEAVE)
     tl.store(target, (before + total * times).to(out.dtype.element_ty), mask=kept)

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mllama_cli.kernels.cuda.launch import multiprocessors
-from mllama_cli.kernels.cuda.unpack import unpacked
+from mllama_cli.kernels.cuda.unpack import dequantize_tile
 from mllama_cli.kernels.packed import PackedWeight
 
 
@@ -47,7 +47,7 @@ def packed_matmul_kernel(
             factor = tl.load(scale + row[:, None] * groups + group, live, None if EVEN else 0.0)
         else:
             factor = tl.load(scale + row[:, None] * groups + (word // words_a_group)[None, :], inside, other)
-        matrix = unpacked(words, factor.to(tl.float32), BITS, ASSEMBLY).to(x.dtype.element_ty)
+        matrix = dequantize_tile(words, factor.to(tl.float32), BITS, ASSEMBLY).to(x.dtype.element_ty)
         column = begin * PER_WORD + tl.arange(0, BLOCK_W * PER_WORD)
         size = words_a_row * PER_WORD
         there = (m < count)[None, :] & (column < size)[:, None]
@@ -67,7 +67,7 @@ def sum_kernel(parts, out, size, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @dataclass(frozen=True)
-class Tile:
+class MatmulTile:
     """Matrix rows and packed words that a program takes at a time, parts of a row's length, warps, stages."""
 
     rows: int
@@ -85,7 +85,7 @@ def supports(x: Tensor, weight: PackedWeight) -> bool:
     )
 
 
-def packed_matmul(x: Tensor, weight: PackedWeight, tile: Tile | None = None) -> Tensor:
+def packed_matmul(x: Tensor, weight: PackedWeight, tile: MatmulTile | None = None) -> Tensor:
     """x [rows, in], contiguous, times the transposed matrix -> [rows, out], in x's dtype; see ``supports``.
 
     Sums in float32; the matrix is rounded to x's dtype as kernels/packed.py's is.
@@ -111,7 +111,7 @@ def packed_matmul(x: Tensor, weight: PackedWeight, tile: Tile | None = None) -> 
 
 
 @cache
-def choose_tile(bits: int, rows: int, words_a_row: int, many: bool, multiprocessors: int) -> Tile:
+def choose_tile(bits: int, rows: int, words_a_row: int, many: bool, multiprocessors: int) -> MatmulTile:
     """What measured best for the 11B's matrices on an H200; two programs at least for every multiprocessor.
 
     ``many``: more than 32 rows of x.
@@ -120,4 +120,4 @@ def choose_tile(bits: int, rows: int, words_a_row: int, many: bool, multiprocess
     parts = 1
     while parts < 16 and parts * triton.cdiv(rows, 64) < 2 * multiprocessors and parts * 2 * words <= words_a_row:
         parts *= 2
-    return Tile(128, words, parts, warps=8) if bits == 4 and many else Tile(64, words, parts)
+    return MatmulTile(128, words, parts, warps=8) if bits == 4 and many else MatmulTile(64, words, parts)

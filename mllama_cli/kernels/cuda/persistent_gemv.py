@@ -1,16 +1,16 @@
 """One row times a packed matrix whose rows fit into a program's registers; see kernels/cuda/gemv_api.py.
 
-As many programs as run at once take rows after rows: x is read and multiplied by its norm once, and while some rows are
-computed the next are on their way.
+A persistent kernel: as many programs as run at once take rows after rows, so that x is read and multiplied by its norm
+once, and while some rows are computed the next are being loaded.
 """
 
 import triton
 import triton.language as tl
 
-from mllama_cli.kernels.cuda.gemv import chosen, load_around
-from mllama_cli.kernels.cuda.launch import dependents_may_start, wait_for_inputs
-from mllama_cli.kernels.cuda.layout import place
-from mllama_cli.kernels.cuda.unpack import excess_of, lifted
+from mllama_cli.kernels.cuda.gemv import load_epilogue, select_matrix
+from mllama_cli.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
+from mllama_cli.kernels.cuda.layout import offset_of
+from mllama_cli.kernels.cuda.unpack import as_biased_float, bias_of
 
 
 @triton.jit
@@ -28,41 +28,41 @@ def load_rows(
 
 
 @triton.jit
-def load_plane(x, norm, PLACE: tl.constexpr, WORDS: tl.constexpr, within, here, HAS_NORM: tl.constexpr):
-    """Activations [Q, 1, 4] at a place of each word, times their norm's weights, and their squares."""
-    row = tl.load(x + PLACE * WORDS + within, mask=here, other=0.0).to(tl.float32)
+def load_activations(x, norm, INDEX: tl.constexpr, WORDS: tl.constexpr, within, here, HAS_NORM: tl.constexpr):
+    """Activations [Q, 1, 4] at an index of each word, times their norm's weights, and their squares."""
+    row = tl.load(x + INDEX * WORDS + within, mask=here, other=0.0).to(tl.float32)
     squares = row * row
     if HAS_NORM:
-        row *= tl.load(norm + PLACE * WORDS + within, mask=here, other=0.0).to(tl.float32)
+        row *= tl.load(norm + INDEX * WORDS + within, mask=here, other=0.0).to(tl.float32)
     return row, squares
 
 
 @triton.jit
 def product(words, x0, x1, x2, x3, x4, x5, x6, x7, BITS: tl.constexpr, EXACT: tl.constexpr, ASSEMBLY: tl.constexpr):
-    """Numbers [Q, N, 4], lifted, times activations -> [Q, N]."""
-    total = lifted(words, 0, BITS, EXACT, ASSEMBLY) * x0
-    total += lifted(words, 1, BITS, EXACT, ASSEMBLY) * x1
-    total += lifted(words, 2, BITS, EXACT, ASSEMBLY) * x2
-    total += lifted(words, 3, BITS, EXACT, ASSEMBLY) * x3
+    """Numbers [Q, N, 4], as biased floats, times activations -> [Q, N]."""
+    total = as_biased_float(words, 0, BITS, EXACT, ASSEMBLY) * x0
+    total += as_biased_float(words, 1, BITS, EXACT, ASSEMBLY) * x1
+    total += as_biased_float(words, 2, BITS, EXACT, ASSEMBLY) * x2
+    total += as_biased_float(words, 3, BITS, EXACT, ASSEMBLY) * x3
     if BITS == 4:
-        total += lifted(words, 4, BITS, EXACT, ASSEMBLY) * x4
-        total += lifted(words, 5, BITS, EXACT, ASSEMBLY) * x5
-        total += lifted(words, 6, BITS, EXACT, ASSEMBLY) * x6
-        total += lifted(words, 7, BITS, EXACT, ASSEMBLY) * x7
+        total += as_biased_float(words, 4, BITS, EXACT, ASSEMBLY) * x4
+        total += as_biased_float(words, 5, BITS, EXACT, ASSEMBLY) * x5
+        total += as_biased_float(words, 6, BITS, EXACT, ASSEMBLY) * x6
+        total += as_biased_float(words, 7, BITS, EXACT, ASSEMBLY) * x7
     return tl.sum(total, axis=2)
 
 
 @triton.jit
-def resident_gemv_kernel(
+def persistent_gemv_kernel(
     x, norm, residual, factor, p0, p1, p2, s0, s1, s2, out, eps, programs,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr,
     GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
-    OUT_PLANES: tl.constexpr, RESIDUAL_PLANES: tl.constexpr,
+    OUT_INTERLEAVE: tl.constexpr, RESIDUAL_INTERLEAVE: tl.constexpr,
     SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
-    ASSEMBLY: tl.constexpr, EARLY: tl.constexpr, OVERLAP: tl.constexpr,
+    ASSEMBLY: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """As packed_gemv_kernel, in ``programs`` programs that take BLOCK_N rows at a time."""
-    dependents_may_start(OVERLAP and EARLY)
+    gdc_launch_dependents(PDL and EARLY)
     program = tl.program_id(0)
     batch = tl.program_id(1)
     B0: tl.constexpr = (N0 + BLOCK_N - 1) // BLOCK_N
@@ -76,74 +76,72 @@ def resident_gemv_kernel(
     EXACT: tl.constexpr = x.dtype.element_ty != tl.bfloat16
     GROUPS: tl.constexpr = K // GROUP
     quads = tl.arange(0, BLOCK_Q)
-    matrix, first, count, start = chosen(program, p0, p1, p2, N0, N1, N2, BLOCK_N, SWIGLU)
-    scales, _, _, _ = chosen(program, s0, s1, s2, N0, N1, N2, BLOCK_N, SWIGLU)
+    matrix, first, count, start = select_matrix(program, p0, p1, p2, N0, N1, N2, BLOCK_N, SWIGLU)
+    scales, _, _, _ = select_matrix(program, s0, s1, s2, N0, N1, N2, BLOCK_N, SWIGLU)
     rows = start + tl.arange(0, BLOCK_N)
     words, scale = load_rows(matrix, scales, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
     if SWIGLU:
         words_up, scale_up = load_rows(p1, s1, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
     within = quads[:, None, None] * 4 + tl.arange(0, 4)[None, None, :]
     here = (quads < QUADS)[:, None, None] & (within >= 0)
-    wait_for_inputs(OVERLAP)
+    gdc_wait(PDL)
     x += batch * K
-    x0, squares = load_plane(x, norm, 0, WORDS, within, here, HAS_NORM)
-    x1, more = load_plane(x, norm, 1, WORDS, within, here, HAS_NORM)
+    x0, squares = load_activations(x, norm, 0, WORDS, within, here, HAS_NORM)
+    x1, more = load_activations(x, norm, 1, WORDS, within, here, HAS_NORM)
     squares += more
-    x2, more = load_plane(x, norm, 2, WORDS, within, here, HAS_NORM)
+    x2, more = load_activations(x, norm, 2, WORDS, within, here, HAS_NORM)
     squares += more
-    x3, more = load_plane(x, norm, 3, WORDS, within, here, HAS_NORM)
+    x3, more = load_activations(x, norm, 3, WORDS, within, here, HAS_NORM)
     squares += more
-    excess = (
-        x0 * excess_of(0, BITS, EXACT)
-        + x1 * excess_of(1, BITS, EXACT)
-        + x2 * excess_of(2, BITS, EXACT)
-        + x3 * excess_of(3, BITS, EXACT)
+    bias = (
+        x0 * bias_of(0, BITS, EXACT)
+        + x1 * bias_of(1, BITS, EXACT)
+        + x2 * bias_of(2, BITS, EXACT)
+        + x3 * bias_of(3, BITS, EXACT)
     )
     x4 = x0
     x5 = x0
     x6 = x0
     x7 = x0
     if BITS == 4:
-        x4, more = load_plane(x, norm, 4, WORDS, within, here, HAS_NORM)
+        x4, more = load_activations(x, norm, 4, WORDS, within, here, HAS_NORM)
         squares += more
-        x5, more = load_plane(x, norm, 5, WORDS, within, here, HAS_NORM)
+        x5, more = load_activations(x, norm, 5, WORDS, within, here, HAS_NORM)
         squares += more
-        x6, more = load_plane(x, norm, 6, WORDS, within, here, HAS_NORM)
+        x6, more = load_activations(x, norm, 6, WORDS, within, here, HAS_NORM)
         squares += more
-        x7, more = load_plane(x, norm, 7, WORDS, within, here, HAS_NORM)
+        x7, more = load_activations(x, norm, 7, WORDS, within, here, HAS_NORM)
         squares += more
-        excess += (
-            x4 * excess_of(4, BITS, EXACT)
-            + x5 * excess_of(5, BITS, EXACT)
-            + x6 * excess_of(6, BITS, EXACT)
-            + x7 * excess_of(7, BITS, EXACT)
+        bias += (
+            x4 * bias_of(4, BITS, EXACT)
+            + x5 * bias_of(5, BITS, EXACT)
+            + x6 * bias_of(6, BITS, EXACT)
+            + x7 * bias_of(7, BITS, EXACT)
         )
-    excess_sum = tl.sum(excess, axis=2)
+    bias_sum = tl.sum(bias, axis=2)
     length = 1.0
     if HAS_NORM:
         length = tl.rsqrt(tl.sum(tl.sum(tl.sum(squares, axis=2), axis=1), axis=0) / K + eps)
     for block in range(program, BLOCKS, programs):
-        sums = (product(words, x0, x1, x2, x3, x4, x5, x6, x7, BITS, EXACT, ASSEMBLY) - excess_sum) * scale.to(
-            tl.float32
-        )
+        sums = (product(words, x0, x1, x2, x3, x4, x5, x6, x7, BITS, EXACT, ASSEMBLY) - bias_sum) * scale.to(tl.float32)
         if SWIGLU:
-            ups = product(words_up, x0, x1, x2, x3, x4, x5, x6, x7, BITS, EXACT, ASSEMBLY) - excess_sum
+            ups = product(words_up, x0, x1, x2, x3, x4, x5, x6, x7, BITS, EXACT, ASSEMBLY) - bias_sum
             ups *= scale_up.to(tl.float32)
         target_rows = first + rows
         kept = rows < count
         following = block + programs
-        matrix, first, count, start = chosen(following, p0, p1, p2, N0, N1, N2, BLOCK_N, SWIGLU)
-        scales, _, _, _ = chosen(following, s0, s1, s2, N0, N1, N2, BLOCK_N, SWIGLU)
+        matrix, first, count, start = select_matrix(following, p0, p1, p2, N0, N1, N2, BLOCK_N, SWIGLU)
+        scales, _, _, _ = select_matrix(following, s0, s1, s2, N0, N1, N2, BLOCK_N, SWIGLU)
         rows = start + tl.arange(0, BLOCK_N)
         words, scale = load_rows(matrix, scales, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
         if SWIGLU:
             words_up, scale_up = load_rows(p1, s1, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
-        before, times = load_around(
-            target_rows, kept, residual + batch * SIZE, factor, SIZE, RESIDUAL_PLANES, HAS_RESIDUAL, HAS_FACTOR
+        before, times = load_epilogue(
+            target_rows, kept, residual + batch * SIZE, factor, SIZE, RESIDUAL_INTERLEAVE, HAS_RESIDUAL, HAS_FACTOR
         )
         total = tl.sum(sums, axis=0) * length
         if SWIGLU:
             total = total * tl.sigmoid(total) * (tl.sum(ups, axis=0) * length)
-        target = out + batch * SIZE + place(target_rows, SIZE, OUT_PLANES)
+        target = out + batch * SIZE + offset_of(target_rows, SIZE, OUT_INTERLEAVE)
         tl.store(target, (before + total * times).to(out.dtype.element_ty), mask=kept)
-    dependents_may_start(OVERLAP and not EARLY)
+    gdc_launch_dependents(PDL and not EARLY)

@@ -16,7 +16,7 @@ SLOTS, HELD = 4, [(90, 40), (3, 0), (17, 7)]
 
 @pytest.fixture(autouse=True)
 def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mllama_cli.kernels.cuda.attention.PROGRAMS", 16)  # the interpreter runs them one by one
+    monkeypatch.setattr("mllama_cli.kernels.cuda.attention.TARGET_PROGRAMS", 16)  # the interpreter runs them one by one
 
 
 def filled(network: MllamaForConditionalGeneration, held: list[tuple[int, int]]) -> SlotCache:

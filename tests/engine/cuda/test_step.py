@@ -14,8 +14,8 @@ from mllama_cli.engine.cuda.sampler import Choice
 from mllama_cli.engine.cuda.step import DecodeStep, State
 from mllama_cli.engine.forward import forward
 from mllama_cli.engine.sampling import filtered_probabilities
-from mllama_cli.kernels import dispatch
 from mllama_cli.model.cache import CrossKVCache, KVCache
+from mllama_cli.model.layers import set_exact
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.model.visibility import image_spans, segments
 from mllama_cli.quantization.linear import QuantizedLinear
@@ -25,12 +25,10 @@ from tests.checkpoints import config_dict, random_network
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("mllama_cli.kernels.cuda.attention.PROGRAMS", 8)  # the interpreter runs them one by one
+    monkeypatch.setattr("mllama_cli.kernels.cuda.attention.TARGET_PROGRAMS", 8)  # the interpreter runs them one by one
     few_programs(monkeypatch)
-    dispatch.set_exact(True)  # on a CPU too the network is the reference: it may not round activations
     with torch.inference_mode():
         yield
-    dispatch.set_exact(False)
 
 
 def network(packed: dict[str, int] | None = None) -> MllamaForConditionalGeneration:
@@ -46,6 +44,7 @@ def network(packed: dict[str, int] | None = None) -> MllamaForConditionalGenerat
             new = QuantizedLinear(module.in_features, module.out_features, Scheme(bits, 32))
             new.fill(random_matrix(new, torch.float32, DEVICE))
             setattr(made.get_submodule(owner), attribute, new)
+    set_exact(made, True)  # the network is the reference: on a CPU too it may not round activations
     return made.to(DEVICE)
 
 

@@ -8,7 +8,7 @@ from tests.triton_here import DEVICE, aligned, apart  # isort: skip  (first: it 
 from mllama_cli.core.config import RopeScaling
 from mllama_cli.kernels.cuda.attention import Addresses, Scratch, decode_attention
 from mllama_cli.kernels.cuda.embed_argmax import Best, embed
-from mllama_cli.kernels.rows import rms_norm, rotate
+from mllama_cli.kernels.ops import apply_rope, rms_norm
 from mllama_cli.model.layers import grouped_attention
 from mllama_cli.model.rope import inverse_frequencies, rotation
 
@@ -46,11 +46,11 @@ def test_self_attention_over_old_keys_and_the_new_one(heads: int, kv_heads: int,
         query, key, value = projected.split([heads * DIM, kv_heads * DIM, kv_heads * DIM], dim=1)
         decode_attention(
             query, out, scratch, addresses, places,
-            slot=1, kv_heads=kv_heads, dim=DIM, key=key, value=value, rotation=turned,
+            cache_index=1, kv_heads=kv_heads, dim=DIM, key=key, value=value, rotation=turned,
         )  # fmt: skip
     cos, sin = rotation(places[:, None], FREQUENCIES)
     q, k, v = projected.unflatten(1, (-1, 1, DIM)).split([heads, kv_heads, kv_heads], dim=1)
-    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
     for row, position in enumerate(positions):
         one = slice(row, row + 1)
         all_keys = torch.cat((before[0][one, :, :position], k[one]), dim=2)
@@ -72,7 +72,7 @@ def test_cross_attention_over_a_range_of_vision_tokens(ranges: list[tuple[int, i
     limits = torch.tensor(ranges, dtype=torch.int32, device=DEVICE)
     decode_attention(
         query, out, Scratch(batch, heads, DIM, SPLITS, DEVICE), addresses, limits,
-        slot=0, kv_heads=kv_heads, dim=DIM, norm=norm, eps=1e-5,
+        cache_index=0, kv_heads=kv_heads, dim=DIM, norm=norm, eps=1e-5,
     )  # fmt: skip
     q = rms_norm(query.unflatten(1, (heads, 1, DIM)), norm, 1e-5)
     for row, (start, end) in enumerate(ranges):

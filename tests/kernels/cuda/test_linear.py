@@ -7,11 +7,11 @@ from torch import Tensor
 
 from tests.triton_here import DEVICE, apart  # isort: skip  (first: it prepares Triton)
 from mllama_cli.kernels.cuda.dequantize import dequantize
-from mllama_cli.kernels.cuda.gemv_api import Tile, gemv
-from mllama_cli.kernels.cuda.layout import to_planes
+from mllama_cli.kernels.cuda.gemv_api import GemvTile, gemv
+from mllama_cli.kernels.cuda.layout import interleave
+from mllama_cli.kernels.ops import rms_norm
 from mllama_cli.kernels.packed import PackedWeight, pack
 from mllama_cli.kernels.packed import dequantize as reference_dequantize
-from mllama_cli.kernels.rows import rms_norm
 
 EPS = 1e-5
 
@@ -40,8 +40,8 @@ def test_norm_matrices_factor_and_residual_in_one_pass(inputs: int, rows: tuple[
     assert apart(out, exact) < 1e-5
 
 
-@pytest.mark.parametrize("tile", [Tile(2, 32, 1), Tile(4, 256, 4)], ids=["many steps", "one step"])
-def test_gated_product_equals_silu_of_one_times_the_other(tile: Tile) -> None:
+@pytest.mark.parametrize("tile", [GemvTile(2, 32, 1), GemvTile(4, 256, 4)], ids=["many steps", "one step"])
+def test_gated_product_equals_silu_of_one_times_the_other(tile: GemvTile) -> None:
     torch.manual_seed(1)
     x, norm = drawn(1, 160), drawn(160)
     gate, up = drawn(37, 160) / 12, drawn(37, 160) / 12
@@ -61,21 +61,21 @@ def test_packed_matrices_equal_the_unpacked_ones(bits: int, inputs: int, group: 
     weights = [packed(n, inputs, bits, group) for n in rows]
     form = 32 // bits
     out = torch.full_like(residual, torch.nan)
-    gemv(to_planes(x, form), weights, out, norm=to_planes(norm, form), eps=EPS, residual=residual, in_planes=form)
+    gemv(interleave(x, form), weights, out, norm=interleave(norm, form), eps=EPS, residual=residual, in_interleave=form)
     matrix = torch.cat([reference_dequantize(w) for w in weights])
     assert apart(out, residual + F.linear(rms_norm(x, norm, EPS), matrix)) < 2e-4
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("tile", [Tile(16, 32, 1), Tile(16, 64, 2, programs=2)], ids=["tile by tile", "resident"])
+@pytest.mark.parametrize("tile", [GemvTile(16, 32, 1), GemvTile(16, 64, 2, programs=2)], ids=["tiles", "persistent"])
 @pytest.mark.parametrize(("dtype", "rounding"), [(torch.float16, 4e-4), (torch.bfloat16, 6e-3)])
 def test_16_bit_activations_cost_little_more_than_rounding_the_product(
-    bits: int, tile: Tile, dtype: torch.dtype, rounding: float
+    bits: int, tile: GemvTile, dtype: torch.dtype, rounding: float
 ) -> None:
     torch.manual_seed(6)  # Triton's interpreter cuts bfloat16 off where a GPU rounds
     x, norm, weight = drawn(1, 1024, dtype=dtype), drawn(1024, dtype=dtype), packed(48, 1024, bits, 128)
     out, form = torch.full((1, 48), torch.nan, device=DEVICE, dtype=dtype), 32 // bits
-    gemv(to_planes(x, form), [weight], out, norm=to_planes(norm, form), eps=EPS, in_planes=form, tile=tile)
+    gemv(interleave(x, form), [weight], out, norm=interleave(norm, form), eps=EPS, in_interleave=form, tile=tile)
     exact = F.linear(rms_norm(x.float(), norm.float(), EPS), reference_dequantize(weight))
     assert apart(out, exact) < rounding
 
@@ -86,28 +86,28 @@ def test_packed_gated_product_writes_planes_for_the_next_matrix(bits: int) -> No
     form = 32 // bits
     x, gate, up = drawn(1, 512), packed(64, 512, bits, 128), packed(64, 512, bits, 128)
     out = torch.full((1, 64), torch.nan, device=DEVICE)
-    gemv(to_planes(x, form), [gate, up], out, swiglu=True, in_planes=form, out_planes=form)
+    gemv(interleave(x, form), [gate, up], out, swiglu=True, in_interleave=form, out_interleave=form)
     exact = F.silu(F.linear(x, reference_dequantize(gate))) * F.linear(x, reference_dequantize(up))
-    assert apart(out, to_planes(exact, form)) < 4e-4
+    assert apart(out, interleave(exact, form)) < 4e-4
 
 
 @pytest.mark.parametrize(
     ("bits", "inputs", "group", "rows", "tile"),
     [
-        (4, 256, 32, (32, 16, 16), Tile(4, 8, 1, programs=2)),
-        (4, 896, 128, (37,), Tile(8, 32, 1, programs=1)),
-        (8, 384, 128, (9, 20), Tile(8, 32, 1, programs=2)),
+        (4, 256, 32, (32, 16, 16), GemvTile(4, 8, 1, programs=2)),
+        (4, 896, 128, (37,), GemvTile(8, 32, 1, programs=1)),
+        (8, 384, 128, (9, 20), GemvTile(8, 32, 1, programs=2)),
     ],
 )
 def test_programs_that_take_rows_after_rows(
-    bits: int, inputs: int, group: int, rows: tuple[int, ...], tile: Tile
+    bits: int, inputs: int, group: int, rows: tuple[int, ...], tile: GemvTile
 ) -> None:
     torch.manual_seed(5)
     x, norm, residual = drawn(1, inputs), drawn(inputs), drawn(1, sum(rows))
     weights, form = [packed(n, inputs, bits, group) for n in rows], 32 // bits
     out = torch.full_like(residual, torch.nan)
     gemv(
-        to_planes(x, form), weights, out, norm=to_planes(norm, form), eps=EPS, residual=residual, in_planes=form,
+        interleave(x, form), weights, out, norm=interleave(norm, form), eps=EPS, residual=residual, in_interleave=form,
         tile=tile,
     )  # fmt: skip
     h = rms_norm(x, norm, EPS)
@@ -116,7 +116,14 @@ def test_programs_that_take_rows_after_rows(
     gate, up = packed(37, inputs, bits, group), packed(37, inputs, bits, group)
     out = torch.full((1, 37), torch.nan, device=DEVICE)
     gemv(
-        to_planes(x, form), [gate, up], out, norm=to_planes(norm, form), eps=EPS, swiglu=True, in_planes=form, tile=tile
+        interleave(x, form),
+        [gate, up],
+        out,
+        norm=interleave(norm, form),
+        eps=EPS,
+        swiglu=True,
+        in_interleave=form,
+        tile=tile,
     )
     assert apart(out, F.silu(F.linear(h, reference_dequantize(gate))) * F.linear(h, reference_dequantize(up))) < 4e-4
 

@@ -5,7 +5,7 @@ import torch
 
 from tests.triton_here import DEVICE, apart  # isort: skip  (first: it prepares Triton)
 from mllama_cli.kernels.cuda import dequantize as many_rows
-from mllama_cli.kernels.cuda.packed_matmul import Tile, packed_matmul, supports
+from mllama_cli.kernels.cuda.packed_matmul import MatmulTile, packed_matmul, supports
 from mllama_cli.kernels.packed import PackedWeight, dequantize, pack
 
 NOISE = 1e-3
@@ -21,16 +21,16 @@ def matrix(rows: int, inputs: int, bits: int, group: int) -> PackedWeight:
 @pytest.mark.parametrize(
     ("bits", "inputs", "group", "rows", "count", "tile"),
     [
-        (4, 256, 32, 48, 3, Tile(32, 16, 1)),  # several groups in a step
-        (4, 512, 128, 70, 17, Tile(64, 16, 2)),  # one group a step, rows that end in a tile
-        (4, 384, 384, 16, 2, Tile(16, 32, 4)),  # one group in all, parts beyond the end
-        (8, 384, 128, 40, 65, Tile(32, 32, 2)),  # more rows than one program takes
+        (4, 256, 32, 48, 3, MatmulTile(32, 16, 1)),  # several groups in a step
+        (4, 512, 128, 70, 17, MatmulTile(64, 16, 2)),  # one group a step, rows that end in a tile
+        (4, 384, 384, 16, 2, MatmulTile(16, 32, 4)),  # one group in all, parts beyond the end
+        (8, 384, 128, 40, 65, MatmulTile(32, 32, 2)),  # more rows than one program takes
         (8, 96, 24, 16, 1, None),
         (4, 1024, 128, 130, 40, None),
     ],
 )
 def test_the_product_is_that_of_the_unpacked_matrix(
-    bits: int, inputs: int, group: int, rows: int, count: int, tile: Tile | None
+    bits: int, inputs: int, group: int, rows: int, count: int, tile: MatmulTile | None
 ) -> None:
     torch.manual_seed(bits * inputs + count)
     weight = matrix(rows, inputs, bits, group)
@@ -40,7 +40,7 @@ def test_the_product_is_that_of_the_unpacked_matrix(
     assert apart(packed_matmul(x, weight, tile), exact) < NOISE
 
 
-@pytest.mark.parametrize("count", [1, many_rows.FEW, many_rows.FEW + 1])
+@pytest.mark.parametrize("count", [1, many_rows.MAX_PACKED_MATMUL_ROWS, many_rows.MAX_PACKED_MATMUL_ROWS + 1])
 def test_any_number_of_rows_gives_the_same_product(count: int) -> None:
     torch.manual_seed(count)
     weight = matrix(24, 64, 8, 32)

@@ -3,7 +3,7 @@
 import torch
 
 from tests.triton_here import DEVICE, apart  # isort: skip  (first: it prepares Triton)
-from mllama_cli.kernels import rows as plain
+from mllama_cli.kernels import ops as plain
 from mllama_cli.kernels.cuda import elementwise as fused
 
 
@@ -15,10 +15,10 @@ def test_norms_and_gate() -> None:
     torch.manual_seed(0)
     x, branch, weight, bias, gate = drawn(3, 5, 96), drawn(3, 5, 96), drawn(96), drawn(96), drawn(1)
     assert apart(fused.rms_norm(x, weight, 1e-5), plain.rms_norm(x, weight, 1e-5)) < 1e-6
-    assert apart(fused.gated_silu(x, branch), plain.gated_silu(x, branch)) < 1e-6
+    assert apart(fused.silu_and_mul(x, branch), plain.silu_and_mul(x, branch)) < 1e-6
     for ours, exact in (
         (
-            fused.add_norm(x, branch, gate, weight, bias, 1e-5),
+            fused.add_layer_norm(x, branch, gate, weight, bias, 1e-5),
             plain.add_layer_norm(x, branch, gate, weight, bias, 1e-5),
         ),
     ):
@@ -33,10 +33,10 @@ def test_rotation_of_heads_that_lie_row_by_row() -> None:
         angles = torch.randn(batch, 1, 7, 32, device=DEVICE)
         angles[..., 16:] = angles[..., :16]
         cos, sin = angles.cos(), angles.sin()
-        assert apart(fused.rotate(x, cos, sin), plain.rotate(x, cos, sin)) < 1e-6
+        assert apart(fused.apply_rope(x, cos, sin), plain.apply_rope(x, cos, sin)) < 1e-6
 
 
 def test_widened_heads() -> None:
     torch.manual_seed(2)
     qkv = drawn(2, 9, 3, 5, 20)
-    assert torch.equal(fused.widen(qkv, 24, 6, 0.5, 0.25), plain.widen(qkv, 24, 6, 0.5, 0.25))
+    assert torch.equal(fused.pad_heads(qkv, 24, 6, 0.5, 0.25), plain.pad_heads(qkv, 24, 6, 0.5, 0.25))

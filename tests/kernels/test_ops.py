@@ -1,6 +1,6 @@
-"""Which product runs, and that each way gives the same."""
+"""Which product runs, and that each way gives the same; rows of tables; what a kernel that fails does."""
 
-from collections.abc import Iterator
+import sys
 from dataclasses import replace
 
 import pytest
@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from mllama_cli.core.errors import CheckpointError
-from mllama_cli.kernels import dispatch
+from mllama_cli.kernels import ops
 from mllama_cli.kernels import packed as reference
-from mllama_cli.kernels.cpu import linear, native, torch_ops
+from mllama_cli.kernels.cpu import build, linear, native, torch_ops
 from mllama_cli.kernels.packed import PackedWeight
 from tests.kernels.matrices import error, exact, packed_matrix, rows
 
@@ -18,12 +18,6 @@ FLOAT32 = 1e-6
 BFLOAT16 = 6e-3
 INT8 = 7e-3
 WAYS = ("ours", "torch's", "no compiler")
-
-
-@pytest.fixture(autouse=True)
-def _default_precision() -> Iterator[None]:
-    yield
-    dispatch.set_exact(False)
 
 
 @pytest.fixture(params=WAYS)
@@ -48,10 +42,8 @@ def test_packed_products(way: str, bits: int, n: int, k: int, groups: int) -> No
     for m in (1, 2, 8, 9, 40):
         x = rows(m, k)
         truth = exact(x, weight)
-        dispatch.set_exact(True)
-        assert error(dispatch.quantized_linear(x, weight), truth) < FLOAT32
-        dispatch.set_exact(False)
-        assert error(dispatch.quantized_linear(x, weight), truth) < max(INT8, BFLOAT16) * (3 if k < 100 else 1)
+        assert error(ops.quantized_linear(x, weight, exact=True), truth) < FLOAT32
+        assert error(ops.quantized_linear(x, weight), truth) < max(INT8, BFLOAT16) * (3 if k < 100 else 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -62,26 +54,23 @@ def test_products_with_16_bits(way: str, dtype: torch.dtype, monkeypatch: pytest
     for m in (1, 2, 8, 9, 40):
         x = rows(m, 300)
         truth = exact(x, weight) + bias.double()
-        dispatch.set_exact(True)
-        assert error(dispatch.linear(x, weight, bias), truth) < FLOAT32
-        dispatch.set_exact(False)
-        rounded = way != "ours" and m <= linear.FEW
-        assert error(dispatch.linear(x, weight, bias), truth) < (BFLOAT16 if rounded else FLOAT32)
+        assert error(ops.linear(x, weight, bias, exact=True), truth) < FLOAT32
+        rounded = way != "ours" and m <= linear.MAX_GEMV_ROWS
+        assert error(ops.linear(x, weight, bias), truth) < (BFLOAT16 if rounded else FLOAT32)
 
 
 def test_a_processor_that_multiplies_bfloat16_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "multiplies_bfloat16", lambda: True)
     weight, x = rows(64, 128).bfloat16(), rows(20, 128)
-    assert torch.equal(dispatch.linear(x, weight), F.linear(x.bfloat16(), weight).float())
-    dispatch.set_exact(True)
-    assert error(dispatch.linear(x, weight), exact(x, weight)) < FLOAT32
+    assert torch.equal(ops.linear(x, weight), F.linear(x.bfloat16(), weight).float())
+    assert error(ops.linear(x, weight, exact=True), exact(x, weight)) < FLOAT32
 
 
 def test_float32_is_torchs_product_to_the_bit(way: str) -> None:
     weight, bias = rows(70, 90), rows(1, 70)[0]
     for m in (1, 5, 40):
         x = rows(m, 90, seed=2).reshape(1, m, 90)
-        assert torch.equal(dispatch.linear(x, weight, bias), F.linear(x, weight, bias))
+        assert torch.equal(ops.linear(x, weight, bias), F.linear(x, weight, bias))
 
 
 def test_shapes_and_formats_are_those_of_x(way: str) -> None:
@@ -90,24 +79,22 @@ def test_shapes_and_formats_are_those_of_x(way: str) -> None:
     for shape in ((64,), (2, 64), (3, 2, 64), (2, 0, 64), (2, 3, 5, 64)):
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             x = torch.randn(shape).to(dtype)
-            for out in (dispatch.quantized_linear(x, weight), dispatch.linear(x, half)):
+            for out in (ops.quantized_linear(x, weight), ops.linear(x, half)):
                 assert out.shape == (*shape[:-1], 32)
                 assert out.dtype == dtype
     turned = torch.randn(64, 3).T
-    assert torch.equal(
-        dispatch.quantized_linear(turned, weight), dispatch.quantized_linear(turned.contiguous(), weight)
-    )
+    assert torch.equal(ops.quantized_linear(turned, weight), ops.quantized_linear(turned.contiguous(), weight))
 
 
 def test_gradients_flow_where_they_are_wanted(way: str) -> None:
     x = rows(3, 64).requires_grad_()
-    dispatch.quantized_linear(x, packed_matrix(32, 64, 4)).sum().backward()
+    ops.quantized_linear(x, packed_matrix(32, 64, 4)).sum().backward()
     assert x.grad is not None
     weight = rows(32, 64).bfloat16().requires_grad_()
-    dispatch.linear(rows(3, 64).bfloat16(), weight).sum().backward()
+    ops.linear(rows(3, 64).bfloat16(), weight).sum().backward()
     assert weight.grad is not None
     frozen = rows(32, 64).bfloat16()
-    assert not dispatch.linear(rows(3, 64), frozen).requires_grad
+    assert not ops.linear(rows(3, 64), frozen).requires_grad
 
 
 def test_off_means_that_our_kernels_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,8 +102,8 @@ def test_off_means_that_our_kernels_do_not_run(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("MLLAMA_CPU_KERNELS", "off")
     monkeypatch.setattr(native, "_compiled", lambda: pytest.fail("compiled"))
     assert native.native() is None
-    dispatch.prepare(torch.device("cpu"))
-    dispatch.quantized_linear(rows(1, 64), packed_matrix(32, 64, 4))
+    ops.prepare(torch.device("cpu"))
+    ops.quantized_linear(rows(1, 64), packed_matrix(32, 64, 4))
 
 
 def test_other_devices_get_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +111,7 @@ def test_other_devices_get_the_reference(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(reference, "quantized_linear", lambda x, weight: called.append(x.device.type))
     weight = packed_matrix(16, 32, 4)
     on_meta = PackedWeight(weight.packed.to("meta"), weight.scale.to("meta"), weight.shape, weight.bits)
-    dispatch.quantized_linear(torch.empty(1, 32, device="meta"), on_meta)
+    ops.quantized_linear(torch.empty(1, 32, device="meta"), on_meta)
     assert called == ["meta"]
 
 
@@ -163,12 +150,58 @@ DAMAGED = {
 @pytest.mark.parametrize("damage", DAMAGED)
 def test_a_damaged_matrix_is_refused(damage: str) -> None:
     with pytest.raises(CheckpointError, match="damaged"):
-        dispatch.quantized_linear(rows(1, 64), DAMAGED[damage])
+        ops.quantized_linear(rows(1, 64), DAMAGED[damage])
 
 
 def test_a_product_of_other_sizes_is_refused() -> None:
     for k in (63, 65, 128):
         with pytest.raises(ValueError, match="columns"):
-            dispatch.quantized_linear(rows(1, k), GOOD)
+            ops.quantized_linear(rows(1, k), GOOD)
     with pytest.raises(ValueError, match="columns"):
-        dispatch.linear(rows(1, 60), rows(32, 64).bfloat16())
+        ops.linear(rows(1, 60), rows(32, 64).bfloat16())
+
+
+def test_rows_are_those_of_the_table() -> None:
+    table, ids = torch.randn(11, 6, requires_grad=True), torch.tensor([[3, 0], [10, 3]])
+    assert torch.equal(ops.embedding(ids, table), table[ids])
+    ops.embedding(ids, table).sum().backward()
+    assert table.grad is not None
+    assert table.grad[3].eq(2).all()
+
+
+def test_a_kernel_that_cannot_be_built_is_an_error_only_where_kernels_are_strict(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setitem(sys.modules, "mllama_cli.kernels.cuda.elementwise", None)  # as where Triton is missing
+    device = torch.device("cuda", 99)
+    monkeypatch.setenv("MLLAMA_STRICT_KERNELS", "1")
+    with pytest.raises(ImportError):
+        ops.triton_available(device)
+    monkeypatch.delenv("MLLAMA_STRICT_KERNELS")
+    assert not ops.triton_available(device)
+    ops.triton_available.cache_clear()
+
+
+def test_an_old_gpu_and_a_cpu_are_no_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLLAMA_STRICT_KERNELS", "1")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert not ops.triton_available(torch.device("cuda", 98))
+    assert not ops.triton_available(torch.device("cpu"))
+    ops.triton_available.cache_clear()
+
+
+def test_cpu_kernels_that_cannot_be_compiled_are_an_error_only_where_kernels_are_strict(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(native, "_compiled", lambda: None)
+    monkeypatch.setattr(build, "find_compiler", lambda: ["c++"])
+    ops.prepare(torch.device("cpu"))
+    monkeypatch.setenv("MLLAMA_STRICT_KERNELS", "1")
+    with pytest.raises(RuntimeError, match="could not be built"):
+        ops.prepare(torch.device("cpu"))
+    monkeypatch.setenv("MLLAMA_CPU_KERNELS", "off")
+    ops.prepare(torch.device("cpu"))
+    monkeypatch.delenv("MLLAMA_CPU_KERNELS")
+    monkeypatch.setattr(build, "find_compiler", lambda: None)
+    ops.prepare(torch.device("cpu"))

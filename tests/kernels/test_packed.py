@@ -1,4 +1,4 @@
-"""Rows of tables, and packed products some rows at a time."""
+"""The reference product of a packed matrix, which is unpacked some rows at a time."""
 
 import pytest
 import torch
@@ -6,15 +6,6 @@ import torch.nn.functional as F
 
 from mllama_cli.kernels import packed as reference
 from mllama_cli.kernels.packed import PackedWeight, dequantize, pack
-from mllama_cli.kernels.tables import gather
-
-
-def test_rows_are_those_of_the_table() -> None:
-    table, ids = torch.randn(11, 6, requires_grad=True), torch.tensor([[3, 0], [10, 3]])
-    assert torch.equal(gather(ids, table), table[ids])
-    gather(ids, table).sum().backward()
-    assert table.grad is not None
-    assert table.grad[3].eq(2).all()
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -29,7 +20,7 @@ def test_a_packed_product_is_made_some_rows_at_a_time(bits: int, rows: int, monk
         largest.append(part.shape[0])
         return dequantize(part, dtype)
 
-    monkeypatch.setattr(reference, "UNPACKED", 4 * 64 * 8)
+    monkeypatch.setattr(reference, "UNPACKED_BYTES", 4 * 64 * 8)
     monkeypatch.setattr(reference, "dequantize", watched)
     exact = F.linear(x, dequantize(weight))
     assert (reference.quantized_linear(x, weight) - exact).norm() < 1e-6 * exact.norm()

@@ -1,8 +1,15 @@
-"""Which matrices suffer most from 4 bits, and so get 8 by default."""
+"""Which matrices lose most in 4 bits, and so get 8 by default, and how that is estimated from a sample of rows."""
 
 from collections.abc import Callable, Iterable
 
+import torch
+
+from mllama_cli.checkpoint.reader import CheckpointReader
+from mllama_cli.checkpoint.slices import SliceReader
 from mllama_cli.core.config import MllamaTextConfig
+from mllama_cli.core.errors import CheckpointError
+from mllama_cli.quantization.rounding import NotFiniteError, quantize_matrix
+from mllama_cli.quantization.schemes import Scheme
 
 Measure = Callable[[str], float]
 """The relative squared error of a linear layer in 4 bits, by its name: from a sample of its rows."""
@@ -12,9 +19,13 @@ RELEASED_LAYERS = (1,)
 RELEASED_DOWN = (13, 18)
 """Known of the released 11B models (40 layers): all of layer 1, and down_proj of two cross-attention layers."""
 
+PROBE_POSITIONS = 4
+PROBE_ROWS = 8
+"""At each position: 4 x 8 rows of 28672 weights are 1.8 MB, and their error is within some percent of the whole's."""
 
-def sensitive(names: Iterable[str], config: MllamaTextConfig, measure: Measure) -> set[str]:
-    """Those of the language model's linear layers ``names`` that get 8 bits.
+
+def sensitive_linears(names: Iterable[str], config: MllamaTextConfig, measure: Measure) -> set[str]:
+    """Return those of the language model's linear layers ``names`` that get 8 bits.
 
     In every model: the output layer, and o_proj of cross-attention, whose output a gate multiplies. In a model of 40
     layers the ones known of 11B. In others as large a share of the layers, chosen by measured error: one whole
@@ -44,10 +55,34 @@ def sensitive(names: Iterable[str], config: MllamaTextConfig, measure: Measure) 
 
 
 def layer_of(name: str) -> int | None:
-    """The number of the decoder layer that a module of the language model is in."""
+    """Return the number of the decoder layer that a module of the language model is in."""
     number = name.partition(".layers.")[2].partition(".")[0]
     return int(number) if number.isdecimal() else None
 
 
 def down_of(names: Iterable[str]) -> str:
     return next((name for name in names if name.endswith(".mlp.down_proj")), "")
+
+
+class ErrorProbe:
+    """Estimates a linear layer's relative squared error, rounded to nearest, from a sample of its rows."""
+
+    def __init__(self, slices: SliceReader, reader: CheckpointReader, scheme: Scheme) -> None:
+        self._slices, self._reader, self._scheme = slices, reader, scheme
+
+    def __call__(self, name: str) -> float:
+        stored = self._reader.tensors[f"{name}.weight"]
+        rows = stored.info.shape[0]
+        last = max(rows - PROBE_ROWS, 0)
+        starts = sorted({index * last // (PROBE_POSITIONS - 1) for index in range(PROBE_POSITIONS)})
+        sample = torch.cat([self._slices.rows(stored, start, start + PROBE_ROWS) for start in starts])
+        try:
+            rounded = quantize_matrix(sample, self._scheme.fitted(sample.shape[1]), "rtn")
+        except NotFiniteError:
+            raise not_finite(stored.stored_name, stored.file.name) from None
+        return rounded.error / max(rounded.energy, 1e-30)
+
+
+def not_finite(name: str, file: str) -> CheckpointError:
+    """Return the error for a tensor that no scale fits."""
+    return CheckpointError(f"{name} in {file} holds NaN or infinity", "The file is damaged: download or copy it again.")
