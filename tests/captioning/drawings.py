@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mllama_cli.sketch.samples import make_sample
+from mllama_cli.sketch.questions.samples import make_sample
 
 FIRST = 1_700_000_000_000
 """Seeds that the training never saw."""

@@ -11,8 +11,8 @@ from PIL import Image
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.processing.image_processor import MllamaImageProcessor
 from mllama_cli.processing.tokenizer import MllamaTokenizer
-from mllama_cli.sketch.dataset import Shard, cut_tiles, pack, render_shard
-from mllama_cli.sketch.samples import TASKS, make_group
+from mllama_cli.sketch.questions.samples import TASKS, make_group
+from mllama_cli.sketch.training.dataset import Shard, cut_tiles, pack, render_shard
 
 
 @pytest.mark.parametrize("size", [(64, 64), (112, 90), (300, 300), (900, 300), (200, 800), (500, 250), (113, 112)])
