@@ -9,8 +9,9 @@ from PIL import Image
 
 from mllama_cli import Conversation, Sampling, load, read_image
 from mllama_cli.core.events import Token
+from mllama_cli.engine.batch.run import BatchRequest, run_batch
 from mllama_cli.engine.engine import Engine
-from mllama_cli.sketch.evaluate import try_foreign, try_limits, try_task
+from mllama_cli.sketch.evaluate import conversation_of, held_out, try_foreign, try_limits, try_task
 from mllama_cli.sketch.questions.samples import TASKS
 from mllama_cli.sketch.training import model_config
 from mllama_cli.sketch.training.vocabulary import CHAT_TEMPLATE, VOCABULARY_SIZE
@@ -58,6 +59,21 @@ def test_a_conversation_of_several_turns(engine: Engine) -> None:
         talk = talk.with_assistant(answer).with_user(question, ())
     for answer, word in zip(said, ("3", "circle", "bottom right", "yellow"), strict=True):
         assert word in answer
+
+
+@pytest.mark.slow
+def test_refilled_slots_give_the_answers_of_single_conversations(engine: Engine) -> None:
+    talks = [conversation_of(s) for task in ("describe", "change", "where", "follow-up") for s in held_out(task, 6)]
+    requests = [BatchRequest(k, engine.processor(talk), sampling=GREEDY) for k, talk in enumerate(talks)]
+    replies = {reply.key: reply for reply in run_batch(engine, requests, slots=5)}
+    for request in requests:
+        reply = replies[request.key]
+        events = engine.session().stream_inputs(request.inputs, GREEDY)
+        alone = [event.id for event in events if isinstance(event, Token) and event.id not in engine.eos]
+        assert list(reply.ids) == alone
+        assert reply.finish_reason == "stop"
+        assert reply.text == engine.processor.tokenizer.backend.decode(alone)
+        assert (reply.prompt_tokens, reply.completion_tokens) == (len(request.inputs.ids), len(alone))
 
 
 @pytest.mark.slow
