@@ -11,7 +11,7 @@ from mllama_cli.engine.batch.run import BatchRequest, run_batch
 from mllama_cli.engine.batch.slots import Slots
 from mllama_cli.engine.engine import Engine, load
 from mllama_cli.processing.images import encode_image
-from tests.captioning.drawings import opened
+from tests.drawings import opened
 
 pytestmark = [
     pytest.mark.gpu,
