@@ -69,7 +69,25 @@ def test_rows_that_sample_keep_their_own_dice(engine: Engine) -> None:
         for seed, request in enumerate(requests_for(engine))
     ]
     requests[4] = replace(requests[4], sampling=Sampling(max_tokens=12, repetition_penalty=1.3))
+    others = {"frequency_penalty": 1.0, "presence_penalty": -0.5, "logit_bias": {7: 3.0}}
+    requests[7] = replace(requests[7], sampling=Sampling(max_tokens=12, temperature=1.1, seed=3, **others))  # type: ignore[arg-type]
+    requests[9] = replace(requests[9], sampling=Sampling(max_tokens=12, **others))  # type: ignore[arg-type]
     assert by_key(run_batch(engine, requests, slots=4)) == {r.key: alone(engine, r) for r in requests}
+
+
+def test_log_probabilities_come_where_they_are_asked_for(engine: Engine) -> None:
+    asking = Sampling(max_tokens=8, temperature=1.0, seed=2, logprobs=2)
+    requests = [replace(r, sampling=asking if r.key == 3 else Sampling(max_tokens=8)) for r in requests_for(engine)[:5]]
+    expected = [e for e in engine.session().stream_inputs(requests[3].inputs, asking) if isinstance(e, Token)]
+    assert all(token.logprob is not None and len(token.top_logprobs) == 2 for token in expected)
+    for reply in run_batch(engine, requests, slots=3):
+        if reply.key != 3:
+            assert reply.logprobs == ()
+            continue
+        assert [token.id for token in reply.logprobs] == list(reply.ids)
+        for ours, alone_ in zip(reply.logprobs, expected, strict=False):
+            assert ours.logprob == pytest.approx(alone_.logprob, abs=1e-4)
+            assert [id_ for id_, _ in ours.top_logprobs] == [id_ for id_, _ in alone_.top_logprobs]
 
 
 def test_a_free_slot_is_refilled_at_once_and_requests_are_pulled_when_needed(engine: Engine) -> None:
