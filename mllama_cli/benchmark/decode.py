@@ -140,12 +140,13 @@ def decoded(subject: Subject, encoded: list[LayerKV] | None, count: int) -> Iter
     cache, logits = prefilled(subject, ids, encoded)
     cross = CrossKVCache.from_images([[encoded]]) if encoded else None
     spans = image_spans(ids, subject.config.image_token_index)
-    for _ in subject.fast.prepare(subject.network, sees=encoded is not None, sampled=False):
+    for _ in subject.fast.prepare(subject.network, sees=encoded is not None, sampling=Sampling()):
         pass
     start = DecodeInput(logits, cache, cross, spans, Sampling(), ids, count)
     tokens = subject.fast.decode(subject.network, start)
     with closing(tokens):
-        yield from tokens
+        for token in tokens:
+            yield token.id
 
 
 def first_token(subject: Subject, image: tuple[Tensor, int] | None) -> float:

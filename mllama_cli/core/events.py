@@ -44,10 +44,16 @@ class ReadingPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One generated token. ``text`` may be empty while a character's bytes are incomplete."""
+    """One generated token. ``text`` may be empty while a character's bytes are incomplete.
+
+    Where ``Sampling.logprobs`` asks for it, ``logprob`` is the token's log-probability and ``top_logprobs`` the ids and
+    log-probabilities of the likeliest ones.
+    """
 
     id: int
     text: str
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

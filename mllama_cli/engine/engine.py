@@ -14,6 +14,7 @@ from mllama_cli.engine.batch.run import Reply, answer_batch
 from mllama_cli.engine.device import choose_device, make_current
 from mllama_cli.engine.fast import FastDecoding
 from mllama_cli.engine.forward import DecodeInput, Network
+from mllama_cli.engine.sampling import ChosenToken
 from mllama_cli.engine.session import Session
 from mllama_cli.engine.weights.place import StoredWeights
 from mllama_cli.model.cache import LayerKV
@@ -133,14 +134,14 @@ class Engine:
 
     def prepare_decoding(self, *, sees: bool, sampling: Sampling) -> Iterator[Event]:
         """Make ready what ``decode`` will need; yields a Notice where kernels have to be built first."""
-        return self.fast.prepare(self.network, sees=sees, sampled=sampling.temperature > 0)
+        return self.fast.prepare(self.network, sees=sees, sampling=sampling)
 
     @torch.inference_mode()
     def prepare_batch(self) -> Iterator[Event]:
         """A Notice where the first batch on this machine has to build kernels."""
         yield from self.fast.prepare_batch(self.network)
 
-    def decode(self, start: DecodeInput) -> Generator[int]:
+    def decode(self, start: DecodeInput) -> Generator[ChosenToken]:
         """The answer's tokens, as engine/forward.py's ``decode``; from captured graphs where the device has them."""
         return self.fast.decode(self.network, start)
 

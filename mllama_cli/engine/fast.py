@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from mllama_cli.core.events import Event, Notice
+from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.forward import DecodeInput, Network, decode
+from mllama_cli.engine.sampling import ChosenToken
 from mllama_cli.kernels.ops import triton_available
 from mllama_cli.model.cache import LayerKV
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
@@ -52,17 +54,17 @@ class FastDecoding:
         finally:
             self._encoded.record(current)
 
-    def prepare(self, network: Network, *, sees: bool, sampled: bool) -> Iterator[Event]:
+    def prepare(self, network: Network, *, sees: bool, sampling: Sampling) -> Iterator[Event]:
         """Build and capture what an answer needs, once. Where that fails, ``obstacle`` says why, and torch decodes."""
         if self.obstacle:
             return
-        from mllama_cli.engine.cuda.operands import obstacle
+        from mllama_cli.engine.cuda.operands import unsupported_reason
 
-        self.obstacle = obstacle(network, self._dtype, self._device)
+        self.obstacle = unsupported_reason(network, self._dtype, self._device)
         if self.obstacle:
             return
         from mllama_cli.engine.cuda.build_cache import Work, first_time, remember
-        from mllama_cli.engine.cuda.self_check import MOST, disagreement
+        from mllama_cli.engine.cuda.self_check import MAX_RELATIVE_ERROR, relative_error
 
         work: Work = "pictures" if sees else "text"
         new = first_time(network, self._device, work)
@@ -70,9 +72,9 @@ class FastDecoding:
             yield Notice("Building kernels for this GPU, once: about 20 seconds")
         try:
             decoder = self._take(network)
-            decoder.prepare(sees=sees, sampled=sampled)
-            if new and (apart := disagreement(decoder, network, sees=sees)) > MOST:
-                self.obstacle = f"kernels do not compute here what the network does: {apart:.0%} apart"
+            decoder.prepare(with_images=sees, sampling=sampling)
+            if new and (distance := relative_error(decoder, network, with_images=sees)) > MAX_RELATIVE_ERROR:
+                self.obstacle = f"kernels do not compute here what the network does: {distance:.0%} apart"
                 return
             self._idle.append(decoder)
         except Exception as error:  # no C compiler, a driver too old: whatever it is, torch still works
@@ -93,7 +95,7 @@ class FastDecoding:
             yield Notice("The first captions on this GPU build kernels, once: about 10 seconds")
             remember(network, self._device, "batch")
 
-    def decode(self, network: Network, start: DecodeInput) -> Generator[int]:
+    def decode(self, network: Network, start: DecodeInput) -> Generator[ChosenToken]:
         """As engine/forward.py's ``decode``."""
         if self.obstacle:
             yield from decode(network, start)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.sampling import Sampler
+from mllama_cli.engine.sampling import ChosenToken, Sampler
 from mllama_cli.kernels.ops import upload
 from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
@@ -88,13 +89,16 @@ class DecodeInput:
     budget: int
 
 
-def decode(network: Network, start: DecodeInput) -> Iterator[int]:
+def decode(network: Network, start: DecodeInput) -> Iterator[ChosenToken]:
     """Yield the answer's tokens. When the next one is asked for, all before it are in the cache."""
     logits = start.logits
-    sampler = Sampler(start.sampling, logits.shape[-1], start.prompt, logits.device)
+    sampler = Sampler(1, logits.shape[-1], logits.device)
+    sampler.admit(0, start.sampling, start.prompt)
     for number in range(start.budget):
-        token = sampler(logits[0])
+        (token,) = sampler.choose(logits)
+        if isinstance(token, MllamaError):
+            raise token
         yield token
         if number + 1 < start.budget:
-            ids = upload(torch.tensor([[token]]), logits.device)
+            ids = upload(torch.tensor([[token.id]]), logits.device)
             logits = forward(network, ids, start.cache, start.cross, [start.spans])

@@ -1,106 +1,195 @@
-"""From logits to the next token."""
+"""From logits to the next token: one sampler for a CPU, for the rows of a batch on a GPU, and for captured steps.
 
-import math
+A result depends on the seed, the logits and the number of the draw alone: draw number n of a request uses uniform n of
+the request's own generator on the CPU, and every step from logits to token is computed row by row.
+"""
+
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.logits import Adjustments, Settings, Survivors, best_ids, draw, log_probabilities
+from mllama_cli.kernels.ops import upload
+
+MIN_TEMPERATURE = 1e-5
+"""Below it the choice is greedy, as vLLM's: to divide by less would overflow float32."""
+
+UNIFORMS_RING = 512
+"""Uniforms of a row that are on the device; used up, the host draws and uploads as many again."""
+
+MAX_SORTED_ROWS = 16
+"""Rows sorted at once: each takes about 10 MB meanwhile for a vocabulary of 128k."""
 
 
-def not_finite() -> MllamaError:
-    return MllamaError(
-        "The model computed NaN or infinity, so no token can be chosen",
-        "Use --dtype bfloat16 or float32; if that does not help, the weights are damaged.",
-    )
+class ChosenToken(NamedTuple):
+    """A token and, where ``Sampling.logprobs`` asks for them, log-probabilities of the model's own distribution."""
+
+    id: int
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+class Method(NamedTuple):
+    """What a choice takes beyond an argmax: logit bias or penalties; a draw."""
+
+    adjusts: bool
+    draws: bool
+
+    @classmethod
+    def of(cls, sampling: Sampling) -> "Method":
+        counts = sampling.repetition_penalty != 1 or sampling.frequency_penalty or sampling.presence_penalty
+        return cls(bool(counts or sampling.logit_bias), sampling.temperature >= MIN_TEMPERATURE)
+
+
+GREEDY = Method(adjusts=False, draws=False)
+
+
+@dataclass
+class _Row:
+    """A request in a row. ``index`` is where the device has its state, whatever row it moves to."""
+
+    index: int
+    sampling: Sampling = field(default_factory=Sampling)
+    method: Method = GREEDY
+    generator: torch.Generator | None = None
+    drawn: int = 0
 
 
 class Sampler:
-    """Chooses tokens for one conversation; remembers which ids it has seen for the repetition penalty.
+    """Chooses the next tokens of up to ``rows`` conversations.
 
-    The order of the steps is transformers': repetition penalty, temperature, top-k, top-p, min-p.
+    The order is transformers' and vLLM's: logit bias, penalties, temperature, top-k, top-p, min-p. Equal logits rank by
+    their ids. Log-probabilities are those of the logits before any of this, as OpenAI's and vLLM's are.
     """
 
-    def __init__(self, sampling: Sampling, vocab_size: int, prompt: Iterable[int], device: torch.device) -> None:
-        self.sampling = sampling
-        self._generator: torch.Generator | None = None
-        if sampling.temperature > 0:
-            self._generator = torch.Generator(device)
-            if sampling.seed is None:
-                self._generator.seed()
-            else:
-                self._generator.manual_seed(sampling.seed)
-        self._seen: Tensor | None = None
-        if sampling.repetition_penalty != 1:
-            # The image token's id is vocab_size: it has no logit.
-            ids = [id_ for id_ in prompt if id_ < vocab_size]
-            self._seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-            self._seen[torch.tensor(ids, dtype=torch.long, device=device)] = True
+    @torch.inference_mode()
+    def __init__(self, rows: int, vocab_size: int, device: torch.device) -> None:
+        self._vocab_size, self._device = vocab_size, device
+        self._rows = [_Row(index) for index in range(rows)]
+        self._groups: dict[tuple[int, int], list[_Group]] = {}
+        self._settings = torch.zeros(rows, len(Settings._fields), dtype=torch.float64, device=device)
+        self._uniforms = torch.zeros(rows, UNIFORMS_RING, dtype=torch.float64, device=device)
+        self._draws = torch.zeros(rows, dtype=torch.long, device=device)
+        self._adjustments: Adjustments | None = None
+        self.all_rows = torch.arange(rows, device=device)
 
-    @property
-    def takes_the_best(self) -> bool:
-        """Whether the next id is simply the one with the highest logit."""
-        return self._generator is None and self._seen is None
+    @torch.inference_mode()
+    def admit(self, row: int, sampling: Sampling, prompt_ids: Iterable[int]) -> None:
+        """Begin a request in a row."""
+        index, method = self._rows[row].index, Method.of(sampling)
+        new = _Row(index, sampling, method)
+        if method != GREEDY:
+            self._settings[index].copy_(upload(Settings.row(sampling, self._vocab_size), self._device))
+        if method.draws:
+            new.generator = torch.Generator()
+            new.generator.seed() if sampling.seed is None else new.generator.manual_seed(sampling.seed)
+            self._draws[index].zero_()
+        if method.adjusts:
+            self._tables().admit(index, sampling, prompt_ids)
+        self._rows[row] = new
+        self._groups.clear()
 
-    def __call__(self, logits: Tensor) -> int:
-        """The next id from one row of logits [vocab_size]. MllamaError where the model computed NaN or infinity."""
-        scores = logits.float()
-        if self._seen is not None:
-            penalty = self.sampling.repetition_penalty
-            scores = torch.where(self._seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
-        if self._generator is None:
-            best, index = scores.max(dim=-1)
-            chosen = int(index)
-            sound = bool(torch.isfinite(best))
+    def release(self, row: int, last: int) -> None:
+        """Free a row; the request of row ``last`` moves into it."""
+        self._rows[row], self._rows[last] = self._rows[last], _Row(self._rows[row].index)
+        self._groups.clear()
+
+    @torch.inference_mode()
+    def choose(self, logits: Tensor, first: int = 0) -> list[ChosenToken | MllamaError]:
+        """Return the next token of each row from ``first`` on, or why there is none, from logits [n, vocab_size].
+
+        Rows that draw are chosen together, and a GPU is waited for once.
+        """
+        count = logits.shape[0]
+        rows = self._rows[first : first + count]
+        for row in range(first, first + count):
+            self.refill(row)
+        tokens = best_ids(logits)
+        for group in self._grouped(first, count):
+            tokens[group.positions] = self.tokens(logits[group.positions], group.indices, group.method)
+        asked = [row.sampling.logprobs for row in rows if row.sampling.logprobs is not None]
+        if not asked:
+            return [chosen_token(id_) for id_ in tokens.tolist()]
+        details = log_probabilities(logits, tokens, max(asked))
+        numbers = torch.cat((tokens[:, None].double(), details), dim=1).tolist()
+        return [chosen_token(int(n[0]), n[1:], row.sampling.logprobs) for n, row in zip(numbers, rows, strict=True)]
+
+    @torch.inference_mode()
+    def refill(self, row: int) -> None:
+        """Have the uniform of a row's next draw on the device. ``choose`` does; call it before a captured choice."""
+        state = self._rows[row]
+        if state.generator is None:
+            return
+        if state.drawn % UNIFORMS_RING == 0:
+            fresh = torch.rand(UNIFORMS_RING, generator=state.generator, dtype=torch.float64)
+            self._uniforms[state.index].copy_(upload(fresh, self._device))
+        state.drawn += 1
+
+    def tokens(self, logits: Tensor, rows: Tensor, method: Method) -> Tensor:
+        """Choose on the device: ids int64 [n], -1 where scores are not finite. Waits for nothing: it can be captured.
+
+        ``rows`` [n] says where these requests have their state.
+        """
+        scores, settings = logits.float(), Settings.columns(self._settings[rows])
+        if method.adjusts:
+            scores = self._tables().apply(scores, rows, settings)
+        if method.draws:
+            uniforms = self._uniforms[rows, self._draws[rows] % UNIFORMS_RING]
+            ids = draw(Survivors.of(scores, settings), uniforms[:, None])
+            self._draws[rows] += 1
         else:
-            probabilities = filtered_probabilities(scores, self.sampling)
-            sound = bool(torch.isfinite(probabilities).all())
-            chosen = int(torch.multinomial(probabilities, 1, generator=self._generator)) if sound else 0
-        if not sound:
-            raise not_finite()
-        if self._seen is not None:
-            self._seen[chosen] = True
-        return chosen
+            ids = best_ids(scores)
+        if method.adjusts:
+            self._tables().count(rows, ids)
+        return ids
+
+    def _tables(self) -> Adjustments:
+        if self._adjustments is None:
+            self._adjustments = Adjustments(len(self._rows), self._vocab_size, self._device)
+        return self._adjustments
+
+    def _grouped(self, first: int, count: int) -> list["_Group"]:
+        """Return the rows that need more than an argmax, those of one method together; the same until rows change."""
+        key = (first, count)
+        if key not in self._groups:
+            positions: dict[Method, list[int]] = {}
+            for position, row in enumerate(self._rows[first : first + count]):
+                if row.method != GREEDY:
+                    positions.setdefault(row.method, []).append(position)
+            self._groups[key] = [
+                self._group(method, some[start : start + MAX_SORTED_ROWS], first)
+                for method, some in positions.items()
+                for start in range(0, len(some), MAX_SORTED_ROWS)
+            ]
+        return self._groups[key]
+
+    def _group(self, method: Method, positions: Sequence[int], first: int) -> "_Group":
+        indices = [self._rows[first + position].index for position in positions]
+        return _Group(method, *upload(torch.tensor([positions, indices]), self._device))
 
 
-def choose(samplers: Sequence[Sampler], logits: Tensor) -> list[int | MllamaError]:
-    """Each row's next id from logits [rows, vocab_size], or why there is none.
+class _Group(NamedTuple):
+    """Rows of one method: their positions among the logits, and where the device has their state."""
 
-    The greedy rows are chosen together, so that a GPU is waited for once.
-    """
-    best: list[float] = []
-    index: list[int] = []
-    if any(sampler.takes_the_best for sampler in samplers):
-        values, places = logits.max(dim=-1)
-        best, index = values.tolist(), places.tolist()
-    chosen: list[int | MllamaError] = []
-    for row, sampler in enumerate(samplers):
-        if sampler.takes_the_best:
-            chosen.append(index[row] if math.isfinite(best[row]) else not_finite())
-            continue
-        try:
-            chosen.append(sampler(logits[row]))
-        except MllamaError as error:
-            chosen.append(error)
-    return chosen
+    method: Method
+    positions: Tensor
+    indices: Tensor
 
 
-def filtered_probabilities(scores: Tensor, sampling: Sampling) -> Tensor:
-    """Probabilities of each token after temperature, top-k, top-p and min-p: float32 [vocab_size]."""
-    scores = scores / sampling.temperature
-    if 0 < sampling.top_k < scores.shape[-1]:
-        smallest = scores.topk(sampling.top_k).values[-1]
-        scores = scores.masked_fill(scores < smallest, -torch.inf)
-    if sampling.top_p < 1:
-        ordered, order = scores.sort(descending=True)
-        probabilities = ordered.softmax(-1)
-        # A token stays while those before it have less than top_p together, so the first always stays.
-        drop = probabilities.cumsum(-1) - probabilities >= sampling.top_p
-        scores = scores.scatter(-1, order, ordered.masked_fill(drop, -torch.inf))
-    probabilities = scores.softmax(-1)
-    if sampling.min_p > 0:
-        probabilities = probabilities.masked_fill(probabilities < sampling.min_p * probabilities.max(), 0)
-        probabilities = probabilities / probabilities.sum()
-    return probabilities
+def chosen_token(id_: int, details: Sequence[float] = (), asked: int | None = None) -> ChosenToken | MllamaError:
+    """Return a token with ``asked`` of the ``log_probabilities`` that come with it, or the error for id -1."""
+    if id_ < 0:
+        return MllamaError(
+            "The model computed NaN or infinity, so no token can be chosen",
+            "Use --dtype bfloat16 or float32; if that does not help, the weights are damaged.",
+        )
+    if asked is None:
+        return ChosenToken(id_)
+    count = len(details) // 2
+    values, ids = details[1 : 1 + count], details[1 + count :]
+    return ChosenToken(id_, details[0], tuple(zip(map(int, ids), values, strict=True))[:asked])

@@ -129,19 +129,20 @@ class Session:
                     prefill_seconds = timer.lap() - encode_seconds
                 else:
                     self.ids.append(last)  # a token is in the cache by the time the next one is there
-                last = token
-                if token in self.engine.eos:
+                last = token.id
+                if token.id in self.engine.eos:
                     reason = "stop"
                     break
                 count += 1
-                piece, stopped = text.push(token)
+                piece, stopped = text.push(token.id)
                 if stopped:
                     reason = "stop_string"
-                    yield Token(token, piece)
+                    yield Token(token.id, piece, token.logprob, token.top_logprobs)
                     break
-                yield Token(token, piece + text.finish() if count == budget else piece)
+                piece = piece + text.finish() if count == budget else piece
+                yield Token(token.id, piece, token.logprob, token.top_logprobs)
         if reason == "stop" and (rest := text.finish()):
-            yield Token(token, rest)
+            yield Token(last, rest)
         yield GenerationStats(
             finish_reason=reason,
             prompt_tokens=len(prompt),

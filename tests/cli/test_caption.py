@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.captioning.drawings import bad_files, drawings
 from tests.console import SCRIPT, run_here, run_script
+from tests.drawings import bad_files, drawings
 from tests.prepared import Prepared, Started
 
 DATA = Path(__file__).parents[1] / "data"

@@ -19,6 +19,7 @@ from mllama_cli.engine.batch.slots import Slots
 from mllama_cli.engine.device import is_out_of_memory
 from mllama_cli.engine.engine import Engine
 from mllama_cli.engine.picture_encoder import PictureEncoder
+from mllama_cli.engine.sampling import Sampler
 from tests.engine.conftest import picture
 from tests.engine.test_batch_refill import alone, by_key, requests_for
 
@@ -171,17 +172,17 @@ def test_a_request_is_answered_once_wherever_its_start_ran_out_of_memory(
 ) -> None:
     """A sampler with a repetition penalty holds a table on the device."""
     calls = []
+    admit = Sampler.admit
 
-    class Failing(scheduler.Sampler):
-        def __init__(self, *arguments: Any) -> None:
-            calls.append(1)
-            if len(calls) == 2:
-                raise torch.OutOfMemoryError
-            super().__init__(*arguments)
+    def failing(self: Sampler, *arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError
+        admit(self, *arguments)
 
     requests = requests_for(engine)
     expected = {request.key: alone(engine, request) for request in requests}
-    monkeypatch.setattr(scheduler, "Sampler", Failing)
+    monkeypatch.setattr(Sampler, "admit", failing)
     replies = list(run_batch(engine, requests, slots=4))
     assert sorted(str(reply.key) for reply in replies) == sorted(map(str, expected))
     assert {reply.key: reply.ids for reply in replies} == expected

@@ -14,7 +14,6 @@ from mllama_cli.engine.batch.run import BatchReply, BatchRequest, run_batch
 from mllama_cli.engine.engine import Engine, load
 from mllama_cli.model.cache import LayerKV
 from mllama_cli.model.mllama import MllamaModel
-from mllama_cli.sketch.evaluate import conversation_of, held_out
 from tests.checkpoints import make_checkpoint, text_only_config
 from tests.engine.conftest import picture
 
@@ -70,24 +69,25 @@ def test_rows_that_sample_keep_their_own_dice(engine: Engine) -> None:
         for seed, request in enumerate(requests_for(engine))
     ]
     requests[4] = replace(requests[4], sampling=Sampling(max_tokens=12, repetition_penalty=1.3))
+    others = {"frequency_penalty": 1.0, "presence_penalty": -0.5, "logit_bias": {7: 3.0}}
+    requests[7] = replace(requests[7], sampling=Sampling(max_tokens=12, temperature=1.1, seed=3, **others))  # type: ignore[arg-type]
+    requests[9] = replace(requests[9], sampling=Sampling(max_tokens=12, **others))  # type: ignore[arg-type]
     assert by_key(run_batch(engine, requests, slots=4)) == {r.key: alone(engine, r) for r in requests}
 
 
-@pytest.mark.slow
-def test_the_built_in_model_answers_alike_in_refilled_slots() -> None:
-    engine = load("sketch", device="cpu", dtype="float32", vision=True)
-    talks = [conversation_of(s) for task in ("describe", "change", "where", "follow-up") for s in held_out(task, 6)]
-    requests = [
-        BatchRequest(k, engine.processor(talk), sampling=Sampling(max_tokens=60)) for k, talk in enumerate(talks)
-    ]
-    replies = {reply.key: reply for reply in run_batch(engine, requests, slots=5)}
-    for request in requests:
-        reply = replies[request.key]
-        assert reply.ids == alone(engine, request)
-        assert reply.finish_reason == "stop"
-        assert reply.text == engine.processor.tokenizer.backend.decode(list(reply.ids))
-        assert (reply.prompt_tokens, reply.completion_tokens) == (len(request.inputs.ids), len(reply.ids))
-        assert reply.seconds > 0
+def test_log_probabilities_come_where_they_are_asked_for(engine: Engine) -> None:
+    asking = Sampling(max_tokens=8, temperature=1.0, seed=2, logprobs=2)
+    requests = [replace(r, sampling=asking if r.key == 3 else Sampling(max_tokens=8)) for r in requests_for(engine)[:5]]
+    expected = [e for e in engine.session().stream_inputs(requests[3].inputs, asking) if isinstance(e, Token)]
+    assert all(token.logprob is not None and len(token.top_logprobs) == 2 for token in expected)
+    for reply in run_batch(engine, requests, slots=3):
+        if reply.key != 3:
+            assert reply.logprobs == ()
+            continue
+        assert [token.id for token in reply.logprobs] == list(reply.ids)
+        for ours, alone_ in zip(reply.logprobs, expected, strict=False):
+            assert ours.logprob == pytest.approx(alone_.logprob, abs=1e-4)
+            assert [id_ for id_, _ in ours.top_logprobs] == [id_ for id_, _ in alone_.top_logprobs]
 
 
 def test_a_free_slot_is_refilled_at_once_and_requests_are_pulled_when_needed(engine: Engine) -> None:

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from mllama_cli.checkpoint.names import canonical
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.engine.batch.slots import Prompt, Slots
-from mllama_cli.engine.padded_step import StepShape, padded_step
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "meta-tiny"
@@ -68,21 +67,3 @@ def test_metas_greedy_ids_while_the_neighbours_come_and_go() -> None:
         tokens = [step] * slots.busy
         tokens[place] = expected
         logits = slots.step(tokens)[place]
-
-
-@torch.inference_mode()
-def test_a_step_of_fixed_shape_gives_the_same_and_leaves_busy_slots_alone() -> None:
-    names = [name for name in CASES if name != "g"][:3]
-    slots = slots_of(8)
-    slots.fill([prompt_of(slots, name, name) for name in names])
-    slots.release(0)  # so that there are more rows than busy slots, and one that was used
-    cache = slots.cache
-    cache.reserve(cache.extent + 1)
-    shape = StepShape.of(cache)
-    assert (cache.busy, shape.rows) == (2, 2)
-    for tokens in ([1, 2], [3, 4], [5, 6]):
-        wide = StepShape(4, shape.extent, shape.sees)
-        ids = torch.tensor([*tokens, 0, 0])[:, None]
-        padded = padded_step(slots.engine.network, cache, ids, wide)[:2]
-        exact = slots.step(tokens)
-        assert (padded - exact).abs().max() < 2e-5

@@ -1,6 +1,7 @@
 """Several answers at once on a GPU, from captured steps, are those of the CPU: ``pytest -m gpu tests/gpu``."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch.run import BatchRequest, run_batch
 from mllama_cli.engine.batch.slots import Slots
+from mllama_cli.engine.cuda.operands import supports_attention
 from mllama_cli.engine.engine import Engine, load
 from mllama_cli.processing.images import encode_image
-from tests.captioning.drawings import opened
+from tests.checkpoints import make_checkpoint
+from tests.drawings import opened
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,6 +40,13 @@ def test_refilled_slots_of_a_gpu_say_what_the_cpu_says_one_by_one() -> None:
     engine = load("sketch", device="cuda", dtype="float32", vision=True)
     for slots in (1, 3, 8, 20):
         assert answers(engine, slots) == expected
+
+
+def test_heads_that_our_attention_does_not_take_are_decoded_step_by_step(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "tiny", seed=3)
+    cpu, gpu = (load(folder, device=device, dtype="float32", vision=True) for device in ("cpu", "cuda"))
+    assert not supports_attention(cpu.config.text_config.head_dim, torch.float32)
+    assert answers(gpu, 8) == answers(cpu, 1)
 
 
 def test_quantized_weights_too() -> None:

@@ -11,7 +11,7 @@ from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.events import Token
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.cuda.decode import GraphDecoder
-from mllama_cli.engine.cuda.self_check import disagreement
+from mllama_cli.engine.cuda.self_check import relative_error
 from mllama_cli.engine.engine import Engine, load
 from mllama_cli.engine.fast import FastDecoding
 from mllama_cli.engine.session import Session
@@ -83,20 +83,20 @@ def test_kernels_are_held_to_the_network_when_they_are_first_built(
     gpu: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sees: bool
 ) -> None:
     decoder = GraphDecoder(gpu.network, torch.float32, gpu.device)
-    assert disagreement(decoder, gpu.network, sees=sees) < 1e-3
+    assert relative_error(decoder, gpu.network, with_images=sees) < 1e-3
 
     monkeypatch.setattr("mllama_cli.engine.cuda.build_cache.cache_folder", lambda: tmp_path)
-    monkeypatch.setattr("mllama_cli.engine.cuda.self_check.MOST", -1.0)
+    monkeypatch.setattr("mllama_cli.engine.cuda.self_check.MAX_RELATIVE_ERROR", -1.0)
     fast = FastDecoding(torch.float32, gpu.device)
-    notices = list(fast.prepare(gpu.network, sees=sees, sampled=False))
+    notices = list(fast.prepare(gpu.network, sees=sees, sampling=Sampling()))
     assert len(notices) == 1
     assert "do not compute" in fast.obstacle
     monkeypatch.undo()
     monkeypatch.setattr("mllama_cli.engine.cuda.build_cache.cache_folder", lambda: tmp_path)
     fast = FastDecoding(torch.float32, gpu.device)
-    assert len(list(fast.prepare(gpu.network, sees=sees, sampled=False))) == 1
+    assert len(list(fast.prepare(gpu.network, sees=sees, sampling=Sampling()))) == 1
     assert fast.obstacle == ""
-    assert list(fast.prepare(gpu.network, sees=sees, sampled=False)) == []
+    assert list(fast.prepare(gpu.network, sees=sees, sampling=Sampling())) == []
 
 
 def test_a_seed_repeats_an_answer(gpu: Engine) -> None:

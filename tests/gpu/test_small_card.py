@@ -168,14 +168,14 @@ def test_a_chat_about_a_picture_stays_within_the_card(card: Card, subject: Subje
     ids = [config.image_token_index, *random_ids(subject, QUESTION)]
     cache, logits = prefilled(subject, ids, encoded)
     assert torch.isfinite(logits).all()
-    for _ in fast.prepare(network, sees=True, sampled=False):
+    for _ in fast.prepare(network, sees=True, sampling=Sampling()):
         pass
     assert fast.obstacle == "", "decoding must run from captured graphs"
     cross = CrossKVCache.from_images([[encoded]])
     spans = image_spans(ids, config.image_token_index)
     tokens = list(fast.decode(network, DecodeInput(logits, cache, cross, spans, Sampling(), ids, 64)))
     assert len(tokens) == 64
-    assert all(0 <= token < config.text_config.vocab_size for token in tokens)
+    assert all(0 <= token.id < config.text_config.vocab_size for token in tokens)
     torch.cuda.synchronize()
     print(f"\npeak {card.peak / GIB:.2f} GiB of {card.limit / GIB:.2f}")
     assert card.peak <= card.limit

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.events import FinishReason
 from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.sampling import ChosenToken
 from mllama_cli.processing.image_processor import ImageTiles
 from mllama_cli.processing.processor import ModelInputs
 
@@ -28,7 +29,10 @@ class BatchRequest:
 
 @dataclass(frozen=True)
 class BatchReply:
-    """An answer, or the ``error`` for which there is none. ``seconds`` count from when it got its slot."""
+    """An answer, or the ``error`` for which there is none. ``seconds`` count from when it got its slot.
+
+    ``logprobs`` holds the log-probabilities of each of ``ids`` where the request's ``Sampling`` asks for them.
+    """
 
     key: Hashable
     text: str = ""
@@ -37,6 +41,7 @@ class BatchReply:
     prompt_tokens: int = 0
     seconds: float = 0.0
     error: MllamaError | None = None
+    logprobs: tuple[ChosenToken, ...] = ()
 
     @property
     def completion_tokens(self) -> int:

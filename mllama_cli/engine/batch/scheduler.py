@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,7 +25,7 @@ from mllama_cli.engine.batch.request import BatchReply, BatchRequest
 from mllama_cli.engine.batch.slots import Prompt, Slots, fits_together
 from mllama_cli.engine.device import is_out_of_memory, make_current
 from mllama_cli.engine.picture_encoder import PictureEncoder
-from mllama_cli.engine.sampling import Sampler, choose
+from mllama_cli.engine.sampling import ChosenToken
 from mllama_cli.processing.image_processor import ImageTiles
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ class _Running:
 
     request: BatchRequest
     started: float
-    sampler: Sampler
     answer: Answer
+    chosen: list[ChosenToken] = field(default_factory=list)
 
 
 class Scheduler:
@@ -233,13 +233,13 @@ class Scheduler:
         logits = self._slots.fill(prompts)
         self._encoder.trim({image.digest for request in self._waiting for image in request.inputs.images})
         admitted = []
-        for request in self._newcomers:
+        for row, request in enumerate(self._newcomers, len(self._running)):
             sampling = request.sampling or self.engine.default_sampling()
             ids = request.inputs.ids
             room = self.engine.config.text_config.max_position_embeddings - len(ids)
-            sampler = Sampler(sampling, logits.shape[-1], ids, logits.device)
+            self._slots.sampler.admit(row, sampling, ids)
             answer = Answer(self.engine.processor.tokenizer, sampling, self.engine.eos, room)
-            admitted.append(_Running(request, started, sampler, answer))
+            admitted.append(_Running(request, started, answer))
         first = len(self._running)
         self._running += admitted
         self._newcomers = []  # only now: what runs out of memory before is given back once
@@ -252,10 +252,9 @@ class Scheduler:
     def _take_tokens(self, first: int, logits: Tensor) -> None:
         """Choose the next tokens of the slots from ``first`` on; those whose answers end become free."""
         assert self._slots is not None
-        chosen = choose([running.sampler for running in self._running[first:]], logits)
         ended: list[tuple[int, FinishReason | MllamaError]] = []
-        for slot, token in enumerate(chosen, first):
-            if end := token if isinstance(token, MllamaError) else self._running[slot].answer.push(token):
+        for slot, token in enumerate(self._slots.sampler.choose(logits, first), first):
+            if end := self._push(self._running[slot], token):
                 ended.append((slot, end))
                 self._reply(self._running[slot], end)
         for slot, _ in reversed(ended):  # from the back, as the last slot moves into the one that is released
@@ -263,15 +262,22 @@ class Scheduler:
             self._running[slot] = self._running[-1]
             self._running.pop()
 
+    def _push(self, running: _Running, token: ChosenToken | MllamaError) -> FinishReason | MllamaError | None:
+        if isinstance(token, MllamaError):
+            return token
+        if token.logprob is not None:
+            running.chosen.append(token)
+        return running.answer.push(token.id)
+
     def _reply(self, running: _Running, end: FinishReason | MllamaError) -> None:
         request, answer = running.request, running.answer
         if isinstance(end, MllamaError):
             self._fail(request, end)
             return
         seconds = time.perf_counter() - running.started
-        self._done.append(
-            BatchReply(request.key, answer.text, tuple(answer.ids), end, len(request.inputs.ids), seconds)
-        )
+        ids, prompt_tokens = tuple(answer.ids), len(request.inputs.ids)
+        chosen = tuple(running.chosen[: len(ids)])  # the end-of-answer token belongs to no answer
+        self._done.append(BatchReply(request.key, answer.text, ids, end, prompt_tokens, seconds, logprobs=chosen))
 
     def _fail(self, request: BatchRequest, error: MllamaError) -> None:
         self._done.append(BatchReply(request.key, prompt_tokens=len(request.inputs.ids), error=error))

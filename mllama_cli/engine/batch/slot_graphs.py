@@ -1,24 +1,41 @@
 """Steps of the busy slots as captured graphs: thousands of launches become one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from mllama_cli.engine.batch.cache import SlotCache
-from mllama_cli.engine.cuda.operands import attends
+from mllama_cli.engine.batch.slot_step import SlotStep
+from mllama_cli.engine.cuda.capture import capture
 from mllama_cli.engine.forward import Network
-from mllama_cli.engine.padded_step import StepShape, padded_step
 from mllama_cli.engine.streams import captured_steps
-from mllama_cli.kernels.ops import upload, use_triton
+from mllama_cli.kernels.ops import upload
 
-_Captured = tuple[torch.cuda.CUDAGraph, Tensor, Callable[[Tensor], Tensor]]
-"""A graph, where its logits are, and the step, whose buffers it works in."""
+GRAPH_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """``rows`` slots from the first on, and whether any of them sees an image."""
+
+    rows: int
+    with_images: bool
+
+    @classmethod
+    def of(cls, cache: SlotCache) -> "StepShape":
+        """Return the smallest shape that holds the busy slots.
+
+        Rows beyond them are computed too and mean nothing; what their slots held at position 0 is lost.
+        """
+        rows = next((size for size in GRAPH_BATCH_SIZES if size >= cache.busy), cache.slots)
+        return cls(min(rows, cache.slots), any(cache.host_cross_lengths[: cache.busy]))
 
 
 class SlotGraphs:
-    """A graph for each shape of a step, captured when first needed; all anew when the cache has grown.
+    """A graph for each shape of a step, captured when first needed; all again when the cache has grown.
 
     Any of them may be replayed after any other, since logits are read before the next step: so they share one memory
     pool.
@@ -27,12 +44,13 @@ class SlotGraphs:
     def __init__(self, network: Network, cache: SlotCache) -> None:
         self._network, self._cache = network, cache
         self._ids = torch.zeros(cache.slots, 1, dtype=torch.long, device=cache.lengths.device)
-        self._graphs: dict[StepShape, _Captured] = {}
+        self._graphs: dict[StepShape, tuple[torch.cuda.CUDAGraph, Tensor, SlotStep]] = {}
+        """With each where its logits are, and the step, whose buffers it works in."""
         self._addresses: tuple[tuple[int, int], ...] = ()
         self._pool = torch.cuda.graph_pool_handle()
 
     def step(self, tokens: Sequence[int], shape: StepShape) -> Tensor:
-        """Each busy slot's newest token -> logits [busy, vocab_size], good until the next step."""
+        """Return logits [busy, vocab_size] after each busy slot's newest token, valid until the next step."""
         cache = self._cache
         addresses = tuple(
             (tensors[0].data_ptr(), tensors[0].shape[2]) for tensors in (cache.keys, cache.cross_keys) if tensors
@@ -43,33 +61,10 @@ class SlotGraphs:
             self._addresses = addresses
         self._ids[: len(tokens), 0] = upload(torch.tensor(tokens), self._ids.device)
         if shape not in self._graphs:
-            self._graphs[shape] = self._capture(shape)
+            step = SlotStep(self._network, cache, shape.rows, with_images=shape.with_images)
+            run = partial(step.run, self._ids[: shape.rows])
+            graph, logits = capture(run, captured_steps(self._ids.device), self._pool)
+            self._graphs[shape] = (graph, logits, step)
         graph, logits, _ = self._graphs[shape]
         graph.replay()
         return logits[: len(tokens)]
-
-    def _capture(self, shape: StepShape) -> _Captured:
-        ids = self._ids[: shape.rows]
-        current = torch.cuda.current_stream(ids.device)
-        side = captured_steps(ids.device)
-        side.wait_stream(current)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(side):
-            step = self._step(shape)
-            step(ids)  # kernels are built, libraries allocate
-            # Not torch.cuda.graph(): that waits for the device, which may be busy with pictures meanwhile.
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                logits = step(ids)
-            finally:
-                graph.capture_end()
-        current.wait_stream(side)
-        return graph, logits, step
-
-    def _step(self, shape: StepShape) -> Callable[[Tensor], Tensor]:
-        keys = self._cache.keys[0]
-        if not (use_triton(keys) and attends(keys.shape[-1], keys.dtype)):
-            return partial(padded_step, self._network, self._cache, shape=shape)
-        from mllama_cli.engine.batch.slot_step import SlotStep
-
-        return SlotStep(self._network, self._cache, shape).run

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from mllama_cli.engine.batch.cache import SlotCache
+from mllama_cli.engine.cuda.operands import supports_attention
 from mllama_cli.engine.forward import CHUNK, forward, prefill
-from mllama_cli.engine.padded_step import StepShape
-from mllama_cli.kernels.ops import upload
+from mllama_cli.engine.sampling import Sampler
+from mllama_cli.kernels.ops import upload, use_triton
 from mllama_cli.model.cache import CrossKVCache, LayerKV
 from mllama_cli.model.visibility import image_spans, segments
 
@@ -40,6 +41,7 @@ class Slots:
     def __init__(self, engine: "Engine", count: int) -> None:
         self.engine = engine
         self.count = count
+        self.sampler = Sampler(count, engine.config.text_config.vocab_size, engine.device)
         self.cache = SlotCache(engine.config.text_config, count, dtype=engine.dtype, device=engine.device)
         self._held: list[tuple[tuple[int, ...], tuple[str, ...]]] = [((), ())] * count
         """Prompt and pictures of which a slot still has the keys and values, whether it is busy or not."""
@@ -91,13 +93,13 @@ class Slots:
         model, cache = self.engine.network.language_model, self.cache
         extent = cache.extent + 1
         cache.reserve(extent)
-        if cache.lengths.is_cuda:
+        if use_triton(cache.keys[0]) and supports_attention(cache.config.head_dim, cache.keys[0].dtype):
             captured = self._captured(tokens)
             cache.advance()
             return captured
         positions = cache.lengths[: cache.busy, None]
         mask = (torch.arange(extent, device=positions.device) <= positions)[:, None, None]
-        ids = torch.tensor(tokens, device=positions.device)[:, None]
+        ids = upload(torch.tensor(tokens), positions.device)[:, None]
         hidden = model.run(ids, model.context(positions, cache, mask), *cache.seen())
         cache.advance()
         logits: Tensor = self.engine.network.lm_head(hidden[:, 0])
@@ -105,7 +107,7 @@ class Slots:
 
     def _captured(self, tokens: Sequence[int]) -> Tensor:
         """The same from captured graphs, which compute some free slots along."""
-        from mllama_cli.engine.batch.slot_graphs import SlotGraphs
+        from mllama_cli.engine.batch.slot_graphs import SlotGraphs, StepShape
 
         if self._graphs is None:
             self._graphs = SlotGraphs(self.engine.network, self.cache)
@@ -118,6 +120,7 @@ class Slots:
         """Slot ``slot`` is free again; the last busy one moves into its place."""
         last = self.cache.busy - 1
         self.cache.release(slot)
+        self.sampler.release(slot, last)
         self._held[slot] = self._held[last]
 
     def _share(self, prompt: Prompt, target: int) -> int:

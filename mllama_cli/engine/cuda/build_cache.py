@@ -1,4 +1,4 @@
-"""Whether this machine has built the kernels for a model's shapes before: so that the first wait is explained."""
+"""A record of the kernels that this machine has built for a model's shapes, so that the first wait is explained."""
 
 from functools import cache
 from hashlib import sha256
@@ -16,23 +16,23 @@ Work = Literal["text", "pictures", "batch"]
 
 
 def first_time(network: Network, device: torch.device, work: Work) -> bool:
-    """Whether kernels for such work are still to be built."""
+    """Return whether kernels for such work are still to be built."""
     return not _mark(network, device, work).exists()
 
 
 def remember(network: Network, device: torch.device, work: Work) -> None:
-    """They are built; those of text with those of pictures."""
+    """Record that they are built; those of pictures include those of text."""
     done: tuple[Work, ...] = ("text", "pictures") if work == "pictures" else (work,)
     for mark in (_mark(network, device, one) for one in done):
         try:
             mark.parent.mkdir(parents=True, exist_ok=True)
             mark.touch()
-        except OSError:  # a read-only home: the notice comes again, nothing else
+        except OSError:  # a read-only home: the notice is shown again, nothing else
             return
 
 
 def _mark(network: Network, device: torch.device, work: Work) -> Path:
-    """Of all that decides which kernels there are, and who compiles them."""
+    """Return the file that stands for all that decides what is compiled: GPU, versions, shapes, formats, sources."""
     model = network.language_model
     loaded = (m for modules in groups(network) for m in modules if not module_is_absent(m))
     forms = sorted({_form(operand(module)) for module in loaded})

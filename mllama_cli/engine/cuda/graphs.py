@@ -1,74 +1,69 @@
 """Captured decode steps of one network: what is captured once and replayed for every token after."""
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 
-from mllama_cli.engine.cuda.sampler import Choice
+from mllama_cli.engine.cuda.capture import capture
 from mllama_cli.engine.cuda.step import DecodeStep, State
 from mllama_cli.engine.forward import Network
+from mllama_cli.engine.sampling import GREEDY, Method, Sampler
+from mllama_cli.kernels.cuda.embed_argmax import Best
 from mllama_cli.kernels.cuda.launch import compile_only
 
 
 class Graphs:
-    """Steps for ``batch`` rows: with and without the image layers, greedy or sampled; captured when first asked for.
+    """Steps for ``batch`` rows: with and without the image layers, by each method; captured when first asked for.
 
-    Capturing touches no cache that is in use: it runs once over an empty one of its own.
+    Capture before an answer begins: that overwrites ``state``, but no cache, as it runs over an empty one of its own.
     """
 
     def __init__(self, network: Network, batch: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.network, self.batch = network, batch
+        self.network, self.device = network, device
         self.state = State(network, batch, dtype, device)
-        self.choice = Choice(self.state)
-        self._steps: dict[bool, DecodeStep] = {}
-        self._graphs: dict[tuple[bool | None, bool], torch.cuda.CUDAGraph] = {}
         config = network.language_model.config
+        self.sampler = Sampler(batch, config.vocab_size, device)
+        self._best = Best(batch, config.vocab_size, device)
+        self._steps: dict[bool, DecodeStep] = {}
+        self._graphs: dict[tuple[bool | None, Method], torch.cuda.CUDAGraph] = {}
         shape = (batch, config.num_key_value_heads, 16, config.head_dim)
         self._empty = torch.zeros(shape, dtype=dtype, device=device)
 
-    def get(self, sees: bool | None, sampled: bool) -> torch.cuda.CUDAGraph:
-        """The graph that runs a step (``sees`` None: none) and then chooses the next tokens."""
-        key = (sees, sampled)
+    @torch.inference_mode()
+    def get(self, with_images: bool | None, method: Method) -> torch.cuda.CUDAGraph:
+        """Return the graph that runs a step (``with_images`` None: none) and then chooses the next tokens."""
+        key = (with_images, method)
         if key not in self._graphs:
-            choose = self.choice.sampled if sampled else self.choice.greedy
-            step = None if sees is None else self._step(sees)
-            self._graphs[key] = self._capture([choose] if step is None else [step.run, choose])
+            run = partial(self._run, None if with_images is None else self._step(with_images), method)
+            self._prepare()
+            with compile_only():
+                run()
+            self._graphs[key], _ = capture(run, torch.cuda.Stream(self.device))
         return self._graphs[key]
 
-    def _step(self, sees: bool) -> DecodeStep:
-        if sees not in self._steps:
-            self._steps[sees] = DecodeStep(self.network, self.state, sees=sees)
-        return self._steps[sees]
+    def _step(self, with_images: bool) -> DecodeStep:
+        if with_images not in self._steps:
+            self._steps[with_images] = DecodeStep(self.network, self.state, with_images=with_images)
+        return self._steps[with_images]
 
-    def _capture(self, launches: list[Callable[[], None]]) -> torch.cuda.CUDAGraph:
-        state, choice = self.state, self.choice
-        kept = [state.tokens, state.positions, state.ranges, choice.counts, choice.seen]
-        kept += [state.own.table, state.own.strides, state.cross.table, state.cross.strides, state.logits]
-        before = [tensor.clone() for tensor in kept]
-        current = torch.cuda.current_stream(state.tokens.device)
-        side = torch.cuda.Stream(state.tokens.device)
-        side.wait_stream(current)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(side), torch.inference_mode():
-            for addresses in (state.own, state.cross):
-                empty = [self._empty] * addresses.table.shape[0]
-                addresses.fill(empty, empty)
-            state.positions.zero_()
-            state.tokens.zero_()
-            state.ranges.copy_(torch.tensor([[0, 1]]))
-            with compile_only():
-                for launch in launches:
-                    launch()
-            for launch in launches:  # once for real: libraries allocate what they need
-                launch()
-            for tensor, old in zip(kept, before, strict=True):
-                tensor.copy_(old)
-            # Not torch.cuda.graph(): that waits for the device, which may be busy with an image meanwhile.
-            graph.capture_begin(capture_error_mode="thread_local")
-            try:
-                for launch in launches:
-                    launch()
-            finally:
-                graph.capture_end()
-        current.wait_stream(side)
-        return graph
+    def _run(self, step: DecodeStep | None, method: Method) -> None:
+        """state.tokens at state.positions -> state.logits -> the next state.tokens (-1 where logits are not finite)."""
+        state = self.state
+        if step is not None:
+            step.run()
+        if method == GREEDY:
+            self._best(state.logits, state.tokens, state.positions)
+        else:
+            state.tokens.copy_(self.sampler.tokens(state.logits, self.sampler.all_rows, method))
+            state.positions.add_(1)
+
+    def _prepare(self) -> None:
+        """Have the state point at the empty cache."""
+        state = self.state
+        for addresses in (state.self_attn, state.cross_attn):
+            empty = [self._empty] * addresses.table.shape[0]
+            addresses.fill(empty, empty)
+        state.positions.zero_()
+        state.tokens.zero_()
+        state.ranges[:, 0].zero_()
+        state.ranges[:, 1].fill_(1)

@@ -13,7 +13,7 @@ Operand = Tensor | PackedWeight
 
 
 def operand(module: nn.Module) -> Operand:
-    """The matrix of a linear layer: its weight, or what a quantized one holds packed."""
+    """Return the matrix of a linear layer: its weight, or what a quantized one holds packed."""
     packed = getattr(module, "packed", None)
     if isinstance(packed, PackedWeight):
         return packed
@@ -23,7 +23,7 @@ def operand(module: nn.Module) -> Operand:
 
 
 def groups(network: Network) -> Iterator[list[nn.Module]]:
-    """The linear layers that one kernel reads together, in the order of a step."""
+    """Yield the linear layers that one kernel reads together, in the order of a step."""
     for layer in network.language_model.layers:
         if isinstance(layer, MllamaCrossAttentionDecoderLayer):
             yield [layer.cross_attn.q_proj]
@@ -37,8 +37,8 @@ def groups(network: Network) -> Iterator[list[nn.Module]]:
     yield [network.lm_head]
 
 
-def alike(operands: Sequence[Operand]) -> bool:
-    """Whether one kernel can read all of them: all plain, or packed with the same bits and group size."""
+def same_format(operands: Sequence[Operand]) -> bool:
+    """Return whether one kernel can read all of them: all plain, or packed with the same bits and group size."""
     first = operands[0]
     if isinstance(first, Tensor):
         return all(isinstance(other, Tensor) for other in operands)
@@ -46,13 +46,13 @@ def alike(operands: Sequence[Operand]) -> bool:
     return all(isinstance(other, PackedWeight) and (other.bits, other.group_size) == form for other in operands)
 
 
-def attends(head_dim: int, dtype: torch.dtype) -> bool:
-    """Whether the attention kernel takes this form."""
+def supports_attention(head_dim: int, dtype: torch.dtype) -> bool:
+    """Return whether the attention kernel takes heads of this size and dtype."""
     return dtype in (torch.float16, torch.bfloat16, torch.float32) and head_dim in (32, 64, 128)
 
 
-def obstacle(network: Network, dtype: torch.dtype, device: torch.device) -> str:
-    """Why the decode kernels cannot run this network here; empty where they can."""
+def unsupported_reason(network: Network, dtype: torch.dtype, device: torch.device) -> str:
+    """Return why the decode kernels cannot run this network here; empty where they can."""
     if device.type != "cuda":
         return "no CUDA device"
     if torch.cuda.get_device_capability(device) < (8, 0):
@@ -64,15 +64,15 @@ def obstacle(network: Network, dtype: torch.dtype, device: torch.device) -> str:
     from mllama_cli.kernels.cuda.gemv_api import supports
 
     dim = network.language_model.config.head_dim
-    if not attends(dim, dtype):
+    if not supports_attention(dim, dtype):
         return f"no kernels for head dimension {dim}"
     for modules in groups(network):
         operands = [operand(module) for module in modules if not module_is_absent(module)]
-        if operands and not (alike(operands) and all(supports(one) for one in operands)):
+        if operands and not (same_format(operands) and all(supports(one) for one in operands)):
             return "no kernels for this mixture of quantized layers"
     return ""
 
 
 def module_is_absent(module: nn.Module) -> bool:
-    """Whether the layer is not loaded yet (what only images need comes in with the first image)."""
+    """Return whether the layer is not loaded yet (what only images need is loaded with the first image)."""
     return any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))

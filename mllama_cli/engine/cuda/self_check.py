@@ -1,9 +1,7 @@
-"""Whether the decode kernels compute on this device what the network does: asked once, when they are first built.
+"""One-time self-check after kernels are first built on a machine: a captured decode step against the network.
 
-A compiler that gets a kernel wrong would otherwise be seen in the answers alone.
+A miscompiled kernel would otherwise show in the answers alone.
 """
-
-from collections.abc import Iterator
 
 import torch
 
@@ -14,35 +12,35 @@ from mllama_cli.kernels.ops import upload
 from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.visibility import ImageSpan
 
-MOST = 0.1
-"""Relative distance of logits. 16-bit formats are a hundredth apart, a wrong kernel is by more than one."""
+MAX_RELATIVE_ERROR = 0.1
+"""Of the logits. 16-bit formats differ by a hundredth, a wrong kernel by more than 1."""
 
-PROMPT = 100
-TOKENS = 200
-"""Length of the prompt, and vision tokens of what stands for a picture: more than one block of either attention."""
+PROMPT_TOKENS = 100
+VISION_TOKENS = 200
+"""More than one block of either attention."""
 
 
 @torch.inference_mode()
-def disagreement(decoder: GraphDecoder, network: Network, *, sees: bool) -> float:
-    """Relative distance between the logits of a captured step and the network's, after the same prompt."""
+def relative_error(decoder: GraphDecoder, network: Network, *, with_images: bool) -> float:
+    """Return the relative error of a captured step's logits against the network's, after the same prompt."""
     config, state = network.language_model.config, decoder.graphs.state
     device, dtype = state.logits.device, state.logits.dtype
     cross: CrossKVCache | None = None
     spans: tuple[ImageSpan, ...] = ()
     generator = torch.Generator().manual_seed(0)
-    if sees:
-        shape = (1, config.num_key_value_heads, TOKENS, config.head_dim)
+    if with_images:
+        shape = (1, config.num_key_value_heads, VISION_TOKENS, config.head_dim)
 
         def drawn() -> torch.Tensor:
             return torch.randn(shape, generator=generator).to(device, dtype)
 
-        cross = CrossKVCache([(drawn(), drawn()) for _ in config.cross_attention_layers], [[TOKENS]])
+        cross = CrossKVCache([(drawn(), drawn()) for _ in config.cross_attention_layers], [[VISION_TOKENS]])
         spans = (ImageSpan(0, None),)
-    ids = torch.randint(config.vocab_size, (PROMPT,), generator=generator).tolist()
+    ids = torch.randint(config.vocab_size, (PROMPT_TOKENS,), generator=generator).tolist()
     caches = [KVCache(config, dtype=dtype, device=device) for _ in range(2)]
     for cache in caches:
         *_, (_, logits) = prefill(network, ids, cache, cross, spans, device)
-    tokens: Iterator[int] = decoder.tokens(DecodeInput(logits, caches[0], cross, spans, Sampling(), ids, 2))
+    tokens = decoder.tokens(DecodeInput(logits, caches[0], cross, spans, Sampling(), ids, 2))
     first, _ = tokens
-    exact = forward(network, upload(torch.tensor([[first]]), device), caches[1], cross, [spans]).float()
+    exact = forward(network, upload(torch.tensor([[first.id]]), device), caches[1], cross, [spans]).float()
     return float((state.logits.float() - exact).norm() / exact.norm())

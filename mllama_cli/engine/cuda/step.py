@@ -16,24 +16,23 @@ from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer, MllamaSelfAt
 
 
 class State:
-    """What changes from step to step, in device memory: kernels read it there, so a captured step serves for all."""
+    """What changes from step to step, in device memory, where a captured step reads it."""
 
     def __init__(self, network: Network, batch: int, dtype: torch.dtype, device: torch.device) -> None:
         config = network.language_model.config
-        slots = len(config.self_attention_layers)
         self.tokens = torch.zeros(batch, dtype=torch.int32, device=device)
         self.positions = torch.zeros(batch, dtype=torch.int32, device=device)
         self.ranges = torch.zeros(batch, 2, dtype=torch.int32, device=device)
-        self.own = Addresses(slots, dtype, device)
-        self.cross = Addresses(max(config.num_hidden_layers - slots, 1), dtype, device)
+        self.self_attn = Addresses(len(config.self_attention_layers), dtype, device)
+        self.cross_attn = Addresses(max(len(config.cross_attention_layers), 1), dtype, device)
         self.logits = torch.zeros(batch, config.vocab_size, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """One layer as the step runs it: attention on ``slot`` of its cache, then the MLP."""
+    """One layer as the step runs it: attention on ``cache_index`` of its cache, then the MLP."""
 
-    slot: int
+    cache_index: int
     cross: bool
     attention_in: list[Operand]
     attention_out: list[Operand]
@@ -47,22 +46,18 @@ class _Layer:
 
 
 class DecodeStep:
-    """The launches of one step. ``sees`` runs the cross-attention layers too, over ``state.cross``."""
+    """The launches of one step. ``with_images`` runs the cross-attention layers too, over ``state.cross_attn``."""
 
-    def __init__(self, network: Network, state: State, *, sees: bool) -> None:
+    def __init__(self, network: Network, state: State, *, with_images: bool) -> None:
         model, config = network.language_model, network.language_model.config
         self.state, self.config, self.model = state, config, model
         self.head = [operand(network.lm_head)]
         self.layers: list[_Layer] = []
-        own = crossing = 0
         for layer in model.layers:
-            if isinstance(layer, MllamaCrossAttentionDecoderLayer):
-                if sees:
-                    self.layers.append(_cross_layer(layer, crossing))
-                crossing += 1
-            elif isinstance(layer, MllamaSelfAttentionDecoderLayer):
-                self.layers.append(_self_layer(layer, own))
-                own += 1
+            if isinstance(layer, MllamaSelfAttentionDecoderLayer):
+                self.layers.append(_self_layer(layer))
+            elif isinstance(layer, MllamaCrossAttentionDecoderLayer) and with_images:
+                self.layers.append(_cross_layer(layer))
         self.head_norm = interleave(model.norm.weight.detach(), interleave_factor(self.head[0]))
         batch, device, dtype = state.tokens.shape[0], state.tokens.device, state.logits.dtype
         heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -72,7 +67,7 @@ class DecodeStep:
 
         self.residual = (buffer(config.hidden_size), buffer(config.hidden_size))
         self.projected = buffer((heads + 2 * kv_heads) * dim)
-        self.own = self.projected.split([heads * dim, kv_heads * dim, kv_heads * dim], dim=1)
+        self.qkv = self.projected.split([heads * dim, kv_heads * dim, kv_heads * dim], dim=1)
         self.query = self.projected.flatten()[: batch * heads * dim].view(batch, -1)
         self.attended = buffer(heads * dim)
         self.inner = buffer(config.intermediate_size)
@@ -96,14 +91,14 @@ class DecodeStep:
             )
             projected = self.query if layer.cross else self.projected
             gemv(x, layer.attention_in, projected, norm=layer.attention_norm, eps=eps, in_interleave=form)
-            query, key, value = (projected, None, None) if layer.cross else self.own
+            query, key, value = (projected, None, None) if layer.cross else self.qkv
             decode_attention(
                 query,
                 self.attended,
                 self.scratch,
-                state.cross if layer.cross else state.own,
+                state.cross_attn if layer.cross else state.self_attn,
                 state.ranges if layer.cross else state.positions,
-                cache_index=layer.slot,
+                cache_index=layer.cache_index,
                 kv_heads=self.config.num_key_value_heads,
                 dim=self.config.head_dim,
                 key=key,
@@ -132,12 +127,12 @@ def _norm(weight: Tensor, reader: Sequence[Operand]) -> Tensor:
     return interleave(weight.detach(), interleave_factor(reader[0]))
 
 
-def _self_layer(layer: MllamaSelfAttentionDecoderLayer, slot: int) -> _Layer:
+def _self_layer(layer: MllamaSelfAttentionDecoderLayer) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     entry = [operand(attention.q_proj), operand(attention.k_proj), operand(attention.v_proj)]
     widen = [operand(mlp.gate_proj), operand(mlp.up_proj)]
     return _Layer(
-        slot=slot,
+        cache_index=layer.cache_index,
         cross=False,
         attention_in=entry,
         attention_out=[operand(attention.o_proj)],
@@ -148,12 +143,12 @@ def _self_layer(layer: MllamaSelfAttentionDecoderLayer, slot: int) -> _Layer:
     )
 
 
-def _cross_layer(layer: MllamaCrossAttentionDecoderLayer, slot: int) -> _Layer:
+def _cross_layer(layer: MllamaCrossAttentionDecoderLayer) -> _Layer:
     attention, mlp = layer.cross_attn, layer.mlp
     entry = [operand(attention.q_proj)]
     widen = [operand(mlp.gate_proj), operand(mlp.up_proj)]
     return _Layer(
-        slot=slot,
+        cache_index=layer.cache_index,
         cross=True,
         attention_in=entry,
         attention_out=[operand(attention.o_proj)],

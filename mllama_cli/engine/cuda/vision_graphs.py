@@ -4,17 +4,19 @@ Launching its 600 kernels one by one takes the host longer than a small picture 
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mllama_cli.engine.cuda.capture import capture
 from mllama_cli.engine.device import free_bytes
 from mllama_cli.model.cache import LayerKV
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 
-ROOM = 3 * 2**30
-"""Bytes that must be free besides: a graph keeps its activations."""
+GRAPH_HEADROOM = 3 * 2**30
+"""Bytes that must be free before a graph is captured: it keeps its activations."""
 
 
 @dataclass(frozen=True)
@@ -26,19 +28,19 @@ class _Captured:
 
 
 class TowerGraphs:
-    """Encodes images. The first one with so many tiles runs as it is; from the second on they are replayed."""
+    """Encodes images: the first with a number of tiles eagerly, from the second on by replaying a graph."""
 
     def __init__(self, network: MllamaForConditionalGeneration, device: torch.device) -> None:
         self._network, self._device = network, device
         self._seen: set[int] = set()
         self._captured: dict[int, _Captured] = {}
         self._pool: Any = None
-        # Layers whose weights come from host memory by turns (engine/weights/offloaded_vision.py) cannot be replayed.
+        # Offloaded layers (engine/weights/offloaded_vision.py) take turns in two buffers: a graph cannot replay that.
         self._fixed = all(parameter.is_cuda for parameter in network.model.vision_model.parameters())
 
     @torch.inference_mode()
     def encode(self, pixel_values: Tensor, aspect_ratio_id: int) -> list[LayerKV]:
-        """As MllamaModel.encode_image: tiles [tiles, 3, T, T] -> keys and values of each cross-attention layer."""
+        """Return what MllamaModel.encode_image does: keys and values of each cross-attention layer."""
         tiles = pixel_values.shape[0]
         if tiles not in self._captured:
             if tiles not in self._seen or not self._worth_capturing():
@@ -52,21 +54,14 @@ class TowerGraphs:
         return [(keys.clone(), values.clone()) for keys, values in captured.result]
 
     def _worth_capturing(self) -> bool:
-        return self._fixed and free_bytes(self._device, cached=False) >= ROOM
+        return self._fixed and free_bytes(self._device, cached=False) >= GRAPH_HEADROOM
 
     def _capture(self, pixel_values: Tensor) -> _Captured:
         weight = self._network.model.vision_model.patch_embedding.weight
         pixels = torch.zeros(pixel_values.shape, dtype=weight.dtype, device=self._device)
         ids = torch.ones(1, dtype=torch.int64, device=self._device)
-        side = torch.cuda.Stream(self._device)
-        side.wait_stream(torch.cuda.current_stream(self._device))
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(side):
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                result = self._network.model.encode_tiles(pixels, ids)
-            finally:
-                graph.capture_end()
-        torch.cuda.current_stream(self._device).wait_stream(side)
+        encode = partial(self._network.model.encode_tiles, pixels, ids)
+        # As many tiles have been encoded before, on another stream: a warm-up would encode them again.
+        graph, result = capture(encode, torch.cuda.Stream(self._device), self._pool, warm_up=False)
         self._pool = graph.pool()
         return _Captured(graph, pixels, ids, result)

@@ -122,9 +122,9 @@ class StoredWeights:
     def _first_prompt_rehearsed(self) -> AbstractContextManager[None]:
         if self.device.type != "cuda":
             return nullcontext()
-        from mllama_cli.engine.cuda.warmup import rehearsed
+        from mllama_cli.engine.cuda.warmup import warmed_up
 
-        return rehearsed(self.network, self.dtype, self.device)
+        return warmed_up(self.network, self.dtype, self.device)
 
     def _format(self, owner: nn.Module) -> torch.dtype:
         """Matrices keep the weights' format; norms, gates and the like are small and get that of the computation."""

@@ -35,19 +35,15 @@ def embed_kernel(
 
 @triton.jit
 def best_of_block_kernel(
-    logits, seen, penalty, best, where, SIZE: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
+    logits, best, where, SIZE: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The best score of a block after the repetition penalty, and its token; infinity for NaN anywhere in it."""
+    """The best score of a block, and its token; infinity for NaN anywhere in it."""
     gdc_launch_dependents(PDL)
     part = tl.program_id(0)
     batch = tl.program_id(1)
     gdc_wait(PDL)
     index = part * BLOCK + tl.arange(0, BLOCK)
     score = tl.load(logits + batch * SIZE + index, mask=index < SIZE, other=float("-inf")).to(tl.float32)
-    rate = tl.load(penalty + batch)
-    punished = tl.where(score < 0, score * rate, score / rate)
-    score = tl.where(tl.load(seen + batch * SIZE + index, mask=index < SIZE, other=0) != 0, punished, score)
     score = tl.where(score == score, score, float("inf"))
     top = tl.max(score, axis=0)
     tl.store(best + batch * BLOCKS + part, top)
@@ -56,7 +52,7 @@ def best_of_block_kernel(
 
 @triton.jit
 def best_kernel(
-    best, where, tokens, positions, seen, SIZE: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr,
+    best, where, tokens, positions, SIZE: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """The first of the best tokens, -1 where scores are not finite. Moves the row's position on by one."""
@@ -70,7 +66,6 @@ def best_kernel(
     token = tl.min(tl.where(score == top, index, SIZE), axis=0)
     finite = (top < float("inf")) & (top > float("-inf"))
     tl.store(tokens + batch, tl.where(finite, token, -1))
-    tl.store(seen + batch * SIZE + token, 1, mask=finite)
     tl.store(positions + batch, tl.load(positions + batch) + 1)
 
 
@@ -102,17 +97,14 @@ class Best:
         self._best = torch.empty(batch, self.blocks, dtype=torch.float32, device=device)
         self._where = torch.empty(batch, self.blocks, dtype=torch.int32, device=device)
 
-    def __call__(self, logits: Tensor, seen: Tensor, penalty: Tensor, tokens: Tensor, positions: Tensor) -> None:
-        """tokens int32 [B] = the best after the repetition penalty float32 [B] on ``seen`` uint8 [B, size].
-
-        positions int32 [B] += 1; the chosen one counts as seen.
-        """
+    def __call__(self, logits: Tensor, tokens: Tensor, positions: Tensor) -> None:
+        """tokens int32 [B] = the best of logits [B, size]; positions int32 [B] += 1."""
         batch, device = logits.shape[0], logits.device
         launch(
-            best_of_block_kernel, (self.blocks, batch), logits, seen, penalty, self._best, self._where,
+            best_of_block_kernel, (self.blocks, batch), logits, self._best, self._where,
             self.size, self.blocks, BLOCK, device=device, warps=4,
         )  # fmt: skip
         launch(
-            best_kernel, (batch,), self._best, self._where, tokens, positions, seen,
+            best_kernel, (batch,), self._best, self._where, tokens, positions,
             self.size, self.blocks, triton.next_power_of_2(self.blocks), device=device, warps=4,
         )  # fmt: skip

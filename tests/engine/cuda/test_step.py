@@ -1,4 +1,4 @@
-"""A decode step as kernels against the network itself, and tokens chosen on the device against engine/sampling.py."""
+"""A decode step as kernels against the network itself, with the greedy choice at its end."""
 
 from collections.abc import Iterator
 
@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from tests.triton_here import DEVICE, aligned, apart, few_programs  # isort: skip  (first: it prepares Triton)
+
 from mllama_cli.benchmark.random_network import random_matrix
-from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.cuda import operands
-from mllama_cli.engine.cuda.sampler import Choice
 from mllama_cli.engine.cuda.step import DecodeStep, State
 from mllama_cli.engine.forward import forward
-from mllama_cli.engine.sampling import filtered_probabilities
+from mllama_cli.kernels.cuda.embed_argmax import Best
 from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.layers import set_exact
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
@@ -79,19 +78,18 @@ def test_steps_give_the_networks_logits(sees: bool, packed: dict[str, int] | Non
         logits = forward(net, torch.tensor([prompt], device=DEVICE), cache, cross, [spans])
 
     state = State(net, 1, torch.float32, DEVICE)
-    choice, step = Choice(state), DecodeStep(net, state, sees=sees)
+    best, step = Best(1, text.vocab_size, DEVICE), DecodeStep(net, state, with_images=sees)
     ours = caches[1]
-    ours.keys, ours.values = align(ours.keys, state.own.base), align(ours.values, state.own.base)
-    state.own.fill(ours.keys, ours.values)
+    ours.keys, ours.values = align(ours.keys, state.self_attn.base), align(ours.values, state.self_attn.base)
+    state.self_attn.fill(ours.keys, ours.values)
     if cross is not None:
-        pairs = [align([layer[which] for layer in cross.layers], state.cross.base) for which in (0, 1)]
-        state.cross.fill(*pairs)
+        pairs = [align([layer[which] for layer in cross.layers], state.cross_attn.base) for which in (0, 1)]
+        state.cross_attn.fill(*pairs)
         seen = segments(spans, cross.image_tokens[0], len(prompt), len(prompt) + 1)[0]
         state.ranges.copy_(torch.tensor([[seen.key_start, seen.key_end]]))
     state.logits.copy_(logits)
     state.positions.fill_(len(prompt) - 1)
-    choice.set_row(0, Sampling(), prompt)
-    choice.greedy()
+    best(state.logits, state.tokens, state.positions)
     for _ in range(1 if packed else 3):
         token = int(logits.argmax())
         assert int(state.tokens) == token
@@ -99,65 +97,11 @@ def test_steps_give_the_networks_logits(sees: bool, packed: dict[str, int] | Non
         step.run()
         assert apart(state.logits, logits) < (1e-5 if packed is None else 1e-3)
         state.logits.copy_(logits)
-        choice.greedy()
+        best(state.logits, state.tokens, state.positions)
 
 
 def test_a_mixture_inside_one_kernel_is_refused() -> None:
     mixed = network({"q_proj": 4})
-    assert not all(operands.alike([operands.operand(m) for m in modules]) for modules in operands.groups(mixed))
+    assert not all(operands.same_format([operands.operand(m) for m in modules]) for modules in operands.groups(mixed))
     uniform = network({"proj": 4, "lm_head": 8})
-    assert all(operands.alike([operands.operand(m) for m in modules]) for modules in operands.groups(uniform))
-
-
-@pytest.mark.parametrize(
-    "sampling",
-    [
-        Sampling(temperature=0.7, top_p=0.8, seed=3),
-        Sampling(temperature=0.9, top_k=5, min_p=0.1, seed=3, repetition_penalty=1.3),
-    ],
-)
-def test_sampled_tokens_have_the_probabilities_of_the_reference(sampling: Sampling) -> None:
-    torch.manual_seed(0)
-    state = State(network(), 1, torch.float32, DEVICE)
-    choice = Choice(state)
-    scores = torch.randn(state.logits.shape[1], device=DEVICE) * 3
-    state.logits.copy_(scores[None])
-    known = [1, 2, 3]
-    choice.set_row(0, sampling, known)
-    part = scores[known]
-    scores[known] = torch.where(part < 0, part * sampling.repetition_penalty, part / sampling.repetition_penalty)
-    expected = filtered_probabilities(scores, sampling)
-    seen, draws = choice.seen.clone(), 1500
-    counts = torch.zeros_like(scores)
-    for number in range(draws):
-        choice.refill(0, number)
-        choice.sampled()
-        choice.seen.copy_(seen)
-        counts[int(state.tokens)] += 1
-    assert counts[expected == 0].sum() == 0
-    assert float((counts / draws - expected).abs().sum()) / 2 < 0.05
-
-
-def test_a_seed_repeats_its_tokens_and_another_does_not() -> None:
-    state = State(network(), 1, torch.float32, DEVICE)
-    choice = Choice(state)
-    state.logits.copy_(torch.randn_like(state.logits))
-    drawn = []
-    for seed in (7, 7, 8):
-        choice.set_row(0, Sampling(temperature=1.5, seed=seed), [])
-        row = []
-        for number in range(12):
-            choice.refill(0, number)
-            choice.sampled()
-            row.append(int(state.tokens))
-        drawn.append(row)
-    assert drawn[0] == drawn[1] != drawn[2]
-
-
-def test_scores_that_are_not_numbers_choose_nothing() -> None:
-    state = State(network(), 1, torch.float32, DEVICE)
-    choice = Choice(state)
-    choice.set_row(0, Sampling(temperature=1, seed=1), [])
-    state.logits.fill_(torch.nan)
-    choice.sampled()
-    assert int(state.tokens) == -1
+    assert all(operands.same_format([operands.operand(m) for m in modules]) for modules in operands.groups(uniform))

@@ -1,0 +1,31 @@
+"""Capture work on a CUDA device as a graph: what takes the host many launches becomes one."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+
+def capture(
+    run: Callable[[], Result], stream: torch.cuda.Stream, pool: Any = None, *, warm_up: bool = True
+) -> tuple[torch.cuda.CUDAGraph, Result]:
+    """Return a graph of ``run``, and where a replay puts its result.
+
+    To warm up it runs once before: kernels are built, libraries allocate what they need.
+    """
+    current = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(current)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        if warm_up:
+            run()
+        # Not torch.cuda.graph(): that waits for the device, which may be busy with an image meanwhile.
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            result = run()
+        finally:
+            graph.capture_end()
+    current.wait_stream(stream)
+    return graph, result

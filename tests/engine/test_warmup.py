@@ -1,0 +1,43 @@
+"""What is done before the first prompt, while weights are read: here on the CPU, where all of it runs as well."""
+
+import pytest
+import torch
+
+from mllama_cli.core.config import MllamaConfig
+from mllama_cli.engine.cuda import warmup
+from mllama_cli.engine.cuda.warmup import WARM_UP_TOKENS, warmed_up
+from mllama_cli.engine.weights.shapes import shaped
+from mllama_cli.model.mllama import MllamaForConditionalGeneration, empty_network
+from mllama_cli.quantization.linear import QuantizedLinear
+from tests.checkpoints import config_dict
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_a_layer_runs_and_the_network_stays_empty(quantize: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+    monkeypatch.setattr(warmup, "silu_and_mul", lambda gate, up: ran.append(gate.shape))
+    network = shaped(MllamaConfig.from_dict(config_dict(text={"hidden_size": 128, "num_attention_heads": 4})), quantize)
+    assert isinstance(network, MllamaForConditionalGeneration)
+    assert any(isinstance(module, QuantizedLinear) for module in network.modules()) is (quantize is not None)
+    with warmed_up(network, torch.float32, CPU):
+        pass
+    assert ran == [(1, WARM_UP_TOKENS, 128)]
+    assert all(parameter.is_meta for parameter in network.parameters())
+
+
+def test_what_fails_is_left_to_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(warmup, "_allocate", fails)
+    with warmed_up(empty_network(MllamaConfig.from_dict(config_dict())), torch.float32, CPU):
+        pass
+
+
+def test_a_network_with_weights_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warmup, "_allocate", lambda *given: pytest.fail("it has run before"))
+    network = empty_network(MllamaConfig.from_dict(config_dict())).to_empty(device="cpu")
+    with warmed_up(network, torch.float32, CPU):
+        pass
