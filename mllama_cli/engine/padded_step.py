@@ -44,8 +44,8 @@ class _Rows:
         self._cache, self._shape = cache, shape
         self._places = torch.arange(shape.rows, device=cache.lengths.device)[:, None]
 
-    def write(self, slot: int, keys: Tensor, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        stored_k, stored_v = self._cache.keys[slot], self._cache.values[slot]
+    def write(self, cache_index: int, keys: Tensor, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        stored_k, stored_v = self._cache.keys[cache_index], self._cache.values[cache_index]
         stored_k[self._places, :, positions] = keys.transpose(1, 2)
         stored_v[self._places, :, positions] = values.transpose(1, 2)
         rows, extent = self._shape.rows, self._shape.extent
