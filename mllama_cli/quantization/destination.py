@@ -71,11 +71,11 @@ class QuantizeDestination:
         return sum(_on_disk(path.stat()) for path in self.partial.iterdir() if is_file(path))
 
     def appear(self) -> None:
-        """Give the finished folder its name, in the place of what was there."""
+        """Give the finished folder its name, replacing what was there."""
         (self.partial / ".lock").unlink(missing_ok=True)
         old = self.folder.with_name(self.folder.name + ".old")
         if self.folder.exists() or self.folder.is_symlink():
-            if old.is_dir():  # of a run that was killed in this very place
+            if old.is_dir():  # of a run that was killed exactly here
                 shutil.rmtree(old)
             self.folder.rename(old)
         self.partial.rename(self.folder)

@@ -13,7 +13,7 @@ GROUP_SIZES = (128, 64, 32)
 class Scheme:
     """Symmetric whole numbers of ``bits`` bits; ``group_size`` neighbours along the input dimension share a scale.
 
-    0 stands for all inputs of a row: one scale per channel.
+    0 means all inputs of a row: one scale per channel.
     """
 
     bits: int
