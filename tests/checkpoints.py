@@ -101,10 +101,9 @@ def random_network(config: dict[str, Any], seed: int = 0, *, equal_unused_tiles:
 
 def byte_tokenizer() -> Tokenizer:
     """A byte-level tokenizer without merges: id = byte, then Llama 3's special tokens, then <|image|>."""
-    letters = pre_tokenizers.ByteLevel.alphabet()
-    from mllama_cli.processing.tokenizer import _BYTES
-
-    vocabulary = {letter: _BYTES[letter] for letter in letters}
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # as in GPT-2, which the others follow
+    others = [byte for byte in range(256) if byte not in printable]
+    vocabulary = {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""`mllama` on a terminal: a pseudo terminal, an emulated window, and a person who types and looks."""
+"""`mllama` on a terminal: a pseudo terminal, an emulated window, and a user who types and looks."""
 
 import contextlib
 import os
@@ -80,12 +80,17 @@ class TerminalChat:
         """The row that the cursor stands in."""
         return self.window.visible[self.window.screen.cursor.y]
 
+    def typed(self) -> str:
+        """Return the row of the cursor together with the one before it, since a long line wraps."""
+        row = self.window.screen.cursor.y
+        return (self.window.visible[row - 1] if row else "") + self.row().removeprefix("... ")
+
     def ask(self, text: str) -> str:
         """Type a message or a command, send it, wait for the next prompt; what was shown in between."""
         self.at_prompt()
         before = len(self.lines)
         self.type(text)
-        self.wait(lambda chat: text[-3:] in chat.row())
+        self.wait(lambda chat: text[-3:] in chat.typed())
         self.type(ENTER)
         self.wait(lambda chat: len(chat.lines) > before and chat.row() == PROMPT)
         return "\n".join(self.lines[before:-1]).strip("\n")

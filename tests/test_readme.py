@@ -74,7 +74,7 @@ def test_every_file_that_the_readme_names_exists() -> None:
 
 
 def test_every_exit_code_is_told() -> None:
-    from mllama_cli.cli.exit_status import ExitStatus
+    from mllama_cli.cli.common import ExitStatus
 
     told = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
     assert {status.value for status in ExitStatus} <= told

@@ -1,1 +1,1 @@
-"""A folder of pictures to captions: listing, destinations, journal, schedule; yields events."""
+"""Captions for many images: listing, pipeline, destinations, journal; yields events."""

@@ -1,7 +1,7 @@
-"""Pictures decoded, resized and cut in worker processes, ahead of the model.
+"""Images decoded, resized and tiled in worker processes, ahead of the model.
 
-The workers never import torch. A picture that kills its worker (a decoder's crash, the system out of memory) costs that
-picture alone.
+The workers never import torch. An image that kills its worker (a crash of the decoder, the system out of memory) fails
+alone.
 """
 
 import multiprocessing
@@ -10,12 +10,14 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from enum import Enum
 from multiprocessing.process import BaseProcess
-from pathlib import Path
+from typing import Final, Literal, Protocol, TypeVar
 
+from mllama_cli.captioning.listing import ImageEntry
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError, MllamaError
@@ -24,16 +26,25 @@ from mllama_cli.system.interrupts import interrupts_held
 
 MAX_WORKERS = 16
 TASKS_PER_WORKER = 3
-"""Pictures that are decoded, waiting or in work for each worker: enough that the model never waits, few enough that
-large pictures do not fill the memory."""
+"""Images in flight for each worker: enough that the model never waits, few enough that large images do not fill the
+memory."""
 
-PATIENCE = 0.02
-"""Seconds to wait for a worker before the caller may do something else."""
+POLL_SECONDS = 0.02
+"""How long to wait for a worker before the caller may do something else."""
+
+
+class NotReady(Enum):
+    """In a stream of jobs: the next one is not ready yet, so do something else meanwhile."""
+
+    NOT_READY = "not ready"
+
+
+NOT_READY: Final = NotReady.NOT_READY
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """A picture ready for the model; width and height in pixels, upright. The digest is computed in the worker."""
+class DecodedImage:
+    """An image ready for the model; width and height in pixels, upright. The digest is computed in the worker."""
 
     part: ImagePart
     digest: str
@@ -42,19 +53,25 @@ class Decoded:
     height: int
 
 
-def decode(path: str, config: ImageProcessorConfig) -> Decoded | MllamaError:
-    """Read and prepare one picture file; what is wrong with it is returned."""
+class HasEntry(Protocol):
+    @property
+    def entry(self) -> ImageEntry: ...
+
+
+JobT = TypeVar("JobT", bound=HasEntry)
+Decoding = Future[DecodedImage]
+
+
+def decode(entry: ImageEntry, config: ImageProcessorConfig) -> DecodedImage:
+    """Read and prepare one image. Raise MllamaError if something is wrong with it."""
     from mllama_cli.processing.images import open_image
-    from mllama_cli.processing.sources import read_image
 
     try:
-        part = read_image(Path(path))
+        part = entry.read()
         image = open_image(part)
-        return Decoded(part, part.digest, draw_canvas(image, config), image.width, image.height)
-    except MllamaError as error:
-        return error
+        return DecodedImage(part, part.digest, draw_canvas(image, config), image.width, image.height)
     except MemoryError:
-        return ImageError(f"{path} does not fit in memory", "Make the picture smaller first.")
+        raise ImageError(f"{entry.path} does not fit in memory", "Resize the image first.") from None
 
 
 class DecodingPool:
@@ -77,57 +94,82 @@ class DecodingPool:
                 self._pool.shutdown(cancel_futures=True)
                 self._pool = None
 
-    def decoded(self, paths: Iterable[str]) -> Iterator[Decoded | MllamaError | None]:
-        """One result for each path, in order; None now and then while the next is not ready. ``paths`` is pulled no
-        further ahead than the workers need."""
+    def decode(self, jobs: Iterable[JobT]) -> Iterator[tuple[JobT, Decoding] | Literal[NotReady.NOT_READY]]:
+        """Yield each job, in order, with the finished decoding of its image; NOT_READY while there is none.
+
+        ``jobs`` is pulled no further ahead than the workers need. A decoding's result may be an MllamaError.
+        """
         if not self.workers:
-            yield from (decode(path, self._config) for path in paths)
+            yield from ((job, self._decode_here(job.entry)) for job in jobs)
             return
-        ahead: deque[tuple[str, Future[Decoded | MllamaError]]] = deque()
-        source = iter(paths)
+        ahead: deque[tuple[JobT, Decoding]] = deque()
+        source = iter(jobs)
         while True:
-            while len(ahead) < TASKS_PER_WORKER * self.workers and (path := next(source, None)) is not None:
-                ahead.append((path, self._submit(path)))
+            while len(ahead) < TASKS_PER_WORKER * self.workers and (job := next(source, None)) is not None:
+                ahead.append((job, self._submit(job.entry)))
             if not ahead:
                 return
-            path, future = ahead[0]
-            try:
-                with interrupts_held():
-                    result = future.result(timeout=PATIENCE)
-                ahead.popleft()
-                yield result
-            except TimeoutError:
-                yield None
-            except BrokenProcessPool:
-                # One of those in work is the culprit: find it by asking one at a time.
+            decoding = ahead[0][1]
+            if not _finished_soon(decoding):
+                yield NOT_READY
+            elif not _is_broken(decoding):
+                yield ahead.popleft()
+            else:  # by one of those in flight: find it by decoding one at a time
                 self.close()
-                waiting = [path for path, _ in ahead]
+                in_flight = [job for job, _ in ahead]
                 ahead.clear()
-                yield from (self._alone(path) for path in waiting)
+                for job in in_flight:
+                    decoding = self._submit(job.entry)
+                    while not _finished_soon(decoding):
+                        yield NOT_READY
+                    if _is_broken(decoding):
+                        self.close()
+                        decoding = _failed(
+                            ImageError(
+                                f"{job.entry.path} crashes the image decoder",
+                                "The file may be damaged: try to save it again as PNG.",
+                            )
+                        )
+                    yield job, decoding
 
-    def _submit(self, path: str) -> "Future[Decoded | MllamaError]":
+    def _decode_here(self, entry: ImageEntry) -> Decoding:
+        decoding = Decoding()
+        try:
+            decoding.set_result(decode(entry, self._config))
+        except MllamaError as error:
+            decoding.set_exception(error)
+        return decoding
+
+    def _submit(self, entry: ImageEntry) -> Decoding:
         try:
             with interrupts_held():
                 if self._pool is None:
                     self._pool = _start(self.workers)
-                return self._pool.submit(decode, path, self._config)
-        except BrokenProcessPool:
-            broken: Future[Decoded | MllamaError] = Future()
-            broken.set_exception(BrokenProcessPool())
-            return broken
-
-    def _alone(self, path: str) -> Decoded | MllamaError:
-        try:
-            return self._submit(path).result()
-        except BrokenProcessPool:
-            self.close()
-            return ImageError(f"{path} makes the decoder crash", "The file may be damaged: save it anew as PNG.")
+                return self._pool.submit(decode, entry, self._config)
+        except BrokenProcessPool as error:
+            return _failed(error)
 
 
 def default_workers() -> int:
-    """As many as there are processors but one, which the model keeps."""
+    """Return the number of processors but one, which the model keeps, up to MAX_WORKERS."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(usable - 1, MAX_WORKERS))
+
+
+def _finished_soon(decoding: Decoding) -> bool:
+    with interrupts_held():
+        wait([decoding], timeout=POLL_SECONDS)
+    return decoding.done()
+
+
+def _is_broken(decoding: Decoding) -> bool:
+    return isinstance(decoding.exception(), BrokenProcessPool)
+
+
+def _failed(error: Exception) -> Decoding:
+    decoding = Decoding()
+    decoding.set_exception(error)
+    return decoding
 
 
 def _start(workers: int) -> ProcessPoolExecutor:
@@ -136,17 +178,17 @@ def _start(workers: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("forkserver" if "forkserver" in names else "spawn")
     if "forkserver" in names:
         context.set_forkserver_preload(["mllama_cli.captioning.decoding", "mllama_cli.processing.images"])
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_live_with_the_parent)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_the_parent)
 
 
-def _live_with_the_parent() -> None:
-    """Ctrl-C reaches the whole group: the parent decides what becomes of it. And no worker outlives a killed parent."""
+def _follow_the_parent() -> None:
+    """Leave Ctrl-C, which reaches the whole process group, to the parent, and do not outlive it if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
 
 
-def _end_with(parent: BaseProcess) -> None:
+def _exit_with(parent: BaseProcess) -> None:
     parent.join()
     os._exit(1)

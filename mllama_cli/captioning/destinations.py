@@ -1,63 +1,82 @@
-"""Where captions go. What every place has in common, and the place that keeps nothing."""
+"""Where captions go: what all destinations have in common, and the one that keeps nothing."""
 
 from typing import Protocol
 
-from mllama_cli.captioning.listing import Picture
+from mllama_cli.captioning.listing import ImageEntry
 from mllama_cli.core.caption_events import CaptionRecord
+from mllama_cli.core.errors import CaptionError
+from mllama_cli.system.files import is_disk_full
 
 
-class Held(Protocol):
-    """A picture in work: one of ``write`` and ``drop`` ends it."""
+class LeaseRefusedError(Exception):
+    """This run has nothing to do for an image; the message says why."""
+
+
+class Lease(Protocol):
+    """The right to caption one image. ``write`` ends it, even where it fails, and so does ``release``."""
 
     def write(self, record: CaptionRecord) -> str:
-        """Keep the caption; returns where. CaptionError where that place cannot be written."""
+        """Store the caption and return where. Raise CaptionError if it cannot be written."""
         ...
 
-    def drop(self, record: CaptionRecord | None = None) -> None:
-        """Let go without a caption; ``record`` says what failed."""
-        ...
-
-
-class Destination(Protocol):
-    def is_done(self, picture: Picture) -> bool:
-        """Whether the picture has what was asked for already, as far as a quick look tells."""
-        ...
-
-    def take(self, picture: Picture) -> Held | str:
-        """Hold a picture so that no other run takes it; else why it needs nothing. CaptionError, OSError."""
-        ...
-
-    def existing(self, picture: Picture) -> str:
-        """The text of the picture's caption file, empty for none."""
-        ...
-
-    def finish(self, *, through: bool, complete: bool) -> None:
-        """The last call; more do nothing. ``through``: every picture had its turn; ``complete``: has its caption."""
+    def release(self, record: CaptionRecord | None = None) -> None:
+        """Give the image up without a caption; ``record`` says what failed."""
         ...
 
 
-class Nowhere:
-    """Captions that are only told: for standard output."""
+class CaptionDestination(Protocol):
+    def is_done(self, entry: ImageEntry) -> bool:
+        """Return whether the image already has its caption, as far as a quick look tells."""
+        ...
 
-    def __init__(self, texts: "Destination | None" = None) -> None:
+    def acquire(self, entry: ImageEntry) -> Lease:
+        """Lock an image for this run. Raise LeaseRefusedError, or CaptionError or OSError if it cannot be written."""
+        ...
+
+    def existing(self, entry: ImageEntry) -> str:
+        """Return the text of the image's caption file, empty if there is none."""
+        ...
+
+    def finish(self, *, exhausted: bool, complete: bool) -> None:
+        """End the run; further calls do nothing.
+
+        Args:
+            exhausted: every image was tried.
+            complete: every image has its caption.
+        """
+        ...
+
+
+class NullDestination:
+    """Keeps no captions: for standard output. ``texts`` reads the caption files that prompts quote."""
+
+    def __init__(self, texts: CaptionDestination) -> None:
         self._texts = texts
 
-    def is_done(self, picture: Picture) -> bool:
+    def is_done(self, entry: ImageEntry) -> bool:
         return False
 
-    def take(self, picture: Picture) -> Held | str:
-        return _Unkept()
+    def acquire(self, entry: ImageEntry) -> Lease:
+        return _NullLease()
 
-    def existing(self, picture: Picture) -> str:
-        return self._texts.existing(picture) if self._texts else ""
+    def existing(self, entry: ImageEntry) -> str:
+        return self._texts.existing(entry)
 
-    def finish(self, *, through: bool, complete: bool) -> None:
+    def finish(self, *, exhausted: bool, complete: bool) -> None:
         pass
 
 
-class _Unkept:
+class _NullLease:
     def write(self, record: CaptionRecord) -> str:
         return ""
 
-    def drop(self, record: CaptionRecord | None = None) -> None:
+    def release(self, record: CaptionRecord | None = None) -> None:
         pass
+
+
+def unwritable(path: str, error: OSError) -> CaptionError:
+    """Return the error for a caption that cannot be written."""
+    hint = "Free some space and run the same command again to resume."
+    if not is_disk_full(error):
+        hint = "Check the permissions, or write all captions to one file: --output FILE.jsonl."
+    return CaptionError(f"{path} cannot be written: {error.strerror or error}", hint)

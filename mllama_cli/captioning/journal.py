@@ -1,8 +1,8 @@
-"""What a run that changes existing captions has done already: so that it can be killed, and adds nothing twice.
+"""Journal of the changes to existing captions, so that a run can be killed and resumed without changing anything twice.
 
-A run is known by its command: the same pictures, options and model. While it is not finished, the same command goes on
-with it; when it is finished it is forgotten, and the same command begins anew. A row is committed before the caption
-file changes, with the digest of what the file held; as long as the file still holds that, the change is not made.
+A run is identified by its command: the same images, options and model. Until the run is complete, the same command
+resumes it; then it is forgotten, and the same command starts over. A row is committed before the caption file changes,
+with the digest of the file's text; as long as the file still has that text, the change has not been made.
 """
 
 import hashlib
@@ -33,19 +33,19 @@ _SCHEMA = Schema(
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """``stamp`` tells a picture's content, ``before`` the digest of the caption file's text before the change."""
+class JournalEntry:
+    """``stamp`` identifies the image's content, ``before`` is the digest of the caption file before the change."""
 
     stamp: str
     before: str
     caption: str
 
 
-class Journal:
+class CaptionJournal:
     """The entries of one run. Any method may raise CaptionError.
 
     Args:
-        run: what tells this run from others (a digest of the command).
+        run: identifies the run (a digest of the command).
         path: the file; ``captions.db`` in the user's state folder by default.
     """
 
@@ -53,22 +53,22 @@ class Journal:
         self.run = run
         self._database = Database(path or state_folder() / "captions.db", _SCHEMA)
 
-    def entries(self) -> Iterator[tuple[str, Entry]]:
-        """(picture's path, entry) of all that this run has begun to change."""
+    def entries(self) -> Iterator[tuple[str, JournalEntry]]:
+        """Yield (image path, entry) for every change that this run has begun."""
         with self._database.reading() as connection:
             rows = connection.execute("SELECT path, stamp, before, caption FROM entries WHERE run = ?", (self.run,))
             for path, *entry in rows:
-                yield path, Entry(*entry)
+                yield path, JournalEntry(*entry)
 
-    def get(self, path: str) -> Entry | None:
+    def get(self, path: str) -> JournalEntry | None:
         with self._database.reading() as connection:
             row = connection.execute(
                 "SELECT stamp, before, caption FROM entries WHERE run = ? AND path = ?", (self.run, path)
             ).fetchone()
-        return Entry(*row) if row else None
+        return JournalEntry(*row) if row else None
 
-    def add(self, path: str, entry: Entry) -> None:
-        """Say what is about to be done. When this returns, it is on the disk."""
+    def add(self, path: str, entry: JournalEntry) -> None:
+        """Record a change that is about to be made. It is on the disk when this returns."""
         with self._database.writing() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?)",
@@ -76,7 +76,7 @@ class Journal:
             )
 
     def forget(self) -> None:
-        """The run is finished."""
+        """Delete the entries of a run that is complete."""
         with self._database.writing() as connection:
             connection.execute("DELETE FROM entries WHERE run = ?", (self.run,))
 
@@ -85,5 +85,5 @@ class Journal:
 
 
 def digest(text: str) -> str:
-    """Tells a caption file's text; empty for none."""
+    """Return the digest of a caption file's text; empty if there is none."""
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:32] if text else ""

@@ -1,21 +1,24 @@
-"""Which pictures are meant: files, folders, globs and lists, in natural order, each once."""
+"""The images to caption: files, folders, globs and lists, in natural order, each once."""
 
 import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from pathlib import Path
+from typing import Protocol
 
+from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageNotFoundError, UsageError
-from mllama_cli.core.pictures import PICTURE_SUFFIXES
+from mllama_cli.core.filetypes import IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture file. ``key`` is its path below the folder that was named: what shards are cut by, as the same folder
-    may lie elsewhere on another machine."""
+class ImageEntry:
+    """An image file. ``key`` is its path relative to the folder that was named: shards are made by it, since the same
+    folder may have another path on another machine."""
 
     path: str
     key: str
@@ -32,58 +35,96 @@ class Picture:
     def stem(self) -> str:
         return os.path.splitext(self.name)[0]
 
+    def read(self) -> ImagePart:
+        """Return the file's bytes. Raise MllamaError if it cannot be read."""
+        from mllama_cli.processing.sources import read_image
+
+        return read_image(Path(self.path))
+
+
+class ImageSource(Protocol):
+    """Where the pipeline gets its images from. Of ``total``, ``skipped`` have captions already, ``pending`` need them,
+    and ``unreadable`` folders could not be listed, each with the reason."""
+
+    @property
+    def total(self) -> int: ...
+    @property
+    def skipped(self) -> int: ...
+    @property
+    def pending(self) -> Iterable[ImageEntry]: ...
+    @property
+    def unreadable(self) -> Sequence[tuple[str, str]]: ...
+
+
+@dataclass(frozen=True)
+class CaptionPlan:
+    """The files that a run has to caption, known before a model is loaded: an ImageSource."""
+
+    total: int
+    pending: list[ImageEntry]
+    unreadable: list[tuple[str, str]]
+
+    @property
+    def skipped(self) -> int:
+        return self.total - len(self.pending) - len(self.unreadable)
+
 
 @dataclass(frozen=True)
 class Listing:
-    """Pictures in order, and folders below the named ones that could not be listed, each with the reason."""
+    """Images in order, and subfolders that could not be listed, each with the reason."""
 
-    pictures: list[Picture]
+    entries: list[ImageEntry]
     unreadable: list[tuple[str, str]]
 
+    def plan(self, is_done: Callable[[ImageEntry], bool]) -> CaptionPlan:
+        """Leave out the images that are done."""
+        pending = [entry for entry in self.entries if not is_done(entry)]
+        return CaptionPlan(len(self.entries) + len(self.unreadable), pending, self.unreadable)
 
-def find_pictures(
+
+def find_images(
     paths: Sequence[str], *, listed: Iterable[str] = (), recursive: bool = False, pattern: str | None = None
 ) -> Listing:
-    """All pictures of ``paths`` (files, folders, glob patterns) and of a list of files, in the order they were named.
+    """Return all images in ``paths`` (files, folders, glob patterns) and in a list of files, in the order given.
 
-    Folders give their picture files, by suffix, naturally sorted; hidden files and folders are left out, and with
-    ``recursive`` a folder that a link leads back to is entered once. ``pattern`` keeps the files in folders whose name
-    matches. A file that is named is taken whatever it is called, and need not exist: what is missing is found out when
-    it is its turn, so that one bad line does not stop a list.
+    Folders yield their image files, by suffix, naturally sorted; hidden files and folders are left out, and with
+    ``recursive`` a folder that a link leads back to is visited once. ``pattern`` keeps the files in folders whose name
+    matches. A listed file is taken whatever its name, and need not exist: a missing one fails when its turn comes, so
+    that one bad line does not stop a list.
 
     Raises:
-        ImageNotFoundError: a path that does not exist, or a glob that matches nothing.
-        UsageError: no pictures at all.
+        ImageNotFoundError: a path does not exist, or a glob matches nothing.
+        UsageError: there are no images at all.
     """
     search = _Search(recursive, pattern)
-    found: dict[str, Picture] = {}
+    found: dict[str, ImageEntry] = {}
     for path in paths:
-        for picture in search.named(path):
-            found.setdefault(_same(picture.path), picture)
+        for entry in search.named(path):
+            found.setdefault(_same(entry.path), entry)
     for path in listed:
-        for picture in search.below(path) if os.path.isdir(path) else [Picture(path, path)]:
-            found.setdefault(_same(picture.path), picture)
+        for entry in search.below(path) if os.path.isdir(path) else [ImageEntry(path, path)]:
+            found.setdefault(_same(entry.path), entry)
     if not found and not search.unreadable:
         where = ", ".join(paths) or "the list"
-        hint = "" if recursive or not paths else " -r looks into folders below."
+        hint = "" if recursive or not paths else " -r recurses into subfolders."
         raise UsageError(f"There are no pictures in {where}", f"Pictures are files such as .jpg and .png.{hint}")
     return Listing(list(found.values()), search.unreadable)
 
 
-def shard_of(pictures: Sequence[Picture], index: int, count: int) -> list[Picture]:
-    """The ``index``-th (from 1) of ``count`` disjoint parts, by a hash of each picture's key: stable when files come
-    and go, and the same on every machine."""
-    return [picture for picture in pictures if _hash(picture.key) % count == index - 1]
+def shard_of(entries: Sequence[ImageEntry], index: int, count: int) -> list[ImageEntry]:
+    """Return the ``index``-th (from 1) of ``count`` disjoint parts, by a hash of each image's key: stable when files
+    come and go, and the same on every machine."""
+    return [entry for entry in entries if _hash(entry.key) % count == index - 1]
 
 
 def read_list(text: str, *, nul: bool = False) -> list[str]:
-    """The paths in a list: one a line, or each ended by NUL. Empty ones are left out."""
+    """Return the paths in a list: one a line, or each ended by NUL. Empty ones are left out."""
     lines = text.split("\0") if nul else text.splitlines()
     return [line for line in lines if line.strip()]
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sorts 2 before 10, upper case beside lower.
+    """Return a sort key that puts 2 before 10 and upper case next to lower.
 
     >>> sorted(["b10.png", "B9.png", "b9.jpg", "a.png"], key=natural_key)
     ['a.png', 'b9.jpg', 'B9.png', 'b10.png']
@@ -97,12 +138,12 @@ class _Search:
         self.recursive, self.pattern = recursive, pattern
         self.unreadable: list[tuple[str, str]] = []
 
-    def named(self, path: str) -> Iterator[Picture]:
+    def named(self, path: str) -> Iterator[ImageEntry]:
         expanded = os.path.expanduser(path)
         if os.path.isdir(expanded):
             yield from self.below(expanded)
         elif os.path.lexists(expanded):
-            yield Picture(expanded, os.path.basename(expanded))
+            yield ImageEntry(expanded, os.path.basename(expanded))
         elif glob.has_magic(expanded):
             matches = sorted(glob.glob(expanded, recursive=True), key=natural_key)
             if not matches:
@@ -110,18 +151,18 @@ class _Search:
             for match in matches:
                 if os.path.isdir(match):
                     yield from self.below(match)
-                elif _is_picture(match):
-                    yield Picture(match, match)
+                elif _is_image(match):
+                    yield ImageEntry(match, match)
         else:
             raise ImageNotFoundError(f"no such picture or folder: {path}", "Check the path.")
 
-    def below(self, folder: str) -> Iterator[Picture]:
+    def below(self, folder: str) -> Iterator[ImageEntry]:
         try:
             yield from self._walk(folder, "", set())
         except OSError as error:
             raise UsageError(f"{folder} cannot be listed: {error.strerror}", "Check its permissions.") from error
 
-    def _walk(self, folder: str, below: str, seen: set[tuple[int, int]]) -> Iterator[Picture]:
+    def _walk(self, folder: str, below: str, seen: set[tuple[int, int]]) -> Iterator[ImageEntry]:
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:  # a link that leads back
             return
@@ -133,10 +174,10 @@ class _Search:
                     continue
                 if entry.is_dir():
                     folders.append(entry.name)
-                elif _is_picture(entry.name) and (self.pattern is None or fnmatch(entry.name, self.pattern)):
+                elif _is_image(entry.name) and (self.pattern is None or fnmatch(entry.name, self.pattern)):
                     files.append(entry.name)
         for name in sorted(files, key=natural_key):
-            yield Picture(_join(folder, name), below + name)
+            yield ImageEntry(_join(folder, name), below + name)
         for name in sorted(folders, key=natural_key) if self.recursive else ():
             inner = _join(folder, name)
             try:
@@ -149,8 +190,8 @@ def _join(folder: str, name: str) -> str:
     return name if folder == os.curdir else os.path.join(folder, name)
 
 
-def _is_picture(name: str) -> bool:
-    return name.lower().endswith(PICTURE_SUFFIXES)
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _same(path: str) -> str:

@@ -1,8 +1,10 @@
-"""A picture in work: its caption's file, begun beside its place under a name of its own, held while the model looks.
+"""Caption files under a lock: a hidden file next to the caption, locked while the image is being captioned.
 
-Nobody else takes a picture that is held, in another process or, on a shared disk, on another machine. The system lets
-go of it when a process dies, however it dies; what it left is taken over by whoever comes next. When the caption is
-there, it is written into that file, which then moves to its place as a whole.
+The lock keeps other processes of this machine from captioning the same image. Whether it also reaches other machines
+that share the disk depends on the file system (on some network disks flock does nothing): let those divide the images
+with --shard instead. The system releases the lock when the process exits, however it ends, and the next run takes over
+the file that is left. The finished caption is written into the locked file, which then replaces the caption file in one
+step.
 """
 
 import os
@@ -12,26 +14,26 @@ from contextlib import suppress
 if sys.platform != "win32":
     import fcntl
 
-MARK = ".mllama"
-"""Ending of a caption's file while it is in work; hidden, as its name also begins with a dot."""
+LOCK_SUFFIX = ".mllama"
 
 
-class Claim:
-    """``destination`` is where the caption will be. Made by ``Claim.take``."""
+class CaptionLock:
+    """The lock on the caption file at ``destination``. Made by ``CaptionLock.acquire``."""
 
     def __init__(self, destination: str, path: str, file: int) -> None:
         self.destination = destination
         self._path = path
         self._file = file
+        self._held = True
 
     @classmethod
-    def take(cls, destination: str) -> "Claim | None":
-        """Hold the caption at ``destination``; None where another run holds it. OSError where it cannot be written."""
+    def acquire(cls, destination: str) -> "CaptionLock | None":
+        """Return the lock, or None if another run holds it. Raise OSError if nothing can be written there."""
         folder, name = os.path.split(destination)
-        path = os.path.join(folder, f".{name}{MARK}")
+        path = os.path.join(folder, f".{name}{LOCK_SUFFIX}")
         while True:
             if sys.platform == "win32":
-                # Windows lets nobody delete a file that is open: what can be deleted was left by the dead.
+                # Windows does not delete open files: one that can be deleted was left by a process that ended.
                 try:
                     with suppress(FileNotFoundError):
                         os.unlink(path)
@@ -47,14 +49,14 @@ class Claim:
             except OSError:
                 os.close(file)
                 raise
-            # Whoever held it may have moved or removed it since it was opened: then it is not this name's any more.
+            # Its last holder may have moved or removed the file since it was opened: then this lock protects nothing.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file), os.stat(path)):
                     return cls(destination, path, file)
             os.close(file)
 
     def write(self, text: str) -> None:
-        """Put ``text`` at its place, whole or not at all, and let go. OSError leaves what was there before."""
+        """Replace the caption file and release the lock. After an OSError the old caption is intact."""
         try:
             os.ftruncate(self._file, 0)
             os.lseek(self._file, 0, os.SEEK_SET)
@@ -63,16 +65,19 @@ class Claim:
                 data = data[os.write(self._file, data) :]
             os.fsync(self._file)
             if sys.platform == "win32":
-                os.close(self._file)
-                self._file = -1
+                self._close()
             os.replace(self._path, self.destination)
         except OSError:
-            self.drop()
+            self.release()
             raise
+        self._held = False
         self._close()
 
-    def drop(self) -> None:
-        """Let go without a caption."""
+    def release(self) -> None:
+        """Release the lock without a caption. Does nothing once it is released: the file may be another run's then."""
+        if not self._held:
+            return
+        self._held = False
         with suppress(OSError):
             if sys.platform == "win32":
                 self._close()

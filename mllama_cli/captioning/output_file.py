@@ -1,95 +1,96 @@
-"""All captions in one file, JSON Lines or CSV, that grows line by line and survives whatever stops the run."""
+"""All captions in one JSON Lines or CSV file, appended line by line, so that a stopped run can be resumed."""
 
 import os
 import time
 from contextlib import suppress
 from typing import IO
 
-from mllama_cli.captioning.destinations import Destination, Held
-from mllama_cli.captioning.listing import Picture
-from mllama_cli.captioning.locks import Claim
+from mllama_cli.captioning.destinations import CaptionDestination, Lease, unwritable
+from mllama_cli.captioning.listing import ImageEntry
+from mllama_cli.captioning.locks import CaptionLock
 from mllama_cli.captioning.records import Format, encode, header, records
-from mllama_cli.captioning.sidecars import unwritable
 from mllama_cli.core.caption_events import CaptionRecord
 from mllama_cli.core.errors import CaptionError, UsageError
 
-_FIRST = {"jsonl": b'{"path": ', "csv": header("csv")}
-"""How a file of ours begins."""
+FILE_START = {"jsonl": b'{"path": ', "csv": header("csv")}
+"""How our files begin."""
 
 SYNC_LINES = 32
 SYNC_SECONDS = 2.0
-"""A line is written at once; the disk is made to hold it after so many, or so long: what a power cut may cost."""
+"""Lines are written at once and synced after so many, or after so long: what a power cut may cost."""
 
 
 class OutputFile:
-    """``FILE.jsonl`` or ``FILE.csv``, in one run's hands at a time.
+    """``FILE.jsonl`` or ``FILE.csv``, locked by one run at a time.
 
-    With ``existing`` skip, pictures that stand in the file with a caption are done; lines that say what failed give
-    way to what comes of a new try. With overwrite a new file grows beside the old one, known by ``run`` so that the
-    same command goes on with it, and takes its place at the end.
+    With ``existing`` skip, images that have a caption in the file are done; lines that report failures are replaced by
+    the result of a new try. With overwrite a new file is written next to the old one, named by ``run`` so that the same
+    command resumes it, and replaces the old one at the end.
 
     Args:
         path: the file.
-        run: what tells this run from others (a digest of the command).
-        texts: where the texts of caption files come from, for prompts that quote them.
+        run: identifies the run (a digest of the command).
+        texts: reads the caption files that prompts quote.
 
     Raises:
-        UsageError: another ending, or a file that is none of ours.
-        CaptionError: it cannot be written, or another run writes it.
+        UsageError: another file extension, or a file that does not hold captions.
+        CaptionError: the file cannot be written, or another run is writing it.
     """
 
-    def __init__(self, path: str, *, overwrite: bool = False, run: str = "", texts: Destination | None = None) -> None:
+    def __init__(
+        self, path: str, *, overwrite: bool = False, run: str = "", texts: CaptionDestination | None = None
+    ) -> None:
         self.path = path
         self.form = format_of(path)
         self._texts = texts
         self._overwrite = overwrite
         folder, name = os.path.split(path)
-        self._growing = os.path.join(folder, f".{name}.{run[:8]}.part") if overwrite else path
+        self._partial = os.path.join(folder, f".{name}.{run[:8]}.part") if overwrite else path
         self._unsynced, self._synced = 0, time.monotonic()
         try:
-            lock = Claim.take(path)
+            lock = CaptionLock.acquire(path)
             if lock is None:
                 raise CaptionError(f"Another run is writing {path}", "Wait for it, or give each run its own --output.")
             self._lock = lock
             try:
-                self._done = self._take_up()
-                self._file: IO[bytes] = open(self._growing, "ab", buffering=0)  # noqa: SIM115 - until ``finish``
+                self._done = self._resume()
+                self._file: IO[bytes] = open(self._partial, "ab", buffering=0)  # noqa: SIM115 - until ``finish``
                 if self._file.tell() == 0:
                     self._append(header(self.form))
             except BaseException:
-                lock.drop()
+                lock.release()
                 raise
         except OSError as error:
             raise unwritable(path, error) from error
 
-    def is_done(self, picture: Picture) -> bool:
-        return os.path.normpath(picture.path) in self._done
+    def is_done(self, entry: ImageEntry) -> bool:
+        return os.path.normpath(entry.path) in self._done
 
-    def take(self, picture: Picture) -> Held | str:
-        return _Line(self)
+    def acquire(self, entry: ImageEntry) -> Lease:
+        return _LineLease(self)
 
-    def existing(self, picture: Picture) -> str:
-        return self._texts.existing(picture) if self._texts else ""
+    def existing(self, entry: ImageEntry) -> str:
+        return self._texts.existing(entry) if self._texts else ""
 
     def add(self, record: CaptionRecord) -> None:
-        """Append one line. CaptionError where the disk takes no more; the file then ends with a whole line."""
+        """Append one line. Raise CaptionError if that fails; the file then still ends with a complete line."""
         try:
             self._append(encode(record, self.form))
         except OSError as error:
             raise unwritable(self.path, error) from error
 
-    def finish(self, *, through: bool, complete: bool) -> None:
+    def finish(self, *, exhausted: bool, complete: bool) -> None:
         if self._file.closed:
             return
         try:
             with self._file:
                 os.fsync(self._file.fileno())
-            if self._overwrite and through:
-                os.replace(self._growing, self.path)
+            if self._overwrite and exhausted:
+                os.replace(self._partial, self.path)
         except OSError as error:
             raise unwritable(self.path, error) from error
         finally:
-            self._lock.drop()
+            self._lock.release()
 
     def _append(self, data: bytes) -> None:
         start = self._file.seek(0, os.SEEK_END)
@@ -106,54 +107,54 @@ class OutputFile:
                 self._file.truncate(start)
             raise
 
-    def _take_up(self) -> set[str]:
-        """Paths that are done. Cuts an unfinished line at the end, and leaves out lines of what failed."""
+    def _resume(self) -> set[str]:
+        """Return the paths that are done, after removing an incomplete last line and the lines of failures."""
         done: set[str] = set()
         kept, failed = 0, 0
         try:
-            file = open(self._growing, "rb")  # noqa: SIM115 - closed below
+            file = open(self._partial, "rb")  # noqa: SIM115 - closed below
         except FileNotFoundError:
             return done
         with file:
             for raw, values in records(iter(file), self.form):
                 kept += len(raw)
                 if values is None:
-                    self._must_be_ours(raw, at_start=kept == len(raw))
+                    self._require_ours(raw, at_start=kept == len(raw))
                 elif values.get("error"):
                     failed += 1
                 elif isinstance(values.get("path"), str):
                     done.add(os.path.normpath(values["path"]))
             size = file.seek(0, os.SEEK_END)
         if failed:
-            self._leave_out_failed()
+            self._drop_failures()
         elif kept < size:
-            if not kept:  # killed in the midst of the very first line, or no file of ours
-                with open(self._growing, "rb") as file:
-                    begun = file.read(len(_FIRST[self.form]))
-                if not _FIRST[self.form].startswith(begun):
-                    self._must_be_ours(begun, at_start=False)
-            os.truncate(self._growing, kept)
+            if not kept:  # killed while writing the first line, or not one of our files
+                with open(self._partial, "rb") as file:
+                    begun = file.read(len(FILE_START[self.form]))
+                if not FILE_START[self.form].startswith(begun):
+                    self._require_ours(begun, at_start=False)
+            os.truncate(self._partial, kept)
         return done
 
-    def _must_be_ours(self, raw: bytes, *, at_start: bool) -> None:
+    def _require_ours(self, raw: bytes, *, at_start: bool) -> None:
         if self.form == "csv" and at_start and raw == header("csv"):
             return
         raise UsageError(
-            f"{self.path} exists and holds something else than captions", "Name another file, or move it away."
+            f"{self.path} exists and holds something other than captions", "Name another file, or move it away."
         )
 
-    def _leave_out_failed(self) -> None:
-        new = f"{self._growing}.new"
-        with open(self._growing, "rb") as old, open(new, "wb") as file:
+    def _drop_failures(self) -> None:
+        new = f"{self._partial}.new"
+        with open(self._partial, "rb") as old, open(new, "wb") as file:
             for raw, values in records(iter(old), self.form):
                 if values is None or not values.get("error"):
                     file.write(raw)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(new, self._growing)
+        os.replace(new, self._partial)
 
 
-class _Line:
+class _LineLease:
     def __init__(self, file: OutputFile) -> None:
         self._file = file
 
@@ -161,13 +162,13 @@ class _Line:
         self._file.add(record)
         return self._file.path
 
-    def drop(self, record: CaptionRecord | None = None) -> None:
+    def release(self, record: CaptionRecord | None = None) -> None:
         if record is not None:
             self._file.add(record)
 
 
 def format_of(path: str) -> Format:
-    """By the name's ending. UsageError for any other."""
+    """Return the format that the file's extension stands for. Raise UsageError if there is none."""
     ending = os.path.splitext(path)[1].lower()
     if ending in (".jsonl", ".ndjson"):
         return "jsonl"

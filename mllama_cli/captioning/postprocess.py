@@ -1,4 +1,4 @@
-"""From the model's answer to the caption."""
+"""Turn the model's answer into the caption."""
 
 import re
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ _OPENINGS = re.compile(
 
 
 @dataclass(frozen=True)
-class Polish:
+class Postprocess:
     """``strip`` cuts boilerplate openings ("The image shows"), ``tags`` makes one line of tags, ``prefix`` and
-    ``suffix`` go around the result as they stand (trigger words)."""
+    ``suffix`` are put around the result verbatim (trigger words)."""
 
     strip: bool = False
     tags: bool = False
@@ -32,7 +32,7 @@ class Polish:
     suffix: str = ""
 
     def __call__(self, answer: str) -> str:
-        """The caption: no blank at either end of what the model said."""
+        """Return the caption, without white space at either end of the answer."""
         text = answer.strip()
         if self.strip:
             text = without_opening(text)
@@ -42,7 +42,7 @@ class Polish:
 
 
 def without_opening(text: str) -> str:
-    """Without "The image shows" and its kin; what follows begins with a capital letter.
+    """Return the text without an opening such as "The image shows", with a capital letter.
 
     >>> without_opening("This photo shows a dog on a beach.")
     'A dog on a beach.'

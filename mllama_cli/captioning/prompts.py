@@ -1,25 +1,22 @@
-"""What the model is asked about each picture."""
+"""Prompts: what the model is asked about each image."""
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 
-from mllama_cli.captioning.listing import Picture
+from mllama_cli.captioning.listing import ImageEntry
 from mllama_cli.core.errors import UsageError
 
-Style = Literal["short", "detailed", "alt-text", "tags"]
-
-STYLES: dict[Style, str] = {
+STYLES = {
     "short": "Describe this image in one short sentence.",
     "detailed": "Describe this image in detail.",
     "alt-text": "Describe this image in one sentence of at most 125 characters, as alternative text for somebody "
     "who cannot see it.",
     "tags": "Describe this image with 5 to 20 short tags, separated by commas. Say nothing else.",
 }
-DEFAULT = "Describe this image in one or two sentences."
-MAX_TOKENS = {"short": 64, "alt-text": 64, "tags": 128, "detailed": 512}
-DEFAULT_MAX_TOKENS = 256
-"""A caption that goes on and on is a model that repeats itself."""
+DEFAULT_PROMPT = "Describe this image in one or two sentences."
+STYLE_MAX_TOKENS = {"short": 64, "alt-text": 64, "tags": 128, "detailed": 512}
+CAPTION_MAX_TOKENS = 256
+"""A longer caption is a model that repeats itself."""
 
 VARIABLES = ("name", "stem", "folder", "existing", "tags")
 _VARIABLE = re.compile(r"\{(\w+)\}")
@@ -28,13 +25,13 @@ _VARIABLE = re.compile(r"\{(\w+)\}")
 @dataclass(frozen=True)
 class PromptTemplate:
     """A prompt with variables: {name} photo.jpg, {stem} photo, {folder} the name of its folder, {existing} the text of
-    its caption file, {tags} that text as comma-separated tags. Other braces mean themselves."""
+    its caption file, {tags} that text as comma-separated tags. Other braces are kept."""
 
     text: str
 
     def __post_init__(self) -> None:
         if not self.text.strip():
-            raise UsageError("The prompt is empty", "Leave it out for the usual one.")
+            raise UsageError("The prompt is empty", "Leave it out for the default one.")
         unknown = [name for name in _VARIABLE.findall(self.text) if name not in VARIABLES]
         if unknown:
             raise UsageError(
@@ -44,15 +41,15 @@ class PromptTemplate:
 
     @property
     def reads_existing(self) -> bool:
-        """Whether caption files must be read for it."""
+        """Return whether caption files must be read for it."""
         return any(name in ("existing", "tags") for name in _VARIABLE.findall(self.text))
 
-    def fill(self, picture: Picture, existing: str = "") -> str:
-        """The prompt for one picture; ``existing`` is the text of its caption file."""
+    def fill(self, entry: ImageEntry, existing: str = "") -> str:
+        """Return the prompt for one image; ``existing`` is the text of its caption file."""
         values = {
-            "name": picture.name,
-            "stem": picture.stem,
-            "folder": re.split(r"[/\\]", picture.folder.rstrip("/\\"))[-1],
+            "name": entry.name,
+            "stem": entry.stem,
+            "folder": re.split(r"[/\\]", entry.folder.rstrip("/\\"))[-1],
             "existing": existing.strip(),
             "tags": ", ".join(as_tags(existing)),
         }
@@ -61,7 +58,7 @@ class PromptTemplate:
 
 
 def as_tags(text: str) -> list[str]:
-    """The tags in a text: what commas, semicolons, line ends and list marks part, each once, without the full stop.
+    """Return the tags in a text, separated by commas, semicolons, line ends or bullets, each once, without full stop.
 
     >>> as_tags("cat, Cat;  a dog.\\n- red ball")
     ['cat', 'a dog', 'red ball']

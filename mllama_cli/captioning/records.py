@@ -1,4 +1,4 @@
-"""JSON Lines and CSV: a picture's record as bytes, and records from bytes."""
+"""Caption records as JSON Lines and CSV: written to bytes and read back."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ COLUMNS = tuple(each.name for each in fields(CaptionRecord))
 
 
 def as_json(record: CaptionRecord) -> dict[str, Any]:
-    """The record for a JSON line: ``error`` is null where there is none, and ``caption`` where there is none."""
+    """Return the record for a JSON line, with null for a caption or an error that does not exist."""
     values = asdict(record)
     values["seconds"] = round(record.seconds, 3)
     if record.error:
@@ -23,23 +23,23 @@ def as_json(record: CaptionRecord) -> dict[str, Any]:
 
 
 def encode(record: CaptionRecord, form: Format) -> bytes:
-    """One line, with its end; a caption's own line ends are quoted in CSV and escaped in JSON."""
+    """Return one line with its line end; line ends in the caption are quoted in CSV and escaped in JSON."""
     if form == "jsonl":
-        # A file's name may be any bytes: they are written as they are.
+        # A file name may be any bytes: they are written unchanged.
         return json.dumps(as_json(record), ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
     values = {**asdict(record), "seconds": round(record.seconds, 3)}
     return _csv_line([values[name] for name in COLUMNS])
 
 
 def header(form: Format) -> bytes:
-    """What stands before the first record."""
+    """Return what comes before the first record."""
     return _csv_line(list(COLUMNS)) if form == "csv" else b""
 
 
 def records(data: Iterator[bytes], form: Format) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """(raw bytes, values) of each whole record in the lines ``data``; None for one that is no record of ours.
+    """Yield (raw bytes, values) of each complete record in the lines ``data``; values are None if it is not a record.
 
-    What a power cut left unfinished at the end is not given: its bytes are what is missing from the sum.
+    An incomplete record at the end is left out: the caller knows where it starts by the length of the others.
     """
     if form == "jsonl":
         for line in data:
@@ -51,7 +51,7 @@ def records(data: Iterator[bytes], form: Format) -> Iterator[tuple[bytes, dict[s
     for line in data:
         raw += line
         if not line.endswith(b"\n") or raw.count(b'"') % 2:
-            continue  # in the midst of a quoted caption
+            continue  # a line end in a quoted caption
         row = next(csv.reader(io.StringIO(raw.decode("utf-8", "surrogateescape"), newline="")), [])
         if columns is None:
             columns = row

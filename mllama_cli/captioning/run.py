@@ -1,210 +1,215 @@
-"""Captions for a list of pictures: ready ones are left out, the others decoded ahead and answered side by side."""
+"""The captioning pipeline: a job for each image is acquired, decoded, asked about and written.
+
+The stages are generators, in this order in ``CaptionPipeline``. Each pulls from the one before it, so that no more
+images are locked and decoded than the model will take soon. What a stage has to report besides the jobs it passes on
+goes into one queue of events, which the last stage empties.
+"""
 
 from collections import deque
-from collections.abc import Generator, Hashable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mllama_cli.captioning.decoding import Decoded, DecodingPool
-from mllama_cli.captioning.destinations import Destination, Held
-from mllama_cli.captioning.listing import Picture
-from mllama_cli.captioning.plan import Plan
-from mllama_cli.captioning.postprocess import Polish
+from mllama_cli.captioning.asker import Answer, Asker, Question
+from mllama_cli.captioning.decoding import DecodedImage, DecodingPool, NotReady
+from mllama_cli.captioning.destinations import CaptionDestination, Lease, LeaseRefusedError, unwritable
+from mllama_cli.captioning.listing import ImageEntry, ImageSource
+from mllama_cli.captioning.postprocess import Postprocess
 from mllama_cli.captioning.prompts import PromptTemplate
-from mllama_cli.captioning.sidecars import is_full, unwritable
 from mllama_cli.core.caption_events import (
     BatchSize,
     Captioned,
     CaptionEvent,
     CaptionFailed,
-    CaptionPlan,
     CaptionRecord,
     CaptionSkipped,
+    CaptionsPlanned,
 )
-from mllama_cli.core.conversation import Conversation, ImagePart
-from mllama_cli.core.errors import ImageError, MllamaError
-from mllama_cli.engine.batch.run import BatchReply, BatchRequest, run_batch
-from mllama_cli.processing.image_processor import MllamaImageProcessor
-
-if TYPE_CHECKING:
-    from mllama_cli.core.sampling import Sampling
-    from mllama_cli.engine.engine import Engine
-    from mllama_cli.processing.processor import ModelInputs
+from mllama_cli.core.errors import MllamaError
+from mllama_cli.system.files import is_disk_full
 
 
-@dataclass(frozen=True)
-class Task:
-    """What is asked of the model about each picture, and what becomes of its answer."""
+@dataclass(eq=False)
+class Job:
+    """An image on its way to a caption.
 
-    prompt: PromptTemplate
-    sampling: "Sampling"
-    polish: Polish
-    system: str = ""
+    Attributes:
+        entry: the image.
+        lease: held from the first stage to the last, whatever the outcome.
+        record: what is known so far; each stage adds to it.
+    """
 
-
-@dataclass
-class _Work:
-    """A picture in the model's hands."""
-
-    picture: Picture
-    held: Held
+    entry: ImageEntry
+    lease: Lease
     record: CaptionRecord
 
+    @property
+    def question(self) -> tuple[str, str]:
+        """What the answer depends on: jobs that are equal here are asked about once."""
+        return self.record.sha256, self.record.prompt
 
-def caption_pictures(
-    engine: "Engine",
-    plan: Plan,
-    destination: Destination,
-    task: Task,
+
+def caption_images(
+    source: ImageSource,
+    asker: Asker,
+    destination: CaptionDestination,
+    prompt: PromptTemplate,
+    postprocess: Postprocess,
     *,
-    slots: int | None = None,
     workers: int | None = None,
 ) -> Generator[CaptionEvent]:
-    """Events of captioning: CaptionPlan first, then one for each picture that was not done already.
+    """Yield CaptionsPlanned first, then an event for each image that was not done already.
 
-    A bad picture is an event, not an error. Closing the iterator stops the run: what is written stays, what is in work
-    is let go. The engine's weights must be loaded.
+    A bad image is an event, not an error. Close the generator to stop the run: captions that are written stay, and
+    images in progress are released.
 
     Args:
-        slots: pictures answered at once; None for as many as memory allows.
         workers: processes that decode; None for one for each processor but one, 0 for none.
 
     Raises:
-        CaptionError: the disk is full; no other picture would fare better.
-        TemplateError, DeviceError, ...: the model can caption no picture at all.
+        CaptionError: the disk is full; no other image would do better.
+        TemplateError, DeviceError, ...: the model cannot caption any image.
     """
-    run = _Run(engine, plan.pending, destination, task)
-    through = False
+    pipeline = CaptionPipeline(asker, destination, prompt, postprocess)
+    exhausted = False
     try:
-        yield CaptionPlan(plan.total, plan.skipped)
-        for folder, reason in plan.unreadable:
-            yield run.failed(CaptionRecord(folder), f"cannot be listed: {reason}")
-        yield from run.events(slots, workers)
-        through = True
+        yield CaptionsPlanned(source.total, source.skipped)
+        for folder, reason in source.unreadable:
+            yield pipeline.failed(CaptionRecord(folder, model=asker.model), f"cannot be listed: {reason}")
+        with DecodingPool(asker.image_config, workers) as pool:
+            acquired = pipeline.acquire(source.pending)
+            decoded = pipeline.decode(acquired, pool)
+            with closing(pipeline.ask(decoded)) as answered:
+                yield from pipeline.write(answered)
+        exhausted = True
     finally:
-        run.let_go()
-        destination.finish(through=through, complete=through and not run.failures)
+        pipeline.release_all()
+        destination.finish(exhausted=exhausted, complete=exhausted and not pipeline.failures)
 
 
-class _Run:
-    def __init__(self, engine: "Engine", pending: Sequence[Picture], destination: Destination, task: Task) -> None:
-        self.engine = engine
-        self.pending = pending
+class CaptionPipeline:
+    """The stages, and what they share."""
+
+    def __init__(
+        self, asker: Asker, destination: CaptionDestination, prompt: PromptTemplate, postprocess: Postprocess
+    ) -> None:
+        self.asker = asker
         self.destination = destination
-        self.task = task
+        self.prompt = prompt
+        self.postprocess = postprocess
         self.failures = 0
-        self._told: deque[CaptionEvent] = deque()
-        self._taken: deque[tuple[Picture, Held]] = deque()
-        self._in_work: dict[Hashable, list[_Work]] = {}
-        self._answers: dict[tuple[str, str], tuple[str, int]] = {}
-        """(answer, tokens) by (digest, prompt): equal pictures are asked about once."""
+        self._events: deque[CaptionEvent] = deque()
+        self._in_progress: set[Job] = set()
+        self._waiting: dict[object, list[Job]] = {}
+        """Jobs whose question is being answered, by ``Job.question``."""
+        self._answers: dict[object, Answer] = {}
+        """What is known already, by ``Job.question``."""
 
-    def events(self, slots: int | None, workers: int | None) -> Iterator[CaptionEvent]:
-        processor = self.engine.processor.image_processor
-        if processor is None:
-            raise ImageError(f"{self.engine.name} is text-only: it cannot see pictures", "Name another model with -m.")
-        with DecodingPool(processor.config, workers) as pool:
-            replies = run_batch(
-                self.engine.model,
-                self._requests(pool, processor),
-                slots=slots,
-                on_slots=lambda n: self._told.append(BatchSize(n)),
-            )
-            with closing(replies):
-                for reply in replies:
-                    yield from self._news()
-                    for work in self._in_work.pop(reply.key):
-                        yield self._answered(work, reply)
-            yield from self._news()
-
-    def let_go(self) -> None:
-        """Of everything that is in work and will not be finished."""
-        for works in self._in_work.values():
-            for work in works:
-                work.held.drop()
-        for _, held in self._taken:
-            held.drop()
-        self._in_work.clear()
-        self._taken.clear()
-
-    def failed(self, record: CaptionRecord, reason: str, hint: str = "") -> CaptionFailed:
-        self.failures += 1
-        return CaptionFailed(replace(record, model=self.engine.name, error=reason), hint)
-
-    def _news(self) -> Iterator[CaptionEvent]:
-        while self._told:
-            yield self._told.popleft()
-
-    def _take(self) -> Iterator[str]:
-        """Paths of pictures that are ours to caption, held from here on."""
-        for picture in self.pending:
+    def acquire(self, entries: Iterable[ImageEntry]) -> Iterator[Job]:
+        """Stage 1: yield a job for each image that this run may caption, with the lease on it."""
+        for entry in entries:
+            record = CaptionRecord(entry.path, model=self.asker.model)
             try:
-                held = self.destination.take(picture)
+                lease = self.destination.acquire(entry)
+            except LeaseRefusedError as refusal:
+                self._events.append(CaptionSkipped(entry.path, str(refusal)))
             except (OSError, MllamaError) as error:
-                known = unwritable(picture.path, error) if isinstance(error, OSError) else error
-                if is_full(error):
+                known = unwritable(entry.path, error) if isinstance(error, OSError) else error
+                if is_disk_full(error):
                     raise known from error
-                self._told.append(self.failed(CaptionRecord(picture.path), known.message, known.hint))
-                continue
-            if isinstance(held, str):
-                self._told.append(CaptionSkipped(picture.path, held))
-                continue
-            self._taken.append((picture, held))
-            yield picture.path
-
-    def _requests(self, pool: DecodingPool, processor: MllamaImageProcessor) -> Iterator[BatchRequest | None]:
-        for decoded in pool.decoded(self._take()):
-            if decoded is None:
-                yield None
-                continue
-            picture, held = self._taken.popleft()
-            record = CaptionRecord(picture.path, model=self.engine.name)
-            if not isinstance(decoded, Decoded):
-                self._give_up(_Work(picture, held, record), decoded)
-                continue
-            prompt = self.task.prompt.fill(
-                picture, self.destination.existing(picture) if self.task.prompt.reads_existing else ""
-            )
-            record = replace(record, width=decoded.width, height=decoded.height, prompt=prompt, sha256=decoded.digest)
-            work, key = _Work(picture, held, record), (decoded.digest, prompt)
-            if key in self._answers:
-                self._told.append(self._written(work, *self._answers[key], seconds=0.0))
-            elif key in self._in_work:
-                self._in_work[key].append(work)
+                self._events.append(self.failed(record, known.message, known.hint))
             else:
-                self._in_work[key] = [work]
-                inputs = self._inputs(prompt, decoded.part)
-                yield BatchRequest(key, inputs, (processor.normalise(decoded.canvas),), self.task.sampling)
+                job = Job(entry, lease, record)
+                self._in_progress.add(job)
+                yield job
 
-    def _inputs(self, prompt: str, image: ImagePart) -> "ModelInputs":
-        processor = self.engine.processor
-        if processor.chat_template is None:  # a base model
-            return processor.raw(prompt, (image,))
-        return processor(Conversation.ask(prompt, (image,), self.task.system))
+    def decode(self, jobs: Iterable[Job], pool: DecodingPool) -> Iterator[tuple[Job, DecodedImage] | NotReady]:
+        """Stage 2: yield each job with its image, decoded ahead by ``pool``. A bad image ends its job."""
+        for item in pool.decode(jobs):
+            if isinstance(item, NotReady):
+                yield item
+                continue
+            job, decoding = item
+            try:
+                image = decoding.result()
+            except MllamaError as error:
+                self._events.append(self._give_up(job, error))
+                continue
+            prompt = self.prompt.fill(
+                job.entry, self.destination.existing(job.entry) if self.prompt.reads_existing else ""
+            )
+            job.record = replace(job.record, width=image.width, height=image.height, prompt=prompt, sha256=image.digest)
+            yield job, image
 
-    def _answered(self, work: _Work, reply: BatchReply) -> CaptionEvent:
-        if reply.error is not None:
-            self._give_up(work, reply.error)
-            return self._told.pop()
-        key = (work.record.sha256, work.record.prompt)
-        seconds = 0.0 if key in self._answers else reply.seconds
-        self._answers[key] = (reply.text, reply.completion_tokens)
-        return self._written(work, reply.text, reply.completion_tokens, seconds=seconds)
+    def ask(self, decoded: Iterable[tuple[Job, DecodedImage] | NotReady]) -> Generator[tuple[Job, Answer]]:
+        """Stage 3: yield each job with the model's answer, in the order of the answers."""
+        with closing(self.asker.ask(self._questions(decoded), self._report_batch_size)) as answers:
+            for answer in answers:
+                again = replace(answer, seconds=0.0)  # equal images cost nothing more
+                if answer.error is None:
+                    self._answers[answer.key] = again
+                for job in self._waiting.pop(answer.key):
+                    yield job, answer
+                    answer = again
 
-    def _written(self, work: _Work, answer: str, tokens: int, *, seconds: float) -> CaptionEvent:
-        record = replace(work.record, caption=self.task.polish(answer), tokens=tokens, seconds=seconds)
+    def _questions(self, decoded: Iterable[tuple[Job, DecodedImage] | NotReady]) -> Iterator[Question | NotReady]:
+        """Yield one question for all jobs that have the same; write at once what has been answered before."""
+        for item in decoded:
+            if isinstance(item, NotReady):
+                yield item
+                continue
+            job, image = item
+            if job.question in self._answers:
+                self._events.append(self._store(job, self._answers[job.question]))
+            elif job.question in self._waiting:
+                self._waiting[job.question].append(job)
+            else:
+                self._waiting[job.question] = [job]
+                yield Question(job.question, job.record.prompt, image)
+
+    def write(self, answered: Iterable[tuple[Job, Answer]]) -> Iterator[CaptionEvent]:
+        """Stage 4: write each caption. Yield its event, and before it those of the other stages."""
+        for job, answer in answered:
+            yield from self._queued_events()
+            yield self._store(job, answer)
+        yield from self._queued_events()
+
+    def _store(self, job: Job, answer: Answer) -> Captioned | CaptionFailed:
+        if answer.error is not None:
+            return self._give_up(job, answer.error)
+        self._in_progress.discard(job)
+        caption = self.postprocess(answer.text)
+        record = replace(job.record, caption=caption, tokens=answer.tokens, seconds=answer.seconds)
         try:
-            return Captioned(record, work.held.write(record))
+            return Captioned(record, job.lease.write(record))
         except MllamaError as error:
-            if is_full(error):
+            if is_disk_full(error):
                 raise
             return self.failed(record, error.message, error.hint)
 
-    def _give_up(self, work: _Work, error: MllamaError) -> None:
-        # The name stands beside the reason everywhere: it need not stand in it too.
-        reason = error.message.removeprefix(f"{Path(work.picture.path)} ")
-        event = self.failed(work.record, reason, error.hint)
-        work.held.drop(event.record)
-        self._told.append(event)
+    def _give_up(self, job: Job, error: MllamaError) -> CaptionFailed:
+        # Every listing of failures has the path in front of the reason: don't repeat it.
+        reason = error.message.removeprefix(f"{Path(job.entry.path)} ")
+        event = self.failed(job.record, reason, error.hint)
+        self._in_progress.discard(job)
+        job.lease.release(event.record)
+        return event
+
+    def failed(self, record: CaptionRecord, reason: str, hint: str = "") -> CaptionFailed:
+        """Count a failure and return its event."""
+        self.failures += 1
+        return CaptionFailed(replace(record, error=reason), hint)
+
+    def release_all(self) -> None:
+        """Release the leases of the jobs that will not be finished."""
+        for job in self._in_progress:
+            job.lease.release()
+        self._in_progress.clear()
+
+    def _report_batch_size(self, size: int) -> None:
+        self._events.append(BatchSize(size))
+
+    def _queued_events(self) -> Iterator[CaptionEvent]:
+        while self._events:
+            yield self._events.popleft()

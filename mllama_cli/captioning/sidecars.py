@@ -1,166 +1,171 @@
-"""Caption files beside their pictures: photo.txt beside photo.jpg."""
+"""Caption files next to their images: photo.txt next to photo.jpg."""
 
-import errno
 import os
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 
-from mllama_cli.captioning.destinations import Held
-from mllama_cli.captioning.journal import Entry, Journal, digest
-from mllama_cli.captioning.listing import Picture
-from mllama_cli.captioning.locks import Claim
+from mllama_cli.captioning.destinations import Lease, LeaseRefusedError, unwritable
+from mllama_cli.captioning.journal import CaptionJournal, JournalEntry, digest
+from mllama_cli.captioning.listing import ImageEntry
+from mllama_cli.captioning.locks import CaptionLock
 from mllama_cli.core.caption_events import CaptionRecord, Existing
-from mllama_cli.core.errors import CaptionError
 
-ANOTHER_RUN = "another run has it in work"
-MEANWHILE = "captioned meanwhile"
+LOCKED_BY_ANOTHER_RUN = "another run is captioning it"
+CAPTIONED_MEANWHILE = "captioned meanwhile"
+
+
+def sidecar_paths(entries: Sequence[ImageEntry], extension: str) -> tuple[Mapping[str, str], int]:
+    """Return the caption file of each image, by the image's path, and how many images' names collided.
+
+    ``photo.jpg`` has ``photo.txt``. Where several images would share one file (photo.jpg and photo.png; on some disks
+    Photo.jpg too), each caption file has the image's full name in front: ``photo.jpg.txt``, ``photo.png.txt``.
+    """
+    full: set[str] = set()
+    while True:
+        users: defaultdict[str, list[str]] = defaultdict(list)
+        for entry in entries:
+            users[_sidecar(entry.path, extension, full=entry.path in full).casefold()].append(entry.path)
+        # A full name may collide in turn: photo.jpg.txt is also the caption file of photo.jpg.png.
+        shared = {path for paths in users.values() if len(paths) > 1 for path in paths} - full
+        if not shared:
+            break
+        full |= shared
+    return {each.path: _sidecar(each.path, extension, full=each.path in full) for each in entries}, len(full)
+
+
+def _sidecar(path: str, extension: str, *, full: bool) -> str:
+    return (path if full else os.path.splitext(path)[0]) + extension
 
 
 class Sidecars:
-    """UTF-8 text files with one newline at the end. An empty file counts as none.
+    """UTF-8 text files that end with a newline. An empty file counts as none.
 
     Args:
-        places: caption file of each picture's path (``sidecar_names``).
-        existing: what becomes of a caption that is there.
+        paths: the caption file of each image's path (``sidecar_paths``).
+        existing: what to do with existing captions.
         separator: between an old caption and a new one.
-        journal: for every ``existing`` but skip, which needs none: the files themselves tell what is done.
+        journal: for every ``existing`` but skip, which needs none: the files themselves say what is done.
     """
 
     def __init__(
         self,
-        places: Mapping[str, str],
+        paths: Mapping[str, str],
         *,
         existing: Existing = "skip",
         separator: str = " ",
-        journal: Journal | None = None,
+        journal: CaptionJournal | None = None,
     ) -> None:
         if existing != "skip" and journal is None:
             raise ValueError(f"{existing!r} needs a journal")
-        self._places = places
-        self._how = existing
+        self._paths = paths
+        self._mode = existing
         self._separator = separator
         self._journal = journal
-        self._known = dict(journal.entries()) if journal else {}
-        self._elsewhere: list[Picture] = []
+        self._journaled = dict(journal.entries()) if journal else {}
+        self._locked_elsewhere: list[ImageEntry] = []
 
-    def is_done(self, picture: Picture) -> bool:
-        if self._how == "skip":
+    def is_done(self, entry: ImageEntry) -> bool:
+        if self._mode == "skip":
             with suppress(OSError):
-                return os.stat(self._places[picture.path]).st_size > 0
+                return os.stat(self._paths[entry.path]).st_size > 0
             return False
-        entry = self._known.get(_key(picture))
-        return entry is not None and self._holds(picture, entry)
+        change = self._journaled.get(_key(entry))
+        return change is not None and self._is_applied(entry, change)
 
-    def take(self, picture: Picture) -> Held | str:
-        claim = Claim.take(self._places[picture.path])
-        if claim is None:
-            self._elsewhere.append(picture)
-            return ANOTHER_RUN
-        # Another run may have been here since the quick look.
+    def acquire(self, entry: ImageEntry) -> Lease:
+        lock = CaptionLock.acquire(self._paths[entry.path])
+        if lock is None:
+            self._locked_elsewhere.append(entry)
+            raise LeaseRefusedError(LOCKED_BY_ANOTHER_RUN)
         try:
-            if self._journal is not None:
-                entry = self._journal.get(_key(picture))
-                if entry is not None and entry.stamp == stamp(picture):
-                    if entry.before != digest(self.existing(picture)):
-                        claim.drop()
-                        return MEANWHILE
-                    self._apply(claim, picture, entry.caption)  # killed between the journal and the file
-                    return MEANWHILE
-            elif self.is_done(picture):
-                claim.drop()
-                return MEANWHILE
+            # Another run may have captioned it since the quick look.
+            if self._finished_meanwhile(lock, entry):
+                raise LeaseRefusedError(CAPTIONED_MEANWHILE)
         except BaseException:
-            claim.drop()
+            lock.release()
             raise
-        return _HeldSidecar(self, claim, picture)
+        return _SidecarLease(self, lock, entry)
 
-    def existing(self, picture: Picture) -> str:
+    def existing(self, entry: ImageEntry) -> str:
         try:
-            with open(self._places[picture.path], encoding="utf-8-sig", errors="replace") as file:
+            with open(self._paths[entry.path], encoding="utf-8-sig", errors="replace") as file:
                 return file.read()
         except FileNotFoundError:
             return ""
 
-    def finish(self, *, through: bool, complete: bool) -> None:
+    def finish(self, *, exhausted: bool, complete: bool) -> None:
         if self._journal is None:
             return
-        if complete and all(self._done_elsewhere(picture) for picture in self._elsewhere):
+        if complete and all(self._done_elsewhere(entry) for entry in self._locked_elsewhere):
             self._journal.forget()
         self._journal.close()
 
-    def write(self, claim: Claim, picture: Picture, caption: str) -> None:
+    def write(self, lock: CaptionLock, entry: ImageEntry, caption: str) -> None:
+        """Change the caption file as ``existing`` says. Raise CaptionError or OSError if that is impossible."""
         if self._journal is not None:
-            self._journal.add(_key(picture), Entry(stamp(picture), digest(self.existing(picture)), caption))
-        self._apply(claim, picture, caption)
+            self._journal.add(_key(entry), JournalEntry(stamp(entry), digest(self.existing(entry)), caption))
+        self._apply(lock, entry, caption)
 
-    def _apply(self, claim: Claim, picture: Picture, caption: str) -> None:
-        before = self.existing(picture).strip()
-        if before and self._how in ("append", "prepend"):
-            pair = (before, caption) if self._how == "append" else (caption, before)
+    def _apply(self, lock: CaptionLock, entry: ImageEntry, caption: str) -> None:
+        before = self.existing(entry).strip()
+        if before and self._mode in ("append", "prepend"):
+            pair = (before, caption) if self._mode == "append" else (caption, before)
             caption = self._separator.join(pair)
-        claim.write(caption.rstrip("\n") + "\n")
+        lock.write(caption.rstrip("\n") + "\n")
 
-    def _holds(self, picture: Picture, entry: Entry) -> bool:
-        """Whether the change that an entry speaks of has been made."""
-        return entry.stamp == stamp(picture) and entry.before != digest(self.existing(picture))
+    def _finished_meanwhile(self, lock: CaptionLock, entry: ImageEntry) -> bool:
+        """Return whether the caption exists by now, after applying a change that a killed run only journaled."""
+        if self._journal is None:
+            return self.is_done(entry)
+        change = self._journal.get(_key(entry))
+        if change is None or change.stamp != stamp(entry):
+            return False
+        if not self._is_applied(entry, change):
+            self._apply(lock, entry, change.caption)
+        return True
 
-    def _done_elsewhere(self, picture: Picture) -> bool:
+    def _is_applied(self, entry: ImageEntry, change: JournalEntry) -> bool:
+        return change.stamp == stamp(entry) and change.before != digest(self.existing(entry))
+
+    def _done_elsewhere(self, entry: ImageEntry) -> bool:
         assert self._journal is not None
-        entry = self._journal.get(_key(picture))
-        return entry is not None and self._holds(picture, entry)
+        change = self._journal.get(_key(entry))
+        return change is not None and self._is_applied(entry, change)
 
 
-class _HeldSidecar:
-    def __init__(self, sidecars: Sidecars, claim: Claim, picture: Picture) -> None:
+class _SidecarLease:
+    def __init__(self, sidecars: Sidecars, lock: CaptionLock, entry: ImageEntry) -> None:
         self._sidecars = sidecars
-        self._claim = claim
-        self._picture = picture
+        self._lock = lock
+        self._entry = entry
 
     def write(self, record: CaptionRecord) -> str:
         try:
-            self._sidecars.write(self._claim, self._picture, record.caption)
+            self._sidecars.write(self._lock, self._entry, record.caption)
         except OSError as error:
-            self._claim.drop()
-            raise unwritable(self._claim.destination, error) from error
-        return self._claim.destination
+            raise unwritable(self._lock.destination, error) from error
+        finally:
+            self._lock.release()
+        return self._lock.destination
 
-    def drop(self, record: CaptionRecord | None = None) -> None:
-        self._claim.drop()
-
-
-_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+    def release(self, record: CaptionRecord | None = None) -> None:
+        self._lock.release()
 
 
-def unwritable(path: str, error: OSError) -> CaptionError:
-    """What it means that a caption file cannot be written."""
-    hint = "Free some space and run the same command again: it goes on where it was."
-    if error.errno not in _FULL:
-        hint = "Check who may write there, or let captions go to one file: --output FILE.jsonl."
-    return CaptionError(f"{path} cannot be written: {error.strerror or error}", hint)
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether a disk without room is behind an error: then no other picture will fare better."""
-    return (isinstance(error, OSError) and error.errno in _FULL) or (
-        error.__cause__ is not None and is_full(error.__cause__)
-    )
-
-
-def stamp(picture: Picture) -> str:
-    """Tells a picture's content as well as can be without reading it: its size and when it was written."""
+def stamp(entry: ImageEntry) -> str:
+    """Identify an image's content without reading it: its size and modification time. Empty if it cannot be found."""
     try:
-        status = os.stat(picture.path)
+        status = os.stat(entry.path)
     except OSError:
         return ""
     return f"{status.st_size}:{status.st_mtime_ns}"
 
 
-def _key(picture: Picture) -> str:
-    path = os.path.join(_real(picture.folder), picture.name)
-    return path.encode(
-        "utf-8", "backslashreplace"
-    ).decode()  # a file's name may be any bytes, a database's text may not
+def _key(entry: ImageEntry) -> str:
+    path = os.path.join(_real(entry.folder), entry.name)
+    return path.encode("utf-8", "backslashreplace").decode()  # a file name may be any bytes, SQLite's text may not
 
 
 @lru_cache(maxsize=1024)

@@ -1,1 +1,1 @@
-"""A conversation as a person has it: the live chat, its commands, saved chats and their export."""
+"""A conversation as the user has it: the interactive chat, its commands, saved chats and their export."""

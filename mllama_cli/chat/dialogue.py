@@ -1,7 +1,7 @@
-"""One live chat: the conversation, what is attached to the next message, and the engine's session behind it."""
+"""One dialogue with a model: the conversation, what is attached to the next message, and the engine's session."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Generator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, Part, TextPart
@@ -11,30 +11,14 @@ from mllama_cli.core.events import Event, GenerationStats, Token
 if TYPE_CHECKING:
     from mllama_cli.core.sampling import Sampling
     from mllama_cli.engine.engine import Engine
+    from mllama_cli.processing.prepared import PreparedImage
 
-DESCRIBE = "Describe this image."
-DESCRIBE_SEVERAL = "Describe these images."
 REGENERATE_TEMPERATURE = 0.7
-"""For another answer where the chat is greedy: greedy decoding would only say the same again."""
+"""For another answer where sampling is greedy: greedy decoding would only say the same again."""
 
 
-@dataclass(frozen=True)
-class Attachment:
-    """A picture that waits for its question. Sizes in pixels."""
-
-    part: ImagePart
-    width: int
-    height: int
-    tiles: int
-
-    @property
-    def chip(self) -> str:
-        tiles = f"{self.tiles} tile{'s' * (self.tiles > 1)}"
-        return f"{self.part.name.rpartition('/')[2]} {self.width}x{self.height}, {tiles}"
-
-
-class LiveChat:
-    """A conversation that grows. Only questions that were answered, in part at least, stay in it."""
+class Dialogue:
+    """A conversation that grows. Only questions that were answered, at least in part, stay in it."""
 
     def __init__(self, engine: "Engine", sampling: "Sampling", system: str = "") -> None:
         self.engine = engine
@@ -42,14 +26,14 @@ class LiveChat:
         self.session = engine.session()
         self.system = system
         self.conversation = Conversation()
-        self.attachments: list[Attachment] = []
+        self.attachments: list[PreparedImage] = []
         self.attached_text: list[str] = []
         self.stats: GenerationStats | None = None
         self.prompt_tokens = 0
 
     @property
     def context(self) -> int:
-        """Tokens that the model can read and write in one conversation."""
+        """How many tokens the model can read and write in one conversation."""
         return self.engine.config.text_config.max_position_embeddings
 
     @property
@@ -63,48 +47,33 @@ class LiveChat:
                 return message.text
         return ""
 
-    @property
-    def last_question(self) -> Message | None:
-        for message in reversed(self.conversation.messages):
-            if message.role == "user":
-                return message
-        return None
+    def attach(self, image: ImagePart) -> "PreparedImage":
+        """Decode an image and keep it for the next message. Raise ImageError or UsageError."""
+        prepared = self.prepare(image)
+        self.attachments.append(prepared)
+        return prepared
 
-    def attach(self, image: ImagePart) -> Attachment:
-        """Check a picture and keep it for the next message. Raises ImageError or UsageError."""
-        attachment = self.examine(image)
-        self.attachments.append(attachment)
-        return attachment
+    def prepare(self, image: ImagePart) -> "PreparedImage":
+        """Decode an image for this model unless that was done before. Raise ImageError or UsageError."""
+        from mllama_cli.processing.prepared import prepare_image
 
-    def examine(self, image: ImagePart) -> Attachment:
-        """Decode a picture and say how the model will see it. Raises ImageError or UsageError."""
-        from mllama_cli.processing.canvas import choose_canvas, supported_aspect_ratios
-        from mllama_cli.processing.images import open_image
-
-        processor = self.engine.processor.image_processor
-        if processor is None:
-            raise UsageError("This model is text-only: it cannot see images", "Switch with /model NAME.")
-        picture = open_image(image)
-        ratios = supported_aspect_ratios(processor.config.max_image_tiles)
-        rows, columns = choose_canvas((picture.height, picture.width), ratios, processor.config.tile_size)
-        return Attachment(image, picture.width, picture.height, rows * columns)
+        return prepare_image(image, self.engine.processor.require_vision().config)
 
     def compose(self, text: str) -> Message:
-        """The next message: attached pictures, then attached texts, then what was typed."""
-        images = [attachment.part for attachment in self.attachments]
-        if not text.strip() and not self.attached_text and images:
-            text = DESCRIBE if len(images) == 1 else DESCRIBE_SEVERAL
+        """Make the next message: attached images, then attached texts, then what was typed."""
+        if not text.strip() and not self.attached_text and self.attachments:
+            text = default_question(len(self.attachments))
         whole = "\n\n".join([*self.attached_text, text] if text.strip() else self.attached_text)
-        parts: list[Part] = [*images]
+        parts: list[Part] = [*self.attachments]
         if whole:
             parts.append(TextPart(whole))
         return Message("user", tuple(parts))
 
-    def ask(self, message: Message, sampling: "Sampling | None" = None) -> Iterator[Event]:
-        """Events of the answer. The question and what was said of the answer join the conversation at the end.
+    def ask(self, message: Message, sampling: "Sampling | None" = None) -> Generator[Event]:
+        """Yield the events of the answer, then add the question and the answer to the conversation.
 
-        So they do when the iterator is closed or interrupted midway, if anything was said; a question that failed
-        leaves the conversation, and what is attached, as they were.
+        If the generator is closed or interrupted midway, what was said so far is added. A question that failed before
+        anything was said leaves the conversation and the attachments as they were.
         """
         asked = Conversation((*self.conversation.messages, message))
         said: list[str] = []
@@ -123,10 +92,10 @@ class LiveChat:
                 self.conversation = asked.with_assistant(text)
                 self.attachments, self.attached_text = [], []
 
-    def regenerate(self) -> Iterator[Event]:
-        """Another answer to the last question; the old one comes back if nothing is said. Raises UsageError."""
+    def regenerate(self) -> Generator[Event]:
+        """Yield another answer to the last question; the old one stays if nothing is said. Raise UsageError."""
         before = self.conversation
-        question = self.take_back()
+        question = self.pop_last_turn()
         sampling = replace(self.sampling, seed=None)
         if sampling.temperature == 0:
             sampling = replace(sampling, temperature=REGENERATE_TEMPERATURE)
@@ -139,17 +108,17 @@ class LiveChat:
                 self.conversation = before
             self.attachments, self.attached_text = kept
 
-    def take_back(self) -> Message:
-        """Remove the last question with its answer, and return the question. Raises UsageError if there is none."""
-        question = self.last_question
-        if question is None:
-            raise UsageError("There is nothing to take back: nothing was asked yet", "")
-        place = max(i for i, message in enumerate(self.conversation.messages) if message is question)
-        self.conversation = Conversation(self.conversation.messages[:place])
+    def pop_last_turn(self) -> Message:
+        """Remove the last question with its answer and return the question. Raise UsageError if there is none."""
+        asked = [index for index, message in enumerate(self.conversation.messages) if message.role == "user"]
+        if not asked:
+            raise UsageError("There is no last question: nothing was asked yet", "")
+        question = self.conversation.messages[asked[-1]]
+        self.conversation = Conversation(self.conversation.messages[: asked[-1]])
         return question
 
     def drop_oldest(self) -> int:
-        """Forget the oldest question with its answer; returns how many messages went."""
+        """Remove the oldest question with its answer and return how many messages went."""
         messages = self.conversation.messages
         following = [i for i, message in enumerate(messages) if message.role == "user"][1:2]
         dropped = following[0] if following else len(messages)
@@ -157,22 +126,33 @@ class LiveChat:
         return dropped
 
     def clear(self) -> None:
-        """A new conversation with the same model and settings."""
+        """Start a new conversation with the same model and settings."""
         self.conversation = Conversation()
         self.attachments, self.attached_text = [], []
         self.stats, self.prompt_tokens = None, 0
 
     def switch(self, engine: "Engine") -> None:
-        """Go on with another model."""
+        """Continue with another model."""
         self.engine = engine
         self.session = engine.session()
         self.stats, self.prompt_tokens = None, 0
 
     def set_sampling(self, **values: Any) -> None:
-        """Change sampling parameters. Raises UsageError for a value out of range."""
+        """Change sampling parameters. Raise UsageError for a value out of range."""
         self.sampling = replace(self.sampling, **values)
 
     def _with_system(self, conversation: Conversation) -> Conversation:
         if not self.system:
             return conversation
         return Conversation((Message("system", (TextPart(self.system),)), *conversation.messages))
+
+
+def default_question(images: int) -> str:
+    """Return the question for images that come without one."""
+    return "Describe this image." if images == 1 else "Describe these images."
+
+
+def chip(image: "PreparedImage") -> str:
+    """Return an attached image's name, size in pixels and tiles, as the prompt shows them."""
+    tiles = image.canvas.num_tiles
+    return f"{image.name.rpartition('/')[2]} {image.width}x{image.height}, {tiles} tile{'s' * (tiles > 1)}"

@@ -1,10 +1,10 @@
-"""Pictures in a message: paths that a terminal pastes when a file is dropped into it, or that were typed.
+"""Images in a message: paths that a terminal pastes when a file is dropped into it, or that were typed.
 
 The rule, for each word of the message (quotes and backslashes hold a word together, as in a shell):
 
-- A word that names an existing picture file is attached and leaves the text: "/a/b.png", 'my photo.jpg', ~/c.webp,
-  my\\ photo.jpg, file:///a/b%20c.png, C:\\Users\\me\\d.jpg. So is an http(s) URL whose path ends like a picture's name.
-- A word that can only be a path and ends like a picture (it has a folder in it, begins with ~ or ., is a file: URL, is
+- A word that names an existing image file is attached and removed from the text: "/a/b.png", 'my photo.jpg', ~/c.webp,
+  my\\ photo.jpg, file:///a/b%20c.png, C:\\Users\\me\\d.jpg. So is an http(s) URL whose path ends like an image's name.
+- A word that can only be a path and ends like an image (it has a folder in it, begins with ~ or ., is a file: URL, is
   quoted or escaped, or is the whole message) but names no file is an error: it is never sent as text.
 - Any other word is text: a bare "figure.png" that does not exist, folders, files of other kinds.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from mllama_cli.core.errors import ImageNotFoundError
-from mllama_cli.core.pictures import PICTURE_SUFFIXES
+from mllama_cli.core.filetypes import IMAGE_SUFFIXES
 
 _ENDING = re.compile(r"[.,;:!?)\]}»”’]+$")
 _WINDOWS = re.compile(r"^(?:[A-Za-z]:[\\/]|\\\\\w)")
@@ -36,7 +36,7 @@ _PIECE = re.compile(rf"(?P<double>{_DOUBLE})|(?P<single>{_SINGLE})|(?P<bare>{_BA
 
 @dataclass(frozen=True)
 class DroppedImages:
-    """The message without its pictures' names, and the pictures in order: paths, or URLs as they stood."""
+    """A message without the names of its images, and the images in order: paths, or URLs as they were."""
 
     text: str
     paths: tuple[str, ...]
@@ -52,7 +52,7 @@ class _Word:
 
 
 def find_images(text: str) -> DroppedImages:
-    """Find the pictures in a message. Raises ImageNotFoundError for one that can only be a path but is not there.
+    """Find the images in a message. Raise ImageNotFoundError for a word that can only be a path but does not exist.
 
     >>> find_images("What does the .png suffix mean?")
     DroppedImages(text='What does the .png suffix mean?', paths=())
@@ -65,13 +65,13 @@ def find_images(text: str) -> DroppedImages:
     last = 0
     for word in _words(text):
         ending = ""
-        found = _picture(word.meant)
+        found = _as_image(word.meant)
         if found is None and not word.sure and (match := _ENDING.search(word.meant)):
             # The sentence's full stop is not part of the name.
-            found, ending = _picture(word.meant[: match.start()]), match.group()
+            found, ending = _as_image(word.meant[: match.start()]), match.group()
         if found is None:
             bare = word.meant if word.sure else _ENDING.sub("", word.meant)
-            if _looks_like_picture(bare) and (word.sure or _only_a_path(bare) or word.written == whole):
+            if _looks_like_image(bare) and (word.sure or _only_a_path(bare) or word.written == whole):
                 raise ImageNotFoundError(f"no such picture: {bare}", "Check the path; quote it if it has spaces in it.")
             continue
         paths.append(found)
@@ -83,7 +83,7 @@ def find_images(text: str) -> DroppedImages:
 
 
 def _words(text: str) -> Iterator[_Word]:
-    """Words as a shell would cut them, and what they mean there."""
+    """Yield words as a shell would split them, and what they mean there."""
     for match in _WORD.finditer(text):
         kind, written = match.lastgroup, match.group()
         shell = kind in ("quoted", "bare")
@@ -101,21 +101,21 @@ def _unquoted(piece: re.Match[str]) -> str:
     return re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)
 
 
-def _picture(word: str) -> str | None:
-    """The path or URL if this is a picture that is there (web addresses are taken at their word)."""
+def _as_image(word: str) -> str | None:
+    """Return the path or URL if this is an image that exists (URLs are not checked)."""
     if word.lower().startswith(("http://", "https://")):
         try:
-            return word if _looks_like_picture(urlsplit(word).path) else None
+            return word if _looks_like_image(urlsplit(word).path) else None
         except ValueError:
             return None
-    return _as_file(word) if _looks_like_picture(word) else None
+    return _as_file(word) if _looks_like_image(word) else None
 
 
 def _as_file(word: str) -> str | None:
-    if not _looks_like_picture(word):
+    if not _looks_like_image(word):
         return None
     path = _local(word)
-    # macOS writes a narrow no-break space before AM and PM in the names of screenshots; it is lost in some pastes.
+    # macOS puts a narrow no-break space before AM and PM in the names of screenshots; some pastes lose it.
     for variant in (path, re.sub(r" (?=[AP]M\b)", "\u202f", path)):
         try:
             if Path(variant).expanduser().is_file():
@@ -144,13 +144,13 @@ def _only_a_path(word: str) -> bool:
     return bool(folder) and Path(folder).is_dir()
 
 
-def _looks_like_picture(word: str) -> bool:
+def _looks_like_image(word: str) -> bool:
     stem, dot, suffix = word.rpartition(".")
-    return bool(stem) and f"{dot}{suffix}".lower() in PICTURE_SUFFIXES and not stem.endswith("/")
+    return bool(stem) and f"{dot}{suffix}".lower() in IMAGE_SUFFIXES and not stem.endswith("/")
 
 
 def _tidy(text: str) -> str:
-    """Close the gaps (marked with a zero byte) that the names left; nothing remains of mere punctuation."""
+    """Close the gaps (marked with a zero byte) that the names left; of mere punctuation nothing remains."""
     text = re.sub(r"[ \t]*\0(?=[.,;:!?)])", "", text)
     text = re.sub(r"[ \t]*\0[ \t]*", " ", text)
     text = re.sub(r" *\n *", "\n", text).strip()

@@ -1,8 +1,8 @@
 """Saved chats as text for other programs: JSON that `mllama chat --messages` reads again, and Markdown for people.
 
-The JSON holds its pictures as data: URLs, so it is whole by itself. Markdown comes in two forms: in a file FILE.md its
-pictures are files in ``FILE_images/`` beside it, as editors choke on lines of 20 MB; as a string (for stdout, where
-there is no beside) they are data: URLs.
+The JSON holds its images as data: URLs, so it is complete by itself. Markdown comes in two forms: in a file FILE.md
+images are files in ``FILE_images/`` next to it, because editors choke on lines of 20 MB; as a string (for stdout) they
+are data: URLs.
 """
 
 import json
@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
-from mllama_cli.chat.media_type import media_type, suffix
 from mllama_cli.chat.storage.saved import SavedChat, printable, short_name
 from mllama_cli.core.conversation import ImagePart, Message, Part, TextPart
 from mllama_cli.core.errors import MllamaError, UsageError
+from mllama_cli.core.filetypes import image_suffix, media_type
 
 JSON_SUFFIXES = (".json",)
 MARKDOWN_SUFFIXES = (".md", ".markdown")
@@ -27,10 +27,10 @@ _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
 
 
 def export_json(saved: SavedChat) -> str:
-    """A JSON object with the chat's messages in OpenAI's format under "messages", ending in a newline.
+    """Return a JSON object with the chat's messages in OpenAI's format under "messages", ending in a newline.
 
-    ``load_messages`` gives the same conversation again, with the names of its pictures and led by the system prompt,
-    but for what it refuses: halves of surrogate pairs become U+FFFD, and a message of no parts gets an empty text.
+    ``load_messages`` reads the same conversation back, with the names of its images and after the system prompt,
+    except what it refuses: lone surrogates become U+FFFD, and a message without parts gets an empty text.
     """
     record = {
         "id": saved.id,
@@ -46,10 +46,10 @@ def export_json(saved: SavedChat) -> str:
 
 
 def export_markdown(saved: SavedChat, address: Callable[[ImagePart], str] | None = None) -> str:
-    """A readable document: a heading for each turn, pictures where they were shown, ending in a newline.
+    """Return a readable document: a heading for each turn, images where they were shown, ending in a newline.
 
     Args:
-        address: where the document finds a picture; a data: URL with the whole picture by default.
+        address: where the document finds an image; a data: URL with the whole image by default.
     """
     about = f"{saved.model}, {saved.created:%Y-%m-%d %H:%M}"
     blocks = [f"# {_plain(saved.name or saved.title)}", f"*{_plain(about)}*"]
@@ -59,18 +59,18 @@ def export_markdown(saved: SavedChat, address: Callable[[ImagePart], str] | None
 
 
 def write_export(saved: SavedChat, path: Path, *, overwrite: bool = False) -> tuple[Path, ...]:
-    """Write a chat to FILE.json or FILE.md, and the pictures of the latter to ``FILE_images/``.
+    """Write a chat to FILE.json or FILE.md, and the images of the latter to ``FILE_images/``.
 
-    Each file appears whole or not at all, the document last. Returns what was written, the document first. Raises
-    UsageError for another suffix, a missing folder, and a file or folder of pictures that is there already (unless
-    ``overwrite``: then files of the same names are replaced), MllamaError where the system refuses.
+    Each file appears whole or not at all, the document last. Return what was written, the document first. Raise
+    UsageError for another suffix, a missing folder, and a file or folder of images that already exists (unless
+    ``overwrite``: then files of the same names are replaced), MllamaError if the system refuses.
     """
     as_json = path.suffix.lower() in JSON_SUFFIXES
     if not as_json and path.suffix.lower() not in MARKDOWN_SUFFIXES:
-        raise UsageError(f"{path} is neither .md nor .json", "Its ending says what to write: Markdown or JSON.")
+        raise UsageError(f"{path} is neither .md nor .json", "The suffix says what to write: Markdown or JSON.")
     folder = path.with_name(f"{path.stem}_images")
     images = {} if as_json else {image.digest: image for image in saved.whole.images}
-    files = {digest: f"{number}{suffix(image.data)}" for number, (digest, image) in enumerate(images.items(), 1)}
+    files = {digest: f"{number}{image_suffix(image.data)}" for number, (digest, image) in enumerate(images.items(), 1)}
     try:
         _check_free(path, folder if images else None, overwrite)
         if images:
@@ -85,18 +85,18 @@ def write_export(saved: SavedChat, path: Path, *, overwrite: bool = False) -> tu
         _write(path, text.encode())
     except OSError as error:
         raise MllamaError(
-            f"{error.filename or path} cannot be written: {error.strerror or error}", "Choose another place for it."
+            f"{error.filename or path} cannot be written: {error.strerror or error}", "Choose another path."
         ) from error
     return (path, *(folder / name for name in files.values()))
 
 
 def data_url(image: ImagePart) -> str:
-    """The picture itself as an address."""
+    """Return the image itself as a URL."""
     return f"data:{media_type(image.data)};base64,{b64encode(image.data).decode()}"
 
 
 def whole_characters(text: str) -> str:
-    """``text`` as any encoding of Unicode can hold it: halves of surrogate pairs become U+FFFD."""
+    """Return ``text`` as every encoding of Unicode can hold it: lone surrogates become U+FFFD."""
     return _SURROGATE.sub("\ufffd", text)
 
 
@@ -124,7 +124,7 @@ def _blocks(message: Message, address: Callable[[ImagePart], str]) -> list[str]:
 
 
 def _closed(text: str) -> str:
-    """``text`` with its last code block ended: an answer that was stopped in one would swallow all that follows."""
+    """Return ``text`` with its last code block closed: an answer that was stopped in one would swallow the rest."""
     fence = ""
     for line in text.splitlines():
         match = _FENCE.fullmatch(line)
@@ -139,26 +139,26 @@ def _closed(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it stands, on one line."""
+    """Escape ``text`` so that Markdown shows it as it is, on one line."""
     return re.sub(r"([\\`*_{}\[\]<>#|!])", r"\\\1", printable(text))
 
 
 def _check_free(path: Path, folder: Path | None, overwrite: bool) -> None:
     if not path.parent.is_dir():
-        raise UsageError(f"There is no folder {path.parent}", "Make it first, or choose another place.")
+        raise UsageError(f"There is no folder {path.parent}", "Create it first, or choose another path.")
     if path.exists() and not path.is_file():
-        raise UsageError(f"{path} is no ordinary file", "Choose another name.")
+        raise UsageError(f"{path} is not a regular file", "Choose another name.")
     if folder is not None and folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder}, where the pictures go, is no folder", "Choose another name.")
-    for place in (path, folder):
-        if place is not None and place.exists() and not overwrite:
+        raise UsageError(f"{folder}, where the images go, is not a folder", "Choose another name.")
+    for target in (path, folder):
+        if target is not None and target.exists() and not overwrite:
             raise UsageError(
-                f"{place} is there already", "Choose another name; `mllama history export --force` writes over it."
+                f"{target} already exists", "Choose another name; `mllama history export --force` overwrites it."
             )
 
 
 def _write(path: Path, data: bytes) -> None:
-    target = path.resolve()  # of a link, what it points to is written
+    target = path.resolve()  # the target of a link is written, not the link
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:

@@ -1,4 +1,4 @@
-"""The `mllama` command: its sub-commands and how errors become exit codes."""
+"""The `mllama` command: its subcommands, and how errors become exit codes."""
 
 import os
 import sys
@@ -10,26 +10,27 @@ from typer.core import TyperGroup
 from mllama_cli.cli.bench import bench
 from mllama_cli.cli.caption import caption
 from mllama_cli.cli.chat import chat
+from mllama_cli.cli.common import ExitStatus
 from mllama_cli.cli.completion import completion
 from mllama_cli.cli.config import config
 from mllama_cli.cli.download import download
-from mllama_cli.cli.exit_status import ExitStatus
 from mllama_cli.cli.history import history
-from mllama_cli.cli.models import list_models, remove, show
+from mllama_cli.cli.models import list_models, remove
 from mllama_cli.cli.options import DEBUG
 from mllama_cli.cli.quantize import quantize
+from mllama_cli.cli.show import show
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.version import __version__
 
 
 class MllamaGroup(TyperGroup):
-    """Turns our errors into one line on stderr and an exit code; ``--debug`` on a command shows the traceback."""
+    """Turn our errors into one line on stderr and an exit code; ``--debug`` on a command shows the traceback."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         for parameter in self.params:
             if parameter.name in ("install_completion", "show_completion"):
-                parameter.hidden = True  # type: ignore[attr-defined]  # `mllama completion` is the way that is shown
+                parameter.hidden = True  # type: ignore[attr-defined]  # `mllama completion` is the documented way
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -61,16 +62,16 @@ class MllamaGroup(TyperGroup):
                 raise
             raise typer.Exit(ExitStatus.INTERRUPTED) from None
         except BrokenPipeError:
-            # The reader (`| head`) has all it wants: end quietly.
+            # The reader (`| head`) has all it wants: exit quietly.
             _drop_output()
             raise typer.Exit(ExitStatus.DONE) from None
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Outermost, as help and version are printed before a command is invoked."""
+        """Report write errors here too, as help and version are printed before a command is invoked."""
         try:
             return super().main(*args, **extra)
         except OSError as error:
-            # A full disk behind stdout, a folder that may not be read: the system's own words say it.
+            # A full disk behind stdout, a folder without read permission: the system's message says it best.
             if "--debug" in sys.argv:
                 raise
             from mllama_cli.terminal.console import Terminal
@@ -82,7 +83,7 @@ class MllamaGroup(TyperGroup):
 
 
 def _drop_output() -> None:
-    """Let no flush at exit complain once more about what cannot be written."""
+    """Keep the flush at exit from reporting again what cannot be written."""
     try:
         sys.stdout.flush()
     except OSError:

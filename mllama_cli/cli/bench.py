@@ -1,4 +1,4 @@
-"""`mllama bench`: how fast a model runs on this machine."""
+"""`mllama bench`: measure how fast a model runs on this machine."""
 
 import json
 from time import perf_counter
@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mllama_cli.cli import complete
-from mllama_cli.cli.options import OUTPUT, Debug, Device, Dtype
+from mllama_cli.cli.common import load_settings, resolve_model
+from mllama_cli.cli.options import AsJson, ComputeOptions, Debug, Device, Dtype
 
 if TYPE_CHECKING:
     from mllama_cli.benchmark.decode import Figure
     from mllama_cli.engine.model import LoadedModel
     from mllama_cli.terminal.answer_view import StatusLine
+    from mllama_cli.terminal.console import Terminal
 
 
 def bench(
@@ -36,37 +38,32 @@ def bench(
     ] = None,
     device: Device = None,
     dtype: Dtype = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)] = False,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Measure time to first token, prefill, decoding, vision and loading, beside the memory's own speed."""
+    """Measure time to first token, prefill, decoding, vision and loading, next to the memory bandwidth."""
     from mllama_cli.core.errors import UsageError
     from mllama_cli.terminal.answer_view import StatusLine
     from mllama_cli.terminal.console import Terminal
 
     if model and random:
-        raise UsageError("A model and --random exclude one another")
+        raise UsageError("A model and --random are mutually exclusive")
     if quantize and not random:
-        raise UsageError("--quantize is for --random: a model is measured as it is stored")
+        raise UsageError("--quantize needs --random: a model is measured as it is stored")
+    compute = ComputeOptions(model, device, dtype, quantize).with_defaults(load_settings())
     terminal = Terminal()
     with StatusLine(terminal) as status:
-        status.show("Starting")
+        name, subject, figures = _random(random, compute, status) if random else _loaded(compute, terminal, status)
         from mllama_cli.benchmark.captions import CAPTION_TOKENS, caption_rate
         from mllama_cli.benchmark.decode import Figure, benchmark
 
-        device, dtype = device or "auto", dtype or "auto"
-        if random:
-            name, subject, figures = _random(random, quantize, device, dtype)
-        else:
-            name, subject, figures = _loaded(model, device, dtype, status)
         for figure in benchmark(subject, tokens=tokens):
             figures.append(figure)
             status.show(f"{figure.name}: {_amount(figure)}")
         if subject.config.vision_config is not None:
             rate, count, tiles = caption_rate(subject)
-            figures.append(
-                Figure(f"captions of {CAPTION_TOKENS} tokens, {tiles} tiles, {count} at once", rate, "images/s")
-            )
+            label = f"captions of {CAPTION_TOKENS} tokens, {tiles} tiles, {count} at once"
+            figures.append(Figure(label, rate, "images/s"))
     record = {"model": name, **_machine(subject), "quantize": quantize}
     if as_json:
         rows = [
@@ -88,17 +85,16 @@ def bench(
     table.add_column("", justify="right", no_wrap=True)
     table.add_column("")
     for figure in figures:
-        share = "" if figure.share is None else f"{figure.share:.0%} of the memory's speed"
+        share = "" if figure.share is None else f"{figure.share:.0%} of memory bandwidth"
         table.add_row(figure.name, _amount(figure), share)
     terminal.out.print(table)
     terminal.note(f"{record['device']}, {record['dtype']}, torch {record['torch']}")
     if subject.decoder.fallback_reason:
-        terminal.note(f"Decoding takes plain torch operations: {subject.decoder.fallback_reason}")
+        terminal.note(f"Falling back to PyTorch for decoding: {subject.decoder.fallback_reason}")
 
 
-def _random(
-    shape: str, quantize: str | None, device_name: str, dtype_name: str
-) -> "tuple[str, LoadedModel, list[Figure]]":
+def _random(shape: str, compute: ComputeOptions, status: "StatusLine") -> "tuple[str, LoadedModel, list[Figure]]":
+    status.show("Starting")
     import torch
 
     from mllama_cli.benchmark.random_network import random_model
@@ -107,38 +103,36 @@ def _random(
     from mllama_cli.engine.weights.shapes import SHAPES
 
     if shape not in SHAPES:
-        raise UsageError(f"{shape!r} is no shape", f"Use {' or '.join(SHAPES)}.")
-    device = choose_device(device_name)
+        raise UsageError(f"Unknown shape {shape!r}", f"Use {' or '.join(SHAPES)}.")
+    device, quantize = choose_device(compute.device or "auto"), compute.quantize
     make_current(device)
-    dtype = choose_dtype(dtype_name, torch.bfloat16, 2**33, device)
+    dtype = choose_dtype(compute.dtype or "auto", torch.bfloat16, 2**33, device)
     model, plan = random_model(SHAPES[shape], dtype=dtype, device=device, quantize=quantize)
     name = f"random {shape}" + (f", {quantize}" if quantize else "") + (f", {plan}" if str(plan) else "")
     return name, model, []
 
 
 def _loaded(
-    model: str | None, device: str, dtype: str, status: "StatusLine"
+    compute: ComputeOptions, terminal: "Terminal", status: "StatusLine"
 ) -> "tuple[str, LoadedModel, list[Figure]]":
+    name, folder = resolve_model(compute.model, terminal)
+    status.show("Starting")
     import torch
 
     from mllama_cli.benchmark.decode import Figure
-    from mllama_cli.engine.model import LoadedModel
-    from mllama_cli.hub.catalog import default_model, resolve
 
-    entry = default_model() if model is None else None
-    folder, name = (entry.path, entry.name) if entry else (resolve(str(model)), str(model))
-    loaded = LoadedModel.from_folder(folder, device=device, dtype=dtype)
+    model = compute.open_engine(folder, name).model
     figures = []
     for part, vision in (("text", False), ("vision", True)):
-        if vision and not loaded.has_vision:
+        if vision and not model.has_vision:
             break
         start = perf_counter()
-        for event in loaded.load(vision=vision):
+        for event in model.load(vision=vision):
             status.event(event)
-        if loaded.device.type == "cuda":
-            torch.cuda.synchronize(loaded.device)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
         figures.append(Figure(f"load, {part}", perf_counter() - start, "s"))
-    return name, loaded, figures
+    return name, model, figures
 
 
 def _machine(subject: "LoadedModel") -> dict[str, Any]:

@@ -1,179 +1,277 @@
-"""What `mllama caption` was asked, checked before anything heavy is imported."""
+"""What `mllama caption` was asked to do, as one value: its options in groups, each checked when it is made.
+
+Imported when the program starts: what only the checks need is imported by them.
+"""
 
 import hashlib
 import json
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
-from mllama_cli.captioning.listing import Listing, find_pictures, read_list, shard_of
-from mllama_cli.captioning.postprocess import Polish
-from mllama_cli.captioning.prompts import DEFAULT, DEFAULT_MAX_TOKENS, MAX_TOKENS, STYLES, PromptTemplate, Style
-from mllama_cli.core.caption_events import EXISTING, Existing
+import typer
+
+from mllama_cli.cli import complete
+from mllama_cli.cli.options import OUTPUT, ComputeOptions, SamplingOptions, Verbose
+from mllama_cli.core.caption_events import EXISTING
 from mllama_cli.core.errors import UsageError
-from mllama_cli.core.pictures import PICTURE_SUFFIXES
-from mllama_cli.system.folders import expanded
+
+if TYPE_CHECKING:
+    from mllama_cli.captioning.postprocess import Postprocess
+    from mllama_cli.captioning.prompts import PromptTemplate
+
+INPUT = "Input"
+PROMPT = "Prompt and caption text"
+SPEED = "Speed"
+
+
+@dataclass(frozen=True)
+class CaptionInput:
+    """Which images to caption: see ``find_inputs``."""
+
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PATH...", help="Folders, pictures, globs; - for a list of paths on stdin."),
+    ] = None
+    files_from: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="A list of paths, one a line (- for stdin).", rich_help_panel=INPUT),
+    ] = None
+    null: Annotated[
+        bool,
+        typer.Option("-0", "--null", help="Input paths are NUL-separated (find -print0).", rich_help_panel=INPUT),
+    ] = False
+    recursive: Annotated[
+        bool, typer.Option("-r", "--recursive", help="Recurse into subfolders.", rich_help_panel=INPUT)
+    ] = False
+    glob: Annotated[
+        str | None,
+        typer.Option(metavar="PATTERN", help="Only files in folders whose name matches.", rich_help_panel=INPUT),
+    ] = None
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N", help="The I-th of N disjoint parts, for several GPUs or machines.", rich_help_panel=INPUT
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class CaptionPrompt:
+    """What the model is asked, and how its answer becomes the caption."""
+
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "-p",
+            "--prompt",
+            help="The prompt; {name}, {stem}, {folder}, {existing} and {tags} are filled in.",
+            rich_help_panel=PROMPT,
+        ),
+    ] = None
+    prompt_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The prompt, from a file.", rich_help_panel=PROMPT)
+    ] = None
+    style: Annotated[
+        str | None,
+        typer.Option(
+            help="A ready-made prompt: short, detailed, alt-text or tags.",
+            autocompletion=complete.caption_styles,
+            rich_help_panel=PROMPT,
+        ),
+    ] = None
+    system: Annotated[
+        str | None,
+        typer.Option("-s", "--system", "--system-prompt", help="How the model should behave.", rich_help_panel=PROMPT),
+    ] = None
+    prefix: Annotated[
+        str, typer.Option(help="Text in front of every caption, such as a trigger word.", rich_help_panel=PROMPT)
+    ] = ""
+    suffix: Annotated[str, typer.Option(help="Text after every caption.", rich_help_panel=PROMPT)] = ""
+    strip: Annotated[
+        bool, typer.Option("--strip", help='Cut openings such as "The image shows".', rich_help_panel=PROMPT)
+    ] = False
+
+    def __post_init__(self) -> None:
+        from mllama_cli.captioning.prompts import STYLES
+
+        if self.style is not None and self.style not in STYLES:
+            raise UsageError(f"--style cannot be {self.style!r}", f"It is one of {', '.join(STYLES)}.")
+        given = [name for name in ("prompt", "prompt_file") if getattr(self, name) is not None]
+        if len(given) > 1 or (given and self.style not in (None, "tags")):
+            flags = [f"--{name.replace('_', '-')}" for name in (*given, "style")]
+            raise UsageError(f"{' and '.join(flags[:2])} both say what is asked", "Leave one of them out.")
+        _ = self.template  # a file that cannot be read, an unknown variable
+
+    @cached_property
+    def template(self) -> "PromptTemplate":
+        from mllama_cli.captioning.prompts import DEFAULT_PROMPT, STYLES, PromptTemplate
+
+        if self.prompt is not None:
+            return PromptTemplate(self.prompt)
+        if self.prompt_file is None:
+            return PromptTemplate(STYLES.get(self.style or "", DEFAULT_PROMPT))
+        try:
+            return PromptTemplate(self.prompt_file.expanduser().read_text(encoding="utf-8-sig").strip())
+        except UnicodeDecodeError:
+            raise UsageError(f"{self.prompt_file} is not UTF-8 text", "Name a text file.") from None
+        except OSError as error:
+            raise UsageError(f"{self.prompt_file} cannot be read: {error.strerror}", "Check the path.") from None
+
+    @property
+    def postprocess(self) -> "Postprocess":
+        from mllama_cli.captioning.postprocess import Postprocess
+
+        return Postprocess(strip=self.strip, tags=self.style == "tags", prefix=self.prefix, suffix=self.suffix)
+
+    @property
+    def max_tokens(self) -> int:
+        from mllama_cli.captioning.prompts import CAPTION_MAX_TOKENS, STYLE_MAX_TOKENS
+
+        return STYLE_MAX_TOKENS.get(self.style or "", CAPTION_MAX_TOKENS)
+
+
+@dataclass(frozen=True)
+class CaptionOutput:
+    """Where captions go, and what to do with those that exist."""
+
+    existing: Annotated[
+        str,
+        typer.Option(
+            help="What to do with existing captions: skip, overwrite, append or prepend.",
+            autocompletion=complete.existing_choices,
+            rich_help_panel=PROMPT,
+        ),
+    ] = "skip"
+    separator: Annotated[
+        str | None,
+        typer.Option(
+            help="Between an old caption and an appended one (default: a space; a comma for tags).",
+            rich_help_panel=PROMPT,
+        ),
+    ] = None
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="All captions in one FILE.jsonl or FILE.csv; - for JSON Lines on stdout.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None
+    sidecar: Annotated[
+        bool,
+        typer.Option(
+            "--sidecar", help="Write a caption file next to the picture, even for a single one.", rich_help_panel=OUTPUT
+        ),
+    ] = False
+    extension: Annotated[str, typer.Option(help="Caption file extension.", rich_help_panel=OUTPUT)] = ".txt"
+    errors: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="List pictures that failed, with the reason.", rich_help_panel=OUTPUT),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.existing not in EXISTING:
+            raise UsageError(f"--existing cannot be {self.existing!r}", f"It is one of {', '.join(EXISTING)}.")
+        if self.output is not None:
+            self._check_single_output(self.output)
+        from mllama_cli.core.filetypes import IMAGE_SUFFIXES
+
+        if self.file_extension.lower() in IMAGE_SUFFIXES:
+            raise UsageError(
+                f"--extension {self.file_extension} would overwrite pictures", "Caption files are .txt or .caption."
+            )
+        if len(self.file_extension) < 2 or any(each in self.file_extension for each in "/\\\0"):
+            raise UsageError(f"--extension cannot be {self.file_extension!r}", "Caption files are .txt or .caption.")
+
+    @property
+    def file_extension(self) -> str:
+        """The extension with its dot, which the user may leave out."""
+        return self.extension if self.extension.startswith(".") else f".{self.extension}"
+
+    def _check_single_output(self, output: str) -> None:
+        if self.sidecar:
+            raise UsageError("--output and --sidecar name two places for captions", "Leave one of them out.")
+        if self.existing in ("append", "prepend"):
+            raise UsageError(
+                f"--existing {self.existing} changes caption files, and --output keeps captions elsewhere",
+                "Use --existing skip or overwrite with --output; {existing} in a prompt quotes a caption file.",
+            )
+        if output == "-":
+            if self.existing != "skip":
+                raise UsageError(f"--existing {self.existing} has nothing to act on with --output -", "Leave it out.")
+            return
+        from mllama_cli.captioning.output_file import format_of
+
+        format_of(output)
+
+
+@dataclass(frozen=True)
+class CaptionDisplay:
+    """What is printed while captions are made."""
+
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object for each picture.", rich_help_panel=OUTPUT)
+    ] = False
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Show each picture small with its caption.", rich_help_panel=OUTPUT)
+    ] = False
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="Stop at the first picture that fails.", rich_help_panel=OUTPUT)
+    ] = False
+    verbose: Verbose = False
+
+
+@dataclass(frozen=True)
+class CaptionBatching:
+    """How many images are worked on at once."""
+
+    batch_size: Annotated[
+        str,
+        typer.Option(
+            metavar="N", help="Pictures captioned at once; auto is as many as memory allows.", rich_help_panel=SPEED
+        ),
+    ] = "auto"
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that decode pictures ahead.", rich_help_panel=SPEED)
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size != "auto" and not (self.batch_size.isdecimal() and int(self.batch_size) > 0):
+            raise UsageError(f"--batch-size must be auto or a whole number from 1, not {self.batch_size!r}")
+
+    @property
+    def slots(self) -> int | None:
+        """Images captioned at once; None for as many as memory allows."""
+        return None if self.batch_size == "auto" else int(self.batch_size)
 
 
 @dataclass(frozen=True)
 class CaptionRequest:
-    """``single``: exactly one picture was named, and nothing says that its caption is to be kept."""
+    inputs: CaptionInput
+    prompt: CaptionPrompt
+    output: CaptionOutput
+    display: CaptionDisplay
+    batching: CaptionBatching
+    compute: ComputeOptions
+    sampling: SamplingOptions
 
-    listing: Listing
-    prompt: PromptTemplate
-    polish: Polish
-    system: str
-    existing: Existing
-    separator: str
-    extension: str
-    output: str | None
-    single: bool
-    slots: int | None
-    max_tokens: int
-    roots: tuple[str, ...]
+    @property
+    def separator(self) -> str:
+        """What is put between an old caption and a new one."""
+        if self.output.separator is not None:
+            return self.output.separator
+        return ", " if self.prompt.style == "tags" else " "
 
-    @classmethod
-    def checked(
-        cls,
-        *,
-        paths: Sequence[str],
-        files_from: str | None,
-        null: bool,
-        recursive: bool,
-        pattern: str | None,
-        shard: str | None,
-        prompt: str | None,
-        prompt_file: Path | None,
-        style: str | None,
-        system: str | None,
-        prefix: str,
-        suffix: str,
-        strip: bool,
-        existing: str,
-        separator: str | None,
-        output: str | None,
-        sidecar: bool,
-        extension: str,
-        batch_size: str,
-    ) -> "CaptionRequest":
-        """Check the options and list the pictures. Raises UsageError or ImageNotFoundError."""
-        if existing not in EXISTING:
-            raise UsageError(f"--existing cannot be {existing!r}", f"It is one of {', '.join(EXISTING)}.")
-        if style is not None and style not in STYLES:
-            raise UsageError(f"--style cannot be {style!r}", f"It is one of {', '.join(STYLES)}.")
-        if output is not None and sidecar:
-            raise UsageError("--output and --sidecar name two places for captions", "Leave one of them out.")
-        if output is not None and existing in ("append", "prepend"):
-            raise UsageError(
-                f"--existing {existing} changes caption files, and --output keeps captions elsewhere",
-                "Use --existing skip or overwrite with --output; {existing} in a prompt quotes a caption file.",
-            )
-        if output == "-" and existing != "skip":
-            raise UsageError(f"--existing {existing} has nothing to act on with --output -", "Leave it out.")
-        if output is not None and output != "-":
-            from mllama_cli.captioning.output_file import format_of
-
-            format_of(output)
-        template = _template(prompt, prompt_file, style)
-        slots = _slots(batch_size)
-        part = _shard(shard)
-        listed, roots = _lists(paths, files_from, null)
-        named = [path for path in paths if path != "-"]
-        listing = find_pictures(named, listed=listed, recursive=recursive, pattern=pattern)
-        one = len(named) == 1 and not listed and expanded(named[0]).is_file()
-        if part is not None:
-            listing = Listing(shard_of(listing.pictures, *part), listing.unreadable if part[0] == 1 else [])
-        return cls(
-            listing=listing,
-            prompt=template,
-            polish=Polish(strip=strip, tags=style == "tags", prefix=prefix, suffix=suffix),
-            system=system or "",
-            existing=existing,
-            separator=separator if separator is not None else ", " if style == "tags" else " ",
-            extension=_extension(extension),
-            output=output,
-            single=one and output is None and not sidecar,
-            slots=slots,
-            max_tokens=MAX_TOKENS.get(style or "", DEFAULT_MAX_TOKENS),
-            roots=(*(os.path.realpath(expanded(path)) for path in named), *roots, str(part)),
-        )
-
-    def run_key(self, model: str, sampling: Any) -> str:
-        """Tells this command from others: what is captioned, by what, how, and where to."""
-        told = [*sorted(self.roots), model, repr(sampling), self.prompt.text, repr(self.polish), self.system]
-        told += [self.existing, self.separator, self.extension, os.path.realpath(self.output) if self.output else ""]
-        return hashlib.sha256(json.dumps(told).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-
-
-def _template(prompt: str | None, prompt_file: Path | None, style: str | None) -> PromptTemplate:
-    given = [name for name, value in (("--prompt", prompt), ("--prompt-file", prompt_file)) if value is not None]
-    if len(given) > 1 or (given and style is not None and style != "tags"):
-        raise UsageError(f"{' and '.join([*given, '--style'][:2])} both say what is asked", "Leave one of them out.")
-    if prompt is not None:
-        return PromptTemplate(prompt)
-    if prompt_file is not None:
-        try:
-            return PromptTemplate(prompt_file.expanduser().read_text(encoding="utf-8-sig").strip())
-        except UnicodeDecodeError:
-            raise UsageError(f"{prompt_file} is not UTF-8 text", "Name a text file.") from None
-        except OSError as error:
-            raise UsageError(f"{prompt_file} cannot be read: {error.strerror}", "Check the path.") from None
-    return PromptTemplate(STYLES[cast(Style, style)] if style else DEFAULT)
-
-
-def _lists(paths: Sequence[str], files_from: str | None, null: bool) -> tuple[list[str], tuple[str, ...]]:
-    """(paths in the list, what tells this list from others)."""
-    source = "-" if "-" in paths else files_from
-    if files_from is not None and "-" in paths and files_from != "-":
-        raise UsageError("- and --files-from both name a list", "Leave one of them out.")
-    if source is None:
-        if not paths:
-            raise UsageError("There is nothing to caption", "Name a folder or a picture: mllama caption photos/")
-        if null:
-            raise UsageError("-0 is for a list of paths", "Add - (a list on stdin) or --files-from FILE.")
-        return [], ()
-    try:
-        if source == "-":
-            if sys.stdin is None or sys.stdin.isatty():
-                raise UsageError("The list of paths should come from stdin, but stdin is the terminal", _LIST_HINT)
-            data = sys.stdin.buffer.read()
-        else:
-            data = Path(source).expanduser().read_bytes()
-    except OSError as error:
-        raise UsageError(f"{source} cannot be read: {error.strerror}", "Check the path.") from None
-    listed = read_list(os.fsdecode(data), nul=null)
-    if not listed and paths in ([], ["-"]):
-        raise UsageError("The list of paths is empty", _LIST_HINT)
-    return listed, (hashlib.sha256(data).hexdigest(),)
-
-
-_LIST_HINT = "Pipe one in: find . -name '*.jpg' | mllama caption -"
-
-
-def _slots(batch_size: str) -> int | None:
-    if batch_size == "auto":
-        return None
-    if batch_size.isdecimal() and int(batch_size) > 0:
-        return int(batch_size)
-    raise UsageError(f"--batch-size must be auto or a whole number from 1, not {batch_size!r}")
-
-
-def _shard(shard: str | None) -> tuple[int, int] | None:
-    if shard is None:
-        return None
-    index, slash, count = shard.partition("/")
-    if slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count):
-        return int(index), int(count)
-    raise UsageError(f"--shard must be I/N with I from 1 to N, not {shard!r}", "Example: --shard 1/4")
-
-
-def _extension(extension: str) -> str:
-    extension = extension if extension.startswith(".") else f".{extension}"
-    if extension.lower() in PICTURE_SUFFIXES:
-        raise UsageError(f"--extension {extension} would overwrite pictures", "Caption files are .txt or .caption.")
-    if len(extension) < 2 or "/" in extension or "\\" in extension or "\0" in extension:
-        raise UsageError(f"--extension cannot be {extension!r}", "Caption files are .txt or .caption.")
-    return extension
+    def run_key(self, roots: Sequence[str], model: str, sampling: Mapping[str, Any]) -> str:
+        """Return a digest of the command: what is captioned, by what model, how, and where the captions go."""
+        prompt, output = self.prompt, self.output
+        facts = [*sorted(roots), model, repr(sorted(sampling.items())), prompt.template.text, repr(prompt.postprocess)]
+        facts += [prompt.system or "", output.existing, self.separator, output.file_extension]
+        facts += [os.path.realpath(output.output) if output.output else ""]
+        return hashlib.sha256(json.dumps(facts).encode("utf-8", "surrogateescape")).hexdigest()[:32]

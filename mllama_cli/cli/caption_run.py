@@ -1,127 +1,111 @@
-"""Runs `mllama caption`: destination, model, events to the screen and to files, exit code."""
+"""Run `mllama caption`: destination, model, events to the screen and to files, exit code."""
 
 import json
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
-from mllama_cli.captioning.destinations import Destination, Nowhere
-from mllama_cli.captioning.journal import Journal
-from mllama_cli.captioning.plan import Plan, make_plan
-from mllama_cli.captioning.records import as_json as record_as_json
-from mllama_cli.captioning.sidecar_names import sidecar_paths
-from mllama_cli.captioning.sidecars import Sidecars
+from mllama_cli.captioning.destinations import CaptionDestination, NullDestination
+from mllama_cli.captioning.journal import CaptionJournal
+from mllama_cli.captioning.listing import CaptionPlan, Listing
+from mllama_cli.captioning.records import as_json
+from mllama_cli.captioning.sidecars import Sidecars, sidecar_paths
+from mllama_cli.cli.caption_inputs import find_inputs
 from mllama_cli.cli.caption_request import CaptionRequest
-from mllama_cli.cli.chosen_model import chosen_model
-from mllama_cli.cli.exit_status import ExitStatus
-from mllama_cli.core.caption_events import Captioned, CaptionEvent, CaptionFailed, CaptionPlan
+from mllama_cli.cli.common import ExitStatus, load_settings, resolve_model
+from mllama_cli.cli.options import ComputeOptions
+from mllama_cli.core.caption_events import Captioned, CaptionEvent, CaptionFailed, CaptionsPlanned, Existing
 from mllama_cli.core.errors import MllamaError, UsageError
+from mllama_cli.core.text import strip_control
 from mllama_cli.terminal.caption_view import CaptionView
-from mllama_cli.terminal.clean_text import clean_text
 from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
     from mllama_cli.engine.engine import Engine
 
 
-def run_captions(
-    request: CaptionRequest,
-    *,
-    model: str | None,
-    device: str | None,
-    dtype: str | None,
-    quantize: str | None,
-    exact: bool,
-    sampling: dict[str, Any],
-    errors: Path | None,
-    as_json: bool,
-    preview: bool,
-    fail_fast: bool,
-    workers: int | None,
-    verbose: bool,
-) -> None:
-    """Caption what was asked for. Raises MllamaError; typer.Exit where pictures failed or Ctrl-C was pressed."""
-    from mllama_cli.cli.preferences import preferences
-
+def run_captions(request: CaptionRequest) -> None:
+    """Caption what was asked for. Raise MllamaError; typer.Exit if images failed or Ctrl-C was pressed."""
     terminal = Terminal()
-    prefer = preferences()
-    name, folder = chosen_model(model or prefer.model, terminal)
-    flags = {"max_tokens": request.max_tokens, **{k: v for k, v in sampling.items() if v is not None}}
-    key = request.run_key(f"{folder} {quantize}", sorted(flags.items(), key=lambda pair: pair[0]))
-    destination = _destination(request, key, terminal)
-    plan = make_plan(request.listing, destination)
-    printer = _Printer(terminal, request, as_json=as_json, preview=preview)
-    view = CaptionView(terminal, verbose=verbose)
+    inputs = find_inputs(request.inputs)
+    compute = request.compute.with_defaults(load_settings())
+    name, folder = resolve_model(compute.model, terminal)
+    sampling = {"max_tokens": request.prompt.max_tokens, **request.sampling}
+    run = request.run_key(inputs.roots, f"{folder} {compute.quantize}", sampling)
+    # Exactly one image was named, and nothing says that its caption is to be kept.
+    single = inputs.single_file and request.output.output is None and not request.output.sidecar
+    destination = _destination(request, inputs.listing, run, terminal, keep=not single)
+    plan = inputs.listing.plan(destination.is_done)
+    printer = _Printer(terminal, request, single=single)
+    view = CaptionView(terminal, verbose=request.display.verbose)
     interrupted = False
     if not plan.pending and not plan.unreadable:  # all done: no model is needed to say so
-        destination.finish(through=True, complete=True)
-        view.event(CaptionPlan(plan.total, plan.skipped))
+        destination.finish(exhausted=True, complete=True)
+        view.event(CaptionsPlanned(plan.total, plan.skipped))
     else:
-        with _let_go(destination), _error_list(errors) as error_list:
+        with _released(destination), _error_list(request.output.errors) as error_list:
             try:
-                where = {"device": device or prefer.device or "auto", "dtype": dtype or prefer.dtype or "auto"}
-                engine = _engine(terminal, folder, name, **where, quantize=quantize, exact=exact)
-                # One picture needs no workers, which take half a second to start.
-                count = 0 if workers is None and len(plan.pending) <= 2 else workers
-                events = _events(engine, plan, destination, request, flags, count)
+                engine = _engine(terminal, compute, folder, name)
+                events = _events(request, engine, sampling, plan, destination)
                 with closing(events), view:
                     for event in events:
                         view.event(event)
                         printer.event(event, view)
                         if isinstance(event, CaptionFailed):
                             error_list(event)
-                            if fail_fast:
+                            if request.display.fail_fast:
                                 break
             except KeyboardInterrupt:
                 interrupted = True
-    if not request.single:
+    if not single:
         view.summary()
     if interrupted:
-        terminal.note("Stopped. The same command goes on from here.")
+        terminal.note("Stopped. Run the same command to resume.")
         raise typer.Exit(ExitStatus.INTERRUPTED)
     if view.failed:
         raise typer.Exit(ExitStatus.PARTLY if view.done or view.skipped else ExitStatus.FAILURE)
 
 
 @contextmanager
-def _let_go(destination: Destination) -> Iterator[None]:
-    """Whatever stops a run before its first picture, its destination is not held any longer."""
+def _released(destination: CaptionDestination) -> Iterator[None]:
+    """Release the destination whatever stops the run, even before the first image."""
     try:
         yield
     finally:
-        destination.finish(through=False, complete=False)
+        destination.finish(exhausted=False, complete=False)
 
 
 def _events(
-    engine: "Engine",
-    plan: Plan,
-    destination: Destination,
     request: CaptionRequest,
-    flags: dict[str, Any],
-    workers: int | None,
+    engine: "Engine",
+    sampling: Mapping[str, Any],
+    plan: CaptionPlan,
+    destination: CaptionDestination,
 ) -> Generator[CaptionEvent]:
     from dataclasses import replace
 
-    from mllama_cli.captioning.run import Task, caption_pictures
+    from mllama_cli.captioning.engine_asker import EngineAsker
+    from mllama_cli.captioning.run import caption_images
     from mllama_cli.core.sampling import Sampling
 
-    # Greedy unless asked otherwise, so that a run that is taken up again says the same.
-    greedy = replace(engine.generation_config, do_sample=False)
-    task = Task(request.prompt, Sampling.from_defaults(greedy, **flags), request.polish, request.system)
-    yield from caption_pictures(engine, plan, destination, task, slots=request.slots, workers=workers)
+    # Greedy unless asked otherwise, so that a resumed run gives the same captions.
+    greedy = Sampling.from_defaults(replace(engine.generation_config, do_sample=False), **sampling)
+    prompt, batching = request.prompt, request.batching
+    asker = EngineAsker(engine, greedy, prompt.system or "", batching.slots)
+    # One image needs no workers, which take half a second to start.
+    workers = 0 if batching.workers is None and len(plan.pending) <= 2 else batching.workers
+    yield from caption_images(plan, asker, destination, prompt.template, prompt.postprocess, workers=workers)
 
 
-def _engine(terminal: Terminal, folder: Path, name: str, **settings: Any) -> "Engine":
+def _engine(terminal: Terminal, compute: ComputeOptions, folder: Path, name: str) -> "Engine":
     from mllama_cli.terminal.answer_view import StatusLine
 
     with StatusLine(terminal) as status:
         status.show("Starting")
-        from mllama_cli.engine.engine import Engine
-
-        engine = Engine(folder, name, **settings)
+        engine = compute.open_engine(folder, name)
         for event in engine.load_weights(vision=True):
             status.event(event)
         for event in engine.prepare_batch():
@@ -129,45 +113,48 @@ def _engine(terminal: Terminal, folder: Path, name: str, **settings: Any) -> "En
     return engine
 
 
-def _destination(request: CaptionRequest, key: str, terminal: Terminal) -> Destination:
-    pictures = request.listing.pictures
-    places, collided = sidecar_paths(pictures, request.extension)
-    texts = Sidecars(places)
-    if request.single or request.output == "-":
-        return Nowhere(texts)
-    if request.output is not None:
+def _destination(
+    request: CaptionRequest, listing: Listing, run: str, terminal: Terminal, *, keep: bool
+) -> CaptionDestination:
+    output = request.output
+    existing = cast(Existing, output.existing)
+    paths, collided = sidecar_paths(listing.entries, output.file_extension)
+    texts = Sidecars(paths)
+    if output.output == "-" or not keep:
+        return NullDestination(texts)
+    if output.output is not None:
         from mllama_cli.captioning.output_file import OutputFile
 
-        return OutputFile(request.output, overwrite=request.existing == "overwrite", run=key, texts=texts)
+        return OutputFile(output.output, overwrite=existing == "overwrite", run=run, texts=texts)
     if collided:
-        example = next(p for p in pictures if places[p.path] == p.path + request.extension)
+        example = next(each for each in listing.entries if paths[each.path] == each.path + output.file_extension)
         terminal.note(
-            f"{collided} pictures differ only in their ending; their captions have the whole name: "
-            f"{example.name} has {example.name}{request.extension}."
+            f"{collided} pictures differ only in their extension, so their captions have the full name: "
+            f"{example.name} has {example.name}{output.file_extension}."
         )
-    journal = Journal(key) if request.existing != "skip" else None
-    return Sidecars(places, existing=request.existing, separator=request.separator, journal=journal)
+    journal = CaptionJournal(run) if existing != "skip" else None
+    return Sidecars(paths, existing=existing, separator=request.separator, journal=journal)
 
 
 class _Printer:
     """What goes to stdout: nothing, the single caption, or a JSON object for each picture."""
 
-    def __init__(self, terminal: Terminal, request: CaptionRequest, *, as_json: bool, preview: bool) -> None:
+    def __init__(self, terminal: Terminal, request: CaptionRequest, *, single: bool) -> None:
         self._terminal = terminal
-        self._json = as_json or request.output == "-"
-        self._single = request.single
-        self._preview = preview and terminal.stdout_is_tty and not self._json
+        self._json = request.display.as_json or request.output.output == "-"
+        self._single = single
+        self._preview = request.display.preview and terminal.stdout_is_tty and not self._json
 
     def event(self, event: CaptionEvent, view: CaptionView) -> None:
         if not isinstance(event, Captioned | CaptionFailed):
             return
         if self._single and isinstance(event, CaptionFailed):
             view.stop()
-            self._terminal.error(clean_text(f"{event.record.path}: {event.record.error}"), event.hint)
+            self._terminal.error(strip_control(f"{event.record.path}: {event.record.error}"), event.hint)
         if self._json:
-            # A file's name may be any bytes, which only escapes bring through a stream of text.
+            # A file name may be any bytes, which pass through a text stream only as escapes.
             plain = event.record.path.isprintable()
-            self._terminal.stdout.write(json.dumps(record_as_json(event.record), ensure_ascii=not plain) + "\n")
+            self._terminal.stdout.write(json.dumps(as_json(event.record), ensure_ascii=not plain) + "\n")
             self._terminal.stdout.flush()
         elif isinstance(event, Captioned):
             if self._preview:
@@ -180,22 +167,22 @@ class _Printer:
     def _show(self, event: Captioned, view: CaptionView) -> None:
         from mllama_cli.processing.images import open_image
         from mllama_cli.processing.sources import read_image
-        from mllama_cli.terminal.preview import show_preview
+        from mllama_cli.terminal.graphics import show_preview
 
         try:
-            picture = open_image(read_image(Path(event.record.path)))
-        except MllamaError:  # gone since
+            image = open_image(read_image(Path(event.record.path)))
+        except MllamaError:  # deleted since
             return
         with view.paused():
-            show_preview(self._terminal, picture, max_columns=32, max_rows=10)
+            show_preview(self._terminal, image, max_columns=32, max_rows=10)
             if not self._single:
                 shown = f"{event.record.path}: {event.record.caption}"
-                self._terminal.out.print(clean_text(shown), markup=False)
+                self._terminal.out.print(strip_control(shown), markup=False)
 
 
 @contextmanager
 def _error_list(path: Path | None) -> Iterator[Callable[[CaptionFailed], None]]:
-    """Gives what adds a line to the FILE of --errors: a picture's path, a tab and the reason."""
+    """Give a function that adds a line to the FILE of --errors: an image's path, a tab and the reason."""
     if path is None:
         yield lambda event: None
         return

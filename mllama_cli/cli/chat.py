@@ -1,215 +1,51 @@
 """`mllama chat`: one question and one streamed answer, or, without a question on a terminal, the interactive chat."""
 
-from pathlib import Path
-from typing import Annotated
+from dataclasses import replace
 
-import typer
-
-from mllama_cli.cli import complete
-from mllama_cli.cli.exit_status import ExitStatus
-from mllama_cli.cli.options import (
-    OUTPUT,
-    Debug,
-    Device,
-    Dtype,
-    Exact,
-    MaxTokens,
-    MinP,
-    Model,
-    Quantize,
-    RepetitionPenalty,
-    Seed,
-    Stop,
-    Temperature,
-    TopK,
-    TopP,
-)
-
-INPUT = "What to ask"
-SAVED = "Saved chats"
+from mllama_cli.cli.chat_request import ChatInput, ChatOutput, ChatRequest, ChatSaving
+from mllama_cli.cli.common import load_settings, resolve_model
+from mllama_cli.cli.options import ComputeOptions, Debug, SamplingOptions, option_groups
 
 
+@option_groups
 def chat(
-    words: Annotated[
-        list[str] | None, typer.Argument(metavar="PROMPT", help="The question. Piped text comes before it.")
-    ] = None,
-    image: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-i",
-            "--image",
-            "-a",
-            "--attachment",
-            metavar="IMAGE",
-            help="A picture: a path, an http(s) or data: URL, or - for stdin (repeatable).",
-            rich_help_panel=INPUT,
-        ),
-    ] = None,
-    prompt: Annotated[
-        str | None, typer.Option("-p", "--prompt", help="The question, as an option.", rich_help_panel=INPUT)
-    ] = None,
-    system: Annotated[
-        str | None,
-        typer.Option("-s", "--system", "--system-prompt", help="How the model should behave.", rich_help_panel=INPUT),
-    ] = None,
-    messages: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="A whole conversation as JSON: a list of {role, content} (- for stdin).",
-            rich_help_panel=INPUT,
-        ),
-    ] = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Give the prompt as it stands: for base models.", rich_help_panel=INPUT)
-    ] = False,
-    no_stdin: Annotated[
-        bool, typer.Option("--no-stdin", help="Leave stdin alone (in `while read` loops).", rich_help_panel=INPUT)
-    ] = False,
-    resume_last: Annotated[
-        bool, typer.Option("-c", "--continue", help="Go on with the last saved chat.", rich_help_panel=SAVED)
-    ] = False,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Go on with a saved chat, by name or number.",
-            autocompletion=complete.chats,
-            rich_help_panel=SAVED,
-        ),
-    ] = None,
-    no_log: Annotated[bool, typer.Option("--no-log", help="Keep nothing of this chat.", rich_help_panel=SAVED)] = False,
-    no_preview: Annotated[
-        bool, typer.Option("--no-preview", help="No small pictures in the interactive chat.", rich_help_panel=OUTPUT)
-    ] = False,
-    model: Model = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    quantize: Quantize = None,
-    exact: Exact = False,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    top_k: TopK = None,
-    min_p: MinP = None,
-    repetition_penalty: RepetitionPenalty = None,
-    max_tokens: MaxTokens = None,
-    seed: Seed = None,
-    stop: Stop = None,
-    no_stream: Annotated[
-        bool, typer.Option("--no-stream", help="Print the answer when it is whole.", rich_help_panel=OUTPUT)
-    ] = False,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print one JSON object: answer, token counts, timings.", rich_help_panel=OUTPUT),
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-u", "--usage", help="Statistics on stderr.", rich_help_panel=OUTPUT)
-    ] = False,
+    *,
+    asked: ChatInput,
+    saving: ChatSaving,
+    output: ChatOutput,
+    compute: ComputeOptions,
+    sampling: SamplingOptions,
     debug: Debug = False,
 ) -> None:
-    """Ask a question, about pictures or without; the answer streams to stdout.
+    """Ask a question, with or without images; the answer streams to stdout.
 
     Without a question, on a terminal, opens the interactive chat.
 
     [bold]mllama chat --image photo.jpg "What is this?"[/]
     """
-    from mllama_cli.cli.chosen_model import chosen_model
-    from mllama_cli.cli.interactive import find_saved, open_store, run_chat
-    from mllama_cli.cli.oneshot import OneAnswer
-    from mllama_cli.cli.preferences import preferences
-    from mllama_cli.cli.question import gather, read_pictures
+    from mllama_cli.cli.interactive import find_chat, run_chat
+    from mllama_cli.cli.oneshot import run_question
+    from mllama_cli.cli.question import Question, build_question, read_images
     from mllama_cli.terminal.answer_view import StatusLine
     from mllama_cli.terminal.console import Terminal
 
-    terminal = Terminal()
-    prefer = preferences()
-    live = terminal.stdin_is_tty and terminal.stdout_is_tty
-    live = live and not (words or prompt or messages or raw or no_stream or as_json)
-    # Everything that can be wrong with the request is looked at before torch is imported and weights are read.
-    saved = find_saved(resume, last=resume_last)
-    if system is None and saved is None and not (messages or raw):
-        system = prefer.system
-    if live:
-        pictures = read_pictures(image or [], terminal)
+    terminal, settings = Terminal(), load_settings()
+    request = ChatRequest(asked, saving, output, compute.with_defaults(settings), sampling, settings)
+    # Everything that can be wrong with the request is checked before torch is imported and weights are read.
+    saved = find_chat(saving.resume, last=saving.resume_last)
+    interactive = request.is_interactive(terminal)
+    if interactive:
+        question = Question(raw_images=read_images(asked.image or [], terminal))
     else:
-        question = gather(
-            terminal,
-            words=words or [],
-            prompt=prompt,
-            images=image or [],
-            system=system,
-            messages=messages,
-            raw=raw,
-            no_stdin=no_stdin,
-            before=saved.whole if saved else None,
-        )
-    name, folder = chosen_model(model or prefer.model or (saved.model if saved else None), terminal)
+        asked = replace(asked, system=request.system(saved))
+        question = build_question(asked, terminal, before=saved.whole if saved else None)
+    name, folder = resolve_model(request.compute.model or (saved.model if saved else None), terminal)
+    question = question.prepared(folder)
 
     with StatusLine(terminal) as status:
         status.show("Starting")  # importing torch is most of it
-        from mllama_cli.core.sampling import Sampling
-        from mllama_cli.engine.engine import Engine
-
-    given = {
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "max_tokens": max_tokens,
-        "seed": seed,
-        "stop": tuple(stop) if stop else None,
-    }
-    flags = {key: value for key, value in given.items() if value is not None}
-
-    def sampling_for(engine: Engine) -> Sampling:
-        return Sampling.from_defaults(engine.generation_config, **{**prefer.sampling, **flags})
-
-    def engine_of(folder: Path, name: str) -> Engine:
-        return Engine(
-            folder,
-            name,
-            device=device or prefer.device or "auto",
-            dtype=dtype or prefer.dtype or "auto",
-            quantize=quantize,
-            exact=exact,
-        )
-
-    engine = engine_of(folder, name)
-    if live:
-        from mllama_cli.chat.repl import Look
-
-        run_chat(
-            terminal,
-            engine,
-            engine_of,
-            sampling_for,
-            flags=flags,
-            images=pictures,
-            system=system,
-            store=open_store(terminal, wanted=not no_log and prefer.log is not False),
-            saved=saved,
-            look=Look(
-                verbose=verbose or bool(prefer.verbose),
-                preview=not no_preview and prefer.preview is not False,
-                theme=prefer.theme or "dark",
-            ),
-        )
-        return
-    sampling = sampling_for(engine)
-    inputs = question.inputs(engine.processor)
-    run = OneAnswer(terminal, engine, stream=not (no_stream or as_json))
-    run.run(inputs, sampling)
-    if as_json:
-        run.print_json()
-    elif no_stream:
-        run.print_text()
-    run.say_why_it_ended(sampling.max_tokens)
-    if verbose or prefer.verbose:
-        run.print_statistics()
-    if saved is not None and not no_log and question.conversation is not None and run.text:
-        from mllama_cli.chat.storage.store import ChatStore
-
-        ChatStore().save(saved, question.conversation.with_assistant(run.text))
-    if run.interrupted:
-        raise typer.Exit(ExitStatus.INTERRUPTED)
+        engine = request.compute.open_engine(folder, name)
+    if interactive:
+        run_chat(terminal, engine, request, question.images, saved)
+    else:
+        run_question(terminal, engine, request, question, saved)

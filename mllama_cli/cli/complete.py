@@ -1,10 +1,10 @@
-"""Names that a shell's Tab completes. Errors offer nothing: they must not reach the line that someone is typing."""
+"""Names for shell completion. Errors complete nothing: they must not reach the line that the user is typing."""
 
 from mllama_cli.core.errors import MllamaError
 
 
 def models(incomplete: str) -> list[str]:
-    """Models on this machine, the built-in one and aliases."""
+    """Return models on this machine, the built-in one and aliases."""
     from mllama_cli.hub.catalog import ALIASES, BUILT_IN, installed
 
     try:
@@ -15,7 +15,7 @@ def models(incomplete: str) -> list[str]:
 
 
 def installed_models(incomplete: str) -> list[str]:
-    """Models on this machine."""
+    """Return models on this machine."""
     from mllama_cli.hub.catalog import installed
 
     try:
@@ -25,14 +25,14 @@ def installed_models(incomplete: str) -> list[str]:
 
 
 def aliases(incomplete: str) -> list[str]:
-    """Names that can be downloaded."""
+    """Return names that can be downloaded."""
     from mllama_cli.hub.catalog import ALIASES
 
     return _beginning(incomplete, list(ALIASES))
 
 
 def chats(incomplete: str) -> list[str]:
-    """Names of saved chats, and numbers of those without a name."""
+    """Return names of saved chats, and numbers of those without a name."""
     from mllama_cli.chat.storage.store import ChatStore
 
     try:
@@ -52,11 +52,13 @@ def dtypes(incomplete: str) -> list[str]:
 
 
 def quantizations(incomplete: str) -> list[str]:
-    return _beginning(incomplete, ["int4", "int8"])
+    from mllama_cli.core.settings import QUANTIZATIONS
+
+    return _beginning(incomplete, list(QUANTIZATIONS))
 
 
 def setting_names(incomplete: str) -> list[str]:
-    """Keys of the config file."""
+    """Return the keys of the config file."""
     from mllama_cli.core.settings import KEYS
 
     return _beginning(incomplete, list(KEYS))

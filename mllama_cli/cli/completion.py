@@ -1,4 +1,4 @@
-"""`mllama completion SHELL`: prints the script that makes Tab complete commands, options, models and chats."""
+"""`mllama completion SHELL`: print the script that makes Tab complete commands, options, models and chats."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -9,7 +9,7 @@ from mllama_cli.cli.options import Debug
 
 
 class Shell(StrEnum):
-    """Shells that can complete."""
+    """Shells with completion."""
 
     BASH = "bash"
     ZSH = "zsh"
@@ -36,11 +36,11 @@ def completion(
 
 
 def script(shell: Shell) -> str:
-    """The script, as it is kept in completions/."""
+    """Return the script as it is stored in completions/."""
     from typer.completion import get_completion_script  # type: ignore[attr-defined]
 
     text = get_completion_script(prog_name="mllama", complete_var="_MLLAMA_COMPLETE", shell=shell.value)
     lines = text.strip().splitlines()
-    # zsh reads #compdef only in the first line, when the script lies in a folder of $fpath.
+    # zsh reads #compdef only in the first line, when the script is in a folder of $fpath.
     first = [lines.pop(0)] if lines[0].startswith("#compdef") else []
     return "\n".join([*first, HOW[shell], *lines]) + "\n"

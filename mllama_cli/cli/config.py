@@ -1,4 +1,4 @@
-"""`mllama config`: the config file, shown and changed."""
+"""`mllama config`: show and change the config file."""
 
 import json
 import os
@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mllama_cli.cli import complete
-from mllama_cli.cli.options import OUTPUT, Debug
+from mllama_cli.cli.common import config_path, load_settings, print_json
+from mllama_cli.cli.options import MODEL_VARIABLE, AsJson, Debug
 
 if TYPE_CHECKING:
     from tomlkit import TOMLDocument
+
+    from mllama_cli.core.settings import Settings
 
 Key = Annotated[
     str,
@@ -20,13 +23,12 @@ Key = Annotated[
     ),
 ]
 
-config = typer.Typer(no_args_is_help=True, help="Defaults that you set once: model, sampling, look (a TOML file).")
+config = typer.Typer(no_args_is_help=True, help="Defaults in a TOML file: model, sampling, display.")
 
 
 @config.command()
 def path(debug: Debug = False) -> None:
-    """Print where the file is, or would be."""
-    from mllama_cli.cli.preferences import config_path
+    """Print the path of the file, which may not exist."""
     from mllama_cli.terminal.console import Terminal
 
     Terminal().stdout.write(f"{config_path()}\n")
@@ -34,37 +36,38 @@ def path(debug: Debug = False) -> None:
 
 @config.command()
 def show(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)] = False,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Show every setting, its value, and where that comes from."""
     from rich.table import Table
 
-    from mllama_cli.core.settings import KEYS, help_of
+    from mllama_cli.core.settings import KEYS
     from mllama_cli.terminal.console import Terminal
 
     terminal = Terminal()
-    found = {name: _effective(name) for name in KEYS}
+    settings = load_settings()
+    found = {name: _effective(name, settings) for name in KEYS}
     if as_json:
         record = {name: {"value": value, "from": source} for name, (value, source) in found.items()}
-        terminal.stdout.write(json.dumps(record, ensure_ascii=False, indent=2) + "\n")
+        print_json(terminal, record)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("SETTING", "VALUE", "FROM", "MEANING"):
         table.add_column(title, no_wrap=title != "MEANING")
     for name, (value, source) in found.items():
-        table.add_row(name, "" if value is None else _written(value), source, help_of(name))
+        table.add_row(name, "" if value is None else _written(value), source, KEYS[name].help)
     terminal.out.print(table, markup=False)
 
 
 @config.command()
 def get(key: Key, debug: Debug = False) -> None:
-    """Print one setting's value: nothing, and exit code 1, where it is not set."""
-    from mllama_cli.core.settings import require_key
+    """Print one setting's value; nothing, and exit code 1, if it is not set."""
+    from mllama_cli.core.settings import find_key
     from mllama_cli.terminal.console import Terminal
 
-    require_key(key, "config")
-    value, _ = _effective(key)
+    find_key(key, "config")
+    value, _ = _effective(key, load_settings())
     if value is None:
         raise typer.Exit(1)
     Terminal().stdout.write(_written(value) + "\n")
@@ -76,18 +79,17 @@ def set_(
     value: Annotated[list[str], typer.Argument(metavar="VALUE...", help="Its value (stop takes several).")],
     debug: Debug = False,
 ) -> None:
-    """Change one setting in the file; its comments and order stay."""
+    """Change one setting in the file; comments and order are preserved."""
     from mllama_cli.core.errors import UsageError
-    from mllama_cli.core.settings import parsed, require_key
+    from mllama_cli.core.settings import find_key
 
-    require_key(key, "config")
-    if key == "stop":
-        new: Any = [text for part in value for text in parsed(key, part)]
+    parameter, label = find_key(key, "config"), f"config: {key}"
+    if parameter.repeated:
+        new: Any = [text for part in value for text in parameter.parsed(part, label)]
     elif len(value) > 1 and key != "system":
         raise UsageError(f"{key} takes one value, not {len(value)}", "Quote a value with spaces in it.")
     else:
-        new = parsed(key, " ".join(value))
-        _check_sampling(key, new)
+        new = parameter.parsed(" ".join(value), label)
     document = _document()
     document[key] = new
     _write(document)
@@ -95,33 +97,22 @@ def set_(
 
 @config.command()
 def unset(key: Key, debug: Debug = False) -> None:
-    """Take one setting out of the file."""
-    from mllama_cli.core.settings import require_key
+    """Remove one setting from the file."""
+    from mllama_cli.core.settings import find_key
 
-    require_key(key, "config")
+    find_key(key, "config")
     document = _document()
     if key in document:
         del document[key]
         _write(document)
 
 
-def _effective(name: str) -> tuple[Any, str]:
-    from mllama_cli.cli.preferences import config_path, preferences
-
-    if name == "model" and os.environ.get("MLLAMA_MODEL"):
-        return os.environ["MLLAMA_MODEL"], "MLLAMA_MODEL"
-    value = getattr(preferences(), name)
+def _effective(name: str, settings: "Settings") -> tuple[Any, str]:
+    """Return a setting's value and where it comes from."""
+    if name == "model" and os.environ.get(MODEL_VARIABLE):
+        return os.environ[MODEL_VARIABLE], MODEL_VARIABLE
+    value = settings.get(name)
     return (None, "default") if value is None else (value, str(config_path()))
-
-
-def _check_sampling(key: str, value: Any) -> None:
-    """Ranges are the sampler's to judge; it takes seconds to import, so only for what it judges."""
-    from mllama_cli.core.settings import Settings
-
-    if key in Settings(**{key: value}).sampling:
-        from mllama_cli.core.sampling import Sampling
-
-        Sampling(**{key: value})
 
 
 def _written(value: Any) -> str:
@@ -135,22 +126,18 @@ def _written(value: Any) -> str:
 def _document() -> "TOMLDocument":
     import tomlkit
 
-    from mllama_cli.cli.preferences import config_path, preferences
-
-    preferences()  # says what is wrong with a file that cannot be understood, rather than writing over it
+    load_settings()  # raises for a file that cannot be understood, rather than overwriting it
     file = config_path()
     return tomlkit.parse(file.read_text(encoding="utf-8-sig") if file.is_file() else "")
 
 
 def _write(document: "TOMLDocument") -> None:
-    """Whole or not at all, readable by its owner alone: a system prompt may be private."""
+    """Write the file atomically, readable by its owner alone: a system prompt may be private."""
     import tempfile
 
     import tomlkit
 
-    from mllama_cli.cli.preferences import config_path
-
-    file = config_path().resolve()  # through a link, as people keep such files elsewhere
+    file = config_path().resolve()  # through a link: such files are often kept elsewhere
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:

@@ -6,6 +6,7 @@ import typer
 
 from mllama_cli.cli import complete
 from mllama_cli.cli.options import Debug
+from mllama_cli.core.text import human_size, suggest
 
 if TYPE_CHECKING:
     from mllama_cli.hub.plan import Plan
@@ -39,10 +40,11 @@ def download(
 
     if not model:
         names = ", ".join(f"{alias} ({id_})" for alias, id_ in ALIASES.items())
-        raise UsageError("Which model? None is named", f"Known names: {names}. Any hub id works too.")
+        raise UsageError("No model given", f"Known names: {names}. Any hub id works too.")
     repo = hub_id(model)
     if repo is None:
-        raise ModelNotFoundError(f"{model!r} is no alias and no hub id", _near(model, list(ALIASES)))
+        hint = f"{suggest(model, ALIASES)}Known names: {', '.join(ALIASES)}. A hub id looks like owner/name."
+        raise ModelNotFoundError(f"{model!r} is neither an alias nor a hub id", hint)
 
     from mllama_cli.hub import download as hub
     from mllama_cli.hub.plan import plan
@@ -62,18 +64,8 @@ def download(
     terminal.stdout.write(f"{folder}\n")
 
 
-def _near(name: str, known: list[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-    meant = f"Did you mean {near[0]}? " if near else ""
-    return f"{meant}Known names: {', '.join(known)}. A hub id looks like owner/name."
-
-
 def _print_plan(terminal: "Terminal", todo: "Plan") -> None:
     from rich.table import Table
-
-    from mllama_cli.cli.models import human_size
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("FILE", no_wrap=True)

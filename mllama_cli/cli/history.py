@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mllama_cli.cli import complete
-from mllama_cli.cli.options import OUTPUT, Debug
+from mllama_cli.cli.common import confirmed, require_confirmation
+from mllama_cli.cli.options import AsJson, Debug, Yes
+from mllama_cli.core.text import strip_control
 
 if TYPE_CHECKING:
     from mllama_cli.chat.storage.saved import ChatSummary, SavedChat
@@ -18,7 +20,6 @@ history = typer.Typer(no_args_is_help=True, help="Saved chats: list, show, expor
 Name = Annotated[
     str, typer.Argument(metavar="CHAT", help="A name, its beginning, or a number.", autocompletion=complete.chats)
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)]
 
 _SPEAKERS = {"system": "System", "user": "You", "assistant": "Assistant"}
 
@@ -52,15 +53,16 @@ def list_chats(
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("ID", no_wrap=True, justify="right")
     table.add_column("NAME", no_wrap=True)
-    # On a narrow screen these two give way (their cells are cut, not wrapped); all others are there to be copied.
+    # On a narrow screen these two are truncated, not wrapped; all others are there to be copied.
     table.add_column("TITLE")
     table.add_column("MESSAGES", no_wrap=True, justify="right")
     table.add_column("IMAGES", no_wrap=True, justify="right")
     table.add_column("MODEL")
     table.add_column("DATE", no_wrap=True)
     for chat in chats:
-        texts = [str(chat.id), chat.name or "", chat.title, str(chat.messages), str(chat.images), _shown(chat.model)]
-        # Text: what people write is no markup of Rich's.
+        model = strip_control(chat.model)
+        texts = (str(chat.id), chat.name or "", chat.title, str(chat.messages), str(chat.images), model)
+        # Text, not str: what users write is not Rich markup.
         cells = [Text(text, no_wrap=True, overflow="ellipsis") for text in texts]
         table.add_row(*cells, f"{chat.updated:%Y-%m-%d %H:%M}")
     terminal.out.print(table)
@@ -85,12 +87,12 @@ def show(name: Name, as_json: AsJson = False, debug: Debug = False) -> None:
 def export(
     name: Name,
     file: Annotated[
-        str, typer.Argument(metavar="[FILE.md|FILE.json|-]", help="Where to; - is stdout, as Markdown.")
+        str, typer.Argument(metavar="[FILE.md|FILE.json|-]", help="Output file; - is stdout, as Markdown.")
     ] = "-",
-    force: Annotated[bool, typer.Option("-f", "--force", help="Write over files that are there.")] = False,
+    force: Annotated[bool, typer.Option("-f", "--force", help="Overwrite existing files.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Write a saved chat as Markdown (pictures in FILE_images beside it) or JSON (pictures in it)."""
+    """Write a saved chat as Markdown (pictures in FILE_images next to it) or JSON (pictures in it)."""
     from urllib.parse import quote
 
     from mllama_cli.chat.export import data_url, export_markdown, write_export
@@ -100,7 +102,7 @@ def export(
     terminal = Terminal()
     saved = ChatStore().load(name)
     if file == "-":
-        # A terminal shows names: megabytes of base64 would push the words off the screen.
+        # On a terminal, names: megabytes of base64 would push the text off the screen.
         on_screen = terminal.stdout_is_tty
         _print(
             terminal,
@@ -118,7 +120,7 @@ def remove(
         list[str] | None, typer.Argument(metavar="CHAT...", help="Names or numbers.", autocompletion=complete.chats)
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All saved chats.")] = False,
-    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
+    yes: Yes = False,
     debug: Debug = False,
 ) -> None:
     """Delete saved chats, and the pictures that no other chat shows."""
@@ -130,31 +132,22 @@ def remove(
     if bool(names) == everything:
         raise UsageError("Name chats to delete, or say --all" + (", not both" if names else ""), "See --help.")
     store = ChatStore()
-    # All names are checked before anything is deleted. The beginning of a name is not enough here: where `trip` was
-    # deleted already, `rm trip` must not reach for `trip-2024`.
+    # All names are checked before anything is deleted. A prefix of a name is not enough here: after `trip` was
+    # deleted, `rm trip` must not delete `trip-2024`.
     chats = store.chats() if everything else [store.summary(name, exact=True) for name in names or []]
     chats = list({chat.id: chat for chat in chats}.values())
     if not chats:
         terminal.note("There are no saved chats.")
         return
-    if not yes and not terminal.stdin_is_tty:
-        raise UsageError("rm asks before it deletes, but there is no terminal to ask on", "Add --yes.")
+    require_confirmation(terminal, given=yes)
     if everything and len(chats) > 1:
-        if yes or _agreed(terminal, f"all {len(chats)} saved chats"):
+        if yes or confirmed(terminal, f"all {len(chats)} saved chats"):
             terminal.note(f"Deleted {_count(store.delete(chat.id for chat in chats), 'chat')}.")
         return
     for chat in chats:
-        if yes or _agreed(terminal, _called(chat)):
+        if yes or confirmed(terminal, _called(chat)):
             store.delete([chat.id])
             terminal.note(f"Deleted {_called(chat)}.")
-
-
-def _agreed(terminal: "Terminal", what: str) -> bool:
-    terminal.err.print(f"Delete {what}? [y/N] ", end="", markup=False)
-    if terminal.stdin.readline().strip().lower() in ("y", "yes"):
-        return True
-    terminal.note("Kept.")
-    return False
 
 
 def _called(chat: "ChatSummary") -> str:
@@ -162,11 +155,11 @@ def _called(chat: "ChatSummary") -> str:
 
 
 def _print_transcript(terminal: "Terminal", saved: "SavedChat") -> None:
-    """Who said what, one after the other. A terminal gets no control characters, and the speakers in bold."""
+    """Print the messages in order. A terminal gets no control characters, and the speakers in bold."""
     from mllama_cli.core.conversation import ImagePart
 
     screen = terminal.stdout_is_tty
-    heading = f"{saved.id}  {saved.name or saved.title}\n{_shown(saved.model)}, {saved.created:%Y-%m-%d %H:%M}\n"
+    heading = f"{saved.id}  {saved.name or saved.title}\n{strip_control(saved.model)}, {saved.created:%Y-%m-%d %H:%M}\n"
     _print(terminal, heading)
     for message in saved.whole:
         if screen:
@@ -175,7 +168,7 @@ def _print_transcript(terminal: "Terminal", saved: "SavedChat") -> None:
             _print(terminal, f"\n{_SPEAKERS[message.role]}:\n")
         for part in message.parts:
             said = f"[image: {part.name}]" if isinstance(part, ImagePart) else part.text.rstrip("\n")
-            _print(terminal, _shown(said) if screen else said)
+            _print(terminal, strip_control(said) if screen else said)
             _print(terminal, "\n")
 
 
@@ -183,13 +176,6 @@ def _print(terminal: "Terminal", text: str) -> None:
     from mllama_cli.chat.export import whole_characters
 
     terminal.stdout.write(whole_characters(text))
-
-
-def _shown(text: str) -> str:
-    """Text of a model or a file, which must not steer the terminal."""
-    from mllama_cli.terminal.clean_text import clean_text
-
-    return clean_text(text)
 
 
 def _record(chat: "ChatSummary") -> dict[str, Any]:

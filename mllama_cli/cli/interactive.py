@@ -1,24 +1,22 @@
-"""`mllama chat` without a question, on a terminal: opens the interactive chat."""
+"""`mllama chat` without a question, on a terminal: open the interactive chat."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mllama_cli.cli import complete
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ChatNotFoundError, MllamaError, UsageError
 from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
-    from mllama_cli.chat.repl import Look
     from mllama_cli.chat.storage.store import ChatStore, SavedChat
-    from mllama_cli.core.sampling import Sampling
+    from mllama_cli.cli.chat_request import ChatRequest
     from mllama_cli.engine.engine import Engine
 
 
-def open_store(terminal: Terminal, *, wanted: bool) -> "ChatStore | None":
-    """The saved chats; None if they are not ``wanted``, or cannot be kept (which is said)."""
-    if not wanted:
-        return None
+def _open_store(terminal: Terminal) -> "ChatStore | None":
+    """Open the saved chats. Return None if they cannot be saved, which is reported."""
     from mllama_cli.chat.storage.store import ChatStore
 
     try:
@@ -29,43 +27,38 @@ def open_store(terminal: Terminal, *, wanted: bool) -> "ChatStore | None":
         return None
 
 
-def find_saved(name: str | None, *, last: bool) -> "SavedChat | None":
-    """The chat to go on with. Raises UsageError where both or none such are asked for, ChatNotFoundError."""
+def find_chat(name: str | None, *, last: bool) -> "SavedChat | None":
+    """Return the chat to continue, if any is asked for. Raise UsageError or ChatNotFoundError."""
     if name is None and not last:
         return None
     if name is not None and last:
-        raise UsageError("--continue and --resume both say which chat to go on with", "Leave one of the two out.")
+        raise UsageError("--continue and --resume both say which chat to continue", "Leave out one of the two.")
     from mllama_cli.chat.storage.store import ChatStore
 
     saved = ChatStore().last() if name is None else ChatStore().load(name)
     if saved is None:
-        raise ChatNotFoundError("There is no chat to go on with: nothing was saved yet", "Start with `mllama chat`.")
+        raise ChatNotFoundError("There is no chat to continue: nothing was saved yet", "Start with `mllama chat`.")
     return saved
 
 
 def run_chat(
     terminal: Terminal,
     engine: "Engine",
-    engine_of: "Callable[[Path, str], Engine]",
-    sampling_for: "Callable[[Engine], Sampling]",
-    *,
-    flags: Mapping[str, Any],
+    request: "ChatRequest",
     images: Sequence[ImagePart],
-    system: str | None,
-    store: "ChatStore | None",
     saved: "SavedChat | None",
-    look: "Look",
 ) -> None:
-    """Load the model, greet, and chat until the person leaves.
+    """Load the model, greet, and chat until the user leaves.
 
-    ``flags`` and ``system`` are what the command line says of sampling and system message: they win over a saved one.
+    Sampling and system message of the command line override those of a saved chat.
     """
-    from mllama_cli.chat.autosave import Saving, restore
+    from mllama_cli.chat.autosave import Autosave, restore
     from mllama_cli.chat.commands.registry import COMMANDS
-    from mllama_cli.chat.dialogue import LiveChat
+    from mllama_cli.chat.dialogue import Dialogue
     from mllama_cli.chat.repl import Repl
+    from mllama_cli.chat.shell import DisplayOptions, Shell
     from mllama_cli.terminal.answer_view import StatusLine
-    from mllama_cli.terminal.prompt import ChatPrompt, CommandHelp
+    from mllama_cli.terminal.prompt import ChatPrompt
 
     def loaded(engine: "Engine", *, vision: bool) -> "Engine":
         with StatusLine(terminal) as status:
@@ -76,42 +69,48 @@ def run_chat(
     def other(name: str) -> "Engine":
         from mllama_cli.hub.catalog import resolve
 
-        return loaded(engine_of(resolve(name), name), vision=bool(chat.conversation.images))
+        return loaded(request.compute.open_engine(resolve(name), name), vision=bool(dialogue.conversation.images))
 
-    chat = LiveChat(engine, sampling_for(engine), system or "")
-    saving = Saving(terminal, store, saved)
+    store = _open_store(terminal) if request.saves else None
+    system = request.system(saved)
+    dialogue = Dialogue(engine, request.sampling_for(engine), system or "")
     if saved is not None:
-        restore(chat, saved)
-        chat.set_sampling(**flags)
+        restore(dialogue, saved)
+        dialogue.set_sampling(**request.sampling)
         if system is not None:
-            chat.system = system
-    loaded(engine, vision=bool(images) or bool(chat.conversation.images))
+            dialogue.system = system
+    loaded(engine, vision=bool(images) or bool(dialogue.conversation.images))
     prompt = ChatPrompt(
         terminal,
         history_file=history_file(),
-        commands=[CommandHelp(action.names, action.usage, action.kind, action.help) for action in COMMANDS],
-        complete_models=_models,
+        commands=COMMANDS,
+        complete_models=lambda: complete.models(""),
         complete_chats=lambda: [chat.name or str(chat.id) for chat in store.chats()] if store else [],
     )
-    repl = Repl(terminal, chat, prompt, saving, load_engine=other, default_sampling=sampling_for, look=look)
+    shell = Shell(
+        terminal,
+        dialogue,
+        prompt,
+        Autosave(terminal, store, saved),
+        load_engine=other,
+        default_sampling=request.sampling_for,
+        display=DisplayOptions(
+            verbose=request.verbose,
+            preview=not request.output.no_preview and request.settings.preview is not False,
+            theme=request.settings.theme or "dark",
+        ),
+    )
     terminal.err.print(f"[bold]{engine.name}[/]  [dim]/? for help, /bye leaves[/]")
-    if saved is not None and chat.last_answer:
-        repl.replay()
+    shell.show_last_answer()
     for image in images:
-        repl.show_picture(chat.attach(image))
-    repl.run()
+        shell.attach_image(image)
+    Repl(shell).run()
 
 
 def history_file() -> Path | None:
-    """Where typed lines are kept; None where MLLAMA_NOHISTORY forbids it."""
+    """Return where typed lines are saved; None if MLLAMA_NOHISTORY is set."""
     import os
 
     from mllama_cli.system.paths import state_folder
 
     return None if os.environ.get("MLLAMA_NOHISTORY") else state_folder() / "history"
-
-
-def _models() -> list[str]:
-    from mllama_cli.hub.catalog import ALIASES, BUILT_IN, installed
-
-    return [*(entry.name for entry in installed()), BUILT_IN, *ALIASES]

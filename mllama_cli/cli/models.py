@@ -1,17 +1,13 @@
-"""`mllama list`, `show` and `rm`: the models on this machine."""
+"""`mllama list` and `mllama rm`: the models on this machine."""
 
-import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mllama_cli.cli import complete
-from mllama_cli.cli.options import OUTPUT, Debug
-
-if TYPE_CHECKING:
-    from mllama_cli.hub.inspect import Inspection
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)]
+from mllama_cli.cli.common import confirmed, print_json, require_confirmation
+from mllama_cli.cli.options import AsJson, Debug, Yes
+from mllama_cli.core.text import human_size
 
 
 def list_models(as_json: AsJson = False, debug: Debug = False) -> None:
@@ -25,7 +21,7 @@ def list_models(as_json: AsJson = False, debug: Debug = False) -> None:
     entries = [*installed(), built_in()]
     if as_json:
         print_json(
-            terminal.stdout,
+            terminal,
             [
                 {
                     "name": entry.name,
@@ -42,7 +38,7 @@ def list_models(as_json: AsJson = False, debug: Debug = False) -> None:
         )
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    # A name is there to be copied: on a narrow screen the kind gives way.
+    # A name is there to be copied: on a narrow screen the kind is wrapped instead.
     table.add_column("NAME", no_wrap=True, min_width=max(len(entry.name) for entry in entries))
     table.add_column("SIZE", no_wrap=True, justify="right")
     table.add_column("KIND")
@@ -58,178 +54,23 @@ def list_models(as_json: AsJson = False, debug: Debug = False) -> None:
         terminal.note("The built-in model knows only simple drawings. Get a real one with `mllama download 11b`.")
 
 
-def show(
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A folder, an installed model, an alias or a hub id.",
-            autocompletion=complete.installed_models,
-        ),
-    ],
-    template: Annotated[bool, typer.Option("--template", help="Print the chat template and nothing else.")] = False,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:
-    """Show what a model is: architecture, parameters, memory, template, defaults."""
-    from rich.table import Table
-
-    from mllama_cli.core.errors import TemplateError
-    from mllama_cli.hub.catalog import resolve
-    from mllama_cli.hub.inspect import inspect
-    from mllama_cli.processing.chat_template import ChatTemplate
-    from mllama_cli.terminal.console import Terminal
-
-    terminal = Terminal()
-    folder = resolve(name)
-    chat_template = ChatTemplate.from_pretrained(folder)
-    if template:
-        if chat_template is None:
-            raise TemplateError(f"{name} has no chat template: it is a base model", "Use it with `mllama chat --raw`.")
-        terminal.stdout.write(chat_template.source.rstrip("\n") + "\n")
-        return
-    found = inspect(folder)
-    if as_json:
-        print_json(terminal.stdout, _record(name, found, chat_template is not None))
-        return
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for key, value in _rows(name, found, chat_template is not None):
-        table.add_row(key, value)
-    terminal.out.print(table)
-
-
 def remove(
     names: Annotated[
         list[str],
         typer.Argument(metavar="MODEL...", help="Installed models.", autocompletion=complete.installed_models),
     ],
-    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
+    yes: Yes = False,
     debug: Debug = False,
 ) -> None:
     """Delete models from this machine and free their disk space."""
-    from mllama_cli.core.errors import UsageError
     from mllama_cli.hub.remove import plan_removal
     from mllama_cli.terminal.console import Terminal
 
     terminal = Terminal()
     # All names are checked before anything is deleted; an alias and its hub id are one model.
     plans = list(dict.fromkeys(plan_removal(name) for name in names))
-    if not yes and not terminal.stdin_is_tty:
-        raise UsageError("rm asks before it deletes, but there is no terminal to ask on", "Add --yes.")
+    require_confirmation(terminal, given=yes)
     for plan in plans:
-        if not yes:
-            terminal.err.print(f"Delete {plan.name} ({human_size(plan.size)})? [y/N] ", end="", markup=False)
-            if terminal.stdin.readline().strip().lower() not in ("y", "yes"):
-                terminal.note("Kept.")
-                continue
-        plan.run()
-        terminal.note(f"Deleted {plan.name}: {human_size(plan.size)} freed.")
-
-
-def human_size(count: float) -> str:
-    """Bytes as people write them, in powers of 1000 as disks and downloads count."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
-def _human_count(count: int) -> str:
-    return f"{count / 1e9:.2f} B" if count >= 1e8 else f"{count / 1e6:.2f} M"
-
-
-def _rows(name: str, found: "Inspection", has_template: bool) -> list[tuple[str, str]]:
-    text, vision = found.config.text_config, found.config.vision_config
-    cross = len(text.cross_attention_layers)
-    generation = found.generation
-    rows = [
-        ("name", name),
-        ("path", str(found.path)),
-        ("kind", found.kind),
-        ("parameters", f"{_human_count(found.total)} ({_by_part(found)})"),
-        (
-            "language model",
-            f"{text.num_hidden_layers} layers ({cross} cross-attention), hidden {text.hidden_size}, "
-            f"{text.num_attention_heads} heads ({text.num_key_value_heads} key/value), vocabulary {text.vocab_size}",
-        ),
-        ("context", f"{text.max_position_embeddings} tokens"),
-    ]
-    if vision is not None:
-        rows.append(
-            (
-                "vision",
-                f"{vision.num_hidden_layers} local and {vision.num_global_layers} global layers, "
-                f"hidden {vision.hidden_size}, "
-                f"{vision.max_num_tiles} tiles of {vision.image_size} x {vision.image_size} pixels",
-            )
-        )
-    rows += [
-        ("weights", f"{human_size(found.size)} on disk: {_formats(found)}"),
-    ]
-    if found.quantization:
-        method = str(found.quantization.get("quant_method", "yes"))
-        rows.append(("quantization", f"{method}, {found.bits_per_weight:.2f} bits per weight ({_bits_by_part(found)})"))
-    else:
-        rows.append(("memory", ", ".join(f"{dtype} {human_size(size)}" for dtype, size in found.memory().items())))
-    sampling = (
-        f"temperature {generation.temperature}, top-p {generation.top_p}"
-        + (f", top-k {generation.top_k}" if generation.top_k else "")
-        if generation.do_sample
-        else "greedy"
-    )
-    rows += [
-        ("template", "yes (--template prints it)" if has_template else "none: a base model, use chat --raw"),
-        ("defaults", sampling),
-        ("stop tokens", ", ".join(map(str, generation.eos_token_id or text.eos_token_id))),
-    ]
-    if found.license:
-        rows.append(("licence", found.license))
-    return rows
-
-
-def _by_part(found: "Inspection") -> str:
-    return ", ".join(f"{part} {_human_count(count)}" for part, count in found.parameters.items() if count)
-
-
-def _formats(found: "Inspection") -> str:
-    if not found.quantization:
-        return ", ".join(sorted(found.stored))
-    return ", ".join(f"{kind} {_human_count(count)}" for kind, count in sorted(found.stored.items()))
-
-
-def _bits_by_part(found: "Inspection") -> str:
-    """Bits per weight of each part, scales counted, and which whole numbers are in it."""
-    parts = []
-    for part, count in found.parameters.items():
-        if count:
-            kinds = "/".join(f"int{bits}" for bits in sorted(found.packed[part]))
-            parts.append(f"{part} {8 * found.bytes_of[part] / count:.2f}" + (f" {kinds}" if kinds else ""))
-    return ", ".join(parts)
-
-
-def _record(name: str, found: "Inspection", has_template: bool) -> dict[str, Any]:
-    import dataclasses
-
-    return {
-        "name": name,
-        "path": str(found.path),
-        "kind": found.kind,
-        "parameters": {**found.parameters, "total": found.total},
-        "stored": found.stored,
-        "size": found.size,
-        "memory": found.memory(),
-        "chat_template": has_template,
-        "license": found.license,
-        "config": dataclasses.asdict(found.config),
-        "generation": dataclasses.asdict(found.generation),
-        "quantization": found.quantization,
-        "packed": {part: {f"int{bits}": n for bits, n in kinds.items()} for part, kinds in found.packed.items()},
-        "bits_per_weight": found.bits_per_weight,
-    }
-
-
-def print_json(stream: Any, data: Any) -> None:
-    stream.write(json.dumps(data, ensure_ascii=False, indent=2) + "\n")
+        if yes or confirmed(terminal, f"{plan.name} ({human_size(plan.size)})"):
+            plan.run()
+            terminal.note(f"Deleted {plan.name}: {human_size(plan.size)} freed.")

@@ -1,73 +1,74 @@
 """One answer on plain streams: status on stderr, the text (or one JSON object) on stdout."""
 
 import json
+from collections.abc import Generator
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from mllama_cli.core.errors import MllamaError
-from mllama_cli.core.events import GenerationStats, Notice, Token
-from mllama_cli.terminal.answer_view import AnswerWriter, StatusLine, stats_line
+import typer
+
+from mllama_cli.cli.common import ExitStatus
+from mllama_cli.core.events import Event
+from mllama_cli.terminal.answer_view import AnswerView, AnswerWriter, stats_line
 from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
+    from mllama_cli.chat.storage.saved import SavedChat
+    from mllama_cli.cli.chat_request import ChatRequest
+    from mllama_cli.cli.question import Question
     from mllama_cli.core.sampling import Sampling
     from mllama_cli.engine.engine import Engine
     from mllama_cli.processing.processor import ModelInputs
 
 
-class OneAnswer:
+def run_question(
+    terminal: Terminal, engine: "Engine", request: "ChatRequest", question: "Question", saved: "SavedChat | None"
+) -> None:
+    """Answer one question, and add it to the saved chat that it continues. Raise typer.Exit after Ctrl-C."""
+    output, sampling = request.output, request.sampling_for(engine)
+    answer = OneAnswer(terminal, engine, stream=not (output.no_stream or output.as_json))
+    answer.run(question.inputs(engine.processor), sampling)
+    if output.as_json:
+        answer.print_json()
+    elif output.no_stream:
+        answer.print_text()
+    answer.say_why_it_ended(sampling.max_tokens)
+    if request.verbose:
+        answer.print_statistics()
+    if saved is not None and not request.saving.no_log and question.conversation is not None and answer.text:
+        from mllama_cli.chat.storage.store import ChatStore
+
+        ChatStore().save(saved, question.conversation.with_assistant(answer.text))
+    if answer.interrupted:
+        raise typer.Exit(ExitStatus.INTERRUPTED)
+
+
+class OneAnswer(AnswerView):
     """Runs one prompt. With ``stream`` the text goes to stdout as it comes; ``text`` collects it in any case."""
 
     def __init__(self, terminal: Terminal, engine: "Engine", *, stream: bool) -> None:
-        self.terminal = terminal
+        super().__init__(terminal, AnswerWriter(terminal) if stream else None)
         self.engine = engine
-        self.stream = stream
-        self.text = ""
-        self.notices: list[str] = []
-        self.stats: GenerationStats | None = None
-        self.interrupted = False
         self.load_seconds = 0.0
 
     def run(self, inputs: "ModelInputs", sampling: "Sampling") -> None:
         """Load what is needed and answer. Ctrl-C keeps what was said and sets ``interrupted``."""
-        writer = AnswerWriter(self.terminal)
-        try:
-            with StatusLine(self.terminal) as status:
-                start = perf_counter()
-                for event in self.engine.load_weights(vision=bool(inputs.images)):
-                    status.event(event)
-                self.load_seconds = perf_counter() - start
-                for event in self.engine.session().stream_inputs(inputs, sampling):
-                    match event:
-                        case Token(text=text):
-                            status.clear()
-                            self.text += text
-                            if self.stream:
-                                writer.write(text)
-                        case GenerationStats():
-                            self.stats = event
-                        case Notice(text):
-                            self.notices.append(text)
-                            status.event(event)
-                        case _:
-                            status.event(event)
-        except KeyboardInterrupt:
-            self.interrupted = True
-        except MllamaError:
-            if writer.started:
-                writer.finish()  # what went wrong begins on a line of its own
-            raise
-        if self.stream and (writer.started or self.stats):
-            writer.finish()
+        self.show(self._events(inputs, sampling))
+
+    def _events(self, inputs: "ModelInputs", sampling: "Sampling") -> Generator[Event]:
+        start = perf_counter()
+        yield from self.engine.load_weights(vision=bool(inputs.images))
+        self.load_seconds = perf_counter() - start
+        yield from self.engine.session().stream_inputs(inputs, sampling)
 
     def print_text(self) -> None:
-        """The whole answer at once."""
+        """Print the whole answer at once."""
         writer = AnswerWriter(self.terminal)
         writer.write(self.text)
         writer.finish()
 
     def print_json(self) -> None:
-        """One JSON object with everything a script may want to know."""
+        """Print one JSON object with everything a script may want to know."""
         stats = self.stats
         record: dict[str, Any] = {
             "model": self.engine.name,
@@ -93,7 +94,7 @@ class OneAnswer:
         self.terminal.stdout.flush()
 
     def say_why_it_ended(self, max_tokens: int) -> None:
-        """An answer that was cut off is never cut silently."""
+        """Report an answer that was cut off."""
         if self.stats and self.stats.finish_reason == "length":
             count = self.stats.completion_tokens
             reason = (
@@ -105,6 +106,6 @@ class OneAnswer:
 
     def print_statistics(self) -> None:
         if self.engine.slower_because:
-            self.terminal.note(f"Decoding takes plain torch, which is slower: {self.engine.slower_because}.")
+            self.terminal.note(f"Falling back to PyTorch for decoding (slower): {self.engine.slower_because}.")
         if self.stats:
             self.terminal.note(f"loaded in {self.load_seconds:.2f} s | {stats_line(self.stats)}")

@@ -1,13 +1,38 @@
-"""Options that several commands share, as Annotated types."""
+"""Options that several commands share.
 
-from typing import Annotated
+A single option is an Annotated type (``Device``). A group of options is a dataclass whose fields are such types
+(``ComputeOptions``), or ``SamplingOptions``. A command decorated with ``option_groups`` takes a group as one parameter:
+
+    @option_groups
+    def caption(*, paths: ..., compute: ComputeOptions, sampling: SamplingOptions, verbose: ... = False) -> None:
+
+Typer sees the group's options in the place of that parameter; the command gets one filled-in object, whose values were
+checked when it was made. ``SamplingOptions`` is a dict of what was given, for ``Sampling.from_defaults``.
+"""
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mllama_cli.cli import complete
+from mllama_cli.core.errors import UsageError
+from mllama_cli.core.sampling import SETTABLE, Sampling
+
+if TYPE_CHECKING:
+    from mllama_cli.core.settings import Settings
+    from mllama_cli.engine.engine import Engine
 
 DEBUG = "mllama.debug"
 """Key in a command's context: whether --debug was given."""
+
+MODEL_VARIABLE = "MLLAMA_MODEL"
+"""Environment variable that takes precedence over the config file's model."""
 
 SAMPLING = "Sampling (defaults: the checkpoint's own)"
 OUTPUT = "Output"
@@ -21,16 +46,19 @@ def _remember_debug(ctx: typer.Context, value: bool) -> bool:
 
 Debug = Annotated[
     bool,
-    typer.Option(
-        "--debug", help="Show the whole traceback of an error.", callback=_remember_debug, rich_help_panel=OUTPUT
-    ),
+    typer.Option("--debug", help="Show the traceback of an error.", callback=_remember_debug, rich_help_panel=OUTPUT),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-u", "--usage", help="Statistics on stderr.", rich_help_panel=OUTPUT)
+]
+Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
 Model = Annotated[
     str | None,
     typer.Option(
         "-m",
         "--model",
-        envvar="MLLAMA_MODEL",
+        envvar=MODEL_VARIABLE,
         help="A folder, the name of an installed model, an alias (11b, 90b, ...) or a hub id.",
         autocompletion=complete.models,
         rich_help_panel=COMPUTE,
@@ -57,7 +85,7 @@ Dtype = Annotated[
 Quantize = Annotated[
     str | None,
     typer.Option(
-        help="int4 or int8: make the model small while it loads. `mllama quantize` does it once for all, and better.",
+        help="int4 or int8: quantize the model while it loads. `mllama quantize` does it once, and better.",
         metavar="BITS",
         autocompletion=complete.quantizations,
         rich_help_panel=COMPUTE,
@@ -66,30 +94,108 @@ Quantize = Annotated[
 Exact = Annotated[
     bool,
     typer.Option(
-        "--exact", help="On a CPU, never round activations to 8 bits: slower, a little nearer.", rich_help_panel=COMPUTE
+        "--exact",
+        help="On a CPU, never round activations to 8 bits: slower, slightly more accurate.",
+        rich_help_panel=COMPUTE,
     ),
 ]
-Temperature = Annotated[
-    float | None,
-    typer.Option("--temperature", "--temp", help="0 is greedy: always the likeliest token.", rich_help_panel=SAMPLING),
-]
-TopP = Annotated[
-    float | None,
-    typer.Option(help="Keep the likeliest tokens that together reach this probability.", rich_help_panel=SAMPLING),
-]
-TopK = Annotated[int | None, typer.Option(help="Keep this many of the likeliest tokens.", rich_help_panel=SAMPLING)]
-MinP = Annotated[
-    float | None,
-    typer.Option(help="Drop tokens below this share of the likeliest one's probability.", rich_help_panel=SAMPLING),
-]
-RepetitionPenalty = Annotated[
-    float | None, typer.Option(help="Above 1 makes repeating a token less likely.", rich_help_panel=SAMPLING)
-]
-MaxTokens = Annotated[
-    int | None, typer.Option(help="Longest answer, in tokens (default: 2048).", rich_help_panel=SAMPLING)
-]
-Seed = Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.", rich_help_panel=SAMPLING)]
-Stop = Annotated[
-    list[str] | None,
-    typer.Option(help="End the answer before this text (repeatable).", metavar="TEXT", rich_help_panel=SAMPLING),
-]
+
+
+@dataclass(frozen=True)
+class ComputeOptions:
+    """Which model answers, where, and in which number format. Raises UsageError for a name that cannot be right."""
+
+    model: Model = None
+    device: Device = None
+    dtype: Dtype = None
+    quantize: Quantize = None
+    exact: Exact = False
+
+    def __post_init__(self) -> None:
+        from mllama_cli.core.settings import KEYS, QUANTIZATIONS
+
+        for name in ("device", "dtype"):
+            if (value := getattr(self, name)) is not None:
+                KEYS[name].require(value, f"--{name}")
+        if self.quantize not in (None, *QUANTIZATIONS):
+            raise UsageError(f"Unknown quantization {self.quantize!r}", f"Use {' or '.join(QUANTIZATIONS)}.")
+
+    def with_defaults(self, settings: "Settings") -> "ComputeOptions":
+        """Return these options, filled up from the environment and the config file."""
+        return replace(
+            self,
+            model=self.model or os.environ.get(MODEL_VARIABLE) or settings.model,
+            device=self.device or settings.device,
+            dtype=self.dtype or settings.dtype,
+        )
+
+    def open_engine(self, folder: Path, name: str) -> "Engine":
+        """Return an engine for the model in a folder. Its weights are not loaded yet. Imports torch."""
+        from mllama_cli.engine.engine import Engine
+
+        return Engine(
+            folder,
+            name,
+            device=self.device or "auto",
+            dtype=self.dtype or "auto",
+            quantize=self.quantize,
+            exact=self.exact,
+        )
+
+
+class SamplingOptions(dict[str, Any]):
+    """The sampling parameters that were given as flags, by the names that ``Sampling`` has for them.
+
+    Raises UsageError for a value that is out of range.
+    """
+
+    def __init__(self, **values: Any) -> None:
+        given = {name: value for name, value in values.items() if value is not None and value != []}
+        super().__init__({name: tuple(value) if SETTABLE[name].repeated else value for name, value in given.items()})
+        Sampling(**self)
+
+
+def option_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Give Typer a command in whose signature each group of options is spelled out."""
+    groups: dict[str, tuple[type, list[str]]] = {}
+    options: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        members = list(_members(parameter.annotation))
+        if members:
+            groups[parameter.name] = parameter.annotation, [member.name for member in members]
+        options += members or [parameter]
+
+    @functools.wraps(command)
+    def wrapper(**values: Any) -> None:
+        for name, (kind, members) in groups.items():
+            values[name] = kind(**{member: values.pop(member) for member in members})
+        command(**values)
+
+    keyword_only = [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in options]
+    wrapper.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {option.name: option.annotation for option in options}
+    return wrapper
+
+
+def _members(group: Any) -> Iterator[inspect.Parameter]:
+    """Yield the options of a group; none where it is not a group but one option."""
+    if group is SamplingOptions:
+        for each in SETTABLE.values():
+            hint = list[each.type] if each.repeated else each.type  # type: ignore[name-defined]
+            option = typer.Option(
+                each.flag,
+                *each.flags,
+                help=f"{each.help[0].upper()}{each.help[1:]}.",
+                metavar="TEXT" if each.type is str else None,
+                rich_help_panel=SAMPLING,
+            )
+            yield _member(each.name, Annotated[hint | None, option], None)
+    elif is_dataclass(group):
+        for field in fields(group):
+            yield _member(
+                field.name, field.type, inspect.Parameter.empty if field.default is MISSING else field.default
+            )
+
+
+def _member(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)

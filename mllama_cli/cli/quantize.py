@@ -1,4 +1,4 @@
-"""`mllama quantize`: writes a model with 4- or 8-bit weights."""
+"""`mllama quantize`: write a model with 4- or 8-bit weights."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mllama_cli.cli import complete
-from mllama_cli.cli.exit_status import ExitStatus
-from mllama_cli.cli.options import OUTPUT, Debug, Device
+from mllama_cli.cli.common import ExitStatus, load_settings, print_json
+from mllama_cli.cli.options import AsJson, Debug, Device
+from mllama_cli.core.text import human_size
 
 if TYPE_CHECKING:
     from mllama_cli.core.events import QuantizeSummary
     from mllama_cli.quantization.plan import QuantizePlan
     from mllama_cli.terminal.console import Terminal
 
-WHAT = "What becomes of which layer"
+LAYERS = "Per-layer overrides"
 
 
 def quantize(
@@ -28,42 +29,46 @@ def quantize(
         str | None,
         typer.Argument(
             metavar="[DEST]",
-            help="A name, for -m, or a folder (with a slash). Left out: the source's name and int4 or int8.",
+            help="A name, for -m, or a folder (with a slash). Default: the source's name with int4 or int8.",
             show_default=False,
         ),
     ] = None,
     bits: Annotated[Literal["4", "8"], typer.Option(metavar="4|8", help="Bits of the language model's weights.")] = "4",
     group_size: Annotated[
         Literal["128", "64", "32", "channel"],
-        typer.Option(metavar="128|64|32|channel", help="Weights that share a scale: fewer are more exact and larger."),
+        typer.Option(
+            metavar="128|64|32|channel",
+            help="Weights that share a scale: smaller groups are more accurate and larger on disk.",
+        ),
     ] = "128",
     method: Annotated[
         Literal["search", "rtn"],
-        typer.Option(metavar="search|rtn", help="Look for the best scales, or round to nearest: faster, less exact."),
+        typer.Option(
+            metavar="search|rtn", help="Search for the best scales, or round to nearest: faster, less accurate."
+        ),
     ] = "search",
     keep: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PATTERN", help="Leave these layers as they are, as layers.0.* or lm_head.", rich_help_panel=WHAT
+            metavar="PATTERN", help="Do not quantize these layers, e.g. layers.0.* or lm_head.", rich_help_panel=LAYERS
         ),
     ] = None,
     bits_for: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN=BITS", help="4, 8 or 16 bits for these layers.", rich_help_panel=WHAT),
+        typer.Option(metavar="PATTERN=BITS", help="4, 8 or 16 bits for these layers.", rich_help_panel=LAYERS),
     ] = None,
     device: Device = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a model that is there.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing model.")] = False,
+    as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Make a model small: 4- or 8-bit weights in a new folder, which is printed. 11B then takes 8 GB.
+    """Quantize a model to 4- or 8-bit weights in a new folder, which is printed. 11B then takes 8 GB.
 
-    Vision, embeddings and norms stay as they are, sensitive layers get 8 bits. A run that was stopped goes on.
+    Vision, embeddings and norms are not quantized, sensitive layers get 8 bits. A stopped run resumes.
 
     [bold]mllama quantize 11b[/] and then [bold]mllama chat -m 11b-int4[/]
     """
-    from mllama_cli.cli.preferences import preferences
     from mllama_cli.hub.catalog import resolve
     from mllama_cli.terminal.answer_view import StatusLine
     from mllama_cli.terminal.console import Terminal
@@ -83,7 +88,7 @@ def quantize(
         from mllama_cli.quantization.quantize import quantize as run
         from mllama_cli.quantization.schemes import Scheme
 
-        where = choose_device(device or preferences().device or "auto")
+        where = choose_device(device or load_settings().device or "auto")
         plan = make_plan(folder, QuantizeOptions(Scheme(int(bits), size), method, tuple(keep or ()), exceptions))
     if dry_run:
         for note in plan.layers.notes:
@@ -101,7 +106,7 @@ def quantize(
                 elif isinstance(event, QuantizeSummary):
                     summary = event
     except KeyboardInterrupt:
-        terminal.note("Stopped. The same command goes on from here.")
+        terminal.note("Stopped. Run the same command to resume.")
         raise typer.Exit(ExitStatus.INTERRUPTED) from None
     assert summary is not None
     _print_summary(terminal, summary, as_json)
@@ -117,7 +122,7 @@ def _bits_for(text: str) -> tuple[str, int]:
 
 
 def _destination(given: str | None, source: str, folder: Path, bits: int, group_size: int) -> Path:
-    """A name stands beside the models, anything with a slash is a path."""
+    """Return the folder to write: a name is a folder among the models, anything with a slash is a path."""
     from mllama_cli.hub.catalog import models_folder
     from mllama_cli.system.folders import expanded
 
@@ -128,7 +133,7 @@ def _destination(given: str | None, source: str, folder: Path, bits: int, group_
     name = source.rstrip("/").rpartition("/")[2]
     if name in ("", ".", "..", "~"):
         name = folder.resolve().name
-    if folder.parent.name == "snapshots" and name == folder.name:  # a commit's hash says nothing
+    if folder.parent.name == "snapshots" and name == folder.name:  # a commit's hash is not a name
         name = folder.parent.parent.name.rpartition("--")[2]
     size = {128: "", 0: "-channel"}.get(group_size, f"-g{group_size}")
     return models_folder() / f"{name}-int{bits}{size}"
@@ -137,7 +142,6 @@ def _destination(given: str | None, source: str, folder: Path, bits: int, group_
 def _print_plan(terminal: "Terminal", plan: "QuantizePlan", destination: Path, as_json: bool) -> None:
     from rich.table import Table
 
-    from mllama_cli.cli.models import human_size, print_json
     from mllama_cli.hub.plan import free_space
     from mllama_cli.quantization.quantize import WORKING_MEMORY
     from mllama_cli.quantization.summary import summarize
@@ -154,7 +158,7 @@ def _print_plan(terminal: "Terminal", plan: "QuantizePlan", destination: Path, a
             "free_disk": free,
             "working_memory": WORKING_MEMORY,
         }
-        print_json(terminal.stdout, record)
+        print_json(terminal, record)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("LAYERS")
@@ -167,7 +171,7 @@ def _print_plan(terminal: "Terminal", plan: "QuantizePlan", destination: Path, a
     sums = Table(box=None, pad_edge=False, show_header=False)
     sums.add_column(style="bold", no_wrap=True)
     sums.add_column(no_wrap=True)
-    sums.add_row("size", f"{human_size(plan.size_before)}, then {human_size(plan.size_after)}")
+    sums.add_row("size", f"{human_size(plan.size_before)} -> {human_size(plan.size_after)}")
     sums.add_row("bits per weight", f"{plan.bits_per_weight:.2f}")
     sums.add_row("files", str(len(plan.shards)))
     sums.add_row("free disk", human_size(free))
@@ -181,19 +185,18 @@ def _print_plan(terminal: "Terminal", plan: "QuantizePlan", destination: Path, a
 def _print_summary(terminal: "Terminal", summary: "QuantizeSummary", as_json: bool) -> None:
     import dataclasses
 
-    from mllama_cli.cli.models import human_size, print_json
     from mllama_cli.quantization.policy import short
 
     if as_json:
-        print_json(terminal.stdout, dataclasses.asdict(summary))
+        print_json(terminal, dataclasses.asdict(summary))
         return
     terminal.note(
-        f"{human_size(summary.size_before)}, now {human_size(summary.size_after)}: "
+        f"{human_size(summary.size_before)} -> {human_size(summary.size_after)}: "
         f"{summary.bits_per_weight:.2f} bits per weight, in {summary.seconds:.0f} s"
     )
     for error in summary.errors:
         terminal.note(
-            f"{error.bits} bit: relative squared error {100 * error.mean:.2g} % on average over {error.matrices} "
-            f"matrices, at worst {100 * error.worst:.2g} % in {short(error.worst_name)}"
+            f"{error.bits}-bit: relative squared error {100 * error.mean:.2g}% on average over {error.matrices} "
+            f"matrices, at worst {100 * error.worst:.2g}% in {short(error.worst_name)}"
         )
     terminal.stdout.write(f"{summary.folder}\n")

@@ -1,20 +1,19 @@
-"""What `mllama chat` was asked: gathered from arguments, files and stdin, and checked before any model is loaded."""
+"""What `mllama chat` is asked: read from arguments, files and stdin, and checked before any model is loaded."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from mllama_cli.chat.dialogue import default_question
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
 from mllama_cli.core.errors import UsageError
-from mllama_cli.core.pictures import PICTURE_SUFFIXES
+from mllama_cli.core.filetypes import IMAGE_SUFFIXES
 from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
+    from mllama_cli.cli.chat_request import ChatInput
     from mllama_cli.processing.processor import MllamaProcessor, ModelInputs
-
-DESCRIBE_ONE = "Describe this image."
-DESCRIBE_SEVERAL = "Describe these images."
 
 
 @dataclass(frozen=True)
@@ -29,47 +28,53 @@ class Question:
     def images(self) -> tuple[ImagePart, ...]:
         return self.conversation.images if self.conversation is not None else self.raw_images
 
+    def prepared(self, folder: Path) -> "Question":
+        """Return the question with each image decoded, for the model in a folder.
+
+        Needs no torch: a broken image is reported now, not after 20 GB of weights were read. Raises ImageError,
+        UsageError where the model is text-only, CheckpointError.
+        """
+        if not self.images:
+            return self
+        from mllama_cli.processing.prepared import image_config_of, prepare_image
+
+        config = image_config_of(folder)
+        if self.conversation is not None:
+            return replace(self, conversation=self.conversation.with_images(lambda part: prepare_image(part, config)))
+        return replace(self, raw_images=tuple(prepare_image(part, config) for part in self.raw_images))
+
     def inputs(self, processor: "MllamaProcessor") -> "ModelInputs":
         if self.conversation is None:
             return processor.raw(self.raw_text, self.raw_images)
         return processor(self.conversation)
 
 
-def gather(
-    terminal: Terminal,
-    *,
-    words: Sequence[str],
-    prompt: str | None,
-    images: Sequence[str],
-    system: str | None,
-    messages: str | None,
-    raw: bool,
-    no_stdin: bool,
-    before: Conversation | None = None,
-) -> Question:
-    """Read and check everything that belongs to the question. Raises UsageError, ImageError and their kin.
+def build_question(asked: "ChatInput", terminal: Terminal, *, before: Conversation | None = None) -> Question:
+    """Read everything that belongs to the question, and check all but its images. Raises UsageError, ImageError, ...
 
-    ``before`` is a saved chat that the question goes on with.
+    ``before`` is a saved chat that the question continues.
     """
+    messages, system, raw = asked.messages, asked.system, asked.raw
+    words, images = _words(asked.words or []), asked.image or []
     if before is not None and (messages is not None or raw):
         raise UsageError("A saved chat goes on with a question, not with --messages or --raw", "Leave one out.")
     stdin_wanted = [source for source in (*images, messages) if source == "-"]
     if len(stdin_wanted) > 1:
         raise UsageError("Only one of --image and --messages can read stdin (-)", "Save the others to files.")
-    if stdin_wanted and no_stdin:
+    if stdin_wanted and asked.no_stdin:
         raise UsageError("- reads stdin, which --no-stdin forbids", "Leave one of the two out.")
     if messages is not None:
         if system or raw:
             raise UsageError("--messages is a conversation: no --system or --raw beside it", "Put it into the file.")
         conversation = _conversation(messages, terminal)
-        text = "\n\n".join(part for part in (prompt or "", " ".join(_words(words))) if part.strip())
-        return _checked(Question(_with_next(conversation, text, _pictures(images, terminal), messages)))
+        text = "\n\n".join(part for part in (asked.prompt or "", " ".join(words)) if part.strip())
+        return Question(_with_next(conversation, text, read_images(images, terminal), messages))
 
-    parts = [_piped_text(terminal)] if not (no_stdin or stdin_wanted) else []
-    parts += [prompt or "", " ".join(_words(words))]
+    parts = [_piped_text(terminal)] if not (asked.no_stdin or stdin_wanted) else []
+    parts += [asked.prompt or "", " ".join(words)]
     text = "\n\n".join(part for part in parts if part.strip())
-    pictures = _pictures(images, terminal)
-    if not text and not pictures:
+    attached = read_images(images, terminal)
+    if not text and not attached:
         raise UsageError(
             "There is nothing to ask: no prompt, no image and no text on stdin",
             'Try: mllama chat --image photo.jpg "What is this?"',
@@ -77,28 +82,23 @@ def gather(
     if raw:
         if system:
             raise UsageError("--raw has no place for --system", "Write it into the prompt.")
-        return _checked(Question(raw_text=text, raw_images=pictures))
+        return Question(raw_text=text, raw_images=attached)
     if not text:
-        text = DESCRIBE_ONE if len(pictures) == 1 else DESCRIBE_SEVERAL
+        text = default_question(len(attached))
         terminal.note(f"No question given, so: {text}")
-    return _checked(Question(_after(before or Conversation(), system).with_user(text, pictures)))
+    return Question(_after(before or Conversation(), system).with_user(text, attached))
 
 
 def _after(before: Conversation, system: str | None) -> Conversation:
-    """The conversation so far, led by ``system`` where that is given anew."""
+    """Return the conversation so far, led by ``system`` where that is given again."""
     if not system:
         return before
     said = tuple(message for message in before if message.role != "system")
     return Conversation((Message("system", (TextPart(system),)), *said))
 
 
-def read_pictures(sources: Sequence[str], terminal: Terminal) -> tuple[ImagePart, ...]:
-    """Read and check the pictures that an interactive chat begins with."""
-    return _checked(Question(raw_images=_pictures(sources, terminal))).images
-
-
 def _with_next(conversation: Conversation, text: str, images: tuple[ImagePart, ...], source: str) -> Conversation:
-    """A conversation from a file with the question that follows it: in the file, or beside it, and not both."""
+    """Return a conversation from a file with the question after it: in the file, or on the command line, not both."""
     role = conversation.messages[-1].role
     given = bool(text or images)
     if given and role == "user":
@@ -110,22 +110,13 @@ def _with_next(conversation: Conversation, text: str, images: tuple[ImagePart, .
         )
     if not given:
         return conversation
-    return conversation.with_user(text or (DESCRIBE_ONE if len(images) == 1 else DESCRIBE_SEVERAL), images)
-
-
-def _checked(question: Question) -> Question:
-    """Decode each picture once: a broken one is reported now, not after 20 GB of weights were read."""
-    from mllama_cli.processing.images import open_image
-
-    for image in question.images:
-        open_image(image)
-    return question
+    return conversation.with_user(text or default_question(len(images)), images)
 
 
 def _words(words: Sequence[str]) -> Sequence[str]:
     # `-i *.jpg` gives only the first picture to -i; the others must not become part of the question.
     for word in words:
-        if word.lower().endswith(PICTURE_SUFFIXES) and Path(word).expanduser().is_file():
+        if word.lower().endswith(IMAGE_SUFFIXES) and Path(word).expanduser().is_file():
             raise UsageError(
                 f"{word} is a picture, but stands where the question goes", f"Write -i before each picture: -i {word}"
             )
@@ -148,7 +139,8 @@ def _piped_text(terminal: Terminal) -> str:
         ) from None
 
 
-def _pictures(sources: Sequence[str], terminal: Terminal) -> tuple[ImagePart, ...]:
+def read_images(sources: Sequence[str], terminal: Terminal) -> tuple[ImagePart, ...]:
+    """Return the images that the command line names, not yet decoded."""
     if not sources:
         return ()
     from mllama_cli.processing.sources import read_image

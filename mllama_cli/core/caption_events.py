@@ -1,16 +1,16 @@
-"""What captioning tells while it goes on. ``captioning.run`` yields these; the terminal draws them."""
+"""Events of a captioning run: ``captioning.run`` yields them, the terminal shows them."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 Existing = Literal["skip", "overwrite", "append", "prepend"]
-"""What becomes of a caption that is there already."""
+"""What to do with existing captions."""
 EXISTING: tuple[Existing, ...] = get_args(Existing)
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionRecord:
-    """One picture's line in an output file. ``seconds`` in the model; ``error`` is empty where there is a caption."""
+    """One image's line in an output file. ``seconds`` in the model; ``error`` is empty if there is a caption."""
 
     path: str
     caption: str = ""
@@ -25,8 +25,8 @@ class CaptionRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class CaptionPlan:
-    """The first event: ``total`` pictures were found, of which ``skipped`` have what was asked for already."""
+class CaptionsPlanned:
+    """The first event: ``total`` images were found, of which ``skipped`` have captions already."""
 
     total: int
     skipped: int
@@ -34,7 +34,7 @@ class CaptionPlan:
 
 @dataclass(frozen=True, slots=True)
 class Captioned:
-    """A caption stands where it belongs. ``written_to`` is empty where nothing was written."""
+    """A caption is written. ``written_to`` is empty if no destination keeps it."""
 
     record: CaptionRecord
     written_to: str = ""
@@ -42,7 +42,7 @@ class Captioned:
 
 @dataclass(frozen=True, slots=True)
 class CaptionSkipped:
-    """A picture that was found to need nothing after all: captioned meanwhile, or in another run's hands."""
+    """An image that turned out to need nothing: captioned meanwhile, or locked by another run."""
 
     path: str
     reason: str
@@ -50,7 +50,7 @@ class CaptionSkipped:
 
 @dataclass(frozen=True, slots=True)
 class CaptionFailed:
-    """A picture without a caption; ``record.error`` says why, ``hint`` what to do."""
+    """An image without a caption; ``record.error`` says why, ``hint`` what to do."""
 
     record: CaptionRecord
     hint: str = ""
@@ -58,9 +58,9 @@ class CaptionFailed:
 
 @dataclass(frozen=True, slots=True)
 class BatchSize:
-    """How many pictures are captioned at once from now on."""
+    """How many images are captioned at once from now on."""
 
     slots: int
 
 
-CaptionEvent = CaptionPlan | Captioned | CaptionSkipped | CaptionFailed | BatchSize
+CaptionEvent = CaptionsPlanned | Captioned | CaptionSkipped | CaptionFailed | BatchSize

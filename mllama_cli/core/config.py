@@ -232,6 +232,19 @@ class ImageProcessorConfig:
     image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     rescale_factor: float = 1 / 255
 
+    def __post_init__(self) -> None:
+        if len(self.image_mean) != 3 or len(self.image_std) != 3:
+            raise ValueError("image_mean and image_std must have three numbers each")
+        for number in (*self.image_mean, *self.image_std, self.rescale_factor):
+            if not isinstance(number, int | float):
+                raise TypeError(f"{number!r} is not a number")
+        if not all(self.image_std):
+            raise ValueError("image_std must not be zero")
+        if not isinstance(self.tile_size, int) or self.tile_size < 1:
+            raise ValueError(f"the tile size must be a positive integer, not {self.tile_size!r}")
+        if not isinstance(self.max_image_tiles, int) or self.max_image_tiles < 1:
+            raise ValueError(f"max_image_tiles must be a positive integer, not {self.max_image_tiles!r}")
+
     @classmethod
     def from_dict(cls, data: Json) -> "ImageProcessorConfig":
         size = data.get("size") or {}

@@ -1,7 +1,7 @@
 """A conversation as plain data: messages made of text and image parts."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -16,11 +16,12 @@ class TextPart:
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImagePart:
-    """A picture by content: the bytes of an image file in any format that we read, so it cannot vanish later.
+    """An image by content: the bytes of an image file in any format that we read, so it cannot vanish later.
 
-    ``name`` is what the user called it (a path, a URL, "stdin") and serves messages only.
+    ``name`` is what the user called it (a path, a URL, "stdin") and serves messages only. Parts are equal where both
+    are, whatever else a subclass (``processing.prepared.PreparedImage``) knows of the image.
     """
 
     data: bytes
@@ -28,8 +29,14 @@ class ImagePart:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the content, in hex: equal pictures have equal digests whatever their names."""
+        """SHA-256 of the content, in hex: equal images have equal digests whatever their names."""
         return hashlib.sha256(self.data).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ImagePart) and (self.data, self.name) == (other.data, other.name)
+
+    def __hash__(self) -> int:
+        return hash((self.data, self.name))
 
     def __repr__(self) -> str:
         return f"ImagePart({self.name!r}, {len(self.data)} bytes)"
@@ -54,6 +61,10 @@ class Message:
     def images(self) -> tuple[ImagePart, ...]:
         return tuple(part for part in self.parts if isinstance(part, ImagePart))
 
+    def with_images(self, change: Callable[[ImagePart], ImagePart]) -> "Message":
+        """Return the same message with ``change`` applied to each image."""
+        return Message(self.role, tuple(change(part) if isinstance(part, ImagePart) else part for part in self.parts))
+
 
 @dataclass(frozen=True)
 class Conversation:
@@ -73,6 +84,10 @@ class Conversation:
 
     def with_assistant(self, text: str) -> "Conversation":
         return Conversation((*self.messages, Message("assistant", (TextPart(text),))))
+
+    def with_images(self, change: Callable[[ImagePart], ImagePart]) -> "Conversation":
+        """Return the same conversation with ``change`` applied to each image."""
+        return Conversation(tuple(message.with_images(change) for message in self.messages))
 
     @property
     def images(self) -> tuple[ImagePart, ...]:

@@ -1,11 +1,16 @@
-"""How an answer's tokens are chosen, and when it ends."""
+"""How an answer's tokens are chosen, and when it ends.
+
+A sampling parameter is declared here, once: range checks, flags, config keys, `/set` and all help are made from it.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from mllama_cli.core.config import GenerationConfig
-from mllama_cli.core.errors import UsageError
+from mllama_cli.core.parameter import declare, parameters_of
+
+if TYPE_CHECKING:
+    from mllama_cli.core.config import GenerationConfig
 
 MAX_TOKENS = 2048
 """Length of an answer where nothing else is asked for: a model that never stops must not run all night."""
@@ -21,60 +26,121 @@ class Sampling:
     The frequency and presence penalties count generated tokens only, as OpenAI's do; the repetition penalty counts the
     prompt too, as transformers' does. ``logit_bias`` maps token ids to what is added to their logits. ``logprobs`` asks
     for the log-probability of each chosen token and of that many of the likeliest ones (None: none).
+    Parameters without help are for the library alone: no flag, no config key, and `/set` does not know them.
     """
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    logprobs: int | None = None
-    max_tokens: int = MAX_TOKENS
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
+    temperature: float = field(
+        default=0.0,
+        metadata=declare(
+            "0 is greedy: always the likeliest token",
+            lambda value: value >= 0,
+            "be 0 or more",
+            flags=("--temp",),
+            aliases=("temp",),
+        ),
+    )
+    top_p: float = field(
+        default=1.0,
+        metadata=declare(
+            "keep the likeliest tokens that together reach this probability",
+            lambda value: 0 < value <= 1,
+            "be above 0 and at most 1",
+            truncates=True,
+        ),
+    )
+    top_k: int = field(
+        default=0,
+        metadata=declare(
+            "keep this many of the likeliest tokens",
+            lambda value: value >= 0,
+            "be 0 (all tokens) or more",
+            truncates=True,
+        ),
+    )
+    min_p: float = field(
+        default=0.0,
+        metadata=declare(
+            "drop tokens below this share of the likeliest one's probability",
+            lambda value: 0 <= value <= 1,
+            "be between 0 and 1",
+            truncates=True,
+        ),
+    )
+    repetition_penalty: float = field(
+        default=1.0,
+        metadata=declare(
+            "above 1 makes repeating a token less likely",
+            lambda value: value > 0,
+            "be above 0",
+            aliases=("repeat_penalty",),
+        ),
+    )
+    frequency_penalty: float = field(
+        default=0.0,
+        metadata=declare(
+            "above 0 makes a token less likely each time the answer uses it",
+            lambda value: -2 <= value <= 2,
+            "be from -2 to 2",
+        ),
+    )
+    presence_penalty: float = field(
+        default=0.0,
+        metadata=declare(
+            "above 0 makes a token less likely once the answer has used it",
+            lambda value: -2 <= value <= 2,
+            "be from -2 to 2",
+        ),
+    )
+    logit_bias: Mapping[int, float] = field(
+        default_factory=dict,
+        metadata=declare(
+            check=lambda value: all(-100 <= bias <= 100 for bias in value.values()),
+            must="add from -100 to 100 to each token's logit",
+        ),
+    )
+    logprobs: int | None = field(
+        default=None,
+        metadata=declare(
+            check=lambda value: value is None or 0 <= value <= MAX_LOGPROBS, must=f"be from 0 to {MAX_LOGPROBS}"
+        ),
+    )
+    max_tokens: int = field(
+        default=MAX_TOKENS,
+        metadata=declare(
+            f"longest answer, in tokens (default: {MAX_TOKENS})",
+            lambda value: value >= 1,
+            "be 1 or more",
+            aliases=("num_predict", "max_new_tokens"),
+        ),
+    )
+    seed: int | None = field(default=None, metadata=declare("makes a sampled answer repeatable"))
+    stop: tuple[str, ...] = field(
+        default=(),
+        metadata=declare("end the answer before this text (repeatable)", all, "not contain an empty text"),
+    )
 
     def __post_init__(self) -> None:
-        for ok, message in (
-            (self.temperature >= 0, f"temperature must be 0 or more, not {self.temperature}"),
-            (0 < self.top_p <= 1, f"top-p must be above 0 and at most 1, not {self.top_p}"),
-            (self.top_k >= 0, f"top-k must be 0 (all tokens) or more, not {self.top_k}"),
-            (0 <= self.min_p <= 1, f"min-p must be between 0 and 1, not {self.min_p}"),
-            (self.repetition_penalty > 0, f"repetition-penalty must be above 0, not {self.repetition_penalty}"),
-            (
-                -2 <= self.frequency_penalty <= 2,
-                f"frequency-penalty must be from -2 to 2, not {self.frequency_penalty}",
-            ),
-            (-2 <= self.presence_penalty <= 2, f"presence-penalty must be from -2 to 2, not {self.presence_penalty}"),
-            (
-                all(-100 <= bias <= 100 for bias in self.logit_bias.values()),
-                "logit-bias must add from -100 to 100 to each token's logit",
-            ),
-            (
-                self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
-                f"logprobs must be from 0 to {MAX_LOGPROBS}, not {self.logprobs}",
-            ),
-            (self.max_tokens >= 1, f"max-tokens must be 1 or more, not {self.max_tokens}"),
-            (all(self.stop), "a stop string must not be empty"),
-        ):
-            if not ok:
-                raise UsageError(message[0].upper() + message[1:])
+        for name, parameter in PARAMETERS.items():
+            parameter.require(getattr(self, name), name.replace("_", "-").capitalize())
 
     @classmethod
-    def from_defaults(cls, defaults: GenerationConfig, **asked: Any) -> "Sampling":
-        """The checkpoint's own defaults, overridden by what was ``asked`` (None means not asked).
+    def from_defaults(cls, defaults: "GenerationConfig", **asked: Any) -> "Sampling":
+        """Return the checkpoint's own defaults, overridden by what was ``asked`` (None means not asked).
 
         Asking for top-p, top-k or min-p alone turns sampling on, also where the checkpoint's default is greedy.
         """
         given = {name: value for name, value in asked.items() if value is not None}
-        samples = defaults.do_sample or any(name in given for name in ("top_p", "top_k", "min_p"))
-        own = cls(
-            temperature=defaults.temperature if samples else 0.0,
-            top_p=defaults.top_p if defaults.do_sample else 1.0,
-            top_k=defaults.top_k if defaults.do_sample else 0,
-            min_p=defaults.min_p if defaults.do_sample else 0.0,
-            repetition_penalty=defaults.repetition_penalty,
-        )
-        return replace(own, **given)
+        samples = defaults.do_sample or any(p.truncates for name, p in PARAMETERS.items() if name in given)
+        own = {
+            name: getattr(defaults, name)
+            for name, parameter in PARAMETERS.items()
+            if hasattr(defaults, name) and (defaults.do_sample or not parameter.truncates)
+        }
+        return cls(**{**own, **({} if samples else {"temperature": 0.0}), **given})
+
+
+PARAMETERS = parameters_of(Sampling)
+"""All of them, in the order in which help lists them."""
+
+SETTABLE = {name: parameter for name, parameter in PARAMETERS.items() if parameter.help}
+"""Those that flags, the config file and `/set` know."""

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from mllama_cli.core.conversation import ImagePart
-from mllama_cli.core.errors import UsageError
 from mllama_cli.engine.cuda.vision_graphs import TowerGraphs
 from mllama_cli.engine.device import image_stream
 from mllama_cli.engine.forward import Network
@@ -16,13 +15,14 @@ from mllama_cli.model.cache import LayerKV
 from mllama_cli.model.layers import result_of
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.processing.image_processor import ImageTiles
+from mllama_cli.processing.prepared import text_only
 from mllama_cli.processing.processor import MllamaProcessor
 
 
 def require_vision(network: Network) -> MllamaForConditionalGeneration:
     """Return a network that can see. Raise UsageError where it cannot."""
     if not isinstance(network, MllamaForConditionalGeneration):
-        raise UsageError("This model is text-only: it cannot see images", "Use a Llama 3.2 Vision checkpoint.")
+        raise text_only()
     return network
 
 

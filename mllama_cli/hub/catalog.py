@@ -1,6 +1,5 @@
 """Which models are on this machine, and which folder a name means. Imports neither torch nor huggingface_hub."""
 
-import difflib
 import json
 import re
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 from mllama_cli.checkpoint.files import is_complete
 from mllama_cli.core.errors import CheckpointError, ModelNotFoundError
+from mllama_cli.core.text import suggest
 from mllama_cli.hub.cache import current_snapshot, repos
 from mllama_cli.system.folders import expanded, files_below, is_file, is_folder, subfolders
 from mllama_cli.system.paths import built_in_model, data_folder
@@ -179,15 +179,13 @@ def _unknown(name: str, repo: str | None) -> ModelNotFoundError:
     if repo is not None and not name.startswith((".", "/", "~")):
         what = f"{name} ({repo})" if repo != name else name
         # Long ids differ little from one another: only a slip of a letter or two is taken for one.
-        near = [] if repo != name else difflib.get_close_matches(name, [*here, *ALIASES.values()], n=1, cutoff=0.9)
-        meant = f"Did you mean {near[0]}? Else get" if near else "Get"
+        meant = suggest(name, [*here, *ALIASES.values()], cutoff=0.9) if repo == name else ""
         return ModelNotFoundError(
             f"Model {what} is not on this machine",
-            f"{meant} it with `mllama download {name}`: nothing is fetched unasked.",
+            f"{meant}{'Else get' if meant else 'Get'} it with `mllama download {name}`: nothing is fetched unasked.",
         )
     known = [*here, *ALIASES]
-    near = difflib.get_close_matches(name.lower()[:200], known, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known names: {', '.join(known)}."
+    hint = suggest(name, known, count=3) or f"Known names: {', '.join(known)}. "
     return ModelNotFoundError(
-        f"There is no model or folder called {name!r}", f"{hint} `mllama list` shows what is here."
+        f"There is no model or folder called {name!r}", f"{hint}`mllama list` shows what is here."
     )

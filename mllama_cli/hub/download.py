@@ -9,6 +9,7 @@ from queue import Empty, SimpleQueue
 from mllama_cli.checkpoint.files import is_complete
 from mllama_cli.core.errors import DownloadError, ModelNotFoundError
 from mllama_cli.core.events import DownloadProgress
+from mllama_cli.core.text import human_size
 from mllama_cli.hub.cache import hub_cache, repo_folder, snapshot
 from mllama_cli.hub.errors import quiet, translated
 from mllama_cli.hub.plan import HubFile, NoBar, Plan
@@ -51,7 +52,8 @@ def download(todo: Plan, progress: Callable[[DownloadProgress], None] = lambda e
     """
     if todo.missing > todo.free:
         raise DownloadError(
-            f"The disk of {hub_cache()} has {_gb(todo.free)} free, but {todo.repo} needs {_gb(todo.missing)} more",
+            f"The disk of {hub_cache()} has {human_size(todo.free)} free, "
+            f"but {todo.repo} needs {human_size(todo.missing)} more",
             "Free some space (`mllama rm MODEL` frees a model's), or set HF_HOME to a larger disk.",
         )
     with quiet(), translated(todo.repo, todo.revision):
@@ -141,7 +143,3 @@ class _Counter:
     def event(self) -> DownloadProgress:
         with self._lock:
             return DownloadProgress(min(self._done, self._total), self._total, self._file)
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

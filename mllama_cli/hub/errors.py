@@ -1,6 +1,5 @@
 """What went wrong between this machine and the hub, as one line and what to do about it."""
 
-import difflib
 import errno
 import logging
 import os
@@ -8,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mllama_cli.core.errors import DownloadError, MllamaError, ModelNotFoundError
+from mllama_cli.core.text import suggest
 from mllama_cli.hub.catalog import ALIASES
+from mllama_cli.system.files import is_disk_full
 
 AGAIN = "What has arrived is kept: run the same command again to go on."
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
@@ -112,7 +113,7 @@ def _unreachable(error: Exception) -> DownloadError:
 
 
 def _disk(error: OSError) -> DownloadError | None:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return DownloadError(
             "The disk is full", f"Free some space (`mllama rm MODEL` frees a model's), or set HF_HOME. {AGAIN}"
         )
@@ -130,12 +131,9 @@ def _disk(error: OSError) -> DownloadError | None:
 
 def _near(repo: str) -> str:
     """The alias that may have been meant."""
-    ids = {id_.lower(): alias for alias, id_ in ALIASES.items()}
-    near = difflib.get_close_matches(repo.lower(), ids, n=1, cutoff=0.7)
-    if near:
-        alias = ids[near[0]]
-        return f"Did you mean {alias} ({ALIASES[alias]})?"
-    return f"Known names: {', '.join(ALIASES)}."
+    alias_of = {id_: alias for alias, id_ in ALIASES.items()}
+    meant = suggest(repo, alias_of, cutoff=0.7, show=lambda id_: f"{alias_of[id_]} ({id_})")
+    return meant.rstrip() or f"Known names: {', '.join(ALIASES)}."
 
 
 @contextmanager

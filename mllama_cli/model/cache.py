@@ -1,4 +1,4 @@
-"""What attention remembers between steps. A session owns these; the network only reads and fills them."""
+"""Keys and values between steps. A session or batch owns the caches; the network only reads and fills them."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -13,15 +13,15 @@ GROWTH = 256
 
 
 class SelfCache(Protocol):
-    """What a self-attention layer needs of a cache: a place for its new keys and values."""
+    """What a self-attention layer needs of a cache: to store its new keys and values."""
 
-    def write(self, slot: int, keys: Tensor, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def write(self, cache_index: int, keys: Tensor, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values [B, kv_heads, L, head_dim] at ``positions`` [B, L]; returns all that may be seen."""
         ...
 
 
 def grown(length: int, capacity: int, limit: int) -> int:
-    """A capacity for ``length`` positions: half more than there was, so that copying stays rare; ``limit`` at most."""
+    """Return a capacity for ``length`` positions: half more than before, so that copying is rare; at most ``limit``."""
     capacity = max(length, capacity + max(GROWTH, capacity // 2))
     return max(length, min(-(-capacity // GROWTH) * GROWTH, limit))
 
@@ -29,8 +29,8 @@ def grown(length: int, capacity: int, limit: int) -> int:
 class KVCache:
     """Keys and values of the self-attention layers, preallocated and grown in steps.
 
-    ``keys[slot]`` and ``values[slot]`` are [batch, kv_heads, capacity, head_dim], ``slot`` counting self-attention
-    layers. ``lengths[b]`` positions of conversation b are filled; what lies behind them is never attended to.
+    ``keys[index]`` and ``values[index]`` are [batch, kv_heads, capacity, head_dim], of the layer with that
+    ``cache_index``. ``lengths[b]`` positions of conversation b are filled; what is behind them is never attended to.
     """
 
     def __init__(
@@ -43,26 +43,26 @@ class KVCache:
     ) -> None:
         self.limit = config.max_position_embeddings
         shape = (batch, config.num_key_value_heads, 0, config.head_dim)
-        slots = len(config.self_attention_layers)
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(slots)]
-        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(slots)]
+        count = len(config.self_attention_layers)
+        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(count)]
+        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(count)]
         self.lengths = [0] * batch
-        self._whole = True
+        self._consistent = True
         """False after growing has failed midway: layers differ, but each holds what it held."""
 
     @property
     def capacity(self) -> int:
-        if not self._whole:
+        if not self._consistent:
             return 0
         return self.keys[0].shape[2] if self.keys else self.limit
 
     @property
     def uniform(self) -> bool:
-        """Whether every conversation of the batch is equally long, so that positions are one slice."""
+        """Return whether every conversation of the batch is equally long, so that positions are one slice."""
         return min(self.lengths) == max(self.lengths)
 
     def reserve(self, length: int) -> None:
-        """Make room for ``length`` positions. Where memory runs out, all may be forgotten: ``lengths`` tells."""
+        """Make room for ``length`` positions. Out of memory, all may be forgotten: ``lengths`` tells."""
         if length <= self.capacity:
             return
         try:
@@ -78,19 +78,19 @@ class KVCache:
             old = self.keys[0]
             fresh = old.new_zeros((2, len(self.keys), *old.shape[:2], capacity, old.shape[3]))
             self.keys, self.values = list(fresh[0].unbind()), list(fresh[1].unbind())
-            self._whole = True
+            self._consistent = True
             return
-        self._whole = False
+        self._consistent = False
         for tensors in (self.keys, self.values):
-            for slot, old in enumerate(tensors):
+            for index, old in enumerate(tensors):
                 # Zeros: a masked key has weight 0, and 0 times what uninitialised memory may hold can be NaN.
                 new = old.new_zeros((*old.shape[:2], capacity, old.shape[3]))
                 new[:, :, :filled] = old[:, :, :filled]
-                tensors[slot] = new
-        self._whole = True
+                tensors[index] = new
+        self._consistent = True
 
     def _resize_through_host(self, capacity: int) -> None:
-        """Where old and new do not fit side by side."""
+        """Resize where old and new do not fit into memory together."""
         lengths, filled = self.lengths, max(self.lengths)
         held = [[t[:, :, :filled].cpu() for t in tensors] for tensors in (self.keys, self.values)]
         self.lengths = [0] * len(lengths)
@@ -101,10 +101,10 @@ class KVCache:
                 new[:, :, :filled] = old
         self.lengths = lengths
 
-    def write(self, slot: int, keys: Tensor, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def write(self, cache_index: int, keys: Tensor, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values [B, kv_heads, L, head_dim] at ``positions`` [B, L]; returns all up to the longest."""
         start, count = max(self.lengths), keys.shape[2]
-        stored_k, stored_v = self.keys[slot], self.values[slot]
+        stored_k, stored_v = self.keys[cache_index], self.values[cache_index]
         if self.uniform:
             stored_k[:, :, start : start + count] = keys
             stored_v[:, :, start : start + count] = values
@@ -133,7 +133,7 @@ LayerKV = tuple[Tensor, Tensor]
 class CrossKVCache:
     """Keys and values of the cross-attention layers: each conversation's vision tokens, image after image.
 
-    ``layers[slot]`` holds [batch, kv_heads, tokens, head_dim]; shorter conversations of a batch are padded at the end.
+    ``layers[index]`` holds [batch, kv_heads, tokens, head_dim]; shorter conversations of a batch are padded at the end.
     ``image_tokens[b]`` says how many tokens each image of conversation b has (only tiles that it really has).
     """
 
@@ -155,25 +155,25 @@ class CrossKVCache:
         counts = [[image[0][0].shape[2] for image in images] for images in batch]
         width = max(sum(row) for row in counts)
         if all(row == [width] for row in counts):
-            pictures = [images[0] for images in batch]
-            alike = [
+            single = [images[0] for images in batch]
+            layers = [
                 (
-                    torch.cat([picture[slot][0] for picture in pictures]),
-                    torch.cat([picture[slot][1] for picture in pictures]),
+                    torch.cat([image[index][0] for image in single]),
+                    torch.cat([image[index][1] for image in single]),
                 )
-                for slot in range(len(pictures[0]))
+                for index in range(len(single[0]))
             ]
-            return cls(alike, counts)
+            return cls(layers, counts)
         example = next(images for images in batch if images)[0]
         layers = []
-        for slot, (k, _) in enumerate(example):
+        for index, (k, _) in enumerate(example):
             pair = []
             for which in (0, 1):
                 joined = k.new_zeros((len(batch), k.shape[1], width, k.shape[3]))
                 for row, images in enumerate(batch):
                     end = 0
                     for image in images:
-                        tensor = image[slot][which]
+                        tensor = image[index][which]
                         joined[row, :, end : end + tensor.shape[2]] = tensor[0]
                         end += tensor.shape[2]
                 pair.append(joined)

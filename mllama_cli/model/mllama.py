@@ -58,7 +58,7 @@ class MllamaModel(nn.Module):
 
 
 class MllamaForConditionalGeneration(nn.Module):
-    """Pictures and text in, logits out."""
+    """Images and text in, logits out."""
 
     def __init__(self, config: MllamaConfig) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class MllamaForConditionalGeneration(nn.Module):
 
 
 def empty_network(config: MllamaConfig) -> MllamaForConditionalGeneration | MllamaForCausalLM:
-    """The network of a config, text-only where it has no vision, on the meta device: shapes and names, no memory."""
+    """Return the network of a config on the meta device; text-only where it has no vision."""
     with torch.device("meta"):
         network = (
             MllamaForConditionalGeneration(config) if config.vision_config else MllamaForCausalLM(config.text_config)

@@ -54,7 +54,7 @@ class MllamaTextSelfAttention(nn.Module):
         v = heads(self.v_proj(x), self.head_dim)
         if context.cache is not None:
             all_k, all_v = context.cache.write(cache_index, k, v, context.positions)
-            if all_k.shape[2] > k.shape[2]:  # else the rows are all there is; cuDNN plans anew for a cache's strides
+            if all_k.shape[2] > k.shape[2]:  # else these rows are all; cuDNN would plan again for each cache's strides
                 k, v = all_k, all_v
         if x.shape[1] == 1 or context.mask is not None:
             out = grouped_attention(q, k, v, context.mask)

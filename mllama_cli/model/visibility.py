@@ -24,7 +24,7 @@ class ImageSpan:
 
 @dataclass(frozen=True)
 class Segment:
-    """Text rows [row_start, row_end) see the vision tokens [key_start, key_end) and nothing else."""
+    """Text rows [row_start, row_end) see the vision tokens [key_start, key_end) and no others."""
 
     row_start: int
     row_end: int

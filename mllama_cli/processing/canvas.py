@@ -1,5 +1,5 @@
-"""The geometry of a picture: which canvas of tiles it goes on, and how large. Needs no torch, so that worker processes
-which prepare pictures start fast and stay small.
+"""The geometry of an image: on which canvas of tiles it goes, and how large. Needs no torch, so that worker processes
+which prepare images start fast and stay small.
 """
 
 import math
@@ -20,17 +20,30 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Canvas:
-    """A resized picture on its canvas, black where it does not reach.
+    """A resized image on its canvas, black where it does not reach.
 
     Attributes:
         pixels: uint8 [tiles, 3, tile side, tile side], tiles row by row.
-        aspect_ratio_id: the canvas, as its place in ``supported_aspect_ratios``, from 1.
-        size: (height, width) in pixels of the resized picture.
+        columns: tiles in a row.
+        aspect_ratio_id: the canvas, as its position in ``supported_aspect_ratios``, from 1.
+        size: (height, width) in pixels of the resized image.
     """
 
     pixels: NDArray[np.uint8]
+    columns: int
     aspect_ratio_id: int
     size: Size
+
+    @property
+    def num_tiles(self) -> int:
+        return len(self.pixels)
+
+    def image(self) -> Image.Image:
+        """Return the resized image, without the padding."""
+        height, width = self.size
+        side = self.pixels.shape[-1]
+        tiles = self.pixels.reshape(-1, self.columns, 3, side, side).transpose(0, 3, 1, 4, 2)
+        return Image.fromarray(tiles.reshape(-1, self.columns * side, 3)[:height, :width])
 
 
 def draw_canvas(image: Image.Image, config: ImageProcessorConfig) -> Canvas:
@@ -45,11 +58,11 @@ def draw_canvas(image: Image.Image, config: ImageProcessorConfig) -> Canvas:
     canvas = np.zeros((rows * side, columns * side, 3), dtype=np.uint8)
     canvas[:height, :width] = np.asarray(resized)
     tiles = canvas.reshape(rows, side, columns, side, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, side, side)
-    return Canvas(tiles, ratios.index((rows, columns)) + 1, (height, width))
+    return Canvas(tiles, columns, ratios.index((rows, columns)) + 1, (height, width))
 
 
 def supported_aspect_ratios(max_image_tiles: int) -> tuple[Size, ...]:
-    """All canvases of at most that many tiles, as (tiles high, tiles wide), in the order of their ids.
+    """Return all canvases of at most that many tiles, as (tiles high, tiles wide), in the order of their ids.
 
     >>> supported_aspect_ratios(3)
     ((1, 1), (1, 2), (1, 3), (2, 1), (3, 1))
@@ -59,8 +72,8 @@ def supported_aspect_ratios(max_image_tiles: int) -> tuple[Size, ...]:
 
 
 def choose_canvas(image: Size, ratios: Sequence[Size], tile_size: int) -> Size:
-    """The canvas, in tiles, for an image of that (height, width): the one that needs the least enlarging; if all are
-    too small, the one that needs the least shrinking; of equals the smallest; then the first.
+    """Return the canvas, in tiles, for an image of that (height, width): the one that needs the least enlarging; if all
+    are too small, the one that needs the least shrinking; of equals the smallest; then the first.
 
     >>> ratios = supported_aspect_ratios(4)
     >>> choose_canvas((500, 1000), ratios, 560)  # 1 x 2 tiles enlarge it by 1.12
@@ -78,7 +91,7 @@ def choose_canvas(image: Size, ratios: Sequence[Size], tile_size: int) -> Size:
 
 
 def fit_to_canvas(image: Size, canvas: Size, tile_size: int) -> Size:
-    """(height, width) in pixels to which an image is resized before it is padded to the canvas.
+    """Return the (height, width) in pixels to which an image is resized before it is padded to the canvas.
 
     It fills the canvas in one direction, if it is large enough for that, and keeps its shape but for rounding down. Its
     longer side becomes one tile at least.

@@ -1,4 +1,4 @@
-"""A picture to tiles, exactly as in training: choose a canvas, resize, pad, normalise, cut.
+"""An image to tiles, exactly as in training: choose a canvas, resize, pad, normalise, cut.
 
 Equal bit for bit to transformers' MllamaImageProcessorPil, whose results equal Meta's own transform.
 """
@@ -13,19 +13,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mllama_cli.core.config import ImageProcessorConfig
-from mllama_cli.core.errors import CheckpointError
 from mllama_cli.processing.canvas import Canvas, Size, draw_canvas
-from mllama_cli.system.json_file import read_json
+from mllama_cli.processing.prepared import read_image_config
 
 
 @dataclass(frozen=True)
 class ImageTiles:
-    """One picture for the vision tower.
+    """One image for the vision tower.
 
     Attributes:
-        pixel_values: [tiles, 3, tile side, tile side], float32, normalised; only the tiles that the picture fills.
-        aspect_ratio_id: the canvas, as its place in ``supported_aspect_ratios``, from 1.
-        size: (height, width) in pixels of the resized picture, without the padding.
+        pixel_values: [tiles, 3, tile side, tile side], float32, normalised; only the tiles that the image fills.
+        aspect_ratio_id: the canvas, as its position in ``supported_aspect_ratios``, from 1.
+        size: (height, width) in pixels of the resized image, without the padding.
     """
 
     pixel_values: torch.Tensor
@@ -51,38 +50,19 @@ class MllamaImageProcessor:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "MllamaImageProcessor":
-        """Read preprocessor_config.json, or the part of processor_config.json that transformers 5 saves instead.
-
-        Raises CheckpointError if neither is there, or if it cannot be read.
-        """
-        path = Path(folder) / "preprocessor_config.json"
-        joint = Path(folder) / "processor_config.json"
-        if path.is_file():
-            data = read_json(path)
-        elif joint.is_file() and isinstance(part := read_json(joint).get("image_processor"), dict):
-            path, data = joint, part
-        else:
-            raise CheckpointError(
-                f"{folder} has no preprocessor_config.json, which says how pictures are prepared",
-                "Download the model again, or copy this file from the original model.",
-            )
-        try:
-            return cls(ImageProcessorConfig.from_dict(data))
-        except (TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{path}: {error}", "The file may be damaged or made for another model.") from error
+        """Return the processor of a checkpoint folder. Raises CheckpointError as ``read_image_config`` does."""
+        return cls(read_image_config(Path(folder)))
 
     def __call__(self, images: Image.Image | Sequence[Image.Image]) -> list[ImageTiles]:
-        """One ImageTiles for each image. Any mode will do; an EXIF orientation is not looked at (``open_image`` does).
+        """Return one ImageTiles for each image, of any mode. EXIF is not read: ``open_image`` turns images upright.
 
         Raises ImageError for an image without pixels.
         """
-        return [self._tiles(image) for image in ([images] if isinstance(images, Image.Image) else images)]
-
-    def _tiles(self, image: Image.Image) -> ImageTiles:
-        return self.normalise(draw_canvas(image, self.config))
+        images = [images] if isinstance(images, Image.Image) else images
+        return [self.normalise(draw_canvas(image, self.config)) for image in images]
 
     def normalise(self, canvas: Canvas) -> ImageTiles:
-        """Bytes to what the vision tower reads; the second half of ``__call__``, for canvases drawn elsewhere."""
+        """Return what the vision tower reads; the second half of ``__call__``, for canvases drawn elsewhere."""
         pixels = np.empty(canvas.pixels.shape, dtype=np.float32)
         for channel in range(3):
             pixels[:, channel] = self._values[channel][canvas.pixels[:, channel]]
@@ -90,20 +70,12 @@ class MllamaImageProcessor:
 
 
 def _normalised_bytes(config: ImageProcessorConfig) -> NDArray[np.float32]:
-    """What each byte becomes in each channel, [3, 256]: (byte * rescale_factor - mean) / std.
+    """Return what each byte becomes in each channel, [3, 256]: (byte * rescale_factor - mean) / std.
 
     A table, as there are only 256 x 3 results. The product is rounded from float64 to float32 before the mean is
     subtracted; another order of rounding gives other last bits than transformers.
     """
-    if len(config.image_mean) != 3 or len(config.image_std) != 3:
-        raise ValueError("image_mean and image_std must have three numbers each")
-    if not isinstance(config.tile_size, int) or config.tile_size < 1:
-        raise ValueError(f"the tile size must be a positive integer, not {config.tile_size!r}")
-    if not isinstance(config.max_image_tiles, int) or config.max_image_tiles < 1:
-        raise ValueError(f"max_image_tiles must be a positive integer, not {config.max_image_tiles!r}")
     scaled = (np.arange(256, dtype=np.float64) * config.rescale_factor).astype(np.float32)
     mean = np.array(config.image_mean, dtype=np.float32)
     std = np.array(config.image_std, dtype=np.float32)
-    if not std.all():
-        raise ValueError("image_std must not be zero")
     return (scaled - mean[:, None]) / std[:, None]

@@ -8,16 +8,12 @@ from PIL import Image, ImageOps
 
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError
+from mllama_cli.core.filetypes import FORMAT_NAMES, IMAGE_FORMATS
 from mllama_cli.processing.color import to_rgb
 from mllama_cli.processing.sniff import not_a_picture
 
 MAX_PIXELS = 178_956_970
 """Width x height at most; also Pillow's own limit, which some of its decoders apply themselves."""
-
-# Only formats that pictures really come in. Pillow has more, among them EPS, which would start Ghostscript.
-_PLUGINS = ("Jpeg", "Png", "WebP", "Gif", "Bmp", "Tiff", "Avif", "Ico", "Jpeg2K", "Ppm", "Qoi")
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "ICO", "JPEG2000", "PPM", "QOI")
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 
 _SIGNS_OF_A_CUT = ("truncated", "end of file", "eof", "only got", "requires a buffer", "no more images", "too small")
 _DAMAGED = "Get the file again; if it opens in an image viewer, save it anew as PNG."
@@ -66,14 +62,17 @@ def encode_image(image: Image.Image, name: str = "image") -> ImagePart:
 def _identify(part: ImagePart) -> Image.Image:
     """The file's header, parsed; no pixel is decoded yet.
 
-    Walks Pillow's registry itself because Image.open's limit does not tell the size, and warns at half of it.
+    Asks each plugin itself, because Image.open's limit does not report the size, and warns at half of it.
     """
-    for plugin in _PLUGINS:
-        importlib.import_module(f"PIL.{plugin}ImagePlugin")
     first_failure: Exception | None = None
     head = part.data[:16].ljust(16, b"\0")  # some look at a fixed number of bytes
-    for name in _FORMATS:
-        factory, accept = Image.OPEN[name]
+    for row in IMAGE_FORMATS:
+        if row.plugin == "pillow_heif":
+            if row.matches(part.data):
+                return _identify_heif(part)
+            continue
+        importlib.import_module(f"PIL.{row.plugin}ImagePlugin")
+        factory, accept = Image.OPEN[row.name.upper()]
         accepted = accept(head) if accept is not None else True
         if not accepted or isinstance(accepted, str):  # a string says: it is this format, but Pillow lacks its library
             continue
@@ -83,8 +82,6 @@ def _identify(part: ImagePart) -> Image.Image:
             raise
         except Exception as error:
             first_failure = first_failure or error
-    if part.data[4:8] == b"ftyp" and part.data[8:12] in _HEIF_BRANDS:
-        return _identify_heif(part)
     if first_failure is not None:
         raise first_failure
     raise _not_a_picture(part)
@@ -132,7 +129,7 @@ def _not_a_picture(part: ImagePart) -> ImageError:
     if kind is None:
         return ImageError(
             f"{part.name} is not a picture in a format that mllama reads",
-            "Give JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC; convert other formats first.",
+            f"Give {FORMAT_NAMES}; convert other formats first.",
         )
     return ImageError(f"{part.name} is not a picture: it looks like {kind.what}", kind.hint)
 

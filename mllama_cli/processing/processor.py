@@ -8,7 +8,7 @@ from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextP
 from mllama_cli.core.errors import TemplateError, UsageError
 from mllama_cli.processing.chat_template import ChatTemplate, RefusedError, fold_system, template_messages
 from mllama_cli.processing.image_processor import ImageTiles, MllamaImageProcessor
-from mllama_cli.processing.images import open_image
+from mllama_cli.processing.prepared import prepare_image, text_only
 from mllama_cli.processing.tokenizer import MllamaTokenizer
 
 IMAGE_TOKEN = "<|image|>"
@@ -63,7 +63,8 @@ class MllamaProcessor:
                 "This checkpoint has no chat template, so it is a base model",
                 "Use --raw to give it the prompt as it stands.",
             )
-        self._check_images(conversation.images)
+        if conversation.images:
+            self.require_vision()
         notes = [SEVERAL_TURNS] if conversation.image_turns > 1 else []
         # A character of the private use area that the conversation does not use marks what must not become special.
         text = "".join(message.text for message in conversation)
@@ -87,7 +88,8 @@ class MllamaProcessor:
 
         Special tokens in the text mean themselves. Images go where it says <|image|>, else before everything.
         """
-        self._check_images(images)
+        if images:
+            self.require_vision()
         bos = self.tokenizer.special_names.get("bos_token", "")
         if IMAGE_TOKEN not in text:
             text = IMAGE_TOKEN * len(images) + text
@@ -99,10 +101,15 @@ class MllamaProcessor:
         return self._inputs(self.tokenizer.encode_markup(text), tuple(images), [])
 
     def tiles(self, image: ImagePart) -> ImageTiles:
-        """Decode, orient, resize, tile and normalise one image."""
+        """Return what the vision tower reads of one image, which is decoded unless it was prepared for this model."""
+        processor = self.require_vision()
+        return processor.normalise(prepare_image(image, processor.config).canvas)
+
+    def require_vision(self) -> MllamaImageProcessor:
+        """Return the image processor. Raises UsageError where the model is text-only."""
         if self.image_processor is None:
-            raise UsageError("This model is text-only: it cannot see images", "Use a Llama 3.2 Vision checkpoint.")
-        return self.image_processor([open_image(image)])[0]
+            raise text_only()
+        return self.image_processor
 
     def _masked(self, message: Message, marker: str) -> Message:
         parts = (
@@ -110,10 +117,6 @@ class MllamaProcessor:
             for part in message.parts
         )
         return Message(message.role, tuple(parts))
-
-    def _check_images(self, images: Sequence[ImagePart]) -> None:
-        if images and self.image_processor is None:
-            raise UsageError("This model is text-only: it cannot see images", "Use a Llama 3.2 Vision checkpoint.")
 
     def _inputs(self, ids: list[int], images: tuple[ImagePart, ...], notes: list[str]) -> ModelInputs:
         found = ids.count(self.image_token_id)

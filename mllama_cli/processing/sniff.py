@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 
+from mllama_cli.core.filetypes import FORMAT_NAMES
+
 
 @dataclass(frozen=True)
 class NotAPicture:
     """``what`` completes "it is ..."; ``hint`` says what to do with such a thing."""
 
     what: str
-    hint: str = "Give a picture: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC."
+    hint: str = f"Give a picture: {FORMAT_NAMES}."
 
 
 _SVG = NotAPicture("an SVG drawing", "Render it to PNG first, for example: rsvg-convert drawing.svg -o drawing.png")

@@ -2,19 +2,18 @@
 
 import base64
 import binascii
-import difflib
 import itertools
 import os
 import re
 import stat
 import sys
-import unicodedata
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError, ImageNotFoundError, UsageError
+from mllama_cli.core.text import suggest
 from mllama_cli.processing.limits import DEFAULT_LIMITS, Limits, too_many_bytes
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
@@ -167,6 +166,4 @@ def _near(path: Path) -> str:
         names = [entry.name for entry in itertools.islice(folder.iterdir(), 5000)]
     except OSError:
         return "Check the path."
-    by_key = {unicodedata.normalize("NFC", name).casefold(): name for name in names}
-    near = difflib.get_close_matches(unicodedata.normalize("NFC", path.name).casefold(), by_key, n=1, cutoff=0.6)
-    return f"Did you mean {folder / by_key[near[0]]}?" if near else "Check the path."
+    return suggest(path.name, names, cutoff=0.6, show=lambda name: str(folder / name)).rstrip() or "Check the path."

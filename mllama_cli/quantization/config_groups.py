@@ -19,7 +19,7 @@ PRESETS = {"W4A16": Scheme(4, 128), "W8A16": Scheme(8, 128)}
 """Schemes that a config may name without describing them."""
 
 _STORED_IN_ORDER = (None, False, "weight", "static")
-"""Values of actorder under which the columns keep their places; under others a g_idx moves them."""
+"""Values of actorder under which the columns keep their order; under others a g_idx permutes them."""
 
 _TOWERS = ("vision_model", "multi_modal_projector")
 

@@ -1,6 +1,5 @@
 """The folder of a quantized model while it is made, and its appearance as a whole at the end."""
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,9 +10,9 @@ from filelock import FileLock, Timeout
 
 from mllama_cli.core.errors import QuantizationError, UsageError
 from mllama_cli.hub.catalog import is_mllama
+from mllama_cli.system.files import is_disk_full
 from mllama_cli.system.folders import is_file
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 RESUME_HINT = "Run the same command to resume."
 
 
@@ -57,7 +56,7 @@ class QuantizeDestination:
             finally:
                 lock.release()
         except OSError as error:
-            if error.errno in _FULL:
+            if is_disk_full(error):
                 raise QuantizationError(
                     f"The disk of {self.folder} is full", f"Free some space. {RESUME_HINT}"
                 ) from error
@@ -72,11 +71,11 @@ class QuantizeDestination:
         return sum(_on_disk(path.stat()) for path in self.partial.iterdir() if is_file(path))
 
     def appear(self) -> None:
-        """Give the finished folder its name, in the place of what was there."""
+        """Give the finished folder its name, replacing what was there."""
         (self.partial / ".lock").unlink(missing_ok=True)
         old = self.folder.with_name(self.folder.name + ".old")
         if self.folder.exists() or self.folder.is_symlink():
-            if old.is_dir():  # of a run that was killed in this very place
+            if old.is_dir():  # of a run that was killed exactly here
                 shutil.rmtree(old)
             self.folder.rename(old)
         self.partial.rename(self.folder)

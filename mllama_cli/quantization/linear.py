@@ -49,7 +49,7 @@ class QuantizedLinear(Projection):
         return out if self.bias is None else out + self.bias
 
     def fill(self, packed: PackedWeight) -> None:
-        """Take a matrix that was quantized just now."""
+        """Take a matrix that has just been quantized."""
         self.weight_packed = nn.Parameter(packed.packed, requires_grad=False)
         self.weight_scale = nn.Parameter(packed.scale, requires_grad=False)
         self.weight_shape = nn.Parameter(torch.tensor(packed.shape), requires_grad=False)
@@ -78,7 +78,7 @@ class QuantizedLinear(Projection):
 
 
 def replace_linears(network: nn.Module, schemes: Mapping[str, Scheme]) -> None:
-    """Put QuantizedLinears in the place of the linear layers so named."""
+    """Replace the named linear layers by QuantizedLinears."""
     for name, scheme in schemes.items():
         owner, _, attribute = name.rpartition(".")
         old = network.get_submodule(name)

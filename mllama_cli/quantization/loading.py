@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mllama_cli.checkpoint.reader import CheckpointReader
 from mllama_cli.checkpoint.slices import SliceReader
 from mllama_cli.core.config import MllamaTextConfig
-from mllama_cli.core.errors import CheckpointError, UsageError
+from mllama_cli.core.errors import CheckpointError
 from mllama_cli.quantization.config_groups import ConfigGroups
 from mllama_cli.quantization.linear import QuantizedLinear, replace_linears
 from mllama_cli.quantization.plan import linear_layers, refuse_quantized
@@ -16,9 +16,6 @@ from mllama_cli.quantization.policy import QuantizeOptions, choose_schemes
 from mllama_cli.quantization.rounding import NotFiniteError, quantize_matrix
 from mllama_cli.quantization.schemes import Scheme, scheme_named
 from mllama_cli.quantization.sensitivity import ErrorProbe, not_finite
-
-LOADING_SCHEMES = ("int4", "int8")
-"""What loading can quantize to: rounded to nearest in groups of 128, with the default exceptions."""
 
 
 def load_quantized_linears(network: nn.Module, config: Mapping[str, Any]) -> None:
@@ -50,15 +47,13 @@ def quantize_linears(
     reader: CheckpointReader,
     wanted: str,
 ) -> dict[str, Scheme]:
-    """Replace the layers to quantize while they load; return their schemes.
+    """Replace the layers that are to be quantized while they load, rounded to nearest; return their schemes.
 
     Raises UsageError for an unknown name and for a checkpoint that is quantized already.
     """
-    if wanted not in LOADING_SCHEMES:
-        raise UsageError(f"Unknown quantization {wanted!r}", f"Use {' or '.join(LOADING_SCHEMES)}.")
+    options = QuantizeOptions(scheme_named(wanted), "rtn")
     refuse_quantized(config, reader.folder.name)
     linears = {name: inputs for name, inputs in linear_layers(network).items() if f"{name}.weight" in reader.tensors}
-    options = QuantizeOptions(scheme_named(wanted), "rtn")
     with SliceReader() as slices:
         schemes = dict(choose_schemes(linears, text, options, ErrorProbe(slices, reader, options.scheme)).schemes)
     replace_linears(network, schemes)

@@ -1,6 +1,5 @@
 """Which scheme each linear layer gets: the user's options and the defaults."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -8,6 +7,7 @@ from fnmatch import fnmatchcase
 from mllama_cli.checkpoint.names import canonical
 from mllama_cli.core.config import MllamaTextConfig
 from mllama_cli.core.errors import UsageError
+from mllama_cli.core.text import suggest
 from mllama_cli.quantization.rounding import Method
 from mllama_cli.quantization.schemes import PER_CHANNEL_8, Scheme
 from mllama_cli.quantization.sensitivity import Measure, sensitive_linears
@@ -91,12 +91,10 @@ def _fitting(pattern: str, linears: Mapping[str, int]) -> list[str]:
     if not fitting:
         names = [short(name) for name in linears]
         ends = {name.rpartition(".")[2] for name in names}
-        near = difflib.get_close_matches(wanted, [*ends, *names], n=3, cutoff=0.5)
         raise UsageError(
             f"No linear layer fits the pattern {pattern!r}",
-            f"Did you mean {' or '.join(near)}?"
-            if near
-            else "Examples: lm_head, down_proj, layers.0.*, *.cross_attn.*",
+            suggest(wanted, [*ends, *names], count=3).rstrip()
+            or "Examples: lm_head, down_proj, layers.0.*, *.cross_attn.*",
         )
     return fitting
 

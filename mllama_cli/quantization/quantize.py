@@ -15,6 +15,7 @@ from mllama_cli.checkpoint.shard_writer import ShardWriter
 from mllama_cli.checkpoint.slices import SliceReader
 from mllama_cli.core.errors import QuantizationError
 from mllama_cli.core.events import Event, Notice, QuantizeProgress, QuantizeSummary, RoundingError
+from mllama_cli.core.text import human_size
 from mllama_cli.hub.plan import beside_weights, free_space
 from mllama_cli.quantization.destination import QuantizeDestination
 from mllama_cli.quantization.journal import JOURNAL_NAME, QuantizeJournal
@@ -80,7 +81,7 @@ def _check_space(plan: QuantizePlan, destination: QuantizeDestination) -> None:
     free = free_space(destination.folder)
     if missing > free:
         raise QuantizationError(
-            f"The disk of {destination.folder} has {free / 1e9:.1f} GB free, but this needs {missing / 1e9:.1f} GB",
+            f"The disk of {destination.folder} has {human_size(free)} free, but this needs {human_size(missing)}",
             "Free some space (`mllama rm MODEL` frees a model's), or choose a DEST on another disk.",
         )
 

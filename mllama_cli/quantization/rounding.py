@@ -1,8 +1,8 @@
 """Real numbers -> whole numbers and scales, from the weights alone.
 
 ``rtn`` rounds to nearest with the scale absmax / (2^(bits-1) - 0.5): on Gaussian weights in groups of 128, 4 bits, a
-relative squared error of 1.23 %. ``search`` also tries smaller and slightly larger scales, each with its least-squares
-refit, and keeps the best: 1.02 %, and on heavy tails (Student t with 5 degrees of freedom) 2.16 % in place of 2.63 %.
+relative squared error of 1.23%. ``search`` also tries smaller and slightly larger scales, each with its least-squares
+refit, and keeps the best: 1.02%, and on heavy tails (Student t with 5 degrees of freedom) 2.16% instead of 2.63%.
 """
 
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ class Rounded:
 
 
 def quantize_matrix(weight: Tensor, scheme: Scheme, method: Method = "search") -> Rounded:
-    """Quantize a matrix [out, in] where it lies; scales come in its dtype. Raises NotFiniteError.
+    """Quantize a matrix [out, in] on its device; scales come in its dtype. Raises NotFiniteError.
 
     Each group is rounded on its own: a matrix quantized in several slices of rows gives the same numbers.
     """
@@ -69,7 +69,7 @@ def quantize_matrix(weight: Tensor, scheme: Scheme, method: Method = "search") -
 
 @contextmanager
 def _one_thread_each() -> Iterator[int]:
-    """Blocks side by side, each on one thread: torch's threads would wait for one another at every small operation."""
+    """Give each block one thread, in parallel: torch's threads would wait for one another at every small operation."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from mllama_cli.kernels.packed import BITS
+from mllama_cli.core.errors import UsageError
+from mllama_cli.core.settings import QUANTIZATIONS
 
 GROUP_SIZES = (128, 64, 32)
 """Sizes that we quantize to; others are read."""
@@ -12,7 +13,7 @@ GROUP_SIZES = (128, 64, 32)
 class Scheme:
     """Symmetric whole numbers of ``bits`` bits; ``group_size`` neighbours along the input dimension share a scale.
 
-    0 stands for all inputs of a row: one scale per channel.
+    0 means all inputs of a row: one scale per channel.
     """
 
     bits: int
@@ -44,5 +45,7 @@ PER_CHANNEL_8 = Scheme(8, 0)
 
 
 def scheme_named(name: str) -> Scheme:
-    """int4 or int8, in groups of 128: what quantizing while loading offers. Raises KeyError."""
-    return {f"int{bits}": Scheme(bits, GROUP_SIZES[0]) for bits in BITS}[name]
+    """Return the scheme of "int4" or "int8", as quantizing while loading offers it. Raises UsageError for another."""
+    if name not in QUANTIZATIONS:
+        raise UsageError(f"Unknown quantization {name!r}", f"Use {' or '.join(QUANTIZATIONS)}.")
+    return Scheme(int(name.removeprefix("int")), GROUP_SIZES[0])

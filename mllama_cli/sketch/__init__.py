@@ -1,1 +1,1 @@
-"""The built-in model: its drawings, the questions about them, training, evaluation and weights."""
+"""The built-in model: its weights, and the trainer that made them, which stays out of the wheel."""

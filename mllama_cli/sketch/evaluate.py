@@ -1,7 +1,7 @@
-"""How often the built-in model is right: ``python -m mllama_cli.sketch.evaluate``.
+"""Measure how often the built-in model is right: ``python -m mllama_cli.sketch.evaluate``.
 
-Held-out samples of every task go through the engine as a person's questions do, greedily. The samples depend on nothing
-but their seeds, so runs with other weights or formats are compared in pairs (``--json``, ``--against``).
+Held-out samples of every task go through the engine like a user's questions, greedily. The samples depend on their
+seeds alone, so runs with other weights or formats can be compared in pairs (``--json``, ``--against``).
 """
 
 import argparse
@@ -19,9 +19,9 @@ from PIL import Image
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.engine import Engine, load
-from mllama_cli.sketch.answers import LIMITS
-from mllama_cli.sketch.grading import caption_score, has_keywords, is_right
-from mllama_cli.sketch.samples import EVALUATION_SEEDS, TASKS, Sample, make_sample
+from mllama_cli.sketch.questions.answers import LIMITS
+from mllama_cli.sketch.questions.grading import caption_score, has_keywords, is_right
+from mllama_cli.sketch.questions.samples import EVALUATION_SEEDS, TASKS, Sample, make_sample
 
 GREEDY = Sampling(temperature=0, max_tokens=160)
 LIMIT_QUESTIONS = ("Describe this image.", "What is in this picture?", "How many circles are there?")
@@ -40,23 +40,23 @@ class Trial:
 
 
 def conversation_of(sample: Sample) -> Conversation:
-    """A sample as the engine takes it: pictures as PNG files, all but the last answer."""
+    """Return a sample as a conversation for the engine: images as PNG files, everything but the last answer."""
     messages = []
     for turn in sample.messages:
-        pictures = [_png(sample.images[place]) for place in turn.images]
-        messages.append(Message(turn.role, (*pictures, TextPart(turn.text))))
+        images = [_png(sample.images[index]) for index in turn.images]
+        messages.append(Message(turn.role, (*images, TextPart(turn.text))))
     return Conversation(tuple(messages))
 
 
 def answers_to(engine: Engine, conversations: Iterable[Conversation], batch: int) -> Iterator[str]:
-    """Greedy answers, in order."""
+    """Yield greedy answers, in order."""
     waiting = iter(conversations)
     while group := list(islice(waiting, batch)):
         yield from (reply.text for reply in engine.answer_batch(group, GREEDY))
 
 
 def held_out(task: str, count: int, fonts: str | None = None) -> Iterator[Sample]:
-    """The evaluation's samples of a task."""
+    """Return the evaluation's samples of a task."""
     first = EVALUATION_SEEDS + TASKS.index(task) * (1 << 30)
     return (make_sample(first + number, task, fonts) for number in range(count))
 
@@ -72,7 +72,7 @@ def try_task(engine: Engine, task: str, count: int, batch: int, fonts: str | Non
 
 
 def try_foreign(engine: Engine, folder: Path, batch: int) -> list[Trial]:
-    """Drawings by other programs: ``questions.json`` lists {images, question, task, keywords}."""
+    """Ask about drawings by other programs: ``questions.json`` lists {images, question, task, keywords}."""
     items: list[dict[str, Any]] = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
     asked = (
         Conversation.ask(
@@ -89,7 +89,7 @@ def try_foreign(engine: Engine, folder: Path, batch: int) -> list[Trial]:
 
 
 def try_limits(engine: Engine, pictures: Sequence[Path], batch: int) -> list[Trial]:
-    """Pictures that it was not made for: the right answer is to say so."""
+    """Ask about out-of-domain images: the right answer is to say so."""
     asked = [(path, question) for path in pictures for question in LIMIT_QUESTIONS]
     parts = {path: ImagePart(path.read_bytes(), path.name) for path in pictures}
     talks = (Conversation.ask(question, (parts[path],)) for path, question in asked)
@@ -100,7 +100,7 @@ def try_limits(engine: Engine, pictures: Sequence[Path], batch: int) -> list[Tri
 
 
 def table(trials: Sequence[Trial]) -> list[tuple[str, int, float, float]]:
-    """By task in order of first appearance: name, questions, share right, mean score."""
+    """Return a row for each task in order of first appearance: name, questions, share right, mean score."""
     rows = []
     for task in dict.fromkeys(trial.task for trial in trials):
         mine = [trial for trial in trials if trial.task == task]
@@ -110,7 +110,7 @@ def table(trials: Sequence[Trial]) -> list[tuple[str, int, float, float]]:
 
 
 def in_pairs(before: Sequence[Trial], after: Sequence[Trial]) -> dict[str, tuple[int, int]]:
-    """By task: how many answers became wrong, and how many right, between two runs over the same questions."""
+    """Return, by task, how many answers became wrong and how many right between two runs of the same questions."""
     changes: dict[str, tuple[int, int]] = {}
     for old, new in zip(before, after, strict=True):
         if (old.task, old.question, old.wanted) != (new.task, new.question, new.wanted):
@@ -133,11 +133,11 @@ def parser() -> argparse.ArgumentParser:
     add("--samples", type=int, default=1000, help="held-out samples of each task")
     add("--tasks", nargs="+", default=list(TASKS), choices=TASKS, metavar="TASK", help=", ".join(TASKS))
     add("--foreign", type=Path, help="instead: a folder of drawings by other programs, with questions.json")
-    add("--limits", type=Path, nargs="+", metavar="PICTURE", help="instead: pictures that it should not know")
+    add("--limits", type=Path, nargs="+", metavar="PICTURE", help="instead: images that it should not know")
     add("--device", default="auto")
     add("--dtype", default="auto")
     add("--batch", type=int, default=16, help="questions answered at once")
-    add("--fonts", help="folder of further fonts, as in training")
+    add("--fonts", help="folder of additional fonts, as in training")
     add("--json", type=Path, metavar="FILE", help="write every question and answer")
     add("--against", type=Path, metavar="FILE", help="compare with the answers of another run's --json")
     add("--wrong", type=int, default=0, metavar="N", help="show N wrong answers of each task")

@@ -1,1 +1,1 @@
-"""What a person sees. Rich and prompt_toolkit; knows no torch."""
+"""What the user sees and types. Rich and prompt_toolkit; knows no torch."""

@@ -1,10 +1,13 @@
-"""How an answer and what goes on before it appear: plain text on stdout, a status line on stderr."""
+"""How an answer appears: its text on stdout, and on stderr a status line until it begins."""
 
-import re
+from collections.abc import Generator
+from contextlib import closing
 from types import TracebackType
+from typing import Protocol
 
 from rich.status import Status
 
+from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.events import (
     EncodingImage,
     Event,
@@ -12,10 +15,63 @@ from mllama_cli.core.events import (
     LoadProgress,
     Notice,
     ReadingPrompt,
+    Token,
 )
+from mllama_cli.core.text import strip_control
 from mllama_cli.terminal.console import Terminal
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+class Writer(Protocol):
+    """Where the text of an answer goes: ``AnswerWriter`` or ``markdown.view.MarkdownView``."""
+
+    def write(self, text: str) -> None: ...
+    def finish(self) -> None: ...
+    def interrupt(self) -> None: ...
+
+
+class AnswerView:
+    """Shows the events of an answer and collects them. Without a ``writer`` the text is collected alone."""
+
+    def __init__(self, terminal: Terminal, writer: Writer | None) -> None:
+        self.terminal = terminal
+        self.text = ""
+        self.notices: list[str] = []
+        self.stats: GenerationStats | None = None
+        self.interrupted = False
+        self._writer = writer
+
+    def show(self, events: Generator[Event]) -> None:
+        """Show events to their end. Ctrl-C keeps what was said and sets ``interrupted``; an error of ours is raised."""
+        try:
+            with closing(events), StatusLine(self.terminal) as status:
+                for event in events:
+                    self._show(event, status)
+            if self._writer is not None:
+                self._writer.finish()
+        except KeyboardInterrupt:
+            self.interrupted = True
+            self._interrupt()
+        except MllamaError:
+            self._interrupt()  # the error message starts on a line of its own
+            raise
+
+    def _show(self, event: Event, status: "StatusLine") -> None:
+        match event:
+            case Token(text=text):
+                status.clear()
+                self.text += text
+                if self._writer is not None:
+                    self._writer.write(text)
+            case GenerationStats():
+                self.stats = event
+            case _:
+                if isinstance(event, Notice):
+                    self.notices.append(event.text)
+                status.event(event)
+
+    def _interrupt(self) -> None:
+        if self.text and self._writer is not None:
+            self._writer.interrupt()
 
 
 class AnswerWriter:
@@ -28,8 +84,8 @@ class AnswerWriter:
         self.started = False
 
     def write(self, text: str) -> None:
-        if self._clean:  # what a model says must not steer the terminal
-            text = _CONTROL.sub("", text)
+        if self._clean:  # a model's output must not control the terminal
+            text = strip_control(text)
         body = text.rstrip("\n")
         if not body:
             self._newlines += text
@@ -40,12 +96,18 @@ class AnswerWriter:
         self._out.flush()
 
     def finish(self) -> None:
+        """End the last line."""
         self._out.write("\n")
         self._out.flush()
 
+    def interrupt(self) -> None:
+        """End the last line if anything was written."""
+        if self.started:
+            self.finish()
+
 
 class StatusLine:
-    """A spinner that says what goes on, on stderr and only where that is a terminal. Gone before the answer begins."""
+    """A spinner with the current step, on stderr if that is a terminal. Gone before the answer begins."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
@@ -74,13 +136,13 @@ class StatusLine:
             self._status = None
 
     def event(self, event: Event) -> None:
-        """Show what an event says; notices are lines of their own that scripts see too."""
+        """Show an event; notices are lines of their own that scripts see too."""
         match event:
             case Notice(text):
                 self.clear()
                 self._terminal.note(text)
             case LoadProgress(done, total):
-                self.show(f"Loading the model {100 * done // max(total, 1)} %")
+                self.show(f"Loading the model {100 * done // max(total, 1)}%")
             case EncodingImage(index, count, layer, layers):
                 what = "Looking at the image" if count == 1 else f"Looking at image {index} of {count}"
                 self.show(f"{what} {_bar(layer, layers)}" if layer else what)
@@ -91,18 +153,18 @@ class StatusLine:
 
 
 def _bar(done: int, total: int, width: int = 24) -> str:
-    """A bar of ``width`` characters and a percentage."""
+    """Return a bar of ``width`` characters and a percentage."""
     filled = width * done // total
-    return f"[cyan]{'━' * filled}[/][dim]{'━' * (width - filled)}[/] {100 * done // total} %"
+    return f"[cyan]{'━' * filled}[/][dim]{'━' * (width - filled)}[/] {100 * done // total}%"
 
 
 def stats_line(stats: GenerationStats) -> str:
-    """One line of statistics for people."""
+    """Return one line of statistics."""
     cached = f" ({stats.cached_tokens} cached)" if stats.cached_tokens else ""
-    pictures = f", {stats.images} image{'s' * (stats.images > 1)}" if stats.images else ""
+    images = f", {stats.images} image{'s' * (stats.images > 1)}" if stats.images else ""
     speed = f" at {stats.tokens_per_second:.1f} tokens/s" if stats.tokens_per_second else ""
     return (
-        f"{stats.prompt_tokens} prompt tokens{cached}{pictures} | {stats.completion_tokens} tokens{speed} | "
+        f"{stats.prompt_tokens} prompt tokens{cached}{images} | {stats.completion_tokens} tokens{speed} | "
         f"TTFT {stats.time_to_first_token:.2f} s"
         + (f" (image {stats.encode_seconds:.2f} s)" if stats.encode_seconds >= 0.005 else "")
         + (f" | {stats.finish_reason}" if stats.finish_reason != "stop" else "")

@@ -1,4 +1,4 @@
-"""How far captioning is, on stderr: a bar with the last picture under it, or a plain line now and then; a summary."""
+"""Progress of a captioning run on stderr: a bar with the last caption, or a plain line now and then, and a summary."""
 
 import time
 from collections.abc import Iterator
@@ -15,20 +15,19 @@ from mllama_cli.core.caption_events import (
     Captioned,
     CaptionEvent,
     CaptionFailed,
-    CaptionPlan,
     CaptionSkipped,
+    CaptionsPlanned,
 )
-from mllama_cli.terminal.clean_text import clean_text
+from mllama_cli.core.text import strip_control
 from mllama_cli.terminal.console import Terminal
 
-LINE_EVERY = 5.0
-"""Seconds between two lines where stderr is no terminal."""
-LISTED = 20
-"""Failures that the summary names."""
+LINE_SECONDS = 5.0
+"""Between two lines if stderr is not a terminal."""
+MAX_LISTED_FAILURES = 20
 
 
 class CaptionView:
-    """Counts and shows caption events. Use as a context manager, so that the bar is gone whatever happens."""
+    """Counts and shows caption events. Use as a context manager, so that the bar is always removed."""
 
     def __init__(self, terminal: Terminal, *, verbose: bool = False) -> None:
         self._terminal = terminal
@@ -50,14 +49,14 @@ class CaptionView:
         self.stop()
 
     def stop(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Without the bar, so that something may be printed that Rich does not know."""
+        """Hide the bar while something is printed without Rich."""
         shown = self._live is not None
         self.stop()
         yield
@@ -66,7 +65,7 @@ class CaptionView:
 
     def event(self, event: CaptionEvent) -> None:
         match event:
-            case CaptionPlan(total, skipped):
+            case CaptionsPlanned(total, skipped):
                 self.total, self.skipped = total, skipped
                 self._started = self._last_line = time.monotonic()
                 self._begin()
@@ -85,7 +84,7 @@ class CaptionView:
         self._draw()
 
     def summary(self) -> None:
-        """What was done, and each failure with its reason."""
+        """Print what was done, and each failure with its reason."""
         seconds = time.monotonic() - self._started
         parts = [f"Captioned {self.done}"]
         parts += [f"skipped {self.skipped} (done before)"] if self.skipped else []
@@ -95,10 +94,10 @@ class CaptionView:
             line += f" in {_clock(seconds)} ({self.done / max(seconds, 1e-9):.1f} images/s"
             line += f", {self.tokens / max(seconds, 1e-9):.0f} tokens/s)" if self._verbose else ")"
         self._terminal.note(f"{line}.")
-        for path, reason in self.failures[:LISTED]:
-            self._terminal.err.print(f"  {clean_text(path)}: {clean_text(reason)}", markup=False, style="red")
-        if len(self.failures) > LISTED:
-            self._terminal.note(f"  and {len(self.failures) - LISTED} more (--errors FILE lists them all)")
+        for path, reason in self.failures[:MAX_LISTED_FAILURES]:
+            self._terminal.err.print(f"  {strip_control(path)}: {strip_control(reason)}", markup=False, style="red")
+        if len(self.failures) > MAX_LISTED_FAILURES:
+            self._terminal.note(f"  and {len(self.failures) - MAX_LISTED_FAILURES} more (--errors FILE lists them all)")
 
     def _begin(self) -> None:
         if not self._terminal.stderr_is_tty or self.skipped == self.total:
@@ -115,7 +114,7 @@ class CaptionView:
         self._show()
 
     def _show(self) -> None:
-        # Each time a new one: it wipes as many lines as it has drawn, and those may be somebody else's by now.
+        # A new one each time: it erases as many lines as it has drawn, and others may have printed since.
         self._live = Live(
             get_renderable=self._renderable, console=self._terminal.err, refresh_per_second=8, transient=True
         )
@@ -127,8 +126,8 @@ class CaptionView:
             return self._bar
         path, caption = self._last
         shown = Text(no_wrap=True, overflow="ellipsis")
-        shown.append(clean_text(path.rpartition("/")[2]), style="bold")
-        shown.append("  " + " ".join(clean_text(caption).split()))
+        shown.append(strip_control(path.rpartition("/")[2]), style="bold")
+        shown.append("  " + " ".join(strip_control(caption).split()))
         return Group(self._bar, shown)
 
     def _draw(self) -> None:
@@ -137,7 +136,7 @@ class CaptionView:
         counts = f"{self.skipped} skipped, {self.failed} failed, {pace:.1f} images/s"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=handled, counts=counts)
-        elif not self._terminal.stderr_is_tty and time.monotonic() - self._last_line >= LINE_EVERY:
+        elif not self._terminal.stderr_is_tty and time.monotonic() - self._last_line >= LINE_SECONDS:
             self._last_line = time.monotonic()
             left = self.total - self.skipped - handled
             remaining = f", {_clock(left / pace)} left" if pace else ""

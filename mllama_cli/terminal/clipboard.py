@@ -1,4 +1,4 @@
-"""Text to the system's clipboard."""
+"""Copies text to the system's clipboard."""
 
 import base64
 import os
@@ -10,19 +10,19 @@ from mllama_cli.core.errors import MllamaError
 from mllama_cli.terminal.console import Terminal
 
 _OSC52_LIMIT = 74_994
-"""Bytes of text that terminals take at least (100,000 of base64)."""
+"""Bytes of text that every terminal accepts (100,000 of base64)."""
 
 
 def copy_text(terminal: Terminal, text: str) -> None:
-    """Copy with the system's own program where there is one, else ask the terminal (OSC 52), which works over ssh.
+    """Copy with the system's own program if there is one, else through the terminal (OSC 52), which works over ssh.
 
-    Raises MllamaError where neither can be done.
+    Raise MllamaError if neither works.
     """
     data = text.encode("utf-8", "replace")
     for command in _programs():
         if shutil.which(command[0]):
             try:
-                # xclip stays behind to serve the clipboard: it must not hold our streams open.
+                # xclip keeps running to serve the clipboard: it must not hold our streams open.
                 subprocess.run(
                     command,
                     input=data,
@@ -38,7 +38,7 @@ def copy_text(terminal: Terminal, text: str) -> None:
         terminal.stdout.write(f"\x1b]52;c;{base64.b64encode(data).decode()}\x07")
         terminal.stdout.flush()
         return
-    raise MllamaError("There is no clipboard to copy to", "Install wl-clipboard or xclip, or use /export FILE.md.")
+    raise MllamaError("No clipboard found", "Install wl-clipboard or xclip, or use /export FILE.md.")
 
 
 def _programs() -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""What Tab offers: slash commands and what follows them, and paths inside a message, pictures first."""
+"""What Tab offers: slash commands and what follows them, and paths inside a message, images first."""
 
 import os
 import re
@@ -6,31 +6,42 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
-from mllama_cli.core.pictures import PICTURE_SUFFIXES
+from mllama_cli.core.filetypes import IMAGE_SUFFIXES
+from mllama_cli.core.sampling import SETTABLE
+from mllama_cli.core.settings import THEMES
 
-PARAMETERS = (
-    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed", "stop",
-)  # fmt: skip
 SETTINGS = ("parameter", "system", "verbose", "quiet", "preview", "nopreview", "theme")
-LARGEST_FOLDER = 5000
-"""Entries of a folder that are looked at: Tab must answer at once."""
+MAX_ENTRIES = 5000
+"""Entries of a folder that are read: Tab must answer at once."""
 
 _LAST_WORD = re.compile(r"(?:[^\s\\]|\\.)*$", re.DOTALL)
 _MUST_ESCAPE = re.compile(r"([\s\\\"'()&;|<>$`!*?\[\]{}#])")
 
 
+ArgumentKind = Literal["none", "text", "path", "image", "model", "chat", "parameter", "number"]
+
+
 @dataclass(frozen=True)
 class CommandHelp:
-    """A slash command for the menu: its names without the slash, what follows, which kind that is, what it does."""
+    """A slash command under one or several names (without the slash), as the menu shows it.
+
+    ``usage`` is what follows the name, "" for nothing; ``kind`` says what Tab completes there.
+    """
 
     names: tuple[str, ...]
     usage: str
-    kind: str
+    kind: ArgumentKind
     help: str
+
+    @property
+    def call(self) -> str:
+        """The command as the user types it."""
+        return f"/{self.names[0]} {self.usage}".rstrip()
 
 
 class ChatCompleter(Completer):
@@ -47,12 +58,12 @@ class ChatCompleter(Completer):
         self._models, self._chats = models, chats
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
-        """Completions of what stands before the cursor."""
+        """Yield completions of the text before the cursor."""
         text = document.text_before_cursor
         if re.fullmatch(r"/[\w?-]*", text):
             yield from self._command_names(text)
             if text.count("/") == 1 and len(text) > 1 and not self._kinds.get(text[1:]):
-                yield from paths(text, pictures_only=False)
+                yield from paths(text, images_only=False)
             return
         if match := re.fullmatch(r"\s*/([\w?-]+)\s+(.*)", text, re.DOTALL):
             name, argument = match.groups()
@@ -62,7 +73,7 @@ class ChatCompleter(Completer):
         match = _LAST_WORD.search(text)
         word = match.group() if match else ""
         if "/" in word or word.startswith(("~", ".")):
-            yield from paths(word, pictures_only=True)
+            yield from paths(word, images_only=True)
 
     def _command_names(self, typed: str) -> Iterator[Completion]:
         for command in self._commands:
@@ -76,41 +87,40 @@ class ChatCompleter(Completer):
     def _arguments(self, kind: str, argument: str) -> Iterator[Completion]:
         if kind in ("image", "path"):
             word = _LAST_WORD.search(argument)
-            yield from paths(word.group() if word else "", pictures_only=kind == "image")
+            yield from paths(word.group() if word else "", images_only=kind == "image")
         elif kind == "model":
             yield from _names(argument, self._models())
         elif kind == "chat":
             yield from _names(argument, self._chats())
         elif kind == "parameter":
             if argument.startswith("parameter "):
-                yield from _names(argument.removeprefix("parameter ").lstrip(), PARAMETERS)
+                yield from _names(argument.removeprefix("parameter ").lstrip(), SETTABLE)
             elif argument.startswith("theme "):
-                yield from _names(argument.removeprefix("theme "), ("dark", "light", "none"))
+                yield from _names(argument.removeprefix("theme "), THEMES)
             else:
                 yield from _names(argument, SETTINGS)
 
 
-def paths(word: str, *, pictures_only: bool) -> Iterator[Completion]:
-    """Files that begin as ``word`` does, which may be backslash-escaped: pictures first, then folders, then others."""
+def paths(word: str, *, images_only: bool) -> Iterator[Completion]:
+    """Yield files that begin with ``word``, which may be backslash-escaped: images first, then folders, then others."""
     typed = re.sub(r"\\(.)", r"\1", word)
     folder, slash, start = typed.rpartition("/")
     try:
-        place = Path(f"{folder}{slash}" or ".").expanduser()
-        with os.scandir(place) as entries:
-            found = [entry for entry in islice(entries, LARGEST_FOLDER) if entry.name.startswith(start)]
+        with os.scandir(Path(f"{folder}{slash}" or ".").expanduser()) as entries:
+            found = [entry for entry in islice(entries, MAX_ENTRIES) if entry.name.startswith(start)]
     except (OSError, RuntimeError, ValueError):
         return
     ranked = []
     for entry in found:
         if entry.name.startswith(".") and not start.startswith("."):
             continue
-        is_picture = entry.name.lower().endswith(PICTURE_SUFFIXES)
+        is_image = entry.name.lower().endswith(IMAGE_SUFFIXES)
         try:
             is_folder = entry.is_dir()
         except OSError:
             continue
-        if is_folder or is_picture or not pictures_only:
-            rank = 1 if is_folder else 0 if is_picture else 2
+        if is_folder or is_image or not images_only:
+            rank = 1 if is_folder else 0 if is_image else 2
             ranked.append((rank, entry.name, is_folder))
     written = len(word) - len(_escaped(start)) if word.endswith(_escaped(start)) else word.rfind("/") + 1
     for _, name, is_folder in sorted(ranked):
@@ -126,5 +136,5 @@ def _names(typed: str, names: Iterable[str]) -> Iterator[Completion]:
 
 
 def _escaped(name: str) -> str:
-    """As ``chat.dropped_paths`` reads it back."""
+    """Escape ``name`` so that ``chat.dropped_paths`` reads it back."""
     return _MUST_ESCAPE.sub(r"\\\1", name)

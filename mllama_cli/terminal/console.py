@@ -1,4 +1,4 @@
-"""The streams a command talks through, and what they can show. Tests replace it."""
+"""The streams of a command and what they can show. Tests replace it."""
 
 import sys
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from rich.console import Console
 
 @dataclass
 class Terminal:
-    """stdin, stdout and stderr with what is known of each. stdout carries the answer alone; everything else stderr."""
+    """stdin, stdout and stderr and what is known of each. stdout carries the answer alone, stderr everything else."""
 
     stdin: TextIO = field(default_factory=lambda: sys.stdin)
     stdout: TextIO = field(default_factory=lambda: sys.stdout)
@@ -30,7 +30,7 @@ class Terminal:
 
     @cached_property
     def out(self) -> Console:
-        """For tables and other results. Rich leaves ANSI out where stdout is no terminal and honours NO_COLOR."""
+        """For tables and other results. Rich leaves ANSI out where stdout is not a terminal and honours NO_COLOR."""
         return Console(file=self.stdout, highlight=False, soft_wrap=not self.stdout_is_tty, width=_width(self.stdout))
 
     @cached_property
@@ -39,11 +39,11 @@ class Terminal:
         return Console(file=self.stderr, highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
-        """One line on stderr that scripts see too."""
+        """Print one line on stderr that scripts see too."""
         self.err.print(text, style="dim", markup=False)
 
     def error(self, text: str, hint: str = "") -> None:
-        """One line that says what is wrong, and a second that says what to do."""
+        """Print a line that says what is wrong, and a second one that says what to do."""
         self.err.print("[bold red]mllama:[/] ", end="")
         self.err.print(text, markup=False)
         if hint:
@@ -51,7 +51,7 @@ class Terminal:
 
 
 def _is_tty(stream: TextIO) -> bool:
-    # A closed or missing stream (pythonw, `<&-`) is no terminal.
+    # A closed or missing stream (pythonw, `<&-`) is not a terminal.
     try:
         return stream is not None and stream.isatty()
     except ValueError:
@@ -59,5 +59,5 @@ def _is_tty(stream: TextIO) -> bool:
 
 
 def _width(stream: TextIO) -> int | None:
-    # Piped tables are for grep and cut: never wrapped, neither at an imagined 80 columns nor at $COLUMNS.
+    # Piped tables are for grep and cut: never wrapped, neither at a default of 80 columns nor at $COLUMNS.
     return None if _is_tty(stream) else 10_000

@@ -1,4 +1,4 @@
-"""What keys do while a message is typed, where that is not prompt_toolkit's own habit."""
+"""What keys do while a message is typed, where that is not prompt_toolkit's default."""
 
 import os
 import shutil
@@ -12,13 +12,13 @@ QUOTES = '"""'
 
 
 def is_open(text: str) -> bool:
-    """Whether a message began with triple quotes and goes on until they come again."""
+    """Return whether a message began with triple quotes that are not closed yet."""
     stripped = text.strip()
     return stripped.startswith(QUOTES) and (len(stripped) < 2 * len(QUOTES) or not stripped.endswith(QUOTES))
 
 
 def without_quotes(text: str) -> str:
-    """A message between triple quotes, as ollama's users write several lines, without them."""
+    """Return a message without the triple quotes around it, between which ollama's users write several lines."""
     stripped = text.strip()
     if stripped.startswith(QUOTES) and not is_open(text):
         return stripped[len(QUOTES) : -len(QUOTES)].strip("\n")
@@ -26,7 +26,7 @@ def without_quotes(text: str) -> str:
 
 
 def chat_keys(say: Callable[[str], None]) -> KeyBindings:
-    """Enter sends, Alt-Enter and Ctrl-J break the line, Ctrl-G edits, Ctrl-C clears; ``say`` shows a line."""
+    """Bind Enter to send, Alt-Enter and Ctrl-J to a new line, Ctrl-G to edit, Ctrl-C to clear; ``say`` shows a line."""
     keys = KeyBindings()
     typing = ~is_searching  # while Ctrl-R searches, these keys end the search
 
@@ -34,7 +34,7 @@ def chat_keys(say: Callable[[str], None]) -> KeyBindings:
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if buffer.complete_state and buffer.complete_state.current_completion:
-            buffer.complete_state = None  # takes what is chosen in the menu
+            buffer.complete_state = None  # accepts what is selected in the menu
         elif is_open(buffer.text):
             buffer.insert_text("\n")
         else:
@@ -55,7 +55,7 @@ def chat_keys(say: Callable[[str], None]) -> KeyBindings:
     @keys.add("c-g", filter=typing)
     def _(event: KeyPressEvent) -> None:
         if _editor() is None:
-            run_in_terminal(lambda: say("There is no editor: set VISUAL or EDITOR."))
+            run_in_terminal(lambda: say("No editor found: set VISUAL or EDITOR."))
         else:
             event.current_buffer.open_in_editor()
 
@@ -63,7 +63,7 @@ def chat_keys(say: Callable[[str], None]) -> KeyBindings:
 
 
 def _editor() -> str | None:
-    """The program that prompt_toolkit will start, if it is there."""
+    """Return the program that prompt_toolkit will start, if it exists."""
     candidates = [os.environ.get("VISUAL"), os.environ.get("EDITOR"), "editor", "nano", "pico", "vi", "emacs"]
     for candidate in candidates:
         if candidate and shutil.which(candidate.split()[0]):

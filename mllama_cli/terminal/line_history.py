@@ -1,4 +1,4 @@
-"""Typed messages, kept between chats in a file that only its owner reads."""
+"""Typed messages, kept between chats in a file that only its owner can read."""
 
 import os
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from prompt_toolkit.history import FileHistory
 
 
 class PrivateHistory(FileHistory):
-    """prompt_toolkit's history file with mode 0600. That it cannot be written is said once, and the chat goes on."""
+    """prompt_toolkit's history file with mode 0600. A write failure is reported once, and the chat continues."""
 
     def __init__(self, path: Path, on_error: Callable[[str], None]) -> None:
         self._on_error: Callable[[str], None] | None = on_error
@@ -21,14 +21,14 @@ class PrivateHistory(FileHistory):
         super().__init__(str(path))
 
     def store_string(self, string: str) -> None:
-        """Append an entry; halves of surrogate pairs, which no file can hold, are left out."""
+        """Append an entry without lone surrogates, which no file can hold."""
         try:
             super().store_string(string.encode("utf-8", "ignore").decode())
         except OSError as error:
             self._failed(error)
 
     def load_history_strings(self) -> list[str]:
-        """The entries, newest first."""
+        """Return the entries, newest first."""
         try:
             return list(super().load_history_strings())
         except OSError as error:
@@ -37,5 +37,5 @@ class PrivateHistory(FileHistory):
 
     def _failed(self, error: OSError) -> None:
         if self._on_error is not None:
-            self._on_error(f"Typed lines are not remembered: {error.strerror} ({error.filename})")
+            self._on_error(f"Input history is not saved: {error.strerror} ({error.filename})")
             self._on_error = None

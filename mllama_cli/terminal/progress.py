@@ -1,4 +1,4 @@
-"""Draws how far long work on files is, on stderr: a bar on a terminal, else a plain line now and then."""
+"""Progress of long work on files, on stderr: a bar on a terminal, else a plain line now and then."""
 
 import time
 from types import TracebackType
@@ -20,7 +20,7 @@ from mllama_cli.terminal.console import Terminal
 ByteProgress = DownloadProgress | QuantizeProgress
 
 LINE_EVERY = 5.0
-"""Seconds between two lines where stderr is no terminal."""
+"""Seconds between two lines where stderr is not a terminal."""
 
 
 class DownloadView:
@@ -48,13 +48,13 @@ class DownloadView:
             self._bar.stop()
 
     def event(self, event: ByteProgress) -> None:
-        """Show how far it is."""
+        """Show the progress."""
         if self._first is None:
             self._first = event
             self._started = self._last_line = time.monotonic()
             if event.done < event.total and not self._terminal.stderr_is_tty:
                 self._say(event, "")
-        if self._first.done >= self._first.total:  # all was here before: nothing to watch
+        if self._first.done >= self._first.total:  # everything was there before
             return
         if self._terminal.stderr_is_tty:
             self._draw(event)
@@ -75,14 +75,14 @@ class DownloadView:
                 speed_estimate_period=20,
             )
             self._task = self._bar.add_task(self._name, total=event.total)
-            # What was here before is no speed: set while the clock stands still.
+            # What was there before does not count as speed: set while the clock is stopped.
             self._bar.update(self._task, completed=event.done)
             self._bar.reset(self._task, completed=event.done, total=event.total)
             self._bar.start()
         self._bar.update(self._task, completed=event.done)
 
     def _pace(self, event: ByteProgress) -> str:
-        """Speed and time left, from the whole of this run."""
+        """Return speed and time left, measured over this whole run."""
         assert self._first is not None
         speed = (event.done - self._first.done) / max(time.monotonic() - self._started, 1e-9)
         if speed <= 0:
@@ -95,5 +95,5 @@ class DownloadView:
     def _say(self, event: ByteProgress, pace: str) -> None:
         percent = 100 * event.done // max(event.total, 1)
         self._terminal.note(
-            f"{self._verb} {self._name}: {decimal(event.done)} of {decimal(event.total)} ({percent} %){pace}"
+            f"{self._verb} {self._name}: {decimal(event.done)} of {decimal(event.total)} ({percent}%){pace}"
         )

@@ -1,4 +1,4 @@
-"""The line where a person types: several lines, history, completion, an editor, pasted text; by prompt_toolkit."""
+"""The prompt where the user types, by prompt_toolkit: several lines, history, completion, an editor, pasted text."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -23,13 +23,13 @@ STYLE = Style.from_dict({"chip": "reverse", "placeholder": "ansibrightblack", "h
 
 
 class ChatPrompt:
-    """Asks for messages, one after the other.
+    """Asks for one message after the other.
 
     Args:
-        history_file: where typed messages are kept; None keeps them in memory alone.
+        history_file: where typed messages are saved; None keeps them in memory only.
         commands: the slash commands that Tab completes.
         complete_models, complete_chats: names that Tab completes after a command that takes them.
-        source, sink: prompt_toolkit's input and output in place of the terminal's, for tests.
+        source, sink: prompt_toolkit's input and output instead of the terminal's, for tests.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ChatPrompt:
         )
 
     def ask(self, chips: Sequence[str], default: str = "") -> str:
-        """The next message that is not empty; ``chips`` are attached pictures. EOFError when the person leaves."""
+        """Return the next non-empty message; ``chips`` are attached images. Raise EOFError when the user leaves."""
         while True:
             try:
                 text = self._session.prompt(self._prompt(chips), default=default)
@@ -83,7 +83,7 @@ class ChatPrompt:
                 return text
 
     def choose(self, question: str, choices: str) -> str:
-        """One of the letters ``choices``; the last where the person presses Enter, Ctrl-C or Ctrl-D."""
+        """Return one of the letters ``choices``; the last one for Enter, Ctrl-C or Ctrl-D."""
         session: PromptSession[str] = PromptSession(input=self._session.input, output=self._session.output)
         while True:
             try:

@@ -17,8 +17,8 @@ from mllama_cli.quantization.quantize import quantize
 from mllama_cli.quantization.rounding import METHODS
 from mllama_cli.quantization.schemes import Scheme
 from mllama_cli.sketch.evaluate import answers_to, conversation_of, held_out
-from mllama_cli.sketch.grading import is_right
-from mllama_cli.sketch.samples import TASKS, Sample
+from mllama_cli.sketch.questions.grading import is_right
+from mllama_cli.sketch.questions.samples import TASKS, Sample
 from mllama_cli.system.paths import built_in_model
 
 WAYS = {

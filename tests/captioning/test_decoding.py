@@ -1,11 +1,12 @@
-"""Pictures decoded in other processes: in order, ahead but not too far, and one that kills its worker costs itself."""
+"""Images decoded in other processes: in order, ahead but not too far, and one that kills its worker fails alone."""
 
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from mllama_cli.captioning.decoding import TASKS_PER_WORKER, Decoded, DecodingPool, decode
+from mllama_cli.captioning.decoding import TASKS_PER_WORKER, DecodedImage, DecodingPool, NotReady, decode
+from mllama_cli.captioning.listing import ImageEntry
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.processing.image_processor import MllamaImageProcessor
@@ -21,8 +23,13 @@ from mllama_cli.processing.image_processor import MllamaImageProcessor
 CONFIG = ImageProcessorConfig(tile_size=56)
 
 
+@dataclass
+class Job:
+    entry: ImageEntry
+
+
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[str]:
+def images(tmp_path: Path) -> list[str]:
     paths = []
     for number in range(12):
         path = tmp_path / f"{number}.png"
@@ -31,19 +38,29 @@ def pictures(tmp_path: Path) -> list[str]:
     return paths
 
 
-def ready(results: Iterator[Decoded | MllamaError | None]) -> Iterator[Decoded | MllamaError]:
-    return (result for result in results if result is not None)
+def results(pool: DecodingPool, paths: Iterable[str]) -> Iterator[DecodedImage | MllamaError]:
+    for item in pool.decode(Job(ImageEntry(path, path)) for path in paths):
+        if isinstance(item, NotReady):
+            continue
+        _, decoding = item
+        assert decoding.done()
+        error = decoding.exception()
+        assert error is None or isinstance(error, MllamaError)
+        yield error or decoding.result()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_results_come_in_order_and_equal_the_processor_s(pictures: list[str], workers: int, tmp_path: Path) -> None:
+def test_results_come_in_order_and_equal_the_processor_s(images: list[str], workers: int, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_text("no picture")
     processor = MllamaImageProcessor(CONFIG)
     with DecodingPool(CONFIG, workers) as pool:
-        results = list(ready(pool.decoded([*pictures[:3], str(tmp_path / "bad.png"), *pictures[3:]])))
-    assert isinstance(results.pop(3), MllamaError)
-    for path, result in zip(pictures, results, strict=True):
-        assert isinstance(result, Decoded)
+        decoded = list(results(pool, [*images[:3], str(tmp_path / "bad.png"), *images[3:]]))
+    bad = decoded.pop(3)
+    assert isinstance(bad, MllamaError)
+    assert bad.message.startswith(f"{tmp_path}/bad.png ")
+    assert bad.hint
+    for path, result in zip(images, decoded, strict=True):
+        assert isinstance(result, DecodedImage)
         with Image.open(path) as image:
             assert (result.width, result.height) == image.size
             expected = processor(image)[0]
@@ -53,60 +70,62 @@ def test_results_come_in_order_and_equal_the_processor_s(pictures: list[str], wo
         assert "digest" in vars(result.part), "computed in the worker"
 
 
-def test_the_list_is_pulled_no_further_than_the_workers_need(pictures: list[str]) -> None:
+def test_the_list_is_pulled_no_further_than_the_workers_need(images: list[str]) -> None:
     pulled = []
 
     def paths() -> Iterator[str]:
-        for path in pictures * 10:
+        for path in images * 10:
             pulled.append(path)
             yield path
 
     with DecodingPool(CONFIG, 1) as pool:
-        results = ready(pool.decoded(paths()))
+        decoded = results(pool, paths())
         for _ in range(5):
-            next(results)
+            next(decoded)
         assert len(pulled) <= 5 + TASKS_PER_WORKER
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_a_picture_that_kills_its_worker_costs_itself_alone(pictures: list[str], tmp_path: Path) -> None:
+def test_an_image_that_kills_its_worker_fails_alone(images: list[str], tmp_path: Path) -> None:
     trap = tmp_path / "trap.png"  # reading it waits until the worker is killed, as a crashing decoder would be
     os.mkfifo(trap)
     stop = threading.Event()
 
-    def kill_who_waits() -> None:
+    def kill_waiting_worker() -> None:
         while not stop.wait(0.3):
             for server in psutil.Process().children():
                 for worker in server.children():
                     worker.send_signal(signal.SIGKILL)
 
     with DecodingPool(CONFIG, 1) as pool:
-        results = pool.decoded([*pictures[:2], str(trap), *pictures[2:]])
-        first = [next(ready(results)), next(ready(results))]
-        killer = threading.Thread(target=kill_who_waits)
+        decoded = results(pool, [*images[:2], str(trap), *images[2:]])
+        first = [next(decoded), next(decoded)]
+        killer = threading.Thread(target=kill_waiting_worker)
         killer.start()
-        crashed = next(ready(results))
+        crashed = next(decoded)
         stop.set()
         killer.join()
-        rest = list(ready(results))
+        rest = list(decoded)
     assert isinstance(crashed, MllamaError)
-    assert "makes the decoder crash" in crashed.message
-    assert all(isinstance(result, Decoded) for result in [*first, *rest])
-    assert len(rest) == len(pictures) - 2
+    assert "crashes the image decoder" in crashed.message
+    assert all(isinstance(result, DecodedImage) for result in [*first, *rest])
+    assert len(rest) == len(images) - 2
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="kills as POSIX does")
-def test_no_worker_outlives_a_killed_run(pictures: list[str]) -> None:
+def test_no_worker_outlives_a_killed_run(images: list[str]) -> None:
     script = (
-        "import sys, time\n"
-        "from mllama_cli.captioning.decoding import DecodingPool\n"
+        "import sys, time, types\n"
+        "from mllama_cli.captioning.decoding import DecodingPool, NotReady\n"
+        "from mllama_cli.captioning.listing import ImageEntry\n"
         "from mllama_cli.core.config import ImageProcessorConfig\n"
         "if __name__ == '__main__':\n"
         "    pool = DecodingPool(ImageProcessorConfig(tile_size=56), 2)\n"
-        "    print(sum(r is not None for r in pool.decoded(sys.argv[1:])), flush=True)\n"
+        "    jobs = [types.SimpleNamespace(entry=ImageEntry(path, path)) for path in sys.argv[1:]]\n"
+        "    print(sum(not isinstance(item, NotReady) for item in pool.decode(jobs)), flush=True)\n"
         "    time.sleep(60)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script, *pictures], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", script, *images], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "12\n"
     children = psutil.Process(process.pid).children(recursive=True)
@@ -123,7 +142,7 @@ def test_a_worker_needs_no_torch() -> None:
     assert done.stdout == "False\n"
 
 
-def test_what_vanished_is_an_error_of_its_own(tmp_path: Path) -> None:
-    result = decode(str(tmp_path / "gone.png"), CONFIG)
-    assert isinstance(result, MllamaError)
-    assert "no such picture" in result.message
+def test_a_missing_file_is_an_error_of_its_own(tmp_path: Path) -> None:
+    path = str(tmp_path / "gone.png")
+    with pytest.raises(MllamaError, match="no such picture"):
+        decode(ImageEntry(path, path), CONFIG)

@@ -1,4 +1,4 @@
-"""One file of captions: it grows line by line, and whatever stops the run, it goes on."""
+"""One file of captions: it is appended line by line, and whatever stops the run, it can be resumed."""
 
 import csv
 import json
@@ -6,22 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from mllama_cli.captioning.listing import Picture
+from mllama_cli.captioning.listing import ImageEntry
 from mllama_cli.captioning.output_file import OutputFile
 from mllama_cli.core.caption_events import CaptionRecord
 from mllama_cli.core.errors import CaptionError, UsageError
 
-A, B, C = (Picture(f"d/{name}.png", f"{name}.png") for name in "abc")
+A, B, C = (ImageEntry(f"d/{name}.png", f"{name}.png") for name in "abc")
 
 
-def add(file: OutputFile, picture: Picture, caption: str = "", error: str = "") -> None:
-    held = file.take(picture)
-    assert not isinstance(held, str)
-    record = CaptionRecord(picture.path, caption, 3, 4, 5, 0.12345, "m", "p", "ab12", error)
+def add(file: OutputFile, entry: ImageEntry, caption: str = "", error: str = "") -> None:
+    lease = file.acquire(entry)
+    record = CaptionRecord(entry.path, caption, 3, 4, 5, 0.12345, "m", "p", "ab12", error)
     if error:
-        held.drop(record)
+        lease.release(record)
     else:
-        held.write(record)
+        lease.write(record)
 
 
 def rows(path: Path) -> list[dict[str, object]]:
@@ -40,7 +39,7 @@ def test_every_picture_has_a_line_with_all_that_is_known(path: Path) -> None:
     file = OutputFile(str(path))
     add(file, A, 'two\nlines, "quoted" 犬')
     add(file, B, error="is cut short")
-    file.finish(through=True, complete=False)
+    file.finish(exhausted=True, complete=False)
     first, second = rows(path)
     assert list(first) == [
         "path", "caption", "width", "height", "tokens", "seconds", "model", "prompt", "sha256", "error",
@@ -56,12 +55,12 @@ def test_it_goes_on_where_it_was_and_tries_again_what_failed(path: Path) -> None
     file = OutputFile(str(path))
     add(file, A, "one\nline")
     add(file, B, error="unreadable")
-    file.finish(through=False, complete=False)
+    file.finish(exhausted=False, complete=False)
     file = OutputFile(str(path))
     assert [file.is_done(p) for p in (A, B, C)] == [True, False, False]
     add(file, B, "now it is there")
     add(file, C, "c")
-    file.finish(through=True, complete=True)
+    file.finish(exhausted=True, complete=True)
     assert [(row["path"], row["caption"]) for row in rows(path)] == [
         ("d/a.png", "one\nline"),
         ("d/b.png", "now it is there"),
@@ -74,7 +73,7 @@ def test_every_place_where_a_power_cut_may_end_it(path: Path) -> None:
     add(file, A, 'first\nwith "quotes"')
     end_of_first = path.stat().st_size
     add(file, B, 'second\nwith "quotes"')
-    file.finish(through=False, complete=False)
+    file.finish(exhausted=False, complete=False)
     whole = path.read_bytes()
     for cut in range(len(whole)):
         path.write_bytes(whole[:cut])
@@ -84,23 +83,23 @@ def test_every_place_where_a_power_cut_may_end_it(path: Path) -> None:
         if not file.is_done(A):
             add(file, A, 'first\nwith "quotes"')
         add(file, B, 'second\nwith "quotes"')
-        file.finish(through=True, complete=True)
+        file.finish(exhausted=True, complete=True)
         assert path.read_bytes() == whole
 
 
 def test_overwriting_keeps_the_old_file_until_the_new_one_is_whole(path: Path) -> None:
     file = OutputFile(str(path))
     add(file, A, "old")
-    file.finish(through=True, complete=True)
+    file.finish(exhausted=True, complete=True)
     file = OutputFile(str(path), overwrite=True, run="12345678")
     assert not file.is_done(A)
     add(file, A, "new")
-    file.finish(through=False, complete=False)
+    file.finish(exhausted=False, complete=False)
     assert [row["caption"] for row in rows(path)] == ["old"]
     file = OutputFile(str(path), overwrite=True, run="12345678")
     assert file.is_done(A)
     add(file, B, "b")
-    file.finish(through=True, complete=True)
+    file.finish(exhausted=True, complete=True)
     assert [row["caption"] for row in rows(path)] == ["new", "b"]
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
@@ -109,14 +108,14 @@ def test_two_runs_do_not_write_one_file(path: Path) -> None:
     file = OutputFile(str(path))
     with pytest.raises(CaptionError, match="Another run is writing"):
         OutputFile(str(path))
-    file.finish(through=True, complete=True)
-    OutputFile(str(path)).finish(through=True, complete=True)
+    file.finish(exhausted=True, complete=True)
+    OutputFile(str(path)).finish(exhausted=True, complete=True)
 
 
 @pytest.mark.parametrize("content", ["a shopping list\n", '["json"]\n', "name,age\nme,7\n", "{\n"])
 def test_a_file_of_something_else_is_not_touched(content: str, path: Path) -> None:
     path.write_text(content)
-    with pytest.raises(UsageError, match="something else than captions"):
+    with pytest.raises(UsageError, match="something other than captions"):
         OutputFile(str(path))
     assert path.read_text() == content
     assert [each.name for each in path.parent.iterdir()] == [path.name]

@@ -2,26 +2,25 @@
 
 import pytest
 
-from mllama_cli.captioning.listing import Picture
-from mllama_cli.captioning.postprocess import Polish, without_opening
-from mllama_cli.captioning.prompts import DEFAULT, STYLES, PromptTemplate, as_tags
+from mllama_cli.captioning.listing import ImageEntry
+from mllama_cli.captioning.postprocess import Postprocess, without_opening
+from mllama_cli.captioning.prompts import DEFAULT_PROMPT, STYLES, PromptTemplate, as_tags
 from mllama_cli.core.errors import UsageError
 
-PICTURE = Picture("holiday/beach 1.jpg", "beach 1.jpg")
+ENTRY = ImageEntry("holiday/beach 1.jpg", "beach 1.jpg")
 
 
 def test_variables_are_filled_in() -> None:
     prompt = PromptTemplate("{name} {stem} {folder}: {existing} ({tags})")
     assert prompt.reads_existing
     assert (
-        prompt.fill(PICTURE, "a dog, sand,\na dog\n")
-        == "beach 1.jpg beach 1 holiday: a dog, sand,\na dog (a dog, sand)"
+        prompt.fill(ENTRY, "a dog, sand,\na dog\n") == "beach 1.jpg beach 1 holiday: a dog, sand,\na dog (a dog, sand)"
     )
 
 
 def test_braces_that_are_no_variable_mean_themselves() -> None:
     prompt = PromptTemplate('Answer as JSON: {"a": 1} {} { stem }')
-    assert prompt.fill(PICTURE) == prompt.text
+    assert prompt.fill(ENTRY) == prompt.text
     assert not prompt.reads_existing
 
 
@@ -33,8 +32,8 @@ def test_a_misspelt_variable_and_an_empty_prompt_are_errors() -> None:
 
 
 def test_ready_prompts_have_no_variables() -> None:
-    for text in (DEFAULT, *STYLES.values()):
-        assert PromptTemplate(text).fill(PICTURE) == text
+    for text in (DEFAULT_PROMPT, *STYLES.values()):
+        assert PromptTemplate(text).fill(ENTRY) == text
 
 
 @pytest.mark.parametrize(
@@ -60,9 +59,9 @@ def test_openings_that_say_nothing_are_cut(answer: str, caption: str) -> None:
 
 
 def test_the_caption_is_bare_unless_asked_otherwise() -> None:
-    assert Polish()("  The image shows a dog.\n\n") == "The image shows a dog."
-    assert Polish(strip=True, prefix="ohwx, ", suffix=" --")("The image shows a dog.") == "ohwx, A dog. --"
-    assert Polish(tags=True)("- dog\n- beach\n- Dog\n3. ball.") == "dog, beach, ball"
+    assert Postprocess()("  The image shows a dog.\n\n") == "The image shows a dog."
+    assert Postprocess(strip=True, prefix="ohwx, ", suffix=" --")("The image shows a dog.") == "ohwx, A dog. --"
+    assert Postprocess(tags=True)("- dog\n- beach\n- Dog\n3. ball.") == "dog, beach, ball"
 
 
 def test_tags() -> None:

@@ -3,12 +3,12 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mllama_cli.captioning.listing import Picture
-from mllama_cli.captioning.sidecar_names import sidecar_paths
+from mllama_cli.captioning.listing import ImageEntry
+from mllama_cli.captioning.sidecars import sidecar_paths
 
 
 def places(*names: str) -> dict[str, str]:
-    found, _ = sidecar_paths([Picture(name, name) for name in names], ".txt")
+    found, _ = sidecar_paths([ImageEntry(name, name) for name in names], ".txt")
     return dict(found)
 
 
@@ -17,7 +17,7 @@ def test_a_caption_has_its_picture_s_name() -> None:
 
 
 def test_pictures_that_would_share_one_have_their_whole_names() -> None:
-    found, count = sidecar_paths([Picture(n, n) for n in ("a.jpg", "A.png", "b.png", "sub/a.png")], ".txt")
+    found, count = sidecar_paths([ImageEntry(n, n) for n in ("a.jpg", "A.png", "b.png", "sub/a.png")], ".txt")
     assert found == {"a.jpg": "a.jpg.txt", "A.png": "A.png.txt", "b.png": "b.txt", "sub/a.png": "sub/a.txt"}
     assert count == 2
 

@@ -4,113 +4,115 @@ from pathlib import Path
 
 import pytest
 
-from mllama_cli.captioning.journal import Entry, Journal, digest
-from mllama_cli.captioning.listing import Picture
-from mllama_cli.captioning.locks import Claim
-from mllama_cli.captioning.sidecars import ANOTHER_RUN, MEANWHILE, Sidecars, stamp
+from mllama_cli.captioning.destinations import LeaseRefusedError
+from mllama_cli.captioning.journal import CaptionJournal, JournalEntry, digest
+from mllama_cli.captioning.listing import ImageEntry
+from mllama_cli.captioning.locks import CaptionLock
+from mllama_cli.captioning.sidecars import CAPTIONED_MEANWHILE, LOCKED_BY_ANOTHER_RUN, Sidecars, stamp
 from mllama_cli.core.caption_events import CaptionRecord, Existing
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Picture:
+def entry(tmp_path: Path) -> ImageEntry:
     path = tmp_path / "a.png"
     path.write_bytes(b"pixels")
-    return Picture(str(path), "a.png")
+    return ImageEntry(str(path), "a.png")
 
 
-def text(picture: Picture) -> Path:
-    return Path(picture.path).with_suffix(".txt")
+def text(entry: ImageEntry) -> Path:
+    return Path(entry.path).with_suffix(".txt")
 
 
-def journal(tmp_path: Path, run: str = "one") -> Journal:
-    return Journal(run, tmp_path / "state" / "captions.db")
+def journal(tmp_path: Path, run: str = "one") -> CaptionJournal:
+    return CaptionJournal(run, tmp_path / "state" / "captions.db")
 
 
-def sidecars(tmp_path: Path, picture: Picture, how: Existing, run: str = "one") -> Sidecars:
+def sidecars(tmp_path: Path, entry: ImageEntry, how: Existing, run: str = "one") -> Sidecars:
     kept = None if how == "skip" else journal(tmp_path, run)
-    return Sidecars({picture.path: str(text(picture))}, existing=how, separator=", ", journal=kept)
+    return Sidecars({entry.path: str(text(entry))}, existing=how, separator=", ", journal=kept)
 
 
-def caption(destination: Sidecars, picture: Picture, said: str) -> str | None:
+def caption(destination: Sidecars, entry: ImageEntry, said: str) -> str | None:
     """The reason why nothing was done, or None."""
-    held = destination.take(picture)
-    if isinstance(held, str):
-        return held
-    assert held.write(CaptionRecord(picture.path, said)) == str(text(picture))
+    try:
+        lease = destination.acquire(entry)
+    except LeaseRefusedError as refusal:
+        return str(refusal)
+    assert lease.write(CaptionRecord(entry.path, said)) == str(text(entry))
     return None
 
 
-def test_skip_leaves_what_is_there_and_takes_an_empty_file_for_none(tmp_path: Path, picture: Picture) -> None:
-    destination = sidecars(tmp_path, picture, "skip")
-    assert not destination.is_done(picture)
-    text(picture).touch()
-    assert not destination.is_done(picture)
-    assert caption(destination, picture, "a dog") is None
-    assert text(picture).read_text() == "a dog\n"
-    assert destination.is_done(picture)
-    assert caption(destination, picture, "a cat") == MEANWHILE, "written since the list was made"
-    assert text(picture).read_text() == "a dog\n"
+def test_skip_leaves_what_is_there_and_takes_an_empty_file_for_none(tmp_path: Path, entry: ImageEntry) -> None:
+    destination = sidecars(tmp_path, entry, "skip")
+    assert not destination.is_done(entry)
+    text(entry).touch()
+    assert not destination.is_done(entry)
+    assert caption(destination, entry, "a dog") is None
+    assert text(entry).read_text() == "a dog\n"
+    assert destination.is_done(entry)
+    assert caption(destination, entry, "a cat") == CAPTIONED_MEANWHILE, "written since the list was made"
+    assert text(entry).read_text() == "a dog\n"
 
 
 @pytest.mark.parametrize(
     ("how", "result"), [("overwrite", "new\n"), ("append", "old, new\n"), ("prepend", "new, old\n")]
 )
-def test_the_other_ways(how: Existing, result: str, tmp_path: Path, picture: Picture) -> None:
-    text(picture).write_text("\ufeffold\n")
-    destination = sidecars(tmp_path, picture, how)
-    assert not destination.is_done(picture)
-    assert caption(destination, picture, "new") is None
-    assert text(picture).read_text() == result
-    assert sidecars(tmp_path, picture, how).is_done(picture)
-    assert caption(destination, picture, "again") == MEANWHILE
+def test_the_other_ways(how: Existing, result: str, tmp_path: Path, entry: ImageEntry) -> None:
+    text(entry).write_text("\ufeffold\n")
+    destination = sidecars(tmp_path, entry, how)
+    assert not destination.is_done(entry)
+    assert caption(destination, entry, "new") is None
+    assert text(entry).read_text() == result
+    assert sidecars(tmp_path, entry, how).is_done(entry)
+    assert caption(destination, entry, "again") == CAPTIONED_MEANWHILE
 
 
-def test_a_run_that_is_taken_up_adds_nothing_twice_and_a_new_one_adds_again(tmp_path: Path, picture: Picture) -> None:
-    caption(sidecars(tmp_path, picture, "append"), picture, "x")
-    resumed = sidecars(tmp_path, picture, "append")
-    assert resumed.is_done(picture)
-    resumed.finish(through=True, complete=True)
-    again = sidecars(tmp_path, picture, "append")
-    assert not again.is_done(picture)
-    caption(again, picture, "x")
-    assert text(picture).read_text() == "x, x\n"
-    other = sidecars(tmp_path, picture, "append", run="another command")
-    assert not other.is_done(picture)
+def test_a_run_that_is_taken_up_adds_nothing_twice_and_a_new_one_adds_again(tmp_path: Path, entry: ImageEntry) -> None:
+    caption(sidecars(tmp_path, entry, "append"), entry, "x")
+    resumed = sidecars(tmp_path, entry, "append")
+    assert resumed.is_done(entry)
+    resumed.finish(exhausted=True, complete=True)
+    again = sidecars(tmp_path, entry, "append")
+    assert not again.is_done(entry)
+    caption(again, entry, "x")
+    assert text(entry).read_text() == "x, x\n"
+    other = sidecars(tmp_path, entry, "append", run="another command")
+    assert not other.is_done(entry)
 
 
-def test_a_run_with_failures_stays_open(tmp_path: Path, picture: Picture) -> None:
-    destination = sidecars(tmp_path, picture, "append")
-    caption(destination, picture, "x")
-    destination.finish(through=True, complete=False)
-    assert sidecars(tmp_path, picture, "append").is_done(picture)
+def test_a_run_with_failures_stays_open(tmp_path: Path, entry: ImageEntry) -> None:
+    destination = sidecars(tmp_path, entry, "append")
+    caption(destination, entry, "x")
+    destination.finish(exhausted=True, complete=False)
+    assert sidecars(tmp_path, entry, "append").is_done(entry)
 
 
-def test_killed_between_the_journal_and_the_file(tmp_path: Path, picture: Picture) -> None:
-    text(picture).write_text("old\n")
-    entry = Entry(stamp(picture), digest("old\n"), "new")
-    journal(tmp_path).add(str(Path(picture.path).resolve()), entry)
-    destination = sidecars(tmp_path, picture, "append")
-    assert not destination.is_done(picture)
-    assert caption(destination, picture, "not asked for") == MEANWHILE
-    assert text(picture).read_text() == "old, new\n", "the caption that was found before is put in its place"
-    assert caption(sidecars(tmp_path, picture, "append"), picture, "new") == MEANWHILE
-    assert text(picture).read_text() == "old, new\n"
+def test_killed_between_the_journal_and_the_file(tmp_path: Path, entry: ImageEntry) -> None:
+    text(entry).write_text("old\n")
+    change = JournalEntry(stamp(entry), digest("old\n"), "new")
+    journal(tmp_path).add(str(Path(entry.path).resolve()), change)
+    destination = sidecars(tmp_path, entry, "append")
+    assert not destination.is_done(entry)
+    assert caption(destination, entry, "not asked for") == CAPTIONED_MEANWHILE
+    assert text(entry).read_text() == "old, new\n", "the caption that was found before is put in its place"
+    assert caption(sidecars(tmp_path, entry, "append"), entry, "new") == CAPTIONED_MEANWHILE
+    assert text(entry).read_text() == "old, new\n"
 
 
-def test_a_picture_that_changed_is_captioned_again(tmp_path: Path, picture: Picture) -> None:
-    caption(sidecars(tmp_path, picture, "overwrite"), picture, "a dog")
-    Path(picture.path).write_bytes(b"other pixels")
-    destination = sidecars(tmp_path, picture, "overwrite")
-    assert not destination.is_done(picture)
-    assert caption(destination, picture, "a cat") is None
-    assert text(picture).read_text() == "a cat\n"
+def test_a_picture_that_changed_is_captioned_again(tmp_path: Path, entry: ImageEntry) -> None:
+    caption(sidecars(tmp_path, entry, "overwrite"), entry, "a dog")
+    Path(entry.path).write_bytes(b"other pixels")
+    destination = sidecars(tmp_path, entry, "overwrite")
+    assert not destination.is_done(entry)
+    assert caption(destination, entry, "a cat") is None
+    assert text(entry).read_text() == "a cat\n"
 
 
-def test_what_another_run_holds_is_left_to_it_and_keeps_this_run_open(tmp_path: Path, picture: Picture) -> None:
-    theirs = Claim.take(str(text(picture)))
+def test_what_another_run_holds_is_left_to_it_and_keeps_this_run_open(tmp_path: Path, entry: ImageEntry) -> None:
+    theirs = CaptionLock.acquire(str(text(entry)))
     assert theirs is not None
-    destination = sidecars(tmp_path, picture, "append")
-    assert caption(destination, picture, "x") == ANOTHER_RUN
-    destination.finish(through=True, complete=True)
-    theirs.drop()
-    assert caption(sidecars(tmp_path, picture, "append"), picture, "x") is None
+    destination = sidecars(tmp_path, entry, "append")
+    assert caption(destination, entry, "x") == LOCKED_BY_ANOTHER_RUN
+    destination.finish(exhausted=True, complete=True)
+    theirs.release()
+    assert caption(sidecars(tmp_path, entry, "append"), entry, "x") is None

@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from mllama_cli.chat.autosave import Saving
+from mllama_cli.chat.autosave import Autosave
 from mllama_cli.chat.commands.registry import COMMANDS, find_command
-from mllama_cli.chat.dialogue import LiveChat
-from mllama_cli.chat.repl import Look, Repl
+from mllama_cli.chat.dialogue import Dialogue, chip
+from mllama_cli.chat.repl import Repl
+from mllama_cli.chat.shell import DisplayOptions, Shell
 from mllama_cli.chat.storage.store import ChatStore
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import MllamaError, UsageError
@@ -25,6 +26,7 @@ from mllama_cli.terminal import clipboard
 from mllama_cli.terminal.console import Terminal
 from tests.checkpoints import make_checkpoint, text_only_config
 from tests.console import Stream
+from tests.decodes import count_png_decodes
 
 DATA = Path(__file__).parents[1] / "data"
 PHOTO = str(DATA / "drawing.png")
@@ -49,40 +51,40 @@ class Typed:
         return self.choices.pop(0)
 
 
-class Desk:
+class ChatHarness:
     """A chat with everything around it."""
 
     def __init__(self, engine: Engine, store: ChatStore | None, other: Engine) -> None:
         self.out, self.err = Stream(), Stream()
         self.terminal = Terminal(Stream(), self.out, self.err)
         self.typed = Typed()
-        self.chat = LiveChat(engine, Sampling(max_tokens=5))
+        self.dialogue = Dialogue(engine, Sampling(max_tokens=5))
 
         def load_engine(name: str) -> Engine:
             if name != "other":
                 raise UsageError(f"no model {name}", "Try other.")
             return other
 
-        self.repl = Repl(
+        self.shell = Shell(
             self.terminal,
-            self.chat,
+            self.dialogue,
             self.typed,
-            Saving(self.terminal, store),
+            Autosave(self.terminal, store),
             load_engine=load_engine,
             default_sampling=lambda engine: Sampling(max_tokens=7),
-            look=Look(preview=False),
+            display=DisplayOptions(preview=False),
         )
 
     def type(self, *lines: str) -> str:
         """Everything on stderr while these lines are handled."""
         before = len(self.err.text())
         self.typed.lines += lines
-        self.repl.run()
+        Repl(self.shell).run()
         return self.err.text()[before:]
 
     @property
     def roles(self) -> list[str]:
-        return [message.role for message in self.chat.conversation]
+        return [message.role for message in self.dialogue.conversation]
 
 
 @pytest.fixture(scope="module")
@@ -100,130 +102,139 @@ def store(tmp_path: Path) -> ChatStore:
 
 
 @pytest.fixture
-def desk(engines: tuple[Engine, Engine], store: ChatStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+def harness(
+    engines: tuple[Engine, Engine], store: ChatStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> ChatHarness:
     monkeypatch.chdir(tmp_path)
-    return Desk(engines[0], store, engines[1])
+    return ChatHarness(engines[0], store, engines[1])
 
 
-def test_questions_are_answered_until_the_person_leaves(desk: Desk) -> None:
-    desk.type("One?", "Two?", "/bye", "Three?")
-    assert [m.text for m in desk.chat.conversation if m.role == "user"] == ["One?", "Two?"]
-    assert desk.typed.lines == ["Three?"]
-    assert desk.out.text().strip()
+def test_questions_are_answered_until_the_person_leaves(harness: ChatHarness) -> None:
+    harness.type("One?", "Two?", "/bye", "Three?")
+    assert [m.text for m in harness.dialogue.conversation if m.role == "user"] == ["One?", "Two?"]
+    assert harness.typed.lines == ["Three?"]
+    assert harness.out.text().strip()
 
 
-def test_a_picture_waits_for_its_question(desk: Desk) -> None:
-    said = desk.type(f"/image {PHOTO}", "What is this?")
+def test_a_picture_waits_for_its_question(harness: ChatHarness) -> None:
+    said = harness.type(f"/image {PHOTO}", "What is this?")
     assert "Attached drawing.png" in said
-    assert [chips for chips, _ in desk.typed.shown] == [[], [desk.chat.examine(photo()).chip], []]
-    (question, _) = desk.chat.conversation
+    assert [chips for chips, _ in harness.typed.shown] == [[], [chip(harness.dialogue.prepare(photo()))], []]
+    (question, _) = harness.dialogue.conversation
     assert question.images[0].data == photo().data
     assert question.text == "What is this?"
 
 
-def test_a_dropped_picture_alone_waits_and_inside_a_message_goes_along(desk: Desk, tmp_path: Path) -> None:
+def test_a_dropped_picture_alone_waits_and_inside_a_message_goes_along(harness: ChatHarness, tmp_path: Path) -> None:
     Image.new("RGB", (30, 20), "red").save(tmp_path / "my photo.png")
-    desk.type(f"'{tmp_path}/my photo.png'")
-    assert desk.roles == []
-    assert len(desk.chat.attachments) == 1
-    desk.type(f"What is in {tmp_path!s}/my\\ photo.png now?")
-    assert len(desk.chat.conversation.images) == 2
-    assert desk.chat.conversation.messages[0].text == "What is in now?"
+    harness.type(f"'{tmp_path}/my photo.png'")
+    assert harness.roles == []
+    assert len(harness.dialogue.attachments) == 1
+    harness.type(f"What is in {tmp_path!s}/my\\ photo.png now?")
+    assert len(harness.dialogue.conversation.images) == 2
+    assert harness.dialogue.conversation.messages[0].text == "What is in now?"
 
 
-def test_a_missing_picture_is_an_error_and_nothing_is_sent(desk: Desk) -> None:
-    said = desk.type("what is /nowhere/at/all.png ?", "/image nope.png", "/image")
+def test_a_missing_picture_is_an_error_and_nothing_is_sent(harness: ChatHarness) -> None:
+    said = harness.type("what is /nowhere/at/all.png ?", "/image nope.png", "/image")
     assert said.count("mllama: ") == 3
     assert "/nowhere/at/all.png" in said
-    assert desk.roles == []
+    assert harness.roles == []
 
 
-def test_pictures_can_be_listed_and_taken_away(desk: Desk) -> None:
-    assert "No pictures" in desk.type("/images")
-    assert "No picture is attached" in desk.type("/detach 1")
+def test_pictures_can_be_listed_and_taken_away(harness: ChatHarness) -> None:
+    assert "No images" in harness.type("/images")
+    assert "No image is attached" in harness.type("/detach 1")
     card = str(DATA / "card.png")
-    said = desk.type(f"/image {PHOTO}", f"/image {card}", "/images", "/detach 5", "/detach 1", "/images")
+    said = harness.type(f"/image {PHOTO}", f"/image {card}", "/images", "/detach 5", "/detach 1", "/images")
     assert "1. drawing.png" in said
     assert "a number from 1 to 2" in said
-    assert [a.part.name.rpartition("/")[2] for a in desk.chat.attachments] == ["card.png"]
-    desk.type("/detach")
-    assert desk.chat.attachments == []
+    assert [a.name.rpartition("/")[2] for a in harness.dialogue.attachments] == ["card.png"]
+    harness.type("/detach")
+    assert harness.dialogue.attachments == []
 
 
-def test_previews_are_shown_on_demand(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_previews_are_shown_on_demand(harness: ChatHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[tuple[int, int]] = []
     monkeypatch.setattr(
-        "mllama_cli.terminal.preview.show_preview", lambda terminal, image, **size: shown.append(image.size)
+        "mllama_cli.terminal.graphics.show_preview", lambda terminal, image, **size: shown.append(image.size)
     )
-    assert "no picture to show" in desk.type("/preview")
-    desk.type(f"/image {PHOTO}")
+    assert "no image to show" in harness.type("/preview")
+    harness.type(f"/image {PHOTO}")
     assert shown == []
-    desk.type("/preview", "What?", "/preview", "/preview on", f"/image {PHOTO}", "/preview off", f"/image {PHOTO}")
+    harness.type("/preview", "What?", "/preview", "/preview on", f"/image {PHOTO}", "/preview off", f"/image {PHOTO}")
     assert len(shown) == 3
-    assert "takes the number" in desk.type("/preview x")
+    assert "takes the number" in harness.type("/preview x")
 
 
-def test_the_clipboards_picture_is_attached(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_decoded_once(harness: ChatHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = count_png_decodes(monkeypatch)
+    harness.type("/preview on", f"/image {PHOTO}", "What is this?", "/preview", "/regen", "/edit", "And now?")
+    assert harness.roles == ["user", "assistant"]
+    assert len(opened) == 1
+
+
+def test_the_clipboards_picture_is_attached(harness: ChatHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mllama_cli.processing.clipboard.read_clipboard_image", photo)
-    desk.type("/paste")
-    assert [a.part for a in desk.chat.attachments] == [photo()]
+    harness.type("/paste")
+    assert harness.dialogue.attachments == [photo()]
 
     def nothing() -> ImagePart:
         raise MllamaError("There is no picture in the clipboard", "Copy one first.")
 
     monkeypatch.setattr("mllama_cli.processing.clipboard.read_clipboard_image", nothing)
-    assert "no picture in the clipboard" in desk.type("/paste")
+    assert "no picture in the clipboard" in harness.type("/paste")
 
 
-def test_conversations_are_cleared_taken_back_edited_and_made_anew(desk: Desk) -> None:
-    assert "nothing was asked" in desk.type("/undo")
-    assert "nothing was asked" in desk.type("/regen")
-    desk.type(f"/image {PHOTO}", "One?", "Two?", "/regen", "/undo")
-    assert [m.text for m in desk.chat.conversation if m.role == "user"] == ["One?"]
-    desk.type("/edit")
-    assert desk.typed.shown[-1] == ([desk.chat.examine(photo()).chip], "One?")
-    desk.type("One, changed?")
-    assert desk.chat.conversation.messages[0].text == "One, changed?"
-    assert desk.chat.conversation.images[0].data == photo().data
-    desk.type("/clear")
-    assert desk.roles == []
+def test_conversations_are_cleared_taken_back_edited_and_made_anew(harness: ChatHarness) -> None:
+    assert "nothing was asked" in harness.type("/undo")
+    assert "nothing was asked" in harness.type("/regen")
+    harness.type(f"/image {PHOTO}", "One?", "Two?", "/regen", "/undo")
+    assert [m.text for m in harness.dialogue.conversation if m.role == "user"] == ["One?"]
+    harness.type("/edit")
+    assert harness.typed.shown[-1] == ([chip(harness.dialogue.prepare(photo()))], "One?")
+    harness.type("One, changed?")
+    assert harness.dialogue.conversation.messages[0].text == "One, changed?"
+    assert harness.dialogue.conversation.images[0].data == photo().data
+    harness.type("/clear")
+    assert harness.roles == []
 
 
-def test_text_of_a_file_goes_with_the_next_message(desk: Desk, tmp_path: Path) -> None:
+def test_text_of_a_file_goes_with_the_next_message(harness: ChatHarness, tmp_path: Path) -> None:
     (tmp_path / "my notes.txt").write_text("a note\n", encoding="utf-8")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "empty").write_text(" ")
-    said = desk.type("/read nope.txt", "/read binary", "/read empty", "/read", f"/read {tmp_path}")
+    said = harness.type("/read nope.txt", "/read binary", "/read empty", "/read", f"/read {tmp_path}")
     assert said.count("mllama: ") == 5
     assert "not UTF-8" in said
-    desk.type("/read my notes.txt", "Sum up.")
-    assert desk.chat.conversation.messages[0].text == "my notes.txt:\na note\n\nSum up."
+    harness.type("/read my notes.txt", "Sum up.")
+    assert harness.dialogue.conversation.messages[0].text == "my notes.txt:\na note\n\nSum up."
 
 
-def test_answers_and_code_are_copied(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_and_code_are_copied(harness: ChatHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     copied: list[str] = []
     monkeypatch.setattr(clipboard, "copy_text", lambda terminal, text: copied.append(text))
-    assert "no answer to copy" in desk.type("/copy")
-    desk.chat.conversation = Conversation.ask("Code?").with_assistant(
+    assert "no answer to copy" in harness.type("/copy")
+    harness.dialogue.conversation = Conversation.ask("Code?").with_assistant(
         "Here:\n```python\nfirst\n```\nand\n```\nsecond\n  more\n```"
     )
-    desk.type("/copy", "/copy code")
-    assert copied == [desk.chat.last_answer, "second\n  more"]
-    assert "takes nothing" in desk.type("/copy that")
-    desk.chat.conversation = Conversation.ask("Code?").with_assistant("None.")
-    assert "no code block" in desk.type("/copy code")
+    harness.type("/copy", "/copy code")
+    assert copied == [harness.dialogue.last_answer, "second\n  more"]
+    assert "takes nothing" in harness.type("/copy that")
+    harness.dialogue.conversation = Conversation.ask("Code?").with_assistant("None.")
+    assert "no code block" in harness.type("/copy code")
 
 
-def test_parameters_are_set_under_both_tools_names(desk: Desk) -> None:
-    desk.type(
+def test_parameters_are_set_under_both_tools_names(harness: ChatHarness) -> None:
+    harness.type(
         "/set parameter temperature 0.5", "/set parameter num_predict 9", "/set parameter repeat_penalty 1.1",
         "/set parameter top-k 3", "/set parameter seed 4", "/set parameter stop ENDE", "/set parameter stop \\n\\n",
     )  # fmt: skip
-    assert desk.chat.sampling == Sampling(
+    assert harness.dialogue.sampling == Sampling(
         temperature=0.5, max_tokens=9, repetition_penalty=1.1, top_k=3, seed=4, stop=("ENDE", "\n\n")
     )
-    desk.type("/set parameter seed none")
-    assert desk.chat.sampling.seed is None
+    harness.type("/set parameter seed none")
+    assert harness.dialogue.sampling.seed is None
 
 
 @pytest.mark.parametrize(
@@ -236,52 +247,52 @@ def test_parameters_are_set_under_both_tools_names(desk: Desk) -> None:
         ("/set parameter temperature hot", "must be a number, not 'hot'"),
         ("/set parameter top_k 1.5", "must be a whole number"),
         ("/set parameter temperature -1", "must be 0 or more"),
-        ("/set parameter num_ctx 4096", "the model's own: 2048 tokens"),
+        ("/set parameter num_ctx 4096", "the model's: 2048 tokens"),
         ("/model", "needs a name"),
         ("/model nope", "no model nope"),
         ("/imagee x.png", "Did you mean /image?"),
         ("/save", "needs a name"),
-        ("/save x", "nothing to save yet"),
+        ("/save x", "still empty"),
         ("/load", "needs the name"),
         ("/load nope", "nope"),
         ("/export", "needs a file name"),
-        ("/export x.md", "nothing to export yet"),
+        ("/export x.md", "still empty"),
     ],
 )
-def test_a_bad_argument_is_one_clear_error_and_changes_nothing(desk: Desk, line: str, says: str) -> None:
-    before = replace(desk.chat.sampling)
-    said = desk.type(line)
+def test_a_bad_argument_is_one_clear_error_and_changes_nothing(harness: ChatHarness, line: str, says: str) -> None:
+    before = replace(harness.dialogue.sampling)
+    said = harness.type(line)
     assert says in said
     assert said.startswith("mllama: ")
     assert len(said.strip().splitlines()) <= 2
-    assert (desk.chat.sampling, desk.roles) == (before, [])
+    assert (harness.dialogue.sampling, harness.roles) == (before, [])
 
 
-def test_system_verbose_and_show(desk: Desk) -> None:
-    desk.type("/system Be brief.", "/set verbose")
-    assert "tokens/s" in desk.type("One?")
-    shown = desk.type("/show")
+def test_system_verbose_and_show(harness: ChatHarness) -> None:
+    harness.type("/system Be brief.", "/set verbose")
+    assert "tokens/s" in harness.type("One?")
+    shown = harness.type("/show")
     for text in ("Be brief.", "cpu", "of 2048 tokens used", "1 question", "max_tokens"):
         assert text in shown
-    desk.type("/set system 'Be long.'", "/set quiet")
-    assert desk.chat.system == "Be long."
-    assert "tokens/s" not in desk.type("Two?")
-    desk.type("/system")
-    assert desk.chat.system == ""
+    harness.type("/set system 'Be long.'", "/set quiet")
+    assert harness.dialogue.system == "Be long."
+    assert "tokens/s" not in harness.type("Two?")
+    harness.type("/system")
+    assert harness.dialogue.system == ""
 
 
-def test_another_model_goes_on_with_the_conversation(desk: Desk) -> None:
-    desk.type("One?", "/model other", "Two?")
-    assert desk.roles == ["user", "assistant"] * 2
-    assert not desk.chat.engine.can_see
-    assert desk.chat.sampling.max_tokens == 7
+def test_another_model_goes_on_with_the_conversation(harness: ChatHarness) -> None:
+    harness.type("One?", "/model other", "Two?")
+    assert harness.roles == ["user", "assistant"] * 2
+    assert not harness.dialogue.engine.can_see
+    assert harness.dialogue.sampling.max_tokens == 7
 
 
-def test_help_names_every_command(desk: Desk) -> None:
+def test_help_names_every_command(harness: ChatHarness) -> None:
     for line in ("/help", "/?"):
-        said = desk.type(line)
-        for action in COMMANDS:
-            assert all(f"/{name}" in said for name in action.names)
+        said = harness.type(line)
+        for command in COMMANDS:
+            assert all(f"/{name}" in said for name in command.names)
 
 
 def test_a_message_that_begins_with_a_path_is_no_command(tmp_path: Path) -> None:
@@ -290,28 +301,28 @@ def test_a_message_that_begins_with_a_path_is_no_command(tmp_path: Path) -> None
     assert find_command("/usr/bin is a folder") is None
     assert find_command("/tmp") is None
     for line in ("/image a b.png", "/IMAGE a b.png", "  /image   a b.png "):
-        command = find_command(line)
-        assert command is not None
-        assert (command.action.names[0], command.argument) == ("image", "a b.png")
+        found = find_command(line)
+        assert found is not None
+        assert (found[0].names[0], found[1]) == ("image", "a b.png")
     with pytest.raises(UsageError):
         find_command("/" + "x" * 400)
 
 
 def test_chats_are_kept_as_they_go_and_loaded_again(
-    desk: Desk, store: ChatStore, engines: tuple[Engine, Engine]
+    harness: ChatHarness, store: ChatStore, engines: tuple[Engine, Engine]
 ) -> None:
-    desk.type(f"/image {PHOTO}", "One?", "/set parameter temperature 0.25", "/system Be brief.", "Two?")
-    before = desk.chat.conversation
+    harness.type(f"/image {PHOTO}", "One?", "/set parameter temperature 0.25", "/system Be brief.", "Two?")
+    before = harness.dialogue.conversation
     last = store.last()
     assert last is not None
     assert last.conversation == before
-    desk.type("/save birds")
-    fresh = Desk(engines[0], store, engines[1])
+    harness.type("/save birds")
+    fresh = ChatHarness(engines[0], store, engines[1])
     said = fresh.type("/history", "/load birds")
     assert "birds" in said
     assert "One?" in said
-    assert fresh.chat.conversation == before
-    assert (fresh.chat.sampling.temperature, fresh.chat.system) == (0.25, "Be brief.")
+    assert fresh.dialogue.conversation == before
+    assert (fresh.dialogue.sampling.temperature, fresh.dialogue.system) == (0.25, "Be brief.")
     fresh.type("Three?", "/undo", "/undo")
     saved = store.load("birds")
     assert [m.text for m in saved.conversation if m.role == "user"] == ["One?"]
@@ -319,47 +330,49 @@ def test_chats_are_kept_as_they_go_and_loaded_again(
     assert len(store.chats()) == 2
 
 
-def test_a_chat_is_exported(desk: Desk, tmp_path: Path) -> None:
-    desk.type(f"/image {PHOTO}", "One?", "/export talk.md", "/export talk.json")
+def test_a_chat_is_exported(harness: ChatHarness, tmp_path: Path) -> None:
+    harness.type(f"/image {PHOTO}", "One?", "/export talk.md", "/export talk.json")
     assert "One?" in (tmp_path / "talk.md").read_text(encoding="utf-8")
     assert json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))
-    assert "mllama: " in desk.type("/export talk.exe")
+    assert "mllama: " in harness.type("/export talk.exe")
 
 
 def test_without_a_store_nothing_is_kept_and_saving_says_so(engines: tuple[Engine, Engine]) -> None:
-    desk = Desk(engines[0], None, engines[1])
-    desk.type("One?")
-    assert "--no-log" in desk.type("/save x")
-    assert "not saved" in desk.type("/show")
+    harness = ChatHarness(engines[0], None, engines[1])
+    harness.type("One?")
+    assert "--no-log" in harness.type("/save x")
+    assert "not saved" in harness.type("/show")
 
 
-def test_a_store_that_fails_is_told_once_and_the_chat_goes_on(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_fails_is_told_once_and_the_chat_goes_on(
+    harness: ChatHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*args: object, **kwargs: object) -> None:
         raise MllamaError("The disk is full", "Free some space.")
 
     monkeypatch.setattr(ChatStore, "save", full)
-    said = desk.type("One?", "Two?")
+    said = harness.type("One?", "Two?")
     assert said.count("The disk is full") == 1
-    assert desk.roles == ["user", "assistant"] * 2
+    assert harness.roles == ["user", "assistant"] * 2
 
 
-def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    desk.chat.set_sampling(max_tokens=400)
-    write = desk.out.write
+def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(harness: ChatHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    harness.dialogue.set_sampling(max_tokens=400)
+    write = harness.out.write
     interrupted = interrupt_after(3, write)
-    monkeypatch.setattr(desk.out, "write", interrupted)
-    said = desk.type("Go on.")
+    monkeypatch.setattr(harness.out, "write", interrupted)
+    said = harness.type("Go on.")
     assert "Stopped." in said
-    assert desk.roles == ["user", "assistant"]
-    assert 0 < len(desk.chat.last_answer) < 400
-    monkeypatch.setattr(desk.out, "write", write)
-    desk.chat.set_sampling(max_tokens=5)
-    desk.type("And now?")
-    assert desk.roles == ["user", "assistant"] * 2
+    assert harness.roles == ["user", "assistant"]
+    assert 0 < len(harness.dialogue.last_answer) < 400
+    monkeypatch.setattr(harness.out, "write", write)
+    harness.dialogue.set_sampling(max_tokens=5)
+    harness.type("And now?")
+    assert harness.roles == ["user", "assistant"] * 2
 
 
 def test_memory_that_runs_out_leaves_what_was_said_and_the_chat(
-    desk: Desk, store: ChatStore, monkeypatch: pytest.MonkeyPatch
+    harness: ChatHarness, store: ChatStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decode = EagerDecoder.tokens
 
@@ -370,52 +383,52 @@ def test_memory_that_runs_out_leaves_what_was_said_and_the_chat(
 
     with monkeypatch.context() as patch:
         patch.setattr(EagerDecoder, "tokens", short)
-        said = desk.type("Go on.")
+        said = harness.type("Go on.")
     assert "not enough memory" in said
-    assert desk.roles == ["user", "assistant"]
+    assert harness.roles == ["user", "assistant"]
     kept = store.last()
     assert kept is not None
     assert [message.role for message in kept.whole.messages] == ["user", "assistant"]
-    desk.type("And now?")
-    assert desk.roles == ["user", "assistant"] * 2
+    harness.type("And now?")
+    assert harness.roles == ["user", "assistant"] * 2
 
 
 def test_memory_that_runs_out_before_the_first_word_gives_the_question_back(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    harness: ChatHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none(self: EagerDecoder, *arguments: Any) -> Iterator[int]:
         raise MemoryError
 
     with monkeypatch.context() as patch:
         patch.setattr(EagerDecoder, "tokens", none)
-        desk.type("A long question.")
-    assert desk.roles == []
-    assert desk.typed.shown[-1] == ([], "A long question.")
+        harness.type("A long question.")
+    assert harness.roles == []
+    assert harness.typed.shown[-1] == ([], "A long question.")
 
 
 def test_after_making_room_a_shortage_of_memory_gives_the_question_back_too(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    harness: ChatHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none(self: EagerDecoder, *arguments: Any) -> Iterator[int]:
         raise MemoryError
 
-    desk.type("x" * 1900)
-    desk.typed.choices = ["n"]
+    harness.type("x" * 1900)
+    harness.typed.choices = ["n"]
     with monkeypatch.context() as patch:
         patch.setattr(EagerDecoder, "tokens", none)
-        desk.type("y" * 700)
-    assert desk.roles == []
-    assert desk.typed.shown[-1] == ([], "y" * 700)
+        harness.type("y" * 700)
+    assert harness.roles == []
+    assert harness.typed.shown[-1] == ([], "y" * 700)
 
 
-def test_a_shortage_of_memory_elsewhere_leaves_the_chat(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shortage_of_memory_elsewhere_leaves_the_chat(harness: ChatHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_room(name: str) -> Engine:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(desk.repl, "load_engine", no_room)
-    said = desk.type("One?", "/model other", "Two?")
+    monkeypatch.setattr(harness.shell, "load_engine", no_room)
+    said = harness.type("One?", "/model other", "Two?")
     assert "There is not enough memory for this" in said
-    assert desk.roles == ["user", "assistant"] * 2
+    assert harness.roles == ["user", "assistant"] * 2
 
 
 def interrupt_after(count: int, write: Callable[[str], int]) -> Callable[[str], int]:
@@ -429,27 +442,27 @@ def interrupt_after(count: int, write: Callable[[str], int]) -> Callable[[str], 
     return interrupting
 
 
-def test_a_full_context_asks_what_should_go(desk: Desk) -> None:
-    desk.type("x" * 700, "y" * 700)
-    assert desk.roles == ["user", "assistant"] * 2
-    desk.typed.choices = ["k"]
-    said = desk.type("z" * 700)
+def test_a_full_context_asks_what_should_go(harness: ChatHarness) -> None:
+    harness.type("x" * 700, "y" * 700)
+    assert harness.roles == ["user", "assistant"] * 2
+    harness.typed.choices = ["k"]
+    said = harness.type("z" * 700)
     assert "more than this model can read" in said
-    assert desk.roles == ["user", "assistant"] * 2
-    assert desk.typed.shown[-1] == ([], "z" * 700), "what was typed is not lost"
-    desk.typed.choices = ["o"]
-    desk.type("z" * 700)
-    assert [m.text[0] for m in desk.chat.conversation if m.role == "user"] == ["y", "z"]
-    desk.typed.choices = ["n"]
-    desk.type("w" * 1500)
-    assert [m.text[0] for m in desk.chat.conversation if m.role == "user"] == ["w"]
-    desk.typed.choices = ["n"]
-    said = desk.type("v" * 3000)
+    assert harness.roles == ["user", "assistant"] * 2
+    assert harness.typed.shown[-1] == ([], "z" * 700), "what was typed is not lost"
+    harness.typed.choices = ["o"]
+    harness.type("z" * 700)
+    assert [m.text[0] for m in harness.dialogue.conversation if m.role == "user"] == ["y", "z"]
+    harness.typed.choices = ["n"]
+    harness.type("w" * 1500)
+    assert [m.text[0] for m in harness.dialogue.conversation if m.role == "user"] == ["w"]
+    harness.typed.choices = ["n"]
+    said = harness.type("v" * 3000)
     assert "alone is too long" in said
 
 
-def test_a_nearly_full_context_is_told_once(desk: Desk) -> None:
-    said = desk.type("x" * 1900, "Two?")
+def test_a_nearly_full_context_is_told_once(harness: ChatHarness) -> None:
+    said = harness.type("x" * 1900, "Two?")
     assert said.count("nearly full") == 1
 
 

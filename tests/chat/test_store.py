@@ -20,7 +20,7 @@ def store(tmp_path: Path) -> ChatStore:
 
 
 def keep(store: ChatStore, conversation: Conversation, model: str = "11b") -> SavedChat:
-    return store.save(store.create(model), conversation)
+    return store.save(SavedChat.new(model), conversation)
 
 
 def count(store: ChatStore, table: str) -> int:
@@ -50,7 +50,7 @@ def test_a_conversation_comes_back_as_it_was(store: ChatStore, conversation: Con
 
 def test_what_belongs_to_a_chat_comes_back_too(store: ChatStore) -> None:
     settings = {"system": "Be \ud800 kind.", "sampling": {"temperature": 0.5, "stop": ("a", "é"), "seed": None}}
-    kept = store.save(store.create("mein-modell"), Conversation.ask("Hi"), settings=settings)
+    kept = store.save(SavedChat.new("mein-modell"), Conversation.ask("Hi"), settings=settings)
     again = ChatStore(store.path).load(str(kept.id))
     assert again.model == "mein-modell"
     assert again.settings == {
@@ -78,7 +78,7 @@ def test_every_step_of_a_chat_is_kept(store: ChatStore) -> None:
         Conversation(two.messages[1:]),
         two,
     ]
-    chat = store.create("m")
+    chat = SavedChat.new("m")
     for step in steps:
         chat = store.save(chat, step)
         if any(message.role == "user" for message in step):
@@ -102,7 +102,7 @@ def test_only_what_changed_is_written(store: ChatStore) -> None:
 
 
 def test_empty_conversations_are_not_kept(store: ChatStore) -> None:
-    chat = store.create("m")
+    chat = SavedChat.new("m")
     assert store.save(chat, Conversation((Message("system", (TextPart("Be kind."),)),))).id == chat.id
     assert (store.chats(), store.last()) == ([], None)
     chat = store.save(chat, Conversation.ask("Hi", (PHOTO,)))
@@ -238,7 +238,7 @@ def test_a_taken_name_is_an_error_unless_it_may_be_taken(store: ChatStore) -> No
 
 def test_a_chat_without_a_question_cannot_be_named(store: ChatStore) -> None:
     with pytest.raises(UsageError, match="not saved yet"):
-        store.rename(store.create("m"), "mine")
+        store.rename(SavedChat.new("m"), "mine")
 
 
 def test_the_name_outlives_further_saves(store: ChatStore) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.captioning.drawings import bad_files, drawings
 from tests.console import SCRIPT, run_here, run_script
+from tests.drawings import bad_files, drawings
 from tests.prepared import Prepared, Started
 
 DATA = Path(__file__).parents[1] / "data"
@@ -135,7 +135,7 @@ def test_failures_keep_a_run_open_so_that_nothing_is_added_twice(folder: Path) -
 def test_pictures_that_differ_in_their_ending_alone(folder: Path) -> None:
     Image.open(folder / "card.png").convert("RGB").save(folder / "drawing.jpg")
     result = run_here("caption", str(folder), "--workers", "0")
-    assert "2 pictures differ only in their ending" in result.err
+    assert "2 pictures differ only in their extension" in result.err
     assert "HELLO" in (folder / "drawing.jpg.txt").read_text()
     assert "3 red circles" in (folder / "drawing.png.txt").read_text()
     assert not (folder / "drawing.txt").exists()
@@ -302,7 +302,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path) -> None
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert b"The same command goes on from here." in err
+    assert b"Run the same command to resume." in err
     assert b"Traceback" not in err
     done = list(tmp_path.glob("*.txt"))
     assert 0 < len(done) < 40

@@ -5,14 +5,14 @@ import json
 import os
 import signal
 import subprocess
-import time
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from mllama_cli.cli.question import gather
+from mllama_cli.cli.chat_request import ChatInput
+from mllama_cli.cli.question import build_question
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.events import Token
 from mllama_cli.core.sampling import Sampling
@@ -20,6 +20,7 @@ from mllama_cli.engine.engine import Engine, load
 from mllama_cli.terminal.console import Terminal
 from tests.checkpoints import make_checkpoint, text_only_config
 from tests.console import SCRIPT, Result, run_here, run_script
+from tests.decodes import count_png_decodes
 
 IMAGE_URL = {"type": "image_url"}
 NEVER = 10**6
@@ -102,8 +103,8 @@ def test_several_pictures_in_order(engine: Engine, png: Path, tmp_path: Path) ->
     one = chat("-i", str(png), "-i", str(other), "Differ?")
     assert one.out == expected(engine, "Differ?", png, other)
     assert len({one.out, chat("-i", str(png), "Differ?").out, chat("-i", str(other), "Differ?").out}) == 3
-    options = {"prompt": None, "system": None, "messages": None, "raw": False, "no_stdin": True}
-    images = gather(Terminal(), words=["Differ?"], images=[str(png), str(other)], **options).images
+    asked = ChatInput(words=["Differ?"], image=[str(png), str(other)], no_stdin=True)
+    images = build_question(asked, Terminal()).images
     assert [image.data for image in images] == [png.read_bytes(), other.read_bytes()]
     assert "newest group" not in one.err, "pictures in one turn all stay visible"
 
@@ -208,6 +209,19 @@ def test_base_models_take_the_raw_prompt(png: Path, tmp_path: Path) -> None:
     assert raw.out.rstrip("\n") == "".join(e.text for e in events if isinstance(e, Token)).rstrip("\n")
 
 
+def test_an_image_is_decoded_once(png: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decodes = count_png_decodes(monkeypatch)
+    assert chat("-i", str(png), "What?").code == 0
+    assert len(decodes) == 1
+
+
+def test_an_image_is_decoded_once_in_a_library_too(engine: Engine, png: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decodes = count_png_decodes(monkeypatch)
+    talk = Conversation.ask("What?", (ImagePart(png.read_bytes()),))
+    list(engine.stream(talk, Sampling(max_tokens=2)))
+    assert len(decodes) == 1
+
+
 def broken(name: str, png: Path, folder: Path) -> str:
     path = folder / name
     match name:
@@ -231,9 +245,13 @@ def broken(name: str, png: Path, folder: Path) -> str:
     [("missing.png", 2), ("folder.png", 2), ("text.png", 1), ("truncated.jpg", 1), ("empty.png", 1), ("bomb.png", 1)],
 )
 def test_a_bad_picture_is_one_clear_error_before_anything_is_loaded(
-    name: str, code: int, png: Path, tmp_path: Path
+    name: str, code: int, png: Path, models: Path, tmp_path: Path
 ) -> None:
-    result = chat("-m", "/no/such/model", "-i", broken(name, png, tmp_path), "What?")
+    hollow = tmp_path / "hollow"  # a model without weights and tokenizer: to load it would be an error
+    hollow.mkdir()
+    for file in ("config.json", "preprocessor_config.json"):
+        (hollow / file).write_bytes((models / "models" / "tiny" / file).read_bytes())
+    result = chat("-m", str(hollow), "-i", broken(name, png, tmp_path), "What?")
     assert result.code == code
     assert result.out == ""
     assert name in result.err
@@ -360,17 +378,17 @@ def test_ctrl_c_keeps_what_was_said_and_exits_130() -> None:
     assert b"Traceback" not in err
 
 
-def test_a_closed_pipe_ends_quietly() -> None:
-    process = start("--max-tokens", "2000", "Hello")
+@pytest.mark.parametrize("options", [(), ("--verbose",)])
+def test_a_closed_pipe_ends_the_answer_quietly(options: tuple[str, ...]) -> None:
+    """An answer that went on would have statistics at its end."""
+    process = start("--max-tokens", "2000", *options, "Hello")
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.read(1)
     process.stdout.close()
-    began = time.monotonic()
     err = process.stderr.read()
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=60) == 0
     assert err == b""
-    assert time.monotonic() - began < 15
     process.stderr.close()
 
 

@@ -33,8 +33,9 @@ def test_a_file_that_is_not_there_sets_nothing(tmp_path: Path) -> None:
 def test_values_come_as_they_are_written(tmp_path: Path) -> None:
     text = 'model = "11b"\ntemperature = 1\ntop_k = 40\nstop = ["A", "B"]\npreview = false\ntheme = "light"\n'
     settings = read_settings(written(tmp_path / "c.toml", text))
-    assert settings == Settings(model="11b", temperature=1.0, top_k=40, stop=("A", "B"), preview=False, theme="light")
-    assert settings.sampling == {"temperature": 1.0, "top_k": 40, "stop": ("A", "B")}
+    assert settings == Settings(
+        model="11b", sampling={"temperature": 1.0, "top_k": 40, "stop": ("A", "B")}, preview=False, theme="light"
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,10 @@ def test_values_come_as_they_are_written(tmp_path: Path) -> None:
         ("top_k = 1.5", "top_k must be a whole number", ""),
         ("top_k = true", "top_k must be a whole number", ""),
         ("preview = 1", "preview must be true or false", ""),
-        ('theme = "blue"', "theme cannot be 'blue'", "dark, light, none"),
+        ('theme = "blue"', "theme must be one of dark, light, none, not 'blue'", "colours"),
+        ('device = "tpu"', "device must be auto, cpu, cuda or cuda:N, not 'tpu'", ""),
+        ("temperature = -1", "temperature must be 0 or more, not -1.0", "0 is greedy"),
+        ('stop = ["A", ""]', "stop must not contain an empty text", ""),
         ("stop = [1]", "stop must be a list of texts", ""),
         ("model = 11b", "is not valid TOML", "Example line"),
     ],
@@ -67,11 +71,11 @@ def test_settings_are_set_shown_and_taken_out(file: Path) -> None:
         assert run_here("config", "set", *arguments) == Result(0, "", "")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert read_settings(file) == Settings(
-        temperature=0.5, model="11b", preview=False, stop=("A", "B"), system="Be brief."
+        model="11b", sampling={"temperature": 0.5, "stop": ("A", "B")}, preview=False, system="Be brief."
     )
     assert run_here("config", "get", "preview").out == "false\n"
     assert run_here("config", "unset", "temperature").code == 0
-    assert read_settings(file).temperature is None
+    assert read_settings(file).get("temperature") is None
 
 
 def test_comments_and_order_stay(file: Path) -> None:

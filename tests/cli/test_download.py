@@ -243,7 +243,7 @@ def test_unknown_model_names_the_nearest_alias(user: User, tells_404: bool) -> N
 
 
 def test_names_that_are_no_hub_ids(user: User) -> None:
-    assert_fails(user.run(), 2, "Which model?", "11b", "90b-base", "meta-llama/Llama-3.2-90B-Vision")
+    assert_fails(user.run(), 2, "No model given", "11b", "90b-base", "meta-llama/Llama-3.2-90B-Vision")
     assert_fails(user.run("11"), 2, "'11'", "Did you mean 11b?")
     assert_fails(user.run("someone/a..b"), 2, "no hub id")
 

@@ -28,7 +28,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def keep(conversation: Conversation, name: str = "") -> SavedChat:
     store = ChatStore()
-    chat = store.save(store.create("11b"), conversation, settings={"system": "Be kind."})
+    chat = store.save(SavedChat.new("11b"), conversation, settings={"system": "Be kind."})
     return store.rename(chat, name) if name else chat
 
 
@@ -150,7 +150,7 @@ def test_rm_asks_first() -> None:
     keep(Conversation.ask("Hello"))
     kept = run_here("history", "rm", "cat")
     assert "Delete 1 (cat, 2 messages)? [y/N]" in kept.err
-    assert "Kept." in kept.err
+    assert "Not deleted." in kept.err
     assert numbers() == [1, 2]
     unasked = run_here("history", "rm", "cat", stdin=b"y\n")
     assert unasked.code == 2
@@ -198,7 +198,7 @@ def test_rm_deletes_nothing_where_one_name_is_wrong() -> None:
     ("arguments", "message"),
     [
         (["show", "dgo"], "Did you mean 'dog'?"),
-        (["show", "do"], "several chats begin: 'dog', 'door'"),
+        (["show", "do"], "several chats begin with it: 'dog', 'door'"),
         (["show", "99"], "no saved chat 99"),
         (["show", ""], "no saved chat"),
         (["show", "cat", "--bad"], "--bad"),

@@ -42,7 +42,7 @@ def test_the_folder_is_printed_and_the_name_works_everywhere(source: Path, home:
     made = home / "models" / "small-int4"
     assert (result.code, result.out) == (0, f"{made}\n"), result.err
     assert "bits per weight" in result.err
-    assert "4 bit: relative squared error" in result.err
+    assert "4-bit: relative squared error" in result.err
     assert "\x1b" not in result.err
     listed = run_here("list").out
     assert "small-int4" in listed
@@ -167,7 +167,7 @@ def test_ctrl_c_leaves_no_model_and_the_next_run_goes_on(tmp_path: Path, home: P
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, ""), err
-    assert "goes on from here" in err
+    assert "Run the same command to resume" in err
     assert "Traceback" not in err
     assert "big-int4" not in run_here("list").out
     result = run_here("quantize", str(source))

@@ -45,7 +45,7 @@ def test_a_bar_with_the_last_caption_and_ctrl_c(folder: Path) -> None:
         run.wait("images/s")
         run.wait("HELLO")
         run.type(CTRL_C)
-        run.wait("The same command goes on from here.")
+        run.wait("Run the same command to resume.")
         assert "Captioned " in run.text
     assert list(folder.glob("*.txt"))
     assert not list(folder.glob(".*.mllama"))

@@ -14,7 +14,6 @@ from mllama_cli.engine.batch.run import BatchReply, BatchRequest, run_batch
 from mllama_cli.engine.engine import Engine, load
 from mllama_cli.engine.vision import VisionEncoder
 from mllama_cli.model.cache import LayerKV
-from mllama_cli.sketch.evaluate import conversation_of, held_out
 from tests.checkpoints import make_checkpoint, text_only_config
 from tests.engine.conftest import picture
 
@@ -89,23 +88,6 @@ def test_log_probabilities_come_where_they_are_asked_for(engine: Engine) -> None
         for ours, alone_ in zip(reply.logprobs, expected, strict=False):
             assert ours.logprob == pytest.approx(alone_.logprob, abs=1e-4)
             assert [id_ for id_, _ in ours.top_logprobs] == [id_ for id_, _ in alone_.top_logprobs]
-
-
-@pytest.mark.slow
-def test_the_built_in_model_answers_alike_in_refilled_slots() -> None:
-    engine = load("sketch", device="cpu", dtype="float32", vision=True)
-    talks = [conversation_of(s) for task in ("describe", "change", "where", "follow-up") for s in held_out(task, 6)]
-    requests = [
-        BatchRequest(k, engine.processor(talk), sampling=Sampling(max_tokens=60)) for k, talk in enumerate(talks)
-    ]
-    replies = {reply.key: reply for reply in run_batch(engine.model, requests, slots=5)}
-    for request in requests:
-        reply = replies[request.key]
-        assert reply.ids == alone(engine, request)
-        assert reply.finish_reason == "stop"
-        assert reply.text == engine.processor.tokenizer.backend.decode(list(reply.ids))
-        assert (reply.prompt_tokens, reply.completion_tokens) == (len(request.inputs.ids), len(reply.ids))
-        assert reply.seconds > 0
 
 
 def test_a_free_slot_is_refilled_at_once_and_requests_are_pulled_when_needed(engine: Engine) -> None:

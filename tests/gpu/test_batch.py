@@ -13,8 +13,8 @@ from mllama_cli.engine.batch.slots import Slots
 from mllama_cli.engine.cuda.operands import supports_attention
 from mllama_cli.engine.engine import Engine, load
 from mllama_cli.processing.images import encode_image
-from tests.captioning.drawings import opened
 from tests.checkpoints import make_checkpoint
+from tests.drawings import opened
 
 pytestmark = [
     pytest.mark.gpu,

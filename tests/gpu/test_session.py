@@ -11,7 +11,7 @@ from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.engine import Engine, load
 from mllama_cli.engine.session import Session
 from mllama_cli.processing.images import encode_image
-from tests.captioning.drawings import opened
+from tests.drawings import opened
 
 pytestmark = [
     pytest.mark.gpu,

@@ -107,7 +107,14 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(0.02)
 
     def get_silent(self) -> None:
-        self.server.closing.wait(10)
+        self.server.closing.wait()
+
+    def get_slow(self) -> None:
+        half = len(self.server.picture) // 2
+        self.reply(self.server.picture[:half], "image/png", length=len(self.server.picture))
+        self.wfile.flush()
+        time.sleep(0.2)
+        self.wfile.write(self.server.picture[half:])
 
 
 class Server(ThreadingHTTPServer):

@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -122,11 +121,16 @@ def test_an_endless_body_is_dropped_as_soon_as_it_passes_the_limit(server: Serve
     assert server.broken.wait(5)  # the connection was closed on the server
 
 
+def test_a_slow_server_has_the_whole_time_limit(server: Server) -> None:
+    assert read_image(f"{server.url}/slow", limits=Limits(1 << 20, 30, 60)).data == PICTURE
+
+
 @pytest.mark.parametrize("path", ["drip", "dripheaders", "silent"])
 def test_slow_servers_are_left_after_the_time_limit(server: Server, path: str) -> None:
-    start = time.perf_counter()
+    """None of them ever ends its reply: whoever waits for that hangs here."""
+    server.broken.clear()
     assert refused(f"{server.url}/{path}").message == f"{server.url}/{path}: not there after 0.4 s"
-    assert 0.3 < time.perf_counter() - start < 3
+    assert path == "silent" or server.broken.wait(5)  # the connection was closed in the middle of the reply
 
 
 def test_a_server_that_never_accepts() -> None:

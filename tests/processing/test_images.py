@@ -2,13 +2,12 @@
 
 import struct
 import sys
-import time
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError
@@ -289,11 +288,10 @@ def test_no_damage_gives_another_error(format: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(20_000, 20_000), (2**31 - 1, 2**31 - 1), (1, 178_956_971)])
-def test_a_bomb_is_refused_by_its_header(size: tuple[int, int]) -> None:
-    start = time.perf_counter()
+def test_a_bomb_is_refused_by_its_header(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("pixels were decoded"))
     with pytest.raises(ImageError, match=rf"bomb\.png is too large: {size[0]} x {size[1]}"):
         opened(raw_png(*size, 8, 2, b"\0"), "bomb.png")
-    assert time.perf_counter() - start < 1
 
 
 def test_a_gif_bomb_is_refused_by_its_header() -> None:

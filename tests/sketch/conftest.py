@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from mllama_cli.sketch.vocabulary import write_vocabulary
+from mllama_cli.sketch.training.vocabulary import write_vocabulary
 
 
 @pytest.fixture(scope="session")

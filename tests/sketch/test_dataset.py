@@ -1,7 +1,7 @@
 """Shards hold what the image processor and the tokenizer would give."""
 
-import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,8 +11,10 @@ from PIL import Image
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.processing.image_processor import MllamaImageProcessor
 from mllama_cli.processing.tokenizer import MllamaTokenizer
-from mllama_cli.sketch.dataset import Shard, cut_tiles, pack, render_shard
-from mllama_cli.sketch.samples import TASKS, make_group
+from mllama_cli.sketch.questions import samples
+from mllama_cli.sketch.questions.samples import TASKS, make_group
+from mllama_cli.sketch.scenes import compose
+from mllama_cli.sketch.training.dataset import Shard, cut_tiles, pack, render_shard
 
 
 @pytest.mark.parametrize("size", [(64, 64), (112, 90), (300, 300), (900, 300), (200, 800), (500, 250), (113, 112)])
@@ -63,11 +65,15 @@ def test_every_answer_of_a_conversation_counts(vocabulary: Path) -> None:
     assert (shard.ids[shard.answer] == tokenizer.special_ids["<|eot_id|>"]).sum() == (len(sample.messages) + 1) // 2
 
 
-def test_all_kinds_of_canvas_occur_and_it_is_quick(vocabulary: Path) -> None:
-    start = time.process_time()
+def test_all_kinds_of_canvas_occur_and_work_is_not_wasted(vocabulary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rendering is the bottleneck of a training: each image is drawn once, and few compositions are discarded."""
+    spies = {}
+    for module, name in ((samples, "render"), (samples, "out_of_domain_image"), (compose, "choose_background")):
+        spies[name] = Mock(wraps=getattr(module, name))
+        monkeypatch.setattr(module, name, spies[name])
     shard = render_shard(0, 150, vocabulary, tile_size=112)
-    seconds = time.process_time() - start
     assert {1, 2, 3, 6}.issubset(shard.aspect_ratio_id.tolist())
     assert len(set(shard.aspect_ratio_id.tolist())) >= 7
-    # Several hundred a second on one core; a busy machine gets leeway.
-    assert len(shard) / seconds > 60
+    assert len(shard) > 3 * 150
+    assert spies["render"].call_count + spies["out_of_domain_image"].call_count == len(shard.aspect_ratio_id)
+    assert spies["choose_background"].call_count < 1.3 * spies["render"].call_count

@@ -8,9 +8,9 @@ import pytest
 from mllama_cli.engine.engine import Engine, load
 from mllama_cli.processing.images import open_image
 from mllama_cli.sketch import evaluate
-from mllama_cli.sketch.answers import LIMITS
 from mllama_cli.sketch.evaluate import Trial, conversation_of, held_out, in_pairs, table
-from mllama_cli.sketch.samples import EVALUATION_SEEDS, TASKS
+from mllama_cli.sketch.questions.answers import LIMITS
+from mllama_cli.sketch.questions.samples import EVALUATION_SEEDS, TASKS
 from tests.checkpoints import make_checkpoint
 
 FOREIGN = Path(__file__).parent / "foreign"

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mllama_cli.sketch.grading import has_keywords
-from mllama_cli.sketch.samples import TASKS
+from mllama_cli.sketch.questions.grading import has_keywords
+from mllama_cli.sketch.questions.samples import TASKS
 
 FOLDER = Path(__file__).parent / "foreign"
 ITEMS = json.loads((FOLDER / "questions.json").read_text())

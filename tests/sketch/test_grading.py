@@ -2,8 +2,8 @@
 
 import pytest
 
-from mllama_cli.sketch.grading import caption_score, is_right, understand
-from mllama_cli.sketch.samples import Sample, Turn
+from mllama_cli.sketch.questions.grading import caption_score, is_right, understand
+from mllama_cli.sketch.questions.samples import Sample, Turn
 
 
 def sample(answer: str, **facts: object) -> Sample:

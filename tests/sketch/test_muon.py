@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mllama_cli.sketch.muon import Muon, orthogonalized
+from mllama_cli.sketch.training.muon import Muon, orthogonalized
 
 
 @pytest.mark.parametrize("shape", [(3, 48, 48), (2, 64, 24), (2, 24, 64)])

@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 
-from mllama_cli.sketch.palette import COLOURS, STOCK, difference, parse_hex, sample_colour
+from mllama_cli.sketch.scenes.palette import COLOURS, STOCK, difference, parse_hex, sample_colour
 
 
 def test_black_and_white_are_as_far_apart_as_can_be() -> None:

@@ -5,12 +5,12 @@ from collections import Counter
 
 import pytest
 
-from mllama_cli.sketch.answers import LIMITS
-from mllama_cli.sketch.grading import is_right
-from mllama_cli.sketch.language import SYNONYMS, plural
-from mllama_cli.sketch.palette import COLOURS
-from mllama_cli.sketch.samples import CARD_WEIGHTS, DRAWING_WEIGHTS, TASKS, Sample, make_group, make_sample
-from mllama_cli.sketch.scene import SHAPES, Scene
+from mllama_cli.sketch.language.wording import SYNONYMS, plural
+from mllama_cli.sketch.questions.answers import LIMITS
+from mllama_cli.sketch.questions.grading import is_right
+from mllama_cli.sketch.questions.samples import CARD_WEIGHTS, DRAWING_WEIGHTS, TASKS, Sample, make_group, make_sample
+from mllama_cli.sketch.scenes.palette import COLOURS
+from mllama_cli.sketch.scenes.scene import SHAPES, Scene
 
 SEEDS = range(60)
 

@@ -15,10 +15,10 @@ from mllama_cli.core.config import ImageProcessorConfig, MllamaConfig
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.engine import load
-from mllama_cli.sketch import shape, train
-from mllama_cli.sketch.dataset import Shard, render_shard
-from mllama_cli.sketch.learner import Learner, new_network, predict
-from mllama_cli.sketch.packing import Sizes, assemble, pack_rows
+from mllama_cli.sketch.training import model_config, train
+from mllama_cli.sketch.training.dataset import Shard, render_shard
+from mllama_cli.sketch.training.packing import Sizes, assemble, pack_rows
+from mllama_cli.sketch.training.trainer import Trainer, new_network, predict
 
 TINY = {"tile": 56, "vision_size": 32, "vision_layers": 3, "global_layers": 1, "text_size": 48, "text_inner": 64,
         "layers": 4, "cross_layers": [1, 3]}  # fmt: skip
@@ -37,7 +37,7 @@ def few(vocabulary: Path) -> Shard:
 
 
 def test_training_computes_what_the_network_does(shard: Shard) -> None:
-    network = new_network(MllamaConfig.from_dict(shape.config(**TINY)), CPU)
+    network = new_network(MllamaConfig.from_dict(model_config.config(**TINY)), CPU)
     rows = pack_rows(shard, 192)
     batch = assemble([(shard, torch.from_numpy(shard.tiles), rows)], CPU)
     with torch.no_grad():
@@ -77,21 +77,21 @@ def test_rows_hold_whole_samples_about_the_same_pictures(shard: Shard) -> None:
 
 
 def test_unused_tiles_stay_equal_in_training(few: Shard) -> None:
-    network = new_network(MllamaConfig.from_dict(shape.config(**TINY)), CPU)
-    learner = Learner(network, torch.float32)
+    network = new_network(MllamaConfig.from_dict(model_config.config(**TINY)), CPU)
+    trainer = Trainer(network, torch.float32)
     batch = assemble([(few, torch.from_numpy(few.tiles), pack_rows(few, 192))], CPU)
     before = float(predict(network, batch).mean().detach())
     for _ in range(8):
-        learner.step(batch, 3e-3)
+        trainer.step(batch, 3e-3)
     assert float(predict(network, batch).mean().detach()) < before - 0.5
     assert network.model.vision_model.unused_tiles_are_equal()
-    network.load_state_dict(learner.state()["weights"])
+    network.load_state_dict(trainer.state()["weights"])
     assert network.model.vision_model.unused_tiles_are_equal(), "what is written is pinned too"
 
 
 def test_a_batch_of_fixed_sizes_means_the_same(few: Shard) -> None:
     """Filled up with rows and pictures that nothing looks at: equal loss, equal gradients."""
-    network = new_network(MllamaConfig.from_dict(shape.config(**TINY)), CPU)
+    network = new_network(MllamaConfig.from_dict(model_config.config(**TINY)), CPU)
     parts = [(few, torch.from_numpy(few.tiles), pack_rows(few, 192))]
     exact = assemble(parts, CPU)
     fixed = assemble(parts, CPU, Sizes(len(exact.ids) + 3, tuple(len(tiles) + 2 for tiles in exact.tiles)))
@@ -150,16 +150,16 @@ def test_a_run_leaves_a_checkpoint_that_answers_and_a_state_that_goes_on(vocabul
 
 
 def test_the_state_restores_master_weights_and_moments(few: Shard) -> None:
-    config = MllamaConfig.from_dict(shape.config(**TINY))
+    config = MllamaConfig.from_dict(model_config.config(**TINY))
     batch = assemble([(few, torch.from_numpy(few.tiles), pack_rows(few, 192))], CPU)
-    learner = Learner(new_network(config, CPU), torch.float32)
+    trainer = Trainer(new_network(config, CPU), torch.float32)
     for _ in range(3):
-        learner.step(batch, 1e-3)
-    other = Learner(new_network(config, CPU, seed=1), torch.float32)
-    other.restore(learner.state(), 3)
-    for mine, theirs in zip(learner.masters, other.masters, strict=True):
+        trainer.step(batch, 1e-3)
+    other = Trainer(new_network(config, CPU, seed=1), torch.float32)
+    other.restore(trainer.state(), 3)
+    for mine, theirs in zip(trainer.masters, other.masters, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
-    losses = [float(it.step(batch, 1e-3)) for it in (learner, other)]
+    losses = [float(it.step(batch, 1e-3)) for it in (trainer, other)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 

@@ -9,9 +9,9 @@ from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.processing.chat_template import ChatTemplate
 from mllama_cli.processing.processor import MllamaProcessor
 from mllama_cli.processing.tokenizer import MllamaTokenizer
-from mllama_cli.sketch.dataset import encode_sample
-from mllama_cli.sketch.samples import TASKS, make_sample
-from mllama_cli.sketch.vocabulary import IMAGE_TOKEN, SPECIAL_TOKENS, VOCABULARY_SIZE, write_vocabulary
+from mllama_cli.sketch.questions.samples import TASKS, make_sample
+from mllama_cli.sketch.training.dataset import encode_sample
+from mllama_cli.sketch.training.vocabulary import IMAGE_TOKEN, SPECIAL_TOKENS, VOCABULARY_SIZE, write_vocabulary
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,12 @@ from PIL import Image
 
 from mllama_cli import Conversation, Sampling, load, read_image
 from mllama_cli.core.events import Token
+from mllama_cli.engine.batch.run import BatchRequest, run_batch
 from mllama_cli.engine.engine import Engine
-from mllama_cli.sketch import shape
-from mllama_cli.sketch.evaluate import try_foreign, try_limits, try_task
-from mllama_cli.sketch.samples import TASKS
-from mllama_cli.sketch.vocabulary import CHAT_TEMPLATE
+from mllama_cli.sketch.evaluate import conversation_of, held_out, try_foreign, try_limits, try_task
+from mllama_cli.sketch.questions.samples import TASKS
+from mllama_cli.sketch.training import model_config
+from mllama_cli.sketch.training.vocabulary import CHAT_TEMPLATE, VOCABULARY_SIZE
 from mllama_cli.system.paths import built_in_model
 from tests.peers import peer_inputs, transformers_model
 
@@ -35,7 +36,7 @@ def test_it_is_small_and_what_the_code_makes(engine: Engine) -> None:
 def test_rows_of_unused_tiles_are_zero_so_that_leaving_them_out_stays_exact(engine: Engine) -> None:
     vision = engine.config.vision_config
     assert vision is not None
-    assert vision.image_size == shape.TILE_SIZE
+    assert vision.image_size == model_config.TILE_SIZE
     tower = engine.network.get_submodule("model.vision_model")
     tables = [
         p for name, p in tower.named_parameters() if re.search(r"tile_(positional_)?embedding\.", name) and p.ndim == 2
@@ -58,6 +59,21 @@ def test_a_conversation_of_several_turns(engine: Engine) -> None:
         talk = talk.with_assistant(answer).with_user(question, ())
     for answer, word in zip(said, ("3", "circle", "bottom right", "yellow"), strict=True):
         assert word in answer
+
+
+@pytest.mark.slow
+def test_refilled_slots_give_the_answers_of_single_conversations(engine: Engine) -> None:
+    talks = [conversation_of(s) for task in ("describe", "change", "where", "follow-up") for s in held_out(task, 6)]
+    requests = [BatchRequest(k, engine.processor(talk), sampling=GREEDY) for k, talk in enumerate(talks)]
+    replies = {reply.key: reply for reply in run_batch(engine.model, requests, slots=5)}
+    for request in requests:
+        reply = replies[request.key]
+        events = engine.session().stream_inputs(request.inputs, GREEDY)
+        alone = [event.id for event in events if isinstance(event, Token) and event.id not in engine.eos]
+        assert list(reply.ids) == alone
+        assert reply.finish_reason == "stop"
+        assert reply.text == engine.processor.tokenizer.backend.decode(alone)
+        assert (reply.prompt_tokens, reply.completion_tokens) == (len(request.inputs.ids), len(alone))
 
 
 @pytest.mark.slow
@@ -90,10 +106,10 @@ def test_transformers_loads_the_folder_and_says_the_same(engine: Engine) -> None
     with Image.open(DATA / "drawing.png") as image:
         theirs = processor(images=image.convert("RGB"), text=prompt, add_special_tokens=False, return_tensors="pt")
     assert theirs["input_ids"][0].tolist() == list(ours.ids)
-    peer = transformers_model(shape.config(), engine.network)
+    peer = transformers_model(model_config.config(), engine.network)
     tiles = engine.processor.tiles(talk.images[0])
-    inputs = peer_inputs([ours.ids], [[(tiles.pixel_values, tiles.aspect_ratio_id)]], shape.VOCABULARY_SIZE, 4)
+    inputs = peer_inputs([ours.ids], [[(tiles.pixel_values, tiles.aspect_ratio_id)]], VOCABULARY_SIZE, 4)
     with torch.inference_mode():
-        made = peer.generate(**inputs, max_new_tokens=60, do_sample=False, eos_token_id=[shape.EOT])
+        made = peer.generate(**inputs, max_new_tokens=60, do_sample=False, eos_token_id=[model_config.EOT])
     answer = processor.decode(made[0, len(ours.ids) :], skip_special_tokens=True)
     assert answer == "".join(e.text for e in engine.stream(talk, GREEDY) if isinstance(e, Token))

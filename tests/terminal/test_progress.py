@@ -33,9 +33,9 @@ def shown(monkeypatch: pytest.MonkeyPatch, tty: bool, *done: int, step: float = 
 def test_lines_say_how_much_how_fast_and_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = shown(monkeypatch, False, 8 * GB, 11 * GB, 14 * GB, 20 * GB).splitlines()
     assert lines == [
-        "Downloading 11b: 8.0 GB of 20.0 GB (40 %)",
-        "Downloading 11b: 11.0 GB of 20.0 GB (55 %), 500.0 MB/s, 0:18 left",
-        "Downloading 11b: 14.0 GB of 20.0 GB (70 %), 500.0 MB/s, 0:12 left",
+        "Downloading 11b: 8.0 GB of 20.0 GB (40%)",
+        "Downloading 11b: 11.0 GB of 20.0 GB (55%), 500.0 MB/s, 0:18 left",
+        "Downloading 11b: 14.0 GB of 20.0 GB (70%), 500.0 MB/s, 0:12 left",
     ]
 
 
@@ -50,7 +50,7 @@ def test_a_complete_model_shows_nothing(monkeypatch: pytest.MonkeyPatch, tty: bo
 
 
 def test_a_stalled_line_promises_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert shown(monkeypatch, False, GB, GB).splitlines()[-1] == "Downloading 11b: 1.0 GB of 20.0 GB (5 %)"
+    assert shown(monkeypatch, False, GB, GB).splitlines()[-1] == "Downloading 11b: 1.0 GB of 20.0 GB (5%)"
 
 
 def test_terminal_gets_a_bar_that_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,77 +1,84 @@
-"""Commands about pictures that wait for their question."""
+"""Commands about images that wait for their question."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mllama_cli.chat.commands.command import Action, needed
+from mllama_cli.chat.commands.command import Command, require
+from mllama_cli.chat.dialogue import chip
 from mllama_cli.chat.dropped_paths import find_images
+from mllama_cli.chat.shell import Shell
 from mllama_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from mllama_cli.chat.repl import Repl
+    from mllama_cli.processing.prepared import PreparedImage
 
 
-def _image(repl: "Repl", argument: str) -> None:
-    needed(argument, "image", "a path or a URL")
-    # As a terminal pastes it: quoted, escaped, several at once. What is no such thing is a path with spaces in it.
+def _image(shell: Shell, argument: str) -> None:
+    require(argument, "image", "a path or a URL")
+    # As a terminal pastes it: quoted, escaped, several at once. Anything else is one path with spaces in it.
     found = find_images(argument)
     for source in [argument] if found.text.strip() or not found.paths else found.paths:
-        attachment = repl.attach(source)
-        repl.terminal.note(f"Attached {attachment.chip}. Now ask about it.")
+        _note_attached(shell, shell.attach(source))
 
 
-def _paste(repl: "Repl", argument: str) -> None:
+def _paste(shell: Shell, argument: str) -> None:
     from mllama_cli.processing.clipboard import read_clipboard_image
 
-    attachment = repl.chat.attach(read_clipboard_image())
-    repl.show_picture(attachment)
-    repl.terminal.note(f"Attached {attachment.chip}. Now ask about it.")
+    _note_attached(shell, shell.attach_image(read_clipboard_image()))
 
 
-def _images(repl: "Repl", argument: str) -> None:
-    waiting, seen = repl.chat.attachments, repl.chat.conversation.images
-    for number, attachment in enumerate(waiting, 1):
-        repl.terminal.note(f"{number}. {attachment.chip} (waits for your question)")
-    for image in seen:
-        repl.terminal.note(f"-  {image.name} (in the conversation)")
-    if not waiting and not seen:
-        repl.terminal.note("No pictures. /image PATH attaches one.")
+def _note_attached(shell: Shell, image: "PreparedImage") -> None:
+    shell.terminal.note(f"Attached {chip(image)}. Now ask about it.")
 
 
-def _detach(repl: "Repl", argument: str) -> None:
-    waiting = repl.chat.attachments
+def _images(shell: Shell, argument: str) -> None:
+    waiting, asked = shell.dialogue.attachments, shell.dialogue.conversation.images
+    for number, image in enumerate(waiting, 1):
+        shell.terminal.note(f"{number}. {chip(image)} (waits for your question)")
+    for part in asked:
+        shell.terminal.note(f"-  {part.name} (in the conversation)")
+    if not waiting and not asked:
+        shell.terminal.note("No images. /image PATH attaches one.")
+
+
+def _detach(shell: Shell, argument: str) -> None:
+    waiting = shell.dialogue.attachments
     if not waiting:
-        raise UsageError("No picture is attached", "/image PATH attaches one.")
-    if argument in ("", "all") and (argument == "all" or len(waiting) == 1):
-        gone = list(waiting)
-    elif argument.isdigit() and 1 <= int(argument) <= len(waiting):
-        gone = [waiting[int(argument) - 1]]
+        raise UsageError("No image is attached", "/image PATH attaches one.")
+    if argument == "all" or (not argument and len(waiting) == 1):
+        detached = list(waiting)
+    elif _is_number(argument, waiting):
+        detached = [waiting[int(argument) - 1]]
     else:
         raise UsageError(f"/detach needs a number from 1 to {len(waiting)}, or all", "/images lists them.")
-    for attachment in gone:
-        waiting.remove(attachment)
-        repl.terminal.note(f"Detached {attachment.chip}.")
+    for image in detached:
+        waiting.remove(image)
+        shell.terminal.note(f"Detached {chip(image)}.")
 
 
-def _preview(repl: "Repl", argument: str) -> None:
-    waiting = repl.chat.attachments
+def _preview(shell: Shell, argument: str) -> None:
+    waiting, asked = shell.dialogue.attachments, shell.dialogue.conversation.images
     if argument in ("on", "off"):
-        repl.look.preview = argument == "on"
-        repl.terminal.note(f"Previews are {argument}.")
-        return
-    if argument and not (argument.isdigit() and 1 <= int(argument) <= len(waiting)):
-        raise UsageError("/preview takes the number of an attached picture, on or off", "/images lists them.")
-    if waiting:
-        repl.show_picture(waiting[int(argument) - 1 if argument else -1], large=True)
-    elif repl.chat.conversation.images:
-        repl.show_picture(repl.chat.examine(repl.chat.conversation.images[-1]), large=True)
+        shell.display.preview = argument == "on"
+        shell.terminal.note(f"Previews are {argument}.")
+    elif argument and not _is_number(argument, waiting):
+        raise UsageError("/preview takes the number of an attached image, on or off", "/images lists them.")
+    elif waiting:
+        shell.show_image(waiting[int(argument) - 1 if argument else -1], large=True)
+    elif asked:
+        shell.show_image(shell.dialogue.prepare(asked[-1]), large=True)
     else:
-        raise UsageError("There is no picture to show", "/image PATH attaches one.")
+        raise UsageError("There is no image to show", "/image PATH attaches one.")
 
 
-ACTIONS = (
-    Action(("image", "attach"), "PATH|URL", "image", "Attach a picture to your next message.", _image),
-    Action(("paste",), "", "none", "Attach the picture in the clipboard.", _paste),
-    Action(("images",), "", "none", "List attached pictures.", _images),
-    Action(("detach",), "N", "number", "Take an attached picture away.", _detach),
-    Action(("preview",), "[N|on|off]", "number", "Show a picture large; turn thumbnails on or off.", _preview),
+def _is_number(argument: str, waiting: Sequence[object]) -> bool:
+    return argument.isdigit() and 1 <= int(argument) <= len(waiting)
+
+
+COMMANDS = (
+    Command(("image", "attach"), "PATH|URL", "image", "Attach an image to your next message.", _image),
+    Command(("paste",), "", "none", "Attach the image in the clipboard.", _paste),
+    Command(("images",), "", "none", "List attached images.", _images),
+    Command(("detach",), "N", "number", "Remove an attached image.", _detach),
+    Command(("preview",), "[N|on|off]", "number", "Show an image large; turn thumbnails on or off.", _preview),
 )

@@ -1,70 +1,56 @@
 """The slash commands: their list, and which one a line means."""
 
-import difflib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mllama_cli.chat.commands import images as picture_actions
-from mllama_cli.chat.commands import saved as saved_actions
-from mllama_cli.chat.commands import settings as setting_actions
-from mllama_cli.chat.commands import talk as talk_actions
-from mllama_cli.chat.commands.command import Action
+from mllama_cli.chat.commands import images, saved, settings, talk
+from mllama_cli.chat.commands.command import Command
+from mllama_cli.chat.shell import Shell
 from mllama_cli.core.errors import UsageError
-
-if TYPE_CHECKING:
-    from mllama_cli.chat.repl import Repl
+from mllama_cli.core.text import suggest
 
 
-@dataclass(frozen=True)
-class Command:
-    """A command as it was typed."""
-
-    action: Action
-    argument: str
-
-
-def _help(repl: "Repl", argument: str) -> None:
+def _help(shell: Shell, argument: str) -> None:
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    for action in COMMANDS:
-        others = ", ".join(f"/{name}" for name in action.names[1:])
-        table.add_row(action.call, action.help + (f" (also {others})" if others else ""))
+    for command in COMMANDS:
+        others = ", ".join(f"/{name}" for name in command.names[1:])
+        table.add_row(command.call, command.help + (f" (also {others})" if others else ""))
     for keys, what in KEYS:
         table.add_row(keys, what)
-    repl.terminal.err.print(table)
+    shell.terminal.err.print(table)
 
 
-def _leave(repl: "Repl", argument: str) -> None:
-    repl.leaving = True
+def _bye(shell: Shell, argument: str) -> None:
+    shell.leaving = True
 
 
 KEYS = (
-    ("Enter", "Send. Alt-Enter or Ctrl-J makes a new line, so does everything between two lines of three quotes."),
-    ("Ctrl-C", "Stop the answer, and keep what was said. Clears the line while you type."),
+    ("Enter", "Send. Alt-Enter or Ctrl-J starts a new line; so does Enter between two lines of three quotes."),
+    ("Ctrl-C", "Stop the answer and keep what was said. Clears the line while you type."),
     ("Ctrl-G", "Write in your editor ($VISUAL, $EDITOR)."),
     ("Up, Ctrl-R", "Earlier messages; search them."),
     ("Tab", "Complete commands, paths and names."),
     ("Ctrl-D", "Leave."),
 )
 COMMANDS = (
-    *picture_actions.ACTIONS,
-    *talk_actions.ACTIONS,
-    *setting_actions.ACTIONS,
-    *saved_actions.ACTIONS,
-    Action(("help", "?"), "", "none", "This list.", _help),
-    Action(("bye", "exit", "quit"), "", "none", "Leave.", _leave),
+    *images.COMMANDS,
+    *talk.COMMANDS,
+    *settings.COMMANDS,
+    *saved.COMMANDS,
+    Command(("help", "?"), "", "none", "Show this list.", _help),
+    Command(("bye", "exit", "quit"), "", "none", "Leave.", _bye),
 )
-_BY_NAME = {name: action for action in COMMANDS for name in action.names}
+_BY_NAME = {name: command for command in COMMANDS for name in command.names}
 
 
-def find_command(line: str) -> Command | None:
-    """The command that a line means; None for a message. UsageError for a command that does not exist.
+def find_command(line: str) -> tuple[Command, str] | None:
+    """Return the command that a line means and its argument, or None for a message.
 
-    A line that begins with the path of something that exists is a message, not a command.
+    A line that begins with the path of something that exists is a message, not a command. Raise UsageError for a
+    command that does not exist.
     """
     text = line.strip()
     if not text.startswith("/"):
@@ -72,12 +58,11 @@ def find_command(line: str) -> Command | None:
     word, _, argument = text[1:].partition(" ")
     name, _, more = word.partition("\n")
     if name.lower() in _BY_NAME:
-        return Command(_BY_NAME[name.lower()], f"{more}{argument}".strip())
+        return _BY_NAME[name.lower()], f"{more}{argument}".strip()
     if "/" in name or "\\" in name or _exists(text) or _exists("/" + name):
         return None
-    near = difflib.get_close_matches(name.lower(), _BY_NAME, n=1, cutoff=0.5)
     raise UsageError(
-        f"There is no command /{name}", f"Did you mean /{near[0]}? /? lists all." if near else "/? lists all commands."
+        f"There is no command /{name}", f"{suggest(name, _BY_NAME, show='/{}'.format)}/? lists all commands."
     )
 
 

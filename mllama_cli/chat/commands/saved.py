@@ -1,66 +1,55 @@
 """Commands about saved chats."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mllama_cli.chat.commands.command import Action, needed
-from mllama_cli.core.errors import UsageError
+from mllama_cli.chat.commands.command import Command, require
+from mllama_cli.chat.shell import Shell
 
-if TYPE_CHECKING:
-    from mllama_cli.chat.repl import Repl
-
-RECENT = 15
+HISTORY_LENGTH = 15
 """Chats that /history shows."""
 
 
-def _save(repl: "Repl", argument: str) -> None:
-    name = needed(argument, "save", "a name")
-    store = repl.saving.needed()
-    repl.saving.save(repl.chat)
-    if repl.saving.current is None:
-        raise UsageError("There is nothing to save yet", "Ask something first; chats are kept as they go.")
-    repl.saving.current = store.rename(repl.saving.current, name)
-    repl.terminal.note(f"Saved as {name}. `mllama chat --resume {name}` goes on with it.")
+def _save(shell: Shell, argument: str) -> None:
+    name = require(argument, "save", "a name")
+    autosave = shell.autosave
+    autosave.current = autosave.require_store().rename(autosave.saved(shell.dialogue), name)
+    shell.terminal.note(f"Saved as {name}. `mllama chat --resume {name}` continues it.")
 
 
-def _load(repl: "Repl", argument: str) -> None:
-    saved = repl.saving.open(needed(argument, "load", "the name or number of a saved chat"), repl.chat)
-    asked = sum(message.role == "user" for message in saved.conversation)
-    repl.terminal.note(f"Going on with {saved.name or saved.id}: {asked} question{'s' * (asked != 1)}.")
-    if repl.chat.last_answer:
-        repl.replay()
+def _load(shell: Shell, argument: str) -> None:
+    name = require(argument, "load", "the name or number of a saved chat")
+    saved = shell.autosave.open(name, shell.dialogue)
+    questions = sum(message.role == "user" for message in saved.conversation)
+    shell.terminal.note(f"Continuing {saved.name or saved.id}: {questions} question{'s' * (questions != 1)}.")
+    shell.show_last_answer()
 
 
-def _history(repl: "Repl", argument: str) -> None:
+def _history(shell: Shell, argument: str) -> None:
     from rich.table import Table
 
-    chats = list(repl.saving.needed().chats(argument))[:RECENT]
+    chats = shell.autosave.require_store().chats(argument, limit=HISTORY_LENGTH)
     if not chats:
-        repl.terminal.note("There are no saved chats" + (f" about {argument!r}." if argument else " yet."))
+        shell.terminal.note("There are no saved chats" + (f" about {argument!r}." if argument else " yet."))
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("ID", "NAME", "ABOUT", "DATE"):
         table.add_column(title, no_wrap=True, overflow="ellipsis")
     for chat in chats:
         table.add_row(str(chat.id), chat.name or "", chat.title, f"{chat.updated:%Y-%m-%d %H:%M}")
-    repl.terminal.err.print(table, markup=False)
+    shell.terminal.err.print(table, markup=False)
 
 
-def _export(repl: "Repl", argument: str) -> None:
+def _export(shell: Shell, argument: str) -> None:
     from mllama_cli.chat.export import write_export
 
-    path = Path(needed(argument, "export", "a file name that ends in .md or .json")).expanduser()
-    store = repl.saving.needed()
-    repl.saving.save(repl.chat)
-    if repl.saving.current is None:
-        raise UsageError("There is nothing to export yet", "Ask something first.")
-    write_export(store.load(str(repl.saving.current.id)), path)
-    repl.terminal.note(f"Wrote {path}.")
+    path = Path(require(argument, "export", "a file name that ends in .md or .json")).expanduser()
+    write_export(shell.autosave.saved(shell.dialogue), path)
+    shell.terminal.note(f"Wrote {path}.")
 
 
-ACTIONS = (
-    Action(("save",), "NAME", "chat", "Give this chat a name.", _save),
-    Action(("load",), "NAME", "chat", "Go on with a saved chat.", _load),
-    Action(("history",), "[TEXT]", "text", "Saved chats, newest first.", _history),
-    Action(("export",), "FILE.md|.json", "path", "Write this chat to a file.", _export),
+COMMANDS = (
+    Command(("save",), "NAME", "chat", "Name this chat.", _save),
+    Command(("load",), "NAME", "chat", "Continue a saved chat.", _load),
+    Command(("history",), "[TEXT]", "text", "List saved chats, newest first.", _history),
+    Command(("export",), "FILE.md|.json", "path", "Write this chat to a file.", _export),
 )

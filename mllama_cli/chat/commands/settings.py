@@ -1,137 +1,114 @@
 """Commands about the model and how it answers."""
 
-import difflib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mllama_cli.chat.commands.command import Action, needed
+from mllama_cli.chat.commands.command import Command, require
+from mllama_cli.chat.shell import Shell
 from mllama_cli.core.errors import UsageError
+from mllama_cli.core.sampling import SETTABLE
+from mllama_cli.core.settings import THEMES
+from mllama_cli.core.text import suggest
 
-if TYPE_CHECKING:
-    from mllama_cli.chat.repl import Repl
-
-ALIASES = {
-    "num_predict": "max_tokens",
-    "repeat_penalty": "repetition_penalty",
-    "temp": "temperature",
-    "max_new_tokens": "max_tokens",
-}
-"""Other tools' names, ollama's above all."""
-
-TYPES: dict[str, type] = {
-    "temperature": float,
-    "top_p": float,
-    "top_k": int,
-    "min_p": float,
-    "repetition_penalty": float,
-    "max_tokens": int,
-    "seed": int,
-    "stop": str,
-}
+ALIASES = {alias: name for name, parameter in SETTABLE.items() for alias in parameter.aliases}
 
 
-def _system(repl: "Repl", argument: str) -> None:
-    repl.chat.system = argument
-    repl.terminal.note(
-        "From now on the system message says so." if argument else "There is no system message any more."
-    )
+def _system(shell: Shell, argument: str) -> None:
+    shell.dialogue.system = argument
+    shell.terminal.note("System message set." if argument else "System message removed.")
 
 
-def _set(repl: "Repl", argument: str) -> None:
+def _set(shell: Shell, argument: str) -> None:
     what, _, rest = argument.partition(" ")
     rest = rest.strip()
     if what == "parameter":
         name, _, value = rest.partition(" ")
-        _set_parameter(repl, name, value.strip())
+        _set_parameter(shell, name, value.strip())
     elif what == "system":
-        _system(repl, rest.strip("\"'"))
+        _system(shell, rest.strip("\"'"))
     elif what in ("verbose", "quiet"):
-        repl.look.verbose = what == "verbose"
-        repl.terminal.note(f"Statistics after each answer: {'yes' if repl.look.verbose else 'no'}.")
+        shell.display.verbose = what == "verbose"
+        shell.terminal.note(f"Statistics after each answer: {'yes' if shell.display.verbose else 'no'}.")
     elif what in ("preview", "nopreview"):
-        repl.look.preview = what == "preview"
-        repl.terminal.note(f"Previews: {'yes' if repl.look.preview else 'no'}.")
-    elif what == "theme" and rest in ("dark", "light", "none"):
-        repl.look.theme = rest
-        repl.terminal.note(f"Theme: {rest}.")
+        shell.display.preview = what == "preview"
+        shell.terminal.note(f"Previews: {'yes' if shell.display.preview else 'no'}.")
+    elif what == "theme" and rest in THEMES:
+        shell.display.theme = rest
+        shell.terminal.note(f"Theme: {rest}.")
     else:
         raise UsageError(
             f"/set does not know {argument!r}" if argument else "/set needs to know what",
-            "/set parameter NAME VALUE, /set system TEXT, verbose, quiet, preview, nopreview, theme dark|light|none",
+            "/set parameter NAME VALUE, /set system TEXT, verbose, quiet, preview, nopreview, "
+            f"theme {'|'.join(THEMES)}",
         )
 
 
-def _set_parameter(repl: "Repl", name: str, value: str) -> None:
+def _set_parameter(shell: Shell, name: str, value: str) -> None:
     name = ALIASES.get(name.replace("-", "_"), name.replace("-", "_"))
     if name == "num_ctx":
+        raise UsageError(f"The context size is the model's: {shell.dialogue.context} tokens", "")
+    if name not in SETTABLE:
         raise UsageError(
-            f"The context is the model's own: {repl.chat.context} tokens, its memory grows as it is needed", ""
+            f"There is no parameter {name!r}", f"{suggest(name, SETTABLE)}Parameters: {', '.join(SETTABLE)}."
         )
-    if name not in TYPES:
-        near = difflib.get_close_matches(name, TYPES, n=1)
-        meant = f"Did you mean {near[0]}? " if near else ""
-        raise UsageError(f"There is no parameter {name!r}", f"{meant}Parameters: {', '.join(TYPES)}.")
     if not value:
-        raise UsageError(f"{name} needs a value", f"It is {getattr(repl.chat.sampling, name)} now.")
-    repl.chat.set_sampling(**{name: _value(repl, name, value)})
-    repl.terminal.note(f"{name} = {getattr(repl.chat.sampling, name)}")
+        now = getattr(shell.dialogue.sampling, name)
+        raise UsageError(f"{name} needs a value", f"It is {now} now and means: {SETTABLE[name].help}.")
+    shell.dialogue.set_sampling(**{name: _value(shell, name, value)})
+    shell.terminal.note(f"{name} = {getattr(shell.dialogue.sampling, name)}")
 
 
-def _value(repl: "Repl", name: str, value: str) -> Any:
-    if name == "stop":
-        text = value.strip("\"'").replace("\\n", "\n").replace("\\t", "\t")
-        return (*repl.chat.sampling.stop, text)
+def _value(shell: Shell, name: str, value: str) -> Any:
     if name == "seed" and value.lower() in ("none", "random", "-1"):
         return None
-    try:
-        return TYPES[name](value)
-    except ValueError:
-        kind = "whole number" if TYPES[name] is int else "number"
-        raise UsageError(f"{name} must be a {kind}, not {value!r}", "") from None
+    if SETTABLE[name].repeated:
+        text = value.strip("\"'").replace("\\n", "\n").replace("\\t", "\t")
+        return (*getattr(shell.dialogue.sampling, name), *SETTABLE[name].parsed(text, name))
+    return SETTABLE[name].parsed(value, name)
 
 
-def _show(repl: "Repl", argument: str) -> None:
+def _show(shell: Shell, argument: str) -> None:
     from rich.table import Table
 
-    chat = repl.chat
+    chat = shell.dialogue
     text, vision = chat.engine.config.text_config, chat.engine.config.vision_config
     sampling = chat.sampling
-    asked = sum(message.role == "user" for message in chat.conversation)
-    shown = len(chat.conversation.images)
-    slower = f" (plain torch: {chat.engine.slower_because})" if chat.engine.slower_because else ""
+    questions = sum(message.role == "user" for message in chat.conversation)
+    images = len(chat.conversation.images)
+    slower = f" (PyTorch fallback: {chat.engine.slower_because})" if chat.engine.slower_because else ""
     rows = [
         ("model", f"{chat.engine.name} ({chat.engine.path})"),
-        ("computes in", f"{str(chat.engine.dtype).removeprefix('torch.')} on {chat.engine.device}{slower}"),
+        ("dtype", f"{str(chat.engine.dtype).removeprefix('torch.')} on {chat.engine.device}{slower}"),
         ("layers", f"{text.num_hidden_layers}, hidden size {text.hidden_size}"),
-        ("sees", "pictures and text" if vision else "text only"),
+        ("input", "images and text" if vision else "text only"),
         ("context", f"{chat.context_used} of {chat.context} tokens used"),
-        ("conversation", f"{asked} question{'s' * (asked != 1)}, {shown} picture{'s' * (shown != 1)}"),
-        ("saved as", repl.saving.label),
+        ("conversation", f"{questions} question{'s' * (questions != 1)}, {images} image{'s' * (images != 1)}"),
+        ("saved as", shell.autosave.label),
         ("system", chat.system or "none"),
-        *((name, str(getattr(sampling, name))) for name in TYPES),
-        ("verbose", "yes" if repl.look.verbose else "no"),
-        ("preview", "yes" if repl.look.preview else "no"),
+        *((name, str(getattr(sampling, name))) for name in SETTABLE),
+        ("verbose", "yes" if shell.display.verbose else "no"),
+        ("preview", "yes" if shell.display.preview else "no"),
     ]
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(name, value)
-    repl.terminal.err.print(table, markup=False)
+    shell.terminal.err.print(table, markup=False)
 
 
-def _model(repl: "Repl", argument: str) -> None:
-    name = needed(argument, "model", "a name or a folder")
-    engine = repl.load_engine(name)
-    repl.chat.switch(engine)
-    repl.chat.sampling = repl.default_sampling(engine)
-    if repl.chat.conversation.images and not engine.can_see:
-        repl.terminal.note("This model is text-only: it cannot answer while pictures stand in the conversation.")
-    repl.terminal.note(f"Now talking to {engine.name}.")
+def _model(shell: Shell, argument: str) -> None:
+    name = require(argument, "model", "a name or a folder")
+    engine = shell.load_engine(name)
+    shell.dialogue.switch(engine)
+    shell.dialogue.sampling = shell.default_sampling(engine)
+    if shell.dialogue.conversation.images and not engine.can_see:
+        shell.terminal.note("This model is text-only: it cannot answer while there are images in the conversation.")
+    shell.terminal.note(f"Now talking to {engine.name}.")
 
 
-ACTIONS = (
-    Action(("system",), "TEXT", "text", "Say how the model should behave; empty for no system message.", _system),
-    Action(("set",), "parameter NAME VALUE | verbose | ...", "parameter", "Change how it answers.", _set),
-    Action(("show",), "", "none", "Model, parameters, and how much of the context is used.", _show),
-    Action(("model",), "NAME", "model", "Go on with another model.", _model),
+COMMANDS = (
+    Command(("system",), "TEXT", "text", "Set the system message; empty removes it.", _system),
+    Command(("set",), "parameter NAME VALUE | verbose | ...", "parameter", "Change sampling and display.", _set),
+    Command(("show",), "", "none", "Show the model, the parameters and how much of the context is used.", _show),
+    Command(("model",), "NAME", "model", "Continue with another model.", _model),
 )

@@ -2,77 +2,72 @@
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from mllama_cli.chat.commands.command import Action, needed
+from mllama_cli.chat.commands.command import Command, require
+from mllama_cli.chat.shell import Shell
 from mllama_cli.core.errors import UsageError
 
-if TYPE_CHECKING:
-    from mllama_cli.chat.repl import Repl
-
-LARGEST_TEXT = 4 * 2**20
-"""Bytes that /read takes at most: far more than any context holds."""
+MAX_TEXT_BYTES = 4 * 2**20
+"""The largest file that /read takes: far more than any context holds."""
 
 
-def _clear(repl: "Repl", argument: str) -> None:
-    repl.saving.start_anew()
-    repl.chat.clear()
-    repl.terminal.note("A new conversation.")
+def _clear(shell: Shell, argument: str) -> None:
+    shell.autosave.detach()
+    shell.dialogue.clear()
+    shell.terminal.note("New conversation.")
 
 
-def _regen(repl: "Repl", argument: str) -> None:
-    if repl.chat.last_question is None:
-        raise UsageError("There is no answer to make anew: nothing was asked yet", "")
-    repl.show(repl.chat.regenerate())
+def _regen(shell: Shell, argument: str) -> None:
+    shell.show_answer(shell.dialogue.regenerate())
 
 
-def _undo(repl: "Repl", argument: str) -> None:
-    question = repl.chat.take_back()
-    repl.saving.save(repl.chat)
-    repl.terminal.note(f"Took back: {_short(question.text)}")
+def _undo(shell: Shell, argument: str) -> None:
+    question = shell.dialogue.pop_last_turn()
+    shell.autosave.save(shell.dialogue)
+    shell.terminal.note(f"Removed: {_short(question.text)}")
 
 
-def _edit(repl: "Repl", argument: str) -> None:
-    question = repl.chat.take_back()
+def _edit(shell: Shell, argument: str) -> None:
+    question = shell.dialogue.pop_last_turn()
     for image in question.images:
-        repl.chat.attach(image)
-    repl.saving.save(repl.chat)
-    repl.draft = question.text
+        shell.dialogue.attach(image)
+    shell.autosave.save(shell.dialogue)
+    shell.draft = question.text
 
 
-def _read(repl: "Repl", argument: str) -> None:
-    path = Path(needed(_unquoted(argument), "read", "a file")).expanduser()
+def _read(shell: Shell, argument: str) -> None:
+    path = Path(require(_unquoted(argument), "read", "a file")).expanduser()
     try:
-        if path.stat().st_size > LARGEST_TEXT:
-            raise UsageError(f"{path} is larger than {LARGEST_TEXT >> 20} MiB", "No context holds that much.")
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            raise UsageError(f"{path} is larger than {MAX_TEXT_BYTES >> 20} MiB", "No context holds that much.")
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is not UTF-8 text", "/image attaches a picture.") from None
+        raise UsageError(f"{path} is not UTF-8 text", "/image attaches an image.") from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}", "Check the path.") from None
     if not text.strip():
         raise UsageError(f"{path} is empty", "")
-    repl.chat.attached_text.append(f"{path.name}:\n{text.rstrip()}")
+    shell.dialogue.attached_text.append(f"{path.name}:\n{text.rstrip()}")
     lines = len(text.splitlines())
-    repl.terminal.note(f"{path.name} ({lines} line{'s' * (lines != 1)}) goes with your next message.")
+    shell.terminal.note(f"{path.name} ({lines} line{'s' * (lines != 1)}) goes with your next message.")
 
 
-def _copy(repl: "Repl", argument: str) -> None:
+def _copy(shell: Shell, argument: str) -> None:
     from mllama_cli.terminal.clipboard import copy_text
 
-    text = repl.chat.last_answer
+    text = shell.dialogue.last_answer
     if not text:
         raise UsageError("There is no answer to copy yet", "")
     if argument not in ("", "code"):
-        raise UsageError("/copy takes nothing, or the word code", "/copy code takes the last code block.")
+        raise UsageError("/copy takes nothing, or the word code", "/copy code copies the last code block.")
     what = "answer"
     if argument == "code":
         blocks = re.findall(r"^ {0,3}(?:```|~~~)[^\n]*\n(.*?)^ {0,3}(?:```|~~~)", text + "\n", re.DOTALL | re.MULTILINE)
         if not blocks:
-            raise UsageError("The last answer has no code block", "/copy takes all of it.")
+            raise UsageError("The last answer has no code block", "/copy copies all of it.")
         text, what = blocks[-1].rstrip("\n"), "code"
-    copy_text(repl.terminal, text)
-    repl.terminal.note(f"Copied the {what} ({len(text)} characters).")
+    copy_text(shell.terminal, text)
+    shell.terminal.note(f"Copied the {what} ({len(text)} characters).")
 
 
 def _unquoted(path: str) -> str:
@@ -87,11 +82,11 @@ def _short(text: str) -> str:
     return first if len(first) <= 60 else first[:59] + "…"
 
 
-ACTIONS = (
-    Action(("clear", "new"), "", "none", "Start a new conversation.", _clear),
-    Action(("regen", "regenerate", "retry"), "", "none", "Another answer to the last question.", _regen),
-    Action(("undo",), "", "none", "Take the last question and its answer back.", _undo),
-    Action(("edit",), "", "none", "Change the last question and ask it again.", _edit),
-    Action(("read",), "FILE", "path", "Put the text of a file into your next message.", _read),
-    Action(("copy",), "[code]", "text", "Copy the last answer, or its last code block.", _copy),
+COMMANDS = (
+    Command(("clear", "new"), "", "none", "Start a new conversation.", _clear),
+    Command(("regen", "regenerate", "retry"), "", "none", "Answer the last question again.", _regen),
+    Command(("undo",), "", "none", "Remove the last question and its answer.", _undo),
+    Command(("edit",), "", "none", "Edit the last question and ask it again.", _edit),
+    Command(("read",), "FILE", "path", "Add the text of a file to your next message.", _read),
+    Command(("copy",), "[code]", "text", "Copy the last answer, or its last code block.", _copy),
 )

@@ -1,40 +1,40 @@
 """What a saved chat may be called, and which one a name or number means."""
 
-import difflib
 import unicodedata
 from collections.abc import Mapping
 
 from mllama_cli.core.errors import ChatNotFoundError, ChatStoreError, UsageError
+from mllama_cli.core.text import suggest
 
-LONGEST_NAME = 80
+MAX_NAME_LENGTH = 80
 LIST_HINT = "`mllama history list` shows what is saved."
 
 
 def checked_name(name: str) -> str:
-    """``name`` as it is kept: one line, composed characters. Raises UsageError for one that could not be typed."""
-    kept = unicodedata.normalize("NFC", " ".join(name.split()))
-    if not kept:
+    """Return ``name`` as it is saved: one line, composed characters. Raise UsageError if it could not be typed."""
+    saved = unicodedata.normalize("NFC", " ".join(name.split()))
+    if not saved:
         raise UsageError("The name of a chat cannot be empty", "Give it a word or two.")
-    if kept.isdigit():
-        raise UsageError(f"{kept} is a number, and numbers are what chats have anyway", "Give it a word or two.")
-    if kept.startswith("-"):
-        raise UsageError(f"{kept!r} would be taken for an option", "Begin the name with another character.")
-    if any(unicodedata.category(char) in ("Cc", "Cs") for char in kept):
-        raise UsageError(f"{kept!r} has characters that cannot be typed", "Leave them out.")
-    if len(kept) > LONGEST_NAME:
-        raise UsageError(f"The name has {len(kept)} characters, and {LONGEST_NAME} are allowed", "Shorten it.")
-    return kept
+    if saved.isdigit():
+        raise UsageError(f"{saved} is a number, and every chat has a number already", "Give it a word or two.")
+    if saved.startswith("-"):
+        raise UsageError(f"{saved!r} would be read as an option", "Begin the name with another character.")
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in saved):
+        raise UsageError(f"{saved!r} has characters that cannot be typed", "Leave them out.")
+    if len(saved) > MAX_NAME_LENGTH:
+        raise UsageError(f"The name has {len(saved)} characters; at most {MAX_NAME_LENGTH} are allowed", "Shorten it.")
+    return saved
 
 
 def as_number(text: str) -> int | None:
-    """The number of a chat, if that is what ``text`` is."""
+    """Return ``text`` as the number of a chat, if it is one."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
 
 
 def pick(wanted: str, names: Mapping[str, int], *, exact: bool = False) -> int:
-    """The number of the chat that ``wanted`` names: itself, in other capitals, or, unless ``exact``, by its beginning.
+    """Return the number of the chat called ``wanted``: by its name in any case or, unless ``exact``, its beginning.
 
-    Raises UsageError where several begin so, ChatNotFoundError where none is near enough.
+    Raise UsageError if several names begin so, ChatNotFoundError if none does.
     """
     text = unicodedata.normalize("NFC", " ".join(wanted.split()))
     if text in names:
@@ -49,17 +49,18 @@ def pick(wanted: str, names: Mapping[str, int], *, exact: bool = False) -> int:
     if len(begin) == 1:
         return names[begin[0]]
     if begin:
-        raise UsageError(f"{_shown(text)} is how several chats begin: {_listed(begin)}", "Write more of the name.")
-    by_fold = {name.casefold(): name for name in names}
-    near = difflib.get_close_matches(folded[:200], by_fold, n=1, cutoff=0.5)
-    hint = f"Did you mean {by_fold[near[0]]!r}? {LIST_HINT}" if near else LIST_HINT
-    raise ChatNotFoundError(f"There is no saved chat called {_shown(text)}", hint)
+        raise UsageError(
+            f"{_shown(text)} is ambiguous, several chats begin with it: {_listed(begin)}", "Type more of the name."
+        )
+    raise ChatNotFoundError(
+        f"There is no saved chat called {_shown(text)}", suggest(text, names, show=repr) + LIST_HINT
+    )
 
 
 def unreadable(number: int, why: str) -> ChatStoreError:
-    """One chat whose rows make no sense, though the file is sound."""
+    """Return the error of one chat whose rows are damaged, though the file is not."""
     return ChatStoreError(
-        f"Chat {number} cannot be read: {why}", f"Others are not concerned. `mllama history rm {number}` deletes it."
+        f"Chat {number} cannot be read: {why}", f"Other chats are unaffected. `mllama history rm {number}` deletes it."
     )
 
 

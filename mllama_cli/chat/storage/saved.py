@@ -1,23 +1,26 @@
-"""A chat as it is kept, and its line in a list."""
+"""A chat as it is saved, and its line in a list."""
 
 import unicodedata
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from mllama_cli.core.conversation import Conversation, Message, TextPart
 
 TITLE_LENGTH = 60
 SYSTEM = "system"
-"""Key in ``settings`` of a system prompt that is no message of the conversation."""
+"""Key in ``settings`` of a system prompt that is not a message of the conversation."""
 
 
 @dataclass(frozen=True)
 class SavedChat:
-    """A conversation with what belongs to it. ``id`` is the number to type; times are aware, in the user's zone.
+    """A conversation and what belongs to it.
 
-    ``settings`` is a JSON object: the system prompt (under SYSTEM) and sampling. ``state`` is the store's own: it
-    tells whether another process wrote this chat meanwhile.
+    Attributes:
+        id: the number to type; 0 until the chat is first stored.
+        created, updated: aware times, in the user's zone.
+        settings: a JSON object: the system prompt (under SYSTEM) and sampling.
+        state: the store's own, which shows whether another process wrote this chat meanwhile.
     """
 
     id: int
@@ -29,13 +32,18 @@ class SavedChat:
     settings: dict[str, Any] = field(default_factory=dict)
     state: str = field(default="", repr=False, compare=False)
 
+    @classmethod
+    def new(cls, model: str) -> "SavedChat":
+        """Return an empty chat. The store numbers it when it first saves a question of it."""
+        return cls(0, model, created=(time := now()), updated=time)
+
     @property
     def title(self) -> str:
         return title_of(self.conversation)
 
     @property
     def whole(self) -> Conversation:
-        """The conversation as the model got it: led by the system prompt of the settings where it has none itself."""
+        """The conversation as the model got it: with the system prompt of the settings if it has none itself."""
         system = self.settings.get(SYSTEM)
         messages = self.conversation.messages
         if not isinstance(system, str) or not system or (messages and messages[0].role == "system"):
@@ -45,7 +53,7 @@ class SavedChat:
 
 @dataclass(frozen=True)
 class ChatSummary:
-    """What a list tells of a saved chat."""
+    """What a list shows of a saved chat."""
 
     id: int
     name: str | None
@@ -57,8 +65,13 @@ class ChatSummary:
     images: int
 
 
+def now() -> datetime:
+    """Return the time in the user's zone."""
+    return datetime.now(UTC).astimezone()
+
+
 def title_of(conversation: Conversation) -> str:
-    """The first words of the first question, else the names of its pictures; one line, safe to print."""
+    """Return the first words of the first question, else the names of its images; one line, safe to print."""
     for message in conversation:
         if message.role == "user":
             words = printable(message.text) or ", ".join(short_name(image.name) for image in message.images)
@@ -68,15 +81,15 @@ def title_of(conversation: Conversation) -> str:
 
 
 def short_name(name: str) -> str:
-    """What a picture is called without the folders or the address it came from."""
+    """Return an image's name without the folders or the address it came from."""
     return printable(name.rstrip("/\\").replace("\\", "/").rpartition("/")[2]) or "image"
 
 
 def printable(text: str) -> str:
-    """``text`` on one line, without control characters and halves of surrogate pairs."""
-    # Titles need no more than the start of what may be a whole book.
-    kept = (" " if char.isspace() else char for char in text[:1000])
-    return " ".join("".join(char for char in kept if unicodedata.category(char) not in ("Cc", "Cs")).split())
+    """Return ``text`` on one line, without control characters and lone surrogates."""
+    # A title needs only the start of what may be a whole book.
+    spaced = (" " if char.isspace() else char for char in text[:1000])
+    return " ".join("".join(char for char in spaced if unicodedata.category(char) not in ("Cc", "Cs")).split())
 
 
 def _cut(text: str) -> str:

@@ -1,10 +1,10 @@
-"""Saved chats: every conversation as it goes, in one SQLite file, its pictures by content.
+"""Saved chats: every conversation as it goes, in one SQLite file, its images by content.
 
-Pictures are rows of that file, each once however many chats show it. Files beside it would be read a little faster
-(from about 100 kB on, by SQLite's own measurements), but a phone photo of 5 to 20 MB is written once and read when a
-chat is resumed, tens of milliseconds either way; as rows they come and go with the messages that show them in one
-transaction, so that a crash leaves neither a chat without its picture nor a picture without its chat, and one file is
-the whole backup. SQLite's limit of 1 GB lies above that of a picture here (256 MiB).
+Images are rows of that file, each stored once however many chats show it. Files next to it would be read a little
+faster (from about 100 kB on, by SQLite's own measurements), but a phone photo of 5 to 20 MB is written once and read
+when a chat is resumed, which takes tens of milliseconds either way. As rows, images come and go with the messages that
+show them in one transaction, so a crash leaves neither a chat without its image nor an image without its chat, and one
+file is the whole backup. SQLite's limit of 1 GB is above that of an image here (256 MiB).
 """
 
 import json
@@ -13,15 +13,13 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mllama_cli.chat.storage import chat_rows
-from mllama_cli.chat.storage.message_rows import free_images
+from mllama_cli.chat.storage import rows
 from mllama_cli.chat.storage.names import LIST_HINT, as_number, checked_name, pick
-from mllama_cli.chat.storage.saved import ChatSummary, SavedChat
+from mllama_cli.chat.storage.saved import ChatSummary, SavedChat, now
 from mllama_cli.chat.storage.schema import SCHEMA
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.errors import ChatNotFoundError, UsageError
@@ -47,16 +45,6 @@ class ChatStore:
     def close(self) -> None:
         self._database.close()
 
-    def create(self, model: str) -> SavedChat:
-        """A new chat with a number of its own. It is kept, and listed, from the first ``save`` of a question on."""
-        now = _now()
-        chat = SavedChat(0, model, now, now, state=secrets.token_hex(8))
-        with self._database.writing() as connection:
-            number = chat_rows.put(connection, chat, None)
-            # The number stays taken; an empty chat leaves nothing else.
-            chat_rows.delete(connection, number)
-        return replace(chat, id=number)
-
     def save(
         self,
         chat: SavedChat,
@@ -65,85 +53,86 @@ class ChatStore:
         model: str | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> SavedChat:
-        """Keep a new state of a chat, whole or not at all; only messages that changed are written.
+        """Save a new state of a chat, whole or not at all; only messages that changed are written.
 
-        Without a question the chat is not kept, unless it was given a name. A chat that was deleted meanwhile is kept
-        again. One that another process went on with stays as that process left it, and this state becomes a chat of
-        its own: the returned one then has another ``id``.
+        A chat without a question is not kept unless it has a name. A chat that was deleted meanwhile is saved again.
+        A chat that another process continued stays as that process left it, and this state becomes another chat: the
+        returned one then has another ``id``.
 
         Args:
-            chat: the last state, as ``create``, ``load``, ``last``, ``rename`` or ``save`` returned it.
-            model, settings: as before where None.
+            chat: the last state, as ``SavedChat.new``, ``load``, ``last``, ``rename`` or ``save`` returned it.
+            model, settings: as before if None.
 
-        Returns the state to give to the next ``save``. After an error ``chat`` still is.
+        Returns:
+            The state to give to the next ``save``. After an error that is still ``chat``.
         """
         wanted = replace(
             chat,
             conversation=conversation,
             model=chat.model if model is None else model,
-            # As they will be read again: a tuple is a list then.
+            # As they will be read back: a tuple becomes a list.
             settings=chat.settings if settings is None else json.loads(json.dumps(dict(settings))),
         )
         if wanted == chat:
             return chat
         with self._database.writing() as connection:
-            return chat_rows.update(connection, chat, replace(wanted, updated=_now(), state=secrets.token_hex(8)))
+            return rows.update(connection, chat, replace(wanted, updated=now(), state=secrets.token_hex(8)))
 
     def load(self, name_or_id: str | int) -> SavedChat:
-        """The chat of that number, name, or beginning of a name.
+        """Return the chat of that number, name, or beginning of a name.
 
-        Raises ChatNotFoundError, with the nearest name, where there is none, UsageError where several begin so.
+        Raise ChatNotFoundError, with the nearest name, if there is none, UsageError if several names begin so.
         """
         with self._reading(str(name_or_id)) as connection:
-            return chat_rows.read(connection, _find(connection, name_or_id))
+            return rows.read(connection, _find(connection, name_or_id))
 
     def last(self) -> SavedChat | None:
-        """The chat that was saved last."""
+        """Return the chat that was saved last."""
         if not self._database.exists:
             return None
         with self._reading() as connection:
-            number = chat_rows.newest(connection)
-            return None if number is None else chat_rows.read(connection, number)
+            number = rows.newest(connection)
+            return None if number is None else rows.read(connection, number)
 
     def summary(self, name_or_id: str | int, *, exact: bool = False) -> ChatSummary:
-        """The line of one chat, found as ``load`` does; with ``exact`` the beginning of a name is not enough."""
+        """Return the line of one chat, found as by ``load``; with ``exact`` the beginning of a name is not enough."""
         with self._reading(str(name_or_id)) as connection:
             number = _find(connection, name_or_id, exact=exact)
-            return next(summary for summary in chat_rows.summaries(connection) if summary.id == number)
+            return next(summary for summary in rows.summaries(connection) if summary.id == number)
 
     def chats(self, query: str = "", *, limit: int | None = None) -> list[ChatSummary]:
-        """The saved chats, newest first; with ``query``, those with that text in name or messages, in any capitals."""
+        """List the saved chats, newest first; with ``query`` those with that text in name or messages, in any case."""
         if not self._database.exists:
             return []
         with self._reading() as connection:
-            found = chat_rows.containing(connection, query) if query.strip() else None
-            chosen = (each for each in chat_rows.summaries(connection) if found is None or each.id in found)
+            found = rows.containing(connection, query) if query.strip() else None
+            chosen = (each for each in rows.summaries(connection) if found is None or each.id in found)
             return list(islice(chosen, limit))
 
     def rename(self, chat: SavedChat, name: str, *, overwrite: bool = False) -> SavedChat:
-        """Give a chat a name. ``overwrite`` takes it from the chat that has it, which stays under its number.
+        """Name a chat. ``overwrite`` takes the name from the chat that has it, which stays under its number.
 
-        Raises UsageError for a name that is taken or could not be typed, and for a chat that is not kept yet.
+        Raise UsageError for a name that is taken or could not be typed, and for a chat that is not saved yet.
         """
         kept = checked_name(name)
         with self._database.writing() as connection:
-            for other, owner in chat_rows.names(connection).items():
+            for other, owner in rows.names(connection).items():
                 if other.casefold() != kept.casefold() or owner == chat.id:
                     continue
                 if not overwrite:
                     raise UsageError(f"Chat {owner} is called {other!r} already", "Choose another name.")
-                chat_rows.set_name(connection, owner, None)
-            if not chat_rows.set_name(connection, chat.id, kept):
+                rows.set_name(connection, owner, None)
+            if not rows.set_name(connection, chat.id, kept):
                 raise UsageError("There is nothing to name: the chat was not saved yet", "Ask something first.")
         return replace(chat, name=kept)
 
     def delete(self, ids: Iterable[int]) -> int:
-        """Delete chats, and the pictures that no other chat shows; returns how many chats there were."""
+        """Delete chats and the images that no other chat shows. Return how many chats there were."""
         if not self._database.exists:
             return 0
         with self._database.writing() as connection:
-            count = sum(chat_rows.delete(connection, number) for number in set(ids))
-            free_images(connection)
+            count = sum(rows.delete(connection, number) for number in set(ids))
+            rows.delete_unused_images(connection)
         return count
 
     @contextmanager
@@ -157,11 +146,7 @@ class ChatStore:
 def _find(connection: sqlite3.Connection, name_or_id: str | int, *, exact: bool = False) -> int:
     number = name_or_id if isinstance(name_or_id, int) else as_number(name_or_id.strip())
     if number is None:
-        return pick(str(name_or_id), chat_rows.names(connection), exact=exact)
-    if not chat_rows.has(connection, number):
+        return pick(str(name_or_id), rows.names(connection), exact=exact)
+    if not rows.exists(connection, number):
         raise ChatNotFoundError(f"There is no saved chat {number}", LIST_HINT)
     return number
-
-
-def _now() -> datetime:
-    return datetime.now(UTC).astimezone()

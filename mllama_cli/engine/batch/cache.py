@@ -95,10 +95,10 @@ class SlotCache:
         for tensor in (*self.keys, *self.values):
             tensor[target, :, :length] = tensor[source, :, :length]
 
-    def write(self, slot: int, keys: Tensor, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Store one new position of each busy slot in self-attention layer ``slot`` (the name is ``SelfCache``'s)."""
+    def write(self, cache_index: int, keys: Tensor, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Store one new position of each busy slot in the layer with that ``cache_index``."""
         rows = self._rows[: self.busy]
-        stored_k, stored_v = self.keys[slot], self.values[slot]
+        stored_k, stored_v = self.keys[cache_index], self.values[cache_index]
         stored_k[rows, :, positions] = keys.transpose(1, 2)
         stored_v[rows, :, positions] = values.transpose(1, 2)
         end = self.extent + 1

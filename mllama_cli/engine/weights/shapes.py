@@ -1,11 +1,9 @@
 """The shapes of the released models, and empty networks of any shape."""
 
 from mllama_cli.core.config import MllamaConfig, MllamaTextConfig
-from mllama_cli.core.errors import UsageError
 from mllama_cli.engine.forward import Network
 from mllama_cli.model.mllama import empty_network
 from mllama_cli.quantization.linear import replace_linears
-from mllama_cli.quantization.loading import LOADING_SCHEMES
 from mllama_cli.quantization.plan import linear_layers
 from mllama_cli.quantization.policy import QuantizeOptions, choose_schemes
 from mllama_cli.quantization.schemes import scheme_named
@@ -29,8 +27,6 @@ def shaped(config: MllamaConfig, quantize: str | None = None) -> Network:
 
     ``quantize``, int8 or int4, packs the language model as quantizing while loading does. Raise UsageError for others.
     """
-    if quantize is not None and quantize not in LOADING_SCHEMES:
-        raise UsageError(f"Unknown quantization {quantize!r}", f"Use {' or '.join(LOADING_SCHEMES)}.")
     network = empty_network(config)
     if quantize is not None:
         # Which layers keep more bits depends on their weights: how many does not.

@@ -113,7 +113,7 @@ def _make(folder: Path) -> bool:
 
 
 def _intact(file: Path) -> bool:
-    """Whether a library is ours alone and as it was compiled."""
+    """Return whether a library is ours alone and as it was compiled."""
     try:
         info = file.lstat()
         if not stat.S_ISREG(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o022:

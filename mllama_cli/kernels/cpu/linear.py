@@ -1,4 +1,4 @@
-"""Which product on the CPU: by number of rows, by what the matrix is stored as, and by what this machine has.
+"""The choice of a product on a CPU: by number of rows, by the format of the matrix, and by what this machine has.
 
 | rows | matrix   | our kernels                | ... exact  | no compiler          | ... exact |
 |------|----------|----------------------------|------------|----------------------|-----------|
@@ -8,7 +8,7 @@
 | many | 16 bits  | parts, or bfloat16 (below) | parts      | as with our kernels  | parts     |
 | many | 4, 8     | activations in 8 bits      | parts      | parts                | parts     |
 
-float32: our kernel reads the matrix where it lies. bfloat16: where the processor has instructions for such products.
+float32: our kernel reads the matrix in place. bfloat16: where the processor has instructions for such products.
 "Parts": some rows of the matrix at a time become float32 numbers in one small buffer.
 """
 
@@ -24,7 +24,7 @@ from mllama_cli.kernels.cpu.native import MAX_GEMV_ROWS, native
 from mllama_cli.kernels.packed import PackedWeight
 
 PART_BYTES = 8 * 2**20
-"""Float32 numbers of a matrix at a time: large enough for a fast product, small beside any matrix that matters."""
+"""Float32 numbers of a matrix at a time: large enough for a fast product, small next to any matrix that matters."""
 
 
 def dense(x: Tensor, weight: Tensor, *, exact: bool) -> Tensor:
@@ -61,9 +61,9 @@ def quantized(x: Tensor, weight: PackedWeight, *, exact: bool) -> Tensor:
 
 @lru_cache(maxsize=1)
 def multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for bfloat16 products. Without them torch's are far slower than float32's.
+    """Return whether the processor has instructions for bfloat16 products; else torch's are far slower than float32's.
 
-    What is asked is private to torch: where it is gone, the answer is no.
+    The functions asked are private to torch: where they are gone, the answer is no.
     """
     return any(bool(getattr(torch.cpu, f"_is_{feature}_supported", bool)()) for feature in ("amx_tile", "avx512_bf16"))
 

@@ -1,4 +1,4 @@
-"""kernels.cpp as functions of tensors. Sizes are checked by kernels/ops.py: the library reads what it is told to."""
+"""kernels.cpp as functions of tensors. Sizes are checked by kernels/ops.py: the library trusts them."""
 
 import ctypes
 import os
@@ -11,10 +11,10 @@ from mllama_cli.kernels.cpu.build import library
 from mllama_cli.kernels.packed import PackedWeight
 
 MAX_GEMV_ROWS = 8
-"""Rows for which the float32 kernels read a matrix where it lies; for more, parts of it become float32."""
+"""Rows for which the float32 kernels read a matrix in place; for more, parts of it become float32."""
 
 MAX_INT8_GEMV_ROWS = 2
-"""Rows for which the 8-bit kernel goes along the rows of the matrix; for more, it turns eight of them at a time."""
+"""Rows for which the 8-bit kernel goes along the rows of the matrix; for more, it transposes eight at a time."""
 
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}

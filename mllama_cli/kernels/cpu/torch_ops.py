@@ -15,7 +15,7 @@ _prepared = WeakIdKeyDictionary()  # packed tensor -> the operator's weight and 
 
 
 def takes(weight: PackedWeight) -> bool:
-    """Whether torch has an operator for this matrix (in other shapes its operators fail or read out of bounds)."""
+    """Return whether torch has an operator for this matrix; with other shapes they fail or read out of bounds."""
     n, k = weight.shape
     if n % 16 or k % 64:
         return False

@@ -1,9 +1,9 @@
-"""Attention of one new row per conversation over what its caches hold, cut into splits that run side by side.
+"""Attention of one new row per conversation over what its caches hold, cut into splits that run in parallel.
 
-Where keys and values lie and how many there are is read from device memory, so that one captured graph serves caches
-that grow, other pictures and other conversations:
+Where keys and values are and how many there are is read from device memory, so that one captured graph serves caches
+that grow, other images and other conversations:
 
-- ``Addresses``: where each layer's keys and values [batch, kv_heads, tokens, head_dim] lie,
+- ``Addresses``: where each layer's keys and values [batch, kv_heads, tokens, head_dim] are,
 - self-attention: ``positions`` int32 [B], the new row's own position: it sees all up to and including itself,
 - cross-attention: ``ranges`` int32 [B, 2]: the vision tokens from the first up to the second.
 """
@@ -61,7 +61,7 @@ def attention_kernel(
     whole = tl.arange(0, DIM)
     near = rows < GROUP
     # Addresses, limits and the older keys stand still while a step runs: only the projections have to be waited for.
-    # Everything lies at multiples of 16 numbers: what lets 16 bytes be read at once.
+    # All offsets are multiples of 16 numbers, which lets 16 bytes be read at once.
     offset = batch * tl.multiple_of(tl.load(strides), 16) + head * tl.multiple_of(tl.load(strides + 1), 16)
     keys = base + (tl.multiple_of(tl.load(table + 2 * cache_index), 16) + offset)
     values = base + (tl.multiple_of(tl.load(table + 2 * cache_index + 1), 16) + offset)
@@ -171,9 +171,9 @@ def attention_kernel(
 
 
 class Addresses:
-    """Where the layers' keys and values lie, in device memory: numbers from ``base`` on, and two strides.
+    """Where the layers' keys and values are, in device memory: offsets in numbers from ``base``, and two strides.
 
-    Filled anew where tensors move, in the order of the stream: kernels launched earlier still see the old ones.
+    Filled again when tensors move, in the order of the stream: kernels launched earlier still see the old ones.
     """
 
     def __init__(self, layers: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -182,19 +182,19 @@ class Addresses:
         self.strides = torch.zeros(2, dtype=torch.int64, device=device)
 
     def fill(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """Point to one pair of tensors [batch, kv_heads, tokens, head_dim] a layer, all laid out alike."""
+        """Point to one pair of tensors [batch, kv_heads, tokens, head_dim] a layer, all of the same layout."""
         origin, size = self.base.data_ptr(), self.base.element_size()
-        places = [[(t.data_ptr() - origin) // size for t in pair] for pair in zip(keys, values, strict=True)]
+        offsets = [[(t.data_ptr() - origin) // size for t in pair] for pair in zip(keys, values, strict=True)]
         strides = [keys[0].stride(0), keys[0].stride(1)]
         assert all(t.stride() == keys[0].stride() for t in (*keys, *values))
         assert keys[0].stride(2) == keys[0].shape[3]
-        assert all(number % 16 == 0 for row in (*places, strides) for number in row)
-        self.table.copy_(staged(places, self.table))
+        assert all(number % 16 == 0 for row in (*offsets, strides) for number in row)
+        self.table.copy_(staged(offsets, self.table))
         self.strides.copy_(staged(strides, self.strides))
 
 
 def staged(values: Sequence[object], like: Tensor) -> Tensor:
-    """Numbers on their way to ``like``: from pinned memory the copy does not make the host wait."""
+    """Return numbers on their way to ``like``: a copy from pinned memory does not make the host wait."""
     source = torch.tensor(values, dtype=like.dtype)
     return source.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else source
 
@@ -239,7 +239,7 @@ def decode_attention(
 
     Self-attention: ``query`` [B, heads * dim], ``key`` and ``value`` [B, kv_heads * dim] are the row's before the
     rotation float32 [B, 2, dim / 2] (cosines and sines); key and value go into the cache at the row's position.
-    Cross-attention: ``query`` is the row's before its ``norm``. Rows may lie apart, keys as far as values.
+    Cross-attention: ``query`` is the row's before its ``norm``. Rows may have any stride, keys the same as values.
     """
     heads = out.shape[1] // dim
     batch, device = out.shape[0], out.device

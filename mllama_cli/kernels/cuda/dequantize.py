@@ -1,4 +1,4 @@
-"""Packed matrices on a GPU: few rows by a kernel of our own, for many the matrix is unpacked first."""
+"""Packed matrices on a GPU: few rows by a kernel of ours; for many the matrix is dequantized first."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from mllama_cli.kernels.cuda import packed_matmul
 from mllama_cli.kernels.packed import PackedWeight
 
 MAX_PACKED_MATMUL_ROWS = 128
-"""Rows up to which reading the packed words anew for every 64 of them is faster than to unpack them for the library."""
+"""Rows up to which reading the packed words again for every 64 of them is faster than dequantizing them first."""
 
 
 @triton.jit
@@ -44,7 +44,7 @@ def dequantize(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
 def quantized_linear(x: Tensor, weight: PackedWeight) -> Tensor:
     """x [..., in] times the transposed matrix -> [..., out], in x's dtype.
 
-    For more than MAX_PACKED_MATMUL_ROWS rows the unpacked matrix is needed besides, for as long as its product takes.
+    For more than MAX_PACKED_MATMUL_ROWS rows the dequantized matrix takes memory, too, while its product is computed.
     """
     rows = x.numel() // weight.shape[1]
     if 0 < rows <= MAX_PACKED_MATMUL_ROWS and packed_matmul.supports(x, weight):

@@ -21,7 +21,7 @@ def embed_kernel(
     part = tl.program_id(0)
     batch = tl.program_id(1)
     gdc_wait(PDL)
-    # -1 stands for scores that were not finite. The table may lie in host memory, before which nothing may be read.
+    # -1 means that scores were not finite. The table may be in host memory, before which nothing may be read.
     token = tl.maximum(tl.load(tokens + batch), 0).to(tl.int64)
     index = part * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(table + token * SIZE + index, mask=index < SIZE, other=0.0)
@@ -80,7 +80,7 @@ def embed(
 ) -> None:
     """out [B, hidden] = rows of the table; rotation float32 [B, 2, head_dim / 2] = cosines and sines at positions.
 
-    The table may lie in pinned host memory: it is read over the bus.
+    The table may be in pinned host memory: it is read over the bus.
     """
     size, half = table.shape[1], frequencies.shape[0]
     launch(

@@ -1,4 +1,4 @@
-"""Rows of a table that lies in pinned host memory, read over the bus by the GPU itself."""
+"""Embedding lookup in a table in pinned host memory, which the GPU itself reads over the bus."""
 
 import torch
 import triton

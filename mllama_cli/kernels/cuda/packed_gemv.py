@@ -34,7 +34,7 @@ def packed_gemv_kernel(
     rows = start + tl.arange(0, BLOCK_N)
     quads = tl.arange(0, BLOCK_Q)
     kept = rows < count
-    # Quads lie along the first dimension: of equally contiguous ones Triton gives it to neighbouring threads.
+    # Quads are the first dimension: of equally contiguous ones Triton gives it to neighbouring threads.
     within = quads[:, None, None] * 4 + tl.arange(0, 4)[None, None, :]
     tile = rows[None, :, None] * WORDS + within
     scale_tile = rows[None, :] * GROUPS

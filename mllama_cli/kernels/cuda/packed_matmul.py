@@ -1,6 +1,6 @@
-"""A few rows times a packed matrix, unpacked tile by tile on its way into the matrix units: what a batch's step costs.
+"""A few rows times a packed matrix, dequantized tile by tile on its way into the tensor cores: what a batch step costs.
 
-The packed words are read once, whatever the number of rows up to BLOCK_M, and nothing unpacked ever lies in memory.
+The packed words are read once, whatever the number of rows up to BLOCK_M, and nothing unpacked is ever stored.
 """
 
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ def packed_matmul_kernel(
 ):  # fmt: skip
     """One program: BLOCK_N rows of the matrix over ``steps`` times BLOCK_W words of each, times BLOCK_M rows of x.
 
-    Sizes are no constants: a kernel serves all matrices of a model, and few have to be compiled. ONE_GROUP: a step lies
-    in one group of scales. EVEN: nothing lies beyond the matrix.
+    Sizes are not constants: a kernel serves all matrices of a model, and few have to be compiled. ONE_GROUP: a step is
+    in one group of scales. EVEN: no tile reaches beyond the matrix.
     """
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     split = tl.program_id(1)
@@ -78,7 +78,7 @@ class MatmulTile:
 
 
 def supports(x: Tensor, weight: PackedWeight) -> bool:
-    """Whether ``packed_matmul`` can take these: 16-bit activations, and words that belong to one group each."""
+    """Return whether ``packed_matmul`` can take these: 16-bit activations, and words that belong to one group each."""
     per_word = 32 // weight.bits
     return (
         x.dtype in (torch.float16, torch.bfloat16) and weight.shape[1] % per_word == weight.group_size % per_word == 0

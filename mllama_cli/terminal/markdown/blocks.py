@@ -1,4 +1,4 @@
-"""The block part of Markdown: where blocks end, and a block as lines of styled text."""
+"""Markdown blocks: where they end, and how one becomes lines of styled text."""
 
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -11,7 +11,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from mllama_cli.terminal.clean_text import clean_text
+from mllama_cli.core.text import strip_control
 from mllama_cli.terminal.markdown.inline import inline_text
 from mllama_cli.terminal.markdown.theme import MarkdownTheme
 
@@ -23,9 +23,9 @@ BULLETS = "•◦▪"
 
 
 def split_finished(source: str) -> tuple[list[str], str]:
-    """Blocks that nothing still to come can change, and the rest: the last block, and a line that has not ended.
+    """Split off the blocks that no further text can change from the rest: the last block and an unfinished line.
 
-    Markdown is read line by line, and a block is closed for good when a later one has begun in a whole line.
+    Markdown is read line by line, and a block is finished once a later one has begun in a whole line.
     """
     whole = source[: source.rfind("\n") + 1]
     starts = [token.map[0] for token in _top_level(whole) if token.map]
@@ -37,7 +37,7 @@ def split_finished(source: str) -> tuple[list[str], str]:
 
 
 def block_lines(source: str, theme: MarkdownTheme, width: int) -> list[Text]:
-    """All blocks of ``source`` as lines of at most ``width`` cells; code is not wrapped, so that it can be copied."""
+    """Render ``source`` as lines of at most ``width`` cells; code is not wrapped, so that it can be copied."""
     return _blocks(_parser().parse(source), theme, max(width, 8), depth=0, tight=False)
 
 
@@ -74,20 +74,20 @@ def _block(token: "Token", inside: "Sequence[Token]", theme: MarkdownTheme, widt
         case "hr":
             return [Text("─" * min(width, 40), theme.rule)]
         case _:
-            return [Text(line) for line in clean_text(token.content).rstrip("\n").split("\n")]
+            return [Text(line) for line in strip_control(token.content).rstrip("\n").split("\n")]
 
 
 def _children(tokens: "Sequence[Token]") -> "Iterator[tuple[Token, Sequence[Token]]]":
-    """Each block with what stands between its opening and its closing token."""
-    place = 0
-    while place < len(tokens):
-        token, start = tokens[place], place + 1
+    """Yield each block with the tokens between its opening and its closing token."""
+    index = 0
+    while index < len(tokens):
+        token, start = tokens[index], index + 1
         depth: int = token.nesting
         while depth > 0:
-            place += 1
-            depth += tokens[place].nesting
-        yield token, tokens[start:place]
-        place += 1
+            index += 1
+            depth += tokens[index].nesting
+        yield token, tokens[start:index]
+        index += 1
 
 
 def _wrapped(text: Text, width: int) -> list[Text]:
@@ -98,13 +98,13 @@ def _wrapped(text: Text, width: int) -> list[Text]:
 
 
 def _code(code: str, info: str, theme: MarkdownTheme) -> list[Text]:
-    code = clean_text(code).rstrip("\n").expandtabs(4)
-    language = clean_text(info).split()[0] if info.split() else ""
+    code = strip_control(code).rstrip("\n").expandtabs(4)
+    language = strip_control(info).split()[0] if info.split() else ""
     if not theme.syntax or not language:
         return [Text(line, theme.code if not language else "") for line in code.split("\n")]
     text = Syntax("", language, theme=theme.syntax, background_color="default").highlight(code)
     lines = list(text.split("\n", allow_blank=True))
-    # The highlighter ends its text with a line of its own.
+    # The highlighter adds a line at the end.
     while len(lines) > len(code.split("\n")):
         lines.pop()
     return lines
@@ -123,8 +123,8 @@ def _list(token: "Token", inside: "Sequence[Token]", theme: MarkdownTheme, width
         lines = _blocks(item, theme, width - indent, depth=depth + 1, tight=tight) or [Text()]
         if result and not tight:
             result.append(Text())
-        for place, line in enumerate(lines):
-            result.append(Text.assemble((marker, theme.marker) if place == 0 else " " * indent, line))
+        for index, line in enumerate(lines):
+            result.append(Text.assemble((marker, theme.marker) if index == 0 else " " * indent, line))
     return result
 
 
@@ -158,7 +158,7 @@ def _table(inside: "Sequence[Token]", theme: MarkdownTheme, width: int) -> list[
 
 @cache
 def _plain_console() -> Console:
-    """Measures and wraps; prints nothing."""
+    """Return a console that measures and wraps and prints nothing."""
     return Console(width=80, color_system=None, force_terminal=False, legacy_windows=False)
 
 
@@ -166,5 +166,5 @@ def _plain_console() -> Console:
 def _parser() -> "MarkdownIt":
     from markdown_it import MarkdownIt
 
-    # Without "reference", whose lines would vanish.
+    # Without "reference", whose lines would disappear.
     return MarkdownIt("commonmark").enable("table").disable(["reference", "inline"])

@@ -1,4 +1,4 @@
-"""The inline part of Markdown: emphasis, code spans, links; LaTeX and HTML stay as they are written."""
+"""Inline Markdown: emphasis, code spans, links; LaTeX and HTML stay as they are written."""
 
 import re
 from functools import cache
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from mllama_cli.terminal.clean_text import clean_text
+from mllama_cli.core.text import strip_control
 from mllama_cli.terminal.markdown.theme import MarkdownTheme
 
 if TYPE_CHECKING:
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from markdown_it.token import Token
 
 DOLLAR_MATH = re.compile(r"\$(?=\S)[^$\n]{0,198}?(?<=[^\s\\])\$(?!\d)|\$\$(?=\S)[^$\n]{0,198}?\$\$")
-"""``$x$`` as pandoc reads it: no space inside, no digit after, one line; so that prices are no formulas."""
+"""``$x$`` as pandoc reads it: no space inside, no digit after, one line; so that prices are not formulas."""
 
 _STYLES = {"strong_open": "strong", "em_open": "emphasis", "s_open": "struck"}
 
 
 def inline_text(source: str, theme: MarkdownTheme) -> Text:
-    """One paragraph's, heading's or cell's source as styled text; ``\\n`` only at hard line breaks."""
+    """Render the source of a paragraph, heading or cell as styled text; ``\\n`` only at hard line breaks."""
     out = Text()
     tokens = _parser().parseInline(source)[0].children or []
     _append(out, tokens, theme)
@@ -68,8 +68,8 @@ def _append_url(out: Text, url: str, shown: str, theme: MarkdownTheme) -> None:
 
 
 def _one_line(text: str) -> str:
-    # Again here: an entity such as &#13; makes characters that were not in the source.
-    return clean_text(text).replace("\n", " ")
+    # Again, because an entity such as &#13; makes characters that were not in the source.
+    return strip_control(text).replace("\n", " ")
 
 
 @cache
@@ -79,18 +79,18 @@ def _parser() -> "MarkdownIt":
     parser = MarkdownIt("commonmark").enable("strikethrough").disable("html_inline")
     parser.inline.ruler.before("escape", "latex", _latex)
     parser.inline.ruler.before("escape", "dollar", _dollar)
-    # The address as it is written, not percent-encoded.
+    # Show the address as it is written, not percent-encoded.
     parser.normalizeLink = lambda url: url  # type: ignore[method-assign]
     return parser
 
 
 def _latex(state: "StateInline", silent: bool) -> bool:
-    r"""``\(x\)`` and ``\[x\]`` as they are: by Markdown's rules the backslashes would go and ``_`` make italics."""
+    r"""Keep ``\(x\)`` and ``\[x\]``: Markdown would remove the backslashes and turn ``_`` into italics."""
     opening = state.src[state.pos : state.pos + 2]
     if opening not in ("\\(", "\\["):
         return False
     end = state.src.find("\\)" if opening == "\\(" else "\\]", state.pos + 2)
-    # Without an end it is still LaTeX of a sort: the two characters stay.
+    # Without an end it is still LaTeX: the two characters stay.
     return _verbatim(state, silent, end + 2 if end >= 0 else state.pos + 2)
 
 

@@ -1,4 +1,4 @@
-"""Colours of Markdown on a dark, a light or an unknown background. No backgrounds: they come along when copied."""
+"""Colours of Markdown on a dark, a light or an unknown background. Sets no backgrounds: copying takes them along."""
 
 from dataclasses import dataclass
 
@@ -30,11 +30,10 @@ _THEMES = {
     "light": MarkdownTheme("friendly", "blue", "underline", "blue", ("bold magenta", "bold blue", "bold")),
     "none": MarkdownTheme("", "bold", "underline", "dim", ("bold underline", "bold", "bold italic")),
 }
-THEME_NAMES = tuple(_THEMES)
 
 
 def markdown_theme(name: str) -> MarkdownTheme:
-    """Raises UsageError for a name that is none of THEME_NAMES."""
+    """Return the theme of that name. Raise UsageError if it does not exist."""
     if name not in _THEMES:
-        raise UsageError(f"There is no theme {name!r}", f"Themes: {', '.join(THEME_NAMES)}.")
+        raise UsageError(f"There is no theme {name!r}", f"Themes: {', '.join(_THEMES)}.")
     return _THEMES[name]

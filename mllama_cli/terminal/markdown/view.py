@@ -1,18 +1,18 @@
-"""An answer as it streams, in Markdown: finished blocks are printed once and stay, only the open one is drawn anew."""
+"""A streaming answer in Markdown: finished blocks are printed once and stay, only the open one is redrawn."""
 
 import shutil
 import time
 
 from rich.text import Text
 
+from mllama_cli.core.text import strip_control
 from mllama_cli.terminal.answer_view import AnswerWriter
-from mllama_cli.terminal.clean_text import clean_text
 from mllama_cli.terminal.console import Terminal
 from mllama_cli.terminal.markdown.blocks import block_lines, split_finished
 from mllama_cli.terminal.markdown.theme import markdown_theme
 
 FRAME = 1 / 15
-"""Seconds between two drawings of the open block, at least."""
+"""Shortest time between two drawings of the open block, in seconds."""
 
 _SYNC, _END_SYNC = "\x1b[?2026h", "\x1b[?2026l"
 _HIDE, _SHOW = "\x1b[?25l", "\x1b[?25h"
@@ -21,8 +21,8 @@ _HIDE, _SHOW = "\x1b[?25l", "\x1b[?25h"
 class MarkdownView:
     """Draws an answer on a terminal. Elsewhere, and on TERM=dumb, the text is written as it comes.
 
-    The live part is never taller than the window: of an open block that is, the end is shown, and the whole when it
-    is finished. So nothing that is live can scroll away and be left behind.
+    The live part is never taller than the window: of a taller open block the end is shown, and the whole once it is
+    finished. So nothing live can scroll away and be left behind.
     """
 
     def __init__(self, terminal: Terminal, *, theme: str = "dark") -> None:
@@ -38,22 +38,22 @@ class MarkdownView:
         self._next_frame = 0.0
 
     def write(self, text: str) -> None:
-        """More of the answer."""
+        """Draw more of the answer."""
         if self._plain is not None:
             self._plain.write(text)
             return
-        self._open += clean_text(text)
+        self._open += strip_control(text)
         finished: list[str] = []
         if "\n" in text:
             finished, self._open = split_finished(self._open)
         now = time.monotonic()
         if finished or now >= self._next_frame:
             self._draw(finished)
-            # What takes long to draw is drawn less often: reading the answer must not slow its writing down.
+            # What takes long to draw is drawn less often, so that drawing does not slow the answer down.
             self._next_frame = now + max(FRAME, 4 * (time.monotonic() - now))
 
     def finish(self) -> None:
-        """The answer is whole: everything stays on the screen, and the cursor stands on a line of its own."""
+        """Draw the complete answer and put the cursor on a new line."""
         if self._plain is not None:
             self._plain.finish()
             return
@@ -61,16 +61,15 @@ class MarkdownView:
         self._open = ""
 
     def interrupt(self) -> None:
-        """The answer was stopped: what there is stays."""
+        """Keep what was drawn of an answer that was stopped."""
         if self._plain is not None:
-            if self._plain.started:
-                self._plain.finish()
-            return
-        self.finish()
+            self._plain.interrupt()
+        else:
+            self.finish()
 
     def _draw(self, finished: list[str], *, last: bool = False) -> None:
         columns, rows = shutil.get_terminal_size()
-        # The last column stays free: a full line would leave it to the terminal whether the cursor wraps.
+        # The last column stays free: terminals differ in where the cursor goes after a full line.
         width = max(columns - 1, 8)
         kept: list[str] = []
         for source in finished:
@@ -92,17 +91,17 @@ class MarkdownView:
         self._live = live
 
     def _end_of_open(self, lines: int) -> str:
-        """The end of a very long open block, as a block of its kind."""
+        """Return the end of a very long open block, as a block of its kind."""
         first, _, _ = self._open.partition("\n")
         end = "\n".join(self._open.split("\n")[-lines:])
         return f"{first}\n{end}" if first.lstrip().startswith(("```", "~~~")) else end
 
     def _erase(self, columns: int) -> str:
-        """From wherever the live part ends to where it began. After a resize its lines take other rows."""
+        """Erase the live part from its end to its start. After a resize its lines take a different number of rows."""
         if not self._live:
             return ""
         up = sum(_rows(line, columns) for line in self._live) - 1
-        # Line by line: "erase below" on the screen's first row makes some terminals keep a copy in the scrollback.
+        # Line by line: "erase below" on the first row makes some terminals keep a copy in the scrollback.
         return "\r\x1b[2K" + "\x1b[1A\x1b[2K" * up
 
     def _encoded(self, lines: list[Text]) -> list[str]:
@@ -117,8 +116,8 @@ def _rows(line: str, columns: int) -> int:
 
 
 def _fitting(lines: list[str], columns: int, rows: int) -> list[str]:
-    """The last lines that take at most ``rows`` rows of the screen."""
-    place, taken = len(lines), 0
-    while place and (taken := taken + _rows(lines[place - 1], columns)) <= max(rows, 1):
-        place -= 1
-    return lines[place:]
+    """Return the last lines that fit into ``rows`` rows of the screen."""
+    start, used = len(lines), 0
+    while start and (used := used + _rows(lines[start - 1], columns)) <= max(rows, 1):
+        start -= 1
+    return lines[start:]

@@ -1,0 +1,203 @@
+"""Saved chats as rows of the database: chats, their messages, the parts of these, and images by content."""
+
+import json
+import sqlite3
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import get_args
+
+from mllama_cli.chat.storage.names import unreadable
+from mllama_cli.chat.storage.saved import ChatSummary, SavedChat
+from mllama_cli.core.conversation import Conversation, ImagePart, Message, Part, Role, TextPart
+
+_NEWEST_FIRST = "ORDER BY updated DESC, id DESC"
+
+
+def update(connection: sqlite3.Connection, before: SavedChat, wanted: SavedChat) -> SavedChat:
+    """Bring the rows from ``before`` to ``wanted``; write another chat if they are not as ``before`` says."""
+    row = connection.execute("SELECT name, state FROM chats WHERE id = ?", (before.id,)).fetchone()
+    ours = row is not None and row[1] == before.state
+    wanted = replace(wanted, name=row[0] if ours else None)
+    if wanted.name is None and not any(message.role == "user" for message in wanted.conversation):
+        if ours:
+            delete(connection, wanted.id)
+            delete_unused_images(connection)
+        return wanted
+    if row is not None and not ours:
+        wanted = replace(wanted, id=0, created=wanted.updated)
+    wanted = replace(wanted, id=_put(connection, wanted))
+    unchanged = _common_prefix(before.conversation, wanted.conversation) if ours else 0
+    connection.execute("DELETE FROM messages WHERE chat = ? AND position >= ?", (wanted.id, unchanged))
+    insert_messages(connection, wanted.id, wanted.conversation, unchanged)
+    delete_unused_images(connection)
+    return wanted
+
+
+def read(connection: sqlite3.Connection, number: int) -> SavedChat:
+    """Return an existing chat. Raise ChatStoreError if its rows are damaged."""
+    name, model, created, updated, settings, state = connection.execute(
+        "SELECT name, model, created, updated, settings, state FROM chats WHERE id = ?", (number,)
+    ).fetchone()
+    try:
+        known = json.loads(settings)
+    except (ValueError, TypeError) as error:
+        raise unreadable(number, "its settings are not JSON") from error
+    return SavedChat(
+        id=number,
+        name=name,
+        model=_text(model),
+        created=_time(created, number),
+        updated=_time(updated, number),
+        conversation=_read_conversation(connection, number),
+        settings=known,
+        state=state,
+    )
+
+
+def summaries(connection: sqlite3.Connection) -> Iterator[ChatSummary]:
+    """Yield a line of each chat, newest first."""
+    rows = connection.execute(
+        f"""SELECT id, name, title, model, created, updated,
+            (SELECT count(*) FROM messages WHERE chat = chats.id),
+            (SELECT count(image) FROM messages JOIN parts ON message = messages.id WHERE chat = chats.id)
+        FROM chats {_NEWEST_FIRST}"""
+    ).fetchall()  # an open query would hold its lock beyond the transaction
+    for number, name, title, model, created, updated, messages, images in rows:
+        times = _time(created, number), _time(updated, number)
+        yield ChatSummary(number, name, title, _text(model), *times, messages, images)
+
+
+def newest(connection: sqlite3.Connection) -> int | None:
+    row = connection.execute(f"SELECT id FROM chats {_NEWEST_FIRST} LIMIT 1").fetchone()
+    return int(row[0]) if row else None
+
+
+def exists(connection: sqlite3.Connection, number: int) -> bool:
+    return connection.execute("SELECT 1 FROM chats WHERE id = ?", (number,)).fetchone() is not None
+
+
+def names(connection: sqlite3.Connection) -> dict[str, int]:
+    """Return which chat has which name."""
+    return dict(connection.execute("SELECT name, id FROM chats WHERE name IS NOT NULL").fetchall())
+
+
+def set_name(connection: sqlite3.Connection, number: int, name: str | None) -> bool:
+    """Name a chat. Return whether there is one of that number."""
+    return connection.execute("UPDATE chats SET name = ? WHERE id = ?", (name, number)).rowcount > 0
+
+
+def delete(connection: sqlite3.Connection, number: int) -> bool:
+    """Delete a chat but not its images (see ``delete_unused_images``). Return whether there was one."""
+    return connection.execute("DELETE FROM chats WHERE id = ?", (number,)).rowcount > 0
+
+
+def delete_unused_images(connection: sqlite3.Connection) -> None:
+    """Delete the images that no message shows."""
+    connection.execute("DELETE FROM images WHERE digest NOT IN (SELECT image FROM parts WHERE image IS NOT NULL)")
+
+
+def containing(connection: sqlite3.Connection, query: str) -> set[int]:
+    """Return the chats with this text in name or messages. Not in SQL, whose LIKE folds ASCII only."""
+    wanted = _folded(query.strip())
+    rows = connection.execute(
+        """SELECT id, name FROM chats WHERE name IS NOT NULL
+        UNION ALL SELECT chat, coalesce(text, name) FROM messages JOIN parts ON message = messages.id"""
+    )
+    return {number for number, text in rows if wanted in _folded(_text(text))}
+
+
+def insert_messages(connection: sqlite3.Connection, chat: int, conversation: Conversation, start: int) -> None:
+    """Write the messages from ``start`` on, and those of their images that the file does not have."""
+    for position, message in enumerate(conversation.messages[start:], start):
+        row = connection.execute(
+            "INSERT INTO messages (chat, position, role) VALUES (?, ?, ?)", (chat, position, message.role)
+        )
+        for index, part in enumerate(message.parts):
+            text, image, name = None, None, None
+            if isinstance(part, TextPart):
+                text = _stored(part.text)
+            else:
+                image, name = part.digest, _stored(part.name)
+                connection.execute("INSERT OR IGNORE INTO images (digest, data) VALUES (?, ?)", (image, part.data))
+            connection.execute(
+                "INSERT INTO parts (message, position, text, image, name) VALUES (?, ?, ?, ?, ?)",
+                (row.lastrowid, index, text, image, name),
+            )
+
+
+def _put(connection: sqlite3.Connection, chat: SavedChat) -> int:
+    """Write a chat's own row, new or not, and return its number, the next one for ``id`` 0. A name stays as it is."""
+    row = connection.execute(
+        """INSERT INTO chats (id, title, model, created, updated, settings, state) VALUES (?, ?, ?, ?, ?, ?, ?)
+        ON CONFLICT (id) DO UPDATE SET title = excluded.title, model = excluded.model, updated = excluded.updated,
+            settings = excluded.settings, state = excluded.state""",
+        (
+            chat.id or None,
+            chat.title,
+            _stored(chat.model),
+            chat.created.astimezone(UTC).isoformat(),
+            chat.updated.astimezone(UTC).isoformat(),
+            json.dumps(chat.settings),
+            chat.state,
+        ),
+    )
+    return chat.id or row.lastrowid or 0
+
+
+def _read_conversation(connection: sqlite3.Connection, chat: int) -> Conversation:
+    """Return all messages of a chat. Raise ChatStoreError for an unknown role or an image that has changed."""
+    images: dict[str, bytes] = {}  # an image that is shown twice is read once
+    messages = []
+    rows = connection.execute("SELECT id, role FROM messages WHERE chat = ? ORDER BY position", (chat,)).fetchall()
+    for number, role in rows:
+        if role not in get_args(Role):
+            raise unreadable(chat, f"a message has the unknown role {role!r}")
+        parts: list[Part] = []
+        for text, digest, name in connection.execute(
+            "SELECT text, image, name FROM parts WHERE message = ? ORDER BY position", (number,)
+        ).fetchall():
+            if digest is None:
+                parts.append(TextPart(_text(text)))
+                continue
+            if digest not in images:
+                row = connection.execute("SELECT data FROM images WHERE digest = ?", (digest,)).fetchone()
+                images[digest] = bytes(row[0]) if row else b""
+            image = ImagePart(images[digest], _text(name))
+            if image.digest != digest:  # costs no extra time: the engine needs the digest, which stays with the part
+                raise unreadable(chat, f"the image {image.name} has changed")
+            parts.append(image)
+        messages.append(Message(role, tuple(parts)))
+    return Conversation(tuple(messages))
+
+
+def _stored(text: str) -> str | bytes:
+    """Return ``text`` as SQLite can hold it: as bytes if lone surrogates (odd file names) are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+    return text
+
+
+def _text(value: str | bytes) -> str:
+    """Return the text that ``_stored`` was given."""
+    return value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else value
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFC", text).casefold()
+
+
+def _common_prefix(one: Conversation, other: Conversation) -> int:
+    """Return how many messages from the start are equal."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (mine, yours) in pairs if mine != yours), min(len(one), len(other)))
+
+
+def _time(text: str, number: int) -> datetime:
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, TypeError) as error:
+        raise unreadable(number, f"{text!r} is not a time") from error

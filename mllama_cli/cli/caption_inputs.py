@@ -1,0 +1,75 @@
+"""From the paths and lists that `mllama caption` was given to the images they mean."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mllama_cli.captioning.listing import Listing, find_images, read_list, shard_of
+from mllama_cli.cli.caption_request import CaptionInput
+from mllama_cli.core.errors import UsageError
+from mllama_cli.system.folders import expanded
+
+_LIST_HINT = "Pipe one in: find . -name '*.jpg' | mllama caption -"
+
+
+@dataclass(frozen=True)
+class FoundInputs:
+    """The images, ``roots`` that identify what was named, and whether that was exactly one file."""
+
+    listing: Listing
+    roots: tuple[str, ...]
+    single_file: bool
+
+
+def find_inputs(inputs: CaptionInput) -> FoundInputs:
+    """List the images. Raise UsageError or ImageNotFoundError."""
+    paths = inputs.paths or []
+    part = _shard(inputs.shard)
+    listed, list_digest = _read_lists(paths, inputs.files_from, inputs.null)
+    named = [path for path in paths if path != "-"]
+    listing = find_images(named, listed=listed, recursive=inputs.recursive, pattern=inputs.glob)
+    if part is not None:
+        listing = Listing(shard_of(listing.entries, *part), listing.unreadable if part[0] == 1 else [])
+    return FoundInputs(
+        listing,
+        roots=(*(os.path.realpath(expanded(path)) for path in named), *list_digest, str(part)),
+        single_file=len(named) == 1 and not listed and expanded(named[0]).is_file(),
+    )
+
+
+def _read_lists(paths: Sequence[str], files_from: str | None, null: bool) -> tuple[list[str], tuple[str, ...]]:
+    """Return the paths in the list and the list's digest; nothing if there is no list."""
+    source = "-" if "-" in paths else files_from
+    if files_from is not None and "-" in paths and files_from != "-":
+        raise UsageError("- and --files-from both name a list", "Leave one of them out.")
+    if source is None:
+        if not paths:
+            raise UsageError("There is nothing to caption", "Name a folder or a picture: mllama caption photos/")
+        if null:
+            raise UsageError("-0 is for a list of paths", "Add - (a list on stdin) or --files-from FILE.")
+        return [], ()
+    try:
+        if source == "-":
+            if sys.stdin is None or sys.stdin.isatty():
+                raise UsageError("The list of paths should come from stdin, but stdin is the terminal", _LIST_HINT)
+            data = sys.stdin.buffer.read()
+        else:
+            data = Path(source).expanduser().read_bytes()
+    except OSError as error:
+        raise UsageError(f"{source} cannot be read: {error.strerror}", "Check the path.") from None
+    listed = read_list(os.fsdecode(data), nul=null)
+    if not listed and paths in ([], ["-"]):
+        raise UsageError("The list of paths is empty", _LIST_HINT)
+    return listed, (hashlib.sha256(data).hexdigest(),)
+
+
+def _shard(shard: str | None) -> tuple[int, int] | None:
+    if shard is None:
+        return None
+    index, slash, count = shard.partition("/")
+    if slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count):
+        return int(index), int(count)
+    raise UsageError(f"--shard must be I/N with I from 1 to N, not {shard!r}", "Example: --shard 1/4")

@@ -1,0 +1,78 @@
+"""What several commands need: exit codes, the user's settings, which model is meant, JSON and a yes from the user."""
+
+import json
+import os
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mllama_cli.core.settings import Settings
+    from mllama_cli.terminal.console import Terminal
+
+BUILT_IN_NOTE = "This is the small built-in model: it knows only simple drawings. For a real one: mllama download 11b"
+
+
+class ExitStatus(IntEnum):
+    """0 done, 1 failure, 2 a request that cannot be carried out, 3 partly done, 130 interrupted with Ctrl-C."""
+
+    DONE = 0
+    FAILURE = 1
+    USAGE = 2
+    PARTLY = 3
+    INTERRUPTED = 130
+
+
+def config_path() -> Path:
+    """Return MLLAMA_CONFIG, else config.toml in the user's config folder. It may not exist."""
+    if given := os.environ.get("MLLAMA_CONFIG"):
+        return Path(os.path.expanduser(given))  # noqa: PTH111 - unlike Path's, it leaves a ~ of nobody's as it is
+    from mllama_cli.system.paths import config_folder
+
+    return config_folder() / "config.toml"
+
+
+def load_settings() -> "Settings":
+    """Return the settings of the config file. Raises UsageError for a file that cannot be understood.
+
+    Flags take precedence over them, and so does the environment.
+    """
+    from mllama_cli.core.settings import read_settings
+
+    return read_settings(config_path())
+
+
+def resolve_model(asked: str | None, terminal: "Terminal") -> tuple[str, Path]:
+    """Return name and folder of the model to run: the one asked for, else the only one here, else the built-in one.
+
+    Prints a note where it is the built-in one for want of another. Raises ModelNotFoundError and related errors.
+    """
+    from mllama_cli.hub.catalog import default_model, resolve
+
+    if asked is not None:
+        return asked, resolve(asked)
+    entry = default_model()
+    if entry.where == "package":
+        terminal.note(BUILT_IN_NOTE)
+    return entry.name, entry.path
+
+
+def print_json(terminal: "Terminal", data: Any) -> None:
+    terminal.stdout.write(json.dumps(data, ensure_ascii=False, indent=2) + "\n")
+
+
+def require_confirmation(terminal: "Terminal", *, given: bool) -> None:
+    """Raise UsageError where a command must ask before it deletes, but can neither ask nor was told not to."""
+    if not given and not terminal.stdin_is_tty:
+        from mllama_cli.core.errors import UsageError
+
+        raise UsageError("rm asks before it deletes, but there is no terminal to ask on", "Add --yes.")
+
+
+def confirmed(terminal: "Terminal", what: str) -> bool:
+    """Ask whether to delete something. Only an explicit yes counts."""
+    terminal.err.print(f"Delete {what}? [y/N] ", end="", markup=False)
+    if terminal.stdin.readline().strip().lower() in ("y", "yes"):
+        return True
+    terminal.note("Not deleted.")
+    return False

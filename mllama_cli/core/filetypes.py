@@ -1,0 +1,91 @@
+"""The image formats that are read: one row for each, from which file suffixes, media types and messages are made."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFormat:
+    """One format.
+
+    Attributes:
+        name: as people write it; in capitals, Pillow's name of it.
+        plugin: which module reads it: ``PIL.<plugin>ImagePlugin``, or ``pillow_heif``.
+        media_type: as in a data: URL.
+        suffixes: how file names end; the first is for files that we write.
+        magic: how files begin: one of these (offset, bytes).
+        common: whether folders are searched for such files, and messages name the format. Where it is not, its files
+            are read all the same.
+    """
+
+    name: str
+    plugin: str
+    media_type: str
+    suffixes: tuple[str, ...]
+    magic: tuple[tuple[int, bytes], ...]
+    common: bool = True
+
+    def matches(self, data: bytes) -> bool:
+        """Return whether ``data`` begins like a file of this format."""
+        return any(data[start : start + len(magic)] == magic for start, magic in self.magic)
+
+
+def _brands(*names: bytes) -> tuple[tuple[int, bytes], ...]:
+    return tuple((4, b"ftyp" + name) for name in names)
+
+
+# Only formats that images really come in. Pillow has more, among them EPS, which would start Ghostscript.
+IMAGE_FORMATS = (
+    ImageFormat("JPEG", "Jpeg", "image/jpeg", (".jpg", ".jpeg"), ((0, b"\xff\xd8\xff"),)),
+    ImageFormat("PNG", "Png", "image/png", (".png",), ((0, b"\x89PNG\r\n\x1a\n"),)),
+    ImageFormat("WebP", "WebP", "image/webp", (".webp",), ((8, b"WEBP"),)),
+    ImageFormat("GIF", "Gif", "image/gif", (".gif",), ((0, b"GIF8"),)),
+    ImageFormat("BMP", "Bmp", "image/bmp", (".bmp",), ((0, b"BM"),)),
+    ImageFormat("TIFF", "Tiff", "image/tiff", (".tif", ".tiff"), ((0, b"II*\0"), (0, b"MM\0*"))),
+    ImageFormat("AVIF", "Avif", "image/avif", (".avif",), _brands(b"avif", b"avis")),
+    ImageFormat("ICO", "Ico", "image/x-icon", (".ico",), ((0, b"\0\0\1\0"),), common=False),
+    ImageFormat(
+        "JPEG2000", "Jpeg2K", "image/jp2", (".jp2", ".j2k"), ((0, b"\0\0\0\x0cjP  "), (0, b"\xff\x4f\xff\x51")),
+        common=False,
+    ),
+    ImageFormat(
+        "PPM", "Ppm", "image/x-portable-anymap", (".ppm", ".pgm", ".pbm", ".pnm"),
+        tuple((0, b"P%d" % digit) for digit in range(1, 7)), common=False,
+    ),
+    ImageFormat("QOI", "Qoi", "image/qoi", (".qoi",), ((0, b"qoif"),), common=False),
+    ImageFormat(
+        "HEIC", "pillow_heif", "image/heic", (".heic",),
+        _brands(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"),
+    ),
+    ImageFormat("HEIF", "pillow_heif", "image/heif", (".heif",), _brands(b"mif1", b"msf1")),
+)  # fmt: skip
+
+IMAGE_SUFFIXES = tuple(suffix for row in IMAGE_FORMATS if row.common for suffix in row.suffixes)
+
+_NAMES = [row.name for row in IMAGE_FORMATS if row.common]
+FORMAT_NAMES = f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}"
+"""For messages: what an image may be."""
+
+
+def image_format(data: bytes) -> ImageFormat | None:
+    """Return the format that ``data`` begins like; None for another. Only decoding tells whether the rest is sound."""
+    return next((row for row in IMAGE_FORMATS if row.matches(data)), None)
+
+
+def media_type(data: bytes) -> str:
+    """Return the media type of an image file.
+
+    >>> media_type(b"GIF89a...")
+    'image/gif'
+    """
+    found = image_format(data)
+    return found.media_type if found else "application/octet-stream"
+
+
+def image_suffix(data: bytes) -> str:
+    """Return how the name of such a file ends; ``.img`` where that is unknown.
+
+    >>> image_suffix(bytes.fromhex("ffd8ffe0"))
+    '.jpg'
+    """
+    found = image_format(data)
+    return found.suffixes[0] if found else ".img"

@@ -1,0 +1,1 @@
+"""Drawings and out-of-domain images, from seeds to pixels."""
