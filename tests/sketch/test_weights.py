@@ -69,7 +69,7 @@ def test_refilled_slots_give_the_answers_of_single_conversations(engine: Engine)
     for request in requests:
         reply = replies[request.key]
         events = engine.session().stream_inputs(request.inputs, GREEDY)
-        alone = [event.id for event in events if isinstance(event, Token) and event.id not in engine.eos]
+        alone = [event.id for event in events if isinstance(event, Token) and event.id not in engine.model.eos]
         assert list(reply.ids) == alone
         assert reply.finish_reason == "stop"
         assert reply.text == engine.processor.tokenizer.backend.decode(alone)
