@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mllama_cli.core.errors import CheckpointError
+from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 from mllama_cli.system.folders import is_file
 from mllama_cli.system.json_file import read_json
 
@@ -40,7 +40,7 @@ def index_names(index: dict[str, object], where: str) -> list[str]:
     weight_map = index.get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not names or not all(isinstance(name, str) for name in names):
-        raise CheckpointError(f"{where} names no weights", "Download or copy the file again.")
+        raise CheckpointError(f"{where} names no weights", COPY_AGAIN)
     return sorted(set(names))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from mllama_cli.core.errors import CheckpointError
+from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 from mllama_cli.system.json_file import read_json
 
 
@@ -39,10 +39,10 @@ class MllamaTokenizer:
         try:
             backend = Tokenizer.from_file(str(path))
         except Exception as error:  # the Rust library raises bare Exception
-            raise CheckpointError(f"{path} cannot be read: {error}", "Download or copy the file again.") from error
+            raise CheckpointError(f"{path} cannot be read: {error}", COPY_AGAIN) from error
         decoder = type(backend.decoder).__name__ if backend.decoder is not None else "none"
         if decoder != "ByteLevel":
-            raise CheckpointError(f"{path} is no byte-level tokenizer (its decoder is {decoder})")
+            raise CheckpointError(f"{path} is not a byte-level tokenizer (its decoder is {decoder})")
         config = folder / "tokenizer_config.json"
         names = _special_names(read_json(config)) if config.is_file() else {}
         return cls(backend, names)
@@ -91,9 +91,6 @@ class MllamaTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
-
-    def special_id(self, content: str) -> int | None:
-        return self.special_ids.get(content)
 
 
 class StreamingDetokenizer:
