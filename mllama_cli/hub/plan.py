@@ -1,8 +1,7 @@
-"""What belongs to a model on the hub, and what of it is here already."""
+"""What belongs to a model on the Hub, and what of it is here already."""
 
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,7 +12,9 @@ from mllama_cli.core.errors import CheckpointError, DownloadError
 from mllama_cli.core.version import __version__
 from mllama_cli.hub.cache import hub_cache, repo_folder
 from mllama_cli.hub.catalog import MODEL_TYPES
-from mllama_cli.hub.errors import hub_url, quiet, translated
+from mllama_cli.hub.client import NoBar, hub_url, quiet
+from mllama_cli.hub.errors import translated
+from mllama_cli.hub.transfer import abandoned_partials
 from mllama_cli.system.json_file import read_json
 
 BESIDE_WEIGHTS = (
@@ -38,7 +39,7 @@ class HubFile:
 
 
 @dataclass(frozen=True)
-class Plan:
+class DownloadPlan:
     """What a download would do. ``folder`` is where the model will be; sizes in bytes."""
 
     repo: str
@@ -61,13 +62,13 @@ class Plan:
         return self.total - self.here
 
 
-def plan(repo: str, revision: str = "main") -> Plan:
-    """Ask the hub what belongs to the model, and look what of it is here. Writes nothing into the cache."""
+def plan(repo: str, revision: str = "main") -> DownloadPlan:
+    """Ask the Hub what belongs to the model, and see what of it is here. Writes nothing into the cache."""
     with quiet(), translated(repo, revision):
         return _plan(repo, revision)
 
 
-def _plan(repo: str, revision: str) -> Plan:
+def _plan(repo: str, revision: str) -> DownloadPlan:
     from huggingface_hub import HfApi
 
     info = HfApi(library_name="mllama", library_version=__version__).model_info(
@@ -83,7 +84,7 @@ def _plan(repo: str, revision: str) -> Plan:
     if kind not in MODEL_TYPES:
         what = f"its config.json says {kind!r}" if kind else "it has no config.json that says so"
         raise DownloadError(
-            f"{repo} is no Llama 3.2 Vision (mllama) model: {what}", "Name one that transformers loads as mllama."
+            f"{repo} is not a Llama 3.2 Vision (mllama) model: {what}", "Name one that transformers loads as mllama."
         )
     weights = _weights(repo, commit, set(listing))
     beside = [name for name in listing if beside_weights(name)]
@@ -95,7 +96,7 @@ def _plan(repo: str, revision: str) -> Plan:
         size = (sibling.lfs.size if sibling.lfs else None) or sibling.size or 0
         here = _bytes_here(folder, commit, name, etag, size)
         files.append(HubFile(name, size, etag, here))
-    return Plan(repo, revision, commit, folder / "snapshots" / commit, tuple(files), free_space(hub_cache()))
+    return DownloadPlan(repo, revision, commit, folder / "snapshots" / commit, tuple(files), free_space(hub_cache()))
 
 
 def beside_weights(name: str) -> bool:
@@ -140,8 +141,7 @@ def _bytes_here(folder: Path, commit: str, name: str, etag: str, size: int) -> i
     blob = folder / "blobs" / etag
     if (folder / "snapshots" / commit / name).is_file() or (etag and blob.is_file()):
         return size
-    partial = blob.with_name(etag + ".incomplete")
-    return min(partial.stat().st_size, size) if etag and partial.is_file() else 0
+    return min(max((file.stat().st_size for file in abandoned_partials(blob)), default=0), size)
 
 
 def free_space(folder: Path) -> int:
@@ -149,22 +149,3 @@ def free_space(folder: Path) -> int:
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
-
-
-class NoBar:
-    """Stands in for huggingface_hub's progress bars: the bytes are counted elsewhere."""
-
-    n = 0
-    total: int | None = None
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    def __enter__(self) -> "NoBar":
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        pass
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *args, **kwargs: None
