@@ -39,7 +39,7 @@ def torch_dtype(info: TensorInfo) -> torch.dtype:
 
 
 class CheckpointReader:
-    """The weights of one folder, by their names inside (checkpoint/names.py).
+    """The weights of one folder, by our names of them (checkpoint/names.py).
 
     Opening reads only the headers. Raises CheckpointError for a missing shard, a damaged file or an index that does not
     fit the files.

@@ -1,7 +1,7 @@
 """Reads stored tensors piece by piece into memory of its own.
 
-Plain reads, no mapping: pages of a mapped file count as the memory of whoever touched them, and a checkpoint may be
-larger than the machine's.
+Plain reads, no mapping: pages of a mapped file count as memory of the process that touched them, and a checkpoint may
+be larger than the machine's memory.
 """
 
 from io import FileIO

@@ -130,7 +130,7 @@ def _part(name: str, config: MllamaConfig) -> str:
 
 
 def _license(folder: Path) -> str:
-    """The first line of the licence file, else what the model card's header says, else nothing."""
+    """Return the first line of the licence file, else what the model card's header says, else nothing."""
     for name in ("LICENSE", "LICENSE.txt", "LICENSE.md"):
         if (folder / name).is_file():
             lines = (folder / name).read_text(encoding="utf-8", errors="replace").splitlines()

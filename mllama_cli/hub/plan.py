@@ -21,7 +21,7 @@ BESIDE_WEIGHTS = (
     "config.json", INDEX, "generation_config.json", "preprocessor_config.json", "processor_config.json",
     "tokenizer*", "special_tokens_map.json", "chat_template*", "LICENSE*", "USE_POLICY*", "README.md",
 )  # fmt: skip
-"""What a model needs at the top of its folder beside its weights. Never original/, *.pth, *.bin or *.gguf."""
+"""What a model needs at the top of its folder besides its weights. Never original/, *.pth, *.bin or *.gguf."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _plan(repo: str, revision: str) -> DownloadPlan:
     commit = info.sha
     if not commit:
         raise DownloadError(f"{hub_url()} does not say which commit {revision!r} is", "Check HF_ENDPOINT.")
-    # A look before 20 GB are fetched; this is also where a gated repository says no.
+    # Checked before 20 GB are fetched; this is also where a gated repository refuses.
     config = _read_json(repo, commit, "config.json") if "config.json" in listing else {}
     kind = config.get("model_type")
     if kind not in MODEL_TYPES:
@@ -100,12 +100,12 @@ def _plan(repo: str, revision: str) -> DownloadPlan:
 
 
 def beside_weights(name: str) -> bool:
-    """Whether a model needs this file beside its weights."""
+    """Return whether a model needs this file besides its weights."""
     return "/" not in name and any(fnmatch(name, pattern) for pattern in BESIDE_WEIGHTS)
 
 
 def _weights(repo: str, commit: str, names: set[str]) -> set[str]:
-    """The weight files that a reader opens: those that the index names, else model.safetensors."""
+    """Return the weight files that a reader opens: those that the index names, else model.safetensors."""
     wanted = {SINGLE}
     if INDEX in names:
         wanted = set(index_names(_read_json(repo, commit, INDEX), f"{repo}: {INDEX}"))
@@ -114,7 +114,7 @@ def _weights(repo: str, commit: str, names: set[str]) -> set[str]:
             f"{repo} has no weights in safetensors format", "Look for a repository of the model that has *.safetensors."
         )
     if lost := sorted(wanted - names):
-        raise DownloadError(f"{repo} lacks {', '.join(lost[:3])}, so it is not whole", f"See {hub_url()}/{repo}.")
+        raise DownloadError(f"{repo} lacks {', '.join(lost[:3])}, so it is incomplete", f"See {hub_url()}/{repo}.")
     return wanted
 
 
@@ -145,7 +145,7 @@ def _bytes_here(folder: Path, commit: str, name: str, etag: str, size: int) -> i
 
 
 def free_space(folder: Path) -> int:
-    """Free bytes of the file system where a folder is or will be."""
+    """Return the free bytes of the file system where a folder is or will be."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free

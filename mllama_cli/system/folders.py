@@ -1,4 +1,4 @@
-"""Looking into folders that may be named, owned or laid out in ways nobody foresaw."""
+"""Looking into folders whatever their names, owners and contents."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ from mllama_cli.core.errors import CheckpointError
 
 
 def is_file(path: Path) -> bool:
-    """Like Path.is_file; what may not be looked at, or has an impossible name, counts as absent."""
+    """Like Path.is_file; what cannot be accessed, or has an impossible name, counts as absent."""
     try:
         return path.is_file()
     except OSError:
@@ -15,7 +15,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Like Path.is_dir; what may not be looked at, or has an impossible name, counts as absent."""
+    """Like Path.is_dir; what cannot be accessed, or has an impossible name, counts as absent."""
     try:
         return path.is_dir()
     except OSError:
@@ -23,7 +23,7 @@ def is_folder(path: Path) -> bool:
 
 
 def expanded(name: str) -> Path:
-    """A path as a person writes it, with ~. A ~ of nobody's stays as it is."""
+    """Return the path that a user writes, with ~ expanded. The ~ of an unknown user stays as it is."""
     try:
         return Path(name).expanduser()
     except RuntimeError:
@@ -31,7 +31,7 @@ def expanded(name: str) -> Path:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Folders inside, by name; none where it does not exist. CheckpointError where it may not be read."""
+    """Return the folders inside, by name; none where it does not exist. Raises CheckpointError for no access."""
     try:
         inside = list(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -42,5 +42,5 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Every file below, links followed; broken links are left out."""
+    """Yield every file below, links followed and broken links left out."""
     return filter(is_file, folder.rglob("*"))

@@ -8,7 +8,7 @@ from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. CheckpointError, naming the file, where it is missing, damaged or no object."""
+    """Return the object in a JSON file. Raises CheckpointError where the file is missing, damaged or not an object."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
