@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
-from mllama_cli.system.folders import is_file
+from mllama_cli.system.files import is_file
 from mllama_cli.system.json_file import read_json
 
 SINGLE = "model.safetensors"

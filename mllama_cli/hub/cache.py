@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from mllama_cli.system.folders import is_file, subfolders
+from mllama_cli.system.files import is_file, subfolders
 
 
 def hub_cache() -> Path:

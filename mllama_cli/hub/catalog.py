@@ -11,7 +11,7 @@ from mllama_cli.checkpoint.files import is_complete
 from mllama_cli.core.errors import CheckpointError, ModelNotFoundError
 from mllama_cli.core.text import suggest
 from mllama_cli.hub.cache import current_snapshot, repos
-from mllama_cli.system.folders import expanded, files_below, is_file, is_folder, subfolders
+from mllama_cli.system.files import expanded, files_below, is_file, is_folder, subfolders
 from mllama_cli.system.paths import built_in_model, data_folder
 
 ALIASES = {

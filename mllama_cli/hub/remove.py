@@ -8,7 +8,7 @@ from mllama_cli.core.errors import ModelNotFoundError, RemovalError
 from mllama_cli.hub.cache import hub_cache, repo_folder, snapshots
 from mllama_cli.hub.catalog import MODEL_TYPES, config_of, hub_id, is_built_in, local_model, models_folder
 from mllama_cli.hub.plan import beside_weights
-from mllama_cli.system.folders import expanded, is_file, is_folder
+from mllama_cli.system.files import expanded, is_file, is_folder
 
 
 @dataclass(frozen=True)
