@@ -22,17 +22,17 @@ class ThreadPool(ThreadPoolExecutor):
     """
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        with interrupts_held():
+        with defer_interrupts():
             return super().submit(fn, *args, **kwargs)
 
     def wait_for(self, future: Future[T]) -> T:
         """Return the future's result. Ctrl-C is deferred meanwhile: for short work."""
-        with interrupts_held():
+        with defer_interrupts():
             return future.result()
 
     def results(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """Return ``work`` of each item, in order. After Ctrl-C no further one is started, and it is raised."""
-        with interrupts_held() as act_on_interrupt:
+        with defer_interrupts() as act_on_interrupt:
             futures = [super(ThreadPool, self).submit(work, item) for item in items]
             done = []
             try:
@@ -45,12 +45,12 @@ class ThreadPool(ThreadPoolExecutor):
             return done
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        with interrupts_held():
+        with defer_interrupts():
             super().shutdown(wait, cancel_futures=cancel_futures)
 
 
 @contextmanager
-def interrupts_held() -> Iterator[Callable[[], None]]:
+def defer_interrupts() -> Iterator[Callable[[], None]]:
     """Act on a Ctrl-C inside at the end of the block, or where what is yielded is called; on a second one, at once.
 
     Does nothing outside the main thread, which is the only one that is interrupted.
