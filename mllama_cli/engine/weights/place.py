@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mllama_cli.checkpoint.header import TensorInfo
 from mllama_cli.checkpoint.names import part
-from mllama_cli.checkpoint.reader import DTYPES, STORED_DTYPES, CheckpointReader
+from mllama_cli.checkpoint.reader import CheckpointReader, torch_dtype
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.core.events import Event, LoadProgress, Notice
 from mllama_cli.engine.cards import plan_for, refusal
@@ -57,7 +57,7 @@ class StoredWeights:
         self._made: dict[str, Scheme] = {}
         if quantize is not None:
             self._made = quantize_linears(network, raw, config.text_config, self.reader, quantize)
-        stored = DTYPES[self.reader.tensors[self._names[0]].info.dtype]
+        stored = torch_dtype(self.reader.tensors[self._names[0]].info)
         elements = sum(shape.numel() for shape in expected.values())
         self.weights_dtype = choose_dtype(dtype, stored, elements, device)
         self._narrowed = dtype == "auto" and stored == torch.bfloat16 and self.weights_dtype == torch.float16
@@ -145,11 +145,11 @@ class StoredWeights:
         if self.device.type != "cuda" or not hasattr(os, "preadv"):
             yield from self.reader.read(list(names))
             return
-        from mllama_cli.checkpoint.gpu_reader import upload
+        from mllama_cli.checkpoint.gpu_reader import read_to_gpu
 
         yield from self.reader.read([name for name in names if plan.on_host(name)])
         rest = [(name, self.reader.tensors[name]) for name in names if not plan.on_host(name)]
-        yield from upload(rest, self.device)
+        yield from read_to_gpu(rest, self.device)
 
     def planned(self, wanted: set[str]) -> MemoryPlan:
         """For the whole model, also where only its text part is wanted now. MemoryShortageError where none will do."""
@@ -180,7 +180,7 @@ class StoredWeights:
 
     def _bytes(self, name: str, info: TensorInfo) -> int:
         """Bytes that loading takes. On a CPU, weights kept in their own format stay in the mapped file."""
-        stored = STORED_DTYPES[info.dtype]
+        stored = torch_dtype(info)
         if (scheme := self._made.get(name.removesuffix(".weight"))) is not None:
             rows, inputs = info.shape
             return rows * (4 * scheme.words(inputs) + stored.itemsize * scheme.groups(inputs))
