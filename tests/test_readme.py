@@ -1,10 +1,11 @@
-"""The README's words about names and the library, held to the code."""
+"""What README and CONTRIBUTING say about names, files and the library, checked against the code."""
 
 import os
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -66,11 +67,33 @@ def test_the_first_command_says_what_the_readme_says(tmp_path: Path, monkeypatch
     assert result.err + result.out == found[2]
 
 
-def test_every_file_that_the_readme_names_exists() -> None:
-    named = re.findall(r"`((?:mllama_cli|tests|checkpoint|model|\.ci)/[\w/]+(?:\.py)?)`", README)
-    assert named
+ROOMS = "|".join(path.parent.name for path in (ROOT / "mllama_cli").glob("*/__init__.py"))
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_every_file_that_a_document_names_exists(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    named = re.findall(rf"`((?:mllama_cli|tests|\.ci|{ROOMS})/[\w/.]*)`", text)
+    assert len(named) > 10
     for path in named:
         assert (ROOT / path).exists() or (ROOT / "mllama_cli" / path).exists(), path
+
+
+def test_the_readmes_floors_are_those_of_the_import_rules() -> None:
+    """The contract has a line more where a room is directly above another of its floor."""
+    told = re.findall(r"^\| (\d) \| `(\w+)/` \|", README, re.MULTILINE)
+    rules = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    floors = [set(re.findall(r"\w+", line)) for line in rules[0]["layers"] if "sketch" not in line]
+    assert {room for _, room in told} == set().union(*floors)
+    by_height = {room: len(floors) - index for index, rooms in enumerate(floors) for room in rooms}
+    for floor, room in told:
+        for other_floor, other in told:
+            assert floor <= other_floor or by_height[room] > by_height[other], (room, other)
+
+
+def test_the_docstring_shown_to_contributors_is_one_of_ours() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert example in (ROOT / "mllama_cli/processing/canvas.py").read_text(encoding="utf-8")
 
 
 def test_every_exit_code_is_told() -> None:

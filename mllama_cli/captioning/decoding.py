@@ -22,7 +22,7 @@ from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError, MllamaError
 from mllama_cli.processing.canvas import Canvas, draw_canvas
-from mllama_cli.system.interrupts import interrupts_held
+from mllama_cli.system.interrupts import defer_interrupts
 
 MAX_WORKERS = 16
 TASKS_PER_WORKER = 3
@@ -90,7 +90,7 @@ class DecodingPool:
 
     def close(self) -> None:
         if self._pool is not None:
-            with interrupts_held():
+            with defer_interrupts():
                 self._pool.shutdown(cancel_futures=True)
                 self._pool = None
 
@@ -142,7 +142,7 @@ class DecodingPool:
 
     def _submit(self, entry: ImageEntry) -> Decoding:
         try:
-            with interrupts_held():
+            with defer_interrupts():
                 if self._pool is None:
                     self._pool = _start(self.workers)
                 return self._pool.submit(decode, entry, self._config)
@@ -157,7 +157,7 @@ def default_workers() -> int:
 
 
 def _finished_soon(decoding: Decoding) -> bool:
-    with interrupts_held():
+    with defer_interrupts():
         wait([decoding], timeout=POLL_SECONDS)
     return decoding.done()
 

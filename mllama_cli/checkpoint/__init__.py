@@ -1,1 +1,1 @@
-"""Names, places and files of models: find, download, read, write."""
+"""Weights in and out: safetensors files and the names of what is in them."""

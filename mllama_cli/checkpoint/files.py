@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from mllama_cli.core.errors import CheckpointError
-from mllama_cli.system.folders import is_file
+from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
+from mllama_cli.system.files import is_file
 from mllama_cli.system.json_file import read_json
 
 SINGLE = "model.safetensors"
@@ -11,9 +11,9 @@ INDEX = "model.safetensors.index.json"
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files, by name. CheckpointError where there is none, one is missing, or the index is damaged.
+    """Return the files, by name. Raises CheckpointError where there is none, one is missing, or the index is damaged.
 
-    Other *.safetensors beside them (consolidated.safetensors, adapters) hold the same weights again or other ones.
+    Other *.safetensors next to them (consolidated.safetensors, adapters) hold the same weights again or other ones.
     """
     index = folder / INDEX
     if is_file(index):
@@ -22,7 +22,7 @@ def weight_files(folder: Path) -> list[Path]:
         if missing:
             raise CheckpointError(
                 f"{folder} lacks {len(missing)} of {len(files)} weight files: {', '.join(missing[:3])}",
-                "The download is not complete: run `mllama download` again.",
+                "The download is incomplete: run `mllama download` again.",
             )
         return files
     if is_file(folder / SINGLE):
@@ -36,16 +36,16 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def index_names(index: dict[str, object], where: str) -> list[str]:
-    """File names that an index speaks of, sorted. CheckpointError, naming ``where``, for one that names none."""
+    """Return the file names in an index, sorted. Raises CheckpointError, naming ``where``, if there are none."""
     weight_map = index.get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not names or not all(isinstance(name, str) for name in names):
-        raise CheckpointError(f"{where} names no weights", "Download or copy the file again.")
+        raise CheckpointError(f"{where} names no weights", COPY_AGAIN)
     return sorted(set(names))
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether every weight file is there."""
+    """Return whether every weight file is there."""
     try:
         return bool(weight_files(folder))
     except CheckpointError:

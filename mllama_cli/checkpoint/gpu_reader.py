@@ -1,4 +1,4 @@
-"""Weights from files onto a GPU: several threads read pieces into pinned memory while earlier ones are on their way."""
+"""Weights from files to a GPU: several threads read pieces into pinned memory while earlier ones are copied."""
 
 import os
 import queue
@@ -11,20 +11,17 @@ from threading import Event
 import torch
 from torch import Tensor
 
-from mllama_cli.checkpoint.reader import StoredTensor
-from mllama_cli.core.errors import CheckpointError
+from mllama_cli.checkpoint.reader import StoredTensor, torch_dtype
+from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 from mllama_cli.system.interrupts import ThreadPool
 
 PIECE = 16 * 2**20
 """Bytes that one read asks for."""
 
 WINDOW = 2**30
-"""Bytes of tensors that are under way at a time."""
+"""Bytes of tensors that are in flight at a time."""
 
 THREADS = 8
-AGAIN = "Download or copy the file again."
-FORMATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I32": torch.int32, "I64": torch.int64}
-
 
 Arrivals = queue.SimpleQueue[torch.cuda.Event | BaseException]
 
@@ -38,28 +35,28 @@ class _Piece:
     target: Tensor
 
 
-def upload(tensors: Sequence[tuple[str, StoredTensor]], device: torch.device) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor on the GPU, in its stored format) in the given order, each when it is whole.
+def read_to_gpu(tensors: Sequence[tuple[str, StoredTensor]], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, tensor on the GPU, in its stored dtype) in the given order, each when it is complete.
 
-    At most WINDOW bytes (or one tensor) lie there that have not been yielded yet. Raises CheckpointError, naming the
+    At most WINDOW bytes (or one tensor) are there that have not been yielded yet. Raises CheckpointError, naming the
     file, where one cannot be read or ends early.
     """
     window: list[tuple[str, StoredTensor]] = []
     size = 0
     for name, stored in tensors:
         if window and size + stored.nbytes > WINDOW:
-            yield from _upload(window, device)
+            yield from _read_window(window, device)
             window, size = [], 0
         window.append((name, stored))
         size += stored.nbytes
-    yield from _upload(window, device)
+    yield from _read_window(window, device)
 
 
-def _upload(tensors: Sequence[tuple[str, StoredTensor]], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+def _read_window(tensors: Sequence[tuple[str, StoredTensor]], device: torch.device) -> Iterator[tuple[str, Tensor]]:
     device = torch.empty(0, device=device).device  # "cuda" with its number: threads have no current device
     stop = Event()
     arrived: list[Arrivals] = [queue.SimpleQueue() for _ in tensors]
-    wholes = [torch.empty(t.info.shape, dtype=FORMATS[t.info.dtype], device=device) for _, t in tensors]
+    wholes = [torch.empty(t.info.shape, dtype=torch_dtype(t.info), device=device) for _, t in tensors]
     work: queue.SimpleQueue[tuple[int, _Piece]] = queue.SimpleQueue()
     for number, ((_, stored), whole) in enumerate(zip(tensors, wholes, strict=True)):
         flat = whole.view(-1).view(torch.uint8)
@@ -91,13 +88,13 @@ def _run(
     ready: torch.cuda.Event,
     stop: Event,
 ) -> None:
-    """One thread: reads pieces into two buffers by turns, so that a copy is under way while the next is read."""
+    """Read pieces in one thread, alternately into two buffers, so that one is copied while the next is read."""
     try:
         stream = torch.cuda.Stream(device)
         stream.wait_event(ready)
         buffers = [torch.empty(PIECE, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
         busy: list[torch.cuda.Event | None] = [None, None]
-        turn = 0
+        buffer = 0
         with ExitStack() as opened, torch.cuda.stream(stream):
             files: dict[Path, int] = {}
             while not stop.is_set():
@@ -107,20 +104,22 @@ def _run(
                     break
                 if piece.file not in files:
                     files[piece.file] = opened.enter_context(piece.file.open("rb", buffering=0)).fileno()
-                if (event := busy[turn]) is not None:
+                if (event := busy[buffer]) is not None:
                     event.synchronize()
-                source = buffers[turn][: piece.target.numel()]
+                source = buffers[buffer][: piece.target.numel()]
                 _read(files[piece.file], piece, source)
                 piece.target.copy_(source, non_blocking=True)
                 event = torch.cuda.Event()
                 event.record(stream)
-                busy[turn], turn = event, 1 - turn
+                busy[buffer], buffer = event, 1 - buffer
                 arrived[number].put(event)
             stream.synchronize()  # before the buffers go
     except BaseException as error:
         for queue_ in arrived:  # whichever the reader waits for
             queue_.put(
-                CheckpointError(f"{error.filename} cannot be opened", AGAIN) if isinstance(error, OSError) else error
+                CheckpointError(f"{error.filename} cannot be opened", COPY_AGAIN)
+                if isinstance(error, OSError)
+                else error
             )
 
 
@@ -131,7 +130,7 @@ def _read(file: int, piece: _Piece, buffer: Tensor) -> None:
         try:
             count = os.preadv(file, [view[done:]], piece.start + done)
         except OSError as error:
-            raise CheckpointError(f"{piece.file} cannot be read: {error.strerror}", AGAIN) from error
+            raise CheckpointError(f"{piece.file} cannot be read: {error.strerror}", COPY_AGAIN) from error
         if count == 0:
-            raise CheckpointError(f"{piece.file} ends early", AGAIN)
+            raise CheckpointError(f"{piece.file} ends early", COPY_AGAIN)
         done += count

@@ -9,19 +9,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mllama_cli.core.errors import CheckpointError
+from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 
 MAX_HEADER = 100 * 2**20
 _LFS_POINTER = b"version https://git-lfs"
-BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
-    "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64,
+
+
+@dataclass(frozen=True, slots=True)
+class Dtype:
+    """A number format: torch's name of it, and bits of one number."""
+
+    torch_name: str
+    bits: int
+
+
+DTYPES = {
+    "BOOL": Dtype("bool", 8), "U8": Dtype("uint8", 8), "I8": Dtype("int8", 8),
+    "F8_E4M3": Dtype("float8_e4m3fn", 8), "F8_E5M2": Dtype("float8_e5m2", 8), "F8_E8M0": Dtype("float8_e8m0fnu", 8),
+    "U16": Dtype("uint16", 16), "I16": Dtype("int16", 16), "F16": Dtype("float16", 16), "BF16": Dtype("bfloat16", 16),
+    "U32": Dtype("uint32", 32), "I32": Dtype("int32", 32), "F32": Dtype("float32", 32),
+    "U64": Dtype("uint64", 64), "I64": Dtype("int64", 64), "F64": Dtype("float64", 64),
 }  # fmt: skip
+"""By their safetensors names."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor: dtype by its safetensors name, shape, and where its bytes lie in the file [start, end)."""
+    """One tensor: dtype by its safetensors name, shape, and where its bytes are in the file, [start, end)."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -38,7 +52,7 @@ class TensorInfo:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Tensors of a file by name. CheckpointError, naming the file, where it is cut short or damaged."""
+    """Return the tensors of a file by name. Raises CheckpointError where the file is cut short or damaged."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -57,7 +71,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     except (ValueError, RecursionError) as error:
         raise _damaged(path, "its header is not valid JSON") from error
     if not isinstance(header, dict):
-        raise _damaged(path, "its header is no JSON object")
+        raise _damaged(path, "its header is not a JSON object")
     begin = 8 + length
     return {name: _tensor(path, name, entry, begin, size) for name, entry in header.items() if name != "__metadata__"}
 
@@ -70,7 +84,7 @@ def _tensor(path: Path, name: str, entry: Any, begin: int, size: int) -> TensorI
         raise _damaged(path, f"its entry for {name} cannot be read") from error
     if any(type(n) is not int or n < 0 for n in (*shape, start, end)) or start > end:
         raise _damaged(path, f"its entry for {name} makes no sense")
-    if dtype in BITS and math.prod(shape) * BITS[dtype] != (end - start) * 8:
+    if dtype in DTYPES and math.prod(shape) * DTYPES[dtype].bits != (end - start) * 8:
         raise _damaged(path, f"the size of {name} does not fit its shape")
     if begin + end > size:
         raise CheckpointError(
@@ -81,4 +95,4 @@ def _tensor(path: Path, name: str, entry: Any, begin: int, size: int) -> TensorI
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"{path} is not a sound safetensors file: {why}", "Download or copy the file again.")
+    return CheckpointError(f"{path} is not a sound safetensors file: {why}", COPY_AGAIN)

@@ -1,4 +1,4 @@
-"""The names that weights go by. Inside, a weight is called as today's save_pretrained calls it; files may differ.
+"""The names of weights. Ours are those of today's save_pretrained; files may have others.
 
 | layout                        | language model         | output layer                  | vision tower         |
 |-------------------------------|------------------------|-------------------------------|----------------------|
@@ -22,7 +22,7 @@ _FROM_HUB = (
 
 
 def canonical(name: str) -> str:
-    """The name inside of a weight that a file calls ``name``."""
+    """Return our name of a weight that a file calls ``name``."""
     for old, new in _FROM_HUB:
         if name.startswith(old):
             return new + name.removeprefix(old)
@@ -30,7 +30,7 @@ def canonical(name: str) -> str:
 
 
 def hub_name(name: str) -> str:
-    """The 4.45 layout's name, which every version of transformers loads, of a weight called ``name`` inside."""
+    """Return the 4.45 layout's name, which every version of transformers loads, of our weight ``name``."""
     for old, new in _FROM_HUB:
         if name.startswith(new):
             return old + name.removeprefix(new)
@@ -38,9 +38,9 @@ def hub_name(name: str) -> str:
 
 
 def part(name: str, config: MllamaTextConfig) -> Part:
-    """Whether a text-only chat needs this weight ("text"), or only images do ("vision").
+    """Return whether a text-only chat needs this weight ("text"), or only images do ("vision").
 
-    The cross-attention layers belong to the images: without one they are skipped whole.
+    The cross-attention layers belong to the images: without one they are skipped.
     """
     if name.startswith(("model.vision_model.", "model.multi_modal_projector.")):
         return "vision"

@@ -9,22 +9,19 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mllama_cli.checkpoint.files import weight_files
-from mllama_cli.checkpoint.header import TensorInfo, read_header
+from mllama_cli.checkpoint.header import DTYPES, TensorInfo, read_header
 from mllama_cli.checkpoint.names import canonical
-from mllama_cli.core.errors import CheckpointError
-
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-STORED_DTYPES = {**DTYPES, "I32": torch.int32, "I64": torch.int64}
-"""Formats that are read: of weights, and of packed ones with their shapes."""
+from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 
 _NEVER_NEEDED = (".rotary_emb.inv_freq",)
 _MAY_HAVE_MORE_ROWS = ("lm_head.weight", "embed_tokens.weight", "lm_head.weight_packed", "lm_head.weight_scale")
-_WHOLE_NUMBERS = {"weight_packed": ("I32",), "weight_shape": ("I64", "I32")}
+_WEIGHT_DTYPES = ("F32", "F16", "BF16")
+_INTEGER_DTYPES = {"weight_packed": ("I32",), "weight_shape": ("I64", "I32")}
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a weight lies."""
+    """Where a weight is stored."""
 
     file: Path
     stored_name: str
@@ -32,11 +29,17 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        return self.info.end - self.info.start
+        return self.info.nbytes
+
+
+def torch_dtype(info: TensorInfo) -> torch.dtype:
+    """Return the dtype that a tensor is stored in."""
+    dtype: torch.dtype = getattr(torch, DTYPES[info.dtype].torch_name)
+    return dtype
 
 
 class CheckpointReader:
-    """The weights of one folder, by their names inside (checkpoint/names.py).
+    """The weights of one folder, by our names of them (checkpoint/names.py).
 
     Opening reads only the headers. Raises CheckpointError for a missing shard, a damaged file or an index that does not
     fit the files.
@@ -51,7 +54,7 @@ class CheckpointReader:
                     continue
                 inside = canonical(name)
                 if inside in self.tensors:
-                    raise CheckpointError(f"{folder}: weight {name} stands in two files")
+                    raise CheckpointError(f"{folder}: weight {name} is in two files")
                 self.tensors[inside] = StoredTensor(file, name, info)
 
     def check(self, expected: Mapping[str, torch.Size]) -> None:
@@ -76,7 +79,7 @@ class CheckpointReader:
                     f"{self.tensors[name].file}: {name} has shape {list(stored)}, config.json asks for {list(wanted)}",
                     "config.json and the weight files do not belong together.",
                 )
-            readable = _WHOLE_NUMBERS.get(name.rpartition(".")[2], tuple(DTYPES))
+            readable = _INTEGER_DTYPES.get(name.rpartition(".")[2], _WEIGHT_DTYPES)
             if self.tensors[name].info.dtype not in readable:
                 raise CheckpointError(
                     f"{self.tensors[name].file}: {name} is stored as {self.tensors[name].info.dtype}, "
@@ -95,4 +98,4 @@ class CheckpointReader:
                     for name in inside:
                         yield name, opened.get_tensor(self.tensors[name].stored_name)
             except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{file} cannot be read: {error}", "Download or copy the file again.") from error
+                raise CheckpointError(f"{file} cannot be read: {error}", COPY_AGAIN) from error

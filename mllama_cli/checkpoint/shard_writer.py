@@ -1,6 +1,6 @@
-"""Writes a safetensors file of which only names, dtypes and shapes are known when it begins.
+"""Writes a safetensors file of which only names, dtypes and shapes are known at the start.
 
-The header comes first, computed beforehand; data follow in pieces, in any order of tensors. Nothing is held in memory.
+The header comes first, computed beforehand; data follow in pieces, in any order of tensors. Nothing is kept in memory.
 """
 
 import json
@@ -15,7 +15,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from mllama_cli.checkpoint.header import BITS
+from mllama_cli.checkpoint.header import DTYPES
 
 
 @dataclass(frozen=True)
@@ -28,19 +28,19 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * BITS[self.dtype] // 8
+        return math.prod(self.shape) * DTYPES[self.dtype].bits // 8
 
 
 def layout(specs: Iterable[TensorSpec]) -> tuple[bytes, dict[str, int]]:
-    """The file's beginning, and where each tensor begins in the file.
+    """Return the file's header, and each tensor's offset in the file.
 
-    Wide dtypes come first, as in every safetensors file: a reader that maps it needs each tensor on a multiple of its
+    Wide dtypes come first, as in every safetensors file: a reader that maps it needs each tensor at a multiple of its
     dtype's size.
     """
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     begin: dict[str, int] = {}
     end = 0
-    for spec in sorted(specs, key=lambda spec: -BITS[spec.dtype]):
+    for spec in sorted(specs, key=lambda spec: -DTYPES[spec.dtype].bits):
         begin[spec.name] = end
         end += spec.nbytes
         entries[spec.name] = {
@@ -55,9 +55,9 @@ def layout(specs: Iterable[TensorSpec]) -> tuple[bytes, dict[str, int]]:
 
 
 class ShardWriter:
-    """One file, whole size from the start, so that a disk that is too small is known early. Raises OSError.
+    """One file, of its full size from the start, so that a disk that is too small is known early. Raises OSError.
 
-    Opening a file that an earlier run began keeps what it wrote; ``fresh`` says whether there was none.
+    Opening a file that an earlier run started keeps what it wrote; ``fresh`` tells whether there was none.
     """
 
     def __init__(self, path: Path, specs: Iterable[TensorSpec]) -> None:
@@ -83,7 +83,7 @@ class ShardWriter:
         self._file.close()
 
     def write(self, name: str, data: Tensor, offset: int = 0) -> int:
-        """Write a piece of a tensor ``offset`` bytes from its beginning; returns the offset behind it."""
+        """Write a piece of a tensor at ``offset`` bytes from its start; return the offset after it."""
         flat = data.detach().cpu().contiguous().reshape(-1)
         self._write(self._begin[name] + offset, flat.view(torch.uint8).numpy().data)
         return offset + flat.nbytes
@@ -100,7 +100,7 @@ class ShardWriter:
 
 
 def reserve(file: FileIO, size: int) -> None:
-    """Give the file its size, and its place on the disk where the system can. Raises OSError."""
+    """Give the file its size, and allocate it on the disk where the system can. Raises OSError."""
     if hasattr(os, "posix_fallocate") and size:
         os.posix_fallocate(file.fileno(), 0, size)
     else:

@@ -1,7 +1,7 @@
 """Reads stored tensors piece by piece into memory of its own.
 
-Plain reads, no mapping: pages of a mapped file count as the memory of whoever touched them, and a checkpoint may be
-larger than the machine's.
+Plain reads, no mapping: pages of a mapped file count as memory of the process that touched them, and a checkpoint may
+be larger than the machine's memory.
 """
 
 from io import FileIO
@@ -11,8 +11,8 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from mllama_cli.checkpoint.reader import STORED_DTYPES, StoredTensor
-from mllama_cli.core.errors import CheckpointError
+from mllama_cli.checkpoint.reader import StoredTensor, torch_dtype
+from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 
 
 class SliceReader:
@@ -42,7 +42,7 @@ class SliceReader:
         row = stored.nbytes // max(rows, 1)
         data = torch.empty((stop - start) * row, dtype=torch.uint8)
         self._read(stored.file, stored.info.start + start * row, data.numpy().data)
-        values = data.view(STORED_DTYPES[stored.info.dtype])
+        values = data.view(torch_dtype(stored.info))
         return values.view(stop - start, *shape[1:]) if shape else values.view(())
 
     def _read(self, path: Path, offset: int, into: memoryview) -> None:
@@ -55,7 +55,7 @@ class SliceReader:
             while done < len(into):
                 count = file.readinto(into[done:])
                 if not count:
-                    raise CheckpointError(f"{path} is cut short", "Download or copy the file again.")
+                    raise CheckpointError(f"{path} is cut short", COPY_AGAIN)
                 done += count
         except OSError as error:
             raise CheckpointError(

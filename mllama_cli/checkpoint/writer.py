@@ -20,9 +20,9 @@ def write_checkpoint(
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write weights (by their names inside) and config.json. Larger ones are cut into shards with an index.
+    """Write weights (by our names) and config.json. Larger checkpoints are split into shards with an index.
 
-    Each file appears whole or not at all; the index or the single weight file comes last.
+    Each file appears complete or not at all; the index or the single weight file comes last.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "config.json", json.dumps(config, indent=2) + "\n")

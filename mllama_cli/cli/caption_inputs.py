@@ -10,7 +10,7 @@ from pathlib import Path
 from mllama_cli.captioning.listing import Listing, find_images, read_list, shard_of
 from mllama_cli.cli.caption_request import CaptionInput
 from mllama_cli.core.errors import UsageError
-from mllama_cli.system.folders import expanded
+from mllama_cli.system.files import expanded
 
 _LIST_HINT = "Pipe one in: find . -name '*.jpg' | mllama caption -"
 

@@ -1,4 +1,4 @@
-"""`mllama download`: gets a model from the hub."""
+"""`mllama download`: downloads a model from the Hub."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +9,7 @@ from mllama_cli.cli.options import Debug
 from mllama_cli.core.text import human_size, suggest
 
 if TYPE_CHECKING:
-    from mllama_cli.hub.plan import Plan
+    from mllama_cli.hub.plan import DownloadPlan
     from mllama_cli.terminal.console import Terminal
 
 
@@ -25,13 +25,13 @@ def download(
     revision: Annotated[str, typer.Option(metavar="REV", help="A branch, tag or commit.")] = "main",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show files and sizes; fetch nothing.")] = False,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Only check that the model is here and whole (also HF_HUB_OFFLINE=1).")
+        bool, typer.Option("--offline", help="Only check that the model is here and complete (also HF_HUB_OFFLINE=1).")
     ] = False,
     debug: Debug = False,
 ) -> None:
     """Download a model into the Hugging Face cache and print its folder.
 
-    A download that was cut short goes on where it stopped. HF_TOKEN, HF_HOME and HF_ENDPOINT are heeded.
+    Resumes a download that was cut short. HF_TOKEN, HF_HOME and HF_ENDPOINT are respected.
 
     [bold]mllama download 11b[/]
     """
@@ -47,12 +47,13 @@ def download(
         raise ModelNotFoundError(f"{model!r} is neither an alias nor a hub id", hint)
 
     from mllama_cli.hub import download as hub
+    from mllama_cli.hub.client import is_offline
     from mllama_cli.hub.plan import plan
     from mllama_cli.terminal.console import Terminal
     from mllama_cli.terminal.progress import DownloadView
 
     terminal = Terminal()
-    if offline or hub.offline_asked():
+    if offline or is_offline():
         terminal.stdout.write(f"{hub.find_offline(repo, revision)}\n")
         return
     todo = plan(repo, revision)
@@ -64,7 +65,7 @@ def download(
     terminal.stdout.write(f"{folder}\n")
 
 
-def _print_plan(terminal: "Terminal", todo: "Plan") -> None:
+def _print_plan(terminal: "Terminal", todo: "DownloadPlan") -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -124,7 +124,7 @@ def _bits_for(text: str) -> tuple[str, int]:
 def _destination(given: str | None, source: str, folder: Path, bits: int, group_size: int) -> Path:
     """Return the folder to write: a name is a folder among the models, anything with a slash is a path."""
     from mllama_cli.hub.catalog import models_folder
-    from mllama_cli.system.folders import expanded
+    from mllama_cli.system.files import expanded
 
     if given:
         if "/" in given or "\\" in given or given.startswith(("~", ".")):

@@ -57,7 +57,7 @@ def build_question(asked: "ChatInput", terminal: Terminal, *, before: Conversati
     messages, system, raw = asked.messages, asked.system, asked.raw
     words, images = _words(asked.words or []), asked.image or []
     if before is not None and (messages is not None or raw):
-        raise UsageError("A saved chat goes on with a question, not with --messages or --raw", "Leave one out.")
+        raise UsageError("A saved chat continues with a question, not with --messages or --raw", "Leave one out.")
     stdin_wanted = [source for source in (*images, messages) if source == "-"]
     if len(stdin_wanted) > 1:
         raise UsageError("Only one of --image and --messages can read stdin (-)", "Save the others to files.")
@@ -65,7 +65,7 @@ def build_question(asked: "ChatInput", terminal: Terminal, *, before: Conversati
         raise UsageError("- reads stdin, which --no-stdin forbids", "Leave one of the two out.")
     if messages is not None:
         if system or raw:
-            raise UsageError("--messages is a conversation: no --system or --raw beside it", "Put it into the file.")
+            raise UsageError("--messages is a conversation: it takes no --system or --raw", "Put it into the file.")
         conversation = _conversation(messages, terminal)
         text = "\n\n".join(part for part in (asked.prompt or "", " ".join(words)) if part.strip())
         return Question(_with_next(conversation, text, read_images(images, terminal), messages))
@@ -102,7 +102,7 @@ def _with_next(conversation: Conversation, text: str, images: tuple[ImagePart, .
     role = conversation.messages[-1].role
     given = bool(text or images)
     if given and role == "user":
-        raise UsageError(f"--messages {source} ends with a question already", "Leave out the one beside it.")
+        raise UsageError(f"--messages {source} already ends with a question", "Leave out the one on the command line.")
     if not given and role != "user":
         raise UsageError(
             f"--messages {source} ends with a message of the {role}, so there is nothing to answer",
@@ -114,11 +114,11 @@ def _with_next(conversation: Conversation, text: str, images: tuple[ImagePart, .
 
 
 def _words(words: Sequence[str]) -> Sequence[str]:
-    # `-i *.jpg` gives only the first picture to -i; the others must not become part of the question.
+    # `-i *.jpg` gives only the first image to -i; the others must not become part of the question.
     for word in words:
         if word.lower().endswith(IMAGE_SUFFIXES) and Path(word).expanduser().is_file():
             raise UsageError(
-                f"{word} is a picture, but stands where the question goes", f"Write -i before each picture: -i {word}"
+                f"{word} is an image, but it is where the question goes", f"Write -i before each image: -i {word}"
             )
     return words
 
@@ -135,7 +135,7 @@ def _piped_text(terminal: Terminal) -> str:
         return data.decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError:
         raise UsageError(
-            "What comes on stdin is not UTF-8 text", "For a picture on stdin use --image - ; else convert the text."
+            "stdin is not UTF-8 text", "For an image on stdin use --image - ; else convert the text."
         ) from None
 
 
@@ -146,7 +146,7 @@ def read_images(sources: Sequence[str], terminal: Terminal) -> tuple[ImagePart, 
     from mllama_cli.processing.sources import read_image
 
     if "-" in sources and terminal.stdin_is_tty:
-        raise UsageError("--image - reads a picture from stdin, but stdin is the terminal", "Pipe one in: ... | mllama")
+        raise UsageError("--image - reads an image from stdin, but stdin is the terminal", "Pipe one in: ... | mllama")
     return tuple(read_image(source, _binary_stdin(terminal) if source == "-" else None) for source in sources)
 
 

@@ -14,11 +14,11 @@ Json = Mapping[str, Any]
 T = TypeVar("T")
 
 ASPECT_RATIOS: tuple[tuple[int, int], ...] = ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1))
-"""Tiles (high, wide) of each supported canvas; the aspect ratio id is the place in this list, counted from 1."""
+"""Tiles (high, wide) of each supported canvas; the aspect ratio id is the position in this list, counted from 1."""
 
 
 def _known(cls: type[T], data: Json) -> dict[str, Any]:
-    """The entries of ``data`` that ``cls`` has fields for; a null counts as missing."""
+    """Return the entries of ``data`` that ``cls`` has fields for; a null counts as missing."""
     names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     return {k: _frozen(v) for k, v in data.items() if k in names and v is not None}
 
@@ -93,8 +93,9 @@ class MllamaTextConfig:
         data["eos_token_id"] = _ids(data.get("eos_token_id"))
         config = cls(**_known(cls, data))
         heads, kv = config.num_attention_heads, config.num_key_value_heads
-        _require(config.hidden_size % heads == 0, f"hidden_size {config.hidden_size} is no multiple of {heads} heads")
-        _require(heads % kv == 0, f"{heads} attention heads are no multiple of {kv} key/value heads")
+        width = config.hidden_size
+        _require(width % heads == 0, f"hidden_size {width} is not a multiple of {heads} heads")
+        _require(heads % kv == 0, f"{heads} attention heads are not a multiple of {kv} key/value heads")
         _require(
             all(0 <= i < config.num_hidden_layers for i in config.cross_attention_layers),
             f"cross_attention_layers {list(config.cross_attention_layers)} exceed {config.num_hidden_layers} layers",
@@ -134,19 +135,19 @@ class MllamaVisionConfig:
         return self.hidden_size * (1 + len(self.intermediate_layers_indices))
 
     def tiles(self, aspect_ratio_id: int) -> int:
-        """How many tiles an image of this aspect ratio id has."""
+        """Return how many tiles an image of this aspect ratio id has."""
         high, wide = self.supported_aspect_ratios[aspect_ratio_id - 1]
         return high * wide
 
     @classmethod
     def from_dict(cls, data: Json) -> "MllamaVisionConfig":
         config = cls(**_known(cls, data))
-        _require(config.image_size % config.patch_size == 0, "image_size is no multiple of patch_size")
-        _require(config.hidden_size % config.attention_heads == 0, "vision hidden_size is no multiple of its heads")
+        _require(config.image_size % config.patch_size == 0, "image_size is not a multiple of patch_size")
+        _require(config.hidden_size % config.attention_heads == 0, "vision hidden_size is not a multiple of its heads")
         _require(
             all(0 <= i < config.num_hidden_layers for i in config.intermediate_layers_indices)
             and list(config.intermediate_layers_indices) == sorted(set(config.intermediate_layers_indices)),
-            "intermediate_layers_indices must ascend and lie within the local layers",
+            "intermediate_layers_indices must be ascending and within the local layers",
         )
         _require(
             all(h * w <= config.max_num_tiles for h, w in config.supported_aspect_ratios),

@@ -74,7 +74,7 @@ class Conversation:
 
     @classmethod
     def ask(cls, text: str, images: tuple[ImagePart, ...] = (), system: str = "") -> "Conversation":
-        """A conversation of one question, images before the text, as the model was trained."""
+        """Return a conversation of one question, images before the text, as the model was trained."""
         conversation = cls((Message("system", (TextPart(system),)),)) if system else cls()
         return conversation.with_user(text, images)
 
@@ -95,7 +95,7 @@ class Conversation:
 
     @property
     def image_turns(self) -> int:
-        """In how many messages pictures stand. Text sees only the newest group before it (the model's own rule)."""
+        """How many messages have images. Text sees only the latest group before it (the model's own rule)."""
         return sum(1 for message in self.messages if message.images)
 
     def __iter__(self) -> Iterator[Message]:

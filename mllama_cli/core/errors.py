@@ -2,11 +2,11 @@
 
 MllamaError                    exit code 1
 |-- UsageError                 exit code 2: the request itself cannot be carried out
-|   |-- ImageNotFoundError     no such picture, or a folder where a picture should be
+|   |-- ImageNotFoundError     no such image, or a folder where an image should be
 |   |-- ModelNotFoundError     no model of that name on this machine or on the hub
 |   |-- ChatNotFoundError      no saved chat of that name or number
 |   `-- DeviceError            a device that this machine does not have
-|-- ImageError                 bytes that are not a picture we can show the model
+|-- ImageError                 bytes that are not an image we can show the model
 |-- CheckpointError            a model folder that is incomplete or damaged
 |-- TemplateError              a chat template that is missing or refuses the conversation
 |-- ContextLengthError         a conversation longer than the model can hold
@@ -14,8 +14,12 @@ MllamaError                    exit code 1
 |-- DownloadError              the hub or a web server did not give what was asked for
 |-- QuantizationError          a quantized model that could not be written
 |-- ChatStoreError             saved chats that cannot be read or written
+|-- CaptionError               captions that cannot be written
 `-- RemovalError               a model that may not or could not be deleted
 """
+
+COPY_AGAIN = "Download or copy the file again."
+"""The hint for a file of a model that is damaged."""
 
 
 class MllamaError(Exception):
@@ -41,7 +45,7 @@ class UsageError(MllamaError):
 
 
 class ImageNotFoundError(UsageError):
-    """No such picture, or a folder where a picture should be."""
+    """No such image, or a folder where an image should be."""
 
 
 class ModelNotFoundError(UsageError):
@@ -57,7 +61,7 @@ class DeviceError(UsageError):
 
 
 class ImageError(MllamaError):
-    """Bytes that are not a picture we can show the model."""
+    """Bytes that are not an image we can show the model."""
 
 
 class CheckpointError(MllamaError):

@@ -1,4 +1,4 @@
-"""What long work tells its caller while it goes on. The engine yields these; nothing below the terminal prints."""
+"""What long work reports while it runs. The engine yields these; nothing below the terminal prints."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ FinishReason = Literal["stop", "length", "stop_string", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something the user should know once, in one line; no error."""
+    """Something the user should know once, in one line; not an error."""
 
     text: str
 
@@ -23,9 +23,9 @@ class LoadProgress:
 
 @dataclass(frozen=True, slots=True)
 class EncodingImage:
-    """The vision tower is at picture ``index`` (from 1) of ``count``, with ``layer`` of its ``layers`` done.
+    """The vision tower is at image ``index`` (from 1) of ``count``, with ``layer`` of its ``layers`` done.
 
-    A GPU says so once for each picture, at its start; a CPU, which may need a minute, after every layer.
+    A GPU reports each image once, at its start; a CPU, which may need a minute, after every layer.
     """
 
     index: int
@@ -58,11 +58,11 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class GenerationStats:
-    """The last event of a reply. Times in seconds.
+    """The last event of an answer. Times in seconds.
 
     ``prompt_tokens`` counts the whole prompt, ``cached_tokens`` those of it that an earlier turn left in the cache.
     ``encode_seconds`` is the vision tower and projector, ``prefill_seconds`` the text prefill up to the first sampled
-    token; time to first token is their sum plus ``load_seconds`` of weights that this reply was the first to need.
+    token; time to first token is their sum plus ``load_seconds`` of weights that this answer was the first to need.
     """
 
     finish_reason: FinishReason
@@ -88,7 +88,7 @@ class GenerationStats:
 
 @dataclass(frozen=True, slots=True)
 class DownloadProgress:
-    """Bytes of a model that are on this machine, of all that belong to it; ``file`` is the one that grew last."""
+    """Bytes of a model that are on this machine, of all that it has; ``file`` is the one that grew last."""
 
     done: int
     total: int
@@ -97,7 +97,7 @@ class DownloadProgress:
 
 @dataclass(frozen=True, slots=True)
 class QuantizeProgress:
-    """Bytes of the source that are done, of all; ``name`` is the layer or table at work."""
+    """Bytes of the source that are done, of all; ``name`` is the layer or table in progress."""
 
     done: int
     total: int

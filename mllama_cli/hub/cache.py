@@ -3,11 +3,11 @@
 import os
 from pathlib import Path
 
-from mllama_cli.system.folders import is_file, subfolders
+from mllama_cli.system.files import is_file, subfolders
 
 
 def hub_cache() -> Path:
-    """Where the cache is: HF_HUB_CACHE, HF_HOME and XDG_CACHE_HOME count as they do for huggingface_hub."""
+    """Return where the cache is: HF_HUB_CACHE, HF_HOME and XDG_CACHE_HOME count as they do for huggingface_hub."""
     if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
         return _expanded(cache)
     home = os.environ.get("HF_HOME")
@@ -17,23 +17,23 @@ def hub_cache() -> Path:
 
 
 def repo_folder(repo: str) -> Path:
-    """Where the cache keeps a repository."""
+    """Return where the cache keeps a repository."""
     return hub_cache() / ("models--" + repo.replace("/", "--"))
 
 
 def repos() -> list[str]:
-    """Ids of the repositories of models that the cache holds anything of."""
+    """Return the ids of the model repositories that the cache has anything of."""
     names = (folder.name for folder in subfolders(hub_cache()))
     return [name.removeprefix("models--").replace("--", "/") for name in names if name.startswith("models--")]
 
 
 def snapshots(repo: str) -> list[Path]:
-    """Folders of the commits that are here, whole or not."""
+    """Return the folders of the commits that are here, complete or not."""
     return subfolders(repo_folder(repo) / "snapshots")
 
 
 def snapshot(repo: str, revision: str) -> Path | None:
-    """The folder of a branch, tag or commit; None where the cache has no config.json of it."""
+    """Return the folder of a branch, tag or commit; None where the cache has no config.json of it."""
     folder = repo_folder(repo)
     try:
         commit = (folder / "refs" / revision).read_text(encoding="utf-8").strip()
@@ -44,7 +44,7 @@ def snapshot(repo: str, revision: str) -> Path | None:
 
 
 def current_snapshot(repo: str) -> Path | None:
-    """The snapshot that ``main`` points to, else the newest one; None where the cache has none with a config.json."""
+    """Return the snapshot that ``main`` points to, else the newest with a config.json; None where there is none."""
     if (main := snapshot(repo, "main")) is not None:
         return main
     found = [folder for folder in snapshots(repo) if is_file(folder / "config.json")]

@@ -11,7 +11,7 @@ from mllama_cli.checkpoint.files import is_complete
 from mllama_cli.core.errors import CheckpointError, ModelNotFoundError
 from mllama_cli.core.text import suggest
 from mllama_cli.hub.cache import current_snapshot, repos
-from mllama_cli.system.folders import expanded, files_below, is_file, is_folder, subfolders
+from mllama_cli.system.files import expanded, files_below, is_file, is_folder, subfolders
 from mllama_cli.system.paths import built_in_model, data_folder
 
 ALIASES = {
@@ -24,7 +24,7 @@ BUILT_IN = "sketch"
 """The name of the model that is part of this package."""
 
 MODEL_TYPES = ("mllama", "mllama_text_model")
-"""What config.json calls the models that we run: whole ones, and language models without the vision part."""
+"""What config.json calls the models that we run: complete ones, and language models without the vision part."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -47,24 +47,24 @@ class ModelEntry:
 
 
 def models_folder() -> Path:
-    """Where models that we write live: ``models`` under the user's data folder, or under MLLAMA_HOME."""
+    """Return where models that we write are kept: ``models`` in the user's data folder, or in MLLAMA_HOME."""
     return data_folder() / "models"
 
 
 def hub_id(name: str) -> str | None:
-    """The hub id that an alias stands for, or ``name`` itself where it has the form of one."""
+    """Return the Hub id that an alias stands for, or ``name`` itself where it has the form of one."""
     return ALIASES.get(name.lower()) or (name if _HUB_ID.fullmatch(name) else None)
 
 
 def resolve(name: str) -> Path:
-    """The folder of a model: an existing folder, else a local model, the built-in one, an alias or a cached hub id.
+    """Return the folder of a model: an existing folder, a local model, the built-in one, an alias or a cached Hub id.
 
-    Raises CheckpointError for a folder that is no checkpoint, ModelNotFoundError where nothing has that name.
+    Raises CheckpointError for a folder that is not a checkpoint, ModelNotFoundError where nothing has that name.
     """
     folder = expanded(name)
     if name and is_folder(folder):
         if not is_file(folder / "config.json") and not is_built_in(name):
-            raise CheckpointError(f"{name} is a folder without config.json, so it is no model", "Check the path.")
+            raise CheckpointError(f"{name} is a folder without config.json, so it is not a model", "Check the path.")
         return built_in_model() if not is_file(folder / "config.json") else folder
     if (local := local_model(name)) is not None and is_file(local / "config.json"):
         return local
@@ -79,18 +79,18 @@ def resolve(name: str) -> Path:
 
 
 def local_model(name: str) -> Path | None:
-    """The folder of a local model, sound or not; None where there is none of that name."""
+    """Return the folder of a local model, sound or not; None where there is none of that name."""
     folder = models_folder() / name
     return folder if name not in ("", ".", "..") and "/" not in name and is_folder(folder) else None
 
 
 def is_built_in(name: str) -> bool:
-    """Whether ``name`` is one of the built-in model's."""
+    """Return whether ``name`` is one of the built-in model's."""
     return name.lower() in (BUILT_IN, f"mllama-{BUILT_IN}")
 
 
 def default_model() -> ModelEntry:
-    """The only downloaded or local model, else the built-in one. ModelNotFoundError where there are several."""
+    """Return the only downloaded or local model, else the built-in one. Raises ModelNotFoundError for several."""
     entries = [entry for entry in installed() if entry.complete]
     if not entries:
         return built_in()
@@ -103,7 +103,7 @@ def default_model() -> ModelEntry:
 
 
 def installed() -> list[ModelEntry]:
-    """All models on this machine but the built-in one, local ones first, by name."""
+    """Return all models on this machine but the built-in one, local ones first, by name."""
     local = [_entry(folder.name, folder, "local") for folder in subfolders(models_folder()) if is_mllama(folder)]
     hub = [
         _entry(repo, snapshot, "hub cache", snapshot.name)
@@ -114,7 +114,7 @@ def installed() -> list[ModelEntry]:
 
 
 def built_in() -> ModelEntry:
-    """The model that is part of this package."""
+    """Return the model that is part of this package."""
     return _entry(BUILT_IN, built_in_model(), "package")
 
 
@@ -133,7 +133,7 @@ def _entry(name: str, folder: Path, where: Literal["local", "hub cache", "packag
 
 
 def kind(folder: Path) -> str:
-    """instruct or base (has it a chat template?), and text-only and quantized, with the bits, where that is so."""
+    """Return "instruct" or "base" (has it a chat template?), and "text-only" and "quantized to N bits" where it is."""
     config = config_of(folder)
     words = ["instruct" if _has_template(folder) else "base"]
     if config.get("model_type") == "mllama_text_model":
@@ -144,11 +144,11 @@ def kind(folder: Path) -> str:
 
 
 def _quantized(declared: Any) -> str:
-    """quantized, with the bits of what is quantized most, where config.json tells them in compressed-tensors' words."""
+    """Return "quantized", with the fewest bits of its weights where config.json has compressed-tensors' terms."""
     groups = declared.get("config_groups") if isinstance(declared, dict) else None
     weights = [group.get("weights") for group in groups.values() if isinstance(group, dict)] if groups else []
     bits = [found for each in weights if isinstance(each, dict) and isinstance(found := each.get("num_bits"), int)]
-    return f"quantized to {min(bits)} bit" if bits else "quantized"
+    return f"quantized to {min(bits)} bits" if bits else "quantized"
 
 
 def _has_template(folder: Path) -> bool:
@@ -161,7 +161,7 @@ def _has_template(folder: Path) -> bool:
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """What config.json says; nothing where it is missing or damaged."""
+    """Return what config.json says; nothing where it is missing or damaged."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -170,7 +170,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def is_mllama(folder: Path) -> bool:
-    """Whether the folder's config.json says that this is a model of ours, with or without its vision part."""
+    """Return whether the folder's config.json says that we run this model, with or without its vision part."""
     return config_of(folder).get("model_type") in MODEL_TYPES
 
 
@@ -178,11 +178,11 @@ def _unknown(name: str, repo: str | None) -> ModelNotFoundError:
     here = [*(entry.name for entry in installed()), BUILT_IN]
     if repo is not None and not name.startswith((".", "/", "~")):
         what = f"{name} ({repo})" if repo != name else name
-        # Long ids differ little from one another: only a slip of a letter or two is taken for one.
+        # Long ids resemble one another: only a typo of a letter or two is taken for one.
         meant = suggest(name, [*here, *ALIASES.values()], cutoff=0.9) if repo == name else ""
         return ModelNotFoundError(
             f"Model {what} is not on this machine",
-            f"{meant}{'Else get' if meant else 'Get'} it with `mllama download {name}`: nothing is fetched unasked.",
+            f"{meant}{'Else get' if meant else 'Get'} it with `mllama download {name}`: nothing is downloaded unasked.",
         )
     known = [*here, *ALIASES]
     hint = suggest(name, known, count=3) or f"Known names: {', '.join(known)}. "

@@ -1,4 +1,4 @@
-"""Gets a model from the hub into the ordinary Hugging Face cache: what is needed to run it, and nothing else."""
+"""Downloads what is needed to run a model, and nothing else, from the Hub into the ordinary Hugging Face cache."""
 
 import threading
 from collections.abc import Callable
@@ -11,24 +11,20 @@ from mllama_cli.core.errors import DownloadError, ModelNotFoundError
 from mllama_cli.core.events import DownloadProgress
 from mllama_cli.core.text import human_size
 from mllama_cli.hub.cache import hub_cache, repo_folder, snapshot
-from mllama_cli.hub.errors import quiet, translated
-from mllama_cli.hub.plan import HubFile, NoBar, Plan
+from mllama_cli.hub.client import NoBar, cache_lock, quiet
+from mllama_cli.hub.errors import translated
+from mllama_cli.hub.plan import DownloadPlan, HubFile
 from mllama_cli.hub.transfer import SHA256, Transfer
 
-_STREAMS = 4  # files at once: one connection to a content network is slower than most lines
-_ABREAST = 0.1  # seconds between two looks at how far the files are
-_FAREWELL = 0.5  # seconds that a stopped stream has to put its last bytes down
-
-
-def offline_asked() -> bool:
-    """Whether HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set."""
-    from huggingface_hub import constants
-
-    return constants.HF_HUB_OFFLINE
+_STREAMS = 4
+"""Files at once: one connection to a content network is slower than most lines."""
+_POLL_SECONDS = 0.1
+_STOP_SECONDS = 0.5
+"""For a stopped stream to write its last bytes."""
 
 
 def find_offline(repo: str, revision: str = "main") -> Path:
-    """The model's folder in the cache, without a look at the network. Raises where it is not whole."""
+    """Return the model's folder in the cache without using the network. Raises where it is not complete."""
     folder = snapshot(repo, revision)
     get = "Run the same command online (without --offline and HF_HUB_OFFLINE) to get it."
     if folder is None:
@@ -40,14 +36,14 @@ def find_offline(repo: str, revision: str = "main") -> Path:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder has all that a model needs to run."""
+    """Return whether a folder has all that a model needs to run."""
     return is_complete(folder) and (folder / "config.json").is_file() and (folder / "tokenizer.json").is_file()
 
 
-def download(todo: Plan, progress: Callable[[DownloadProgress], None] = lambda event: None) -> Path:
-    """Carry a plan out and return the model's folder. Goes on where an earlier try stopped.
+def download(todo: DownloadPlan, progress: Callable[[DownloadProgress], None] = lambda event: None) -> Path:
+    """Carry out a plan and return the model's folder. Resumes an earlier attempt.
 
-    The revision's name points to the new files only when all are there: until then the older ones stay in use.
+    The revision's name points to the new files only when all are there; until then the older ones stay in use.
     Ctrl-C leaves at once and keeps what has arrived. ``progress`` is called in this thread alone.
     """
     if todo.missing > todo.free:
@@ -65,7 +61,7 @@ def download(todo: Plan, progress: Callable[[DownloadProgress], None] = lambda e
     return todo.folder
 
 
-def _fetch(todo: Plan, progress: Callable[[DownloadProgress], None]) -> None:
+def _fetch(todo: DownloadPlan, progress: Callable[[DownloadProgress], None]) -> None:
     counter = _Counter(todo.here, todo.total)
     stop = threading.Event()
     waiting: SimpleQueue[HubFile] = SimpleQueue()
@@ -94,7 +90,7 @@ def _fetch(todo: Plan, progress: Callable[[DownloadProgress], None]) -> None:
         left = len(files)
         while left:
             with suppress(Empty):
-                if (error := outcomes.get(timeout=_ABREAST)) is not None:
+                if (error := outcomes.get(timeout=_POLL_SECONDS)) is not None:
                     raise error
                 left -= 1
             progress(counter.event)
@@ -102,25 +98,26 @@ def _fetch(todo: Plan, progress: Callable[[DownloadProgress], None]) -> None:
         stop.set()
         for thread in threads:
             if thread.ident is not None:
-                thread.join(_FAREWELL)
+                thread.join(_STOP_SECONDS)
 
 
-def _fetch_one(todo: Plan, file: HubFile, counter: "_Counter", stop: threading.Event) -> None:
+def _fetch_one(todo: DownloadPlan, file: HubFile, counter: "_Counter", stop: threading.Event) -> None:
     from huggingface_hub import hf_hub_download, hf_hub_url
-    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
     cache = hub_cache()
     folder = repo_folder(todo.repo)
     # All that is not text in git: weights, and the tokenizer's tables.
     streamed = bool(SHA256.fullmatch(file.etag)) or (file.name.endswith(".safetensors") and bool(file.etag))
     if streamed and not file.cached:
-        lock = cache / ".locks" / folder.name / f"{file.etag}.lock"
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(lock):  # two commands at once: the second waits, then finds the file there
+        with cache_lock(cache, folder.name, file.etag):  # of two commands the second waits, then finds the file there
             blob = folder / "blobs" / file.etag
-            if not blob.is_file():
+            if blob.is_file():
+                counter.add(file.size - file.here, file.name)
+            else:
                 url = hf_hub_url(todo.repo, file.name, revision=todo.commit)
-                Transfer(url, blob, file.size, grew=lambda n: counter.add(n, file.name), stop=stop).run()
+                transfer = Transfer(url, blob, file.size, grew=lambda n: counter.add(n, file.name), stop=stop)
+                counter.add(transfer.adopt() - file.here, file.name)
+                transfer.run()
     # Makes the name in the snapshot, in whichever way this file system allows.
     hf_hub_download(todo.repo, file.name, revision=todo.commit, cache_dir=cache, tqdm_class=NoBar)
     if not streamed:

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from mllama_cli.checkpoint.files import weight_files
-from mllama_cli.checkpoint.header import read_header
+from mllama_cli.checkpoint.header import TensorInfo, read_header
 from mllama_cli.checkpoint.names import canonical
-from mllama_cli.checkpoint.packed import PACKED, packed_matrices
 from mllama_cli.core.config import GenerationConfig, MllamaConfig
+from mllama_cli.core.errors import CheckpointError
 from mllama_cli.hub.catalog import kind
 from mllama_cli.system.json_file import read_json
 
-BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}
+BITS_IN_MEMORY = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
+_PACKED, _SHAPE = ".weight_packed", ".weight_shape"  # of one matrix, as compressed-tensors stores it
 PARTS = ("text", "cross-attention", "vision", "projector")
 
 
@@ -47,17 +48,14 @@ class Inspection:
         return 8 * sum(self.bytes_of.values()) / max(self.total, 1)
 
     def memory(self) -> dict[str, int]:
-        """Bytes that all weights take in each format. int8 and int4 keep 16 bits for all but the language model."""
+        """Return the bytes that all weights take by format. With int8 and int4 only the language model is smaller."""
         linear = self.parameters["text"] + self.parameters["cross-attention"]
         rest = self.total - linear
-        return {
-            name: int(linear * size + rest * max(size, 2.0 if name.startswith("int") else size))
-            for name, size in BYTES.items()
-        }
+        return {name: (linear * bits + rest * max(bits, 16)) // 8 for name, bits in BITS_IN_MEMORY.items()}
 
 
 def inspect(folder: Path) -> Inspection:
-    """Read the configs and headers of a checkpoint folder. CheckpointError where they are damaged or not all there."""
+    """Read the configs and headers of a checkpoint folder. Raises CheckpointError where they are damaged or missing."""
     raw = read_json(folder / "config.json")
     config = MllamaConfig.from_dict(raw)
     generation = folder / "generation_config.json"
@@ -69,14 +67,14 @@ def inspect(folder: Path) -> Inspection:
     for file in weight_files(folder):
         size += file.stat().st_size
         header = read_header(file)
-        matrices = packed_matrices(file, header)
+        matrices = _packed_matrices(file, header)
         for name, info in header.items():
             part = _part(canonical(name), config)
             bytes_of[part] += info.nbytes
             count, form = info.elements, info.dtype
             if (module := name.rpartition(".")[0]) in matrices and name != f"{module}.bias":
-                if not name.endswith(PACKED):
-                    continue  # scales and shapes are no parameters
+                if not name.endswith(_PACKED):
+                    continue  # scales and shapes are not parameters
                 count, bits = matrices[module]
                 form = f"INT{bits}"
                 packed[part][bits] = packed[part].get(bits, 0) + count
@@ -97,6 +95,29 @@ def inspect(folder: Path) -> Inspection:
     )
 
 
+def _packed_matrices(file: Path, header: dict[str, TensorInfo]) -> dict[str, tuple[int, int]]:
+    """Return (number of weights, bits) by module, which the packed words alone do not say. Reads 16 bytes a matrix."""
+    found = {}
+    with file.open("rb") as opened:
+        for name, info in header.items():
+            module = name.removesuffix(_PACKED)
+            shape = header.get(module + _SHAPE)
+            if module == name or shape is None or shape.shape != (2,) or len(info.shape) != 2:
+                continue
+            opened.seek(shape.start)
+            data = opened.read(shape.nbytes)
+            rows, inputs = (
+                int.from_bytes(data[at : at + shape.nbytes // 2], "little") for at in (0, shape.nbytes // 2)
+            )
+            if rows != info.shape[0] or not 0 < inputs <= 32 * info.shape[1]:
+                raise CheckpointError(
+                    f"{file}: {module}{_SHAPE} says [{rows}, {inputs}], which {list(info.shape)} words do not hold",
+                    "Download or copy the file again, or quantize the model again.",
+                )
+            found[module] = (rows * inputs, 32 * info.shape[1] // inputs)
+    return found
+
+
 def _part(name: str, config: MllamaConfig) -> str:
     if name.startswith("model.vision_model."):
         return "vision"
@@ -109,7 +130,7 @@ def _part(name: str, config: MllamaConfig) -> str:
 
 
 def _license(folder: Path) -> str:
-    """The first line of the licence file, else what the model card's header says, else nothing."""
+    """Return the first line of the licence file, else what the model card's header says, else nothing."""
     for name in ("LICENSE", "LICENSE.txt", "LICENSE.md"):
         if (folder / name).is_file():
             lines = (folder / name).read_text(encoding="utf-8", errors="replace").splitlines()

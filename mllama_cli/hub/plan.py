@@ -1,8 +1,7 @@
-"""What belongs to a model on the hub, and what of it is here already."""
+"""What belongs to a model on the Hub, and what of it is here already."""
 
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,14 +12,16 @@ from mllama_cli.core.errors import CheckpointError, DownloadError
 from mllama_cli.core.version import __version__
 from mllama_cli.hub.cache import hub_cache, repo_folder
 from mllama_cli.hub.catalog import MODEL_TYPES
-from mllama_cli.hub.errors import hub_url, quiet, translated
+from mllama_cli.hub.client import NoBar, hub_url, quiet
+from mllama_cli.hub.errors import translated
+from mllama_cli.hub.transfer import abandoned_partials
 from mllama_cli.system.json_file import read_json
 
 BESIDE_WEIGHTS = (
     "config.json", INDEX, "generation_config.json", "preprocessor_config.json", "processor_config.json",
     "tokenizer*", "special_tokens_map.json", "chat_template*", "LICENSE*", "USE_POLICY*", "README.md",
 )  # fmt: skip
-"""What a model needs at the top of its folder beside its weights. Never original/, *.pth, *.bin or *.gguf."""
+"""What a model needs at the top of its folder besides its weights. Never original/, *.pth, *.bin or *.gguf."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class HubFile:
 
 
 @dataclass(frozen=True)
-class Plan:
+class DownloadPlan:
     """What a download would do. ``folder`` is where the model will be; sizes in bytes."""
 
     repo: str
@@ -61,13 +62,13 @@ class Plan:
         return self.total - self.here
 
 
-def plan(repo: str, revision: str = "main") -> Plan:
-    """Ask the hub what belongs to the model, and look what of it is here. Writes nothing into the cache."""
+def plan(repo: str, revision: str = "main") -> DownloadPlan:
+    """Ask the Hub what belongs to the model, and see what of it is here. Writes nothing into the cache."""
     with quiet(), translated(repo, revision):
         return _plan(repo, revision)
 
 
-def _plan(repo: str, revision: str) -> Plan:
+def _plan(repo: str, revision: str) -> DownloadPlan:
     from huggingface_hub import HfApi
 
     info = HfApi(library_name="mllama", library_version=__version__).model_info(
@@ -77,13 +78,13 @@ def _plan(repo: str, revision: str) -> Plan:
     commit = info.sha
     if not commit:
         raise DownloadError(f"{hub_url()} does not say which commit {revision!r} is", "Check HF_ENDPOINT.")
-    # A look before 20 GB are fetched; this is also where a gated repository says no.
+    # Checked before 20 GB are fetched; this is also where a gated repository refuses.
     config = _read_json(repo, commit, "config.json") if "config.json" in listing else {}
     kind = config.get("model_type")
     if kind not in MODEL_TYPES:
         what = f"its config.json says {kind!r}" if kind else "it has no config.json that says so"
         raise DownloadError(
-            f"{repo} is no Llama 3.2 Vision (mllama) model: {what}", "Name one that transformers loads as mllama."
+            f"{repo} is not a Llama 3.2 Vision (mllama) model: {what}", "Name one that transformers loads as mllama."
         )
     weights = _weights(repo, commit, set(listing))
     beside = [name for name in listing if beside_weights(name)]
@@ -95,16 +96,16 @@ def _plan(repo: str, revision: str) -> Plan:
         size = (sibling.lfs.size if sibling.lfs else None) or sibling.size or 0
         here = _bytes_here(folder, commit, name, etag, size)
         files.append(HubFile(name, size, etag, here))
-    return Plan(repo, revision, commit, folder / "snapshots" / commit, tuple(files), free_space(hub_cache()))
+    return DownloadPlan(repo, revision, commit, folder / "snapshots" / commit, tuple(files), free_space(hub_cache()))
 
 
 def beside_weights(name: str) -> bool:
-    """Whether a model needs this file beside its weights."""
+    """Return whether a model needs this file besides its weights."""
     return "/" not in name and any(fnmatch(name, pattern) for pattern in BESIDE_WEIGHTS)
 
 
 def _weights(repo: str, commit: str, names: set[str]) -> set[str]:
-    """The weight files that a reader opens: those that the index names, else model.safetensors."""
+    """Return the weight files that a reader opens: those that the index names, else model.safetensors."""
     wanted = {SINGLE}
     if INDEX in names:
         wanted = set(index_names(_read_json(repo, commit, INDEX), f"{repo}: {INDEX}"))
@@ -113,7 +114,7 @@ def _weights(repo: str, commit: str, names: set[str]) -> set[str]:
             f"{repo} has no weights in safetensors format", "Look for a repository of the model that has *.safetensors."
         )
     if lost := sorted(wanted - names):
-        raise DownloadError(f"{repo} lacks {', '.join(lost[:3])}, so it is not whole", f"See {hub_url()}/{repo}.")
+        raise DownloadError(f"{repo} lacks {', '.join(lost[:3])}, so it is incomplete", f"See {hub_url()}/{repo}.")
     return wanted
 
 
@@ -140,31 +141,11 @@ def _bytes_here(folder: Path, commit: str, name: str, etag: str, size: int) -> i
     blob = folder / "blobs" / etag
     if (folder / "snapshots" / commit / name).is_file() or (etag and blob.is_file()):
         return size
-    partial = blob.with_name(etag + ".incomplete")
-    return min(partial.stat().st_size, size) if etag and partial.is_file() else 0
+    return min(max((file.stat().st_size for file in abandoned_partials(blob)), default=0), size)
 
 
 def free_space(folder: Path) -> int:
-    """Free bytes of the file system where a folder is or will be."""
+    """Return the free bytes of the file system where a folder is or will be."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
-
-
-class NoBar:
-    """Stands in for huggingface_hub's progress bars: the bytes are counted elsewhere."""
-
-    n = 0
-    total: int | None = None
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        pass
-
-    def __enter__(self) -> "NoBar":
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        pass
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *args, **kwargs: None

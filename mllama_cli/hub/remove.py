@@ -1,4 +1,4 @@
-"""Deletes a model that lives in one of our places."""
+"""Deletes a model that mllama keeps."""
 
 import shutil
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from mllama_cli.core.errors import ModelNotFoundError, RemovalError
 from mllama_cli.hub.cache import hub_cache, repo_folder, snapshots
 from mllama_cli.hub.catalog import MODEL_TYPES, config_of, hub_id, is_built_in, local_model, models_folder
 from mllama_cli.hub.plan import beside_weights
-from mllama_cli.system.folders import expanded, is_file, is_folder
+from mllama_cli.system.files import expanded, is_file, is_folder
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Removal:
     size: int
 
     def run(self) -> None:
-        """Delete it. Of a link only the link goes. Raises RemovalError where the system refuses."""
+        """Delete it; of a link, only the link. Raises RemovalError where the system refuses."""
         try:
             if self.folder.is_symlink():
                 self.folder.unlink()
@@ -33,7 +33,7 @@ class Removal:
 
 
 def plan_removal(name: str) -> Removal:
-    """What a name means to `rm`: the same model as to any other command (catalog.resolve), complete or not.
+    """Return what a name means to `rm`: the same model as to any other command (catalog.resolve), complete or not.
 
     A local model, or a repository of the hub cache: all its snapshots and the blobs they link to. Raises RemovalError
     for a folder elsewhere and for another program's model in the cache, ModelNotFoundError where there is none.
@@ -52,13 +52,13 @@ def plan_removal(name: str) -> Removal:
 
 
 def _by_path(name: str, folder: Path) -> Removal:
-    """`mllama download` prints a path, and `mllama show` too: those are ours to delete. No other folder is."""
-    # A link in our place to a folder elsewhere is ours, so the last step is not followed; ".." is no name at all.
-    place = folder.resolve() if folder.name in ("", "..") else folder.parent.resolve() / folder.name
-    if place.parent == models_folder().resolve():
-        return _local(models_folder() / place.name)
-    repo, cache = place.parent.parent, hub_cache().resolve()
-    if place.parent.name == "snapshots" and repo.parent == cache and repo.name.startswith("models--"):
+    """Return the removal of a path that `mllama download` or `show` printed: no other folder is ours to delete."""
+    # A link among our models to a folder elsewhere is ours, so the last step is not followed; ".." is not a name.
+    path = folder.resolve() if folder.name in ("", "..") else folder.parent.resolve() / folder.name
+    if path.parent == models_folder().resolve():
+        return _local(models_folder() / path.name)
+    repo, cache = path.parent.parent, hub_cache().resolve()
+    if path.parent.name == "snapshots" and repo.parent == cache and repo.name.startswith("models--"):
         return _downloaded(repo.name.removeprefix("models--").replace("--", "/"))
     hint = "Delete it yourself if you are sure."
     hub = hub_id(name)
@@ -75,13 +75,14 @@ def _downloaded(repo: str) -> Removal:
     # The cache is shared: what other programs downloaded is theirs, and `mllama list` does not show it.
     if any(_is_foreign(snapshot) for snapshot in snapshots(repo)):
         raise RemovalError(
-            f"{repo} is in the Hugging Face cache, but it is no mllama model", f"`hf cache rm model/{repo}` deletes it."
+            f"{repo} is in the Hugging Face cache, but it is not an mllama model",
+            f"`hf cache rm model/{repo}` deletes it.",
         )
     return Removal(repo, repo_folder(repo), _size(repo_folder(repo)))
 
 
 def _is_foreign(snapshot: Path) -> bool:
-    """Whether a snapshot is something else than a model of ours, or than the beginning of one's download."""
+    """Return whether a snapshot is neither a model that we run nor the start of its download."""
     if is_file(snapshot / "config.json"):
         return config_of(snapshot).get("model_type", "mllama") not in MODEL_TYPES
     return any(not beside_weights(file.name) for file in snapshot.iterdir())

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention: the one place that chooses among torch's implementations and our CPU kernel.
+"""Scaled dot-product attention: the one place that chooses among torch's implementations and our kernels.
 
 The choice depends on the shape, the format and the device alone, so that equal inputs give equal results whatever the
 process did before. On recent GPUs torch prefers cuDNN, the fastest for many rows (a prompt of 2,048 tokens of the 11B:
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mllama_cli.kernels.ops import needs_grad, strict_kernels
+from mllama_cli.kernels.ops import needs_grad, strict_kernels, triton_available
 
 RECURRING_ROWS = 1024
 """Squares of a multiple of this many rows are worth a plan of cuDNN's."""
@@ -89,6 +89,16 @@ def has_flash_attention(device: torch.device, dtype: torch.dtype, dim: int) -> b
             raise
         return False
     return True
+
+
+def supports_decode_attention(dtype: torch.dtype, head_dim: int) -> bool:
+    """Return whether the decode kernel of cuda/attention.py takes this form."""
+    return dtype in (torch.float16, torch.bfloat16, torch.float32) and head_dim in (32, 64, 128)
+
+
+def has_decode_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Return whether the decode kernel of cuda/attention.py runs here."""
+    return supports_decode_attention(dtype, head_dim) and triton_available(device)
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:

@@ -31,7 +31,7 @@ class ChatTemplate:
 
     @classmethod
     def from_pretrained(cls, folder: Path, variables: Mapping[str, str] | None = None) -> "ChatTemplate | None":
-        """The template of a checkpoint folder, or None for a base model.
+        """Return the template of a checkpoint folder, or None for a base model.
 
         Looked for in chat_template.jinja, chat_template.json and tokenizer_config.json, in transformers' order.
         """
@@ -63,7 +63,7 @@ class ChatTemplate:
             ) from error
 
     def render(self, messages: Sequence[TemplateMessage], **variables: Any) -> str:
-        """The prompt text of messages as transformers' templates expect them, up to where the answer begins.
+        """Return the prompt of messages as transformers' templates expect them, up to where the answer begins.
 
         Raises RefusedError where the template refuses the conversation.
         """
@@ -83,20 +83,20 @@ class ChatTemplate:
 
 
 def template_messages(conversation: Conversation) -> list[TemplateMessage]:
-    """Messages as templates read them: content is a string, or a list of parts where there are images."""
+    """Return messages as templates read them: content is a string, or a list of parts where there are images."""
     return [{"role": message.role, "content": _content(message)} for message in conversation]
 
 
 def fold_system(conversation: Conversation) -> Conversation:
-    """The same conversation with its system text at the head of the first user message's text."""
+    """Return the conversation with its system text at the start of the first user message's text."""
     system = "\n\n".join(m.text for m in conversation if m.role == "system")
     rest = [m for m in conversation if m.role != "system"]
     for index, message in enumerate(rest):
         if message.role == "user":
             parts = list(message.parts)
-            for place, part in enumerate(parts):
+            for position, part in enumerate(parts):
                 if isinstance(part, TextPart):
-                    parts[place] = TextPart(f"{system}\n\n{part.text}")
+                    parts[position] = TextPart(f"{system}\n\n{part.text}")
                     break
             else:
                 parts.append(TextPart(system))

@@ -1,4 +1,4 @@
-"""The picture in the system's clipboard."""
+"""The image in the system's clipboard."""
 
 import os
 import sys
@@ -13,9 +13,9 @@ NAME = "clipboard.png"
 
 
 def read_clipboard_image() -> ImagePart:
-    """The picture that was copied, or the picture file that was copied in a file manager.
+    """Return the image that was copied, or the image file that was copied in a file manager.
 
-    Raises ImageError where the clipboard holds none, MllamaError where this system gives no access to it.
+    Raises ImageError where the clipboard has none, MllamaError where this system gives no access to it.
     """
     from PIL import Image, ImageGrab
 

@@ -1,4 +1,4 @@
-"""Any PIL mode to RGB as the eye sees it: transparency on white, deep samples scaled to 8 bits."""
+"""Any PIL mode to RGB as the eye sees it: transparency on white, 16-bit and float samples scaled to 8 bits."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ _NETPBM_MAX = 65535  # Pillow scales deep netpbm samples to this, whatever the f
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """``image`` in mode RGB; the same object if there is nothing to do.
+    """Return ``image`` in mode RGB; the same object if there is nothing to do.
 
     Equal to transformers' ``convert_to_rgb``, pixel for pixel, for 1, L, LA, P, PA, RGB, RGBA, RGBX, CMYK, YCbCr, HSV
     and I or F images whose values lie in 0..255. Where that one goes wrong, this one does not: 16-bit grey is scaled
@@ -41,7 +41,7 @@ def _with_8_bit_key(image: Image.Image) -> Image.Image:
 
 
 def _deep_to_8_bits(image: Image.Image) -> Image.Image:
-    """A grey image of deep samples as L, or as LA where the file names a transparent value."""
+    """Return a grey image of deep samples as L, or as LA where the file names a transparent value."""
     samples = np.asarray(image)
     if image.mode.startswith("I;16"):
         grey = (samples >> 8).astype(np.uint8)
@@ -59,7 +59,7 @@ def _deep_to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def scale_to_8_bits(samples: NDArray[Any]) -> NDArray[np.uint8]:
-    """int32 or float32 samples [height, width] of unknown range as uint8.
+    """Return int32 or float32 samples [height, width] of unknown range as uint8.
 
     The range is the smallest usual one that holds all samples: 0..1 (floats only), 0..255, 0..65535. Samples beyond
     those (negative ones, elevations, ...) are stretched from the least to the greatest. NaN counts as the least.

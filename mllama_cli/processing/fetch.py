@@ -1,4 +1,4 @@
-"""A picture from a web server: under one time limit for everything, and with a clear error for each way to fail."""
+"""An image from a web server: under one time limit for everything, and with a clear error for each way to fail."""
 
 import asyncio
 import os
@@ -27,15 +27,15 @@ _STATUS_HINTS = {
 
 
 def fetch_image(url: str, limits: Limits = DEFAULT_LIMITS) -> ImagePart:
-    """The bytes behind an http(s) URL, as an ImagePart.
+    """Return the bytes behind an http(s) URL as an ImagePart.
 
-    Raises DownloadError (unreachable, too slow, an error status, too many redirects, a web page or another thing that
-    is no picture), ImageError (over ``limits.max_bytes``, or empty), UsageError (not a valid URL).
+    Raises DownloadError (unreachable, too slow, an error status, too many redirects, a web page or something else that
+    is not an image), ImageError (over ``limits.max_bytes``, or empty), UsageError (not a valid URL).
     """
     _require_valid(url)
     name = _without_credentials(url)
-    # asyncio, because its time limit also ends what a socket time-out does not: a name server that hangs, and a server
-    # that drips its headers or its body byte by byte.
+    # asyncio, because its timeout also covers what a socket's does not: a name server that hangs, and a server that
+    # sends its headers or its body byte by byte.
     if not _inside_a_loop():
         return ImagePart(asyncio.run(_fetch(url, name, limits)), name)
     with ThreadPool(1) as pool:  # notebooks run a loop in the caller's thread, and a thread has but one
@@ -89,7 +89,7 @@ def _client(limits: Limits) -> "httpx.AsyncClient":
             timeout=httpx.Timeout(None, connect=limits.connect_seconds),
             # A redirect on a kept connection that the server closes just then would look like a broken download.
             limits=httpx.Limits(max_keepalive_connections=0),
-            # Uncompressed, so that max_bytes counts what arrives; some servers give pictures only to a named client.
+            # Uncompressed, so that max_bytes counts what arrives; some servers serve images only to a named client.
             headers={
                 "User-Agent": f"mllama/{__version__}",
                 "Accept": "image/*,*/*;q=0.5",
@@ -111,7 +111,7 @@ async def _read(reply: "httpx.Response", name: str, limits: Limits) -> bytes:
         body += chunk
         if len(body) > limits.max_bytes:
             raise too_many_bytes(name, limits)
-        if not looked and len(body) >= 4096:  # a long film or page is refused at its start, not at its end
+        if not looked and len(body) >= 4096:  # a long video or page is refused at its start, not at its end
             _require_picture(bytes(body), reply, name)
             looked = True
     if not body:
@@ -121,7 +121,7 @@ async def _read(reply: "httpx.Response", name: str, limits: Limits) -> bytes:
 
 
 def _require_picture(body: bytes, reply: "httpx.Response", name: str) -> None:
-    """Judges by the bytes, as servers often name the wrong type; what they named is told."""
+    """Raise DownloadError for another kind of file: by its bytes, as servers often declare the wrong type."""
     kind = not_a_picture(body)
     if kind is not None:
         declared = reply.headers.get("content-type", "").partition(";")[0].strip() or "no type given"
@@ -143,14 +143,14 @@ def _require_valid(url: str) -> None:
 
 
 def _without_credentials(url: str) -> str:
-    """``url`` as it may be shown: user:password@ left out."""
+    """Return ``url`` as it may be shown, without user:password@."""
     scheme, _, rest = url.partition("://")
     authority, slash, path = rest.partition("/")
     return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
 
 
 def _reason(error: Exception) -> str:
-    """The deepest cause's own words: httpx says "All connection attempts failed", the cause says why."""
+    """Return the deepest cause's message: httpx says "All connection attempts failed", the cause says why."""
     cause: BaseException = error
     while (inner := cause.__cause__ or cause.__context__) is not None:
         cause = inner

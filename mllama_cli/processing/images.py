@@ -1,4 +1,4 @@
-"""Image files of any format to upright RGB pixels, with a clear error for each way in which a file can be bad."""
+"""Image files of any format to upright RGB pixels, with a clear error for each way in which a file can be broken."""
 
 import importlib
 from collections.abc import Callable
@@ -16,14 +16,14 @@ MAX_PIXELS = 178_956_970
 """Width x height at most; also Pillow's own limit, which some of its decoders apply themselves."""
 
 _SIGNS_OF_A_CUT = ("truncated", "end of file", "eof", "only got", "requires a buffer", "no more images", "too small")
-_DAMAGED = "Get the file again; if it opens in an image viewer, save it anew as PNG."
+_DAMAGED = "Get the file again; if it opens in an image viewer, save it again as PNG."
 
 
 def open_image(part: ImagePart) -> Image.Image:
-    """The picture as RGB, turned upright by its EXIF orientation, transparency on white, first frame if it moves.
+    """Decode to RGB, turned upright by the EXIF orientation, transparency on white, the first frame of an animation.
 
-    Colour profiles are not applied, as in training. Raises ImageError: no picture, an unsupported format, cut short,
-    damaged, without pixels, or with more than MAX_PIXELS of them (found out before any is decoded).
+    Colour profiles are not applied, as in training. Raises ImageError: not an image, an unsupported format, truncated,
+    damaged, without pixels, or with more than MAX_PIXELS of them (known before any is decoded).
     """
     if not part.data:
         raise ImageError(f"{part.name} is empty (0 bytes)", "Give a picture file with something in it.")
@@ -44,7 +44,7 @@ def open_image(part: ImagePart) -> Image.Image:
 
 
 def encode_image(image: Image.Image, name: str = "image") -> ImagePart:
-    """A PIL image of any mode as a lossless ImagePart that ``open_image`` reads back to the same pixels.
+    """Return a PIL image of any mode as a lossless ImagePart that ``open_image`` reads back to the same pixels.
 
     An EXIF orientation that the image still carries is applied.
     """
@@ -60,7 +60,7 @@ def encode_image(image: Image.Image, name: str = "image") -> ImagePart:
 
 
 def _identify(part: ImagePart) -> Image.Image:
-    """The file's header, parsed; no pixel is decoded yet.
+    """Parse the file's header; no pixel is decoded yet.
 
     Asks each plugin itself, because Image.open's limit does not report the size, and warns at half of it.
     """
@@ -113,7 +113,7 @@ def _turn_upright(image: Image.Image) -> None:
         ImageOps.exif_transpose(image, in_place=True)
     except OSError:
         raise
-    except Exception:  # damaged metadata must not cost the user the picture
+    except Exception:  # an image with damaged metadata is still an image
         return
 
 
@@ -141,7 +141,7 @@ def _damaged(part: ImagePart, error: Exception) -> ImageError:
 
 
 def _is_cut_short(data: bytes, error: Exception) -> bool:
-    """Whether the decoder ran out of bytes, as far as its error, or the length in a RIFF header (WebP), tells."""
+    """Return whether the decoder ran out of bytes, as far as its error or the length in a RIFF header (WebP) tells."""
     if data[:4] == b"RIFF" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
         return True
     text = str(error).lower()

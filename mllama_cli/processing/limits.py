@@ -1,4 +1,4 @@
-"""How much a picture source may cost before it is refused."""
+"""How large and how slow an image's source may be before it is refused."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from mllama_cli.core.errors import ImageError
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes of one picture file, and seconds for a download: to connect, and in all (redirects and body included)."""
+    """Bytes of one image file, and seconds for a download: to connect, and in all (redirects and body included)."""
 
     max_bytes: int = 256 * 1024 * 1024
     connect_seconds: float = 10.0

@@ -1,4 +1,4 @@
-"""Conversations written as JSON, in OpenAI's and transformers' chat formats, to a Conversation."""
+"""JSON in OpenAI's and transformers' chat formats to a Conversation."""
 
 import json
 import sys
@@ -30,10 +30,10 @@ _IMAGE_SHAPE = (
 def load_messages(
     source: str | Path, stdin: BinaryIO | None = None, *, read: Reader = read_image, to_answer: bool = True
 ) -> Conversation:
-    """The conversation in a JSON file, or on ``stdin`` if ``source`` is "-". UTF-8, with or without a byte order mark.
+    """Return the conversation in a JSON file (UTF-8), or on ``stdin`` if ``source`` is "-".
 
-    Relative image paths in it are relative to the current folder. Raises UsageError for a file that is missing, no
-    JSON, or not as ``parse_messages`` wants it.
+    Relative image paths in it are relative to the current folder. Raises UsageError for a file that is missing, not
+    JSON, or not as ``parse_messages`` expects it.
     """
     name = "stdin" if source == "-" else str(source)
     try:
@@ -65,19 +65,19 @@ def _decode(data: bytes, name: str) -> object:
 
 
 def parse_messages(data: object, read: Reader = read_image, *, to_answer: bool = True) -> Conversation:
-    """A list of {role, content}, or an object with such a list under "messages", as a Conversation.
+    """Return a list of {role, content}, or an object with such a list under "messages", as a Conversation.
 
     Args:
         data: content is a string or a list of parts. A text part is {"type": "text" or "input_text", "text"}. An image
             part is {"type": "image_url" or "input_image", "image_url"} with a string or {"url"}, or {"type": "image"}
             with one of "url", "path", "image" (as ``read`` takes them; "image" may also be a PIL image or bytes),
-            "base64" or "data" (the file's bytes); "name" is what the picture is called where its bytes are given.
+            "base64" or "data" (the file's bytes); "name" is what the image is called where its bytes are given.
             "developer" is another name for system.
-        read: gets the picture behind a path or URL.
+        read: gets the image behind a path or URL.
         to_answer: whether the last message must be the user's, as it must where it is to be answered.
 
-    Raises UsageError that names the place, as in messages[2].content[0], and what was expected there. Errors of
-    ``read`` keep their type and name the place too.
+    Raises UsageError that names the position, as in messages[2].content[0], and what was expected there. Errors of
+    ``read`` keep their type and name the position too.
     """
     if isinstance(data, dict):
         if "messages" not in data:
@@ -138,7 +138,7 @@ def _part(part: object, where: str, read: Reader) -> Part:
 
 
 def _sound(text: str, where: str) -> str:
-    """``text``, unless it has half a surrogate pair: JSON can write one, no tokenizer can read it."""
+    """Return ``text``. Raises UsageError for half a surrogate pair: JSON can contain one, no tokenizer can read it."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -176,7 +176,7 @@ def _image(part: dict[Any, Any], where: str, read: Reader) -> ImagePart:
 
 
 def _kind(value: object) -> str:
-    """What JSON calls the type of ``value``."""
+    """Return what JSON calls the type of ``value``."""
     if value is None:
         return "null"
     names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}

@@ -14,7 +14,7 @@ from mllama_cli.processing.tokenizer import MllamaTokenizer
 IMAGE_TOKEN = "<|image|>"
 
 SEVERAL_TURNS = (
-    "Pictures stand in several turns: text sees only the newest group of pictures before it (the model's own rule)."
+    "There are images in several turns: text sees only the latest group of images before it (the model's own rule)."
 )
 
 
@@ -22,7 +22,7 @@ SEVERAL_TURNS = (
 class ModelInputs:
     """One prompt: token ids, and the images in the order of their image tokens.
 
-    Pixel tiles are made only for images that a session has not encoded yet (``MllamaProcessor.tiles``).
+    Tiles are made only of images that a session has not encoded yet (``MllamaProcessor.tiles``).
     """
 
     ids: tuple[int, ...]
@@ -57,11 +57,11 @@ class MllamaProcessor:
         )
 
     def __call__(self, conversation: Conversation) -> ModelInputs:
-        """The prompt of a conversation, rendered with the checkpoint's own template, up to where the answer begins."""
+        """Return the prompt of a conversation by the checkpoint's own template, up to where the answer begins."""
         if self.chat_template is None:
             raise TemplateError(
                 "This checkpoint has no chat template, so it is a base model",
-                "Use --raw to give it the prompt as it stands.",
+                "Use --raw to send it the prompt verbatim.",
             )
         if conversation.images:
             self.require_vision()
@@ -77,14 +77,14 @@ class MllamaProcessor:
                 raise
             prompt = self.chat_template.render(template_messages(fold_system(masked)))
             notes.append(
-                "This model's chat template takes no system message beside images: "
+                "This model's chat template takes no system message along with images: "
                 "the system text now opens the first user message."
             )
         ids = self.tokenizer.encode_markup(prompt, self.tokenizer.placeholders(marker))
         return self._inputs(ids, conversation.images, notes)
 
     def raw(self, text: str, images: Sequence[ImagePart] = ()) -> ModelInputs:
-        """The prompt for a base model: image tokens, begin_of_text, then the text as it stands.
+        """Return the prompt for a base model: image tokens, begin_of_text, then the text verbatim.
 
         Special tokens in the text mean themselves. Images go where it says <|image|>, else before everything.
         """

@@ -1,4 +1,4 @@
-"""What bytes are that turn out to be no picture: for error messages that help."""
+"""What bytes are that turn out not to be an image: for error messages that help."""
 
 from dataclasses import dataclass
 
@@ -35,13 +35,13 @@ _MAGIC: tuple[tuple[bytes, NotAPicture], ...] = (
     (b"\x7fELF", NotAPicture("a program")),
     (b"\x1a\x45\xdf\xa3", _VIDEO),
 )
-_FILM_BRANDS = (b"isom", b"iso2", b"iso4", b"iso5", b"iso6", b"mp41", b"mp42", b"avc1", b"qt  ", b"M4V ", b"3gp")
+_VIDEO_BRANDS = (b"isom", b"iso2", b"iso4", b"iso5", b"iso6", b"mp41", b"mp42", b"avc1", b"qt  ", b"M4V ", b"3gp")
 
 
 def not_a_picture(data: bytes) -> NotAPicture | None:
-    """What ``data`` is, from how it starts, if it is a known kind of thing that is no picture we read; else None.
+    """Return what ``data`` is, by how it starts, if that is a known kind of file that is not an image we read.
 
-    None does not mean that it is a picture: only decoding tells.
+    None does not mean that it is an image: only decoding tells.
 
     >>> not_a_picture(b"<!DOCTYPE html><html>").what
     'a web page (HTML)'
@@ -51,7 +51,7 @@ def not_a_picture(data: bytes) -> NotAPicture | None:
     for magic, kind in _MAGIC:
         if data.startswith(magic):
             return kind
-    if data[4:8] == b"ftyp" and data[8:12].startswith(_FILM_BRANDS):
+    if data[4:8] == b"ftyp" and data[8:12].startswith(_VIDEO_BRANDS):
         return _VIDEO
     if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
         return _VIDEO
@@ -61,7 +61,7 @@ def not_a_picture(data: bytes) -> NotAPicture | None:
 def _kind_of_text(head: bytes) -> NotAPicture | None:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return NotAPicture("text") if b"\0" in head[2:] else None
-    # A netpbm picture may be written in digits: it is text, but it is a picture.
+    # A netpbm image may be written in digits: it is text, but it is an image.
     if b"\0" in head or (head[:1] == b"P" and head[1:2].isdigit()):
         return None
     # The cut at 4096 bytes may halve a character: then up to three bytes at the end are undecodable.

@@ -1,4 +1,4 @@
-"""Where pictures come from: a path, a URL, a data: URL or stdin, each read under limits into an ImagePart."""
+"""Where images come from: a path, a URL, a data: URL or stdin, each read under limits into an ImagePart."""
 
 import base64
 import binascii
@@ -21,7 +21,7 @@ _FORMS = "Give a path, an http(s) URL, a data: URL, or - for stdin."
 
 
 def read_image(source: str | Path, stdin: BinaryIO | None = None, *, limits: Limits = DEFAULT_LIMITS) -> ImagePart:
-    """The bytes of a picture, not yet decoded (``open_image`` does that).
+    """Return the bytes of an image, not yet decoded (``open_image`` does that).
 
     Args:
         source: a path (``~`` is the home folder), an http, https, file: or data: URL, or "-" for stdin. A Path object
@@ -31,7 +31,7 @@ def read_image(source: str | Path, stdin: BinaryIO | None = None, *, limits: Lim
     Raises:
         ImageNotFoundError: no such file, or a folder.
         ImageError: unreadable, empty, or over ``limits.max_bytes``.
-        DownloadError: a URL that gave no picture, or not in time.
+        DownloadError: a URL that gave no image, or not in time.
         UsageError: a source of a kind that is not supported.
     """
     if isinstance(source, Path):
@@ -54,7 +54,7 @@ def read_image(source: str | Path, stdin: BinaryIO | None = None, *, limits: Lim
 
 
 def decode_base64(text: str, name: str, limits: Limits = DEFAULT_LIMITS) -> bytes:
-    """The bytes that ``text`` encodes; white space, missing padding and the URL-safe alphabet are accepted.
+    """Return the bytes that ``text`` encodes; white space, missing padding and the URL-safe alphabet are accepted.
 
     Raises ImageError, naming ``name``, if it is not base64, is empty, or decodes to more than ``limits.max_bytes``.
     """
@@ -64,7 +64,7 @@ def decode_base64(text: str, name: str, limits: Limits = DEFAULT_LIMITS) -> byte
     try:
         data = base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ImageError(f"{name} is not valid base64", "Encode the picture anew: base64 -w0 picture.png") from error
+        raise ImageError(f"{name} is not valid base64", "Encode the picture again: base64 -w0 picture.png") from error
     return _not_empty(data, name)
 
 
@@ -158,7 +158,7 @@ def _unreadable(name: str, error: OSError) -> ImageError:
 
 
 def _near(path: Path) -> str:
-    """A hint for a missing ``path``: the most similar name in its folder, or the folder that is missing itself."""
+    """Return a hint for a missing ``path``: the most similar name in its folder, or that the folder is missing."""
     folder = path.parent
     if not folder.is_dir():
         return f"There is no folder {folder}."

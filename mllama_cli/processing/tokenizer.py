@@ -1,4 +1,4 @@
-"""Text to token ids and back, for byte-level BPE tokenizers (Llama 3's and our own)."""
+"""Text to token ids and back, for byte-level BPE tokenizers (Llama 3's and the built-in model's)."""
 
 import codecs
 import re
@@ -8,15 +8,15 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from mllama_cli.core.errors import CheckpointError
+from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 from mllama_cli.system.json_file import read_json
 
 
 class MllamaTokenizer:
     """tokenizer.json with the names of its special tokens.
 
-    ``encode`` takes text as it is: special tokens written out in it become ordinary text, so no message can forge a
-    header or an image. ``encode_markup`` reads special tokens where they stand, as the rendered template needs it.
+    ``encode`` takes text literally: special tokens written out in it become ordinary text, so no message can forge a
+    header or an image. ``encode_markup`` parses special tokens, as the rendered template needs it.
     """
 
     def __init__(self, backend: Tokenizer, special_names: dict[str, str] | None = None) -> None:
@@ -39,16 +39,16 @@ class MllamaTokenizer:
         try:
             backend = Tokenizer.from_file(str(path))
         except Exception as error:  # the Rust library raises bare Exception
-            raise CheckpointError(f"{path} cannot be read: {error}", "Download or copy the file again.") from error
+            raise CheckpointError(f"{path} cannot be read: {error}", COPY_AGAIN) from error
         decoder = type(backend.decoder).__name__ if backend.decoder is not None else "none"
         if decoder != "ByteLevel":
-            raise CheckpointError(f"{path} is no byte-level tokenizer (its decoder is {decoder})")
+            raise CheckpointError(f"{path} is not a byte-level tokenizer (its decoder is {decoder})")
         config = folder / "tokenizer_config.json"
         names = _special_names(read_json(config)) if config.is_file() else {}
         return cls(backend, names)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text; special tokens in it count as the characters they are written with."""
+        """Return the ids of plain text; special tokens in it count as the characters they are written with."""
         if not text:
             return []
         self.backend.encode_special_tokens = True
@@ -56,7 +56,7 @@ class MllamaTokenizer:
         return ids
 
     def encode_markup(self, text: str, restore: Sequence[tuple[str, str]] = ()) -> list[int]:
-        """Ids of text in which special tokens mean themselves. No begin_of_text is added.
+        """Return the ids of text in which special tokens are parsed. No begin_of_text is added.
 
         ``restore`` are (placeholder, text) pairs from ``mask``: put back after the special tokens were found.
         """
@@ -71,16 +71,16 @@ class MllamaTokenizer:
         return ids
 
     def mask(self, text: str, marker: str) -> str:
-        """``text`` with each special token hidden behind a placeholder: ``marker``, which text lacks, and a number."""
+        """Return ``text`` with each special token as a placeholder: ``marker``, which text lacks, and a number."""
         index = {content: str(number) for number, content in enumerate(self.special_ids)}
         return self._special.sub(lambda match: f"{marker}{index[match[0]]};", text)
 
     def placeholders(self, marker: str) -> list[tuple[str, str]]:
-        """The (placeholder, text) pairs that ``mask`` may have put in."""
+        """Return the (placeholder, text) pairs that ``mask`` may have put in."""
         return [(f"{marker}{number};", content) for number, content in enumerate(self.special_ids)]
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What one token adds to the text, in UTF-8; nothing for special tokens and ids that the tokenizer lacks."""
+        """Return what one token adds to the text, in UTF-8; nothing for special tokens and unknown ids."""
         if token_id in self._skip:
             return b""
         if token_id in self._literal:
@@ -89,15 +89,12 @@ class MllamaTokenizer:
         return bytes(_BYTES[char] for char in token) if token is not None else b""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
+        """Return the text of token ids, special tokens left out."""
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
-
-    def special_id(self, content: str) -> int | None:
-        return self.special_ids.get(content)
 
 
 class StreamingDetokenizer:
-    """Token ids to text one by one. A character whose bytes come in several tokens appears when it is whole."""
+    """Token ids to text one by one. A character whose bytes come in several tokens appears when it is complete."""
 
     def __init__(self, tokenizer: MllamaTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -107,12 +104,12 @@ class StreamingDetokenizer:
         return self._decoder.decode(self._tokenizer.token_bytes(token_id))
 
     def finish(self) -> str:
-        """What is left of a character that never became whole, as a replacement character."""
+        """Return what is left of an incomplete character, as a replacement character."""
         return self._decoder.decode(b"", final=True)
 
 
 def _special_names(config: dict[str, Any]) -> dict[str, str]:
-    """bos_token, eos_token, ... as plain strings, whether the file has them as strings or as objects."""
+    """Return bos_token, eos_token, ... as plain strings, whether the file has them as strings or as objects."""
     names = {}
     for key, value in config.items():
         content = value.get("content") if isinstance(value, dict) else value
@@ -122,7 +119,7 @@ def _special_names(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's map of printable characters to bytes, which byte-level vocabularies are written in."""
+    """Return GPT-2's map of printable characters to bytes, in which byte-level vocabularies are written."""
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     alphabet = {chr(byte): byte for byte in visible}
     others = [byte for byte in range(256) if byte not in visible]

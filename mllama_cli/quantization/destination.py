@@ -10,8 +10,7 @@ from filelock import FileLock, Timeout
 
 from mllama_cli.core.errors import QuantizationError, UsageError
 from mllama_cli.hub.catalog import is_mllama
-from mllama_cli.system.files import is_disk_full
-from mllama_cli.system.folders import is_file
+from mllama_cli.system.files import is_disk_full, is_file
 
 RESUME_HINT = "Run the same command to resume."
 

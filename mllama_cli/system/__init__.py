@@ -1,1 +1,1 @@
-"""The user's machine: paths, folders, SQLite files, interrupts."""
+"""The user's machine: paths, files, SQLite files, interrupts."""

@@ -1,7 +1,7 @@
-"""A small SQLite file of the user's own: its schema, its locks, and what its errors mean to a user.
+"""A small SQLite file of the user's: its schema, its locks, and what its errors mean to a user.
 
 Why a rollback journal and not WAL: home folders of machines with large GPUs are often on NFS, where WAL's shared memory
-does not work; a picture is written once, not twice; and a folder that may only be read can still be read.
+does not work; an image is written once, not twice; and a read-only folder can still be read.
 """
 
 import os
@@ -17,7 +17,7 @@ from mllama_cli.core.errors import MllamaError
 
 APPLICATION_ID = 0x6D6C6C61  # "mlla": tells our databases from other programs'
 BUSY_SECONDS = 15.0
-"""How long one process waits for another that writes. A write takes milliseconds, a large picture a second."""
+"""How long one process waits for another that writes. A write takes milliseconds, a large image a second."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Schema:
     """What a file holds.
 
     Attributes:
-        migrations: statements that lead from each version of the schema (its place here, from 0) to the next.
+        migrations: statements that lead from each version of the schema (its position here, from 0) to the next.
         error: what is raised; its hints name ``moved_by``, the variable that names another folder.
     """
 
@@ -52,13 +52,13 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """One state of the database, whatever others write meanwhile. Errors become the schema's."""
+        """Read one state of the database, whatever others write meanwhile. SQLite's errors become the schema's."""
         with self._transaction("BEGIN") as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """All that is written inside is kept, or none of it. Errors become the schema's."""
+        """Keep all that is written inside, or none of it. SQLite's errors become the schema's."""
         with self._transaction("BEGIN IMMEDIATE") as connection:
             yield connection
 
@@ -72,7 +72,7 @@ class Database:
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
         with self._turn, self._explaining():
             connection = self._connection = self._connection or self._open()
-            connection.rollback()  # what a Ctrl-C in the midst of an earlier rollback may have left
+            connection.rollback()  # what a Ctrl-C halfway through an earlier rollback may have left
             connection.execute(begin)
             try:
                 yield connection
@@ -103,15 +103,15 @@ class Database:
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
         migrations = self.schema.migrations
-        connection.execute("BEGIN")  # one state of the file: another process may be making its tables
+        connection.execute("BEGIN")  # one state of the file: another process may be creating its tables
         try:
             version = self._version(connection)
         finally:
             connection.rollback()
         if version == len(migrations):
             return
-        if version == 0:  # to be said before the first table is made
-            connection.execute("PRAGMA auto_vacuum = FULL")  # deleted pictures free disk space at once
+        if version == 0:  # must be set before the first table is created
+            connection.execute("PRAGMA auto_vacuum = FULL")  # deleted images free disk space at once
         connection.execute("BEGIN IMMEDIATE")
         try:
             version = self._version(connection)  # another process may have been faster
@@ -126,7 +126,7 @@ class Database:
             raise
 
     def _version(self, connection: sqlite3.Connection) -> int:
-        """Of the file, 0 for an empty one. Raises the schema's error where it is not one that we know."""
+        """Return the file's schema version, 0 for an empty file. Raises the schema's error for an unknown one."""
         version = int(connection.execute("PRAGMA user_version").fetchone()[0])
         ours = connection.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
         empty = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
@@ -141,7 +141,7 @@ class Database:
         return version
 
     def explained(self, error: sqlite3.Error) -> MllamaError:
-        """What SQLite's error means, and what to do about it."""
+        """Return our error for one of SQLite's, with what to do about it."""
         path, kind = self.path, self.schema.error
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extended part
         match code:
@@ -157,16 +157,16 @@ class Database:
             case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_AUTH:
                 return kind(f"{path} cannot be written: {error}", self._ownership())
             case sqlite3.SQLITE_TOOBIG:
-                return kind("A text or picture is too large to be saved", "Leave it out.")
+                return kind("A text or image is too large to be saved", "Leave it out.")
             case sqlite3.SQLITE_IOERR:
-                return kind(f"{path}: the disk does not read or write: {error}", "Check the disk and its space.")
+                return kind(f"{path}: the disk cannot be read or written: {error}", "Check the disk and its space.")
         return kind(f"{path}: {error}", self._move_away())
 
     def damaged(self, why: str) -> MllamaError:
         return self.schema.error(f"{self.path} is damaged: {why}", self._move_away())
 
     def _create_private(self) -> None:
-        """The file and its folder, for the user alone. An existing folder stays as it is."""
+        """Create the file and its folder, for the user alone. An existing folder stays as it is."""
         path = self.path
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -174,7 +174,7 @@ class Database:
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
             mode = path.stat().st_mode
             if stat.S_ISREG(mode) and mode & 0o077:
-                with suppress(OSError):  # somebody else's, or a file system without permissions
+                with suppress(OSError):  # another user's, or a file system without permissions
                     path.chmod(0o600)
         except OSError as error:
             raise self._refused(error) from error
@@ -186,4 +186,4 @@ class Database:
         return f"Check who may write in {self.path.parent}, or set {self.schema.moved_by} to a folder of yours."
 
     def _move_away(self) -> str:
-        return f"Nothing was changed. Move it away and a new one is begun: mv '{self.path}' '{self.path}.old'"
+        return f"Nothing was changed. Move it away and a new one is created: mv '{self.path}' '{self.path}.old'"

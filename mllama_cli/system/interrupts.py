@@ -1,4 +1,4 @@
-"""Threads that Ctrl-C leaves whole."""
+"""A thread pool that defers Ctrl-C while threads start, block and stop."""
 
 import signal
 import threading
@@ -13,26 +13,26 @@ R = TypeVar("R")
 
 
 class ThreadPool(ThreadPoolExecutor):
-    """Starts its threads, waits for them and ends them with Ctrl-C held back.
+    """Starts its threads, waits for them and stops them with Ctrl-C deferred.
 
-    Python's own waiting does not survive an exception out of nowhere: inside ``Thread.start`` the thread is lost to the
-    pool, inside ``Thread.join`` it is taken for ended (up to Python 3.12), inside ``Future.result`` a lock is released
-    that nobody holds. The interpreter then ends beside a thread at work, and torch, back from that thread's call, ends
-    the whole process with "terminate called without an active exception".
+    Python's own waiting does not survive a KeyboardInterrupt at any point: inside ``Thread.start`` the pool loses the
+    thread, inside ``Thread.join`` the thread counts as ended (up to Python 3.12), inside ``Future.result`` a lock is
+    released that nobody holds. The interpreter then exits while a thread is running, and torch, returning from that
+    thread's call, aborts the process with "terminate called without an active exception".
     """
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        with interrupts_held():
+        with defer_interrupts():
             return super().submit(fn, *args, **kwargs)
 
     def wait_for(self, future: Future[T]) -> T:
-        """What it gives. Ctrl-C waits as well: for short work."""
-        with interrupts_held():
+        """Return the future's result. Ctrl-C is deferred meanwhile: for short work."""
+        with defer_interrupts():
             return future.result()
 
     def results(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """``work`` of each item, in their order. After Ctrl-C no further one is begun, and it is raised."""
-        with interrupts_held() as act_on_interrupt:
+        """Return ``work`` of each item, in order. After Ctrl-C no further one is started, and it is raised."""
+        with defer_interrupts() as act_on_interrupt:
             futures = [super(ThreadPool, self).submit(work, item) for item in items]
             done = []
             try:
@@ -45,13 +45,13 @@ class ThreadPool(ThreadPoolExecutor):
             return done
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        with interrupts_held():
+        with defer_interrupts():
             super().shutdown(wait, cancel_futures=cancel_futures)
 
 
 @contextmanager
-def interrupts_held() -> Iterator[Callable[[], None]]:
-    """Ctrl-C inside is acted on at the end of the block, or where what is yielded is called; pressed again, at once.
+def defer_interrupts() -> Iterator[Callable[[], None]]:
+    """Act on a Ctrl-C inside at the end of the block, or where what is yielded is called; on a second one, at once.
 
     Does nothing outside the main thread, which is the only one that is interrupted.
     """

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mllama_cli.core.errors import CheckpointError
+from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. CheckpointError, naming the file, where it is missing, damaged or no object."""
+    """Return the object in a JSON file. Raises CheckpointError where the file is missing, damaged or not an object."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -16,7 +16,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}", "Download or copy the file again.") from error
+        raise CheckpointError(f"{path} is not valid JSON: {error}", COPY_AGAIN) from error
     if not isinstance(data, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object", "Download or copy the file again.")
+        raise CheckpointError(f"{path} does not hold a JSON object", COPY_AGAIN)
     return data

@@ -106,7 +106,7 @@ def test_several_pictures_in_order(engine: Engine, png: Path, tmp_path: Path) ->
     asked = ChatInput(words=["Differ?"], image=[str(png), str(other)], no_stdin=True)
     images = build_question(asked, Terminal()).images
     assert [image.data for image in images] == [png.read_bytes(), other.read_bytes()]
-    assert "newest group" not in one.err, "pictures in one turn all stay visible"
+    assert "latest group" not in one.err, "pictures in one turn all stay visible"
 
 
 def test_a_picture_without_a_question_is_described_and_says_so(engine: Engine, png: Path) -> None:
@@ -185,14 +185,14 @@ def test_a_conversation_from_a_file_goes_on_with_the_question_beside_it(
     file.write_text(json.dumps([{"role": "user", "content": "Hi"}]))
     two = chat("--messages", str(file), "And?")
     assert two.code == 2
-    assert "a question already" in two.err
+    assert "already ends with a question" in two.err
 
 
 def test_pictures_in_two_turns_say_once_what_is_seen(png: Path, tmp_path: Path) -> None:
     turn = {"role": "user", "content": [{"type": "image", "path": str(png)}, {"type": "text", "text": "What?"}]}
     file = tmp_path / "talk.json"
     file.write_text(json.dumps([turn, {"role": "assistant", "content": "Yes."}, turn]))
-    assert chat("--messages", str(file)).err.count("newest group") == 1
+    assert chat("--messages", str(file)).err.count("latest group") == 1
 
 
 def test_base_models_take_the_raw_prompt(png: Path, tmp_path: Path) -> None:

@@ -7,14 +7,19 @@ import random
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from mllama_cli.hub.transfer import partial_file
 from tests.console import SCRIPT, Result, run_here, run_script
-from tests.hub_server import Fault, Hub, Repo, serving
+from tests.hub_server import Fault, Hub, Repo, etag, serving
+
+NO_PROCESS = 2**30
+"""Larger than any process id."""
 
 NAME = "someone/Pictures-11B"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -58,6 +63,15 @@ class User:
     @property
     def snapshot(self) -> Path:
         return self.repo / "snapshots" / self.hub.repos[NAME].commit
+
+    def leave_partial(self, name: str, content: bytes, *, pid: int) -> Path:
+        """What a process of this machine left of a file."""
+        blob = self.repo / "blobs" / etag(name, self.hub.repos[NAME].files[name])
+        blob.unlink(missing_ok=True)
+        partial = partial_file(blob, pid)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        return partial
 
     def has_whole_model(self) -> bool:
         files = self.hub.repos[NAME].files
@@ -160,12 +174,35 @@ def test_ctrl_c_keeps_what_came_and_the_next_run_goes_on(user: User) -> None:
 def test_damaged_bytes_are_thrown_away(user: User) -> None:
     """A partial file that is not the beginning of this one: the sum tells, and the next run starts it anew."""
     user.run(NAME)
-    shard = (user.snapshot / SHARDS[0]).resolve()
     (user.snapshot / SHARDS[0]).unlink()
-    shard.rename(shard.with_name(shard.name + ".incomplete")).write_bytes(bytes(1_000_000))
-    assert_fails(user.run(NAME), 1, "arrived damaged", "same command again")
+    user.leave_partial(SHARDS[0], bytes(1_000_000), pid=NO_PROCESS)
+    assert_fails(user.run(NAME), 1, "checksum mismatch; the partial file was deleted", "same command again")
     assert user.run(NAME).code == 0
     assert user.has_whole_model()
+
+
+def test_a_partial_file_of_a_process_at_work_is_left_alone(user: User) -> None:
+    """As where the lock does not hold: each process has a file of its own, and neither writes into the other's."""
+    data = user.hub.repos[NAME].files[SHARDS[0]]
+    theirs = user.leave_partial(SHARDS[0], data[:1_000_000], pid=os.getpid())
+    with theirs.open("ab") as still_writing:
+        result = user.run(NAME)
+        still_writing.write(b"more")
+    assert result.code == 0, result.err
+    assert user.has_whole_model()
+    assert not any("range" in r.headers for r in user.hub.requests if r.path.startswith("/cdn/"))
+    assert not list(user.repo.rglob("*.incomplete")), "of no use any more"
+
+
+def test_an_old_partial_file_is_resumed_whoever_wrote_it(user: User) -> None:
+    left = user.leave_partial(SHARDS[0], user.hub.repos[NAME].files[SHARDS[0]][:1_000_000], pid=os.getpid())
+    an_hour_ago = time.time() - 3600
+    os.utime(left, (an_hour_ago, an_hour_ago))
+    result = user.run(NAME)
+    assert result.code == 0, result.err
+    assert user.has_whole_model()
+    ranges = [r.headers["range"] for r in user.hub.requests if r.path.startswith("/cdn/") and "range" in r.headers]
+    assert ranges == ["bytes=1000000-"]
 
 
 def test_dry_run_lists_files_and_fetches_nothing(user: User) -> None:
@@ -219,7 +256,7 @@ def test_token_goes_to_the_hub_and_not_to_the_content_network(user: User) -> Non
 def test_private_model_asks_for_a_login_and_blames_no_token(user: User) -> None:
     user.hub.repos[NAME].token = "hf_secret"
     result = user.run(NAME)
-    assert_fails(result, 1, "logged in (401)", "hf auth login", "HF_TOKEN")
+    assert_fails(result, 1, "needs a login (401)", "hf auth login", "HF_TOKEN")
     assert "refuses your token" not in result.err
 
 
@@ -245,7 +282,7 @@ def test_unknown_model_names_the_nearest_alias(user: User, tells_404: bool) -> N
 def test_names_that_are_no_hub_ids(user: User) -> None:
     assert_fails(user.run(), 2, "No model given", "11b", "90b-base", "meta-llama/Llama-3.2-90B-Vision")
     assert_fails(user.run("11"), 2, "'11'", "Did you mean 11b?")
-    assert_fails(user.run("someone/a..b"), 2, "no hub id")
+    assert_fails(user.run("someone/a..b"), 2, "is not a Hub id")
 
 
 def test_unknown_revision(user: User) -> None:
@@ -263,7 +300,7 @@ def test_branch_by_name(user: User) -> None:
 def test_other_kinds_of_model_are_refused_before_their_weights(user: User) -> None:
     files = user.hub.repos[NAME].files
     files["config.json"] = b'{"model_type": "llava"}'
-    assert_fails(user.run(NAME), 1, "no Llama 3.2 Vision (mllama) model", "'llava'")
+    assert_fails(user.run(NAME), 1, "not a Llama 3.2 Vision (mllama) model", "'llava'")
     del files["config.json"]
     assert_fails(user.run(NAME), 1, "no config.json")
     assert user.hub.fetched() == {"config.json"}
@@ -298,7 +335,7 @@ def test_damaged_files_on_the_hub(user: User, name: str, content: bytes, words: 
 
 
 def test_endpoint_that_is_no_address(user: User) -> None:
-    assert_fails(user.run(NAME, HF_ENDPOINT="hub.example"), 1, "'hub.example' is no web address", "HF_ENDPOINT")
+    assert_fails(user.run(NAME, HF_ENDPOINT="hub.example"), 1, "'hub.example' is not a web address", "HF_ENDPOINT")
 
 
 def test_nobody_listens(user: User) -> None:
@@ -308,7 +345,7 @@ def test_nobody_listens(user: User) -> None:
         assert_fails(user.run(NAME, HF_ENDPOINT=address), 1, f"{address} cannot be reached", "HF_ENDPOINT", "kept")
 
 
-@pytest.mark.parametrize(("status", "words"), [(503, "trouble of its own"), (429, "too often")])
+@pytest.mark.parametrize(("status", "words"), [(503, "Hub server error (503)"), (429, "Rate-limited by the Hub (429)")])
 def test_a_hub_in_trouble(user: User, status: int, words: str) -> None:
     user.hub.status = status
     assert_fails(user.run(NAME), 1, words, "same command again")
@@ -316,7 +353,7 @@ def test_a_hub_in_trouble(user: User, status: int, words: str) -> None:
 
 def test_a_web_page_where_a_hub_should_be(user: User) -> None:
     user.hub.status = 200
-    assert_fails(user.run(NAME), 1, "does not answer as a Hugging Face hub")
+    assert_fails(user.run(NAME), 1, "does not answer like a Hugging Face Hub")
 
 
 @pytest.fixture

@@ -202,7 +202,7 @@ def test_rm_leaves_models_of_other_programs_in_the_cache(tmp_path: Path) -> None
         (snapshot / name).write_bytes(content)
         result = run_here("rm", "-y", repo)
         assert result.code == 1
-        assert "no mllama model" in result.err
+        assert "not an mllama model" in result.err
         assert (snapshot / name).is_file()
 
 

@@ -46,7 +46,7 @@ def test_the_folder_is_printed_and_the_name_works_everywhere(source: Path, home:
     assert "\x1b" not in result.err
     listed = run_here("list").out
     assert "small-int4" in listed
-    assert "quantized to 4 bit" in listed
+    assert "quantized to 4 bits" in listed
     answer = run_script("chat", "-m", "small-int4", "--max-tokens", "4", "--device", "cpu", "Hello")
     assert answer.code == 0, answer.err
     assert answer.out

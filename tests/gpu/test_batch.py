@@ -10,8 +10,8 @@ from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch.run import BatchRequest, run_batch
 from mllama_cli.engine.batch.slots import Slots
-from mllama_cli.engine.cuda.operands import supports_attention
 from mllama_cli.engine.engine import Engine, load
+from mllama_cli.kernels.sdpa import supports_decode_attention
 from mllama_cli.processing.images import encode_image
 from tests.checkpoints import make_checkpoint
 from tests.drawings import opened
@@ -45,7 +45,7 @@ def test_refilled_slots_of_a_gpu_say_what_the_cpu_says_one_by_one() -> None:
 def test_heads_that_our_attention_does_not_take_are_decoded_step_by_step(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "tiny", seed=3)
     cpu, gpu = (load(folder, device=device, dtype="float32", vision=True) for device in ("cpu", "cuda"))
-    assert not supports_attention(cpu.config.text_config.head_dim, torch.float32)
+    assert not supports_decode_attention(torch.float32, cpu.config.text_config.head_dim)
     assert answers(gpu, 8) == answers(cpu, 1)
 
 

@@ -1,14 +1,14 @@
 """Which product runs, and that each way gives the same; rows of tables; what a kernel that fails does."""
 
-import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from mllama_cli.core.errors import CheckpointError
-from mllama_cli.kernels import ops
+from mllama_cli.kernels import cuda, ops
 from mllama_cli.kernels import packed as reference
 from mllama_cli.kernels.cpu import build, linear, native, torch_ops
 from mllama_cli.kernels.packed import PackedWeight
@@ -172,11 +172,15 @@ def test_rows_are_those_of_the_table() -> None:
 def test_a_kernel_that_cannot_be_built_is_an_error_only_where_kernels_are_strict(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def fails(*_: torch.Tensor) -> None:
+        raise OSError("no C compiler")
+
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setitem(sys.modules, "mllama_cli.kernels.cuda.elementwise", None)  # as where Triton is missing
+    monkeypatch.setattr(cuda, "elementwise", SimpleNamespace(silu_and_mul=fails), raising=False)
     device = torch.device("cuda", 99)
     monkeypatch.setenv("MLLAMA_STRICT_KERNELS", "1")
-    with pytest.raises(ImportError):
+    with pytest.raises(OSError, match="no C compiler"):
         ops.triton_available(device)
     monkeypatch.delenv("MLLAMA_STRICT_KERNELS")
     assert not ops.triton_available(device)

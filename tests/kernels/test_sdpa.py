@@ -145,3 +145,10 @@ def test_a_cpu_and_an_old_gpu_have_no_flash_attention(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert not sdpa.has_flash_attention(torch.device("cuda", 99), torch.bfloat16, 64)
     sdpa.has_flash_attention.cache_clear()
+
+
+def test_forms_of_the_decode_kernel() -> None:
+    assert sdpa.supports_decode_attention(torch.bfloat16, 128)
+    assert not sdpa.supports_decode_attention(torch.bfloat16, 80)
+    assert not sdpa.supports_decode_attention(torch.float64, 64)
+    assert not sdpa.has_decode_attention(torch.device("cpu"), torch.float32, 64)

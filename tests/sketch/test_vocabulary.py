@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.processing.chat_template import ChatTemplate
+from mllama_cli.processing.image_processor import MllamaImageProcessor
 from mllama_cli.processing.processor import MllamaProcessor
 from mllama_cli.processing.tokenizer import MllamaTokenizer
 from mllama_cli.sketch.questions.samples import TASKS, make_sample
@@ -22,11 +24,7 @@ def tokenizer(vocabulary: Path) -> MllamaTokenizer:
 @pytest.fixture(scope="module")
 def processor(vocabulary: Path, tokenizer: MllamaTokenizer) -> MllamaProcessor:
     template = ChatTemplate.from_pretrained(vocabulary, tokenizer.special_names)
-
-    class AnyImages(MllamaProcessor):
-        def _check_images(self, images: object) -> None: ...
-
-    return AnyImages(tokenizer, None, template, VOCABULARY_SIZE)
+    return MllamaProcessor(tokenizer, MllamaImageProcessor(ImageProcessorConfig()), template, VOCABULARY_SIZE)
 
 
 def test_the_image_token_is_the_first_row_after_the_vocabulary(tokenizer: MllamaTokenizer) -> None:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mllama_cli.system.interrupts import ThreadPool, interrupts_held
+from mllama_cli.system.interrupts import ThreadPool, defer_interrupts
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
@@ -20,7 +20,7 @@ def test_ctrl_c_waits_for_the_end_of_the_block() -> None:
     steps: list[str] = []
 
     def block() -> None:
-        with interrupts_held():
+        with defer_interrupts():
             press_ctrl_c()
             steps.append("inside")
         steps.append("after")
@@ -35,7 +35,7 @@ def test_ctrl_c_pressed_twice_does_not_wait() -> None:
     steps: list[str] = []
 
     def block() -> None:
-        with interrupts_held():
+        with defer_interrupts():
             press_ctrl_c()
             steps.append("once")
             press_ctrl_c()
@@ -52,11 +52,11 @@ def test_ctrl_c_means_what_it_meant_outside() -> None:
     presses: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _: presses.append(number))
     try:
-        with interrupts_held():
+        with defer_interrupts():
             press_ctrl_c()
             assert not presses
         assert presses == [signal.SIGINT]
-        with interrupts_held():
+        with defer_interrupts():
             press_ctrl_c()
             press_ctrl_c()
         assert presses == [signal.SIGINT] * 3
@@ -74,7 +74,7 @@ def test_a_press_while_the_hold_ends_leaves_no_handler_behind(monkeypatch: pytes
         return install(number, handler)  # type: ignore[arg-type]
 
     def block() -> None:
-        with interrupts_held():
+        with defer_interrupts():
             monkeypatch.setattr(signal, "signal", pressed_meanwhile)
             press_ctrl_c()
 

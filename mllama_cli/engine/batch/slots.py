@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from mllama_cli.engine.batch.cache import SlotCache
-from mllama_cli.engine.cuda.operands import supports_attention
 from mllama_cli.engine.forward import PREFILL_CHUNK, forward, prefill
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.sampling import Sampler
-from mllama_cli.kernels.ops import upload, use_triton
+from mllama_cli.kernels.ops import upload
+from mllama_cli.kernels.sdpa import has_decode_attention
 from mllama_cli.model.cache import CrossKVCache, LayerKV
 from mllama_cli.model.visibility import image_spans, segments
 
@@ -93,7 +93,8 @@ class Slots:
         model, cache = self.model.network.language_model, self.cache
         extent = cache.extent + 1
         cache.reserve(extent)
-        if use_triton(cache.keys[0]) and supports_attention(cache.config.head_dim, cache.keys[0].dtype):
+        keys = cache.keys[0]
+        if has_decode_attention(keys.device, keys.dtype, keys.shape[-1]):
             captured = self._captured(tokens)
             cache.advance()
             return captured

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mllama_cli.engine.forward import Network
 from mllama_cli.kernels.packed import PackedWeight
+from mllama_cli.kernels.sdpa import supports_decode_attention
 from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer, MllamaSelfAttentionDecoderLayer
 
 Operand = Tensor | PackedWeight
@@ -46,11 +47,6 @@ def same_format(operands: Sequence[Operand]) -> bool:
     return all(isinstance(other, PackedWeight) and (other.bits, other.group_size) == form for other in operands)
 
 
-def supports_attention(head_dim: int, dtype: torch.dtype) -> bool:
-    """Return whether the attention kernel takes heads of this size and dtype."""
-    return dtype in (torch.float16, torch.bfloat16, torch.float32) and head_dim in (32, 64, 128)
-
-
 def unsupported_reason(network: Network, dtype: torch.dtype, device: torch.device) -> str:
     """Return why the decode kernels cannot run this network here; empty where they can."""
     if device.type != "cuda":
@@ -64,7 +60,7 @@ def unsupported_reason(network: Network, dtype: torch.dtype, device: torch.devic
     from mllama_cli.kernels.cuda.gemv_api import supports
 
     dim = network.language_model.config.head_dim
-    if not supports_attention(dim, dtype):
+    if not supports_decode_attention(dtype, dim):
         return f"no kernels for head dimension {dim}"
     for modules in groups(network):
         operands = [operand(module) for module in modules if not module_is_absent(module)]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mllama_cli.checkpoint.names import part
-from mllama_cli.checkpoint.reader import DTYPES, CheckpointReader
+from mllama_cli.checkpoint.reader import CheckpointReader, torch_dtype
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.core.events import Event, LoadProgress, Notice
 from mllama_cli.engine.device import check_fits, choose_dtype, compute_dtype, free_bytes
@@ -51,7 +51,7 @@ class StoredWeights:
         self._schemes: dict[str, Scheme] = {}
         if quantize is not None:
             self._schemes = quantize_linears(network, raw, config.text_config, self.reader, quantize)
-        stored = DTYPES[self.reader.tensors[self._names[0]].info.dtype]
+        stored = torch_dtype(self.reader.tensors[self._names[0]].info)
         elements = sum(shape.numel() for shape in expected.values())
         self.weights_dtype = choose_dtype(dtype, stored, elements, device)
         self._narrowed = dtype == "auto" and stored == torch.bfloat16 and self.weights_dtype == torch.float16

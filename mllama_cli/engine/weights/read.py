@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mllama_cli.checkpoint.header import TensorInfo
-from mllama_cli.checkpoint.reader import STORED_DTYPES, CheckpointReader
+from mllama_cli.checkpoint.reader import CheckpointReader, torch_dtype
 from mllama_cli.engine.weights.offload import OffloadPlan
 from mllama_cli.quantization.schemes import Scheme
 
@@ -19,10 +19,10 @@ def read_tensors(
     if device.type != "cuda" or not hasattr(os, "preadv"):
         yield from reader.read(list(names))
         return
-    from mllama_cli.checkpoint.gpu_reader import upload
+    from mllama_cli.checkpoint.gpu_reader import read_to_gpu
 
     yield from reader.read([name for name in names if plan.covers(name)])
-    yield from upload([(name, reader.tensors[name]) for name in names if not plan.covers(name)], device)
+    yield from read_to_gpu([(name, reader.tensors[name]) for name in names if not plan.covers(name)], device)
 
 
 def loaded_bytes(
@@ -35,7 +35,7 @@ def loaded_bytes(
         scheme: how it is quantized while loading, if it is.
         dtype: the format in which weights are kept.
     """
-    stored = STORED_DTYPES[info.dtype]
+    stored = torch_dtype(info)
     if scheme is not None:
         outputs, inputs = info.shape
         return outputs * (4 * scheme.words(inputs) + stored.itemsize * scheme.groups(inputs))
