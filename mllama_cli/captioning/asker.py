@@ -4,9 +4,10 @@ from collections.abc import Callable, Generator, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from mllama_cli.captioning.decoding import DecodedImage, NotReady
+from mllama_cli.captioning.decoding import NotReady
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.errors import MllamaError
+from mllama_cli.processing.prepared import PreparedImage
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Question:
 
     key: Hashable
     prompt: str
-    image: DecodedImage
+    image: PreparedImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Asker(Protocol):
 
     @property
     def image_config(self) -> ImageProcessorConfig:
-        """How images are to be prepared for the model. Raise ImageError if it cannot see any."""
+        """How images are to be prepared for the model. Raise UsageError if it cannot see any."""
         ...
 
     def ask(self, questions: Iterable[Question | NotReady], on_batch_size: Callable[[int], None]) -> Generator[Answer]:

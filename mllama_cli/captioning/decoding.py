@@ -12,16 +12,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from enum import Enum
 from multiprocessing.process import BaseProcess
 from typing import Final, Literal, Protocol, TypeVar
 
 from mllama_cli.captioning.listing import ImageEntry
 from mllama_cli.core.config import ImageProcessorConfig
-from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError, MllamaError
-from mllama_cli.processing.canvas import Canvas, draw_canvas
+from mllama_cli.processing.prepared import PreparedImage, prepare_image
 from mllama_cli.system.interrupts import defer_interrupts
 
 MAX_WORKERS = 16
@@ -42,36 +40,23 @@ class NotReady(Enum):
 NOT_READY: Final = NotReady.NOT_READY
 
 
-@dataclass(frozen=True)
-class DecodedImage:
-    """An image ready for the model; width and height in pixels, upright. The digest is computed in the worker."""
-
-    part: ImagePart
-    digest: str
-    canvas: Canvas
-    width: int
-    height: int
-
-
 class HasEntry(Protocol):
     @property
     def entry(self) -> ImageEntry: ...
 
 
 JobT = TypeVar("JobT", bound=HasEntry)
-Decoding = Future[DecodedImage]
+Decoding = Future[PreparedImage]
 
 
-def decode(entry: ImageEntry, config: ImageProcessorConfig) -> DecodedImage:
-    """Read and prepare one image. Raise MllamaError if something is wrong with it."""
-    from mllama_cli.processing.images import open_image
-
+def decode(entry: ImageEntry, config: ImageProcessorConfig) -> PreparedImage:
+    """Read and prepare one image, its digest included. Raise MllamaError if something is wrong with it."""
     try:
-        part = entry.read()
-        image = open_image(part)
-        return DecodedImage(part, part.digest, draw_canvas(image, config), image.width, image.height)
+        image = prepare_image(entry.read(), config)
     except MemoryError:
         raise ImageError(f"{entry.path} does not fit in memory", "Resize the image first.") from None
+    _ = image.digest  # computed here, kept by the image
+    return image
 
 
 class DecodingPool:
@@ -177,7 +162,7 @@ def _start(workers: int) -> ProcessPoolExecutor:
     names = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in names else "spawn")
     if "forkserver" in names:
-        context.set_forkserver_preload(["mllama_cli.captioning.decoding", "mllama_cli.processing.images"])
+        context.set_forkserver_preload(["mllama_cli.captioning.decoding"])
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_the_parent)
 
 

@@ -7,11 +7,9 @@ from mllama_cli.captioning.asker import Answer, Question
 from mllama_cli.captioning.decoding import NotReady
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.conversation import Conversation, ImagePart
-from mllama_cli.core.errors import ImageError
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch.run import BatchRequest, run_batch
 from mllama_cli.engine.engine import Engine
-from mllama_cli.processing.image_processor import MllamaImageProcessor
 from mllama_cli.processing.processor import ModelInputs
 
 
@@ -34,7 +32,7 @@ class EngineAsker:
 
     @property
     def image_config(self) -> ImageProcessorConfig:
-        return self._image_processor.config
+        return self._engine.processor.require_vision().config
 
     def ask(self, questions: Iterable[Question | NotReady], on_batch_size: Callable[[int], None]) -> Generator[Answer]:
         requests = self._requests(questions)
@@ -45,22 +43,15 @@ class EngineAsker:
                 yield Answer(reply.key, reply.text, reply.completion_tokens, reply.seconds, reply.error)
 
     def _requests(self, questions: Iterable[Question | NotReady]) -> Iterator[BatchRequest | None]:
-        normalise = self._image_processor.normalise
         for question in questions:
             if isinstance(question, NotReady):
                 yield None
             else:
-                inputs = self._inputs(question.prompt, question.image.part)
-                yield BatchRequest(question.key, inputs, (normalise(question.image.canvas),), self._sampling)
+                inputs = self._inputs(question.prompt, question.image)
+                yield BatchRequest(question.key, inputs, sampling=self._sampling)
 
     def _inputs(self, prompt: str, image: ImagePart) -> ModelInputs:
         processor = self._engine.processor
         if processor.chat_template is None:  # a base model
             return processor.raw(prompt, (image,))
         return processor(Conversation.ask(prompt, (image,), self._system))
-
-    @property
-    def _image_processor(self) -> MllamaImageProcessor:
-        if self._engine.processor.image_processor is None:
-            raise ImageError(f"{self._engine.name} is text-only: it cannot see pictures", "Name another model with -m.")
-        return self._engine.processor.image_processor

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mllama_cli.captioning.asker import Answer, Asker, Question
-from mllama_cli.captioning.decoding import DecodedImage, DecodingPool, NotReady
+from mllama_cli.captioning.decoding import DecodingPool, NotReady
 from mllama_cli.captioning.destinations import CaptionDestination, Lease, LeaseRefusedError, unwritable
 from mllama_cli.captioning.listing import ImageEntry, ImageSource
 from mllama_cli.captioning.postprocess import Postprocess
@@ -27,6 +27,7 @@ from mllama_cli.core.caption_events import (
     CaptionsPlanned,
 )
 from mllama_cli.core.errors import MllamaError
+from mllama_cli.processing.prepared import PreparedImage
 from mllama_cli.system.files import is_disk_full
 
 
@@ -124,7 +125,7 @@ class CaptionPipeline:
                 self._in_progress.add(job)
                 yield job
 
-    def decode(self, jobs: Iterable[Job], pool: DecodingPool) -> Iterator[tuple[Job, DecodedImage] | NotReady]:
+    def decode(self, jobs: Iterable[Job], pool: DecodingPool) -> Iterator[tuple[Job, PreparedImage] | NotReady]:
         """Stage 2: yield each job with its image, decoded ahead by ``pool``. A bad image ends its job."""
         for item in pool.decode(jobs):
             if isinstance(item, NotReady):
@@ -142,7 +143,7 @@ class CaptionPipeline:
             job.record = replace(job.record, width=image.width, height=image.height, prompt=prompt, sha256=image.digest)
             yield job, image
 
-    def ask(self, decoded: Iterable[tuple[Job, DecodedImage] | NotReady]) -> Generator[tuple[Job, Answer]]:
+    def ask(self, decoded: Iterable[tuple[Job, PreparedImage] | NotReady]) -> Generator[tuple[Job, Answer]]:
         """Stage 3: yield each job with the model's answer, in the order of the answers."""
         with closing(self.asker.ask(self._questions(decoded), self._report_batch_size)) as answers:
             for answer in answers:
@@ -153,7 +154,7 @@ class CaptionPipeline:
                     yield job, answer
                     answer = again
 
-    def _questions(self, decoded: Iterable[tuple[Job, DecodedImage] | NotReady]) -> Iterator[Question | NotReady]:
+    def _questions(self, decoded: Iterable[tuple[Job, PreparedImage] | NotReady]) -> Iterator[Question | NotReady]:
         """Yield one question for all jobs that have the same; write at once what has been answered before."""
         for item in decoded:
             if isinstance(item, NotReady):

@@ -14,11 +14,12 @@ import psutil
 import pytest
 from PIL import Image
 
-from mllama_cli.captioning.decoding import TASKS_PER_WORKER, DecodedImage, DecodingPool, NotReady, decode
+from mllama_cli.captioning.decoding import TASKS_PER_WORKER, DecodingPool, NotReady, decode
 from mllama_cli.captioning.listing import ImageEntry
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.processing.image_processor import MllamaImageProcessor
+from mllama_cli.processing.prepared import PreparedImage
 
 CONFIG = ImageProcessorConfig(tile_size=56)
 
@@ -38,7 +39,7 @@ def images(tmp_path: Path) -> list[str]:
     return paths
 
 
-def results(pool: DecodingPool, paths: Iterable[str]) -> Iterator[DecodedImage | MllamaError]:
+def results(pool: DecodingPool, paths: Iterable[str]) -> Iterator[PreparedImage | MllamaError]:
     for item in pool.decode(Job(ImageEntry(path, path)) for path in paths):
         if isinstance(item, NotReady):
             continue
@@ -60,14 +61,14 @@ def test_results_come_in_order_and_equal_the_processor_s(images: list[str], work
     assert bad.message.startswith(f"{tmp_path}/bad.png ")
     assert bad.hint
     for path, result in zip(images, decoded, strict=True):
-        assert isinstance(result, DecodedImage)
+        assert isinstance(result, PreparedImage)
         with Image.open(path) as image:
             assert (result.width, result.height) == image.size
             expected = processor(image)[0]
         made = processor.normalise(result.canvas)
         assert np.array_equal(made.pixel_values, expected.pixel_values)
         assert made.aspect_ratio_id == expected.aspect_ratio_id
-        assert "digest" in vars(result.part), "computed in the worker"
+        assert "digest" in vars(result), "computed in the worker"
 
 
 def test_the_list_is_pulled_no_further_than_the_workers_need(images: list[str]) -> None:
@@ -108,7 +109,7 @@ def test_an_image_that_kills_its_worker_fails_alone(images: list[str], tmp_path:
         rest = list(decoded)
     assert isinstance(crashed, MllamaError)
     assert "crashes the image decoder" in crashed.message
-    assert all(isinstance(result, DecodedImage) for result in [*first, *rest])
+    assert all(isinstance(result, PreparedImage) for result in [*first, *rest])
     assert len(rest) == len(images) - 2
 
 
