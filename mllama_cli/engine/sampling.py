@@ -72,7 +72,8 @@ class Sampler:
         self._vocab_size, self._device = vocab_size, device
         self._rows = [_Row(index) for index in range(rows)]
         self._groups: dict[tuple[int, int], list[_Group]] = {}
-        self._settings = torch.zeros(rows, len(Settings._fields), dtype=torch.float64, device=device)
+        # Valid before the first request too: a captured step runs while it is captured.
+        self._settings = Settings.row(Sampling(temperature=1.0), vocab_size).to(device).repeat(rows, 1)
         self._uniforms = torch.zeros(rows, UNIFORMS_RING, dtype=torch.float64, device=device)
         self._draws = torch.zeros(rows, dtype=torch.long, device=device)
         self._adjustments: Adjustments | None = None

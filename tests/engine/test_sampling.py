@@ -191,7 +191,9 @@ def test_a_seed_gives_the_same_tokens_alone_and_in_a_batch_whose_rows_come_and_g
 
 def test_a_captured_steps_way_gives_the_same() -> None:
     requests = [sampling for sampling in MIXED if Method.of(sampling) == (True, True)]
-    sampler = Sampler(len(requests), VOCAB, CPU)
+    sampler, way = Sampler(len(requests), VOCAB, CPU), Method(adjusts=True, draws=True)
+    with torch.inference_mode():
+        sampler.tokens(torch.zeros(len(requests), VOCAB), sampler.all_rows, way)  # capturing comes before any request
     for row, sampling in enumerate(requests):
         sampler.admit(row, sampling, (row, 5))
     answers = []
@@ -200,7 +202,7 @@ def test_a_captured_steps_way_gives_the_same() -> None:
             sampler.refill(row)
         logits = torch.stack([many_logits(row)[step] for row in range(len(requests))])
         with torch.inference_mode():
-            answers.append(sampler.tokens(logits, sampler.all_rows, Method(adjusts=True, draws=True)).tolist())
+            answers.append(sampler.tokens(logits, sampler.all_rows, way).tolist())
     for row, sampling in enumerate(requests):
         assert [ids[row] for ids in answers] == [token.id for token in answer_alone(row, sampling)]
 
