@@ -1,6 +1,7 @@
 """How many slots there are, and what happens when memory runs out: fewer slots, and no answer lost or changed."""
 
 import gc
+import itertools
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -135,6 +136,31 @@ def test_what_failed_is_freed_before_it_is_tried_again(engine: Engine, monkeypat
     gc.disable()
     try:
         assert len(by_key(run_batch(engine.model, requests_for(engine), slots=3))) == len(requests_for(engine))
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("replies", [None, 1])
+def test_a_batch_that_ends_or_is_closed_frees_its_slots_at_once(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, replies: int | None
+) -> None:
+    made: list[weakref.ref[Slots]] = []
+    fill = Slots.fill
+
+    def noted(self: Slots, prompts: Any) -> torch.Tensor:
+        made.append(weakref.ref(self))
+        return fill(self, prompts)
+
+    monkeypatch.setattr(Slots, "fill", noted)
+    gc.collect()
+    gc.disable()  # a GPU that is full does not wait for it
+    try:
+        batch = run_batch(engine.model, requests_for(engine), slots=3)
+        assert len(list(itertools.islice(batch, replies)))
+        batch.close()
+        del batch
+        assert made
+        assert made[0]() is None
     finally:
         gc.enable()
 

@@ -1,11 +1,11 @@
 """Which requests are prefilled next, with their images encoded."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from mllama_cli.core.errors import ContextLengthError, MllamaError
 from mllama_cli.engine.batch.capacity import MAX_PREFILL_BATCH, max_prefill_batch
-from mllama_cli.engine.batch.request import BatchRequest
+from mllama_cli.engine.batch.request import BatchReply, BatchRequest
 from mllama_cli.engine.batch.slots import fits_together
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.vision import ImageCache
@@ -57,7 +57,8 @@ class Admission:
 
     Args:
         refill: whether slots are filled as soon as they are free, so that it pays to wait for a few requests.
-        reject: called with a request that cannot be answered, and why.
+        replies: takes the reply to a request that cannot be answered. (A callback would be a reference cycle, in which
+            the slots' memory outlives the batch.)
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Admission:
         queue: RequestQueue,
         *,
         refill: bool,
-        reject: Callable[[BatchRequest, MllamaError], None],
+        replies: deque[BatchReply],
     ) -> None:
         self.queue = queue
         self.images = ImageCache(model.vision, overlap=True)
@@ -75,7 +76,7 @@ class Admission:
         """The next prefill batch: until its prefill is through, running out of memory withdraws it."""
         self._waiting: deque[BatchRequest] = deque()
         """Requests whose images are encoded, or being encoded, and that have no slot yet."""
-        self._model, self._reject = model, reject
+        self._model, self._replies = model, replies
         self._prefetch_limit = PREFETCH[model.device.type]
         self._min_batch = MIN_PREFILL_BATCH if refill else 1
 
@@ -163,7 +164,7 @@ class Admission:
         try:
             self.images.encode(self._tiles(request))
         except MllamaError as error:
-            self._reject(request, error)
+            self._replies.append(BatchReply.failed(request, error))
             return False
         return True
 

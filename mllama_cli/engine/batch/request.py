@@ -43,6 +43,10 @@ class BatchReply:
     error: MllamaError | None = None
     logprobs: tuple[ChosenToken, ...] = ()
 
+    @classmethod
+    def failed(cls, request: BatchRequest, error: MllamaError) -> "BatchReply":
+        return cls(request.key, prompt_tokens=len(request.inputs.ids), error=error)
+
     @property
     def completion_tokens(self) -> int:
         return len(self.ids)

@@ -47,13 +47,13 @@ class Scheduler:
         self._max_size = max(1, len(requests)) if isinstance(requests, Sized) else None
         self._refill = refill
         self._on_slots = on_slots
-        self._admission = Admission(model, RequestQueue(requests), refill=refill, reject=self._reject)
+        self._replies: deque[BatchReply] = deque()
+        self._admission = Admission(model, RequestQueue(requests), refill=refill, replies=self._replies)
         self._slots: Slots | None = None
         self._running: list[_Running] = []
         """In the order of the slots."""
         self._draining = False
         """Whether free slots stay empty until all answers have ended."""
-        self._replies: deque[BatchReply] = deque()
         self._tried_alone: BatchRequest | None = None
         self._stream: torch.cuda.Stream | None = None
 
@@ -147,7 +147,7 @@ class Scheduler:
         for slot, token in enumerate(self._slots.sampler.choose(logits, first), first):
             running = self._running[slot]
             if isinstance(token, MllamaError):
-                self._reject(running.request, token)
+                self._replies.append(BatchReply.failed(running.request, token))
                 ended.append(slot)
                 continue
             running.answer.push(token.id)
@@ -179,9 +179,6 @@ class Scheduler:
                 logprobs=tuple(running.chosen),
             )
         )
-
-    def _reject(self, request: BatchRequest, error: MllamaError) -> None:
-        self._replies.append(BatchReply(request.key, prompt_tokens=len(request.inputs.ids), error=error))
 
     def _run_or_shrink(self, work: Callable[[], None]) -> None:
         """Run ``work``; where memory runs out, continue with fewer slots."""
@@ -217,7 +214,7 @@ class Scheduler:
                 "There is not enough memory to answer this, even alone",
                 "Close other programs, ask with fewer pictures or less text, or use a smaller --dtype.",
             )
-            self._reject(in_flight.pop(0), error)
+            self._replies.append(BatchReply.failed(in_flight.pop(0), error))
         elif self._size > 1:
             self._size = self._size * 3 // 4
             self._on_slots(self._size)
