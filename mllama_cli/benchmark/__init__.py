@@ -1,1 +1,1 @@
-"""What ``mllama bench`` measures."""
+"""The measurements of ``mllama bench``."""

@@ -1,4 +1,4 @@
-"""How many images a second are captioned: encoded, prefilled and answered together, without reading files."""
+"""Measure caption throughput: encoding, prefill and decoding in a batch, without reading files."""
 
 import time
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ MAX_BENCHMARK_SLOTS = {"cpu": 4, "cuda": 64}
 
 
 def caption_rate(model: LoadedModel, *, tokens: int = CAPTION_TOKENS) -> tuple[float, int, int]:
-    """Return (images a second, images at once, tiles each) for captions of ``tokens`` tokens, largest images.
+    """Return (images per second, slots, tiles per image) for captions of ``tokens`` tokens of the largest images.
 
-    Twice as many images as slots are captioned, so beginning and end, when not all slots are busy, count too.
+    On a GPU twice as many images as slots are captioned, so that start and end with idle slots count too.
     """
     model = copy(model)
-    model.eos = frozenset()  # answers have the length that is asked for
+    model.eos = frozenset()  # so that all answers have the same length
     cuda = model.device.type == "cuda"
     slots = min(automatic_slots(model, PROMPT_TOKENS + 1, 1, tokens), MAX_BENCHMARK_SLOTS[model.device.type])
     vision = model.config.vision_config
@@ -50,5 +50,5 @@ def caption_rate(model: LoadedModel, *, tokens: int = CAPTION_TOKENS) -> tuple[f
         assert done == count
         return count / (time.perf_counter() - start)
 
-    captioned(slots if cuda else 1, tokens if cuda else 2)  # kernels are built, graphs captured
+    captioned(slots if cuda else 1, tokens if cuda else 2)  # builds kernels and captures graphs
     return captioned(2 * slots if cuda else slots, tokens), slots, tiles

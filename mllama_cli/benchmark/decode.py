@@ -1,4 +1,4 @@
-"""How fast a model runs here, next to how fast its bytes can be read at all."""
+"""Measure a model's speed, and decoding also relative to the memory bandwidth."""
 
 import statistics
 import time
@@ -26,12 +26,12 @@ PROMPT_TOKENS = 24
 
 LONG_PROMPT_TOKENS = 2048
 MAX_SECONDS = 3.0
-"""After which a measurement is not repeated any more."""
+"""A measurement that has taken longer is not repeated."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One thing measured. ``nbytes`` is what each token reads at least, ``share`` its part of the read bandwidth."""
+    """One measurement. Each token reads at least ``nbytes``, which takes ``share`` of the read bandwidth."""
 
     name: str
     value: float
@@ -41,7 +41,7 @@ class Figure:
 
 
 def read_bandwidth(device: torch.device) -> float:
-    """Return the bytes a second at which this device reads memory: the best of several sums larger than any cache."""
+    """Return the bytes per second at which the device reads memory, the best of several sums over a large tensor."""
     size = 2**30
     if device.type == "cuda":
         size = min(4 * 2**30, free_bytes(device) // 4)
@@ -50,7 +50,7 @@ def read_bandwidth(device: torch.device) -> float:
 
 
 def token_bytes(network: Network, *, with_images: bool) -> int:
-    """Return the bytes of weights that a decoded token reads; the cross-attention layers' only after images."""
+    """Return the bytes of weights that a decoded token reads, with the cross-attention layers only after images."""
     layers = network.language_model.layers
     kinds = [isinstance(layer, MllamaCrossAttentionDecoderLayer) for layer in layers for _ in range(4)]
     total = 0
@@ -61,7 +61,7 @@ def token_bytes(network: Network, *, with_images: bool) -> int:
 
 
 def benchmark(model: LoadedModel, *, tokens: int | None = None) -> Iterator[Figure]:
-    """Yield figures as they are measured, medians of ``tokens`` decoded tokens (default: 256 on a GPU, 16 on a CPU)."""
+    """Yield figures as they are measured; decode ``tokens`` tokens (default: 256 on a GPU, 16 on a CPU)."""
     device = model.device
     count = tokens or (256 if device.type == "cuda" else 16)
     bandwidth = read_bandwidth(device)
@@ -93,7 +93,7 @@ def benchmark(model: LoadedModel, *, tokens: int | None = None) -> Iterator[Figu
 
 
 def largest_ratio(model: LoadedModel) -> int:
-    """Return the aspect ratio id with the most tiles, the squarest of them."""
+    """Return the aspect ratio id of the squarest canvas with the most tiles."""
     vision = model.config.vision_config
     assert vision is not None
     ratios = range(1, len(vision.supported_aspect_ratios) + 1)
@@ -108,7 +108,7 @@ def random_ids(model: LoadedModel, length: int) -> list[int]:
 
 
 def prefilled(model: LoadedModel, ids: list[int], encoded: list[LayerKV] | None, count: int = 1) -> DecodeInput:
-    """Prefill a prompt; return what decodes ``count`` tokens, greedily."""
+    """Prefill a prompt; return the input to decode ``count`` tokens greedily."""
     cache = KVCache(model.config.text_config, dtype=model.dtype, device=model.device)
     cross = CrossKVCache.from_images([[encoded]]) if encoded else None
     spans = image_spans(ids, model.config.image_token_index)
@@ -119,7 +119,7 @@ def prefilled(model: LoadedModel, ids: list[int], encoded: list[LayerKV] | None,
 
 
 def decoded(model: LoadedModel, encoded: list[LayerKV] | None, count: int) -> Iterator[int]:
-    """Prefill a short prompt and decode ``count`` tokens."""
+    """Prefill a short prompt and yield ``count`` decoded token ids."""
     ids = [model.config.image_token_index] * (encoded is not None) + random_ids(model, PROMPT_TOKENS)
     start = prefilled(model, ids, encoded, count)
     for _ in model.decoder.prepare(with_images=encoded is not None, sampling=start.sampling):
@@ -130,6 +130,8 @@ def decoded(model: LoadedModel, encoded: list[LayerKV] | None, count: int) -> It
 
 
 def first_token(model: LoadedModel, image: tuple[Tensor, int] | None) -> float:
+    """Return the median seconds from a short prompt, with an image or not, to its first token."""
+
     def once() -> None:
         encoded = model.vision.encode(*image) if image is not None else None
         next(decoded(model, encoded, 1))
@@ -159,7 +161,7 @@ def _median(action: Callable[[], object], device: torch.device) -> float:
 
 
 def _repeated(action: Callable[[], object], device: torch.device) -> list[float]:
-    """Return the seconds of up to seven runs after warming up (on a GPU the second may capture a graph)."""
+    """Return the seconds of up to seven runs, after one to warm up and, on a GPU, one that may capture a graph."""
 
     def once() -> float:
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What fits on a GPU with so much memory: computed from a model's shape, without weights."""
+"""Compute from a model's shape, without weights, how it would run on a GPU of some size."""
 
 from dataclasses import dataclass
 
@@ -8,30 +8,30 @@ from mllama_cli.engine.weights.memory import choose_prefill_chunk, longest_conte
 from mllama_cli.engine.weights.offload import OffloadPlan, plan_for_shape, sizes_of_shape
 
 CARDS = {8: 8188, 12: 12282, 16: 16376, 24: 24564, 48: 49140, 80: 81559, 141: 143771}
-"""MiB that cards report which are sold with so many GB."""
+"""MiB reported by GPUs that are sold with this many GB."""
 
 RESERVED_MIB = 500
-"""Of them, what the CUDA context and a desktop take."""
+"""MiB that the CUDA context and a desktop take."""
 
 CAPTION_PROMPT_TOKENS = 32
 
 
 @dataclass(frozen=True)
 class Fit:
-    """``context`` tokens fit in a chat about an image with the most tiles; ``slots`` captions are made at once."""
+    """A plan, the tokens of a chat about an image with the most tiles, and the captions made at once."""
 
     plan: OffloadPlan
     context: int
     slots: int
 
 
-def usable_bytes(card: int) -> int:
-    """Return the bytes that are free on a card of ``card`` GB, one of CARDS."""
-    return (CARDS[card] - RESERVED_MIB) * 2**20
+def usable_bytes(gb: int) -> int:
+    """Return the free bytes of a GPU of ``gb`` GB, a key of CARDS."""
+    return (CARDS[gb] - RESERVED_MIB) * 2**20
 
 
 def fit(config: MllamaConfig, quantize: str | None, free: int, itemsize: int = 2) -> Fit | None:
-    """Return how a model of this shape would run in ``free`` bytes; None if not at all."""
+    """Return how a model of this shape would run in ``free`` bytes; None if it does not fit."""
     plan = plan_for_shape(config, quantize, free, itemsize)
     if plan is None:
         return None

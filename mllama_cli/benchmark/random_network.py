@@ -1,4 +1,4 @@
-"""A released model's shape with random weights, made on the device that uses them: speed needs no checkpoint."""
+"""Models with random weights, made on their device, so that measuring speed needs no checkpoint."""
 
 import torch
 from tokenizers import Tokenizer
@@ -24,10 +24,7 @@ from mllama_cli.quantization.linear import QuantizedLinear
 def random_model(
     config: MllamaConfig, *, dtype: torch.dtype, device: torch.device, quantize: str | None = None
 ) -> tuple[LoadedModel, OffloadPlan]:
-    """Return a model of this shape, and what of it is in host memory: as little as necessary.
-
-    Raise MemoryShortageError where it does not fit.
-    """
+    """Return a model of this shape and its offload plan. Raise MemoryShortageError if it does not fit."""
     plan, chunk = OffloadPlan(), PREFILL_CHUNK
     if device.type == "cuda":
         sizes, free = sizes_of_shape(config, quantize, dtype.itemsize), free_bytes(device)
@@ -51,7 +48,7 @@ def without_words(
     device: torch.device,
     prefill_chunk: int = PREFILL_CHUNK,
 ) -> LoadedModel:
-    """Return a model of this network whose tokens have no text: they are counted, not read."""
+    """Return a model of this network with an empty vocabulary, for answers that are only counted."""
     processor = MllamaProcessor(MllamaTokenizer(Tokenizer(BPE())), None, None, config.image_token_index)
     return LoadedModel(network, config, processor, device=device, dtype=dtype, prefill_chunk=prefill_chunk)
 
@@ -66,7 +63,7 @@ def random_network(
 ) -> MllamaForConditionalGeneration:
     """Return a network of this shape whose activations neither vanish nor explode.
 
-    ``quantize`` as in ``shaped``. What the ``plan`` names is in host memory.
+    ``quantize`` is as in ``shaped``; the ``plan``'s parts are in host memory.
     """
     plan = plan or OffloadPlan()
     network = shaped(config, quantize)
@@ -97,7 +94,7 @@ def random_network(
 
 
 def random_matrix(module: QuantizedLinear, dtype: torch.dtype, device: torch.device) -> PackedWeight:
-    """Return a packed matrix of random numbers for a layer, with products of the size of its inputs."""
+    """Return a packed matrix of random numbers for a layer, scaled to keep the size of activations."""
     scheme, inputs, outputs = module.scheme, module.in_features, module.out_features
     words = torch.randint(-(2**31), 2**31 - 1, (outputs, scheme.words(inputs)), dtype=torch.int32, device=device)
     size = 2.0 ** (2 - scheme.bits) * inputs**-0.5

@@ -8,7 +8,8 @@ from mllama_cli.captioning.decoding import NotReady
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.batch.run import BatchRequest, run_batch
+from mllama_cli.engine.batch.request import BatchRequest
+from mllama_cli.engine.batch.run import run_batch
 from mllama_cli.engine.engine import Engine
 from mllama_cli.processing.processor import ModelInputs
 

@@ -1,1 +1,1 @@
-"""Loads a checkpoint and turns conversations into streams of tokens. Knows no screen."""
+"""Load a checkpoint and turn conversations into streams of tokens."""

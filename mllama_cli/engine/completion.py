@@ -1,4 +1,4 @@
-"""One answer in progress: token ids in; pieces of text, and at last the finish reason, out."""
+"""An answer in progress: from token ids to text and a finish reason."""
 
 from collections.abc import Container, Sequence
 
@@ -15,7 +15,7 @@ class StopStrings:
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Return (text that is safe to show, whether a stop string was met)."""
+        """Return (text that is safe to show, whether a stop string is complete)."""
         if not self._stops:
             return text, False
         self._held += text
@@ -34,17 +34,17 @@ class StopStrings:
         return shown, False
 
     def finish(self) -> str:
-        """Return what was held back and turned out not to be a stop string."""
+        """Return the held text, which turned out not to be a stop string."""
         held, self._held = self._held, ""
         return held
 
 
 class Completion:
-    """Grow token by token until ``finish_reason`` says why the answer is complete.
+    """An answer that grows token by token until ``finish_reason`` is set.
 
     Args:
         eos: ids that end an answer.
-        room: tokens that the context leaves for it.
+        room: tokens that the context leaves for the answer.
     """
 
     def __init__(self, tokenizer: MllamaTokenizer, sampling: Sampling, eos: Container[int], room: int) -> None:
@@ -57,7 +57,7 @@ class Completion:
         self._stops = StopStrings(sampling.stop)
 
     def push(self, token: int) -> str:
-        """Add a chosen token and return the text to show now. An end-of-answer token is in neither ids nor text."""
+        """Add a chosen token; return the text to show now. An eos token appears in neither ids nor text."""
         if token in self._eos:
             self.finish_reason = "stop"
             piece = self._rest()
@@ -73,6 +73,6 @@ class Completion:
         return piece
 
     def _rest(self) -> str:
-        """Return what is held back when the answer ends for another reason than a stop string."""
+        """Return the held text at the end of an answer that no stop string ended."""
         text, stopped = self._stops.push(self._detokenizer.finish())
         return text if stopped else text + self._stops.finish()

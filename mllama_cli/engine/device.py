@@ -1,4 +1,4 @@
-"""The device that a model runs on: choice, number format, free memory, streams and time."""
+"""Choose a model's device and dtype; ask the device for free memory, streams and time."""
 
 import re
 import time
@@ -8,14 +8,13 @@ import psutil
 import torch
 
 from mllama_cli.core.errors import DeviceError, MemoryShortageError
+from mllama_cli.core.settings import DTYPES
 
 FLOAT32_LIMIT = 2 * 2**30
-"""Bytes of float32 weights up to which a model runs in float32 on a CPU: the fastest format there."""
+"""Bytes of float32 weights up to which a model runs in float32, the fastest format, on a CPU."""
 
 HEADROOM = 512 * 2**20
 """Bytes kept free for activations and caches."""
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 _FAILED_ALLOCATION = re.compile(
     r"DefaultCPUAllocator: (can't allocate|not enough) memory"
@@ -24,11 +23,11 @@ _FAILED_ALLOCATION = re.compile(
     r"|CUBLAS_STATUS_ALLOC_FAILED"
     r"|CUDNN_STATUS_(ALLOC_FAILED|INTERNAL_ERROR_(HOST|DEVICE)_ALLOCATION_FAILED)"
 )
-"""What a RuntimeError says where torch, a library or the driver has no exception type for a failed allocation."""
+"""Messages of a plain RuntimeError with which torch, a library or the driver reports a failed allocation."""
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the device of auto, cpu, cuda or cuda:N. Raise DeviceError where this machine lacks it."""
+    """Return the device named auto, cpu, cuda or cuda:N. Raise DeviceError if this machine lacks it."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -46,20 +45,21 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def make_current(device: torch.device) -> None:
-    """Make a GPU with an index the one that this thread's events and Triton's kernels use."""
+    """Make a GPU with an index the current one, which this thread's events and Triton's kernels use."""
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
 
 
 def choose_dtype(name: str, stored: torch.dtype, elements: int, device: torch.device) -> torch.dtype:
-    """Return the format that weights are kept in: with "auto" the checkpoint's, but float32 for small models on a CPU.
+    """Return the dtype of weights: for "auto" the stored one, but float32 for small models on a CPU.
 
-    GPUs without bfloat16 arithmetic get float16.
+    GPUs without bfloat16 arithmetic get float16. Raise DeviceError for an unknown name.
     """
     if name != "auto":
         if name not in DTYPES:
-            raise DeviceError(f"{name!r} is not a dtype", f"Use auto, {', '.join(DTYPES)}.")
-        return DTYPES[name]
+            raise DeviceError(f"{name!r} is not a dtype", f"Use {', '.join(DTYPES)}.")
+        chosen: torch.dtype = getattr(torch, name)
+        return chosen
     if device.type == "cpu":
         return torch.float32 if elements * 4 <= FLOAT32_LIMIT else stored
     if stored == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0):
@@ -68,15 +68,15 @@ def choose_dtype(name: str, stored: torch.dtype, elements: int, device: torch.de
 
 
 def compute_dtype(weights: torch.dtype, device: torch.device) -> torch.dtype:
-    """Return the format of activations and caches: the weights', but on a CPU float32, the only fast one there."""
+    """Return the dtype of activations and caches: on a CPU float32, the only fast one, else the weights'."""
     return torch.float32 if device.type == "cpu" else weights
 
 
 def free_bytes(device: torch.device, *, cached: bool = True) -> int:
-    """Return the bytes that this process may still allocate there.
+    """Return the bytes that this process may still allocate.
 
-    On a GPU, freed memory that torch keeps counts as free, but not without ``cached``: capturing a graph cannot use it.
-    A limit set by ``torch.cuda.set_per_process_memory_fraction`` is respected.
+    On a GPU, ``cached`` includes memory that torch keeps after freeing, which capturing a graph cannot use.
+    ``torch.cuda.set_per_process_memory_fraction`` is respected.
     """
     if device.type != "cuda":
         return int(psutil.virtual_memory().available)
@@ -105,17 +105,17 @@ def check_fits(needed: int, device: torch.device) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an allocation failed, on a GPU or on the CPU."""
+    """Return whether the error is a failed allocation, on a GPU or a CPU."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and _FAILED_ALLOCATION.search(str(error)) is not None
 
 
 def memory_shortage(work: str = "this") -> MemoryShortageError:
-    """Return the error to raise where memory ran out during ``work``."""
+    """Return the error to raise when memory ran out during ``work``."""
     return MemoryShortageError(
         f"There is not enough memory for {work}",
-        "Close other programs, ask with fewer pictures or less text, or use a smaller model.",
+        "Close other programs, ask with fewer images or less text, or use a smaller model.",
     )
 
 
@@ -125,22 +125,22 @@ def gib(count: int) -> str:
 
 @cache
 def step_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the stream for a batch's steps, at high priority: long kernels elsewhere would delay its many short ones.
+    """Return the stream for a batch's steps, whose many short kernels take priority over long ones elsewhere.
 
-    Streams are kept, one of a kind for each device: libraries hold up to 32 MiB of workspace for every one they see.
+    One stream for each device and purpose, since libraries keep up to 32 MiB of workspace for every stream.
     """
     return torch.cuda.Stream(device, priority=-1)
 
 
 @cache
 def capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the stream for capturing a batch's steps; their kernels keep its priority."""
+    """Return the stream for capturing a batch's steps, whose kernels keep its priority."""
     return torch.cuda.Stream(device, priority=-1)
 
 
 @cache
 def image_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the stream for encoding images alongside the steps."""
+    """Return the stream for encoding images during a batch's steps."""
     return torch.cuda.Stream(device)
 
 
@@ -148,13 +148,13 @@ Mark = float | torch.cuda.Event
 
 
 class Clock:
-    """Marks in the work of one device, and the seconds between them, without making the host wait in between."""
+    """Time the work of one device without making the host wait at each mark."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def mark(self) -> Mark:
-        """Return a mark behind all work handed to the device so far."""
+        """Return a mark that follows all work launched so far."""
         if self._device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -163,7 +163,7 @@ class Clock:
 
     @staticmethod
     def seconds(start: Mark, end: Mark) -> float:
-        """Return the seconds from ``start`` to ``end``; waits until the device has reached ``end``."""
+        """Wait until the device has reached ``end``; return the seconds since ``start``."""
         if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
             end.synchronize()
             return float(start.elapsed_time(end)) / 1000

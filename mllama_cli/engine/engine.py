@@ -1,4 +1,4 @@
-"""A checkpoint folder to an Engine that answers: the public facade."""
+"""The public facade: load a checkpoint and answer with it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,15 +23,14 @@ def load(
 ) -> "Engine":
     """Load a model: a folder, an installed model's name, an alias, or a hub id in the cache.
 
-    None takes the only model that was downloaded or made here, else the built-in one. Nothing is ever downloaded.
+    None takes the only model that was downloaded or made here, or else the built-in one. Nothing is downloaded.
     Raise ModelNotFoundError, CheckpointError, DeviceError or MemoryShortageError.
 
     Args:
         device: "cuda:N" becomes the current CUDA device of each thread that uses the engine.
-        vision: also load what images need; otherwise it is loaded with the first image.
-        quantize: "int4" or "int8" makes the language model small while it loads.
-        exact: keep activations in their precision, which a CPU otherwise rounds to 8 bits for products with packed
-            matrices.
+        vision: also load the weights for images, which otherwise load with the first image.
+        quantize: "int4" or "int8" quantizes the language model while it loads.
+        exact: do not round activations to 8 bits on a CPU for products with packed matrices.
         progress: called with each event of loading.
     """
     from mllama_cli.hub.catalog import default_model, resolve
@@ -49,7 +48,7 @@ def load(
 
 
 class Engine:
-    """A model that answers. Made by ``load``."""
+    """A loaded model that answers conversations, made by ``load``."""
 
     def __init__(
         self,
@@ -70,7 +69,7 @@ class Engine:
         self.can_see = self.model.has_vision
 
     def load_weights(self, *, vision: bool = False) -> Iterator[Event]:
-        """Load what is missing of the text part and, with ``vision``, of what images need; yields progress."""
+        """Load the weights for text and, with ``vision``, for images, unless loaded; yield progress."""
         return self.model.load(vision=vision)
 
     def default_sampling(self) -> Sampling:
@@ -82,18 +81,18 @@ class Engine:
         return Session(self.model)
 
     def stream(self, conversation: Conversation, sampling: Sampling | None = None) -> Iterator[Event]:
-        """Yield the events of one answer: Notice, EncodingImage, ReadingPrompt, Token ..., at last GenerationStats."""
+        """Yield the events of one answer: Notice, EncodingImage, ReadingPrompt, Token ... and GenerationStats."""
         return self.session().stream(conversation, sampling)
 
     def answer_batch(self, conversations: Sequence[Conversation], sampling: Sampling | None = None) -> list[Reply]:
-        """Answer several conversations at once, whatever their lengths and numbers of images."""
+        """Answer several conversations together; their lengths and numbers of images may differ."""
         return answer_batch(self.model, conversations, sampling)
 
     def prepare_batch(self) -> Iterator[Event]:
-        """Yield a Notice where the first batch on this machine will build kernels."""
+        """Yield a Notice if the first batch on this machine has to build kernels."""
         return self.model.decoder.prepare_batch()
 
     @property
     def slower_because(self) -> str:
-        """Why decoding takes plain torch operations; empty where it runs from captured graphs or on a CPU."""
+        """Why decoding on a GPU fell back to plain torch; empty if it did not, and on a CPU."""
         return self.model.decoder.fallback_reason

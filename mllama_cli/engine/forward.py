@@ -20,9 +20,9 @@ from mllama_cli.model.visibility import CrossView, ImageSpan
 Network = MllamaForConditionalGeneration | MllamaForCausalLM
 
 PREFILL_CHUNK = 1024
-"""Prompt tokens per forward pass: bounds activation memory, and a cancelled prompt stops within one of them.
+"""Prompt tokens for each forward pass, which bounds activation memory and the time until a prompt can be cancelled.
 
-A GPU takes more where it has the memory (engine/weights/memory.py).
+A GPU with enough memory takes more (engine/weights/memory.py).
 """
 
 
@@ -37,7 +37,7 @@ def forward(
 ) -> Tensor:
     """Run token ids [B, L] that follow what ``cache`` holds; return logits [B, vocab_size] of the last real positions.
 
-    ``counts`` says how many of the L ids of each conversation are real (default all); the rest is padding at the end.
+    Of each conversation's L ids the first ``counts`` are real (default: all); the rest is padding.
     """
     batch, length = ids.shape
     view = None
@@ -62,7 +62,7 @@ def prefill(
     device: torch.device,
     chunk: int = PREFILL_CHUNK,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Feed one conversation's new ids, ``chunk`` at a time; yield (ids fed so far, logits [1, vocab_size]) each."""
+    """Feed one conversation's new ids in chunks; after each yield (ids fed so far, logits [1, vocab_size])."""
     cache.reserve(cache.lengths[0] + len(ids))
     for start in range(0, len(ids), chunk):
         fed = upload(torch.tensor([ids[start : start + chunk]]), device)
@@ -76,10 +76,10 @@ class DecodeInput:
 
     Attributes:
         logits: of the prompt's last position, [1, vocab_size].
-        cache: what the prompt has filled; decoding appends to it.
-        cross: the encoded images, laid out as ``spans`` says.
-        prompt: all of its ids, which penalties count.
-        budget: the most tokens to yield.
+        cache: filled by the prompt; decoding appends to it.
+        cross: the encoded images of ``spans``.
+        prompt: all ids, for the penalties.
+        budget: the maximum number of tokens to yield.
     """
 
     logits: Tensor
@@ -92,7 +92,7 @@ class DecodeInput:
 
 
 def decode(network: Network, start: DecodeInput) -> Generator[ChosenToken]:
-    """Yield the answer's tokens. When the next one is asked for, all before it are in the cache."""
+    """Yield the answer's tokens; by the time one is yielded, all before it are in the cache."""
     logits = start.logits
     sampler = Sampler(1, logits.shape[-1], logits.device)
     sampler.admit(0, start.sampling, start.prompt)
@@ -107,27 +107,27 @@ def decode(network: Network, start: DecodeInput) -> Generator[ChosenToken]:
 
 
 class Decoder(Protocol):
-    """How a device decodes one conversation."""
+    """Decodes one conversation at a time on a device, and announces what batches have to build."""
 
     @property
     def fallback_reason(self) -> str:
-        """Why decoding takes plain torch on a GPU; empty where it does not, and on a CPU."""
+        """Why decoding on a GPU fell back to plain torch; empty if it did not, and on a CPU."""
         ...
 
     def prepare(self, *, with_images: bool, sampling: Sampling) -> Iterator[Event]:
-        """Prepare what ``tokens`` will need; yields a Notice where kernels have to be built first."""
+        """Prepare what ``tokens`` needs; yield a Notice if kernels have to be built."""
         ...
 
     def tokens(self, start: DecodeInput) -> Generator[ChosenToken]:
-        """Yield the answer's tokens. When the next one is asked for, all before it are in the cache."""
+        """Yield the answer's tokens; by the time one is yielded, all before it are in the cache."""
         ...
 
     def prepare_batch(self) -> Iterator[Event]:
-        """Yield a Notice where the first batch on this machine will build kernels."""
+        """Yield a Notice if the first batch on this machine has to build kernels."""
         ...
 
     def batch_stepped(self) -> None:
-        """Note that a batch has made a step, so its kernels are built."""
+        """Record that a batch has made a step, so its kernels are built."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What becomes of logits before a token is chosen: plain torch operations, the same for every device."""
+"""Penalties, filters, draws and log-probabilities as plain torch operations, the same on every device."""
 
 import math
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from mllama_cli.kernels.ops import upload
 
 
 class Settings(NamedTuple):
-    """A row's settings, or columns [n, 1] of several rows', in float64."""
+    """The settings of one row, or columns [n, 1] of several, in float64."""
 
     temperature: Tensor
     top_k: Tensor
@@ -30,7 +30,7 @@ class Settings(NamedTuple):
     def row(cls, sampling: Sampling, vocab_size: int) -> Tensor:
         # Sums that equal top-p but for rounding must count as equal on every device.
         top_p = sampling.top_p * (1 - 1e-9) if sampling.top_p < 1 else 2.0
-        # exp(-700) is nearly the least float64: what lies below is never drawn, masked tokens among it.
+        # exp(-700) is nearly the smallest float64: below it nothing is drawn, masked tokens included.
         log_min_p = max(math.log(sampling.min_p), -700.0) if sampling.min_p else -700.0
         top_k = min(sampling.top_k or vocab_size, vocab_size)
         filters = (sampling.temperature, top_k, top_p, log_min_p)
@@ -39,12 +39,12 @@ class Settings(NamedTuple):
 
 
 class Adjustments:
-    """What changes logits first, as tables [rows, vocab_size], so that a captured step serves every request."""
+    """Logit bias and penalties as tables [rows, vocab_size], so that one captured step serves every request."""
 
     def __init__(self, rows: int, vocab_size: int, device: torch.device) -> None:
         self.bias = torch.zeros(rows, vocab_size, device=device)
         self.generated = torch.zeros(rows, vocab_size, device=device)
-        """How often a token was chosen."""
+        """The number of times that a token was chosen."""
         self.seen = torch.zeros(rows, vocab_size, dtype=torch.bool, device=device)
         """Whether a token was chosen or is in the prompt."""
 
@@ -60,7 +60,7 @@ class Adjustments:
             self.bias[index].index_copy_(0, ids, upload(torch.tensor(list(bias.values()), dtype=torch.float32), device))
 
     def apply(self, scores: Tensor, rows: Tensor, settings: Settings) -> Tensor:
-        """The repetition penalty counts the prompt too, as transformers' does; the others do not, as OpenAI's."""
+        """Return adjusted scores. Only the repetition penalty counts the prompt, as in transformers and OpenAI."""
         scores = scores + self.bias[rows]
         repetition = settings.repetition.float()
         penalized = torch.where(scores < 0, scores * repetition, scores / repetition)
@@ -76,7 +76,7 @@ class Adjustments:
 
 
 class Survivors(NamedTuple):
-    """What a row may draw from: ids by rank, their summed weights, how many ranks are left (-1 where not finite)."""
+    """Ids by rank, their cumulative weights, and the number of ranks kept (-1 where scores are not finite)."""
 
     order: Tensor
     reached: Tensor
@@ -84,17 +84,17 @@ class Survivors(NamedTuple):
 
     @classmethod
     def of(cls, scores: Tensor, settings: Settings) -> "Survivors":
-        """Apply temperature, top-k, top-p and min-p to scores [n, vocab_size]. Each of them cuts off the last ranks.
+        """Apply temperature, top-k, top-p and min-p to scores [n, vocab_size]; each filter cuts off the last ranks.
 
-        Sums are in float64, so that devices that add up in another order agree on what is drawn.
+        Sums are in float64, so that devices that add in a different order still draw the same.
         """
         ordered, order = (scores / settings.temperature.float()).sort(dim=-1, descending=True, stable=True)
         offsets = ordered.double() - ordered[:, :1].double()
         weights = offsets.exp()
         reached = weights.cumsum(-1)
-        # What is as likely as the last of the top k stays.
+        # Tokens as likely as the last of the top k stay.
         kept = (ordered >= ordered.gather(1, settings.top_k.long() - 1)).sum(-1, keepdim=True)
-        # A token stays while those before it have less than top-p of what top-k left, so the first always stays.
+        # A token stays while those before it have less than top-p of the mass that top-k left; so the first stays.
         mass = reached.gather(1, (kept - 1).clamp(min=0))
         kept = torch.minimum(kept, (reached - weights < settings.top_p * mass).sum(-1, keepdim=True))
         kept = torch.minimum(kept, (offsets >= settings.log_min_p).sum(-1, keepdim=True))
@@ -103,7 +103,7 @@ class Survivors(NamedTuple):
 
 
 def draw(left: Survivors, uniforms: Tensor) -> Tensor:
-    """Return the ids [n] that uniforms [n, 1] fall on: the first rank whose weights reach beyond; -1 without any."""
+    """Return ids [n] by inverse CDF: the first rank whose cumulative weight exceeds its uniform [n, 1]; else -1."""
     last = (left.kept - 1).clamp(min=0)
     target = uniforms * left.reached.gather(1, last)
     rank = torch.minimum((left.reached <= target).sum(-1, keepdim=True), last)
@@ -111,7 +111,7 @@ def draw(left: Survivors, uniforms: Tensor) -> Tensor:
 
 
 def log_probabilities(logits: Tensor, ids: Tensor, count: int) -> Tensor:
-    """Return float64 [n, 1 + 2 * count]: of the chosen ids and of the ``count`` likeliest tokens, then their ids."""
+    """Return float64 [n, 1 + 2 * count]: those of ``ids`` and of the ``count`` likeliest tokens, then their ids."""
     scores = logits.float()
     total = scores.logsumexp(-1, keepdim=True)
     top, top_ids = scores.topk(min(count, scores.shape[-1]))

@@ -1,4 +1,4 @@
-"""A loaded model: what sessions, batches and benchmarks take."""
+"""A loaded model, which sessions, batches and benchmarks share."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +21,9 @@ from mllama_cli.system.json_file import read_json
 
 
 class LoadedModel:
-    """A network with all that turns prompts into tokens on one device.
+    """A network with everything that turns prompts into tokens on one device.
 
-    ``weights`` is where parts that are not loaded yet come from; None where all of the network is there.
+    ``weights`` loads the parts that are missing; None if the network is complete.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class LoadedModel:
         self.weights = weights
         self.eos = frozenset(self.generation_config.eos_token_id or config.text_config.eos_token_id)
         self.prefill_chunk = prefill_chunk
-        """Tokens of a prompt that go through the network at once in the memory that is left."""
+        """Prompt tokens for each forward pass, as the memory that is left allows."""
         self.vision = VisionEncoder(network, processor, device)
         self.decoder: Decoder = EagerDecoder(network)
         if device.type == "cuda":
@@ -83,30 +83,26 @@ class LoadedModel:
 
     @property
     def has_vision(self) -> bool:
-        """Whether the model can see at all."""
+        """Whether the model accepts images."""
         return self.config.vision_config is not None
 
     @property
     def vision_loaded(self) -> bool:
-        """Whether what images need is in memory."""
+        """Whether the weights for images are in memory."""
         return self.has_vision if self.weights is None else "vision" in self.weights.loaded
 
     @property
     def max_context(self) -> int:
-        """Tokens that the model can read and write in one conversation."""
+        """Tokens of one conversation, prompt and answer together."""
         return self.config.text_config.max_position_embeddings
 
     def default_sampling(self) -> Sampling:
         return Sampling.from_defaults(self.generation_config)
 
     def load(self, *, vision: bool = False) -> Iterator[Event]:
-        """Load what is missing of the text part and, with ``vision``, of what images need; yields progress."""
+        """Load the weights for text and, with ``vision``, for images, unless loaded; yield progress."""
         if self.weights is None or not (missing := self.weights.missing(vision=vision)):
             return
         yield from self.weights.load(missing)
         free = free_bytes(self.device) if self.device.type == "cuda" else 0
         self.prefill_chunk = choose_prefill_chunk(self.config, self.dtype.itemsize, self.device.type, free)
-
-    def load_vision(self) -> Iterator[Event]:
-        """Load the vision tower, the projector and the cross-attention layers."""
-        return self.load(vision=True)

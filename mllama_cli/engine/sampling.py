@@ -1,7 +1,7 @@
-"""From logits to the next token: one sampler for a CPU, for the rows of a batch on a GPU, and for captured steps.
+"""Choose the next token from logits: one sampler for CPUs, for the rows of a batch on a GPU, and for captured steps.
 
-A result depends on the seed, the logits and the number of the draw alone: draw number n of a request uses uniform n of
-the request's own generator on the CPU, and every step from logits to token is computed row by row.
+The result depends only on seed, logits and draw number: draw n of a request uses uniform n of its own CPU generator,
+and every operation works row by row.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,17 +17,17 @@ from mllama_cli.engine.logits import Adjustments, Settings, Survivors, best_ids,
 from mllama_cli.kernels.ops import upload
 
 MIN_TEMPERATURE = 1e-5
-"""Below it the choice is greedy, as vLLM's: to divide by less would overflow float32."""
+"""Below it the choice is greedy, as in vLLM: dividing by less could overflow float32."""
 
 UNIFORMS_RING = 512
-"""Uniforms of a row that are on the device; used up, the host draws and uploads as many again."""
+"""Uniforms of a row on the device; once they are used, the host draws and uploads as many again."""
 
 MAX_SORTED_ROWS = 16
-"""Rows sorted at once: each takes about 10 MB meanwhile for a vocabulary of 128k."""
+"""Rows sorted at once; each takes about 10 MB meanwhile for a vocabulary of 128k."""
 
 
 class ChosenToken(NamedTuple):
-    """A token and, where ``Sampling.logprobs`` asks for them, log-probabilities of the model's own distribution."""
+    """A token and, if ``Sampling.logprobs`` asks for them, log-probabilities of the model's own distribution."""
 
     id: int
     logprob: float | None = None
@@ -35,7 +35,7 @@ class ChosenToken(NamedTuple):
 
 
 class Method(NamedTuple):
-    """What a choice takes beyond an argmax: logit bias or penalties; a draw."""
+    """The steps of a choice beyond an argmax: adjusting logits by bias or penalties, and drawing."""
 
     adjusts: bool
     draws: bool
@@ -51,7 +51,7 @@ GREEDY = Method(adjusts=False, draws=False)
 
 @dataclass
 class _Row:
-    """A request in a row. ``index`` is where the device has its state, whatever row it moves to."""
+    """A request in a row. ``index`` is where its state is on the device, whatever row it moves to."""
 
     index: int
     sampling: Sampling = field(default_factory=Sampling)
@@ -63,8 +63,8 @@ class _Row:
 class Sampler:
     """Chooses the next tokens of up to ``rows`` conversations.
 
-    The order is transformers' and vLLM's: logit bias, penalties, temperature, top-k, top-p, min-p. Equal logits rank by
-    their ids. Log-probabilities are those of the logits before any of this, as OpenAI's and vLLM's are.
+    The order is that of transformers and vLLM: logit bias, penalties, temperature, top-k, top-p, min-p. Equal logits
+    rank by id. Log-probabilities are those of the unprocessed logits, as in OpenAI's API and vLLM.
     """
 
     @torch.inference_mode()
@@ -72,7 +72,7 @@ class Sampler:
         self._vocab_size, self._device = vocab_size, device
         self._rows = [_Row(index) for index in range(rows)]
         self._groups: dict[tuple[int, int], list[_Group]] = {}
-        # Valid before the first request too: a captured step runs while it is captured.
+        # Valid even before the first request, since capturing a step runs it.
         self._settings = Settings.row(Sampling(temperature=1.0), vocab_size).to(device).repeat(rows, 1)
         self._uniforms = torch.zeros(rows, UNIFORMS_RING, dtype=torch.float64, device=device)
         self._draws = torch.zeros(rows, dtype=torch.long, device=device)
@@ -81,7 +81,7 @@ class Sampler:
 
     @torch.inference_mode()
     def admit(self, row: int, sampling: Sampling, prompt_ids: Iterable[int]) -> None:
-        """Begin a request in a row."""
+        """Start a request in a row."""
         index, method = self._rows[row].index, Method.of(sampling)
         new = _Row(index, sampling, method)
         if method != GREEDY:
@@ -102,9 +102,9 @@ class Sampler:
 
     @torch.inference_mode()
     def choose(self, logits: Tensor, first: int = 0) -> list[ChosenToken | MllamaError]:
-        """Return the next token of each row from ``first`` on, or why there is none, from logits [n, vocab_size].
+        """Return the next token, or an error, of each row from ``first`` on, from logits [n, vocab_size].
 
-        Rows that draw are chosen together, and a GPU is waited for once.
+        Rows with the same method are chosen together, and the host waits for a GPU once.
         """
         count = logits.shape[0]
         rows = self._rows[first : first + count]
@@ -122,7 +122,7 @@ class Sampler:
 
     @torch.inference_mode()
     def refill(self, row: int) -> None:
-        """Have the uniform of a row's next draw on the device. ``choose`` does; call it before a captured choice."""
+        """Upload the uniform of a row's next draw. ``choose`` does it; call it before a captured choice."""
         state = self._rows[row]
         if state.generator is None:
             return
@@ -132,9 +132,9 @@ class Sampler:
         state.drawn += 1
 
     def tokens(self, logits: Tensor, rows: Tensor, method: Method) -> Tensor:
-        """Choose on the device: ids int64 [n], -1 where scores are not finite. Waits for nothing: it can be captured.
+        """Return ids int64 [n], -1 where scores are not finite, without waiting, so that it can be captured.
 
-        ``rows`` [n] says where these requests have their state.
+        ``rows`` [n] are the indices of the requests' state.
         """
         scores, settings = logits.float(), Settings.columns(self._settings[rows])
         if method.adjusts:
@@ -155,27 +155,24 @@ class Sampler:
         return self._adjustments
 
     def _grouped(self, first: int, count: int) -> list["_Group"]:
-        """Return the rows that need more than an argmax, those of one method together; the same until rows change."""
+        """Return the rows that need more than an argmax, grouped by method; cached until rows change."""
         key = (first, count)
         if key not in self._groups:
             positions: dict[Method, list[int]] = {}
             for position, row in enumerate(self._rows[first : first + count]):
                 if row.method != GREEDY:
                     positions.setdefault(row.method, []).append(position)
-            self._groups[key] = [
-                self._group(method, some[start : start + MAX_SORTED_ROWS], first)
-                for method, some in positions.items()
-                for start in range(0, len(some), MAX_SORTED_ROWS)
-            ]
+            groups = self._groups[key] = []
+            for method, members in positions.items():
+                for start in range(0, len(members), MAX_SORTED_ROWS):
+                    some = members[start : start + MAX_SORTED_ROWS]
+                    indices = [self._rows[first + position].index for position in some]
+                    groups.append(_Group(method, *upload(torch.tensor([some, indices]), self._device)))
         return self._groups[key]
-
-    def _group(self, method: Method, positions: Sequence[int], first: int) -> "_Group":
-        indices = [self._rows[first + position].index for position in positions]
-        return _Group(method, *upload(torch.tensor([positions, indices]), self._device))
 
 
 class _Group(NamedTuple):
-    """Rows of one method: their positions among the logits, and where the device has their state."""
+    """Rows with one method: their positions in the logits, and the indices of their state."""
 
     method: Method
     positions: Tensor
@@ -183,7 +180,7 @@ class _Group(NamedTuple):
 
 
 def chosen_token(id_: int, details: Sequence[float] = (), asked: int | None = None) -> ChosenToken | MllamaError:
-    """Return a token with ``asked`` of the ``log_probabilities`` that come with it, or the error for id -1."""
+    """Return a token with the first ``asked`` of its ``log_probabilities``, or the error for id -1."""
     if id_ < 0:
         return MllamaError(
             "The model computed NaN or infinity, so no token can be chosen",

@@ -33,9 +33,9 @@ class _Timer:
 
 
 class Session:
-    """Answer a growing conversation. Only what is new since the last answer is prefilled; images are encoded once.
+    """Answer a growing conversation; each turn prefills only what is new and encodes only new images.
 
-    A reply can be abandoned between any two events (close the iterator): the caches stay usable.
+    Closing the iterator between any two events abandons an answer; the caches stay usable.
     """
 
     def __init__(self, model: LoadedModel) -> None:
@@ -47,7 +47,7 @@ class Session:
         self._notices: set[str] = set()
 
     def stream(self, conversation: Conversation, sampling: Sampling | None = None) -> Iterator[Event]:
-        """Yield the events of the answer to a conversation that ends with the user; GenerationStats comes last.
+        """Yield the events of the answer to a conversation that ends with the user, GenerationStats last.
 
         Raise ContextLengthError, TemplateError, ImageError or UsageError before the first token.
         """
@@ -56,9 +56,9 @@ class Session:
         yield from self.stream_inputs(self.model.processor(conversation), sampling)
 
     def stream_inputs(self, inputs: ModelInputs, sampling: Sampling | None = None) -> Iterator[Event]:
-        """Do as ``stream`` for a prompt that is already made (``MllamaProcessor.raw`` for base models).
+        """Answer a tokenized prompt like ``stream`` (``MllamaProcessor.raw`` makes one for a base model).
 
-        Raise MemoryShortageError where memory runs out, also halfway through an answer; the session stays usable.
+        Raise MemoryShortageError when memory runs out, even halfway through an answer; the session stays usable.
         """
         try:
             yield from self._answer(inputs, sampling or self.model.default_sampling())
@@ -80,7 +80,7 @@ class Session:
         timer, clock = _Timer(), Clock(model.device)
         load_seconds = 0.0
         if inputs.images and not model.vision_loaded:
-            yield from model.load_vision()
+            yield from model.load(vision=True)
             load_seconds = timer.lap()
         started = clock.mark()
         spans = image_spans(prompt, model.config.image_token_index)
@@ -135,13 +135,13 @@ class Session:
     def _keep_common_prefix(
         self, prompt: list[int], images: tuple[ImagePart, ...], spans: tuple[ImageSpan, ...]
     ) -> int:
-        """Cut the caches to the part that the new prompt begins with; return its length.
+        """Cut the caches to the prefix shared with the new prompt; return its length.
 
-        At least one token is left to feed, since its logits are needed. Ids and images must agree: the same image token
-        may now stand for another image.
+        At least one token remains to be fed, since its logits are needed. Images must match as well as ids: all images
+        have the same token.
         """
         kept = 0
-        cached = self.ids[: self.cache.lengths[0]]  # what running out of memory has left
+        cached = self.ids[: self.cache.lengths[0]]  # fewer than ids after running out of memory
         for old, new in zip(cached, prompt[:-1], strict=False):
             if old != new:
                 break
@@ -167,7 +167,7 @@ class Session:
     def _prefill(
         self, prompt: list[int], kept: int, cross: CrossKVCache | None, spans: list[ImageSpan]
     ) -> Generator[Event, None, Tensor]:
-        """Feed what the cache does not hold; return the last position's logits."""
+        """Feed the tokens from ``kept`` on; return the last position's logits."""
         model, new = self.model, prompt[kept:]
         logits: Tensor | None = None
         yield ReadingPrompt(0, len(new))

@@ -1,4 +1,4 @@
-"""Images to the keys and values that the cross-attention layers read of them; each image is encoded once."""
+"""Encode images to the keys and values that the cross-attention layers read, each image once."""
 
 from collections import OrderedDict
 from collections.abc import Collection, Generator, Iterator, Mapping
@@ -20,7 +20,7 @@ from mllama_cli.processing.processor import MllamaProcessor
 
 
 def require_vision(network: Network) -> MllamaForConditionalGeneration:
-    """Return a network that can see. Raise UsageError where it cannot."""
+    """Return the network if it accepts images. Raise UsageError if it does not."""
     if not isinstance(network, MllamaForConditionalGeneration):
         raise text_only()
     return network
@@ -34,16 +34,16 @@ class VisionEncoder:
         self._network, self._processor = network, processor
         self._graphs: TowerGraphs | None = None
         self._encoded: torch.cuda.Event | None = None
-        """Reached when the last image is encoded."""
+        """Recorded after the last image."""
 
     @property
     def layers(self) -> int:
-        """Layers of the vision tower."""
+        """The number of layers of the vision tower."""
         config = require_vision(self._network).config.vision_config
         return config.num_hidden_layers + config.num_global_layers if config else 0
 
     def tiles(self, image: ImagePart) -> ImageTiles:
-        """Decode an image and cut it into tiles. Raise ImageError, or UsageError where the model is text-only."""
+        """Decode an image and cut it into tiles. Raise ImageError, or UsageError if the model is text-only."""
         return self._processor.tiles(image)
 
     def encode(self, pixel_values: Tensor, aspect_ratio_id: int) -> list[LayerKV]:
@@ -52,14 +52,14 @@ class VisionEncoder:
 
     @torch.inference_mode()
     def steps(self, pixel_values: Tensor, aspect_ratio_id: int) -> Generator[int, None, list[LayerKV]]:
-        """Do as ``encode`` and, on a CPU, yield how many layers of the tower are done."""
+        """Do as ``encode`` does and, on a CPU, yield the number of finished layers after each."""
         network = require_vision(self._network)
         if self.device.type != "cuda":
             return (yield from network.model.encode_image_steps(pixel_values, aspect_ratio_id))
         if self._graphs is None:
             self._graphs = TowerGraphs(network, self.device)
         pixels = pixel_values if pixel_values.is_cuda else pixel_values.pin_memory()
-        # Streams may differ from image to image: each waits for the one before, since graphs share their memory.
+        # Graphs share their memory, so an image waits for the one before, which may be on another stream.
         current = torch.cuda.current_stream(self.device)
         if self._encoded is None:
             self._encoded = torch.cuda.Event()
@@ -72,11 +72,11 @@ class VisionEncoder:
 
 
 class ImageCache:
-    """Encoded images by the digest of their content; the least recently used go first.
+    """Encoded images by the digest of their content, in order of use.
 
     Args:
         limit: bytes that ``trim`` leaves.
-        overlap: on a GPU, encode on a stream of its own alongside the caller's: ``encode`` returns at once.
+        overlap: on a GPU, encode on a side stream, so that ``encode`` returns at once.
     """
 
     def __init__(self, encoder: VisionEncoder, limit: int = 0, *, overlap: bool = False) -> None:
@@ -92,11 +92,11 @@ class ImageCache:
         return digest in self._encoded
 
     def ready(self, digest: str) -> bool:
-        """Return whether nobody has to wait for this image any more."""
+        """Return whether the device has encoded this image."""
         return digest not in self._done or self._done[digest].query()
 
     def get(self, digest: str) -> list[LayerKV]:
-        """Return an encoded image; the caller's stream waits for it, the host does not."""
+        """Return an encoded image, for which the current stream waits, but not the host."""
         self._encoded.move_to_end(digest)
         layers = self._encoded[digest]
         if digest in self._done:
@@ -108,13 +108,13 @@ class ImageCache:
         return layers
 
     def encode_steps(self, image: ImagePart) -> Iterator[int]:
-        """Encode an image and, on a CPU, yield how many layers of the tower are done."""
+        """Encode an image and, on a CPU, yield the number of finished layers after each."""
         tiles = self._encoder.tiles(image)
         layers = yield from self._encoder.steps(tiles.pixel_values, tiles.aspect_ratio_id)
         self._add(image.digest, layers)
 
     def encode(self, images: Mapping[str, ImageTiles]) -> None:
-        """Encode images by digest, one after the other: one with several tiles keeps any device busy."""
+        """Encode images by digest, one after the other, since a few tiles keep any device busy."""
         if not images:
             return
         with self._side_stream() as stream:
@@ -150,7 +150,7 @@ class ImageCache:
         device = self._encoder.device
         if self._stream is None:
             self._stream = image_stream(device)
-            self._stream.wait_stream(torch.cuda.current_stream(device))  # weights may still be on their way
+            self._stream.wait_stream(torch.cuda.current_stream(device))  # weights may still be uploading
         with torch.cuda.stream(self._stream):
             yield self._stream
 

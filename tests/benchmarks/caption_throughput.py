@@ -23,7 +23,8 @@ from typing import Any
 import torch
 
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.batch.run import BatchRequest, run_batch
+from mllama_cli.engine.batch.request import BatchRequest
+from mllama_cli.engine.batch.run import run_batch
 from mllama_cli.engine.engine import Engine, load
 from mllama_cli.sketch.evaluate import conversation_of, held_out
 from tests.peers import blind_rows_see_nothing, peer_inputs, transformers_model
@@ -76,7 +77,7 @@ class Peer:
         )
         hooks = blind_rows_see_nothing(self.model, rows, image_token)
         longest = [request.sampling.max_tokens if request.sampling else 0 for request in requests]
-        # A batch goes on to its longest answer.
+        # A batch runs until its longest answer ends.
         self.model.generation_config.eos_token_id = sorted(self.engine.model.eos) or None
         try:
             with torch.inference_mode():
@@ -85,7 +86,7 @@ class Peer:
             for hook in hooks:
                 hook.remove()
         for request, row, most in zip(requests, out[:, width:].tolist(), longest, strict=True):
-            end = next((place for place, token in enumerate(row) if token in self.engine.model.eos), len(row))
+            end = next((index for index, token in enumerate(row) if token in self.engine.model.eos), len(row))
             yield int(str(request.key)), tuple(row[: min(end, most)])
 
 

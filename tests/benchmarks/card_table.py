@@ -14,7 +14,7 @@ MARKS = {
 
 
 def cell(found: Fit | None) -> str:
-    """Context and captions, E and V for what lies in host memory."""
+    """Context and captions, E and V for what is offloaded."""
     return f"{found.context // 100 * 100:,} / {found.slots}{MARKS[found.plan]}" if found else "no"
 
 

@@ -1,8 +1,8 @@
-"""Tokens per second on a CPU at the shape of Llama 3.1 8B, ours beside llama.cpp's, and the memory's speed.
+"""Tokens per second on a CPU at the shape of Llama 3.1 8B, ours next to llama.cpp's, and the memory's speed.
 
     python tests/benchmarks/cpu_decode.py [--folder DIR] [--threads 1,2] [--skip-llama]
 
-Weights are random and lie in mapped files, as a checkpoint's do: ours 4 bits in groups of 128 with an output layer of
+Weights are random, in mapped files, as a checkpoint's do: ours 4 bits in groups of 128 with an output layer of
 8 bits, llama.cpp's Q4_0 (needs llama-cpp-python and gguf). About 9 GB of disk, and as much memory for both files to
 stay in the page cache. Each number is the best of several, as other programs only ever make one slower.
 """

@@ -1,7 +1,7 @@
 """What fewer bits cost the built-in model in right answers: ``python -m tests.benchmarks.quantized_answers``.
 
-Every way to quantize it answers the same held-out questions, so two ways differ in few of them by chance: beside the
-share of right answers stands how many became wrong and how many right.
+Every way to quantize it answers the same held-out questions, so two ways differ in few of them by chance: the
+table also has how many right answers became wrong and the reverse.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Pictures encoded ahead of free slots, as on a GPU: answers, errors and memory are as without."""
+"""Images encoded ahead of free slots, as on a GPU, change neither answers nor errors nor memory."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,8 @@ from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import ImageError, MemoryShortageError
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch import admission
-from mllama_cli.engine.batch.run import BatchReply, BatchRequest, run_batch
+from mllama_cli.engine.batch.request import BatchReply, BatchRequest
+from mllama_cli.engine.batch.run import run_batch
 from mllama_cli.engine.batch.slots import Slots
 from mllama_cli.engine.engine import Engine
 from mllama_cli.engine.vision import ImageCache
@@ -33,7 +34,7 @@ def test_answers_are_those_given_one_by_one(engine: Engine, slots: int, refill: 
     assert by_key(run_batch(engine.model, requests, slots=slots, refill=refill)) == expected
 
 
-def test_pictures_are_encoded_before_there_is_a_slot_and_no_further_ahead(
+def test_images_are_encoded_before_a_slot_is_free_and_no_further_ahead(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[str] = []
@@ -60,7 +61,7 @@ def test_pictures_are_encoded_before_there_is_a_slot_and_no_further_ahead(
     assert answers == {request.key: alone(engine, request) for request in requests}
 
 
-def test_nobody_waits_for_a_source_that_has_nothing_ready(engine: Engine) -> None:
+def test_answers_do_not_wait_for_a_source_that_is_not_ready(engine: Engine) -> None:
     first = BatchRequest("first", engine.processor(Conversation.ask("Hello")), sampling=Sampling(max_tokens=20))
     second = BatchRequest(
         "second", engine.processor(Conversation.ask("Hi", (picture(),))), sampling=Sampling(max_tokens=2)
@@ -78,7 +79,7 @@ def test_nobody_waits_for_a_source_that_has_nothing_ready(engine: Engine) -> Non
     assert asked == ["first", "second"]
 
 
-def test_a_bad_picture_is_its_own_reply(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_image_fails_only_its_request(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = requests_for(engine)
     bad = requests[1].inputs.images[0].digest
     tiles = engine.processor.tiles
@@ -134,7 +135,7 @@ def test_replies_come_while_requests_are_still_taken_in(
 
 
 @pytest.mark.parametrize("slots", [1, 4])
-def test_whoever_outgrows_the_memory_is_told_so_and_nobody_else(
+def test_only_the_request_that_outgrows_the_memory_fails(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, slots: int
 ) -> None:
     good = requests_for(engine)
@@ -154,7 +155,7 @@ def test_whoever_outgrows_the_memory_is_told_so_and_nobody_else(
 
 
 @pytest.mark.parametrize("slots", [1, 4])
-def test_a_picture_that_does_not_fit_beside_an_answer_waits_for_its_end(
+def test_an_image_that_does_not_fit_next_to_an_answer_waits_for_its_end(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, slots: int
 ) -> None:
     encode, initialise, live = ImageCache.encode, Slots.__init__, []
@@ -184,7 +185,7 @@ def test_one_long_answer_keeps_no_slot_idle(engine: Engine, monkeypatch: pytest.
     ]
     busy: list[int] = []
     step = Slots.step
-    monkeypatch.setattr(engine.model, "eos", frozenset())  # answers are as long as they may be
+    monkeypatch.setattr(engine.model, "eos", frozenset())  # so that all answers have their maximum length
     monkeypatch.setattr(Slots, "step", lambda self, tokens: busy.append(len(tokens)) or step(self, tokens))
     replies = list(run_batch(engine.model, requests, slots=slots))
     assert sorted(len(reply.ids) for reply in replies) == sorted(lengths)

@@ -1,4 +1,4 @@
-"""How many slots there are, and what happens when memory runs out: fewer slots, and no answer lost or changed."""
+"""The number of slots, and running out of memory: fewer slots, but no answer lost or changed."""
 
 import gc
 import itertools
@@ -14,7 +14,8 @@ from mllama_cli.core.errors import MemoryShortageError
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch import capacity, scheduler
 from mllama_cli.engine.batch.capacity import automatic_slots, slot_bytes
-from mllama_cli.engine.batch.run import BatchRequest, run_batch
+from mllama_cli.engine.batch.request import BatchRequest
+from mllama_cli.engine.batch.run import run_batch
 from mllama_cli.engine.batch.slots import Slots
 from mllama_cli.engine.device import is_out_of_memory
 from mllama_cli.engine.engine import Engine
@@ -59,7 +60,7 @@ def test_only_failed_allocations_count(message: str, expected: bool) -> None:
     [(ImageCache, "encode", 1), (Slots, "fill", 1), (Slots, "fill", 4), (Slots, "step", 3), (Slots, "step", 20)],
     ids=lambda value: getattr(value, "__name__", value),
 )
-def test_work_goes_on_in_fewer_slots(
+def test_a_batch_continues_in_fewer_slots(
     engine: Engine,
     monkeypatch: pytest.MonkeyPatch,
     where: type,
@@ -181,7 +182,7 @@ def test_errors_that_are_not_about_this_memory_are_raised(engine: Engine, monkey
         list(run_batch(engine.model, requests_for(engine), slots=2))
 
 
-def test_slots_by_themselves_fill_the_memory_that_is_free(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_automatic_slots_fill_the_free_memory(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     each = slot_bytes(engine.config, engine.dtype.itemsize, 100 + 200, 1)
     text, vision = engine.config.text_config, engine.config.vision_config
     assert vision is not None
@@ -198,7 +199,7 @@ def test_slots_by_themselves_fill_the_memory_that_is_free(engine: Engine, monkey
     assert 10 < automatic_slots(engine.model, 100, 1, 200) < 30
 
 
-def test_the_caller_hears_how_many_slots_there_are(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_slots_is_reported(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "automatic_slots", lambda *_: 3)
     counts: list[int] = []
     inputs = engine.processor(Conversation.ask("?", (picture(),)))
@@ -229,7 +230,7 @@ def test_a_request_is_answered_once_wherever_its_start_ran_out_of_memory(
     assert {reply.key: reply.ids for reply in replies} == expected
 
 
-def test_memory_that_runs_out_before_there_are_slots_is_said_so(
+def test_running_out_of_memory_before_there_are_slots_is_an_error(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_room(self: Engine, *arguments: Any) -> int:

@@ -1,4 +1,4 @@
-"""Slots that are refilled: every answer is the one that its request gets alone, and replies come as answers end."""
+"""In refilled slots, every answer is the one that its request gets alone, and replies come as answers end."""
 
 from collections.abc import Generator, Iterator
 from dataclasses import replace
@@ -10,7 +10,8 @@ from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import ContextLengthError, ImageError, MllamaError, UsageError
 from mllama_cli.core.events import Token
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.batch.run import BatchReply, BatchRequest, run_batch
+from mllama_cli.engine.batch.request import BatchReply, BatchRequest
+from mllama_cli.engine.batch.run import run_batch
 from mllama_cli.engine.engine import Engine, load
 from mllama_cli.engine.vision import VisionEncoder
 from mllama_cli.model.cache import LayerKV
@@ -61,7 +62,7 @@ def test_answers_are_those_given_one_by_one(engine: Engine, slots: int, refill: 
     assert by_key(run_batch(engine.model, requests, slots=slots, refill=refill)) == expected
 
 
-def test_rows_that_sample_keep_their_own_dice(engine: Engine) -> None:
+def test_sampled_rows_use_their_own_generators(engine: Engine) -> None:
     requests = [
         replace(
             request, sampling=Sampling(max_tokens=12, temperature=0.8 * (seed % 3), seed=seed, top_k=20 * (seed % 2))
@@ -103,12 +104,12 @@ def test_a_free_slot_is_refilled_at_once_and_requests_are_pulled_when_needed(eng
     for reply in run_batch(engine.model, source(), slots=2):
         order.append(reply.key)
         assert len(pulled) <= len(order) + 2
-    assert order == [1, 2, 3, 4, 5, 0], "the long answer must hold nobody up"
+    assert order == [1, 2, 3, 4, 5, 0], "the long answer must not delay others"
     pulled.clear()
     assert [reply.key for reply in run_batch(engine.model, source(), slots=2, refill=False)] == [1, 0, 2, 3, 4, 5]
 
 
-def test_others_go_on_while_the_next_request_is_not_ready(engine: Engine) -> None:
+def test_others_continue_while_the_next_request_is_not_ready(engine: Engine) -> None:
     first, second = requests_for(engine)[:2]
     replied: list[object] = []
 
@@ -139,7 +140,7 @@ def test_a_request_that_cannot_be_answered_is_its_own_reply(engine: Engine) -> N
     assert len(replies) == 6
 
 
-def test_pictures_for_a_model_without_eyes_are_an_error_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_images_for_a_text_only_model_fail_only_their_request(tmp_path_factory: pytest.TempPathFactory) -> None:
     blind = load(make_checkpoint(tmp_path_factory.mktemp("m") / "blind", text_only_config()), device="cpu")
     seeing = load(make_checkpoint(tmp_path_factory.mktemp("m") / "seeing"), device="cpu")
     text = BatchRequest("text", blind.processor(Conversation.ask("Hello")), sampling=Sampling(max_tokens=4))
@@ -169,7 +170,7 @@ def test_tiles_made_ahead_are_used(engine: Engine, monkeypatch: pytest.MonkeyPat
     assert by_key(run_batch(engine.model, ready, slots=3)) == expected
 
 
-def test_equal_pictures_are_encoded_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_images_are_encoded_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[int] = []
     original = VisionEncoder.steps
 

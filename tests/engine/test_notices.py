@@ -1,4 +1,4 @@
-"""What a person is told once about this machine: other formats, kernels that have to be built first."""
+"""One-time notices about this machine: another dtype, kernels that have to be built first."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_a_gpu_without_bfloat16_says_what_it_computes_in(tmp_path: Path, monkeyp
     assert notices(list(engine.load_weights(vision=True))) == []
 
     asked = Engine(folder, "model", device="cpu", dtype="float16")
-    assert notices(list(asked.load_weights())) == [], "whoever asks for float16 knows it"
+    assert notices(list(asked.load_weights())) == [], "a user who asks for float16 knows it"
 
 
 def test_the_first_batch_on_a_gpu_is_announced(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,15 +55,15 @@ def test_a_batch_says_when_it_has_stepped(engine: Engine, monkeypatch: pytest.Mo
     assert stepped
 
 
-def test_kernels_of_text_are_built_with_those_of_pictures(
+def test_kernels_for_text_are_built_with_those_for_images(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(built, "_mark", lambda network, device, work: tmp_path / work)
     network, device = engine.network, torch.device("cuda")
     built.remember(network, device, "text")
     assert not built.first_time(network, device, "text")
-    assert built.first_time(network, device, "pictures")
-    built.remember(network, device, "pictures")
+    assert built.first_time(network, device, "images")
+    built.remember(network, device, "images")
     (tmp_path / "text").unlink()
-    built.remember(network, device, "pictures")
+    built.remember(network, device, "images")
     assert not built.first_time(network, device, "text")

@@ -1,4 +1,4 @@
-"""How tokens are chosen, held to transformers' logits processors and to a reference in plain Python."""
+"""The choice of tokens, compared with transformers' logits processors and a reference in plain Python."""
 
 import math
 import random
@@ -189,7 +189,7 @@ def test_a_seed_gives_the_same_tokens_alone_and_in_a_batch_whose_rows_come_and_g
         assert [token.logprob is None for token in answer] == [token.logprob is None for token in alone[: len(answer)]]
 
 
-def test_a_captured_steps_way_gives_the_same() -> None:
+def test_choosing_as_a_captured_step_does_gives_the_same() -> None:
     requests = [sampling for sampling in MIXED if Method.of(sampling) == (True, True)]
     sampler, way = Sampler(len(requests), VOCAB, CPU), Method(adjusts=True, draws=True)
     with torch.inference_mode():
@@ -273,7 +273,7 @@ def test_what_is_not_finite_is_an_error_of_its_row_alone(settings: dict[str, Any
     assert "NaN" in str(error)
 
 
-def test_masked_tokens_hurt_nobody() -> None:
+def test_masked_tokens_do_not_affect_the_others() -> None:
     masked = LOGITS.clone()
     masked[10:] = -torch.inf
     for sampling in (Sampling(), Sampling(temperature=3.0, seed=1), Sampling(temperature=1.0, top_k=50, seed=1)):

@@ -72,7 +72,7 @@ def test_a_later_turn_feeds_only_what_is_new_and_answers_as_from_scratch(
     assert not any(isinstance(event, Notice) for event in session.stream(again, GREEDY)), "said once is enough"
 
 
-def test_another_picture_at_the_same_place_is_not_mistaken_for_the_old_one(engine: Engine) -> None:
+def test_another_image_at_the_same_position_is_not_mistaken_for_the_old_one(engine: Engine) -> None:
     session = engine.session()
     red, blue = (Conversation.ask("What is this?", (picture(c),)) for c in ("red", "blue"))
     text_of(session.stream(red, GREEDY))
@@ -90,15 +90,15 @@ def test_going_back_and_asking_differently_reuses_the_common_part(engine: Engine
     assert ids_of(iter(events)) == ids_of(engine.stream(other, GREEDY))
 
 
-def test_a_cpu_tells_how_far_it_is_with_a_picture(engine: Engine) -> None:
+def test_a_cpu_reports_progress_with_an_image(engine: Engine) -> None:
     events = engine.stream(Conversation.ask("What are these?", (picture("red"), picture("blue"))), GREEDY)
-    told = [event for event in events if isinstance(event, EncodingImage)]
+    reported = [event for event in events if isinstance(event, EncodingImage)]
     layers = engine.model.vision.layers
     assert layers == 6
-    assert told == [EncodingImage(index, 2, layer, layers) for index in (1, 2) for layer in range(layers + 1)]
+    assert reported == [EncodingImage(index, 2, layer, layers) for index in (1, 2) for layer in range(layers + 1)]
 
 
-def test_a_picture_abandoned_half_way_is_encoded_anew(engine: Engine) -> None:
+def test_an_image_abandoned_halfway_is_encoded_again(engine: Engine) -> None:
     session = engine.session()
     conversation = Conversation.ask("What is this?", (picture(),))
     stream = session.stream(conversation, GREEDY)
@@ -218,7 +218,7 @@ def test_text_only_checkpoint_refuses_images(tmp_path_factory: pytest.TempPathFa
         list(engine.stream(Conversation.ask("What?", (picture(),)), GREEDY))
 
 
-def test_memory_that_runs_out_is_one_error_and_the_session_goes_on(
+def test_running_out_of_memory_is_one_error_and_the_session_stays_usable(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = Conversation.ask("What is this?", (picture(),))

@@ -34,7 +34,7 @@ def prompt_of(slots: Slots, name: str, images: str) -> Prompt:
         network.model.encode_image(TENSORS[image["pixel_values"]], image["aspect_ratio_id"])
         for image in CASES[images]["images"]
     ]
-    digests = tuple(f"{images}{place}" for place in range(len(pictures)))
+    digests = tuple(f"{images}{index}" for index in range(len(pictures)))
     return Prompt(tuple(CASES[name]["prompt_token_ids"]), digests, tuple(pictures))
 
 
@@ -51,7 +51,7 @@ def test_metas_greedy_ids_while_the_neighbours_come_and_go() -> None:
     slots = slots_of(3)
     slots.fill([prompt_of(slots, others[0], others[0])])
     logits = slots.fill([prompt_of(slots, "g", "c")])[0]
-    place = 1
+    slot_index = 1
     for step, expected in enumerate(CASES["g"]["generated_token_ids"]):
         assert int(logits.argmax()) == expected
         assert (logits - TENSORS["g.step_logits"][step]).abs().max() < 5e-5
@@ -59,8 +59,8 @@ def test_metas_greedy_ids_while_the_neighbours_come_and_go() -> None:
             name = others[step % len(others)]
             slots.fill([prompt_of(slots, name, name)])
         elif step % 2:
-            slots.release(gone := next(slot for slot in range(slots.busy) if slot != place))
-            place = gone if place == slots.busy else place
+            slots.release(gone := next(slot for slot in range(slots.busy) if slot != slot_index))
+            slot_index = gone if slot_index == slots.busy else slot_index
         tokens = [step] * slots.busy
-        tokens[place] = expected
-        logits = slots.step(tokens)[place]
+        tokens[slot_index] = expected
+        logits = slots.step(tokens)[slot_index]

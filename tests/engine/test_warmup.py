@@ -1,4 +1,4 @@
-"""What is done before the first prompt, while weights are read: here on the CPU, where all of it runs as well."""
+"""Warming up a layer while weights load: here on the CPU, where all of it runs as well."""
 
 import pytest
 import torch
@@ -28,16 +28,20 @@ def test_a_layer_runs_and_the_network_stays_empty(quantize: str | None, monkeypa
 
 
 def test_what_fails_is_left_to_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*given: object) -> None:
+    ran = []
+
+    def fails(gate: torch.Tensor, up: torch.Tensor) -> None:
+        ran.append(gate.shape)
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(warmup, "_allocate", fails)
+    monkeypatch.setattr(warmup, "silu_and_mul", fails)
     with warmed_up(empty_network(MllamaConfig.from_dict(config_dict())), torch.float32, CPU):
         pass
+    assert len(ran) == 1
 
 
 def test_a_network_with_weights_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warmup, "_allocate", lambda *given: pytest.fail("it has run before"))
+    monkeypatch.setattr(warmup, "ThreadPool", lambda size: pytest.fail("it needs no warm-up"))
     network = empty_network(MllamaConfig.from_dict(config_dict())).to_empty(device="cpu")
     with warmed_up(network, torch.float32, CPU):
         pass

@@ -8,7 +8,8 @@ import torch
 
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.batch.run import BatchRequest, run_batch
+from mllama_cli.engine.batch.request import BatchRequest
+from mllama_cli.engine.batch.run import run_batch
 from mllama_cli.engine.batch.slots import Slots
 from mllama_cli.engine.engine import Engine, load
 from mllama_cli.kernels.sdpa import supports_decode_attention
@@ -23,7 +24,7 @@ pytestmark = [
 
 
 def requests(engine: Engine) -> Iterator[BatchRequest]:
-    """Pictures of several shapes, long and short answers, and text alone."""
+    """Yield requests with images of several shapes and text alone, for long and short answers."""
     for number in range(30):
         question = ("Describe this image.", "Describe this image in detail.", "How many shapes are there?")[number % 3]
         images = (encode_image(opened(number)),) if number % 7 else ()
@@ -35,7 +36,7 @@ def answers(engine: Engine, slots: int) -> dict[object, tuple[int, ...]]:
     return {reply.key: reply.ids for reply in run_batch(engine.model, requests(engine), slots=slots)}
 
 
-def test_refilled_slots_of_a_gpu_say_what_the_cpu_says_one_by_one() -> None:
+def test_refilled_slots_of_a_gpu_answer_as_the_cpu_does_one_by_one() -> None:
     expected = answers(load("sketch", device="cpu", dtype="float32", vision=True), 1)
     engine = load("sketch", device="cuda", dtype="float32", vision=True)
     for slots in (1, 3, 8, 20):

@@ -68,7 +68,7 @@ def test_an_abandoned_answer_leaves_the_caches_usable(cpu: Engine, gpu: Engine) 
         assert ids(session, longer, sampling) == ids(cpu.session(), longer, sampling)
 
 
-def test_two_answers_given_by_turns_do_not_disturb_each_other(cpu: Engine, gpu: Engine) -> None:
+def test_two_interleaved_answers_do_not_disturb_each_other(cpu: Engine, gpu: Engine) -> None:
     sampling = Sampling(max_tokens=30)
     streams = [gpu.session().stream(c, sampling) for c in (TEXT, ASK)]
     tokens = [(e.id for e in stream if isinstance(e, Token)) for stream in streams]
@@ -79,7 +79,7 @@ def test_two_answers_given_by_turns_do_not_disturb_each_other(cpu: Engine, gpu: 
 
 
 @pytest.mark.parametrize("sees", [False, True])
-def test_kernels_are_held_to_the_network_when_they_are_first_built(
+def test_kernels_are_checked_against_the_network_when_they_are_first_built(
     gpu: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sees: bool
 ) -> None:
     decoder = GraphDecoder(gpu.network, torch.float32, gpu.device)

@@ -13,7 +13,8 @@ from torch import Tensor
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.events import Token
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.batch.run import BatchRequest, run_batch
+from mllama_cli.engine.batch.request import BatchRequest
+from mllama_cli.engine.batch.run import run_batch
 from mllama_cli.engine.cuda.capture import capture
 from mllama_cli.engine.engine import Engine, load
 from mllama_cli.engine.sampling import GREEDY, ChosenToken, Method, Sampler

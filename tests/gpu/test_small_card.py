@@ -1,6 +1,6 @@
 """An 8 GB card, played by a part of a large one: ``pytest -m gpu -s tests/gpu/test_small_card.py``.
 
-The 11B shape with random int4 weights runs within its memory, and what lies in host memory changes no answer.
+The 11B shape with random int4 weights runs within its memory, and offloading changes no answer.
 """
 
 import gc
@@ -64,7 +64,7 @@ class Card:
 
     @property
     def peak(self) -> int:
-        """Bytes that torch has had at most."""
+        """The peak of torch's memory in bytes."""
         return torch.cuda.max_memory_reserved(self.device) - self.held
 
     def give_back(self) -> None:
@@ -114,7 +114,7 @@ def test_free_memory_is_what_the_limit_leaves(card: Card) -> None:
     torch.cuda.empty_cache()
 
 
-def test_a_picture_is_encoded_through_two_buffers(card: Card, model: LoadedModel) -> None:
+def test_an_image_is_encoded_through_two_buffers(card: Card, model: LoadedModel) -> None:
     pixels = torch.randn(4, 3, 560, 560, generator=torch.Generator().manual_seed(1))
     network, encode = require_vision(model.network), model.vision.encode
     at_once = encode(pixels, 6)
@@ -126,7 +126,7 @@ def test_a_picture_is_encoded_through_two_buffers(card: Card, model: LoadedModel
     encode(pixels, 6)
     end.record()
     torch.cuda.synchronize()
-    print(f"\na picture of 4 tiles, tower streamed: {start.elapsed_time(end):.1f} ms")
+    print(f"\na picture of 4 tiles, tower offloaded: {start.elapsed_time(end):.1f} ms")
     # One layer after the other, and each has its own weights.
     layers = layers_of(network.model.vision_model)
     homes = [dict(layer.named_parameters()) for layer in layers]
@@ -154,7 +154,7 @@ def test_a_picture_is_encoded_through_two_buffers(card: Card, model: LoadedModel
     assert card.peak <= card.limit
 
 
-def test_a_chat_about_a_picture_stays_within_the_card(card: Card, model: LoadedModel) -> None:
+def test_a_chat_about_an_image_stays_within_the_card(card: Card, model: LoadedModel) -> None:
     config = model.config
     assert model.prefill_chunk == 1024
     pixels = torch.randn(4, 3, 560, 560, generator=torch.Generator().manual_seed(2))
@@ -218,7 +218,7 @@ def ids(engine: Engine, conversation: Conversation, sampling: Sampling) -> list[
     return [event.id for event in engine.stream(conversation, sampling) if isinstance(event, Token)]
 
 
-def test_what_lies_in_host_memory_changes_no_answer(plain: Engine, small: Engine) -> None:
+def test_offloading_changes_no_answer(plain: Engine, small: Engine) -> None:
     talks = [
         Conversation.ask("Hello there"),
         Conversation.ask("What is this?", (picture("red"),)),

@@ -1,4 +1,4 @@
-"""The 11B shape over a long answer and many pictures: memory stays what it is. ``pytest -m gpu -s tests/gpu``."""
+"""The 11B shape over a long answer and many images does not leak memory. ``pytest -m gpu -s tests/gpu``."""
 
 import gc
 
@@ -66,4 +66,4 @@ def test_captions_leave_nothing_behind(model: LoadedModel) -> None:
     rate, count, _ = caption_rate(model, tokens=8)
     torch.cuda.synchronize()
     assert allocated() <= before + 2**20
-    print(f"{rate:.1f} pictures/s, {count} at once")
+    print(f"{rate:.1f} images/s, {count} at once")

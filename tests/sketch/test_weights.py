@@ -9,7 +9,8 @@ from PIL import Image
 
 from mllama_cli import Conversation, Sampling, load, read_image
 from mllama_cli.core.events import Token
-from mllama_cli.engine.batch.run import BatchRequest, run_batch
+from mllama_cli.engine.batch.request import BatchRequest
+from mllama_cli.engine.batch.run import run_batch
 from mllama_cli.engine.engine import Engine
 from mllama_cli.sketch.evaluate import conversation_of, held_out, try_foreign, try_limits, try_task
 from mllama_cli.sketch.questions.samples import TASKS

@@ -1,1 +1,1 @@
-"""Many requests answered together."""
+"""Answer many requests together by continuous batching."""

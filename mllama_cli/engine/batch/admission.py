@@ -1,4 +1,4 @@
-"""Which requests are prefilled next, with their images encoded."""
+"""Choose the requests to prefill next, and encode their images."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -12,28 +12,28 @@ from mllama_cli.engine.vision import ImageCache
 from mllama_cli.processing.image_processor import ImageTiles
 
 PREFETCH = {"cpu": 0, "cuda": MAX_PREFILL_BATCH}
-"""Requests whose images are encoded before there is a slot for them: on a GPU that overlaps with the steps."""
+"""Requests whose images are encoded before a slot is free, which overlaps with steps on a GPU."""
 
 MIN_PREFILL_BATCH = 4
-"""Requests worth a prefill on a GPU while others are answered."""
+"""Requests to wait for before a prefill on a GPU interrupts the steps of others."""
 
 
 class RequestQueue:
-    """The caller's requests, pulled when needed, and before them those that are answered again."""
+    """The caller's requests, pulled when needed, after those that are answered again."""
 
     def __init__(self, source: Iterable[BatchRequest | None]) -> None:
         self.failed = False
-        """Whether the source has raised: its errors are the caller's own, even one of memory."""
+        """Whether the source has raised, even for lack of memory: the error is the caller's own."""
         self._source: Iterator[BatchRequest | None] | None = iter(source)
         self._requeued: deque[BatchRequest] = deque()
 
     @property
     def empty(self) -> bool:
-        """Whether no request will come any more."""
+        """Whether no request is left."""
         return self._source is None and not self._requeued
 
     def pull(self) -> BatchRequest | None:
-        """Return the next request; None where there is none, now or ever."""
+        """Return the next request; None if none is ready or left."""
         if self._requeued:
             return self._requeued.popleft()
         if self._source is None:
@@ -53,12 +53,12 @@ class RequestQueue:
 
 
 class Admission:
-    """Choose requests for the next prefill. On a GPU, begin with the images of those after them.
+    """Choose requests for the next prefill and, on a GPU, prefetch the images of those after them.
 
     Args:
-        refill: whether slots are filled as soon as they are free, so that it pays to wait for a few requests.
-        replies: takes the reply to a request that cannot be answered. (A callback would be a reference cycle, in which
-            the slots' memory outlives the batch.)
+        refill: whether slots are filled as soon as they are free, so that a prefill waits for a few requests.
+        replies: collects replies to rejected requests. (A callback would be a reference cycle, which would keep the
+            slots' memory after the batch.)
     """
 
     def __init__(
@@ -71,13 +71,13 @@ class Admission:
     ) -> None:
         self.queue = queue
         self.images = ImageCache(model.vision, overlap=True)
-        self.prefetches = bool(PREFETCH[model.device.type])
+        self.prefetches = PREFETCH[model.device.type]
+        """Maximum number of requests whose images are prefetched."""
         self.batch: list[BatchRequest] = []
-        """The next prefill batch: until its prefill is through, running out of memory withdraws it."""
+        """The next prefill batch, which is withdrawn if memory runs out before its prefill ends."""
         self._waiting: deque[BatchRequest] = deque()
-        """Requests whose images are encoded, or being encoded, and that have no slot yet."""
+        """Requests without a slot whose images are encoded or being encoded."""
         self._model, self._replies = model, replies
-        self._prefetch_limit = PREFETCH[model.device.type]
         self._min_batch = MIN_PREFILL_BATCH if refill else 1
 
     @property
@@ -86,23 +86,23 @@ class Admission:
         return self.queue.empty and not self._waiting
 
     def prefetch(self, slots: int) -> None:
-        """Begin to encode the images of the requests that come next, up to a rejected one."""
-        while len(self._waiting) < min(self._prefetch_limit, slots) and (request := self.queue.pull()):
+        """Start encoding the images of the next requests, up to a rejected one."""
+        while len(self._waiting) < min(self.prefetches, slots) and (request := self.queue.pull()):
             self._waiting.append(request)
             if not self._encode(request):
                 self._waiting.pop()
                 return
 
     def should_prefill(self, slots: int, free: int) -> bool:
-        """Return whether a prefill comes before the next step.
+        """Return whether to prefill before the next step.
 
-        On a GPU several requests at a time, since one costs as much. While images are on their way to free slots
-        nothing steps: the GPU is busy with them anyway, and a step costs hardly less for few slots than for many.
+        On a GPU a prefill waits for several requests, since one takes as long. Nothing steps while free slots wait for
+        images: the GPU is busy encoding, and a step takes almost as long for few slots as for many.
         """
         return not self.prefetches or (bool(self._waiting) and free >= self._group(slots))
 
     def collect(self, slots: int, free: int) -> bool:
-        """Fill ``batch`` with requests that can be prefilled together; return whether one was rejected meanwhile."""
+        """Fill ``batch`` with requests to prefill together; return whether one was rejected."""
         group = self._group(slots)
         most = min(free, max_prefill_batch(slots) if self.prefetches else MAX_PREFILL_BATCH)
         while len(self.batch) < most and (request := self._next(group)):
@@ -113,12 +113,12 @@ class Admission:
         return False
 
     def admitted(self) -> None:
-        """Note that ``batch`` is in its slots."""
+        """Forget ``batch``, which is in its slots now."""
         self.batch = []
         self.images.trim({image.digest for request in self._waiting for image in request.inputs.images})
 
     def withdraw(self) -> list[BatchRequest]:
-        """Forget all images, and return the requests that were chosen or waited."""
+        """Forget all images; return the requests that were in ``batch`` or waiting."""
         withdrawn = [*self.batch, *self._waiting]
         self.batch = []
         self._waiting.clear()
@@ -126,13 +126,13 @@ class Admission:
         return withdrawn
 
     def _group(self, slots: int) -> int:
-        """Return how many are prefilled together at least, if there will be that many."""
+        """Return the minimum size of the next prefill batch."""
         return min(self._min_batch, max_prefill_batch(slots), len(self._waiting))
 
     def _next(self, group: int) -> BatchRequest | None:
-        """Return the next request if it can be prefilled with those of ``batch``; None where there is none now.
+        """Return the next request if it can be prefilled with ``batch``, otherwise None.
 
-        The images of a ``group`` are waited for; those of more requests are not.
+        The first ``group`` requests wait for their images; more are added only if theirs are encoded.
         """
         if not self.prefetches:
             request = self.queue.pull()
@@ -143,23 +143,20 @@ class Admission:
         if request and self.batch:
             lengths = [len(other.inputs.ids) for other in (*self.batch, request)]
             if not fits_together(lengths):
-                self._put_back(request)
+                if self.prefetches:
+                    self._waiting.appendleft(request)
+                else:
+                    self.queue.requeue([request])
                 return None
         return request
-
-    def _put_back(self, request: BatchRequest) -> None:
-        if self.prefetches:
-            self._waiting.appendleft(request)
-        else:
-            self.queue.requeue([request])
 
     def _ready(self, request: BatchRequest) -> bool:
         return all(self.images.ready(image.digest) for image in request.inputs.images)
 
     def _encode(self, request: BatchRequest) -> bool:
-        """Encode a request's images; where it cannot be answered at all, reject it."""
-        if request.inputs.images and not self._model.vision_loaded:
-            for _ in self._model.load_vision():
+        """Encode a request's images; reject a request that cannot be answered. Return whether it is accepted."""
+        if request.inputs.images:
+            for _ in self._model.load(vision=True):
                 pass
         try:
             self.images.encode(self._tiles(request))
@@ -169,7 +166,7 @@ class Admission:
         return True
 
     def _tiles(self, request: BatchRequest) -> dict[str, ImageTiles]:
-        """Return the tiles of the images that are not encoded yet, by digest. Raise what is wrong with the request."""
+        """Return by digest the tiles of images that are not encoded. Raise ContextLengthError or ImageError."""
         limit, length = self._model.max_context, len(request.inputs.ids)
         if length >= limit:
             raise ContextLengthError(

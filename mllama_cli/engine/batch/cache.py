@@ -1,4 +1,4 @@
-"""The KV cache of a batch: one preallocated row for each slot, whose contents come and go."""
+"""The KV cache of a batch, with one preallocated row for each slot."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ from mllama_cli.model.visibility import CrossView, Segment
 
 
 class SlotCache:
-    """Keys and values of a fixed number of slots. The first ``busy`` of them are in use, so a step leaves none out.
+    """Keys and values of a fixed number of slots, of which the first ``busy`` are in use.
 
-    ``keys[layer]`` and ``values[layer]`` are [slots, kv_heads, capacity, head_dim] of the self-attention layers,
-    ``cross[layer]`` a pair of [slots, kv_heads, cross capacity, head_dim] with what decoded tokens see of images.
-    ``lengths`` and ``cross_lengths``, long [slots] on the device, say how much of a row counts.
+    ``keys`` and ``values`` of each self-attention layer are [slots, kv_heads, capacity, head_dim]; ``cross_keys`` and
+    ``cross_values`` of each cross-attention layer, [slots, kv_heads, cross capacity, head_dim], hold the vision tokens
+    that decoded tokens see. ``lengths`` and ``cross_lengths``, int64 [slots] on the device, count the valid positions.
     """
 
     def __init__(self, config: MllamaTextConfig, slots: int, *, dtype: torch.dtype, device: torch.device) -> None:
@@ -28,7 +28,7 @@ class SlotCache:
         self.cross_values = [torch.empty(shape, dtype=dtype, device=device) for _ in config.cross_attention_layers]
         self.lengths = torch.zeros(slots, dtype=torch.long, device=device)
         self.cross_lengths = torch.zeros(slots, dtype=torch.long, device=device)
-        # The same on the host, so that no step waits for the device to know them.
+        # Copies on the host, so that no step waits for the device.
         self.host_lengths = [0] * slots
         self.host_cross_lengths = [0] * slots
         self._rows = torch.arange(slots, device=device)[:, None]
@@ -40,7 +40,7 @@ class SlotCache:
 
     @property
     def extent(self) -> int:
-        """How many positions the longest busy slot has filled."""
+        """Filled positions of the longest busy slot."""
         return max(self.host_lengths[: self.busy], default=0)
 
     def reserve(self, length: int) -> None:
@@ -50,25 +50,25 @@ class SlotCache:
             _grow((self.keys, self.values), grown(length, capacity, self.config.max_position_embeddings))
 
     def rows(self, start: int, end: int) -> KVCache:
-        """The slots [start, end) as an empty cache for a prefill, over the same memory. Reserve first."""
+        """Return slots [start, end) as an empty cache for a prefill, in the same memory. Reserve first."""
         cache = KVCache(self.config, end - start, dtype=self.keys[0].dtype, device=self.lengths.device)
         cache.keys = [tensor[start:end] for tensor in self.keys]
         cache.values = [tensor[start:end] for tensor in self.values]
         return cache
 
     def put(self, slot: int, length: int, layers: list[LayerKV], start: int, end: int) -> None:
-        """A slot now holds ``length`` positions and sees vision tokens [start, end) of ``layers`` ([1, ...] each)."""
+        """Give a slot ``length`` positions and vision tokens [start, end) of ``layers`` ([1, ...] each)."""
         whole = [(keys[:, :, start:end], values[:, :, start:end]) for keys, values in layers]
         self.put_alike(slot, [length], whole, end - start)
 
     def put_alike(self, first: int, lengths: Sequence[int], layers: Sequence[LayerKV], seen: int) -> None:
-        """Slots from ``first`` on now hold that many positions each, and all see as many vision tokens.
+        """Give slots from ``first`` on these lengths, and each the same number of vision tokens.
 
-        Layers are [slots, kv_heads, seen, head_dim] each. One copy for all slots: each takes the host time.
+        Layers are [slots, kv_heads, seen, head_dim] each. One copy serves all slots, as each costs host time.
         """
         end = first + len(lengths)
         if seen and seen > self.cross_keys[0].shape[2]:
-            # No slack: images come in few sizes, and a large one is four tiles.
+            # No slack, since there are only few sizes of images.
             _grow((self.cross_keys, self.cross_values), seen)
         for index, (keys, values) in enumerate(layers if seen else ()):
             self.cross_keys[index][first:end, :, :seen] = keys
@@ -78,7 +78,7 @@ class SlotCache:
         self.busy = max(self.busy, end)
 
     def release(self, slot: int) -> None:
-        """Free a slot: the last busy one moves into it. What is left behind stays until it is overwritten."""
+        """Free a slot, into which the last busy one moves. Old contents stay until they are overwritten."""
         last = self.busy - 1
         if slot != last:
             length, seen = self.host_lengths[last], self.host_cross_lengths[last]
@@ -91,12 +91,12 @@ class SlotCache:
         self.busy = last
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
-        """The first ``length`` positions of ``source`` also begin ``target``."""
+        """Copy the first ``length`` positions of ``source`` to ``target``."""
         for tensor in (*self.keys, *self.values):
             tensor[target, :, :length] = tensor[source, :, :length]
 
     def write(self, cache_index: int, keys: Tensor, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Store one new position of each busy slot in the layer with that ``cache_index``."""
+        """Store a new position of each busy slot in the layer with that ``cache_index``; return its keys and values."""
         rows = self._rows[: self.busy]
         stored_k, stored_v = self.keys[cache_index], self.values[cache_index]
         stored_k[rows, :, positions] = keys.transpose(1, 2)
@@ -105,13 +105,13 @@ class SlotCache:
         return stored_k[: self.busy, :, :end], stored_v[: self.busy, :, :end]
 
     def advance(self) -> None:
-        """Count the position that a step has added to each busy slot."""
+        """Count the position that a step has stored in each busy slot."""
         self.lengths[: self.busy] += 1
         for slot in range(self.busy):
             self.host_lengths[slot] += 1
 
     def seen(self) -> tuple[CrossKVCache | None, CrossView | None]:
-        """The busy slots' vision tokens and which of them count; rebuilt only when slots have changed."""
+        """Return the busy slots' vision tokens and their masks, rebuilt only after slots have changed."""
         if self._seen is None:
             counts = self.host_cross_lengths[: self.busy]
             width = max(counts, default=0)
@@ -130,7 +130,7 @@ class SlotCache:
         lengths = self.cross_lengths[: self.busy, None]
         mask = row_mask = None
         if min(counts) < width:
-            # Softmax needs one key: the rows that see nothing look at the first, and their result counts 0.
+            # Softmax needs a key, so rows without vision tokens see the first one, and row_mask drops the result.
             mask = (torch.arange(width, device=lengths.device) < lengths.clamp(min=1))[:, None, None]
         if not min(counts):
             row_mask = (lengths > 0)[..., None]
@@ -145,7 +145,7 @@ class SlotCache:
 
 
 def _grow(groups: tuple[list[Tensor], ...], capacity: int) -> None:
-    """Lengthen dimension 2. Zeros: a masked key has weight 0, and 0 times uninitialised memory can be NaN."""
+    """Lengthen dimension 2 with zeros: a masked key has weight 0, and 0 times uninitialised memory can be NaN."""
     for tensors in groups:
         for index, old in enumerate(tensors):
             new = old.new_zeros((*old.shape[:2], capacity, old.shape[3]))

@@ -1,4 +1,4 @@
-"""What goes into a batch and what comes out of it."""
+"""Requests and replies of a batch."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ class BatchRequest:
     """A prompt to answer.
 
     Attributes:
-        key: the caller's own; the reply carries it.
-        tiles: of the images, in the order of ``inputs.images``; empty: they are made when needed.
-        sampling: None takes the checkpoint's defaults.
+        key: identifies the request to the caller, as the reply's ``key``.
+        tiles: those of ``inputs.images``, in order; if empty, they are decoded when needed.
+        sampling: None means the checkpoint's defaults.
     """
 
     key: Hashable
@@ -29,9 +29,9 @@ class BatchRequest:
 
 @dataclass(frozen=True)
 class BatchReply:
-    """An answer, or the ``error`` why there is none. ``seconds`` count from when it got its slot.
+    """An answer or an ``error``. ``seconds`` count from when the request got its slot.
 
-    ``logprobs`` holds the log-probabilities of each of ``ids`` where the request's ``Sampling`` asks for them.
+    ``logprobs`` has one entry for each of ``ids`` if the request's ``Sampling`` asks for them.
     """
 
     key: Hashable

@@ -1,4 +1,4 @@
-"""Several conversations answered at once, with different lengths and numbers of images."""
+"""Answer several conversations together."""
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.events import FinishReason
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.batch.request import BatchReply as BatchReply
-from mllama_cli.engine.batch.request import BatchRequest as BatchRequest
+from mllama_cli.engine.batch.request import BatchReply, BatchRequest
 from mllama_cli.engine.batch.scheduler import Scheduler
 from mllama_cli.engine.model import LoadedModel
 
@@ -29,17 +28,17 @@ def run_batch(
     refill: bool = True,
     on_slots: Callable[[int], None] | None = None,
 ) -> Generator[BatchReply]:
-    """Answer any number of requests, ``slots`` of them at a time (None: as many as memory allows and there is use for).
+    """Answer any number of requests, ``slots`` of them at a time (None: as many as memory allows and are useful).
 
-    Requests are pulled when slots are free, on a GPU up to eight before that. Each reply is yielded as soon as its
-    answer ends: not in order. Errors of a single request are its reply. When memory runs out, what is in flight starts
-    again in fewer slots. Close the iterator to stop.
+    Requests are pulled when slots are free, on a GPU up to eight before that. Replies are yielded as answers end, not
+    in order; the error of a single request is its reply. When memory runs out, requests in slots start again in fewer
+    slots. Close the iterator to stop.
 
     Args:
-        requests: None among them means that nothing is ready yet; the others continue meanwhile. With none in a slot
-            the next one is asked for at once, so the source should wait a little itself.
+        requests: may yield None if no request is ready yet, so that others continue. While all slots are free the next
+            one is pulled at once, so the source should wait a little itself.
         refill: False leaves free slots empty until all answers have ended.
-        on_slots: called with the number of slots, at first and when it shrinks.
+        on_slots: called with the number of slots when it is chosen and when it shrinks.
     """
     if slots is not None and slots < 1:
         raise ValueError(f"slots must be 1 or more, not {slots}")
@@ -49,10 +48,9 @@ def run_batch(
 def answer_batch(
     model: LoadedModel, conversations: Sequence[Conversation], sampling: Sampling | None = None
 ) -> list[Reply]:
-    """Answer every conversation, in order.
+    """Return the answers to all conversations, in order.
 
-    Each has its own sampler, so an answer does not depend on its neighbours. Raise the error of the first conversation
-    that cannot be answered.
+    An answer does not depend on the others. Raise the error of the first conversation that cannot be answered.
     """
     inputs = map(model.processor, conversations)
     requests = [BatchRequest(index, item, sampling=sampling) for index, item in enumerate(inputs)]

@@ -1,4 +1,4 @@
-"""Continuous batching: admit requests into free slots, step them, reply, shrink when memory runs out."""
+"""Continuous batching: admit requests into free slots, step them, reply, and shrink when memory runs out."""
 
 import time
 from collections import deque
@@ -15,7 +15,7 @@ from mllama_cli.engine.batch.capacity import automatic_slots, image_cache_bytes
 from mllama_cli.engine.batch.request import BatchReply, BatchRequest
 from mllama_cli.engine.batch.slots import Prompt, Slots
 from mllama_cli.engine.completion import Completion
-from mllama_cli.engine.device import is_out_of_memory, make_current, step_stream
+from mllama_cli.engine.device import free_bytes, is_out_of_memory, make_current, step_stream
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.sampling import ChosenToken
 
@@ -28,11 +28,11 @@ class _Running:
     started: float
     answer: Completion
     chosen: list[ChosenToken] = field(default_factory=list)
-    """Of ``answer.ids``, where log-probabilities are asked for."""
+    """Those of ``answer.ids``, if log-probabilities are asked for."""
 
 
 class Scheduler:
-    """Answer requests in ``slots`` slots (None: as many as memory allows). Replies come as their answers end."""
+    """Answer requests in ``slots`` slots (None: as many as memory allows)."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Scheduler:
         self._admission = Admission(model, RequestQueue(requests), refill=refill, replies=self._replies)
         self._slots: Slots | None = None
         self._running: list[_Running] = []
-        """In the order of the slots."""
+        """The requests of the busy slots, in order."""
         self._draining = False
         """Whether free slots stay empty until all answers have ended."""
         self._tried_alone: BatchRequest | None = None
@@ -65,11 +65,11 @@ class Scheduler:
                 yield self._replies.popleft()
 
     def _advance(self) -> None:
-        """Admit requests, or else step those in slots; return early where there is a reply to hand out."""
+        """Admit requests or step those in slots; return early if there is a reply to yield."""
         if self._slots is None and not self._initialise():
             return
         assert self._slots is not None
-        # With a single slot, don't prefetch: running out of memory must be attributable to its request.
+        # With a single slot, don't prefetch, so that running out of memory is attributable to its request.
         if self._slots.count > 1 or not self._running:
             self._admission.prefetch(self._slots.count)
         if not self._running:
@@ -84,22 +84,22 @@ class Scheduler:
             self._draining = not self._refill
 
     def _initialise(self) -> bool:
-        """Make the slots once there is a request, from whose size their number follows; return whether there is."""
+        """Allocate slots, as many as suit the first request; return whether there is one yet."""
         queue = self._admission.queue
         request = queue.pull()
         if request is None:
             return False
         queue.requeue([request])
-        if request.inputs.images and not self._model.vision_loaded:
-            for _ in self._model.load_vision():
+        if request.inputs.images:
+            for _ in self._model.load(vision=True):
                 pass
         if self._size is None:
             sampling = request.sampling or self._model.default_sampling()
-            lengths = len(request.inputs.ids), len(request.inputs.images), sampling.max_tokens
-            slots = automatic_slots(self._model, *lengths)
+            inputs = request.inputs
+            slots = automatic_slots(self._model, len(inputs.ids), len(inputs.images), sampling.max_tokens)
             self._size = min(slots, self._max_size or slots)
             self._on_slots(self._size)
-        self._admission.images.limit = image_cache_bytes(self._model.device)
+        self._admission.images.limit = image_cache_bytes(free_bytes(self._model.device))
         self._slots = Slots(self._model, self._size)
         return True
 
@@ -107,7 +107,7 @@ class Scheduler:
         return not self._draining and self._admission.should_prefill(slots.count, slots.free)
 
     def _admit(self, slots: Slots) -> None:
-        """Fill the free slots, as many at a time as can be prefilled together; on a GPU once, to prefetch again."""
+        """Fill the free slots in prefill batches; on a GPU only one, so that more images are prefetched."""
         while slots.free:
             rejected = self._admission.collect(slots.count, slots.free)
             if self._admission.batch:
@@ -130,7 +130,7 @@ class Scheduler:
             self._start(slots, slot, request, started) for slot, request in enumerate(self._admission.batch, first)
         ]
         self._running += admitted
-        self._admission.admitted()  # only now: what runs out of memory before is withdrawn once
+        self._admission.admitted()  # only now, so that running out of memory before withdraws them
         self._take_tokens(first, logits)
 
     def _start(self, slots: Slots, slot: int, request: BatchRequest, started: float) -> _Running:
@@ -141,7 +141,7 @@ class Scheduler:
         return _Running(request, started, answer)
 
     def _take_tokens(self, first: int, logits: Tensor) -> None:
-        """Take the next tokens of the slots from ``first`` on; those whose answers end become free."""
+        """Choose the next tokens of the slots from ``first`` on; release those whose answers end."""
         assert self._slots is not None
         ended = []
         for slot, token in enumerate(self._slots.sampler.choose(logits, first), first):
@@ -156,14 +156,10 @@ class Scheduler:
             if running.answer.finish_reason:
                 self._reply(running)
                 ended.append(slot)
-        for slot in reversed(ended):  # from the back, as the last slot moves into the one that is released
-            self._release(slot)
-
-    def _release(self, slot: int) -> None:
-        assert self._slots is not None
-        self._slots.release(slot)
-        self._running[slot] = self._running[-1]
-        self._running.pop()
+        for slot in reversed(ended):  # from the back, since the last slot moves into a released one
+            self._slots.release(slot)
+            self._running[slot] = self._running[-1]
+            self._running.pop()
 
     def _reply(self, running: _Running) -> None:
         request, answer = running.request, running.answer
@@ -181,7 +177,7 @@ class Scheduler:
         )
 
     def _run_or_shrink(self, work: Callable[[], None]) -> None:
-        """Run ``work``; where memory runs out, continue with fewer slots."""
+        """Run ``work``; when memory runs out, continue with fewer slots."""
         try:
             with self._step_stream():
                 work()
@@ -192,14 +188,14 @@ class Scheduler:
         self._shrink()  # not in the handler, where the traceback still holds tensors
 
     def _step_stream(self) -> AbstractContextManager[object]:
-        """On a GPU, a stream with a higher priority than the images'."""
+        """Return a context in which, on a GPU, a stream with a higher priority than the images' is current."""
         if self._stream is None and self._model.device.type == "cuda":
             self._stream = step_stream(self._model.device)
             self._stream.wait_stream(torch.cuda.current_stream(self._model.device))
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def _shrink(self) -> None:
-        """Give up all slots, requeue their requests, and have fewer slots. Alone, a request is tried twice."""
+        """Requeue all requests for fewer slots. A request alone in a single slot is tried twice."""
         assert self._size
         in_flight = [running.request for running in self._running] + self._admission.withdraw()
         self._running, self._slots = [], None
@@ -212,7 +208,7 @@ class Scheduler:
         if alone and in_flight and in_flight[0] is self._tried_alone:
             error = MemoryShortageError(
                 "There is not enough memory to answer this, even alone",
-                "Close other programs, ask with fewer pictures or less text, or use a smaller --dtype.",
+                "Close other programs, ask with fewer images or less text, or use a smaller --dtype.",
             )
             self._replies.append(BatchReply.failed(in_flight.pop(0), error))
         elif self._size > 1:

@@ -1,4 +1,4 @@
-"""Steps of the busy slots as captured graphs: thousands of launches become one."""
+"""Steps of the busy slots as captured graphs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ GRAPH_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 @dataclass(frozen=True)
 class StepShape:
-    """``rows`` slots from the first on, and whether any of them sees an image."""
+    """The first ``rows`` slots, and whether any of them sees an image."""
 
     rows: int
     with_images: bool
@@ -28,24 +28,23 @@ class StepShape:
     def of(cls, cache: SlotCache) -> "StepShape":
         """Return the smallest shape that holds the busy slots.
 
-        Rows beyond them are computed too and mean nothing; what their slots held at position 0 is lost.
+        Rows beyond them are computed too, to no use; position 0 of their slots is overwritten.
         """
         rows = next((size for size in GRAPH_BATCH_SIZES if size >= cache.busy), cache.slots)
         return cls(min(rows, cache.slots), any(cache.host_cross_lengths[: cache.busy]))
 
 
 class SlotGraphs:
-    """A graph for each shape of a step, captured when first needed; all again when the cache has grown.
+    """A graph for each shape of a step, captured on first use; all are captured again when the cache has grown.
 
-    Any of them may be replayed after any other, since logits are read before the next step: so they share one memory
-    pool.
+    Logits are read before the next step, so the graphs share a memory pool.
     """
 
     def __init__(self, network: Network, cache: SlotCache) -> None:
         self._network, self._cache = network, cache
         self._ids = torch.zeros(cache.slots, 1, dtype=torch.long, device=cache.lengths.device)
         self._graphs: dict[StepShape, tuple[torch.cuda.CUDAGraph, Tensor, SlotStep]] = {}
-        """With each where its logits are, and the step, whose buffers it works in."""
+        """For each shape its graph, logits, and the step that owns its buffers."""
         self._addresses: tuple[tuple[int, int], ...] = ()
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -57,7 +56,7 @@ class SlotGraphs:
         )
         if addresses != self._addresses:
             self._graphs.clear()
-            self._pool = torch.cuda.graph_pool_handle()  # the old one ends with its last graph
+            self._pool = torch.cuda.graph_pool_handle()  # the old one is freed with its last graph
             self._addresses = addresses
         self._ids[: len(tokens), 0] = upload(torch.tensor(tokens), self._ids.device)
         if shape not in self._graphs:

@@ -1,7 +1,7 @@
-"""One step of a batch's slots: the network's own layers, but attention by the kernel that reads each slot's caches.
+"""One step of a batch's slots, by the network's own layers but with our attention kernel.
 
-It reads what a slot holds and no more, where torch's attention reads all slots as far as the longest reaches; and it
-rotates, normalises and stores the new row along the way.
+The kernel reads only the valid positions of each slot, where torch's attention reads all slots up to the longest; it
+also rotates, normalises and stores the new position.
 """
 
 import torch
@@ -14,11 +14,11 @@ from mllama_cli.model.rope import rotation
 from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer, MllamaSelfAttentionDecoderLayer
 
 CROSS_SPLITS = 2
-"""At least: many keys, read by one program a head, leave some multiprocessors idle at the end."""
+"""Minimum splits: with one program for each head, many keys would leave multiprocessors idle at the end."""
 
 
 class SlotStep:
-    """A step of the first ``rows`` slots over a cache whose tensors stay where they are."""
+    """A step of the first ``rows`` slots on a cache whose tensors do not move."""
 
     def __init__(self, network: Network, cache: SlotCache, rows: int, *, with_images: bool) -> None:
         config, device, dtype = cache.config, cache.lengths.device, network.language_model.norm.weight.dtype
@@ -37,7 +37,7 @@ class SlotStep:
         self.attended = torch.empty(rows, 1, heads * self.dim, dtype=dtype, device=device)
 
     def run(self, ids: Tensor) -> Tensor:
-        """Return logits [rows, vocab_size] after the newest tokens [rows, 1], whose keys and values are stored.
+        """Return logits [rows, vocab_size] after the newest tokens [rows, 1]; store their keys and values.
 
         Lengths are read on the device and not changed. Reserve the new position first.
         """

@@ -1,4 +1,4 @@
-"""The batch that is decoded together: requests are prefilled into free slots, then all busy slots step as one."""
+"""Prefill prompts into free slots, and step all busy slots together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from mllama_cli.engine.batch.slot_graphs import SlotGraphs
 
 MIN_SHARED_PREFIX = 16
-"""Fewer equal tokens at the beginning of two prompts are not worth a copy: they hardly lengthen a prefill."""
+"""A shorter common beginning of two prompts is not worth copying."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt with its encoded images, each a list of per-layer keys and values, in the order of image tokens."""
+    """A prompt with its encoded images (keys and values for each layer) in the order of image tokens."""
 
     ids: tuple[int, ...]
     digests: tuple[str, ...] = ()
@@ -33,9 +33,9 @@ class Prompt:
 
 
 class Slots:
-    """At most ``count`` conversations that are answered at once. Busy slots are always the first ones.
+    """The slots of up to ``count`` conversations answered at once. Busy slots are always the first ones.
 
-    A slot's answer depends on its own prompt alone, up to rounding: slots share weights and nothing else.
+    Except for rounding, a slot's answer depends only on its own prompt.
     """
 
     def __init__(self, model: LoadedModel, count: int) -> None:
@@ -44,7 +44,7 @@ class Slots:
         self.sampler = Sampler(count, model.config.text_config.vocab_size, model.device)
         self.cache = SlotCache(model.config.text_config, count, dtype=model.dtype, device=model.device)
         self._held: list[tuple[tuple[int, ...], tuple[str, ...]]] = [((), ())] * count
-        """Prompt and image digests of which a slot still has the keys and values, whether it is busy or not."""
+        """For each slot, busy or not, the ids and image digests whose keys and values it still holds."""
         self._graphs: SlotGraphs | None = None
 
     @property
@@ -57,9 +57,9 @@ class Slots:
 
     @torch.inference_mode()
     def fill(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Prefill prompts into the next free slots; return logits [prompts, vocab_size] of their first tokens.
+        """Prefill prompts into the next free slots; return logits [prompts, vocab_size] of their last positions.
 
-        Several at once are padded to the longest (``fits_together``); a long one goes alone, in chunks.
+        Several are padded to the longest (see ``fits_together``); one alone is prefilled in chunks.
         """
         first, model = self.cache.busy, self.model
         spans = [image_spans(prompt.ids, model.config.image_token_index) for prompt in prompts]
@@ -79,7 +79,7 @@ class Slots:
             logits = forward(model.network, padded, rows, cross, spans, [len(ids) for ids in new])
         counts = [[image[0][0].shape[2] for image in prompt.images] for prompt in prompts]
         if cross is not None and len(counts[0]) == 1 and all(row == counts[0] for row in counts):
-            # As when captioning: every slot sees the whole of its one image.
+            # As in captioning, every slot sees the whole of one image.
             self.cache.put_alike(first, [len(prompt.ids) for prompt in prompts], cross.layers, counts[0][0])
             self._held[first : first + len(prompts)] = [(prompt.ids, prompt.digests) for prompt in prompts]
         else:
@@ -107,7 +107,7 @@ class Slots:
         return logits
 
     def _captured(self, tokens: Sequence[int]) -> Tensor:
-        """Step from captured graphs, which also compute some free slots."""
+        """Step by replaying a captured graph, which may compute some free slots too."""
         from mllama_cli.engine.batch.slot_graphs import SlotGraphs, StepShape
 
         if self._graphs is None:
@@ -118,16 +118,16 @@ class Slots:
 
     @torch.inference_mode()
     def release(self, slot: int) -> None:
-        """Free a slot; the last busy one moves into it."""
+        """Free a slot, into which the last busy one moves."""
         last = self.cache.busy - 1
         self.cache.release(slot)
         self.sampler.release(slot, last)
         self._held[slot] = self._held[last]
 
     def _share_prefix(self, prompt: Prompt, target: int) -> int:
-        """Begin ``target`` with the longest prefix that any slot already holds; return its length.
+        """Copy the longest prefix of the prompt that any slot holds to ``target``; return its length.
 
-        Exact: keys and values of a position depend on what is before it alone. One token is left to feed.
+        This is exact, since keys and values depend only on what precedes them. At least one token remains to be fed.
         """
         image_token = self.model.config.image_token_index
         best, source = 0, target
@@ -151,7 +151,7 @@ class Slots:
         return best
 
     def _put(self, slot: int, prompt: Prompt) -> None:
-        """Give the slot what decoded tokens see: what the prompt's last token saw."""
+        """Give the slot the vision tokens that the prompt's last token sees, as will all decoded tokens."""
         last = len(prompt.ids) - 1
         counts = [image[0][0].shape[2] for image in prompt.images]
         seen = segments(image_spans(prompt.ids, self.model.config.image_token_index), counts, last, last + 1)
@@ -166,5 +166,5 @@ class Slots:
 
 
 def fits_together(lengths: Sequence[int]) -> bool:
-    """Return whether prompts of these lengths may be prefilled at once: padded, they must not outgrow one chunk."""
+    """Return whether prompts of these lengths, padded to the longest, fit into one prefill chunk."""
     return len(lengths) * max(lengths) <= PREFILL_CHUNK

@@ -1,1 +1,1 @@
-"""Decoding on a CUDA device: a step as few kernels, captured as one graph. Needs Triton; else the torch path runs."""
+"""Decode on a CUDA device with Triton kernels in captured graphs."""

@@ -1,4 +1,4 @@
-"""Decode from captured graphs of our kernels; from plain torch, with a reason, where they do not run."""
+"""Decode with our kernels in captured graphs, or fall back to plain torch with a reason."""
 
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class CapturedDecoder:
-    """One engine's ``Decoder`` on a GPU, with its idle graph decoders: each answer in progress has one of its own.
+    """One model's ``Decoder`` on a GPU. Each answer in progress takes a graph decoder of its own from the idle ones.
 
-    Triton is imported when it is first needed: loading weights does so in the background (engine/cuda/warmup.py).
+    Triton is imported when first needed, usually in the background while weights load (engine/cuda/warmup.py).
     """
 
     def __init__(self, network: Network, dtype: torch.dtype, device: torch.device) -> None:
@@ -29,7 +29,7 @@ class CapturedDecoder:
         self._batch_builds = False
 
     def prepare(self, *, with_images: bool, sampling: Sampling) -> Iterator[Event]:
-        """Build and capture what an answer needs, once. Where that fails, ``fallback_reason`` says why."""
+        """Build kernels and capture graphs for an answer, unless done; on failure set ``fallback_reason``."""
         if self.fallback_reason:
             return
         from mllama_cli.engine.cuda.operands import unsupported_reason
@@ -40,7 +40,7 @@ class CapturedDecoder:
         from mllama_cli.engine.cuda.build_cache import Work, first_time, remember
         from mllama_cli.engine.cuda.self_check import MAX_RELATIVE_ERROR, relative_error
 
-        work: Work = "pictures" if with_images else "text"
+        work: Work = "images" if with_images else "text"
         new = first_time(self._network, self._device, work)
         if new:
             yield Notice("Building kernels for this GPU, once: about 20 seconds")
@@ -51,7 +51,7 @@ class CapturedDecoder:
                 self._fall_back(f"kernels do not compute here what the network does: {error:.0%} apart")
                 return
             self._idle.append(decoder)
-        except Exception as error:  # no C compiler, a driver too old: whatever it is, torch still works
+        except Exception as error:  # such as no C compiler or an old driver; torch still works
             if is_out_of_memory(error) or strict_kernels():
                 raise
             last_line = (str(error).strip().splitlines() or [repr(error)])[-1]
@@ -70,7 +70,7 @@ class CapturedDecoder:
             self._idle.append(decoder)
 
     def prepare_batch(self) -> Iterator[Event]:
-        """Yield a Notice where the first batch on this machine will build kernels, as it needs them."""
+        """Yield a Notice if the first batch on this machine has to build kernels."""
         if not triton_available(self._device):
             return
         from mllama_cli.engine.cuda.build_cache import first_time
@@ -80,7 +80,7 @@ class CapturedDecoder:
             yield Notice("The first captions on this GPU build kernels, once: about 10 seconds")
 
     def batch_stepped(self) -> None:
-        """Note that a batch has made a step: the next process need not announce its kernels."""
+        """Record that a batch has made a step, so that the next process does not announce its kernels."""
         if self._batch_builds:
             from mllama_cli.engine.cuda.build_cache import remember
 

@@ -1,4 +1,4 @@
-"""A record of the kernels that this machine has built for a model's shapes, so that the first wait is explained."""
+"""Remember which kernels this machine has built, so that the user can be warned before the first build."""
 
 from functools import cache
 from hashlib import sha256
@@ -12,27 +12,27 @@ from mllama_cli.engine.cuda.operands import Operand, groups, module_is_absent, o
 from mllama_cli.engine.forward import Network
 from mllama_cli.system.paths import cache_folder
 
-Work = Literal["text", "pictures", "batch"]
+Work = Literal["text", "images", "batch"]
 
 
 def first_time(network: Network, device: torch.device, work: Work) -> bool:
-    """Return whether kernels for such work are still to be built."""
+    """Return whether the kernels for this work have not been built yet."""
     return not _mark(network, device, work).exists()
 
 
 def remember(network: Network, device: torch.device, work: Work) -> None:
-    """Record that they are built; those of pictures include those of text."""
-    done: tuple[Work, ...] = ("text", "pictures") if work == "pictures" else (work,)
+    """Record that the kernels are built; those for images include those for text."""
+    done: tuple[Work, ...] = ("text", "images") if work == "images" else (work,)
     for mark in (_mark(network, device, one) for one in done):
         try:
             mark.parent.mkdir(parents=True, exist_ok=True)
             mark.touch()
-        except OSError:  # a read-only home: the notice is shown again, nothing else
+        except OSError:  # a read-only home only means that the notice is shown again
             return
 
 
 def _mark(network: Network, device: torch.device, work: Work) -> Path:
-    """Return the file that stands for all that decides what is compiled: GPU, versions, shapes, formats, sources."""
+    """Return a file named by a hash of what determines the kernels: GPU, versions, shapes, formats, sources."""
     model = network.language_model
     loaded = (m for modules in groups(network) for m in modules if not module_is_absent(m))
     forms = sorted({_form(operand(module)) for module in loaded})

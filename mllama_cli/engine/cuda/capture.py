@@ -1,4 +1,4 @@
-"""Capture work on a CUDA device as a graph: what takes the host many launches becomes one."""
+"""Capture work on a CUDA device as a graph, so that many launches become one."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -11,9 +11,9 @@ Result = TypeVar("Result")
 def capture(
     run: Callable[[], Result], stream: torch.cuda.Stream, pool: Any = None, *, warm_up: bool = True
 ) -> tuple[torch.cuda.CUDAGraph, Result]:
-    """Return a graph of ``run``, and where a replay puts its result.
+    """Return a graph of ``run`` and its static result, which each replay overwrites.
 
-    To warm up it runs once before: kernels are built, libraries allocate what they need.
+    A warm-up run before lets kernels be built and libraries allocate their workspaces.
     """
     current = torch.cuda.current_stream(stream.device)
     stream.wait_stream(current)
@@ -21,7 +21,7 @@ def capture(
     with torch.cuda.stream(stream):
         if warm_up:
             run()
-        # Not torch.cuda.graph(): that waits for the device, which may be busy with an image meanwhile.
+        # Not torch.cuda.graph(), which waits for the device: it may be busy with an image.
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             result = run()

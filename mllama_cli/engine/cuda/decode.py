@@ -1,9 +1,8 @@
-"""Decode one conversation with captured steps, the host one step behind, so that the device never waits for it."""
+"""Decode one conversation with captured steps, launched ahead so that the device never waits for the host."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.sampling import Sampling
@@ -11,15 +10,16 @@ from mllama_cli.engine.cuda.graphs import Graphs
 from mllama_cli.engine.forward import DecodeInput, Network
 from mllama_cli.engine.logits import log_probabilities
 from mllama_cli.engine.sampling import ChosenToken, Method, chosen_token
+from mllama_cli.kernels.ops import upload
 from mllama_cli.model.cache import KVCache
 from mllama_cli.model.visibility import segments
 
 STEPS_AHEAD = 2
-"""Steps in progress at most: while the host handles a token the device computes the next."""
+"""Maximum steps in progress: while the host handles a token, the device computes the next."""
 
 
 class GraphDecoder:
-    """Decodes one conversation at a time with ``Graphs`` of one row."""
+    """Decode one conversation at a time with ``Graphs`` of one row."""
 
     def __init__(self, network: Network, dtype: torch.dtype, device: torch.device) -> None:
         self.graphs = Graphs(network, 1, dtype, device)
@@ -27,17 +27,16 @@ class GraphDecoder:
         self._tokens = torch.zeros(STEPS_AHEAD + 1, 1, dtype=torch.int32, pin_memory=True)
 
     def prepare(self, *, with_images: bool, sampling: Sampling) -> None:
-        """Build and capture what ``tokens`` will replay."""
+        """Build and capture the graphs that ``tokens`` replays."""
         method = Method.of(sampling)
         self.graphs.get(None, method)
         self.graphs.get(with_images, method)
 
     @torch.inference_mode()
     def tokens(self, start: DecodeInput) -> Iterator[ChosenToken]:
-        """Yield the answer's tokens.
+        """Yield the answer's tokens; by the time one is yielded, all before it are in the cache.
 
-        When the next one is asked for, all before it are in the cache, and ``cache.lengths`` counts them. What the
-        device has computed beyond is behind the end, where nothing is read; the next answer overwrites it.
+        ``cache.lengths`` counts those. Positions computed ahead are beyond it: never read, and later overwritten.
         """
         state, sampler, cache, cross = self.graphs.state, self.graphs.sampler, start.cache, start.cross
         method, asked, budget = Method.of(start.sampling), start.sampling.logprobs, start.budget
@@ -46,7 +45,9 @@ class GraphDecoder:
         choose, step = self.graphs.get(None, method), self.graphs.get(bool(seen), method)
         if cross is not None and seen:
             state.cross_attn.fill([k for k, _ in cross.layers], [v for _, v in cross.layers])
-            state.ranges.copy_(_pinned([[seen[0].key_start, seen[0].key_end]]), non_blocking=True)
+            state.ranges.copy_(
+                upload(torch.tensor([seen[0].key_start, seen[0].key_end], dtype=torch.int32), self._device)
+            )
         self._reserve(cache, filled, filled + 1, refill=True)
         sampler.admit(0, start.sampling, start.prompt)
         state.positions.fill_(filled - 1)
@@ -70,7 +71,7 @@ class GraphDecoder:
         launch(choose)
         for number in range(budget):
             while launched < min(number + STEPS_AHEAD, budget):
-                position = filled + launched - 1  # of the token that this step feeds
+                position = filled + launched - 1  # that of the fed token
                 self._reserve(cache, position, position + 1)
                 launch(step)
             index = number % (STEPS_AHEAD + 1)
@@ -82,7 +83,7 @@ class GraphDecoder:
             yield token
 
     def _reserve(self, cache: KVCache, filled: int, length: int, *, refill: bool = False) -> None:
-        """Make room for ``length`` positions, of which ``filled`` are written or being written."""
+        """Make room for ``length`` positions, of which ``filled`` are written or in progress."""
         if length > cache.capacity:
             cache.lengths, counted = [filled], cache.lengths
             cache.reserve(length)
@@ -90,7 +91,3 @@ class GraphDecoder:
             refill = True
         if refill:
             self.graphs.state.self_attn.fill(cache.keys, cache.values)
-
-
-def _pinned(values: Sequence[Sequence[int]]) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32).pin_memory()

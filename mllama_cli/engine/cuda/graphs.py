@@ -1,4 +1,4 @@
-"""Captured decode steps of one network: what is captured once and replayed for every token after."""
+"""Decode steps of one network as graphs, captured once and replayed for every token."""
 
 from functools import partial
 
@@ -13,9 +13,9 @@ from mllama_cli.kernels.cuda.launch import compile_only
 
 
 class Graphs:
-    """Steps for ``batch`` rows: with and without the image layers, by each method; captured when first asked for.
+    """Steps for ``batch`` rows, with or without cross-attention layers, for each method; captured on first use.
 
-    Capture before an answer begins: that overwrites ``state``, but no cache, as it runs over an empty one of its own.
+    Capture before an answer begins: it overwrites ``state``, though no cache, since it runs on an empty one.
     """
 
     def __init__(self, network: Network, batch: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -31,11 +31,11 @@ class Graphs:
 
     @torch.inference_mode()
     def get(self, with_images: bool | None, method: Method) -> torch.cuda.CUDAGraph:
-        """Return the graph that runs a step (``with_images`` None: none) and then chooses the next tokens."""
+        """Return the graph that runs a step (not for ``with_images`` None) and chooses the next tokens."""
         key = (with_images, method)
         if key not in self._graphs:
             run = partial(self._run, None if with_images is None else self._step(with_images), method)
-            self._prepare()
+            self._use_empty_cache()
             with compile_only():
                 run()
             self._graphs[key], _ = capture(run, torch.cuda.Stream(self.device))
@@ -47,7 +47,7 @@ class Graphs:
         return self._steps[with_images]
 
     def _run(self, step: DecodeStep | None, method: Method) -> None:
-        """state.tokens at state.positions -> state.logits -> the next state.tokens (-1 where logits are not finite)."""
+        """Compute state.logits after state.tokens, and choose new state.tokens (-1 where logits are not finite)."""
         state = self.state
         if step is not None:
             step.run()
@@ -57,8 +57,8 @@ class Graphs:
             state.tokens.copy_(self.sampler.tokens(state.logits, self.sampler.all_rows, method))
             state.positions.add_(1)
 
-    def _prepare(self) -> None:
-        """Have the state point at the empty cache."""
+    def _use_empty_cache(self) -> None:
+        """Point the state to the empty cache."""
         state = self.state
         for addresses in (state.self_attn, state.cross_attn):
             empty = [self._empty] * addresses.table.shape[0]

@@ -1,4 +1,4 @@
-"""What the decode kernels read of a network's layers: matrices, plain or packed, and whether they can read them."""
+"""The matrices, plain or packed, that decode kernels read, and whether they can read them."""
 
 from collections.abc import Iterator, Sequence
 
@@ -14,7 +14,7 @@ Operand = Tensor | PackedWeight
 
 
 def operand(module: nn.Module) -> Operand:
-    """Return the matrix of a linear layer: its weight, or what a quantized one holds packed."""
+    """Return the matrix of a linear layer, packed if it is quantized."""
     packed = getattr(module, "packed", None)
     if isinstance(packed, PackedWeight):
         return packed
@@ -24,7 +24,7 @@ def operand(module: nn.Module) -> Operand:
 
 
 def groups(network: Network) -> Iterator[list[nn.Module]]:
-    """Yield the linear layers that one kernel reads together, in the order of a step."""
+    """Yield the linear layers that one kernel reads together, in order of execution."""
     for layer in network.language_model.layers:
         if isinstance(layer, MllamaCrossAttentionDecoderLayer):
             yield [layer.cross_attn.q_proj]
@@ -39,7 +39,7 @@ def groups(network: Network) -> Iterator[list[nn.Module]]:
 
 
 def same_format(operands: Sequence[Operand]) -> bool:
-    """Return whether one kernel can read all of them: all plain, or packed with the same bits and group size."""
+    """Return whether all are plain, or all are packed with the same bits and group size."""
     first = operands[0]
     if isinstance(first, Tensor):
         return all(isinstance(other, Tensor) for other in operands)
@@ -48,7 +48,7 @@ def same_format(operands: Sequence[Operand]) -> bool:
 
 
 def unsupported_reason(network: Network, dtype: torch.dtype, device: torch.device) -> str:
-    """Return why the decode kernels cannot run this network here; empty where they can."""
+    """Return why the decode kernels cannot run this network here; empty if they can."""
     if device.type != "cuda":
         return "no CUDA device"
     if torch.cuda.get_device_capability(device) < (8, 0):
@@ -70,5 +70,5 @@ def unsupported_reason(network: Network, dtype: torch.dtype, device: torch.devic
 
 
 def module_is_absent(module: nn.Module) -> bool:
-    """Return whether the layer is not loaded yet (what only images need is loaded with the first image)."""
+    """Return whether the layer is not loaded yet, as cross-attention layers before the first image."""
     return any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))

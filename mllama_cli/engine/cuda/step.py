@@ -1,4 +1,4 @@
-"""One decode step as kernels on static buffers: token ids in, logits out."""
+"""One decode step, from token ids to logits, as kernels on static buffers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer, MllamaSelfAt
 
 
 class State:
-    """What changes from step to step, in device memory, where a captured step reads it."""
+    """Inputs and outputs of a step, in device memory at fixed addresses."""
 
     def __init__(self, network: Network, batch: int, dtype: torch.dtype, device: torch.device) -> None:
         config = network.language_model.config
@@ -30,7 +30,7 @@ class State:
 
 @dataclass(frozen=True)
 class _Layer:
-    """One layer as the step runs it: attention on ``cache_index`` of its cache, then the MLP."""
+    """The operands of one layer. ``cache_index`` is that of its keys and values in its kind of cache."""
 
     cache_index: int
     cross: bool
@@ -46,7 +46,7 @@ class _Layer:
 
 
 class DecodeStep:
-    """The launches of one step. ``with_images`` runs the cross-attention layers too, over ``state.cross_attn``."""
+    """The kernels of one step; ``with_images`` includes the cross-attention layers, on ``state.cross_attn``."""
 
     def __init__(self, network: Network, state: State, *, with_images: bool) -> None:
         model, config = network.language_model, network.language_model.config
@@ -54,10 +54,9 @@ class DecodeStep:
         self.head = [operand(network.lm_head)]
         self.layers: list[_Layer] = []
         for layer in model.layers:
-            if isinstance(layer, MllamaSelfAttentionDecoderLayer):
-                self.layers.append(_self_layer(layer))
-            elif isinstance(layer, MllamaCrossAttentionDecoderLayer) and with_images:
-                self.layers.append(_cross_layer(layer))
+            assert isinstance(layer, MllamaSelfAttentionDecoderLayer | MllamaCrossAttentionDecoderLayer)
+            if with_images or isinstance(layer, MllamaSelfAttentionDecoderLayer):
+                self.layers.append(_layer(layer))
         self.head_norm = interleave(model.norm.weight.detach(), interleave_factor(self.head[0]))
         batch, device, dtype = state.tokens.shape[0], state.tokens.device, state.logits.dtype
         heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -76,7 +75,7 @@ class DecodeStep:
         self.scratch = Scratch(batch, heads, dim, splits_for(batch, kv_heads), device)
 
     def run(self) -> None:
-        """state.tokens at state.positions -> state.logits, their keys and values written into the caches."""
+        """Compute state.logits after state.tokens at state.positions; store their keys and values in the caches."""
         state, eps = self.state, self.config.rms_norm_eps
         x, y = self.residual
         first = self.layers[0].attention_in if self.layers else self.head
@@ -123,40 +122,34 @@ class DecodeStep:
         gemv(x, self.head, state.logits, norm=self.head_norm, eps=eps, in_interleave=interleave_factor(self.head[0]))
 
 
+def _layer(layer: MllamaSelfAttentionDecoderLayer | MllamaCrossAttentionDecoderLayer) -> _Layer:
+    query_norm = attention_gate = mlp_gate = None
+    if isinstance(layer, MllamaCrossAttentionDecoderLayer):
+        inputs, output = [layer.cross_attn.q_proj], layer.cross_attn.o_proj
+        query_norm = layer.cross_attn.q_norm.weight.detach()
+        attention_gate = layer.cross_attn_attn_gate.detach().float().tanh()
+        mlp_gate = layer.cross_attn_mlp_gate.detach().float().tanh()
+    else:
+        attention = layer.self_attn
+        inputs, output = [attention.q_proj, attention.k_proj, attention.v_proj], attention.o_proj
+    attention_in, mlp_in = (
+        [operand(each) for each in inputs],
+        [operand(layer.mlp.gate_proj), operand(layer.mlp.up_proj)],
+    )
+    return _Layer(
+        cache_index=layer.cache_index,
+        cross=isinstance(layer, MllamaCrossAttentionDecoderLayer),
+        attention_in=attention_in,
+        attention_out=[operand(output)],
+        mlp_in=mlp_in,
+        mlp_out=[operand(layer.mlp.down_proj)],
+        attention_norm=_norm(layer.input_layernorm.weight, attention_in),
+        mlp_norm=_norm(layer.post_attention_layernorm.weight, mlp_in),
+        query_norm=query_norm,
+        attention_gate=attention_gate,
+        mlp_gate=mlp_gate,
+    )
+
+
 def _norm(weight: Tensor, reader: Sequence[Operand]) -> Tensor:
     return interleave(weight.detach(), interleave_factor(reader[0]))
-
-
-def _self_layer(layer: MllamaSelfAttentionDecoderLayer) -> _Layer:
-    attention, mlp = layer.self_attn, layer.mlp
-    entry = [operand(attention.q_proj), operand(attention.k_proj), operand(attention.v_proj)]
-    widen = [operand(mlp.gate_proj), operand(mlp.up_proj)]
-    return _Layer(
-        cache_index=layer.cache_index,
-        cross=False,
-        attention_in=entry,
-        attention_out=[operand(attention.o_proj)],
-        mlp_in=widen,
-        mlp_out=[operand(mlp.down_proj)],
-        attention_norm=_norm(layer.input_layernorm.weight, entry),
-        mlp_norm=_norm(layer.post_attention_layernorm.weight, widen),
-    )
-
-
-def _cross_layer(layer: MllamaCrossAttentionDecoderLayer) -> _Layer:
-    attention, mlp = layer.cross_attn, layer.mlp
-    entry = [operand(attention.q_proj)]
-    widen = [operand(mlp.gate_proj), operand(mlp.up_proj)]
-    return _Layer(
-        cache_index=layer.cache_index,
-        cross=True,
-        attention_in=entry,
-        attention_out=[operand(attention.o_proj)],
-        mlp_in=widen,
-        mlp_out=[operand(mlp.down_proj)],
-        attention_norm=_norm(layer.input_layernorm.weight, entry),
-        mlp_norm=_norm(layer.post_attention_layernorm.weight, widen),
-        query_norm=attention.q_norm.weight.detach(),
-        attention_gate=layer.cross_attn_attn_gate.detach().float().tanh(),
-        mlp_gate=layer.cross_attn_mlp_gate.detach().float().tanh(),
-    )

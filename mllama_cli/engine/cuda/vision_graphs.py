@@ -1,6 +1,6 @@
-"""The vision tower as captured graphs, one for each number of tiles.
+"""Run the vision tower as captured graphs, one for each number of tiles.
 
-Launching its 600 kernels one by one takes the host longer than a small picture takes the device.
+Launching its 600 kernels one by one takes the host longer than a small image takes the device.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from mllama_cli.model.cache import LayerKV
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 
 GRAPH_HEADROOM = 3 * 2**30
-"""Bytes that must be free before a graph is captured: it keeps its activations."""
+"""Bytes that must be free to capture a graph, which keeps its activations."""
 
 
 @dataclass(frozen=True)
@@ -28,19 +28,19 @@ class _Captured:
 
 
 class TowerGraphs:
-    """Encodes images: the first with a number of tiles eagerly, from the second on by replaying a graph."""
+    """Encode the first image with some number of tiles eagerly, later ones by replaying a graph."""
 
     def __init__(self, network: MllamaForConditionalGeneration, device: torch.device) -> None:
         self._network, self._device = network, device
         self._seen: set[int] = set()
         self._captured: dict[int, _Captured] = {}
         self._pool: Any = None
-        # Offloaded layers (engine/weights/offloaded_vision.py) take turns in two buffers: a graph cannot replay that.
+        # A graph cannot replay the uploads of offloaded layers (engine/weights/offloaded_vision.py).
         self._fixed = all(parameter.is_cuda for parameter in network.model.vision_model.parameters())
 
     @torch.inference_mode()
     def encode(self, pixel_values: Tensor, aspect_ratio_id: int) -> list[LayerKV]:
-        """Return what MllamaModel.encode_image does: keys and values of each cross-attention layer."""
+        """Return keys and values for each cross-attention layer, as MllamaModel.encode_image does."""
         tiles = pixel_values.shape[0]
         if tiles not in self._captured:
             if tiles not in self._seen or not self._worth_capturing():
@@ -61,7 +61,7 @@ class TowerGraphs:
         pixels = torch.zeros(pixel_values.shape, dtype=weight.dtype, device=self._device)
         ids = torch.ones(1, dtype=torch.int64, device=self._device)
         encode = partial(self._network.model.encode_tiles, pixels, ids)
-        # As many tiles have been encoded before, on another stream: a warm-up would encode them again.
+        # No warm-up: an image with as many tiles has been encoded before.
         graph, result = capture(encode, torch.cuda.Stream(self._device), self._pool, warm_up=False)
         self._pool = graph.pool()
         return _Captured(graph, pixels, ids, result)

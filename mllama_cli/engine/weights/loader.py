@@ -1,4 +1,4 @@
-"""The weights of one checkpoint: loaded in two parts, text first, then what images need."""
+"""Load the weights of a checkpoint in two parts: text first, then vision."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -23,9 +23,9 @@ from mllama_cli.quantization.schemes import Scheme
 
 
 class StoredWeights:
-    """Load a network that is on the meta device, and know what of it is loaded, in which format and where.
+    """Load a checkpoint's weights into a network on the meta device.
 
-    ``dtype`` is the format of activations and caches, ``weights_dtype`` the one in which matrices are kept.
+    ``dtype`` is the dtype of activations and caches, ``weights_dtype`` that of matrices.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class StoredWeights:
         dtype: str,
         quantize: str | None,
     ) -> None:
-        """Raise CheckpointError where files and ``config`` (``raw`` as it is stored) do not belong together."""
+        """Raise CheckpointError if the files do not match ``config`` (``raw`` as stored)."""
         self.config, self.network, self.device = config, network, device
         self.reader = CheckpointReader(folder)
         load_quantized_linears(network, raw)
@@ -59,18 +59,18 @@ class StoredWeights:
         self.loaded: set[str] = set()
         """Parts that are in memory: "text", "vision"."""
         self.plan: OffloadPlan | None = None
-        """What is offloaded; decided for the whole model when its first part is loaded."""
+        """Chosen for the whole model when its first part is loaded."""
 
     def missing(self, *, vision: bool) -> set[str]:
-        """Return the parts to load before a prompt can be answered, one with images if ``vision``."""
+        """Return the parts yet to be loaded for prompts, with images if ``vision``."""
         return ({"text", "vision"} if vision and self.config.vision_config else {"text"}) - self.loaded
 
     def load(self, wanted: set[str]) -> Iterator[Event]:
-        """Load these parts; yields progress."""
+        """Load these parts; yield progress. Raise MemoryShortageError if they do not fit."""
         if self.plan is None:
             self.plan = self.choose_plan(wanted)
             if self._narrowed:
-                yield Notice("This GPU computes in no bfloat16: the model runs in float16")
+                yield Notice("This GPU does not support bfloat16; using float16")
         names = [name for name in self._names if part(name, self.config.text_config) in wanted]
         check_fits(WeightSizes.of(self._sizes(names)).on_gpu(self.plan), self.device)
         if "vision" in wanted and self.plan.notice:
@@ -80,10 +80,7 @@ class StoredWeights:
         self.loaded.update(wanted)
 
     def choose_plan(self, wanted: set[str]) -> OffloadPlan:
-        """Decide for the whole model, also where only its text part is wanted now.
-
-        Raise MemoryShortageError where no plan fits.
-        """
+        """Return a plan for the whole model, even for its text part alone. Raise MemoryShortageError if none fits."""
         if self.device.type != "cuda":
             return OffloadPlan()
         sizes = self._sizes(self._names)
@@ -104,7 +101,7 @@ class StoredWeights:
         with self._warmed_up():
             for name, tensor in read_tensors(self.reader, names, plan, self.device):
                 placement.put(name, tensor, tensors[name].file.name)
-                if not (plan.vision and is_vision_layer(name)):  # those are only mapped so far
+                if not (plan.vision and is_vision_layer(name)):  # offloaded layers are only mapped so far
                     done += tensors[name].nbytes
                 yield LoadProgress(done, total)
         if "text" in wanted and self._tied:
@@ -122,7 +119,7 @@ class StoredWeights:
         return warmed_up(self.network, self.dtype, self.device)
 
     def _can_offload_embeddings(self) -> bool:
-        """Return whether the GPU can read them in host memory: our kernels can, and no output layer may share them."""
+        """Return whether our kernels can read them in host memory, and no output layer shares them."""
         return not self._tied and ops.reads_host_memory(self.device)
 
     def _has_packed_layers(self) -> bool:

@@ -1,31 +1,31 @@
-"""Bytes that work needs besides the weights, and how much is done at once where memory is small."""
+"""Estimate the bytes of caches and activations, and choose chunk sizes for the memory that is left."""
 
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.engine.device import HEADROOM
 from mllama_cli.engine.forward import PREFILL_CHUNK
 
 MIN_CONTEXT = 4096
-"""Positions of a conversation that must fit, or a model counts as too large."""
+"""A model for which fewer positions of a conversation fit counts as too large."""
 
 GPU_PREFILL_CHUNKS = (4096, 1024)
-"""Prompt tokens per forward pass on a GPU: matrix units want many, and even so a pass takes a tenth of a second."""
+"""Prompt tokens for each forward pass on a GPU: many keep it busy, and a pass still takes only a tenth of a second."""
 
 
 def position_bytes(config: MllamaConfig, itemsize: int) -> int:
-    """Keys and values of one position in all self-attention layers."""
+    """Return the bytes of keys and values of one position in all self-attention layers."""
     text = config.text_config
     return 2 * text.num_key_value_heads * text.head_dim * itemsize * len(text.self_attention_layers)
 
 
 def image_bytes(config: MllamaConfig, itemsize: int) -> int:
-    """Keys and values of one image with the most tiles in all cross-attention layers."""
+    """Return the bytes of one image with the most tiles in all cross-attention layers."""
     text, vision = config.text_config, config.vision_config
     tokens = vision.max_num_tiles * vision.tokens_per_tile if vision else 0
     return 2 * text.num_key_value_heads * text.head_dim * itemsize * len(text.cross_attention_layers) * tokens
 
 
 def vision_bytes(config: MllamaConfig, itemsize: int) -> int:
-    """Activations of the vision tower for one image with the most tiles."""
+    """Return the bytes of the vision tower's activations for one image with the most tiles."""
     vision = config.vision_config
     if vision is None:
         return 0
@@ -34,10 +34,9 @@ def vision_bytes(config: MllamaConfig, itemsize: int) -> int:
 
 
 def prefill_bytes(config: MllamaConfig, itemsize: int, tokens: int, positions: int) -> int:
-    """Activations of one forward pass of ``tokens`` that ends at position ``positions``.
+    """Return the bytes of activations in a forward pass of ``tokens`` that ends at position ``positions``.
 
-    With what a packed matrix is dequantized to for its product, and the attention mask of a key head's group of
-    queries.
+    They include a dequantized matrix and the attention mask for a group of query heads.
     """
     text = config.text_config
     dequantized = text.intermediate_size * text.hidden_size
@@ -46,13 +45,13 @@ def prefill_bytes(config: MllamaConfig, itemsize: int, tokens: int, positions: i
 
 
 def mask_bytes(config: MllamaConfig, itemsize: int, tokens: int) -> int:
-    """The mask over one position: bool, and what attention converts it to."""
+    """Return the bytes of the attention mask for one key position, as bool and as converted by attention."""
     text = config.text_config
     return tokens * (text.num_attention_heads // text.num_key_value_heads) * (1 + itemsize)
 
 
 def min_working_bytes(config: MllamaConfig, itemsize: int) -> int:
-    """What must be free besides the weights: MIN_CONTEXT positions about one image with the most tiles, small chunks.
+    """Return the bytes needed besides the weights for MIN_CONTEXT positions, one image and the smallest chunk.
 
     The vision tower and the language model run one after the other.
     """
@@ -62,9 +61,9 @@ def min_working_bytes(config: MllamaConfig, itemsize: int) -> int:
 
 
 def choose_prefill_chunk(config: MllamaConfig, itemsize: int, device: str, free: int) -> int:
-    """Return the tokens of a prompt to feed at once with ``free`` bytes besides the weights.
+    """Return the prompt tokens to feed at once with ``free`` bytes besides the weights.
 
-    Half of what is left is for longer caches.
+    Half of what the shortest context leaves is kept for longer caches.
     """
     if device != "cuda":
         return PREFILL_CHUNK
@@ -75,10 +74,7 @@ def choose_prefill_chunk(config: MllamaConfig, itemsize: int, device: str, free:
 
 
 def longest_context(config: MllamaConfig, itemsize: int, free: int, chunk: int) -> int:
-    """Return the positions of a conversation about one image with the most tiles that fit besides the weights.
-
-    At most what the model can read.
-    """
+    """Return the positions that fit besides the weights and one image, at most the model's maximum."""
     available, each = free - HEADROOM - image_bytes(config, itemsize), position_bytes(config, itemsize)
     during_encoding = (available - vision_bytes(config, itemsize)) // each
     in_prefill = prefill_bytes(config, itemsize, chunk, 0)

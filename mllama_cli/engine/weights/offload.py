@@ -1,8 +1,7 @@
-"""Which weights to keep in host memory where a GPU is too small for all of them: as few as necessary.
+"""Choose which weights to offload if a GPU is too small for all of them, as few as necessary.
 
-Two parts can be offloaded. The embeddings: the GPU reads the few rows that it needs over the bus, which costs
-microseconds a token, so they go first. And the layers of the vision tower: each is uploaded for each image while the
-one before it computes (engine/weights/offloaded_vision.py).
+The embeddings go first: the GPU reads the few rows that it needs over the bus, which costs microseconds for each token.
+Next are the layers of the vision tower, which are uploaded for every image (engine/weights/offloaded_vision.py).
 """
 
 from collections.abc import Callable, Mapping
@@ -22,30 +21,30 @@ _VISION_LAYERS = ("model.vision_model.transformer.layers.", "model.vision_model.
 
 @dataclass(frozen=True)
 class OffloadPlan:
-    """What is kept in pinned host memory; by default nothing."""
+    """The parts to keep in page-locked host memory; by default none."""
 
     embeddings: bool = False
     vision: bool = False
 
     def covers(self, name: str) -> bool:
-        """Return whether the parameter of that name stays in host memory."""
+        """Return whether a parameter stays in host memory."""
         return (self.embeddings and is_embedding(name)) or (self.vision and is_vision_layer(name))
 
     def __str__(self) -> str:
-        """Say what is in host memory; empty where nothing is."""
+        """Return a phrase such as "embeddings in host memory"; empty if nothing is offloaded."""
         parts = ["embeddings"] * self.embeddings + ["vision tower"] * self.vision
         return f"{' and '.join(parts)} in host memory" if parts else ""
 
     @property
     def notice(self) -> str:
-        """One line for the user about what is slower; empty where nothing is."""
+        """A line for the user about what is slower; empty if nothing is."""
         if not self.vision:
             return ""
-        return "The GPU is too small for all weights: the vision tower's come from host memory for each picture"
+        return "The GPU is too small for all weights: the vision tower's are uploaded for each image"
 
 
 PLANS = (OffloadPlan(), OffloadPlan(True), OffloadPlan(False, True), OffloadPlan(True, True))
-"""From the fastest to the smallest."""
+"""From the fastest to the one that takes the least GPU memory."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class WeightSizes:
 
     @classmethod
     def of(cls, sizes: Mapping[str, int]) -> "WeightSizes":
-        """Sum up the bytes of each parameter by its name."""
+        """Sum the bytes of all parameters, given by name."""
         layers: dict[str, int] = {}
         for name, size in sizes.items():
             if is_vision_layer(name):
@@ -70,7 +69,7 @@ class WeightSizes:
         return cls(sum(sizes.values()), embeddings, sum(layers.values()), max(layers.values(), default=0))
 
     def on_gpu(self, plan: OffloadPlan) -> int:
-        """Return the bytes that a plan leaves on the GPU: of an offloaded vision tower two layers, double-buffered."""
+        """Return the bytes on the GPU with a plan: of an offloaded vision tower, two layers as buffers."""
         total = self.total
         if plan.embeddings:
             total -= self.embeddings
@@ -81,7 +80,7 @@ class WeightSizes:
 
 @cache
 def sizes_of_shape(config: MllamaConfig, quantize: str | None, itemsize: int = 2) -> WeightSizes:
-    """Compute them without weights; ``quantize`` (int8, int4) packs the language model as while loading."""
+    """Return the sizes for a config without weights; ``quantize`` (int8, int4) as while loading."""
     parameters = shaped(config, quantize).named_parameters()
     return WeightSizes.of({n: p.numel() * (itemsize if p.is_floating_point() else p.itemsize) for n, p in parameters})
 
@@ -89,9 +88,9 @@ def sizes_of_shape(config: MllamaConfig, quantize: str | None, itemsize: int = 2
 def choose_plan(
     sizes: WeightSizes, work: int, free: int, *, can_offload_embeddings: Callable[[], bool] = lambda: True
 ) -> OffloadPlan | None:
-    """Return the fastest plan with which the weights and ``work`` bytes fit into ``free`` ones; None where none does.
+    """Return the fastest plan with which the weights and ``work`` bytes fit into ``free``; None if there is none.
 
-    ``can_offload_embeddings`` is called only where it matters: it may have to build a kernel to know.
+    ``can_offload_embeddings`` may have to build a kernel, so it is called only if it matters.
     """
     for plan in PLANS:
         if sizes.on_gpu(plan) + work <= free and (not plan.embeddings or can_offload_embeddings()):
@@ -107,10 +106,10 @@ def plan_for(
     itemsize: int,
     can_offload_embeddings: Callable[[], bool],
 ) -> OffloadPlan | None:
-    """Return the plan for a model whose parameters have these ``sizes``; None where none fits into ``free`` bytes.
+    """Return the plan for a model whose parameters have these ``sizes``; None if none fits into ``free`` bytes.
 
-    ``text`` are the sizes that a chat without images needs if nothing else is wanted now, and else empty: where they
-    fit alone, such a chat is not refused.
+    ``text`` has the sizes of the text part if only that is wanted now, otherwise it is empty. A model whose text part
+    fits alone is not refused.
     """
     work = min_working_bytes(config, itemsize)
     plan = choose_plan(WeightSizes.of(sizes), work, free, can_offload_embeddings=can_offload_embeddings)
@@ -122,17 +121,20 @@ def plan_for(
 
 
 def plan_for_shape(config: MllamaConfig, quantize: str | None, free: int, itemsize: int = 2) -> OffloadPlan | None:
-    """Return the plan for a model of this shape in ``free`` bytes; None where none fits."""
+    """Return the plan for a model of this shape in ``free`` bytes; None if none fits."""
     sizes = sizes_of_shape(config, quantize, itemsize)
     work = min_working_bytes(config, itemsize)
-    return choose_plan(sizes, work, free, can_offload_embeddings=lambda: not _is_tied(config))
+    return choose_plan(sizes, work, free, can_offload_embeddings=lambda: not config.text_config.tie_word_embeddings)
 
 
 def refusal(
     config: MllamaConfig, sizes: WeightSizes, free: int, device: torch.device, dtype: torch.dtype, packed: str
 ) -> MemoryShortageError:
-    """Return the error for weights that do not fit, with what would. ``packed`` is int8, int4, "stored" or empty."""
-    smallest = OffloadPlan(embeddings=not _is_tied(config), vision=True)
+    """Return the error for weights that do not fit, suggesting options that would help.
+
+    ``packed`` is int8, int4, "stored" (quantized in the checkpoint) or empty.
+    """
+    smallest = OffloadPlan(embeddings=not config.text_config.tie_word_embeddings, vision=True)
     needed = sizes.on_gpu(smallest) + min_working_bytes(config, dtype.itemsize)
     remedies = []
     if dtype == torch.float32 and packed != "stored":
@@ -155,10 +157,5 @@ def is_embedding(name: str) -> bool:
 
 
 def is_vision_layer(name: str) -> bool:
-    """Return whether a parameter belongs to one of the vision tower's layers, and not to what is around them."""
+    """Return whether a parameter belongs to one of the vision tower's layers."""
     return name.startswith(_VISION_LAYERS)
-
-
-def _is_tied(config: MllamaConfig) -> bool:
-    """Return whether the output layer is the embeddings, which then cannot leave the GPU."""
-    return config.text_config.tie_word_embeddings

@@ -1,8 +1,8 @@
-"""The vision tower's layers in host memory: each is uploaded while the one before it computes.
+"""Keep the vision tower's layers in host memory, and upload each while the one before it computes.
 
-Every layer's weights are in one block, so that an upload is one copy, into one of two buffers on the device that are
-used alternately. While a layer runs its parameters are views of its buffer, otherwise of its block. The results are
-those of weights that stay on the device, bit for bit.
+A layer's weights are in one block, so that an upload is one copy, into one of two buffers on the device used
+alternately. While a layer runs, its parameters are views of its buffer, otherwise of its block. Results are bitwise
+equal to those with weights on the device.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,14 +17,14 @@ from mllama_cli.engine.device import gib
 from mllama_cli.model.vision import MllamaVisionAttention, MllamaVisionEncoderLayer, MllamaVisionModel
 
 ALIGNMENT = 256
-"""Bytes; what kernels and libraries may expect of a matrix's address."""
+"""Bytes to which a matrix is aligned, as kernels and libraries may expect."""
 
 _QKV = ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight")
 
 
 @dataclass(frozen=True)
 class _Slice:
-    """Where in its layer's block a parameter is."""
+    """A parameter's part of its layer's block."""
 
     name: str
     start: int
@@ -40,7 +40,7 @@ class _Slice:
 
 
 class _Layout:
-    """The slices of all parameters of one layer. Query, key and value matrices are adjacent, one if ``joined``."""
+    """The slices of one layer's parameters; query, key and value matrices are adjacent and, if ``joined``, one view."""
 
     def __init__(self, layer: nn.Module, joined: bool) -> None:
         parameters = dict(layer.named_parameters())
@@ -63,7 +63,7 @@ class _Layout:
             self._joined = _Slice("", 0, (rows, weights[0].shape[1]), weights[0].dtype)
 
     def views(self, layer: MllamaVisionEncoderLayer, block: Tensor) -> "_Views":
-        """Return the layer's parameters as views of a block with this layout."""
+        """Return a layer's parameters as views of a block."""
         parameters = []
         for part in self.slices:
             owner, _, attribute = part.name.rpartition(".")
@@ -74,25 +74,24 @@ class _Layout:
 
 @dataclass(frozen=True)
 class _Views:
-    """A layer's parameters as views of one block, and its query, key and value matrices as one view."""
+    """A layer's parameters as views of a block, and its query, key and value matrices as one view."""
 
     attention: MllamaVisionAttention
     parameters: list[tuple[dict[str, nn.Parameter | None], str, nn.Parameter]]
-    """The dict that holds each, its key there, and the view."""
+    """For each its module's dict, its key there, and the view."""
     qkv_weight: Tensor | None
 
     def enter(self) -> None:
-        """Make them the layer's."""
+        """Make these the layer's parameters."""
         for holder, name, parameter in self.parameters:
             holder[name] = parameter
         self.attention.qkv_weight = self.qkv_weight
 
 
 class OffloadedVision:
-    """Move the layers of a loaded vision tower, whose parameters may be anywhere, to host memory.
+    """Offload the layers of a loaded vision tower, wherever its parameters are.
 
-    ``pack`` does it; from then on the tower is called as before. Without a GPU the same copies are made, one after the
-    other.
+    ``pack`` moves them; then the tower is called as before. On a CPU the same copies are made, synchronously.
     """
 
     def __init__(self, tower: MllamaVisionModel, device: torch.device) -> None:
@@ -102,23 +101,23 @@ class OffloadedVision:
         self._buffers: list[Tensor] = []
         self._on_host: list[_Views] = []
         self._on_device: list[_Views] = []
-        """By layer: its parameters in its buffer, which is the one of its number's parity."""
+        """For each layer its parameters in buffer ``index % 2``."""
         self._held: list[int | None] = [None, None]
         self._stream: torch.cuda.Stream | None = None
         self._ready: list[torch.cuda.Event] = []
 
     def pack(self) -> Iterator[int]:
-        """Yield the bytes of each layer as soon as they are in their block."""
+        """Copy the layers into their blocks; yield the bytes of each. Raise MemoryShortageError."""
         joined = self._device.type == "cuda" or all(layer.self_attn.qkv_weight is not None for layer in self._layers)
         layouts = [_Layout(layer, joined) for layer in self._layers]
         largest = max((layout.size for layout in layouts), default=0)
         self._blocks = host_blocks(len(layouts), largest, self._device)
-        with torch.inference_mode(False):  # so that they can be written inside and outside of that mode
+        with torch.inference_mode(False):  # so that they can be written outside that mode too
             self._buffers = [torch.empty(largest, dtype=torch.uint8, device=self._device) for _ in range(2)]
         if self._device.type == "cuda":
             self._stream = torch.cuda.Stream(self._device)
             self._ready = [torch.cuda.Event() for _ in range(2)]
-            for buffer in self._buffers:  # which may be freed while an upload is under way
+            for buffer in self._buffers:  # which may be freed during an upload
                 buffer.record_stream(self._stream)
         for index, (layer, layout) in enumerate(zip(self._layers, layouts, strict=True)):
             views = layout.views(layer, self._blocks[index])
@@ -155,14 +154,14 @@ class OffloadedVision:
         return hook
 
     def _upload(self, index: int) -> None:
-        """Start copying a layer into its buffer, if it is not there, once all that was launched before is done.
+        """Start copying a layer into its buffer, unless it is there, after all work launched so far.
 
-        What was launched before includes the layer that uses the buffer now, and not the one that is about to run.
+        That work includes the layer that uses the buffer now, but not the layer about to run.
         """
         buffer = index % 2
         if self._held[buffer] == index:
             return
-        self._held[buffer] = None  # should this be interrupted, the buffer holds nothing
+        self._held[buffer] = None  # in case this is interrupted
         source, target = self._blocks[index], self._buffers[buffer]
         if self._stream is None:
             target.copy_(source)
@@ -175,15 +174,15 @@ class OffloadedVision:
 
 
 def layers_of(tower: MllamaVisionModel) -> Sequence[MllamaVisionEncoderLayer]:
-    """Return all layers in the order in which they run."""
+    """Return the tower's layers in the order in which they run."""
     layers = [*tower.transformer.layers, *tower.global_transformer.layers]
     return [layer for layer in layers if isinstance(layer, MllamaVisionEncoderLayer)]
 
 
 def host_tensor(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return uninitialised host memory that ``device`` can read while it computes: page-locked where that is a GPU.
+    """Return uninitialised host memory, page-locked if ``device`` is a GPU, so that it can read it asynchronously.
 
-    Raise MemoryShortageError where the system gives no page-locked memory of that size.
+    Raise MemoryShortageError if the system does not provide that much page-locked memory.
     """
     try:
         return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
@@ -196,16 +195,16 @@ def host_tensor(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 
 
 def to_host(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a copy in such memory."""
+    """Return a copy of the tensor in ``host_tensor`` memory."""
     copy = host_tensor(tuple(tensor.shape), dtype, device)
     copy.copy_(tensor)
     return copy
 
 
 def host_blocks(count: int, size: int, device: torch.device) -> list[Tensor]:
-    """Return ``count`` blocks of ``size`` bytes, uint8, in such memory.
+    """Return ``count`` blocks of ``size`` bytes, uint8, in ``host_tensor`` memory.
 
-    torch rounds each page-locked allocation up to a power of two, so several blocks share one: as many as waste least.
+    torch rounds page-locked allocations up to a power of two, so blocks share them in the way that wastes least.
     """
 
     def allocated(n: int) -> int:

@@ -1,4 +1,4 @@
-"""Stored tensors on their way out of the files."""
+"""Read stored tensors, on a GPU straight to the device."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from mllama_cli.quantization.schemes import Scheme
 def read_tensors(
     reader: CheckpointReader, names: Sequence[str], plan: OffloadPlan, device: torch.device
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield stored tensors: on a GPU already there; those that stay in host memory are views of mapped files."""
+    """Yield (name, tensor), on a GPU if the device is one; tensors that stay on the host are views of mapped files."""
     if device.type != "cuda" or not hasattr(os, "preadv"):
         yield from reader.read(list(names))
         return
@@ -28,12 +28,12 @@ def read_tensors(
 def loaded_bytes(
     info: TensorInfo, *, packed: bool, scheme: Scheme | None, dtype: torch.dtype, device: torch.device
 ) -> int:
-    """Return the bytes that loading a tensor takes. On a CPU, one kept in its own format stays in the mapped file.
+    """Return the bytes that a loaded tensor takes: none on a CPU if it can stay in the mapped file.
 
     Args:
-        packed: whether it is part of a matrix that the checkpoint stores quantized.
-        scheme: how it is quantized while loading, if it is.
-        dtype: the format in which weights are kept.
+        packed: whether it is part of a matrix that is stored quantized.
+        scheme: how to quantize it while loading, if at all.
+        dtype: the dtype of weights.
     """
     stored = torch_dtype(info)
     if scheme is not None:

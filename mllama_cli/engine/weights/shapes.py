@@ -25,11 +25,11 @@ SHAPES = {
 def shaped(config: MllamaConfig, quantize: str | None = None) -> Network:
     """Return the empty network of a config on the meta device.
 
-    ``quantize``, int8 or int4, packs the language model as quantizing while loading does. Raise UsageError for others.
+    ``quantize``, int8 or int4, packs the language model as while loading. Raise UsageError for anything else.
     """
     network = empty_network(config)
     if quantize is not None:
-        # Which layers keep more bits depends on their weights: how many does not.
+        # Which layers keep more bits depends on their weights, but their number does not.
         options = QuantizeOptions(scheme_named(quantize), "rtn")
         chosen = choose_schemes(linear_layers(network), config.text_config, options, lambda name: 0.0)
         replace_linears(network, chosen.schemes)

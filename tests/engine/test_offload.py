@@ -1,4 +1,4 @@
-"""What goes to host memory on a GPU of which size, and what an error says that nothing will do."""
+"""Which weights are offloaded for the memory of a GPU, and the error if nothing helps."""
 
 import re
 from pathlib import Path
@@ -41,7 +41,7 @@ WEIGHTS = WeightSizes(740 * MB, 100 * MB, 240 * MB, 30 * MB)
 NOTHING, EMBEDDINGS, TOWER, BOTH = PLANS
 
 
-def test_parts_are_told_by_name_and_the_largest_layer_is_found() -> None:
+def test_parts_are_recognised_by_name_and_the_largest_layer_is_found() -> None:
     assert WeightSizes.of(SIZES) == WEIGHTS
     assert WeightSizes.of({"model.embed_tokens.weight": 5, "model.layers.0.mlp.up_proj.weight": 6}) == WeightSizes(
         11, 5
@@ -62,7 +62,7 @@ def test_the_least_that_fits_goes_to_the_host(free: int, plan: OffloadPlan | Non
         assert choose_plan(WEIGHTS, 50 * MB, free * MB, can_offload_embeddings=lambda: False) == instead
 
 
-def test_whether_can_offload_embeddings_is_not_asked_where_all_fits() -> None:
+def test_can_offload_embeddings_is_not_called_where_everything_fits() -> None:
     def never() -> bool:
         raise AssertionError
 
@@ -77,14 +77,14 @@ def test_a_plan_names_parameters_and_says_what_it_is() -> None:
     assert [bool(plan.notice) for plan in PLANS] == [False, False, True, True]
 
 
-def test_a_chat_without_pictures_is_not_refused_where_only_the_tower_is_too_much() -> None:
+def test_a_chat_without_images_is_not_refused_where_only_the_tower_is_too_large() -> None:
     config = SHAPES["11b"]
     work = min_working_bytes(config, 2)
     text = {name: size for name, size in SIZES.items() if "vision" not in name}
-    free = WEIGHTS.on_gpu(BOTH) + work - 1  # below what the whole model needs, whatever lies on the host
+    free = WEIGHTS.on_gpu(BOTH) + work - 1  # below what the whole model needs, whatever is offloaded
     plan = plan_for(config, SIZES, text, free, 2, lambda: True)
     assert plan is not None
-    assert plan.vision, "should there be room when a picture comes after all"
+    assert plan.vision, "so that there is room when an image comes after all"
     assert plan_for(config, SIZES, {}, free, 2, lambda: True) is None
 
 
@@ -96,23 +96,23 @@ def test_int4_runs_on_8_gb_with_a_context_and_several_captions() -> None:
     assert found.slots >= 2
 
 
-def test_the_refusal_says_in_one_line_what_is_needed_and_in_another_what_would_fit() -> None:
+def test_the_refusal_says_what_is_needed_and_its_hint_what_would_fit() -> None:
     config, device = SHAPES["11b"], torch.device("cuda:0")
 
-    def told(dtype: torch.dtype, packed: str, card: int, quantize: str | None = None) -> tuple[str, str]:
+    def refused(dtype: torch.dtype, packed: str, card: int, quantize: str | None = None) -> tuple[str, str]:
         weights = sizes_of_shape(config, quantize, dtype.itemsize)
         error = refusal(config, weights, usable_bytes(card), device, dtype, packed)
         assert isinstance(error, MemoryShortageError)
         assert "\n" not in error.message + error.hint
         return error.message, error.hint
 
-    message, hint = told(torch.bfloat16, "", 8)
+    message, hint = refused(torch.bfloat16, "", 8)
     assert re.search(r"needs 1\d\.\d GiB of cuda:0 .* but 7\.5 GiB are free", message)
     assert "--quantize int4" in hint
-    assert "--quantize int4" in told(torch.bfloat16, "int8", 8, "int8")[1]
-    assert "--dtype bfloat16" in told(torch.float32, "", 24)[1]
-    assert "--quantize int4" not in told(torch.bfloat16, "int4", 8, "int4")[1]
-    assert "--device cpu" in told(torch.bfloat16, "stored", 8)[1]
+    assert "--quantize int4" in refused(torch.bfloat16, "int8", 8, "int8")[1]
+    assert "--dtype bfloat16" in refused(torch.float32, "", 24)[1]
+    assert "--quantize int4" not in refused(torch.bfloat16, "int4", 8, "int4")[1]
+    assert "--device cpu" in refused(torch.bfloat16, "stored", 8)[1]
     large = refusal(SHAPES["90b"], sizes_of_shape(SHAPES["90b"], None), usable_bytes(8), device, torch.bfloat16, "")
     assert "--device cpu" in large.hint
     assert "int4" not in large.hint
@@ -136,7 +136,7 @@ def test_an_engine_decides_for_the_whole_model_when_its_text_is_loaded(
         weights.choose_plan({"text"})
 
 
-def test_less_is_done_at_once_where_memory_is_small() -> None:
+def test_chunks_are_smaller_where_memory_is_small() -> None:
     config, gb = SHAPES["11b"], 10**9
     assert choose_prefill_chunk(config, 2, "cpu", 0) == 1024
     assert choose_prefill_chunk(config, 2, "cuda", 2 * gb) == 1024

@@ -1,4 +1,4 @@
-"""The vision tower from host memory gives what it gives with its weights in place, bit for bit."""
+"""An offloaded vision tower computes bitwise the same as one on the device."""
 
 from collections.abc import Callable
 from typing import Any
@@ -95,7 +95,7 @@ def test_weights_are_views_of_a_buffer_only_while_their_layer_runs() -> None:
     )
 
 
-def test_a_picture_that_failed_or_was_given_up_harms_no_later_one() -> None:
+def test_a_failed_or_abandoned_image_does_not_affect_later_ones() -> None:
     plain, ours = network(), network()
     tower = streamed(ours)
     expected = plain.model.encode_image(pixels(4, 3), 6)
@@ -112,7 +112,7 @@ def test_a_picture_that_failed_or_was_given_up_harms_no_later_one() -> None:
         assert equal(ours.model.encode_image(pixels(4, 3), 6), expected)
 
 
-def test_packed_layers_can_be_streamed_too() -> None:
+def test_packed_layers_can_be_offloaded_too() -> None:
     plain, ours = network(hidden=64), network(hidden=64)
     for made in (plain, ours):
         for layer in made.model.vision_model.transformer.layers:
@@ -128,7 +128,7 @@ def test_packed_layers_can_be_streamed_too() -> None:
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: str(plan) or "all on the device")
-def test_an_engine_answers_the_same_whatever_lies_on_the_host(engine: Engine, plan: OffloadPlan) -> None:
+def test_an_engine_answers_the_same_whatever_is_offloaded(engine: Engine, plan: OffloadPlan) -> None:
     other = Engine(engine.path, "tiny", device="cpu")
     assert other.model.weights is not None
     other.model.weights.plan = plan

@@ -1,4 +1,4 @@
-"""The README's table of cards, computed again."""
+"""The fit of models on GPUs of all sizes, and the README's table of it."""
 
 from itertools import pairwise
 
