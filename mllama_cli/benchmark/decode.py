@@ -83,13 +83,11 @@ def benchmark(model: LoadedModel, *, tokens: int | None = None) -> Iterator[Figu
     length = min(LONG_PROMPT_TOKENS, model.config.text_config.max_position_embeddings // 2)
     seconds = _median(lambda: prefilled(model, random_ids(model, length), None), device)
     yield Figure(f"prefill, {length} tokens", length / seconds, "tokens/s")
-    for name, image_kv in (("decode, text", None), ("decode, after an image", encoded)):
-        if name == "decode, text" or image_kv is not None:
-            rate = _decode_rate(model, image_kv, count)
-            nbytes = token_bytes(model.network, with_images=image_kv is not None)
-            if image_kv is not None:
-                nbytes += encoded_bytes(image_kv)
-            yield Figure(name, rate, "tokens/s", nbytes, rate * nbytes / bandwidth)
+    for image_kv in (None, encoded) if encoded else (None,):
+        rate = _decode_rate(model, image_kv, count)
+        nbytes = token_bytes(model.network, with_images=image_kv is not None) + encoded_bytes(image_kv or [])
+        name = "decode, text" if image_kv is None else "decode, after an image"
+        yield Figure(name, rate, "tokens/s", nbytes, rate * nbytes / bandwidth)
 
 
 def largest_ratio(model: LoadedModel) -> int:

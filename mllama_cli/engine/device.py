@@ -3,6 +3,7 @@
 import re
 import time
 from functools import cache
+from typing import Literal
 
 import psutil
 import torch
@@ -124,24 +125,12 @@ def gib(count: int) -> str:
 
 
 @cache
-def step_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the stream for a batch's steps, whose many short kernels take priority over long ones elsewhere.
+def batch_stream(device: torch.device, work: Literal["step", "capture", "image"]) -> torch.cuda.Stream:
+    """Return the stream for a kind of work, the same for all batches: libraries keep up to 32 MiB for every stream.
 
-    One stream for each device and purpose, since libraries keep up to 32 MiB of workspace for every stream.
+    The many short kernels of steps, captured or not, take priority over the long ones of images.
     """
-    return torch.cuda.Stream(device, priority=-1)
-
-
-@cache
-def capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the stream for capturing a batch's steps, whose kernels keep its priority."""
-    return torch.cuda.Stream(device, priority=-1)
-
-
-@cache
-def image_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the stream for encoding images during a batch's steps."""
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device, priority=0 if work == "image" else -1)
 
 
 Mark = float | torch.cuda.Event

@@ -2,7 +2,6 @@
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -106,47 +105,26 @@ def decode(network: Network, start: DecodeInput) -> Generator[ChosenToken]:
             logits = forward(network, ids, start.cache, start.cross, [start.spans])
 
 
-class Decoder(Protocol):
-    """Decodes one conversation at a time on a device, and announces what batches have to build."""
-
-    @property
-    def fallback_reason(self) -> str:
-        """Why decoding on a GPU fell back to plain torch; empty if it did not, and on a CPU."""
-        ...
-
-    def prepare(self, *, with_images: bool, sampling: Sampling) -> Iterator[Event]:
-        """Prepare what ``tokens`` needs; yield a Notice if kernels have to be built."""
-        ...
-
-    def tokens(self, start: DecodeInput) -> Generator[ChosenToken]:
-        """Yield the answer's tokens; by the time one is yielded, all before it are in the cache."""
-        ...
-
-    def prepare_batch(self) -> Iterator[Event]:
-        """Yield a Notice if the first batch on this machine has to build kernels."""
-        ...
-
-    def batch_stepped(self) -> None:
-        """Record that a batch has made a step, so its kernels are built."""
-        ...
-
-
-class EagerDecoder:
-    """Decode with the network's own operations."""
+class Decoder:
+    """Decode one conversation at a time, with the network's own operations."""
 
     fallback_reason = ""
+    """Why decoding on a GPU fell back to plain torch; empty if it did not, and on a CPU."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
 
     def prepare(self, *, with_images: bool, sampling: Sampling) -> Iterator[Event]:
+        """Prepare what ``tokens`` needs; yield a Notice if kernels have to be built."""
         return iter(())
 
     def tokens(self, start: DecodeInput) -> Generator[ChosenToken]:
+        """Yield the answer's tokens; by the time one is yielded, all before it are in the cache."""
         return decode(self._network, start)
 
     def prepare_batch(self) -> Iterator[Event]:
+        """Yield a Notice if the first batch on this machine has to build kernels."""
         return iter(())
 
     def batch_stepped(self) -> None:
-        pass
+        """Record that a batch has made a step, so that the next process does not announce its kernels."""

@@ -10,7 +10,7 @@ from mllama_cli.core.events import Event
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.cuda.backend import CapturedDecoder
 from mllama_cli.engine.device import choose_device, free_bytes, make_current
-from mllama_cli.engine.forward import PREFILL_CHUNK, Decoder, EagerDecoder, Network
+from mllama_cli.engine.forward import PREFILL_CHUNK, Decoder, Network
 from mllama_cli.engine.vision import VisionEncoder
 from mllama_cli.engine.weights.loader import StoredWeights
 from mllama_cli.engine.weights.memory import choose_prefill_chunk
@@ -46,9 +46,7 @@ class LoadedModel:
         self.prefill_chunk = prefill_chunk
         """Prompt tokens for each forward pass, as the memory that is left allows."""
         self.vision = VisionEncoder(network, processor, device)
-        self.decoder: Decoder = EagerDecoder(network)
-        if device.type == "cuda":
-            self.decoder = CapturedDecoder(network, dtype, device)
+        self.decoder = CapturedDecoder(network, dtype, device) if device.type == "cuda" else Decoder(network)
 
     @classmethod
     def from_folder(

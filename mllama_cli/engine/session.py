@@ -21,17 +21,6 @@ from mllama_cli.model.visibility import ImageSpan, image_spans
 from mllama_cli.processing.processor import ModelInputs
 
 
-class _Timer:
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
-
-    def lap(self) -> float:
-        """Return the seconds since the last lap."""
-        now = time.perf_counter()
-        passed, self._last = now - self._last, now
-        return passed
-
-
 class Session:
     """Answer a growing conversation; each turn prefills only what is new and encodes only new images.
 
@@ -77,11 +66,10 @@ class Session:
         yield from (Notice(note) for note in inputs.notes if note not in self._notices)
         self._notices.update(inputs.notes)
         self._check_length(prompt)
-        timer, clock = _Timer(), Clock(model.device)
-        load_seconds = 0.0
+        clock, begun, load_seconds = Clock(model.device), time.perf_counter(), 0.0
         if inputs.images and not model.vision_loaded:
             yield from model.load(vision=True)
-            load_seconds = timer.lap()
+            load_seconds = time.perf_counter() - begun
         started = clock.mark()
         spans = image_spans(prompt, model.config.image_token_index)
         kept = self._keep_common_prefix(prompt, inputs.images, spans)
@@ -95,14 +83,13 @@ class Session:
         yield from model.decoder.prepare(with_images=bool(active_spans), sampling=sampling)
         answer = Completion(model.processor.tokenizer, sampling, model.eos, model.max_context - len(prompt))
         start = DecodeInput(logits, self.cache, cross, active_spans, sampling, prompt, answer.budget)
-        encode_seconds = prefill_seconds = 0.0
+        encode_seconds, first_token = 0.0, begun
         with closing(model.decoder.tokens(start)) as tokens:
             for token in tokens:
                 if answer.ids:
                     self.ids.append(answer.ids[-1])  # a token is in the cache by the time the next one is there
                 else:
-                    encode_seconds = clock.seconds(started, encoded)
-                    prefill_seconds = timer.lap() - encode_seconds
+                    encode_seconds, first_token = clock.seconds(started, encoded), time.perf_counter()
                 piece = answer.push(token.id)
                 if answer.finish_reason != "stop":
                     yield Token(token.id, piece, token.logprob, token.top_logprobs)
@@ -118,8 +105,8 @@ class Session:
             images=len(inputs.images),
             completion_tokens=len(answer.ids),
             encode_seconds=encode_seconds,
-            prefill_seconds=prefill_seconds,
-            decode_seconds=timer.lap(),
+            prefill_seconds=first_token - begun - load_seconds - encode_seconds,
+            decode_seconds=time.perf_counter() - first_token,
             load_seconds=load_seconds,
         )
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.engine.cuda.vision_graphs import TowerGraphs
-from mllama_cli.engine.device import image_stream
+from mllama_cli.engine.device import batch_stream
 from mllama_cli.engine.forward import Network
 from mllama_cli.model.cache import LayerKV
 from mllama_cli.model.layers import result_of
@@ -149,7 +149,7 @@ class ImageCache:
             return
         device = self._encoder.device
         if self._stream is None:
-            self._stream = image_stream(device)
+            self._stream = batch_stream(device, "image")
             self._stream.wait_stream(torch.cuda.current_stream(device))  # weights may still be uploading
         with torch.cuda.stream(self._stream):
             yield self._stream

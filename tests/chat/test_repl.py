@@ -21,7 +21,7 @@ from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import MllamaError, UsageError
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.engine import Engine, load
-from mllama_cli.engine.forward import EagerDecoder
+from mllama_cli.engine.forward import Decoder
 from mllama_cli.terminal import clipboard
 from mllama_cli.terminal.console import Terminal
 from tests.checkpoints import make_checkpoint, text_only_config
@@ -374,15 +374,15 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(harness: ChatHarness, m
 def test_memory_that_runs_out_leaves_what_was_said_and_the_chat(
     harness: ChatHarness, store: ChatStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode = EagerDecoder.tokens
+    decode = Decoder.tokens
 
-    def short(self: EagerDecoder, *arguments: Any) -> Iterator[int]:
+    def short(self: Decoder, *arguments: Any) -> Iterator[int]:
         tokens = decode(self, *arguments)
         yield from islice(tokens, 3)
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(EagerDecoder, "tokens", short)
+        patch.setattr(Decoder, "tokens", short)
         said = harness.type("Go on.")
     assert "not enough memory" in said
     assert harness.roles == ["user", "assistant"]
@@ -396,11 +396,11 @@ def test_memory_that_runs_out_leaves_what_was_said_and_the_chat(
 def test_memory_that_runs_out_before_the_first_word_gives_the_question_back(
     harness: ChatHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def none(self: EagerDecoder, *arguments: Any) -> Iterator[int]:
+    def none(self: Decoder, *arguments: Any) -> Iterator[int]:
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(EagerDecoder, "tokens", none)
+        patch.setattr(Decoder, "tokens", none)
         harness.type("A long question.")
     assert harness.roles == []
     assert harness.typed.shown[-1] == ([], "A long question.")
@@ -409,13 +409,13 @@ def test_memory_that_runs_out_before_the_first_word_gives_the_question_back(
 def test_after_making_room_a_shortage_of_memory_gives_the_question_back_too(
     harness: ChatHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def none(self: EagerDecoder, *arguments: Any) -> Iterator[int]:
+    def none(self: Decoder, *arguments: Any) -> Iterator[int]:
         raise MemoryError
 
     harness.type("x" * 1900)
     harness.typed.choices = ["n"]
     with monkeypatch.context() as patch:
-        patch.setattr(EagerDecoder, "tokens", none)
+        patch.setattr(Decoder, "tokens", none)
         harness.type("y" * 700)
     assert harness.roles == []
     assert harness.typed.shown[-1] == ([], "y" * 700)

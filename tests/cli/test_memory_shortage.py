@@ -9,7 +9,7 @@ import torch
 
 from mllama_cli.core.events import Event
 from mllama_cli.engine.engine import Engine
-from mllama_cli.engine.forward import EagerDecoder
+from mllama_cli.engine.forward import Decoder
 from tests.console import run_here
 
 
@@ -21,15 +21,15 @@ def _only_the_built_in_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_memory_that_runs_out_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    decode = EagerDecoder.tokens
+    decode = Decoder.tokens
 
-    def short(self: EagerDecoder, *arguments: Any) -> Iterator[int]:
+    def short(self: Decoder, *arguments: Any) -> Iterator[int]:
         tokens = decode(self, *arguments)
         yield next(tokens)
         yield next(tokens)
         raise MemoryError
 
-    monkeypatch.setattr(EagerDecoder, "tokens", short)
+    monkeypatch.setattr(Decoder, "tokens", short)
     result = run_here("chat", "--max-tokens", "9", "Hello")
     assert result.code == 1
     assert result.out.endswith("\n")

@@ -11,7 +11,7 @@ from mllama_cli.core.events import EncodingImage, Event, GenerationStats, Notice
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.device import make_current
 from mllama_cli.engine.engine import Engine, load
-from mllama_cli.engine.forward import DecodeInput, EagerDecoder
+from mllama_cli.engine.forward import DecodeInput, Decoder
 from mllama_cli.engine.vision import ImageCache
 from mllama_cli.model.cache import KVCache
 from tests.checkpoints import VOCABULARY
@@ -243,9 +243,9 @@ def test_running_out_of_memory_is_one_error_and_the_session_stays_usable(
 def test_memory_that_runs_out_in_an_answer_leaves_what_was_said(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode = EagerDecoder.tokens
+    decode = Decoder.tokens
 
-    def short(self: EagerDecoder, start: DecodeInput) -> Generator[int]:
+    def short(self: Decoder, start: DecodeInput) -> Generator[int]:
         tokens = decode(self, start)
         yield next(tokens)
         yield next(tokens)
@@ -260,7 +260,7 @@ def test_memory_that_runs_out_in_an_answer_leaves_what_was_said(
             said.append(event)
 
     with monkeypatch.context() as patch:
-        patch.setattr(EagerDecoder, "tokens", short)
+        patch.setattr(Decoder, "tokens", short)
         with pytest.raises(MemoryShortageError):
             hear(session.stream(conversation, GREEDY))
     assert ids_of(iter(said)) == whole[:2]
@@ -268,11 +268,11 @@ def test_memory_that_runs_out_in_an_answer_leaves_what_was_said(
 
 
 def test_errors_that_are_not_about_memory_stay_what_they_are(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: EagerDecoder, start: DecodeInput) -> Generator[int]:
+    def broken(self: Decoder, start: DecodeInput) -> Generator[int]:
         raise RuntimeError("a bug")
         yield
 
-    monkeypatch.setattr(EagerDecoder, "tokens", broken)
+    monkeypatch.setattr(Decoder, "tokens", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         list(engine.stream(Conversation.ask("Hello"), GREEDY))
 

@@ -15,7 +15,7 @@ from mllama_cli.engine.batch.capacity import automatic_slots, image_cache_bytes
 from mllama_cli.engine.batch.request import BatchReply, BatchRequest
 from mllama_cli.engine.batch.slots import Prompt, Slots
 from mllama_cli.engine.completion import Completion
-from mllama_cli.engine.device import free_bytes, is_out_of_memory, make_current, step_stream
+from mllama_cli.engine.device import batch_stream, free_bytes, is_out_of_memory, make_current
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.sampling import ChosenToken
 
@@ -119,26 +119,22 @@ class Scheduler:
 
     def _prefill(self, slots: Slots) -> None:
         """Prefill the admitted requests and take their first tokens."""
-        started, images = time.perf_counter(), self._admission.images
+        started, model, images = time.perf_counter(), self._model, self._admission.images
         prompts = []
         for request in self._admission.batch:
             digests = tuple(image.digest for image in request.inputs.images)
             prompts.append(Prompt(request.inputs.ids, digests, tuple(map(images.get, digests))))
         logits = slots.fill(prompts)
         first = len(self._running)
-        admitted = [
-            self._start(slots, slot, request, started) for slot, request in enumerate(self._admission.batch, first)
-        ]
+        admitted = []
+        for slot, request in enumerate(self._admission.batch, first):
+            sampling, ids = request.sampling or model.default_sampling(), request.inputs.ids
+            slots.sampler.admit(slot, sampling, ids)
+            answer = Completion(model.processor.tokenizer, sampling, model.eos, model.max_context - len(ids))
+            admitted.append(_Running(request, started, answer))
         self._running += admitted
         self._admission.admitted()  # only now, so that running out of memory before withdraws them
         self._take_tokens(first, logits)
-
-    def _start(self, slots: Slots, slot: int, request: BatchRequest, started: float) -> _Running:
-        sampling, ids = request.sampling or self._model.default_sampling(), request.inputs.ids
-        slots.sampler.admit(slot, sampling, ids)
-        room = self._model.max_context - len(ids)
-        answer = Completion(self._model.processor.tokenizer, sampling, self._model.eos, room)
-        return _Running(request, started, answer)
 
     def _take_tokens(self, first: int, logits: Tensor) -> None:
         """Choose the next tokens of the slots from ``first`` on; release those whose answers end."""
@@ -190,7 +186,7 @@ class Scheduler:
     def _step_stream(self) -> AbstractContextManager[object]:
         """Return a context in which, on a GPU, a stream with a higher priority than the images' is current."""
         if self._stream is None and self._model.device.type == "cuda":
-            self._stream = step_stream(self._model.device)
+            self._stream = batch_stream(self._model.device, "step")
             self._stream.wait_stream(torch.cuda.current_stream(self._model.device))
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 

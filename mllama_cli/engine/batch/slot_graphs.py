@@ -10,7 +10,7 @@ from torch import Tensor
 from mllama_cli.engine.batch.cache import SlotCache
 from mllama_cli.engine.batch.slot_step import SlotStep
 from mllama_cli.engine.cuda.capture import capture
-from mllama_cli.engine.device import capture_stream
+from mllama_cli.engine.device import batch_stream
 from mllama_cli.engine.forward import Network
 from mllama_cli.kernels.ops import upload
 
@@ -62,7 +62,7 @@ class SlotGraphs:
         if shape not in self._graphs:
             step = SlotStep(self._network, cache, shape.rows, with_images=shape.with_images)
             run = partial(step.run, self._ids[: shape.rows])
-            graph, logits = capture(run, capture_stream(self._ids.device), self._pool)
+            graph, logits = capture(run, batch_stream(self._ids.device, "capture"), self._pool)
             self._graphs[shape] = (graph, logits, step)
         graph, logits, _ = self._graphs[shape]
         graph.replay()

@@ -8,7 +8,7 @@ import torch
 from mllama_cli.core.events import Event, Notice
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.device import is_out_of_memory
-from mllama_cli.engine.forward import DecodeInput, Network, decode
+from mllama_cli.engine.forward import DecodeInput, Decoder, Network
 from mllama_cli.engine.sampling import ChosenToken
 from mllama_cli.kernels.ops import strict_kernels, triton_available
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from mllama_cli.engine.cuda.decode import GraphDecoder
 
 
-class CapturedDecoder:
-    """One model's ``Decoder`` on a GPU. Each answer in progress takes a graph decoder of its own from the idle ones.
+class CapturedDecoder(Decoder):
+    """Decode on a GPU from captured graphs. Each answer in progress has a graph decoder of its own.
 
     Triton is imported when first needed, usually in the background while weights load (engine/cuda/warmup.py).
     """
 
     def __init__(self, network: Network, dtype: torch.dtype, device: torch.device) -> None:
-        self.fallback_reason = ""
-        self._network, self._dtype, self._device = network, dtype, device
+        super().__init__(network)
+        self._dtype, self._device = dtype, device
         self._idle: list[GraphDecoder] = []
         self._batch_builds = False
 
@@ -61,7 +61,7 @@ class CapturedDecoder:
 
     def tokens(self, start: DecodeInput) -> Generator[ChosenToken]:
         if self.fallback_reason:
-            yield from decode(self._network, start)
+            yield from super().tokens(start)
             return
         decoder = self._take()
         try:
@@ -70,7 +70,6 @@ class CapturedDecoder:
             self._idle.append(decoder)
 
     def prepare_batch(self) -> Iterator[Event]:
-        """Yield a Notice if the first batch on this machine has to build kernels."""
         if not triton_available(self._device):
             return
         from mllama_cli.engine.cuda.build_cache import first_time
@@ -80,7 +79,6 @@ class CapturedDecoder:
             yield Notice("The first captions on this GPU build kernels, once: about 10 seconds")
 
     def batch_stepped(self) -> None:
-        """Record that a batch has made a step, so that the next process does not announce its kernels."""
         if self._batch_builds:
             from mllama_cli.engine.cuda.build_cache import remember
 

@@ -34,17 +34,14 @@ class Graphs:
         """Return the graph that runs a step (not for ``with_images`` None) and chooses the next tokens."""
         key = (with_images, method)
         if key not in self._graphs:
-            run = partial(self._run, None if with_images is None else self._step(with_images), method)
+            if with_images is not None and with_images not in self._steps:
+                self._steps[with_images] = DecodeStep(self.network, self.state, with_images=with_images)
+            run = partial(self._run, None if with_images is None else self._steps[with_images], method)
             self._use_empty_cache()
             with compile_only():
                 run()
             self._graphs[key], _ = capture(run, torch.cuda.Stream(self.device))
         return self._graphs[key]
-
-    def _step(self, with_images: bool) -> DecodeStep:
-        if with_images not in self._steps:
-            self._steps[with_images] = DecodeStep(self.network, self.state, with_images=with_images)
-        return self._steps[with_images]
 
     def _run(self, step: DecodeStep | None, method: Method) -> None:
         """Compute state.logits after state.tokens, and choose new state.tokens (-1 where logits are not finite)."""

@@ -89,7 +89,8 @@ class StoredWeights:
         free, itemsize = free_bytes(self.device), self.dtype.itemsize
         plan = plan_for(self.config, sizes, alone, free, itemsize, self._can_offload_embeddings)
         if plan is None:
-            packed = self._quantize or ("stored" if self._has_packed_layers() else "")
+            is_packed = any(isinstance(module, QuantizedLinear) for module in self.network.modules())
+            packed = self._quantize or ("stored" if is_packed else "")
             raise refusal(self.config, WeightSizes.of(sizes), free, self.device, self.dtype, packed)
         return plan
 
@@ -121,9 +122,6 @@ class StoredWeights:
     def _can_offload_embeddings(self) -> bool:
         """Return whether our kernels can read them in host memory, and no output layer shares them."""
         return not self._tied and ops.reads_host_memory(self.device)
-
-    def _has_packed_layers(self) -> bool:
-        return any(isinstance(module, QuantizedLinear) for module in self.network.modules())
 
     def _sizes(self, names: list[str]) -> dict[str, int]:
         return {

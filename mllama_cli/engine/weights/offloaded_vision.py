@@ -7,7 +7,7 @@ equal to those with weights on the device.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -131,27 +131,21 @@ class OffloadedVision:
             self._on_device.append(layout.views(layer, self._buffers[index % 2]))
             yield sum(parameter.nbytes for _, _, parameter in views.parameters)
         for index, layer in enumerate(self._layers):
-            layer.register_forward_pre_hook(self._before(index))
-            layer.register_forward_hook(self._after(index), always_call=True)
+            layer.register_forward_pre_hook(partial(self._before, index))
+            layer.register_forward_hook(partial(self._after, index), always_call=True)
 
-    def _before(self, index: int) -> Any:
-        def hook(layer: nn.Module, arguments: object) -> None:
-            self._upload(index)
-            if self._stream is not None:
-                torch.cuda.current_stream(self._device).wait_event(self._ready[index % 2])
-            self._on_device[index].enter()
-            if index + 1 < len(self._layers):
-                self._upload(index + 1)
+    def _before(self, index: int, layer: nn.Module, arguments: object) -> None:
+        self._upload(index)
+        if self._stream is not None:
+            torch.cuda.current_stream(self._device).wait_event(self._ready[index % 2])
+        self._on_device[index].enter()
+        if index + 1 < len(self._layers):
+            self._upload(index + 1)
 
-        return hook
-
-    def _after(self, index: int) -> Any:
-        def hook(layer: nn.Module, arguments: object, result: object) -> None:
-            self._on_host[index].enter()
-            if index + 1 == len(self._layers):
-                self._upload(0)  # for the next image
-
-        return hook
+    def _after(self, index: int, layer: nn.Module, arguments: object, result: object) -> None:
+        self._on_host[index].enter()
+        if index + 1 == len(self._layers):
+            self._upload(0)  # for the next image
 
     def _upload(self, index: int) -> None:
         """Start copying a layer into its buffer, unless it is there, after all work launched so far.
