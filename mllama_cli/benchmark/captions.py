@@ -6,7 +6,7 @@ from copy import copy
 
 import torch
 
-from mllama_cli.benchmark.decode import PROMPT_TOKENS, largest_ratio, random_ids
+from mllama_cli.benchmark.decode import SHORT_PROMPT_TOKENS, largest_ratio, random_ids
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch.capacity import automatic_slots
@@ -28,7 +28,7 @@ def caption_rate(model: LoadedModel, *, tokens: int = CAPTION_TOKENS) -> tuple[f
     model = copy(model)
     model.eos = frozenset()  # so that all answers have the same length
     cuda = model.device.type == "cuda"
-    slots = min(automatic_slots(model, PROMPT_TOKENS + 1, 1, tokens), MAX_BENCHMARK_SLOTS[model.device.type])
+    slots = min(automatic_slots(model, SHORT_PROMPT_TOKENS + 1, 1, tokens), MAX_BENCHMARK_SLOTS[model.device.type])
     vision = model.config.vision_config
     assert vision is not None
     ratio = largest_ratio(model)
@@ -41,7 +41,7 @@ def caption_rate(model: LoadedModel, *, tokens: int = CAPTION_TOKENS) -> tuple[f
 
         def requests() -> Iterator[BatchRequest]:
             for number in range(count):
-                ids = (model.config.image_token_index, *random_ids(model, PROMPT_TOKENS))
+                ids = (model.config.image_token_index, *random_ids(model, SHORT_PROMPT_TOKENS))
                 inputs = ModelInputs(ids, (ImagePart(str(number).encode(), str(number)),))
                 yield BatchRequest(number, inputs, (image,), sampling)
 

@@ -21,7 +21,7 @@ from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
 from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer
 from mllama_cli.model.visibility import image_spans
 
-PROMPT_TOKENS = 24
+SHORT_PROMPT_TOKENS = 24
 """Text tokens of a short question."""
 
 LONG_PROMPT_TOKENS = 2048
@@ -78,8 +78,8 @@ def benchmark(model: LoadedModel, *, tokens: int | None = None) -> Iterator[Figu
             yield Figure(f"vision, {tiles} tile{'s' * (tiles > 1)}", 1000 * seconds, "ms")
         assert image is not None
         encoded = model.vision.encode(*image)
-        yield Figure(f"first token, image and {PROMPT_TOKENS} tokens", 1000 * first_token(model, image), "ms")
-    yield Figure(f"first token, {PROMPT_TOKENS} tokens", 1000 * first_token(model, None), "ms")
+        yield Figure(f"first token, image and {SHORT_PROMPT_TOKENS} tokens", 1000 * first_token(model, image), "ms")
+    yield Figure(f"first token, {SHORT_PROMPT_TOKENS} tokens", 1000 * first_token(model, None), "ms")
     length = min(LONG_PROMPT_TOKENS, model.config.text_config.max_position_embeddings // 2)
     seconds = _median(lambda: prefilled(model, random_ids(model, length), None), device)
     yield Figure(f"prefill, {length} tokens", length / seconds, "tokens/s")
@@ -118,7 +118,7 @@ def prefilled(model: LoadedModel, ids: list[int], encoded: list[LayerKV] | None,
 
 def decoded(model: LoadedModel, encoded: list[LayerKV] | None, count: int) -> Iterator[int]:
     """Prefill a short prompt and yield ``count`` decoded token ids."""
-    ids = [model.config.image_token_index] * (encoded is not None) + random_ids(model, PROMPT_TOKENS)
+    ids = [model.config.image_token_index] * (encoded is not None) + random_ids(model, SHORT_PROMPT_TOKENS)
     start = prefilled(model, ids, encoded, count)
     for _ in model.decoder.prepare(with_images=encoded is not None, sampling=start.sampling):
         pass

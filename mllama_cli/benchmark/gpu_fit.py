@@ -7,7 +7,7 @@ from mllama_cli.engine.batch.capacity import EXPECTED_NEW_TOKENS, MAX_SLOTS, slo
 from mllama_cli.engine.weights.memory import choose_prefill_chunk, longest_context
 from mllama_cli.engine.weights.offload import OffloadPlan, plan_for_shape, sizes_of_shape
 
-CARDS = {8: 8188, 12: 12282, 16: 16376, 24: 24564, 48: 49140, 80: 81559, 141: 143771}
+GPU_MIB = {8: 8188, 12: 12282, 16: 16376, 24: 24564, 48: 49140, 80: 81559, 141: 143771}
 """MiB reported by GPUs that are sold with this many GB."""
 
 RESERVED_MIB = 500
@@ -26,8 +26,8 @@ class Fit:
 
 
 def usable_bytes(gb: int) -> int:
-    """Return the free bytes of a GPU of ``gb`` GB, a key of CARDS."""
-    return (CARDS[gb] - RESERVED_MIB) * 2**20
+    """Return the free bytes of a GPU of ``gb`` GB, a key of GPU_MIB."""
+    return (GPU_MIB[gb] - RESERVED_MIB) * 2**20
 
 
 def fit(config: MllamaConfig, quantize: str | None, free: int, itemsize: int = 2) -> Fit | None:

@@ -12,7 +12,7 @@ from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.weights.memory import choose_prefill_chunk, min_working_bytes
 from mllama_cli.engine.weights.offload import OffloadPlan, choose_plan, is_embedding, refusal, sizes_of_shape
 from mllama_cli.engine.weights.offloaded_vision import OffloadedVision, to_host
-from mllama_cli.engine.weights.shapes import shaped
+from mllama_cli.engine.weights.shapes import network_of_shape
 from mllama_cli.kernels.ops import reads_host_memory
 from mllama_cli.kernels.packed import PackedWeight
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
@@ -37,10 +37,10 @@ def random_model(
     network = random_network(config, dtype=dtype, device=device, quantize=quantize, plan=plan)
     if device.type == "cuda" and not plan.vision:
         network.model.vision_model.fuse_projections()
-    return without_words(network, config, dtype=dtype, device=device, prefill_chunk=chunk), plan
+    return model_without_tokenizer(network, config, dtype=dtype, device=device, prefill_chunk=chunk), plan
 
 
-def without_words(
+def model_without_tokenizer(
     network: Network,
     config: MllamaConfig,
     *,
@@ -63,10 +63,10 @@ def random_network(
 ) -> MllamaForConditionalGeneration:
     """Return a network of this shape whose activations neither vanish nor explode.
 
-    ``quantize`` is as in ``shaped``; the ``plan``'s parts are in host memory.
+    ``quantize`` is as in ``network_of_shape``; the ``plan``'s parts are in host memory.
     """
     plan = plan or OffloadPlan()
-    network = shaped(config, quantize)
+    network = network_of_shape(config, quantize)
     assert isinstance(network, MllamaForConditionalGeneration)
     for module in network.modules():
         if isinstance(module, QuantizedLinear):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mllama_cli.core.conversation import ImagePart
-from mllama_cli.engine.cuda.vision_graphs import TowerGraphs
+from mllama_cli.engine.cuda.vision_graphs import VisionGraphs
 from mllama_cli.engine.device import batch_stream
 from mllama_cli.engine.forward import Network
 from mllama_cli.model.cache import LayerKV
@@ -32,7 +32,7 @@ class VisionEncoder:
     def __init__(self, network: Network, processor: MllamaProcessor, device: torch.device) -> None:
         self.device = device
         self._network, self._processor = network, processor
-        self._graphs: TowerGraphs | None = None
+        self._graphs: VisionGraphs | None = None
         self._encoded: torch.cuda.Event | None = None
         """Recorded after the last image."""
 
@@ -57,7 +57,7 @@ class VisionEncoder:
         if self.device.type != "cuda":
             return (yield from network.model.encode_image_steps(pixel_values, aspect_ratio_id))
         if self._graphs is None:
-            self._graphs = TowerGraphs(network, self.device)
+            self._graphs = VisionGraphs(network, self.device)
         pixels = pixel_values if pixel_values.is_cuda else pixel_values.pin_memory()
         # Graphs share their memory, so an image waits for the one before, which may be on another stream.
         current = torch.cuda.current_stream(self.device)

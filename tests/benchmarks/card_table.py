@@ -1,6 +1,6 @@
 """What fits on which card, as in the README: ``python -m tests.benchmarks.card_table``. It needs no GPU."""
 
-from mllama_cli.benchmark.gpu_fit import CARDS, Fit, fit, usable_bytes
+from mllama_cli.benchmark.gpu_fit import GPU_MIB, Fit, fit, usable_bytes
 from mllama_cli.engine.weights.offload import OffloadPlan
 from mllama_cli.engine.weights.shapes import SHAPES
 
@@ -23,7 +23,7 @@ def table() -> str:
     columns = [(shape, form) for shape in SHAPES for form in FORMATS]
     rows = [["card", *(f"{shape.upper()}, {form or 'bfloat16'}" for shape, form in columns)]]
     rows.append(["---"] * (len(columns) + 1))
-    for card in CARDS:
+    for card in GPU_MIB:
         fits = [fit(SHAPES[shape], form, usable_bytes(card)) for shape, form in columns]
         rows.append([f"{card} GB", *map(cell, fits)])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -15,8 +15,15 @@ from typing import Any
 
 import torch
 
-from mllama_cli.benchmark.decode import LONG_PROMPT_TOKENS, PROMPT_TOKENS, decoded, first_token, prefilled, random_ids
-from mllama_cli.benchmark.random_network import random_network, without_words
+from mllama_cli.benchmark.decode import (
+    LONG_PROMPT_TOKENS,
+    SHORT_PROMPT_TOKENS,
+    decoded,
+    first_token,
+    prefilled,
+    random_ids,
+)
+from mllama_cli.benchmark.random_network import model_without_tokenizer, random_network
 from mllama_cli.engine.weights.shapes import SHAPES
 from tests.gpu.test_full_size import transformers_peer
 from tests.peers import peer_inputs
@@ -70,7 +77,7 @@ def main() -> None:
     config, device = SHAPES["11b"], torch.device("cuda")
     torch.manual_seed(0)
     network = random_network(config, dtype=torch.bfloat16, device=device)
-    model = without_words(network, config, dtype=torch.bfloat16, device=device, prefill_chunk=4096)
+    model = model_without_tokenizer(network, config, dtype=torch.bfloat16, device=device, prefill_chunk=4096)
     peer = Peer(transformers_peer(network), config.image_token_index)
     network.model.vision_model.fuse_projections()  # the same numbers in another order: transformers keeps its own
     rows: list[tuple[str, float, float, str]] = []
@@ -92,7 +99,7 @@ def main() -> None:
     with torch.inference_mode():
         for tiles, ratio in TILES.items():
             image = (torch.randn(tiles, 3, 560, 560).to(device, torch.bfloat16), ratio)
-            ids = [config.image_token_index, *random_ids(model, PROMPT_TOKENS)]
+            ids = [config.image_token_index, *random_ids(model, SHORT_PROMPT_TOKENS)]
             given = peer.inputs(ids, image)
             rows.append(
                 (
@@ -106,7 +113,7 @@ def main() -> None:
             )
             rows.append(
                 (
-                    f"first token, {tiles}-tile image and {PROMPT_TOKENS} tokens",
+                    f"first token, {tiles}-tile image and {SHORT_PROMPT_TOKENS} tokens",
                     *compare(
                         partial(our_first, image),
                         partial(milliseconds, partial(peer.generate, given, 1)),
@@ -127,7 +134,7 @@ def main() -> None:
                 "ms",
             )
         )
-        lengths = iter(range(PROMPT_TOKENS + 1, LONG_PROMPT_TOKENS))
+        lengths = iter(range(SHORT_PROMPT_TOKENS + 1, LONG_PROMPT_TOKENS))
 
         def new_length() -> list[int]:
             return random_ids(model, next(lengths))
@@ -141,7 +148,7 @@ def main() -> None:
             return milliseconds(lambda: peer.model(**asked, use_cache=True, logits_to_keep=1))
 
         rows.append(("prefill of a length not seen before, 25 to 50 tokens", *compare(our_new, peer_new), "ms"))
-        short = {"input_ids": torch.tensor([random_ids(model, PROMPT_TOKENS)], device=device)}
+        short = {"input_ids": torch.tensor([random_ids(model, SHORT_PROMPT_TOKENS)], device=device)}
         encoded = model.vision.encode(*image)
         for name, seen, asked in (("text", None, short), ("after a 4-tile image", encoded, given)):
             rows.append(

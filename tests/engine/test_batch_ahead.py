@@ -143,7 +143,7 @@ def test_only_the_request_that_outgrows_the_memory_fails(
     step = Slots.step
 
     def limited(self: Slots, tokens: Any) -> torch.Tensor:
-        if self.cache.extent > len(huge.inputs.ids) + 5:
+        if self.cache.max_len > len(huge.inputs.ids) + 5:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return step(self, tokens)
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from mllama_cli.benchmark.gpu_fit import CARDS, fit, usable_bytes
+from mllama_cli.benchmark.gpu_fit import GPU_MIB, fit, usable_bytes
 from mllama_cli.benchmark.random_network import random_network
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.engine.batch.capacity import MAX_SLOTS
@@ -23,7 +23,7 @@ def test_the_readme_says_what_is_computed() -> None:
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_larger_card_never_holds_less(shape: str, form: str | None) -> None:
-    found = [fit(SHAPES[shape], form, usable_bytes(card)) for card in CARDS]
+    found = [fit(SHAPES[shape], form, usable_bytes(card)) for card in GPU_MIB]
     assert [f is not None for f in found] == sorted(f is not None for f in found)
     slots = [f.slots for f in found if f]
     assert slots == sorted(slots)

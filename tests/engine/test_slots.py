@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from mllama_cli.benchmark.random_network import without_words
+from mllama_cli.benchmark.random_network import model_without_tokenizer
 from mllama_cli.checkpoint.names import canonical
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.engine.batch.slots import Prompt, Slots
@@ -23,7 +23,7 @@ def slots_of(count: int) -> Slots:
     network = MllamaForConditionalGeneration(config).requires_grad_(False).eval()
     weights = {canonical(name): tensor for name, tensor in load_file(GOLDEN / "model.safetensors").items()}
     network.load_state_dict(weights, strict=True)
-    return Slots(without_words(network, config, dtype=torch.float32, device=torch.device("cpu")), count)
+    return Slots(model_without_tokenizer(network, config, dtype=torch.float32, device=torch.device("cpu")), count)
 
 
 @torch.inference_mode()

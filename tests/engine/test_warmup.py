@@ -6,7 +6,7 @@ import torch
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.engine.cuda import warmup
 from mllama_cli.engine.cuda.warmup import WARM_UP_TOKENS, warmed_up
-from mllama_cli.engine.weights.shapes import shaped
+from mllama_cli.engine.weights.shapes import network_of_shape
 from mllama_cli.model.mllama import MllamaForConditionalGeneration, empty_network
 from mllama_cli.quantization.linear import QuantizedLinear
 from tests.checkpoints import config_dict
@@ -18,7 +18,9 @@ CPU = torch.device("cpu")
 def test_a_layer_runs_and_the_network_stays_empty(quantize: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
     monkeypatch.setattr(warmup, "silu_and_mul", lambda gate, up: ran.append(gate.shape))
-    network = shaped(MllamaConfig.from_dict(config_dict(text={"hidden_size": 128, "num_attention_heads": 4})), quantize)
+    network = network_of_shape(
+        MllamaConfig.from_dict(config_dict(text={"hidden_size": 128, "num_attention_heads": 4})), quantize
+    )
     assert isinstance(network, MllamaForConditionalGeneration)
     assert any(isinstance(module, QuantizedLinear) for module in network.modules()) is (quantize is not None)
     with warmed_up(network, torch.float32, CPU):

@@ -13,7 +13,7 @@ import torch
 from mllama_cli.benchmark.captions import caption_rate
 from mllama_cli.benchmark.decode import prefilled, random_ids
 from mllama_cli.benchmark.gpu_fit import usable_bytes
-from mllama_cli.benchmark.random_network import random_network, without_words
+from mllama_cli.benchmark.random_network import model_without_tokenizer, random_network
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.events import LoadProgress, Notice, Token
 from mllama_cli.core.sampling import Sampling
@@ -96,7 +96,7 @@ def model(card: Card) -> LoadedModel:
     taken = torch.cuda.memory_allocated(card.device) - before
     assert abs(taken - weights.on_gpu(plan)) < 50 * 2**20, "the plan knows what weights take"
     chunk = choose_prefill_chunk(config, dtype.itemsize, "cuda", free_bytes(card.device))
-    return without_words(network, config, dtype=dtype, device=card.device, prefill_chunk=chunk)
+    return model_without_tokenizer(network, config, dtype=dtype, device=card.device, prefill_chunk=chunk)
 
 
 def same(one: list[LayerKV], other: list[LayerKV]) -> bool:

@@ -7,7 +7,7 @@ import torch
 
 from mllama_cli.benchmark.captions import caption_rate
 from mllama_cli.benchmark.decode import decoded
-from mllama_cli.benchmark.random_network import random_network, without_words
+from mllama_cli.benchmark.random_network import model_without_tokenizer, random_network
 from mllama_cli.engine.device import free_bytes
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.weights.memory import choose_prefill_chunk, position_bytes
@@ -40,7 +40,7 @@ def model(request: pytest.FixtureRequest) -> LoadedModel:
     device, config = torch.device("cuda", torch.cuda.current_device()), SHAPES["11b"]
     network = random_network(config, dtype=torch.bfloat16, device=device, quantize=request.param)
     chunk = choose_prefill_chunk(config, 2, "cuda", free_bytes(device))
-    return without_words(network, config, dtype=torch.bfloat16, device=device, prefill_chunk=chunk)
+    return model_without_tokenizer(network, config, dtype=torch.bfloat16, device=device, prefill_chunk=chunk)
 
 
 def test_a_long_answer_takes_no_more_memory_than_its_cache(model: LoadedModel) -> None:

@@ -39,7 +39,7 @@ class SlotCache:
         return len(self.host_lengths)
 
     @property
-    def extent(self) -> int:
+    def max_len(self) -> int:
         """Filled positions of the longest busy slot."""
         return max(self.host_lengths[: self.busy], default=0)
 
@@ -59,9 +59,9 @@ class SlotCache:
     def put(self, slot: int, length: int, layers: list[LayerKV], start: int, end: int) -> None:
         """Give a slot ``length`` positions and vision tokens [start, end) of ``layers`` ([1, ...] each)."""
         whole = [(keys[:, :, start:end], values[:, :, start:end]) for keys, values in layers]
-        self.put_alike(slot, [length], whole, end - start)
+        self.put_uniform(slot, [length], whole, end - start)
 
-    def put_alike(self, first: int, lengths: Sequence[int], layers: Sequence[LayerKV], seen: int) -> None:
+    def put_uniform(self, first: int, lengths: Sequence[int], layers: Sequence[LayerKV], seen: int) -> None:
         """Give slots from ``first`` on these lengths, and each the same number of vision tokens.
 
         Layers are [slots, kv_heads, seen, head_dim] each. One copy serves all slots, as each costs host time.
@@ -101,7 +101,7 @@ class SlotCache:
         stored_k, stored_v = self.keys[cache_index], self.values[cache_index]
         stored_k[rows, :, positions] = keys.transpose(1, 2)
         stored_v[rows, :, positions] = values.transpose(1, 2)
-        end = self.extent + 1
+        end = self.max_len + 1
         return stored_k[: self.busy, :, :end], stored_v[: self.busy, :, :end]
 
     def advance(self) -> None:

@@ -80,7 +80,7 @@ class Slots:
         counts = [[image[0][0].shape[2] for image in prompt.images] for prompt in prompts]
         if cross is not None and len(counts[0]) == 1 and all(row == counts[0] for row in counts):
             # As in captioning, every slot sees the whole of one image.
-            self.cache.put_alike(first, [len(prompt.ids) for prompt in prompts], cross.layers, counts[0][0])
+            self.cache.put_uniform(first, [len(prompt.ids) for prompt in prompts], cross.layers, counts[0][0])
             self._held[first : first + len(prompts)] = [(prompt.ids, prompt.digests) for prompt in prompts]
         else:
             for slot, prompt in enumerate(prompts, first):
@@ -91,15 +91,15 @@ class Slots:
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Feed each busy slot's newest token; return logits [busy, vocab_size], valid until the next step."""
         model, cache = self.model.network.language_model, self.cache
-        extent = cache.extent + 1
-        cache.reserve(extent)
+        max_len = cache.max_len + 1
+        cache.reserve(max_len)
         keys = cache.keys[0]
         if has_decode_attention(keys.device, keys.dtype, keys.shape[-1]):
             captured = self._captured(tokens)
             cache.advance()
             return captured
         positions = cache.lengths[: cache.busy, None]
-        mask = (torch.arange(extent, device=positions.device) <= positions)[:, None, None]
+        mask = (torch.arange(max_len, device=positions.device) <= positions)[:, None, None]
         ids = upload(torch.tensor(tokens), positions.device)[:, None]
         hidden = model.run(ids, model.context(positions, cache, mask), *cache.seen())
         cache.advance()

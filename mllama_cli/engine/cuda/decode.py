@@ -6,7 +6,7 @@ import torch
 
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.cuda.graphs import Graphs
+from mllama_cli.engine.cuda.graphs import DecodeGraphs
 from mllama_cli.engine.forward import DecodeInput, Network
 from mllama_cli.engine.logits import log_probabilities
 from mllama_cli.engine.sampling import ChosenToken, Method, chosen_token
@@ -19,10 +19,10 @@ STEPS_AHEAD = 2
 
 
 class GraphDecoder:
-    """Decode one conversation at a time with ``Graphs`` of one row."""
+    """Decode one conversation at a time with ``DecodeGraphs`` of one row."""
 
     def __init__(self, network: Network, dtype: torch.dtype, device: torch.device) -> None:
-        self.graphs = Graphs(network, 1, dtype, device)
+        self.graphs = DecodeGraphs(network, 1, dtype, device)
         self._device = device
         self._tokens = torch.zeros(STEPS_AHEAD + 1, 1, dtype=torch.int32, pin_memory=True)
 

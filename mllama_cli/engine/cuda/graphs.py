@@ -12,7 +12,7 @@ from mllama_cli.kernels.cuda.embed_argmax import Best
 from mllama_cli.kernels.cuda.launch import compile_only
 
 
-class Graphs:
+class DecodeGraphs:
     """Steps for ``batch`` rows, with or without cross-attention layers, for each method; captured on first use.
 
     Capture before an answer begins: it overwrites ``state``, though no cache, since it runs on an empty one.

@@ -27,7 +27,7 @@ class _Captured:
     result: list[LayerKV]
 
 
-class TowerGraphs:
+class VisionGraphs:
     """Encode the first image with some number of tiles eagerly, later ones by replaying a graph."""
 
     def __init__(self, network: MllamaForConditionalGeneration, device: torch.device) -> None:

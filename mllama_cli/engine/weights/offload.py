@@ -14,7 +14,7 @@ from mllama_cli.core.config import MllamaConfig
 from mllama_cli.core.errors import MemoryShortageError
 from mllama_cli.engine.device import gib
 from mllama_cli.engine.weights.memory import min_working_bytes
-from mllama_cli.engine.weights.shapes import shaped
+from mllama_cli.engine.weights.shapes import network_of_shape
 
 _VISION_LAYERS = ("model.vision_model.transformer.layers.", "model.vision_model.global_transformer.layers.")
 
@@ -81,7 +81,7 @@ class WeightSizes:
 @cache
 def sizes_of_shape(config: MllamaConfig, quantize: str | None, itemsize: int = 2) -> WeightSizes:
     """Return the sizes for a config without weights; ``quantize`` (int8, int4) as while loading."""
-    parameters = shaped(config, quantize).named_parameters()
+    parameters = network_of_shape(config, quantize).named_parameters()
     return WeightSizes.of({n: p.numel() * (itemsize if p.is_floating_point() else p.itemsize) for n, p in parameters})
 
 

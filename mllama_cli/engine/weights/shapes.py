@@ -22,7 +22,7 @@ SHAPES = {
 }
 
 
-def shaped(config: MllamaConfig, quantize: str | None = None) -> Network:
+def network_of_shape(config: MllamaConfig, quantize: str | None = None) -> Network:
     """Return the empty network of a config on the meta device.
 
     ``quantize``, int8 or int4, packs the language model as while loading. Raise UsageError for anything else.

@@ -40,7 +40,7 @@ def filled(network: MllamaForConditionalGeneration, held: list[tuple[int, int]])
 def eager_step(network: MllamaForConditionalGeneration, cache: SlotCache, ids: Tensor) -> Tensor:
     """Logits of the busy slots by torch's operations, as engine/batch/slots.py has them without our kernels."""
     model, positions = network.language_model, cache.lengths[: cache.busy, None]
-    mask = (torch.arange(cache.extent + 1, device=DEVICE) <= positions)[:, None, None]
+    mask = (torch.arange(cache.max_len + 1, device=DEVICE) <= positions)[:, None, None]
     hidden = model.run(ids, model.context(positions, cache, mask), *cache.seen())
     logits: Tensor = network.lm_head(hidden[:, 0])
     return logits
