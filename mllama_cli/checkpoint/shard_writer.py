@@ -15,7 +15,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from mllama_cli.checkpoint.header import DTYPES
+from mllama_cli.checkpoint.header import STORED_DTYPES
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * DTYPES[self.dtype].bits // 8
+        return math.prod(self.shape) * STORED_DTYPES[self.dtype].bits // 8
 
 
 def layout(specs: Iterable[TensorSpec]) -> tuple[bytes, dict[str, int]]:
@@ -40,7 +40,7 @@ def layout(specs: Iterable[TensorSpec]) -> tuple[bytes, dict[str, int]]:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     begin: dict[str, int] = {}
     end = 0
-    for spec in sorted(specs, key=lambda spec: -DTYPES[spec.dtype].bits):
+    for spec in sorted(specs, key=lambda spec: -STORED_DTYPES[spec.dtype].bits):
         begin[spec.name] = end
         end += spec.nbytes
         entries[spec.name] = {

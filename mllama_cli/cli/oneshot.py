@@ -105,7 +105,7 @@ class OneAnswer(AnswerView):
             self.terminal.note(reason)
 
     def print_statistics(self) -> None:
-        if self.engine.slower_because:
-            self.terminal.note(f"Falling back to PyTorch for decoding (slower): {self.engine.slower_because}.")
+        if self.engine.fallback_reason:
+            self.terminal.note(f"Falling back to PyTorch for decoding (slower): {self.engine.fallback_reason}.")
         if self.stats:
             self.terminal.note(f"loaded in {self.load_seconds:.2f} s | {stats_line(self.stats)}")

@@ -66,7 +66,7 @@ class Engine:
         self.config, self.generation_config = self.model.config, self.model.generation_config
         self.network, self.processor = self.model.network, self.model.processor
         self.device, self.dtype = self.model.device, self.model.dtype
-        self.can_see = self.model.has_vision
+        self.has_vision = self.model.has_vision
 
     def load_weights(self, *, vision: bool = False) -> Iterator[Event]:
         """Load the weights for text and, with ``vision``, for images, unless loaded; yield progress."""
@@ -93,6 +93,6 @@ class Engine:
         return self.model.decoder.prepare_batch()
 
     @property
-    def slower_because(self) -> str:
+    def fallback_reason(self) -> str:
         """Why decoding on a GPU fell back to plain torch; empty if it did not, and on a CPU."""
         return self.model.decoder.fallback_reason

@@ -284,7 +284,7 @@ def test_system_verbose_and_show(harness: ChatHarness) -> None:
 def test_another_model_goes_on_with_the_conversation(harness: ChatHarness) -> None:
     harness.type("One?", "/model other", "Two?")
     assert harness.roles == ["user", "assistant"] * 2
-    assert not harness.dialogue.engine.can_see
+    assert not harness.dialogue.engine.has_vision
     assert harness.dialogue.sampling.max_tokens == 7
 
 

@@ -53,7 +53,7 @@ def ids(session: Session, conversation: Conversation, sampling: Sampling, stop: 
 def test_greedy_answers_equal_the_cpus(cpu: Engine, gpu: Engine, conversation: Conversation, penalty: float) -> None:
     sampling = Sampling(max_tokens=300, repetition_penalty=penalty)  # beyond the first growth of the cache
     answer = ids(gpu.session(), conversation, sampling)
-    assert gpu.slower_because == ""
+    assert gpu.fallback_reason == ""
     assert answer == ids(cpu.session(), conversation, sampling)
 
 

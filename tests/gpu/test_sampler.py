@@ -164,7 +164,7 @@ def test_texts_alone_in_captured_graphs_and_in_a_mixed_batch(folder: Path) -> No
         return [event for event in events if isinstance(event, Token) and event.id not in engine.model.eos]
 
     expected, ours = ([answer(engine, number) for number in range(REQUESTS)] for engine in (cpu, gpu))
-    assert gpu.slower_because == ""
+    assert gpu.fallback_reason == ""
     texts = [tuple(token.id for token in tokens) for tokens in expected]
     assert [tuple(token.id for token in tokens) for tokens in ours] == texts
     for one, other in zip(chain.from_iterable(ours), chain.from_iterable(expected), strict=True):

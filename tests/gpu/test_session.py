@@ -32,7 +32,7 @@ def said(session: Session, talk: Conversation, sampling: Sampling = GREEDY) -> t
 
 def test_it_runs_from_captured_steps(engines: tuple[Engine, Engine]) -> None:
     said(engines[1].session(), Conversation.ask("hello"))
-    assert engines[1].slower_because == ""
+    assert engines[1].fallback_reason == ""
 
 
 def test_turns_with_and_without_pictures(engines: tuple[Engine, Engine]) -> None:
@@ -87,7 +87,7 @@ def test_quantized_answers_are_the_cpus_exact_ones() -> None:
         here = load("sketch", device="cuda", dtype="float32", quantize=bits)
         there = load("sketch", device="cpu", dtype="float32", quantize=bits, exact=True)
         assert said(here.session(), talk) == said(there.session(), talk)
-        assert here.slower_because == ""
+        assert here.fallback_reason == ""
 
 
 def test_statistics_add_up(engines: tuple[Engine, Engine]) -> None:

@@ -227,7 +227,7 @@ def test_offloading_changes_no_answer(plain: Engine, small: Engine) -> None:
     for sampling in (Sampling(max_tokens=60), Sampling(max_tokens=60, temperature=0.8, seed=4)):
         for talk in talks:
             assert ids(small, talk, sampling) == ids(plain, talk, sampling)
-    assert small.slower_because == plain.slower_because == ""
+    assert small.fallback_reason == plain.fallback_reason == ""
     table = small.network.language_model.embed_tokens.weight
     assert table.device.type == "cpu"
     assert table.is_pinned()

@@ -74,7 +74,7 @@ def _show(shell: Shell, argument: str) -> None:
     sampling = chat.sampling
     questions = sum(message.role == "user" for message in chat.conversation)
     images = len(chat.conversation.images)
-    slower = f" (PyTorch fallback: {chat.engine.slower_because})" if chat.engine.slower_because else ""
+    slower = f" (PyTorch fallback: {chat.engine.fallback_reason})" if chat.engine.fallback_reason else ""
     rows = [
         ("model", f"{chat.engine.name} ({chat.engine.path})"),
         ("dtype", f"{str(chat.engine.dtype).removeprefix('torch.')} on {chat.engine.device}{slower}"),
@@ -101,7 +101,7 @@ def _model(shell: Shell, argument: str) -> None:
     engine = shell.load_engine(name)
     shell.dialogue.switch(engine)
     shell.dialogue.sampling = shell.default_sampling(engine)
-    if shell.dialogue.conversation.images and not engine.can_see:
+    if shell.dialogue.conversation.images and not engine.has_vision:
         shell.terminal.note("This model is text-only: it cannot answer while there are images in the conversation.")
     shell.terminal.note(f"Now talking to {engine.name}.")
 
