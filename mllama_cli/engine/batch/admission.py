@@ -61,14 +61,7 @@ class Admission:
             slots' memory after the batch.)
     """
 
-    def __init__(
-        self,
-        model: LoadedModel,
-        queue: RequestQueue,
-        *,
-        refill: bool,
-        replies: deque[BatchReply],
-    ) -> None:
+    def __init__(self, model: LoadedModel, queue: RequestQueue, *, refill: bool, replies: deque[BatchReply]) -> None:
         self.queue = queue
         self.images = ImageCache(model.vision, overlap=True)
         self.prefetches = PREFETCH[model.device.type]

@@ -91,22 +91,13 @@ class DecodeStep:
             projected = self.query if layer.cross else self.projected
             gemv(x, layer.attention_in, projected, norm=layer.attention_norm, eps=eps, in_interleave=form)
             query, key, value = (projected, None, None) if layer.cross else self.qkv
+            caches, visible = (state.cross_attn, state.ranges) if layer.cross else (state.self_attn, state.positions)
             decode_attention(
-                query,
-                self.attended,
-                self.scratch,
-                state.cross_attn if layer.cross else state.self_attn,
-                state.ranges if layer.cross else state.positions,
-                cache_index=layer.cache_index,
-                kv_heads=self.config.num_key_value_heads,
-                dim=self.config.head_dim,
-                key=key,
-                value=value,
-                rotation=None if layer.cross else self.rotation,
-                norm=layer.query_norm,
-                eps=eps,
+                query, self.attended, self.scratch, caches, visible, cache_index=layer.cache_index,
+                kv_heads=self.config.num_key_value_heads, dim=self.config.head_dim, key=key, value=value,
+                rotation=None if layer.cross else self.rotation, norm=layer.query_norm, eps=eps,
                 out_interleave=out_form,
-            )
+            )  # fmt: skip
             gemv(
                 self.attended, layer.attention_out, y, residual=x, factor=layer.attention_gate,
                 in_interleave=out_form, out_interleave=mlp_form, residual_interleave=form,
