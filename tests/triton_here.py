@@ -72,8 +72,8 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     from mllama_cli.kernels.cuda import gemv_api as linear
 
     if DEVICE.type == "cpu":
-        choose = linear.choose_tile
-        monkeypatch.setattr(linear, "choose_tile", lambda *given: replace(choose(*given), rows=64))
+        choose = linear.choose_gemv_tile
+        monkeypatch.setattr(linear, "choose_gemv_tile", lambda *given: replace(choose(*given), rows=64))
 
 
 def apart(ours: torch.Tensor, exact: torch.Tensor) -> float:
