@@ -1,4 +1,4 @@
-"""What README and CONTRIBUTING say about names, files and the library, checked against the code."""
+"""Check README and CONTRIBUTING against the code: names, files, options and the library."""
 
 import os
 import re
@@ -80,7 +80,7 @@ def test_every_file_that_a_document_names_exists(document: str) -> None:
 
 
 def test_the_readmes_floors_are_those_of_the_import_rules() -> None:
-    """The contract has a line more where a room is directly above another of its floor."""
+    """The contract has an extra line where a room is directly above another on the same floor."""
     told = re.findall(r"^\| (\d) \| `(\w+)/` \|", README, re.MULTILINE)
     rules = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
     floors = [set(re.findall(r"\w+", line)) for line in rules[0]["layers"] if "sketch" not in line]
@@ -96,7 +96,7 @@ def test_the_docstring_shown_to_contributors_is_one_of_ours() -> None:
     assert example in (ROOT / "mllama_cli/processing/canvas.py").read_text(encoding="utf-8")
 
 
-def test_every_exit_code_is_told() -> None:
+def test_every_exit_code_is_documented() -> None:
     from mllama_cli.cli.common import ExitStatus
 
     told = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}

@@ -36,13 +36,13 @@ class ConfigGroups:
         """Parse the config. Raise CheckpointError, naming the feature, for anything unsupported."""
         method = data.get("quant_method")
         if method != "compressed-tensors":
-            raise _not_read(f"quantization by {method}")
+            raise _unsupported(f"quantization by {method}")
         for key in ("kv_cache_scheme", "transform_config"):
             if data.get(key):
-                raise _not_read(f"{key} {data[key]}")
+                raise _unsupported(f"{key} {data[key]}")
         sparsity = data.get("sparsity_config") or {}
         if sparsity.get("format", "dense") != "dense":
-            raise _not_read(f"sparsity of format {sparsity['format']}")
+            raise _unsupported(f"sparsity of format {sparsity['format']}")
         declared = data.get("config_groups")
         if not isinstance(declared, dict) or not declared:
             raise CheckpointError("config.json: quantization_config has no config_groups", "The file may be damaged.")
@@ -50,12 +50,12 @@ class ConfigGroups:
         for name, group in declared.items():
             if isinstance(group, list):
                 if name.upper() not in PRESETS:
-                    raise _not_read(f"the scheme {name}")
+                    raise _unsupported(f"the scheme {name}")
                 groups.append((PRESETS[name.upper()], tuple(map(str, group))))
             else:
                 format_ = group.get("format") or data.get("format")
                 if format_ != FORMAT:
-                    raise _not_read(f"the format {format_}")
+                    raise _unsupported(f"the format {format_}")
                 groups.append((_scheme(group), tuple(map(str, group.get("targets") or ()))))
         return cls(tuple(groups), tuple(map(str, data.get("ignore") or ())))
 
@@ -151,29 +151,29 @@ def _scheme(group: Mapping[str, Any]) -> Scheme:
         raise CheckpointError("config.json: a config group has no weights", "The file may be damaged.")
     for activations in ("input_activations", "output_activations"):
         if group.get(activations):
-            raise _not_read(f"quantized activations ({activations})")
+            raise _unsupported(f"quantized activations ({activations})")
     bits, kind = weights.get("num_bits"), weights.get("type", "int")
     if kind != "int":
-        raise _not_read(f"weights of type {kind} ({bits} bit)")
+        raise _unsupported(f"weights of type {kind} ({bits} bit)")
     if bits not in BITS:
-        raise _not_read(f"{bits}-bit weights")
+        raise _unsupported(f"{bits}-bit weights")
     if not weights.get("symmetric", True):
-        raise _not_read("asymmetric weights with zero points")
+        raise _unsupported("asymmetric weights with zero points")
     if weights.get("actorder") not in _STORED_IN_ORDER:
-        raise _not_read(f"activation order {weights['actorder']!r} (g_idx)")
+        raise _unsupported(f"activation order {weights['actorder']!r} (g_idx)")
     if weights.get("dynamic"):
-        raise _not_read("dynamic weight scales")
+        raise _unsupported("dynamic weight scales")
     strategy, size = weights.get("strategy"), weights.get("group_size")
     grouped = isinstance(size, int) and size > 0
     if strategy == "channel" or (strategy is None and not grouped and size == -1):
         return Scheme(bits, 0)
     if strategy in ("group", None) and grouped:
         return Scheme(bits, int(size or 0))
-    raise _not_read(f"the strategy {strategy} with group size {size}")
+    raise _unsupported(f"the strategy {strategy} with group size {size}")
 
 
-def _not_read(what: str) -> CheckpointError:
+def _unsupported(what: str) -> CheckpointError:
     return CheckpointError(
-        f"config.json: this checkpoint uses {what}, which is not read",
-        f"compressed-tensors checkpoints of the format {FORMAT} are: symmetric 4- or 8-bit weights (W4A16, W8A16).",
+        f"config.json: this checkpoint uses {what}, which is not supported",
+        f"compressed-tensors in the format {FORMAT} is: symmetric 4- or 8-bit weights (W4A16, W8A16).",
     )

@@ -25,7 +25,7 @@ def load_quantized_linears(network: nn.Module, config: Mapping[str, Any]) -> Non
         return
     groups = ConfigGroups.from_dict(declared)
     if any("Embedding" in targets for _, targets in groups.groups):
-        raise CheckpointError("config.json: quantized embeddings are not read")
+        raise CheckpointError("config.json: quantized embeddings are not supported")
     schemes = {}
     for name, inputs in linear_layers(network).items():
         scheme = groups.scheme_of(name)
