@@ -1,4 +1,4 @@
-"""Which product runs, and that each way gives the same; rows of tables; what a kernel that fails does."""
+"""Test which product runs and that all agree, embedding lookup, and failing kernels."""
 
 from dataclasses import replace
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The self KV cache grows when it must; what goes wrong meanwhile costs nothing but what it must."""
+"""The self KV cache grows on demand; failures while it grows lose as little as possible."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Meta's own numbers (tests/golden/README.md)."""
+"""Compare the network with Meta's own numbers (tests/golden/README.md)."""
 
 import json
 from collections.abc import Callable
