@@ -58,7 +58,7 @@ class MllamaTextSelfAttention(_TextAttention):
         v = heads(self.v_proj(x), self.head_dim)
         if context.cache is not None:
             all_k, all_v = context.cache.write(cache_index, k, v, context.positions)
-            if all_k.shape[2] > k.shape[2]:  # else use new rows: cuDNN would plan anew for each cache's strides
+            if all_k.shape[2] > k.shape[2]:  # else use new rows: cuDNN would plan again for each cache's strides
                 k, v = all_k, all_v
         if x.shape[1] == 1 or context.mask is not None:
             out = grouped_attention(q, k, v, context.mask)
