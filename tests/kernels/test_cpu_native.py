@@ -49,7 +49,7 @@ def test_products_with_packed_matrices(kernels: Native, bits: int, shape: str) -
     n, k, groups = SHAPES[shape]
     scale = (torch.float32, torch.bfloat16, torch.float16)[list(SHAPES).index(shape) % 3]
     weight = packed_matrix(n, k, bits, groups, scale)
-    assert kernels.takes(weight)
+    assert kernels.supports(weight)
     for m in ROWS:
         x = rows(m, k, seed=m)
         assert error(kernels.packed(x, weight), exact(x, weight)) < FLOAT32, f"{m} rows in float32"

@@ -45,14 +45,14 @@ def quantized(x: Tensor, weight: PackedWeight, *, exact: bool) -> Tensor:
     rows = _rows(x)
     kernels = native()
     few = rows.shape[0] <= MAX_GEMV_ROWS
-    if kernels is not None and kernels.takes(weight):
+    if kernels is not None and kernels.supports(weight):
         if few and (exact or weight.bits == 8):
             out = kernels.packed(rows, weight)
         elif exact:
             out = _by_parts(rows, weight.shape, partial(kernels.decode, weight))
         else:
             out = kernels.int8(rows, weight)
-    elif few and not exact and torch_ops.takes(weight):
+    elif few and not exact and torch_ops.supports(weight):
         out = torch_ops.packed(rows, weight)
     else:
         out = _by_parts(rows, weight.shape, partial(torch_ops.decode, weight))

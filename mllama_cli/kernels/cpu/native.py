@@ -42,7 +42,7 @@ class Native:
         self._attention.argtypes = (_POINTER, _POINTER, _POINTER, *(_LONG,) * 8, _POINTER, _INT)
 
     @staticmethod
-    def takes(weight: PackedWeight) -> bool:
+    def supports(weight: PackedWeight) -> bool:
         """Return whether the group size is supported: 32, a multiple of 64, or whole rows."""
         groups, size = weight.scale.shape[1], weight.group_size
         return groups == 1 or size == 32 or size % 64 == 0

@@ -14,7 +14,7 @@ _INT4PACK_GROUPS = (32, 64, 128, 256)  # the group sizes of torch's 4-bit operat
 _prepared = WeakIdKeyDictionary()  # packed tensor -> the operator's weight and scales
 
 
-def takes(weight: PackedWeight) -> bool:
+def supports(weight: PackedWeight) -> bool:
     """Return whether torch has an operator for this matrix; with other shapes they fail or read out of bounds."""
     n, k = weight.shape
     if n % 16 or k % 64:

@@ -34,7 +34,7 @@ def embed_kernel(
 
 
 @triton.jit
-def best_of_block_kernel(
+def block_argmax_kernel(
     logits, best, where, SIZE: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Store a block's highest logit and its token; infinity if any logit is NaN."""
@@ -51,7 +51,7 @@ def best_of_block_kernel(
 
 
 @triton.jit
-def best_kernel(
+def argmax_kernel(
     best, where, tokens, positions, SIZE: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
@@ -90,7 +90,7 @@ def embed(
     )  # fmt: skip
 
 
-class Best:
+class Argmax:
     """Greedy choice for ``batch`` rows of ``size`` logits, with its buffers."""
 
     def __init__(self, batch: int, size: int, device: torch.device) -> None:
@@ -102,10 +102,10 @@ class Best:
         """Write the best tokens of logits [B, size] to tokens int32 [B], and add 1 to positions int32 [B]."""
         batch, device = logits.shape[0], logits.device
         launch(
-            best_of_block_kernel, (self.blocks, batch), logits, self._best, self._where,
+            block_argmax_kernel, (self.blocks, batch), logits, self._best, self._where,
             self.size, self.blocks, EMBED_ARGMAX_BLOCK, device=device, warps=4,
         )  # fmt: skip
         launch(
-            best_kernel, (batch,), self._best, self._where, tokens, positions,
+            argmax_kernel, (batch,), self._best, self._where, tokens, positions,
             self.size, self.blocks, triton.next_power_of_2(self.blocks), device=device, warps=4,
         )  # fmt: skip

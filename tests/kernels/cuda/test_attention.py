@@ -7,7 +7,7 @@ from torch import Tensor
 from tests.triton_here import DEVICE, aligned, apart  # isort: skip  (first: it prepares Triton)
 from mllama_cli.core.config import RopeScaling
 from mllama_cli.kernels.cuda.attention import Addresses, Scratch, decode_attention
-from mllama_cli.kernels.cuda.embed_argmax import Best, embed
+from mllama_cli.kernels.cuda.embed_argmax import Argmax, embed
 from mllama_cli.kernels.ops import apply_rope, rms_norm
 from mllama_cli.model.layers import grouped_attention
 from mllama_cli.model.rope import inverse_frequencies, rotation
@@ -89,6 +89,6 @@ def test_the_best_token_the_first_of_equals_and_none_for_nan() -> None:
     logits[2, 1500] = torch.nan
     tokens = torch.zeros(3, dtype=torch.int32, device=DEVICE)
     positions = torch.tensor([3, 4, 5], dtype=torch.int32, device=DEVICE)
-    Best(3, size, DEVICE)(logits, tokens, positions)
+    Argmax(3, size, DEVICE)(logits, tokens, positions)
     assert tokens.tolist() == [17, int(logits[1].argmax()), -1]
     assert positions.tolist() == [4, 5, 6]
