@@ -1,4 +1,4 @@
-"""Small checkpoints with random weights, made on the spot. No gate, norm, bias or table is left at a trivial value."""
+"""Make small checkpoints with random weights. No gate, norm, bias or table is left at a trivial value."""
 
 import json
 import sys
@@ -36,7 +36,7 @@ TEMPLATE = (
 
 
 def config_dict(text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, **top: Any) -> dict[str, Any]:
-    """A complete config.json of a tiny model; ``text`` and ``vision`` override."""
+    """Return a complete config.json of a tiny model; ``text`` and ``vision`` override."""
     vision_config = {
         "model_type": "mllama_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4,
         "num_global_layers": 2, "attention_heads": 2, "image_size": 56, "patch_size": 14, "max_num_tiles": 4,
@@ -69,7 +69,7 @@ def config_dict(text: dict[str, Any] | None = None, vision: dict[str, Any] | Non
 
 
 def random_network(config: dict[str, Any], seed: int = 0, *, equal_unused_tiles: bool = True) -> Network:
-    """Our network with every parameter random. ``equal_unused_tiles`` zeroes unused tiles' rows, as released."""
+    """Return a network with random parameters; ``equal_unused_tiles`` zeroes unused tiles' rows, as released."""
     parsed = MllamaConfig.from_dict(config)
     torch.manual_seed(seed)
     network: Network = (
@@ -80,7 +80,7 @@ def random_network(config: dict[str, Any], seed: int = 0, *, equal_unused_tiles:
         if parameter.dim() == 1:
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
             if "q_norm" in name or "k_norm" in name:
-                centre = 2.5  # sharp cross-attention, so that another picture gives another answer
+                centre = 2.5  # sharp cross-attention, so that another image gives another answer
             parameter.normal_(centre, 0.3 if "gate" not in name else 0.8)
         elif "embed" in name:
             parameter.normal_(0, 0.8)
@@ -100,7 +100,7 @@ def random_network(config: dict[str, Any], seed: int = 0, *, equal_unused_tiles:
 
 
 def byte_tokenizer() -> Tokenizer:
-    """A byte-level tokenizer without merges: id = byte, then Llama 3's special tokens, then <|image|>."""
+    """Return a byte-level tokenizer without merges: id = byte, then Llama 3's special tokens, then <|image|>."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # as in GPT-2, which the others follow
     others = [byte for byte in range(256) if byte not in printable]
     vocabulary = {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
@@ -139,7 +139,7 @@ def make_checkpoint(
     dtype: torch.dtype = torch.float32,
     generation: dict[str, Any] | None = None,
 ) -> Path:
-    """A whole checkpoint folder with random weights. Answers are noise that repeats exactly."""
+    """Write a whole checkpoint folder with random weights. Answers are reproducible noise."""
     config = config or config_dict()
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: p.to(dtype) for name, p in random_network(config, seed).named_parameters()}
@@ -152,7 +152,7 @@ def make_checkpoint(
 
 
 def text_only_config(config: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The config.json of the language model alone (MllamaForCausalLM)."""
+    """Return the config.json of the language model alone (MllamaForCausalLM)."""
     text = (config or config_dict())["text_config"]
     return {**text, "architectures": ["MllamaForCausalLM"], "torch_dtype": "float32"}
 

@@ -1,4 +1,4 @@
-"""Runs the `mllama` command: in this process (fast), or through the installed console script (as a user does)."""
+"""Run the `mllama` command in this process (fast) or through the installed console script (as a user does)."""
 
 import os
 import subprocess
@@ -42,8 +42,10 @@ class Stream(TextIOWrapper):
 
 
 def run_here(*arguments: str, stdin: bytes | None = None, screen: bool = False) -> Result:
-    """The app in this process. ``stdin`` None is a terminal nobody types at; stdout and stderr are pipes, or a
-    terminal of $COLUMNS columns where ``screen`` says so."""
+    """Run the app in this process. ``stdin`` None is a terminal without input.
+
+    stdout and stderr are pipes, or with ``screen`` a terminal of $COLUMNS columns.
+    """
     from mllama_cli.cli.app import app
 
     streams = Stream(stdin or b"", tty=stdin is None), Stream(tty=screen), Stream(tty=screen)
@@ -61,7 +63,7 @@ def run_here(*arguments: str, stdin: bytes | None = None, screen: bool = False) 
 def run_script(
     *arguments: str, stdin: bytes = b"", env: Mapping[str, str] | None = None, timeout: float = 120
 ) -> Result:
-    """The installed console script in a process of its own; stdin, stdout and stderr are pipes."""
+    """Run the installed console script in its own process; stdin, stdout and stderr are pipes."""
     done = subprocess.run(
         [str(SCRIPT), *arguments],
         input=stdin,

@@ -1,4 +1,4 @@
-"""Counts how often image files are decoded."""
+"""Count how often image files are decoded."""
 
 from typing import Any
 

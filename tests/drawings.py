@@ -1,4 +1,4 @@
-"""Drawings of which it is known what they show, and files that only look like pictures."""
+"""Make drawings with known content, and files that only look like images."""
 
 import io
 import random
@@ -10,11 +10,11 @@ from PIL import Image
 from mllama_cli.sketch.questions.samples import make_sample
 
 FIRST = 1_700_000_000_000
-"""Seeds that the training never saw."""
+"""The first seed, beyond those used in training."""
 
 
 def drawings(folder: Path, count: int) -> dict[str, str]:
-    """Write 0.png, 1.png, ...; what each shows, in the built-in model's words, by stem."""
+    """Write 0.png, 1.png, ...; return what each shows, in the built-in model's words, by stem."""
     folder.mkdir(exist_ok=True)
     facts = {}
     for number in range(count):
@@ -25,14 +25,14 @@ def drawings(folder: Path, count: int) -> dict[str, str]:
 
 
 def opened(number: int) -> Image.Image:
-    """The picture of a number."""
+    """Return the drawing of a number."""
     return Image.open(io.BytesIO(_drawing(number)[0]))
 
 
 @lru_cache(maxsize=256)
 def _drawing(number: int) -> tuple[bytes, str]:
     seed = FIRST + number * 1000
-    while True:  # several wordings are asked for in training: this one is what `mllama caption` gets
+    while True:  # training has several wordings: this is the one that `mllama caption` gets
         sample = make_sample(seed, "describe")
         answer = sample.answer
         if answer.startswith("I see ") and " in the " not in answer and " at the " not in answer:
@@ -43,7 +43,7 @@ def _drawing(number: int) -> tuple[bytes, str]:
 
 
 def bad_files(folder: Path) -> list[str]:
-    """Twenty files named like pictures, each bad in a way of its own or of another format; their names."""
+    """Write twenty files named like images, each bad in its own way or of another format; return their names."""
     rng = random.Random(3)
     buffer = io.BytesIO()
     Image.effect_noise((300, 200), 80).save(buffer, "JPEG")

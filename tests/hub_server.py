@@ -1,4 +1,4 @@
-"""A small Hugging Face hub on 127.0.0.1, for the real huggingface_hub client. It behaves well or badly, as told."""
+"""Serve a small Hugging Face hub on 127.0.0.1 to the real huggingface_hub client, with failures on request."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ LARGE = (".safetensors", ".pth", ".bin", ".gguf", "tokenizer.json")
 
 @dataclass
 class Repo:
-    """A repository: its files and, where they are set, the reasons why the hub does not give them."""
+    """A repository: its files and, if set, the reasons why the hub refuses them."""
 
     files: dict[str, bytes]
     commit: str = "a" * 40
@@ -36,7 +36,7 @@ class Request:
 
 @dataclass
 class Fault:
-    """What befalls the next GETs of a large file: the line breaks after so many bytes, or a flood becomes a trickle."""
+    """Faults in the next GETs of a large file: the connection breaks after so many bytes, or slows to a trickle."""
 
     after: int
     times: int = 1
@@ -44,7 +44,7 @@ class Fault:
 
 
 def etag(name: str, data: bytes) -> str:
-    """SHA-256 for large files, else git's name for a blob."""
+    """Return SHA-256 for large files, else git's blob id."""
     if name.endswith(LARGE):
         return hashlib.sha256(data).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
@@ -163,9 +163,9 @@ class Hub(ThreadingHTTPServer):
     blobs: dict[str, bytes] = field(default_factory=dict)
     fault: Fault | None = None
     status: int = 0
-    """Answer this to everything."""
+    """The status to answer every request with."""
     tells_404: bool = True
-    """Whether an unknown repository is a 404, as for people who are logged in, or a 401."""
+    """Answer 404 for an unknown repository, as to users who are logged in, rather than 401."""
 
     def __post_init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -180,7 +180,7 @@ class Hub(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def fetched(self) -> set[str]:
-        """Names of the files whose bytes were asked for."""
+        """Names of the files whose bytes were requested."""
         names = {etag(name, data): name for repo in self.repos.values() for name, data in repo.files.items()}
         paths = [r.path for r in self.requests if r.method == "GET"]
         direct = {p.split("/", 5)[5] for p in paths if "/resolve/" in p}

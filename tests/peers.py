@@ -1,4 +1,4 @@
-"""transformers on the same weights, with the two places where it departs from Meta's reference put right.
+"""Run transformers on the same weights, with its two differences from Meta's reference corrected.
 
 A: since 4.56 it collects the output of the intermediate layers; Meta takes their input. Lower the indices by one.
 B: text before the first image token attends to every vision token; Meta lets it see none. Zero those rows.
@@ -14,7 +14,7 @@ from mllama_cli.engine.forward import Network
 
 
 def transformers_model(config: dict[str, Any], network: Network, dtype: torch.dtype = torch.float32) -> Any:
-    """transformers' model with our network's weights, in transformers' own mathematics (eager attention)."""
+    """Return transformers' model with our network's weights and transformers' eager attention."""
     from transformers import MllamaConfig, MllamaForCausalLM, MllamaForConditionalGeneration
     from transformers.models.mllama.configuration_mllama import MllamaTextConfig
 
@@ -35,7 +35,7 @@ def transformers_model(config: dict[str, Any], network: Network, dtype: torch.dt
 def peer_inputs(
     rows: Sequence[Sequence[int]], images: Sequence[Sequence[tuple[Tensor, int]]], image_token: int, max_tiles: int
 ) -> dict[str, Tensor]:
-    """transformers' forward arguments for unpadded or right-padded rows of ids and their (tiles, aspect ratio id)."""
+    """Return transformers' forward arguments for unpadded or right-padded rows of ids and their (tiles, ratio id)."""
     from transformers.models.mllama.processing_mllama import (
         convert_sparse_cross_attention_mask_to_dense,
         get_cross_attention_token_mask,
@@ -51,11 +51,11 @@ def peer_inputs(
     ratio_ids = torch.zeros(len(rows), most, dtype=torch.long)
     tile_mask = torch.zeros(len(rows), most, max_tiles, dtype=torch.long)
     tile_mask[:, :, 0] = 1
-    for row, pictures in enumerate(images):
-        for place, (pixels, id_) in enumerate(pictures):
-            pixel_values[row, place, : len(pixels)] = pixels
-            ratio_ids[row, place] = id_
-            tile_mask[row, place, : len(pixels)] = 1
+    for row, row_images in enumerate(images):
+        for index, (pixels, id_) in enumerate(row_images):
+            pixel_values[row, index, : len(pixels)] = pixels
+            ratio_ids[row, index] = id_
+            tile_mask[row, index, : len(pixels)] = 1
     dense = convert_sparse_cross_attention_mask_to_dense(
         [get_cross_attention_token_mask(list(row), image_token) for row in rows],
         [[len(pixels) for pixels, _ in row] for row in images],
@@ -72,7 +72,7 @@ def peer_inputs(
 
 
 def blind_rows_see_nothing(peer: Any, rows: Sequence[Sequence[int]], image_token: int) -> list[Any]:
-    """Emulate Meta on difference B for prefills of ``rows``. Returns the hooks' handles."""
+    """Correct difference B for prefills of ``rows``; return the hooks' handles."""
     seen = torch.tensor([[image_token in row[: i + 1] for i in range(len(row))] for row in rows])
 
     def zero(module: Any, arguments: Any, output: Any) -> Any:
@@ -91,7 +91,7 @@ def peer_logits(
     image_token: int,
     max_tiles: int = 4,
 ) -> Tensor:
-    """Logits [B, L, vocabulary] of transformers, with A and B put right."""
+    """Return transformers' logits [B, L, vocabulary], with A and B corrected."""
     inputs = peer_inputs(rows, images, image_token, max_tiles)
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(peer.dtype)
@@ -113,7 +113,7 @@ def peer_greedy(
     count: int,
     eos: Sequence[int] = (),
 ) -> list[int]:
-    """Greedy continuation by transformers' own generate, cache and all."""
+    """Return the greedy continuation by transformers' own generate with its cache."""
     inputs = peer_inputs([row], [images], image_token, 4)
     handles = blind_rows_see_nothing(peer, [row], image_token)
     try:

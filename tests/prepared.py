@@ -1,6 +1,6 @@
-"""Processes that begin with torch and the application imported, which takes seconds: for tests that kill many.
+"""Start processes with torch and the application already imported, for tests that kill many.
 
-A process that has never computed forks for each of them, so that each is otherwise as fresh as one that was started.
+A process that has never computed forks for each of them, so that each is otherwise as fresh as a new one.
 """
 
 import importlib
@@ -45,7 +45,7 @@ class Prepared:
         self._process.communicate(timeout=60)
 
     def start(self, function: str, words: Sequence[str], env: Mapping[str, str], errors: Path) -> "Started":
-        """What it prints on stderr goes into the file ``errors``."""
+        """Start a function; its stderr goes into the file ``errors``."""
         return Started(self, int(self.ask("start", function, list(words), dict(env), str(errors))))
 
     def ask(self, *request: object) -> str:
@@ -62,7 +62,7 @@ class Started:
         self._code: int | None = None
 
     def poll(self) -> int | None:
-        """Its exit code once it has ended, negative for a signal."""
+        """Return the exit code once it has ended, negative for a signal."""
         if self._code is None and (code := self._by.ask("poll", self._pid)):
             self._code = int(code)
         return self._code
@@ -73,7 +73,7 @@ class Started:
         return code
 
     def kill(self) -> None:
-        """End it as a power cut would, and wait until it is gone."""
+        """Kill it without warning, and wait until it is gone."""
         if self.poll() is None:
             os.kill(self._pid, signal.SIGKILL)
             self.wait()
@@ -115,7 +115,7 @@ def fork(function: str, words: list[str], env: dict[str, str], errors: str) -> i
 
 
 def command(*words: str) -> int:
-    """The `mllama` command."""
+    """Run the `mllama` command."""
     from mllama_cli.cli.app import app
 
     sys.argv = ["mllama", *words]

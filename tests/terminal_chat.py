@@ -1,4 +1,4 @@
-"""`mllama` on a terminal: a pseudo terminal, an emulated window, and a user who types and looks."""
+"""Drive `mllama` in a pseudo terminal with an emulated window, as a user who types and looks."""
 
 import contextlib
 import os
@@ -56,12 +56,12 @@ class TerminalChat:
         self.process.send(keys.encode())
 
     def look(self, seconds: float = 0.05) -> None:
-        """Take in what was written meanwhile, or in the next ``seconds``."""
+        """Read what was written meanwhile, or in the next ``seconds``."""
         with contextlib.suppress(pexpect.TIMEOUT, pexpect.EOF):
             self.window.feed_bytes(self.process.read_nonblocking(65536, timeout=seconds))
 
     def wait(self, wanted: str | Callable[["TerminalChat"], bool], *, after: int = 0) -> None:
-        """Look until ``wanted`` stands in the window, after its first ``after`` lines."""
+        """Look until ``wanted`` is in the window, after its first ``after`` lines."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             self.look()
@@ -77,7 +77,7 @@ class TerminalChat:
         self.wait(lambda chat: chat.row().startswith((">>>", "...")))
 
     def row(self) -> str:
-        """The row that the cursor stands in."""
+        """Return the row of the cursor."""
         return self.window.visible[self.window.screen.cursor.y]
 
     def typed(self) -> str:
@@ -86,7 +86,7 @@ class TerminalChat:
         return (self.window.visible[row - 1] if row else "") + self.row().removeprefix("... ")
 
     def ask(self, text: str) -> str:
-        """Type a message or a command, send it, wait for the next prompt; what was shown in between."""
+        """Send a message or a command, wait for the next prompt, and return what was shown in between."""
         self.at_prompt()
         before = len(self.lines)
         self.type(text)
@@ -100,7 +100,7 @@ class TerminalChat:
         self.process.setwinsize(rows, columns)
 
     def leave(self, keys: str = "/bye\r") -> int:
-        """Its exit code."""
+        """Leave the chat; return its exit code."""
         self.at_prompt()
         self.type(keys)
         self.process.expect(pexpect.EOF)

@@ -1,4 +1,4 @@
-"""The wheel: built, installed apart from this repository, and asked as a newcomer asks."""
+"""Build the wheel, install it outside this repository, and ask the built-in model as a new user does."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the programs of an environment are that has the wheel, and this environment's other packages."""
+    """Return the script folder of an environment with the wheel and this environment's other packages."""
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=120)
     programs = folder / ("Scripts" if os.name == "nt" else "bin")

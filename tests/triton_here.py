@@ -1,4 +1,4 @@
-"""Triton's kernels wherever the tests run: on the GPU, or on the CPU in Triton's interpreter. Import this first."""
+"""Run Triton kernels on the GPU, or on a CPU in Triton's interpreter. Import this before anything that uses Triton."""
 
 import importlib
 import pkgutil
@@ -12,7 +12,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def import_kernels() -> None:
-    """Every module of kernels: what its functions are is decided here, once for the process."""
+    """Import every module of kernels, which decides for the process whether their functions are interpreted."""
     import mllama_cli.kernels.cuda as package
 
     for module in pkgutil.iter_modules(package.__path__):
@@ -20,7 +20,7 @@ def import_kernels() -> None:
 
 
 def index_for_numpy() -> None:
-    """Until Triton 3.7 the interpreter turns arrays of one element into an int, which numpy 2.4 no longer does."""
+    """Make index operations of the interpreter work before Triton 3.7: numpy 2.4 no longer converts arrays to int."""
     from triton.runtime import interpreter
 
     patch = interpreter._patch_lang_tensor
@@ -38,7 +38,7 @@ def index_for_numpy() -> None:
 
 
 def try_out() -> None:
-    """A kernel with what ours need of the interpreter; also imports what Triton does not before the first one."""
+    """Run a kernel with the features ours need; the first kernel also triggers Triton's lazy imports."""
     import triton.language as tl
 
     @triton.jit
@@ -50,12 +50,12 @@ def try_out() -> None:
     try:
         doubled[(1,)](numbers, torch.tensor([2]))
     except Exception as error:
-        pytest.skip(f"Triton {triton.__version__} interprets nothing here: {error!r}", allow_module_level=True)
+        pytest.skip(f"Triton {triton.__version__} cannot interpret kernels here: {error!r}", allow_module_level=True)
     assert numbers.tolist() == [0, 2, 2]
 
 
 if DEVICE.type == "cpu":
-    # Without the variable afterwards: no other test has to see it, and no process that one starts.
+    # The variable is unset again afterwards: other tests and their processes must not see it.
     with pytest.MonkeyPatch.context() as patches:
         patches.setenv("TRITON_INTERPRET", "1")
         triton = pytest.importorskip("triton")
@@ -68,22 +68,22 @@ else:
 
 
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU matrices are cut into large tiles: the interpreter takes as long for a small one."""
+    """Cut matrices into large tiles on a CPU: the interpreter takes as long for a small one."""
     from mllama_cli.kernels.cuda import gemv_api as linear
 
     if DEVICE.type == "cpu":
-        choose = linear.choose_tile
-        monkeypatch.setattr(linear, "choose_tile", lambda *given: replace(choose(*given), rows=64))
+        choose = linear.choose_gemv_tile
+        monkeypatch.setattr(linear, "choose_gemv_tile", lambda *given: replace(choose(*given), rows=64))
 
 
 def apart(ours: torch.Tensor, exact: torch.Tensor) -> float:
-    """Relative distance of two results."""
+    """Return the relative distance of two results."""
     ours, exact = ours.detach().double(), exact.detach().double()
     return float((ours - exact).norm() / exact.norm())
 
 
 def aligned(tensor: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """A copy that lies a multiple of 16 numbers from ``base``, as everything on a GPU does."""
+    """Return a copy at a multiple of 16 elements from ``base``, as everything on a GPU is."""
     size = tensor.element_size()
     room = torch.empty(tensor.numel() + 16, dtype=tensor.dtype, device=tensor.device)
     start = ((base.data_ptr() - room.data_ptr()) // size) % 16

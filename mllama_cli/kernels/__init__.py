@@ -1,4 +1,4 @@
-"""The same maths faster. ops.py and sdpa.py: for each operation the torch reference and the one choice of a kernel.
+"""Kernels and their torch references. ops.py and sdpa.py choose for each operation; packed.py has the packed format.
 
-packed.py says what a quantized matrix is; the kernels are in cpu/ (C++) and cuda/ (Triton).
+The kernels are in cpu/ (C++) and cuda/ (Triton).
 """

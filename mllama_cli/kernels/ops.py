@@ -1,6 +1,6 @@
-"""The operations of the network: for each, the torch reference and the one place that chooses a kernel instead.
+"""The network's operations: for each, the torch reference and the one place that chooses a kernel instead.
 
-Attention is in sdpa.py. No kernel knows gradients, so training always takes torch's operations.
+Attention is in sdpa.py. Kernels have no gradients, so training always uses torch's operations.
 """
 
 import os
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mllama_cli.kernels.cpu.native import Native
 
 MAX_NATIVE_ROWS = 8
-"""Rows up to which our CPU kernels compute norm, gate and rotation; for more, torch's operations use all threads."""
+"""Rows up to which our CPU kernels compute norm, gate and rotation; with more, torch's threads are worth it."""
 
 
 def strict_kernels() -> bool:
@@ -32,7 +32,7 @@ def strict_kernels() -> bool:
 
 @cache
 def triton_available(device: torch.device) -> bool:
-    """Return whether Triton builds a kernel for this device; it needs a C compiler besides itself."""
+    """Return whether Triton can build a kernel for this device, which also takes a C compiler."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         return False
     try:
@@ -40,8 +40,8 @@ def triton_available(device: torch.device) -> bool:
 
         elementwise.silu_and_mul(torch.ones(1, device=device), torch.ones(1, device=device))
     except torch.OutOfMemoryError:
-        raise  # says nothing about Triton: asked again, it may be different
-    except Exception:  # whatever is missing, torch's own operations do the same
+        raise  # says nothing about Triton: another attempt may succeed
+    except Exception:  # whatever is missing, torch's own operations give the same result
         if strict_kernels():
             raise
         return False
@@ -56,7 +56,7 @@ def use_triton(x: Tensor) -> bool:
 def native_for_small_batch(*tensors: Tensor, rows: int) -> "Native | None":
     """Return our CPU kernels if they take these: few rows in float32, and no gradients.
 
-    Between a decoded token's products are dozens of operations a layer, which take longer to call than to compute.
+    A decode step has dozens of small operations in each layer, whose call costs more than their computation.
     """
     if (
         rows > MAX_NATIVE_ROWS
@@ -75,7 +75,7 @@ def needs_grad(*tensors: Tensor) -> bool:
 
 
 def prepare(device: torch.device) -> None:
-    """Compile now what the first product on this device needs, once for each machine."""
+    """Compile ahead of time what the first product on this device needs."""
     if device.type != "cpu":
         return
     from mllama_cli.kernels.cpu.build import find_compiler
@@ -86,17 +86,17 @@ def prepare(device: torch.device) -> None:
 
 
 def upload(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """Return ``tensor`` on the device, without waiting for what a GPU is doing: only pinned memory allows that."""
+    """Return ``tensor`` on the device without waiting for a GPU's work, which takes pinned memory."""
     if torch.device(device).type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, exact: bool = False) -> Tensor:
-    """x [..., in] times the transposed matrix [out, in], plus bias [out] -> [..., out], in x's dtype.
+    """Multiply x [..., in] by the transposed matrix [out, in] and add bias [out] -> [..., out], in x's dtype.
 
-    Where matrix and x have the same format this is ``F.linear``, except for bfloat16 and float16 on a CPU, which
-    computes in float32 without ever holding the whole matrix in it. ``exact`` as in ``quantized_linear``.
+    This is ``F.linear``, except for bfloat16 and float16 on a CPU, which computes in float32 without ever holding the
+    whole matrix in float32. ``exact`` as in ``quantized_linear``.
     """
     if weight.device.type != "cpu" or weight.dtype not in (torch.bfloat16, torch.float16) or needs_grad(x, weight):
         return F.linear(x, weight, bias)
@@ -108,7 +108,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, exact: bool
 
 
 def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, *, exact: bool = False) -> Tensor:
-    """residual + linear(x), which may be written over ``residual``: a GPU adds it inside the product."""
+    """Return residual + linear(x), possibly written over ``residual``: a GPU adds it inside the product."""
     if use_triton(residual) and bias is None and weight.dtype == x.dtype == residual.dtype:
         residual.view(-1, residual.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), weight.t())
         return residual
@@ -116,10 +116,10 @@ def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor,
 
 
 def quantized_linear(x: Tensor, weight: PackedWeight, *, exact: bool = False) -> Tensor:
-    """x [..., in] times the transposed packed matrix -> [..., out], in x's dtype.
+    """Multiply x [..., in] by the transposed packed matrix -> [..., out], in x's dtype.
 
-    Unless ``exact``, activations may be rounded to 8 bits where that is faster: on a CPU, at the loss of about 0.5% of
-    the result's norm. Raises CheckpointError where the matrix's tensors do not fit its shape.
+    Unless ``exact``, a CPU may round activations to 8 bits, an error of about 0.5% of the result's norm. Raises
+    CheckpointError where the matrix's tensors do not fit its shape.
     """
     check(weight)
     _check_columns(x, weight.shape[1])
@@ -135,7 +135,7 @@ def quantized_linear(x: Tensor, weight: PackedWeight, *, exact: bool = False) ->
 
 
 def check(weight: PackedWeight) -> None:
-    """Raise CheckpointError unless a packed matrix's tensors are what its shape asks for: kernels trust these sizes."""
+    """Raise CheckpointError unless a packed matrix's tensors fit its shape: kernels trust these sizes."""
     if weight.problem:
         raise CheckpointError(
             f"A quantized matrix is damaged: {weight.problem}", "Download or quantize the model again."
@@ -143,7 +143,7 @@ def check(weight: PackedWeight) -> None:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Root-mean-square norm over the last dimension: float32 inside, cast back, then times the weight."""
+    """Apply RMSNorm over the last dimension: in float32, cast back, then times the weight."""
     if use_triton(x) and x.dtype == weight.dtype:
         from mllama_cli.kernels.cuda import elementwise
 
@@ -158,7 +158,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def add_layer_norm(
     x: Tensor, branch: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """x + gate * branch, and its LayerNorm."""
+    """Return x + gate * branch, and its LayerNorm."""
     if use_triton(x) and x.dtype == weight.dtype:
         from mllama_cli.kernels.cuda import elementwise
 
@@ -168,7 +168,7 @@ def add_layer_norm(
 
 
 def silu_and_mul(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, elementwise."""
+    """Return silu(gate) * up, elementwise."""
     if use_triton(gate):
         from mllama_cli.kernels.cuda import elementwise
 
@@ -194,9 +194,9 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def pad_heads(qkv: Tensor, width: int, first: int, bias: float, bias_rest: float) -> Tensor:
-    """Queries, keys and values [N, tokens, 3, heads, D] with ``width`` dimensions a head, the further ones 0.
+    """Pad queries, keys and values [N, tokens, 3, heads, D] with zeros to ``width`` dimensions a head.
 
-    But the first two of them are 1 in queries, and ``bias`` and ``bias_rest`` in the keys of tokens from ``first`` on.
+    The first two added dimensions are 1 in queries, and ``bias`` and ``bias_rest`` in the keys from token ``first`` on.
     """
     if use_triton(qkv):
         from mllama_cli.kernels.cuda import elementwise
@@ -211,10 +211,10 @@ def pad_heads(qkv: Tensor, width: int, first: int, bias: float, bias_rest: float
 
 
 def embedding(ids: Tensor, table: Tensor) -> Tensor:
-    """ids [...], table [rows, size] -> its rows [..., size] where the ids are.
+    """Look up ids [...] in a table [rows, size] -> [..., size] on the ids' device.
 
-    A table in host memory, pinned, is read by the GPU itself, also in a captured graph. Where our kernels do not run,
-    ids and rows cross the bus, which cannot be captured.
+    A GPU reads a table in pinned host memory itself, also in a captured graph. Without our kernels, ids and rows are
+    copied over the bus, which cannot be captured.
     """
     if ids.device == table.device or table.is_cuda:
         return F.embedding(ids, table)

@@ -1,4 +1,4 @@
-"""What a quantized matrix is and what is computed with it, in plain torch: every kernel is checked against this.
+"""Packed 4- and 8-bit matrices, with the torch reference that every kernel is tested against.
 
 The layout is compressed-tensors' symmetric ``pack-quantized``: q + 2^(bits - 1), unsigned, 32 / bits of them in an
 int32 word along the input dimension, the first in the lowest bits; one positive scale for each group of a row.
@@ -14,7 +14,7 @@ from torch import Tensor
 BITS = (4, 8)
 
 UNPACKED_BYTES = 64 * 2**20
-"""Bytes of a matrix that ``quantized_linear`` has in float32 at a time."""
+"""Bytes of a matrix that ``quantized_linear`` dequantizes at a time."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class PackedWeight:
 
     @property
     def group_size(self) -> int:
-        """Neighbours along the input dimension that share a scale."""
+        """Return how many neighbours along the input dimension share a scale."""
         return self.shape[1] // self.scale.shape[1]
 
     @cached_property
     def problem(self) -> str:
-        """What of the tensors does not fit the shape; empty where all does. Checked once."""
+        """Describe the first mismatch between tensors and shape; empty if there is none. Checked once."""
         (n, k), bits, packed, scale = self.shape, self.bits, self.packed, self.scale
         if bits not in BITS or n < 1 or k < 1:
             return f"{bits} bits of shape {n} x {k}"
@@ -49,7 +49,7 @@ class PackedWeight:
 
 
 def pack(q: Tensor, bits: int) -> Tensor:
-    """Whole numbers [out, in] from -2^(bits-1) to 2^(bits-1) - 1 -> int32 words [out, ceil(in * bits / 32)]."""
+    """Pack integers [out, in] from -2^(bits-1) to 2^(bits-1) - 1 into int32 words [out, ceil(in * bits / 32)]."""
     per_word = 32 // bits
     unsigned = F.pad(q.to(torch.int32) + (1 << (bits - 1)), (0, -q.shape[1] % per_word)).unflatten(1, (-1, per_word))
     words: Tensor = unsigned[..., 0].clone()
@@ -59,23 +59,23 @@ def pack(q: Tensor, bits: int) -> Tensor:
 
 
 def unpack(weight: PackedWeight) -> Tensor:
-    """Return the whole numbers: int8 [out, in]."""
+    """Return the integers q: int8 [out, in]."""
     shifts = torch.arange(0, 32, weight.bits, dtype=torch.int32, device=weight.packed.device)
     unsigned = (weight.packed[..., None] >> shifts) & ((1 << weight.bits) - 1)
     return (unsigned.flatten(1)[:, : weight.shape[1]] - (1 << (weight.bits - 1))).to(torch.int8)
 
 
 def dequantize(weight: PackedWeight, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The matrix [out, in]: whole numbers times scales, multiplied in float32 and rounded once."""
+    """Return the matrix [out, in]: integers times scales, multiplied in float32 and rounded once."""
     grouped = unpack(weight).float().unflatten(1, (weight.scale.shape[1], -1))
     result: Tensor = (grouped * weight.scale.float()[..., None]).flatten(1).to(dtype)
     return result
 
 
 def quantized_linear(x: Tensor, weight: PackedWeight) -> Tensor:
-    """x [..., in] times the transposed matrix -> [..., out], in x's dtype.
+    """Multiply x [..., in] by the transposed matrix -> [..., out], in x's dtype.
 
-    Some output rows at a time: an output layer in float32 would take 2 GB.
+    Dequantizes some output rows at a time: a whole output layer would take 2 GB in float32.
     """
     rows, columns = weight.shape
     step = max(1, UNPACKED_BYTES // (4 * columns))

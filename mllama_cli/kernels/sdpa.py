@@ -1,7 +1,7 @@
-"""Scaled dot-product attention: the one place that chooses among torch's implementations and our kernels.
+"""Scaled dot-product attention: choose among torch's implementations and our kernels.
 
-The choice depends on the shape, the format and the device alone, so that equal inputs give equal results whatever the
-process did before. On recent GPUs torch prefers cuDNN, the fastest for many rows (a prompt of 2,048 tokens of the 11B:
+The choice depends on shape, dtype and device alone, so that equal inputs give equal results whatever the process did
+before. On recent GPUs torch prefers cuDNN, the fastest for many rows (a prompt of 2,048 tokens of the 11B:
 2.7 ms over all layers, FlashAttention 5.3 ms), but cuDNN plans for 40 to 60 ms (on an H200) whenever a shape is new,
 which would be nearly every prompt. So cuDNN gets the shapes that recur, and FlashAttention, which needs no plan and
 costs about 1 us more for a million pairs of a query and a key, all others:
@@ -21,16 +21,16 @@ from torch import Tensor
 from mllama_cli.kernels.ops import needs_grad, strict_kernels, triton_available
 
 RECURRING_ROWS = 1024
-"""Squares of a multiple of this many rows are worth a plan of cuDNN's."""
+"""Causal squares of a multiple of this many rows are worth a cuDNN plan."""
 
 MAX_FLASH_HEAD_DIM = 256
 
 CPU_PAIRS = 2**26
-"""Pairs of a query and a key in one attention operation of an encoder on a CPU: a third of a second."""
+"""Query-key pairs in one attention operation of an encoder on a CPU: a third of a second."""
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention of q [B, heads, rows, D] over k and v [B, heads, keys, D] -> [B, heads, rows, D].
+    """Attend from q [B, heads, rows, D] to k and v [B, heads, keys, D] -> [B, heads, rows, D].
 
     ``mask`` is bool, broadcast to [B, heads, rows, keys].
     """
@@ -47,9 +47,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of rows that are the last of the keys, each over itself and the keys before it.
+    """Attend from the last rows of a sequence, each to itself and the keys before it.
 
-    q [B, heads, rows, D] over k and v [B, kv_heads, keys, D] -> [B, heads, rows, D]. More keys than rows only where
+    q [B, heads, rows, D], k and v [B, kv_heads, keys, D] -> [B, heads, rows, D]. More keys than rows only where
     ``has_flash_attention``: other implementations need a mask for that.
     """
     rows, keys = q.shape[2], k.shape[2]
@@ -61,9 +61,9 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def encoder_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Attention without a mask of an encoder's tokens q over k and v [N, heads, tokens, D].
+    """Attend without a mask from an encoder's tokens q to k and v [N, heads, tokens, D].
 
-    On a CPU some heads at a time: nobody can interrupt a single operation, and four tiles would take seconds.
+    On a CPU some heads at a time: a single operation cannot be interrupted, and four tiles would take seconds.
     """
     heads_at_once = max(1, CPU_PAIRS // max(1, q.shape[2] * k.shape[2]))
     if q.device.type != "cpu" or heads_at_once >= q.shape[1]:
@@ -74,7 +74,7 @@ def encoder_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 @cache
 def has_flash_attention(device: torch.device, dtype: torch.dtype, dim: int) -> bool:
-    """Return whether FlashAttention runs here, found out by trying: it depends on torch's build, too."""
+    """Return whether FlashAttention runs here, by trying it: torch's build matters too."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return False
     if dim % 8 or dim > MAX_FLASH_HEAD_DIM or torch.cuda.get_device_capability(device) < (8, 0):
@@ -84,7 +84,7 @@ def has_flash_attention(device: torch.device, dtype: torch.dtype, dim: int) -> b
         _flash(rows, rows, rows, causal=True)
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # no kernel, no such operator: others do the same
+    except Exception:  # no kernel or no such operator: other implementations give the same result
         if strict_kernels():
             raise
         return False
@@ -92,7 +92,7 @@ def has_flash_attention(device: torch.device, dtype: torch.dtype, dim: int) -> b
 
 
 def supports_decode_attention(dtype: torch.dtype, head_dim: int) -> bool:
-    """Return whether the decode kernel of cuda/attention.py takes this form."""
+    """Return whether the decode kernel of cuda/attention.py takes this dtype and head dimension."""
     return dtype in (torch.float16, torch.bfloat16, torch.float32) and head_dim in (32, 64, 128)
 
 
@@ -102,6 +102,6 @@ def has_decode_attention(device: torch.device, dtype: torch.dtype, head_dim: int
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
-    # As torch.nn.attention.bias calls it; here the last row sees the last key, and query heads share key heads.
+    # Called as torch.nn.attention.bias does: the last row sees the last key, and query heads share key heads.
     result: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)[0]
     return result

@@ -1,4 +1,4 @@
-"""Keys and values between steps. A session or batch owns the caches; the network only reads and fills them."""
+"""KV caches. A session or batch owns them; the network only reads and fills them."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -13,15 +13,15 @@ GROWTH = 256
 
 
 class SelfCache(Protocol):
-    """What a self-attention layer needs of a cache: to store its new keys and values."""
+    """The part of a self KV cache that a self-attention layer uses."""
 
     def write(self, cache_index: int, keys: Tensor, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values [B, kv_heads, L, head_dim] at ``positions`` [B, L]; returns all that may be seen."""
+        """Store keys and values [B, kv_heads, L, head_dim] at ``positions`` [B, L]; return all that may be seen."""
         ...
 
 
 def grown(length: int, capacity: int, limit: int) -> int:
-    """Return a capacity for ``length`` positions: half more than before, so that copying is rare; at most ``limit``."""
+    """Return a capacity for ``length`` positions: half more than before, to copy rarely, but at most ``limit``."""
     capacity = max(length, capacity + max(GROWTH, capacity // 2))
     return max(length, min(-(-capacity // GROWTH) * GROWTH, limit))
 
@@ -30,7 +30,7 @@ class KVCache:
     """Keys and values of the self-attention layers, preallocated and grown in steps.
 
     ``keys[index]`` and ``values[index]`` are [batch, kv_heads, capacity, head_dim], of the layer with that
-    ``cache_index``. ``lengths[b]`` positions of conversation b are filled; what is behind them is never attended to.
+    ``cache_index``. The first ``lengths[b]`` positions of conversation b are filled; later ones are never attended to.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class KVCache:
         self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(count)]
         self.lengths = [0] * batch
         self._consistent = True
-        """False after growing has failed midway: layers differ, but each holds what it held."""
+        """False after growing failed midway: layers have different capacities, but none lost anything."""
 
     @property
     def capacity(self) -> int:
@@ -62,19 +62,19 @@ class KVCache:
         return min(self.lengths) == max(self.lengths)
 
     def reserve(self, length: int) -> None:
-        """Make room for ``length`` positions. Out of memory, all may be forgotten: ``lengths`` tells."""
+        """Make room for ``length`` positions. Running out of memory may clear the cache: see ``lengths``."""
         if length <= self.capacity:
             return
         try:
             self._resize(grown(length, self.capacity, self.limit))
             return
         except torch.OutOfMemoryError:
-            pass  # and out of the handler, where the traceback still holds tensors
+            pass  # leave the handler first: the traceback keeps tensors alive
         self._resize_through_host(max(length, min(-(-length // GROWTH) * GROWTH, self.limit)))
 
     def _resize(self, capacity: int) -> None:
         filled = max(self.lengths)
-        if not filled and self.keys:  # one allocation for all: many small ones take longer than a short prompt
+        if not filled and self.keys:  # one allocation: many small ones would take longer than a short prompt
             old = self.keys[0]
             fresh = old.new_zeros((2, len(self.keys), *old.shape[:2], capacity, old.shape[3]))
             self.keys, self.values = list(fresh[0].unbind()), list(fresh[1].unbind())
@@ -83,14 +83,14 @@ class KVCache:
         self._consistent = False
         for tensors in (self.keys, self.values):
             for index, old in enumerate(tensors):
-                # Zeros: a masked key has weight 0, and 0 times what uninitialised memory may hold can be NaN.
+                # Zeros, since a masked key has weight 0, and 0 times NaN from uninitialised memory would be NaN.
                 new = old.new_zeros((*old.shape[:2], capacity, old.shape[3]))
                 new[:, :, :filled] = old[:, :, :filled]
                 tensors[index] = new
         self._consistent = True
 
     def _resize_through_host(self, capacity: int) -> None:
-        """Resize where old and new do not fit into memory together."""
+        """Resize when old and new do not fit into memory together."""
         lengths, filled = self.lengths, max(self.lengths)
         held = [[t[:, :, :filled].cpu() for t in tensors] for tensors in (self.keys, self.values)]
         self.lengths = [0] * len(lengths)
@@ -102,7 +102,7 @@ class KVCache:
         self.lengths = lengths
 
     def write(self, cache_index: int, keys: Tensor, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values [B, kv_heads, L, head_dim] at ``positions`` [B, L]; returns all up to the longest."""
+        """Store keys and values [B, kv_heads, L, head_dim] at ``positions`` [B, L]; return all up to the longest."""
         start, count = max(self.lengths), keys.shape[2]
         stored_k, stored_v = self.keys[cache_index], self.values[cache_index]
         if self.uniform:
@@ -115,15 +115,12 @@ class KVCache:
         return stored_k[:, :, : start + count], stored_v[:, :, : start + count]
 
     def advance(self, counts: Sequence[int]) -> None:
-        """Count the positions that a forward pass has filled."""
+        """Add the positions that a forward pass has filled."""
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
 
     def truncate(self, length: int) -> None:
         """Forget everything from position ``length`` on."""
         self.lengths = [min(old, length) for old in self.lengths]
-
-    def nbytes(self) -> int:
-        return sum(t.nbytes for t in (*self.keys, *self.values))
 
 
 LayerKV = tuple[Tensor, Tensor]
@@ -131,10 +128,10 @@ LayerKV = tuple[Tensor, Tensor]
 
 
 class CrossKVCache:
-    """Keys and values of the cross-attention layers: each conversation's vision tokens, image after image.
+    """Keys and values of the cross-attention layers for each conversation's vision tokens, image after image.
 
     ``layers[index]`` holds [batch, kv_heads, tokens, head_dim]; shorter conversations of a batch are padded at the end.
-    ``image_tokens[b]`` says how many tokens each image of conversation b has (only tiles that it really has).
+    ``image_tokens[b]`` has the token count of each image of conversation b, unused tiles excluded.
     """
 
     def __init__(self, layers: list[LayerKV], image_tokens: Sequence[Sequence[int]]) -> None:
@@ -145,37 +142,30 @@ class CrossKVCache:
     def from_images(cls, batch: Sequence[Sequence[list[LayerKV]]]) -> "CrossKVCache | None":
         """Join single images' keys and values (each a list of per-layer pairs of [1, kv_heads, tokens, head_dim]).
 
-        None where no conversation of the batch has an image.
+        Return None if no conversation of the batch has an image.
         """
         if not any(batch):
             return None
-        if len(batch) == 1 and len(batch[0]) == 1:
-            only = batch[0][0]
-            return cls(list(only), [[only[0][0].shape[2]]])
         counts = [[image[0][0].shape[2] for image in images] for images in batch]
-        width = max(sum(row) for row in counts)
+        width = max(map(sum, counts))
+        if counts == [[width]]:
+            return cls(list(batch[0][0]), counts)
         if all(row == [width] for row in counts):
-            single = [images[0] for images in batch]
-            layers = [
-                (
-                    torch.cat([image[index][0] for image in single]),
-                    torch.cat([image[index][1] for image in single]),
-                )
-                for index in range(len(single[0]))
-            ]
-            return cls(layers, counts)
+            pairs = zip(*(images[0] for images in batch), strict=True)
+            return cls(
+                [(torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer])) for layer in pairs], counts
+            )
         example = next(images for images in batch if images)[0]
-        layers = []
-        for index, (k, _) in enumerate(example):
-            pair = []
-            for which in (0, 1):
-                joined = k.new_zeros((len(batch), k.shape[1], width, k.shape[3]))
-                for row, images in enumerate(batch):
-                    end = 0
-                    for image in images:
-                        tensor = image[index][which]
-                        joined[row, :, end : end + tensor.shape[2]] = tensor[0]
-                        end += tensor.shape[2]
-                pair.append(joined)
-            layers.append((pair[0], pair[1]))
-        return cls(layers, counts)
+
+        def padded(index: int, which: int) -> Tensor:
+            _, heads, _, dim = example[index][which].shape
+            joined = example[index][which].new_zeros((len(batch), heads, width, dim))
+            for row, images in enumerate(batch):
+                end = 0
+                for image in images:
+                    tensor = image[index][which]
+                    joined[row, :, end : end + tensor.shape[2]] = tensor[0]
+                    end += tensor.shape[2]
+            return joined
+
+        return cls([(padded(index, 0), padded(index, 1)) for index in range(len(example))], counts)

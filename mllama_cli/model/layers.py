@@ -1,4 +1,4 @@
-"""Building blocks that both transformers share."""
+"""Building blocks of both transformers."""
 
 from collections.abc import Generator
 from typing import TypeVar
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def normal_parameter(*shape: int, std: float) -> nn.Parameter:
-    """Draw from a normal distribution; not on the meta device, where torch would import its compiler for it."""
+    """Draw from a normal distribution, except on the meta device, where torch would import its compiler to do so."""
     values = torch.empty(*shape)
     return nn.Parameter(values if values.is_meta else values.normal_(0, std))
 
@@ -28,7 +28,7 @@ def result_of(steps: Generator[object, None, T]) -> T:
 
 
 class Embedding(nn.Embedding):
-    """nn.Embedding that draws nothing on the meta device, for the same reason; its table may be in host memory."""
+    """nn.Embedding that draws nothing on the meta device either; its table may be in host memory."""
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
@@ -47,20 +47,20 @@ class Projection(nn.Module):
     exact = False
 
     def forward_add(self, x: Tensor, residual: Tensor) -> Tensor:
-        """residual + self(x), which may be written over ``residual``."""
+        """Return residual + self(x), possibly written over ``residual``."""
         total: Tensor = residual + self(x)
         return total
 
 
 def set_exact(network: nn.Module, on: bool) -> None:
-    """Say for all linear layers of a network whether activations keep their precision."""
+    """Set whether activations keep their precision, for all linear layers of a network."""
     for module in network.modules():
         if isinstance(module, Projection):
             module.exact = on
 
 
 class Linear(nn.Linear, Projection):
-    """nn.Linear whose product is the fastest that its weight's format and device have; F.linear for float32."""
+    """nn.Linear with the fastest product for its weight's dtype and device; F.linear for float32."""
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.weight, self.bias, exact=self.exact)
@@ -70,7 +70,7 @@ class Linear(nn.Linear, Projection):
 
 
 class MllamaTextRMSNorm(nn.Module):
-    """Root-mean-square norm over the last dimension: float32 inside, cast back, then times the weight."""
+    """RMSNorm over the last dimension: in float32, cast back, then times the weight."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class MllamaTextRMSNorm(nn.Module):
 
 
 class MllamaTextMLP(nn.Module):
-    """SiLU-gated feed-forward network. With a residual it is added, and may be written over."""
+    """SiLU-gated feed-forward network. A residual is added if given, and may be written over."""
 
     def __init__(self, size: int, inner: int) -> None:
         super().__init__()
@@ -97,16 +97,16 @@ class MllamaTextMLP(nn.Module):
 
 
 def heads(x: Tensor, head_dim: int) -> Tensor:
-    """[B, L, heads * head_dim] -> [B, heads, L, head_dim]."""
+    """Split [B, L, heads * head_dim] -> [B, heads, L, head_dim]."""
     split: Tensor = x.unflatten(-1, (-1, head_dim))
     return split.transpose(1, 2)
 
 
 def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention of [B, heads, L, D] queries over [B, kv_heads, S, D] keys in which no row is causal.
+    """Attend from queries [B, heads, L, D] to keys [B, kv_heads, S, D], not causally -> [B, L, heads * D].
 
-    The queries of a key head's group become further rows, so keys are neither repeated nor masked by head.
-    ``mask`` is bool [B or 1, 1, L, S]. Returns [B, L, heads * D].
+    The queries of a key head's group become further rows, so keys are neither repeated nor masked by head. ``mask`` is
+    bool [B or 1, 1, L, S].
     """
     batch, n_heads, length, dim = q.shape
     kv_heads = k.shape[1]
@@ -120,5 +120,5 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = Non
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of the last rows over themselves and the keys before them. Shapes as in ``grouped_attention``."""
+    """Attend from the last rows to themselves and the keys before them. Shapes as in ``grouped_attention``."""
     return sdpa.causal_attention(q, k, v).transpose(1, 2).flatten(2)

@@ -28,33 +28,23 @@ class MllamaModel(nn.Module):
             config.vision_config.vision_output_dim, config.text_config.hidden_size, bias=True
         )
 
-    def vision_tokens(self, pixel_values: Tensor, aspect_ratio_id: int, *, all_tiles: bool = False) -> Tensor:
-        """One image's tiles [tiles, 3, T, T] -> the projected vision tokens [tiles, tokens, text hidden]."""
-        return result_of(self._vision_steps(pixel_values, aspect_ratio_id, all_tiles))
-
-    def _vision_steps(
-        self, pixel_values: Tensor, aspect_ratio_id: int, all_tiles: bool = False
-    ) -> Generator[int, None, Tensor]:
-        weight = self.vision_model.patch_embedding.weight
-        pixels = pixel_values.to(weight.device, weight.dtype, non_blocking=True)[None]
-        ids = torch.full((1,), aspect_ratio_id, device=weight.device)
-        features = yield from self.vision_model.steps(pixels, ids, all_tiles=all_tiles)
-        result: Tensor = self.multi_modal_projector(features)[0]
-        return result
-
     def encode_tiles(self, pixel_values: Tensor, aspect_ratio_ids: Tensor) -> list[LayerKV]:
-        """``encode_image`` with everything on the device already: the model's dtype, and the ratio's id as [1]."""
+        """Do as ``encode_image`` with tensors on the device: pixels in the model's dtype, the ratio's id as [1]."""
         tokens: Tensor = self.multi_modal_projector(self.vision_model(pixel_values[None], aspect_ratio_ids))
         return self.language_model.cross_keys_values(tokens.flatten(1, 2))
 
     def encode_image(self, pixel_values: Tensor, aspect_ratio_id: int) -> list[LayerKV]:
-        """One image -> keys and values for each cross-attention layer, [1, kv_heads, tiles * tokens, head_dim]."""
+        """Encode tiles [tiles, 3, T, T] to keys and values [1, kv_heads, tokens, D] for each cross-attention layer."""
         return result_of(self.encode_image_steps(pixel_values, aspect_ratio_id))
 
     def encode_image_steps(self, pixel_values: Tensor, aspect_ratio_id: int) -> Generator[int, None, list[LayerKV]]:
-        """``encode_image`` that yields how many layers of the vision tower are done."""
-        tokens = yield from self._vision_steps(pixel_values, aspect_ratio_id)
-        return self.language_model.cross_keys_values(tokens.flatten(0, 1)[None])
+        """Do as ``encode_image`` and yield how many layers of the vision tower are done."""
+        weight = self.vision_model.patch_embedding.weight
+        pixels = pixel_values.to(weight.device, weight.dtype, non_blocking=True)[None]
+        ids = torch.full((1,), aspect_ratio_id, device=weight.device)
+        features = yield from self.vision_model.steps(pixels, ids)
+        tokens: Tensor = self.multi_modal_projector(features)
+        return self.language_model.cross_keys_values(tokens.flatten(1, 2))
 
 
 class MllamaForConditionalGeneration(nn.Module):
@@ -79,10 +69,10 @@ class MllamaForConditionalGeneration(nn.Module):
         *,
         last_only: bool = False,
     ) -> Tensor:
-        """Logits [B, L, vocab_size] of token ids [B, L], or [B, 1, vocab_size] with ``last_only``.
+        """Return logits [B, L, vocab_size] of token ids [B, L], or [B, 1, vocab_size] with ``last_only``.
 
         ``pixel_values`` are the images' tiles [tiles, 3, T, T] in the order of the image tokens, conversation after
-        conversation. Shorter conversations of a batch are filled up at the end with any id but the image token's.
+        conversation. Shorter conversations of a batch are padded at the end with any id but the image token's.
         """
         rows: list[list[int]] = input_ids.tolist()
         spans = [image_spans(row, self.config.image_token_index) for row in rows]

@@ -9,10 +9,10 @@ from mllama_cli.core.config import RopeScaling
 
 
 def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> Tensor:
-    """Rotation per position of each pair of dimensions, in radians: float32 [head_dim / 2].
+    """Return the rotation per position of each pair of dimensions, in radians: float32 [head_dim / 2].
 
     llama3 scaling (Meta's reference, ``apply_scaling``): wavelengths longer than original / low_freq_factor turn
-    ``factor`` times slower, those shorter than original / high_freq_factor stay, those between are blended.
+    ``factor`` times slower, those shorter than original / high_freq_factor stay, those in between are blended.
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
     frequencies = 1.0 / theta**exponents
@@ -26,7 +26,7 @@ def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> Te
 
 
 def rotation(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of each position's angles: positions [B, L] -> two float32 [B, 1, L, head_dim]."""
+    """Return cosine and sine of the angles at positions [B, L]: two float32 [B, 1, L, head_dim]."""
     angles = positions[:, None, :, None].float() * frequencies
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()

@@ -22,22 +22,24 @@ from mllama_cli.model.rope import inverse_frequencies, rotation
 from mllama_cli.model.visibility import CrossView
 
 EXTRA_EMBEDDINGS = 8
-"""Rows of embed_tokens behind the vocabulary; the first is the image token's."""
+"""Rows of embed_tokens after the vocabulary; the first is the image token's."""
 
 
 @dataclass(frozen=True)
 class SelfAttentionContext:
-    """What every self-attention layer of one forward pass shares."""
+    """The inputs that all self-attention layers of a forward pass share."""
 
     positions: Tensor
     cos: Tensor
     sin: Tensor
     cache: SelfCache | None
     mask: Tensor | None
-    """bool [B or 1, 1, L, S]; None where causal attention needs none, or each conversation has a single row."""
+    """bool [B or 1, 1, L, S]; None if causal attention needs none, or each conversation has a single row."""
 
 
-class MllamaTextSelfAttention(nn.Module):
+class _TextAttention(nn.Module):
+    """The projections that self- and cross-attention have in common."""
+
     def __init__(self, config: MllamaTextConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
@@ -47,14 +49,16 @@ class MllamaTextSelfAttention(nn.Module):
         self.v_proj = Linear(config.hidden_size, kv, bias=False)
         self.o_proj = Linear(inner, config.hidden_size, bias=False)
 
+
+class MllamaTextSelfAttention(_TextAttention):
     def forward(self, x: Tensor, cache_index: int, context: SelfAttentionContext, residual: Tensor) -> Tensor:
-        """Normed rows x [B, L, hidden] -> ``residual``, which may be written over, plus attention."""
+        """Attend from normed rows x [B, L, hidden]; return attention + ``residual``, which may be written over."""
         q = apply_rope(heads(self.q_proj(x), self.head_dim), context.cos, context.sin)
         k = apply_rope(heads(self.k_proj(x), self.head_dim), context.cos, context.sin)
         v = heads(self.v_proj(x), self.head_dim)
         if context.cache is not None:
             all_k, all_v = context.cache.write(cache_index, k, v, context.positions)
-            if all_k.shape[2] > k.shape[2]:  # else these rows are all; cuDNN would plan again for each cache's strides
+            if all_k.shape[2] > k.shape[2]:  # else use new rows: cuDNN would plan again for each cache's strides
                 k, v = all_k, all_v
         if x.shape[1] == 1 or context.mask is not None:
             out = grouped_attention(q, k, v, context.mask)
@@ -65,7 +69,7 @@ class MllamaTextSelfAttention(nn.Module):
 
 
 class MllamaSelfAttentionDecoderLayer(nn.Module):
-    """Llama's layer. Its keys and values are at ``cache_index`` of the self-attention cache."""
+    """Llama's layer, whose keys and values are at ``cache_index`` of the self KV cache."""
 
     def __init__(self, config: MllamaTextConfig, cache_index: int) -> None:
         super().__init__()
@@ -76,26 +80,20 @@ class MllamaSelfAttentionDecoderLayer(nn.Module):
         self.post_attention_layernorm = MllamaTextRMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, context: SelfAttentionContext) -> Tensor:
-        """Without gradients x may be written over."""
+        """Return the next hidden states; without gradients x may be written over."""
         x = self.self_attn(self.input_layernorm(x), self.cache_index, context, x)
         result: Tensor = self.mlp(self.post_attention_layernorm(x), x)
         return result
 
 
-class MllamaTextCrossAttention(nn.Module):
+class MllamaTextCrossAttention(_TextAttention):
     def __init__(self, config: MllamaTextConfig) -> None:
-        super().__init__()
-        self.head_dim = config.head_dim
-        inner, kv = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
-        self.q_proj = Linear(config.hidden_size, inner, bias=False)
-        self.k_proj = Linear(config.hidden_size, kv, bias=False)
-        self.v_proj = Linear(config.hidden_size, kv, bias=False)
-        self.o_proj = Linear(inner, config.hidden_size, bias=False)
+        super().__init__(config)
         self.q_norm = MllamaTextRMSNorm(self.head_dim, config.rms_norm_eps)
         self.k_norm = MllamaTextRMSNorm(self.head_dim, config.rms_norm_eps)
 
     def keys_values(self, states: Tensor) -> LayerKV:
-        """Projected vision tokens [B, tokens, hidden] -> keys and values, each [B, kv_heads, tokens, head_dim]."""
+        """Turn projected vision tokens [B, tokens, hidden] into keys and values [B, kv_heads, tokens, head_dim]."""
         keys = self.k_norm(self.k_proj(states).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)
         return keys.contiguous(), heads(self.v_proj(states), self.head_dim).contiguous()
 
@@ -121,7 +119,7 @@ class MllamaTextCrossAttention(nn.Module):
 
 
 class MllamaCrossAttentionDecoderLayer(nn.Module):
-    """Reads the image, whose keys and values are at ``cache_index`` of the cross-attention cache.
+    """Gated cross-attention to the images, whose keys and values are at ``cache_index`` of the cross KV cache.
 
     Rows that see no image pass unchanged: Meta's reference multiplies both branches by 0 there.
     """
@@ -137,7 +135,7 @@ class MllamaCrossAttentionDecoderLayer(nn.Module):
         self.cross_attn_mlp_gate = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, kv: LayerKV, view: CrossView) -> Tensor:
-        # From the first image token on every row of a conversation sees some image, so the blind rows are a prefix.
+        # Every row from the first image token on sees some image, so the rows that see none are a prefix.
         first = view.segments[0].row_start if view.segments else 0
         seeing = x[:, first:] if first else x
         attention = self.cross_attn(self.input_layernorm(seeing), kv, view)
@@ -145,7 +143,7 @@ class MllamaCrossAttentionDecoderLayer(nn.Module):
         return torch.cat((x[:, :first], seeing), dim=1) if first else seeing
 
     def gated(self, x: Tensor, attention: Tensor, row_mask: Tensor | None) -> Tensor:
-        """What follows the attention: both branches times their gates, and times ``row_mask`` [B, L, 1]."""
+        """Add both branches, times their gates and ``row_mask`` [B, L, 1], to x."""
         x = x + self._gated(self.cross_attn_attn_gate, attention, row_mask)
         mlp = self.mlp(self.post_attention_layernorm(x))
         return x + self._gated(self.cross_attn_mlp_gate, mlp, row_mask)
@@ -173,7 +171,7 @@ class MllamaTextModel(nn.Module):
         self._frequencies: Tensor | None = None
 
     def frequencies(self, device: torch.device) -> Tensor:
-        # Not a buffer: a network built on the meta device would have to compute it again after loading.
+        # Not a buffer, which a network built on the meta device would have to recompute after loading.
         if self._frequencies is None or self._frequencies.device != device:
             config = self.config
             with torch.device("cpu"):
@@ -182,7 +180,7 @@ class MllamaTextModel(nn.Module):
         return self._frequencies
 
     def cross_keys_values(self, states: Tensor) -> list[LayerKV]:
-        """Projected vision tokens [B, tokens, hidden] -> keys and values for each cross-attention layer."""
+        """Turn projected vision tokens [B, tokens, hidden] into keys and values for each cross-attention layer."""
         result = []
         for index in self.config.cross_attention_layers:
             layer = self.layers[index]
@@ -199,9 +197,9 @@ class MllamaTextModel(nn.Module):
     ) -> Tensor:
         """Run the rows ``input_ids`` [B, L], which follow what ``cache`` holds -> normed hidden states [B, L, hidden].
 
-        The cache is filled, but not advanced: the caller knows how many of a padded batch's rows count. Without one
-        (in training) the rows are the first and nothing is kept. Without a ``view`` the cross-attention layers are
-        skipped whole, which is what the model does for text alone.
+        The cache is filled but not advanced, since only the caller knows which rows of a padded batch count. Without a
+        cache (in training) nothing is kept. Without a ``view`` the cross-attention layers are skipped, as the model
+        does for text alone.
         """
         length = input_ids.shape[1]
         device = input_ids.device
@@ -215,7 +213,7 @@ class MllamaTextModel(nn.Module):
         return self.run(input_ids, self.context(positions, cache, self._mask(cache, positions)), cross, view)
 
     def context(self, positions: Tensor, cache: SelfCache | None, mask: Tensor | None) -> SelfAttentionContext:
-        """What the self-attention layers need to know about rows at ``positions`` [B or 1, L]."""
+        """Return the self-attention layers' context for rows at ``positions`` [B or 1, L]."""
         cos, sin = rotation(positions, self.frequencies(positions.device))
         return SelfAttentionContext(positions, cos, sin, cache, mask)
 
@@ -226,8 +224,8 @@ class MllamaTextModel(nn.Module):
         cross: CrossKVCache | None = None,
         view: CrossView | None = None,
     ) -> Tensor:
-        """``forward`` with positions and mask of the caller's choice: several short texts packed into one row, say."""
-        x = self.embed_tokens(input_ids).to(self.norm.weight.dtype)  # which on a CPU is not what matrices are stored in
+        """Do as ``forward`` with the caller's positions and mask, such as those of short texts packed into one row."""
+        x = self.embed_tokens(input_ids).to(self.norm.weight.dtype)  # on a CPU, matrices may be stored in another
         for layer in self.layers:
             if not isinstance(layer, MllamaCrossAttentionDecoderLayer):
                 x = layer(x, context)
@@ -247,7 +245,7 @@ class MllamaTextModel(nn.Module):
 
 
 def _ends_causally(cache: KVCache) -> bool:
-    """Return whether attention of rows that follow others needs no mask."""
+    """Return whether rows that follow cached ones can attend without a mask."""
     keys = cache.keys[0]
     return has_flash_attention(keys.device, keys.dtype, keys.shape[-1]) and not torch.is_grad_enabled()
 
@@ -266,7 +264,7 @@ class MllamaForCausalLM(nn.Module):
         return self.model
 
     def forward(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Token ids [B, L] -> logits [B, L, vocab_size] at every row."""
+        """Return logits [B, L, vocab_size] of token ids [B, L]."""
         hidden = self.model(input_ids, cache)
         if cache is not None:
             cache.advance([input_ids.shape[1]] * input_ids.shape[0])

@@ -1,7 +1,7 @@
-"""Which text row sees which image: the model's own rule, computed from the positions of the image tokens.
+"""Compute which text rows see which images, by the model's own rule, from the positions of the image tokens.
 
-An image is seen from its own token up to the next image token; images whose tokens follow one another directly share
-the end of their group. The last group is seen up to the end, generated tokens included (README, "How exact", C).
+An image is seen from its own token up to the next image token; images whose tokens are adjacent form a group and share
+its end. The last group is seen up to the end, generated tokens included (README, "How exact", C).
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class Segment:
 
 
 def image_spans(ids: Sequence[int], image_token: int) -> tuple[ImageSpan, ...]:
-    """The rows that see each image, in order.
+    """Return the rows that see each image, in order.
 
     >>> image_spans([9, 7, 7, 1, 2, 7, 3], 7)
     (ImageSpan(start=1, end=5), ImageSpan(start=2, end=5), ImageSpan(start=5, end=None))
@@ -53,7 +53,7 @@ def segments(
 ) -> tuple[Segment, ...]:
     """Cut rows [first_row, end_row) where the set of visible images changes; rows are counted from ``first_row``.
 
-    ``image_tokens`` says how many vision tokens each image has. Rows that see nothing are in no segment.
+    ``image_tokens`` has each image's number of vision tokens. Rows that see nothing are in no segment.
     """
     bounds = {first_row, end_row}
     bounds.update(row for span in spans for row in (span.start, span.end) if row and first_row < row < end_row)
@@ -63,7 +63,7 @@ def segments(
     result = []
     edges = sorted(bounds)
     for start, end in pairwise(edges):
-        # Images of one group are neighbours, so what a row sees is one run of keys.
+        # Images of a group are adjacent, so a row sees one contiguous range of keys.
         seen = [i for i, s in enumerate(spans) if s.start <= start and (s.end is None or start < s.end)]
         if seen:
             result.append(Segment(start - first_row, end - first_row, offsets[seen[0]], offsets[seen[-1] + 1]))
@@ -72,11 +72,11 @@ def segments(
 
 @dataclass(frozen=True)
 class CrossView:
-    """What each row of this forward pass sees.
+    """The vision tokens that each row of a forward pass sees.
 
     One conversation, or several that see the same, are cut into segments, which need no mask. Others get ``mask``, bool
-    [B, 1, L, tokens], and ``row_mask`` [B, L, 1], 0 for the rows that see nothing (their mask is open, since softmax
-    needs one key).
+    [B, 1, L, tokens], and ``row_mask``, bool [B, L, 1], False for rows that see nothing (in ``mask`` they see all,
+    since softmax needs a key).
     """
 
     segments: tuple[Segment, ...] = ()
@@ -92,9 +92,9 @@ class CrossView:
         length: int,
         device: torch.device | str = "cpu",
     ) -> "CrossView | None":
-        """The view of ``length`` rows per conversation, conversation b starting at row ``first_rows[b]``.
+        """Return the view of ``length`` rows per conversation, conversation b starting at row ``first_rows[b]``.
 
-        None where no row sees an image: the cross-attention layers are skipped then.
+        Return None if no row sees an image: cross-attention layers are skipped then.
         """
         cut = [
             segments(s, n, first, first + length) for s, n, first in zip(spans, image_tokens, first_rows, strict=True)

@@ -1,1 +1,1 @@
-"""Weights in 4 and 8 bits: what a scheme means on disk and in memory; quantizes a checkpoint slice by slice."""
+"""Weights in 4 and 8 bits: schemes on disk and in memory, and quantizing a checkpoint slice by slice."""

@@ -1,7 +1,7 @@
-"""The ``quantization_config`` of config.json: read, whichever tool wrote it, and written, so that others read it.
+"""Read and write the ``quantization_config`` of config.json: compressed-tensors, format ``pack-quantized``.
 
-Format: compressed-tensors, ``pack-quantized``. Groups of modules, named by targets, have a scheme each. A target is a
-module's exact name, a ``re:`` expression or the name of a class.
+Groups of modules, given by targets, have a scheme each. A target is a module's exact name, a ``re:`` expression or the
+name of a class.
 """
 
 import re
@@ -21,28 +21,28 @@ PRESETS = {"W4A16": Scheme(4, 128), "W8A16": Scheme(8, 128)}
 _STORED_IN_ORDER = (None, False, "weight", "static")
 """Values of actorder under which the columns keep their order; under others a g_idx permutes them."""
 
-_TOWERS = ("vision_model", "multi_modal_projector")
+VISION_MODULES = ("vision_model", "multi_modal_projector")
 
 
 @dataclass(frozen=True)
 class ConfigGroups:
-    """Which modules a checkpoint stores packed, and how."""
+    """The modules that a checkpoint stores packed, with their schemes."""
 
     groups: tuple[tuple[Scheme, tuple[str, ...]], ...]
     ignore: tuple[str, ...] = ()
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "ConfigGroups":
-        """Raises CheckpointError, with the name of what it is, for anything that is not read."""
+        """Parse the config. Raise CheckpointError, naming the feature, for anything unsupported."""
         method = data.get("quant_method")
         if method != "compressed-tensors":
-            raise _not_read(f"quantization by {method}")
+            raise _unsupported(f"quantization by {method}")
         for key in ("kv_cache_scheme", "transform_config"):
             if data.get(key):
-                raise _not_read(f"{key} {data[key]}")
+                raise _unsupported(f"{key} {data[key]}")
         sparsity = data.get("sparsity_config") or {}
         if sparsity.get("format", "dense") != "dense":
-            raise _not_read(f"sparsity of format {sparsity['format']}")
+            raise _unsupported(f"sparsity of format {sparsity['format']}")
         declared = data.get("config_groups")
         if not isinstance(declared, dict) or not declared:
             raise CheckpointError("config.json: quantization_config has no config_groups", "The file may be damaged.")
@@ -50,18 +50,20 @@ class ConfigGroups:
         for name, group in declared.items():
             if isinstance(group, list):
                 if name.upper() not in PRESETS:
-                    raise _not_read(f"the scheme {name}")
+                    raise _unsupported(f"the scheme {name}")
                 groups.append((PRESETS[name.upper()], tuple(map(str, group))))
             else:
-                _check_format(group.get("format") or data.get("format"))
+                format_ = group.get("format") or data.get("format")
+                if format_ != FORMAT:
+                    raise _unsupported(f"the format {format_}")
                 groups.append((_scheme(group), tuple(map(str, group.get("targets") or ()))))
         return cls(tuple(groups), tuple(map(str, data.get("ignore") or ())))
 
     def scheme_of(self, name: str) -> Scheme | None:
-        """The scheme of a linear layer; None where it is not quantized.
+        """Return the scheme of a linear layer; None if it is not quantized.
 
-        As in compressed-tensors: what is ignored is not quantized, exact names come before expressions, these before
-        "Linear", and among expressions the first in alphabetical order counts.
+        As in compressed-tensors, ``ignore`` comes first, then exact names, then expressions, then "Linear"; among
+        expressions the first in alphabetical order counts.
         """
         if any(pattern == "Linear" or matches(name, pattern) for pattern in self.ignore):
             return None
@@ -71,14 +73,11 @@ class ConfigGroups:
                 return targets[target]
         return targets.get("Linear")
 
-    def embeddings_are_quantized(self) -> bool:
-        return any("Embedding" in targets for _, targets in self.groups)
-
 
 def matches(name: str, pattern: str) -> bool:
-    """Return whether a module's name, in either key layout, is meant. Expressions match from the name's beginning.
+    """Return whether a pattern matches a module's name in either key layout. Expressions match from its beginning.
 
-    Which layout a config speaks of depends on the version of transformers that its author had.
+    The layout that a config uses depends on its author's version of transformers.
     """
     weight = f"{name}.weight"
     names = [change(weight).removesuffix(".weight") for change in (str, canonical, hub_name)]
@@ -94,8 +93,8 @@ def matches(name: str, pattern: str) -> bool:
 def patterns_of(names: Iterable[str]) -> list[str]:
     """Return expressions that match these modules of a Mllama network in every layout, and nothing else.
 
-    One for each kind of module, with the numbers of its layers. Expressions of disjoint sets never match the same
-    name: where two do, tools differ in which one counts.
+    There is one for each kind of module, with the numbers of its layers. Expressions of disjoint sets never match the
+    same name, since tools differ in which of two matches counts.
     """
     layers: dict[tuple[str, str], list[str]] = {}
     single = []
@@ -116,7 +115,7 @@ def patterns_of(names: Iterable[str]) -> list[str]:
 
 
 def quantization_config(schemes: Mapping[str, Scheme], kept: Iterable[str]) -> dict[str, Any]:
-    """The ``quantization_config`` for linear layers with these schemes, where ``kept`` ones stay as they are."""
+    """Return the ``quantization_config`` for linear layers with these schemes; ``kept`` ones are not quantized."""
     groups = {}
     for number, scheme in enumerate(sorted(set(schemes.values()))):
         mine = [name for name, each in schemes.items() if each == scheme]
@@ -133,7 +132,7 @@ def quantization_config(schemes: Mapping[str, Scheme], kept: Iterable[str]) -> d
             "input_activations": None,
             "output_activations": None,
         }
-    whole = [tower for tower in _TOWERS if not any(tower in name for name in schemes)]
+    whole = [tower for tower in VISION_MODULES if not any(tower in name for name in schemes)]
     rest = [name for name in kept if not any(tower in name for tower in whole)]
     return {
         "quant_method": "compressed-tensors",
@@ -146,40 +145,35 @@ def quantization_config(schemes: Mapping[str, Scheme], kept: Iterable[str]) -> d
     }
 
 
-def _check_format(name: object) -> None:
-    if name != FORMAT:
-        raise _not_read(f"the format {name}")
-
-
 def _scheme(group: Mapping[str, Any]) -> Scheme:
     weights = group.get("weights")
     if not isinstance(weights, dict):
         raise CheckpointError("config.json: a config group has no weights", "The file may be damaged.")
     for activations in ("input_activations", "output_activations"):
         if group.get(activations):
-            raise _not_read(f"quantized activations ({activations})")
+            raise _unsupported(f"quantized activations ({activations})")
     bits, kind = weights.get("num_bits"), weights.get("type", "int")
     if kind != "int":
-        raise _not_read(f"weights of type {kind} ({bits} bit)")
+        raise _unsupported(f"weights of type {kind} ({bits} bit)")
     if bits not in BITS:
-        raise _not_read(f"{bits}-bit weights")
+        raise _unsupported(f"{bits}-bit weights")
     if not weights.get("symmetric", True):
-        raise _not_read("asymmetric weights with zero points")
+        raise _unsupported("asymmetric weights with zero points")
     if weights.get("actorder") not in _STORED_IN_ORDER:
-        raise _not_read(f"activation order {weights['actorder']!r} (g_idx)")
+        raise _unsupported(f"activation order {weights['actorder']!r} (g_idx)")
     if weights.get("dynamic"):
-        raise _not_read("dynamic weight scales")
+        raise _unsupported("dynamic weight scales")
     strategy, size = weights.get("strategy"), weights.get("group_size")
     grouped = isinstance(size, int) and size > 0
     if strategy == "channel" or (strategy is None and not grouped and size == -1):
         return Scheme(bits, 0)
     if strategy in ("group", None) and grouped:
         return Scheme(bits, int(size or 0))
-    raise _not_read(f"the strategy {strategy} with group size {size}")
+    raise _unsupported(f"the strategy {strategy} with group size {size}")
 
 
-def _not_read(what: str) -> CheckpointError:
+def _unsupported(what: str) -> CheckpointError:
     return CheckpointError(
-        f"config.json: this checkpoint uses {what}, which is not read",
-        f"compressed-tensors checkpoints of the format {FORMAT} are: symmetric 4- or 8-bit weights (W4A16, W8A16).",
+        f"config.json: this checkpoint uses {what}, which is not supported",
+        f"compressed-tensors in the format {FORMAT} is: symmetric 4- or 8-bit weights (W4A16, W8A16).",
     )

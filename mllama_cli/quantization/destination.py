@@ -1,4 +1,4 @@
-"""The folder of a quantized model while it is made, and its appearance as a whole at the end."""
+"""The destination of a quantized model: a partial folder that replaces the final one when it is complete."""
 
 import os
 import shutil
@@ -16,16 +16,16 @@ RESUME_HINT = "Run the same command to resume."
 
 
 class QuantizeDestination:
-    """``folder`` appears at the end; until then everything is in ``partial`` next to it."""
+    """A model's ``folder``, which appears at the end; until then everything is in ``partial`` next to it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.partial = folder.with_name(folder.name + ".partial")
 
     def check(self, source: Path, *, force: bool) -> None:
-        """Raise UsageError where something exists that may not be replaced."""
-        here, there = self.folder.resolve(), source.resolve()
-        if here == there or here in there.parents or there in here.parents:
+        """Raise UsageError if something exists that may not be replaced."""
+        ours, theirs = self.folder.resolve(), source.resolve()
+        if ours == theirs or ours in theirs.parents or theirs in ours.parents:
             raise UsageError(
                 f"{self.folder} and the model to quantize must not contain one another", "Choose another DEST."
             )
@@ -40,7 +40,7 @@ class QuantizeDestination:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Lock the partial folder, and turn the system's errors into ours."""
+        """Lock the partial folder, and convert OSError to QuantizationError."""
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.partial / ".lock")
@@ -64,17 +64,17 @@ class QuantizeDestination:
             ) from error
 
     def used(self) -> int:
-        """Return the bytes that the partial folder takes on the disk."""
+        """Return the bytes that the partial folder takes on disk."""
         if not self.partial.is_dir():
             return 0
         return sum(_on_disk(path.stat()) for path in self.partial.iterdir() if is_file(path))
 
     def appear(self) -> None:
-        """Give the finished folder its name, replacing what was there."""
+        """Rename the finished folder to its final name, replacing an old one."""
         (self.partial / ".lock").unlink(missing_ok=True)
         old = self.folder.with_name(self.folder.name + ".old")
         if self.folder.exists() or self.folder.is_symlink():
-            if old.is_dir():  # of a run that was killed exactly here
+            if old.is_dir():  # left by a run that was killed at this point
                 shutil.rmtree(old)
             self.folder.rename(old)
         self.partial.rename(self.folder)
@@ -85,6 +85,6 @@ class QuantizeDestination:
 
 
 def _on_disk(status: os.stat_result) -> int:
-    """A file that has its whole size from the start may have holes."""
+    """Return a file's allocated bytes: one that was created at its full size may have holes."""
     blocks: int | None = getattr(status, "st_blocks", None)  # not on Windows
     return status.st_size if blocks is None else min(status.st_size, 512 * blocks)

@@ -1,4 +1,4 @@
-"""What an interrupted run had finished, so that the next can resume."""
+"""A journal of finished units, from which an interrupted run resumes."""
 
 import json
 import os
@@ -9,10 +9,10 @@ JOURNAL_NAME = ".quantize.jsonl"
 
 
 class QuantizeJournal:
-    """Lines of JSON in the folder that is being written: first what is made there, then a line for each finished unit.
+    """JSON lines in the folder that is being written: the plan's fingerprint, then a line for each finished unit.
 
-    ``errors`` holds, by unit, the sum of squared errors and of squared weights. A line that a killed process left
-    half is dropped, and with it the unit.
+    ``errors`` holds, by unit, the sums of squared errors and of squared weights. A line that a killed process left
+    incomplete is dropped, and with it the unit.
     """
 
     def __init__(self, folder: Path, fingerprint: dict[str, Any]) -> None:
@@ -42,18 +42,18 @@ class QuantizeJournal:
         return True
 
     def forget(self, names: set[str]) -> None:
-        """Mark units as to be done again: their file is gone."""
+        """Mark units as not done, since their file is gone."""
         self._append([json.dumps({"name": name, "done": False}) for name in names & self.errors.keys()])
         for name in names:
             self.errors.pop(name, None)
 
     def finished(self, name: str, error: float, energy: float) -> None:
-        """Remember a unit; it counts from the next ``flush`` on."""
+        """Note a finished unit; it counts from the next ``flush`` on."""
         self.errors[name] = (error, energy)
         self._waiting.append(json.dumps({"name": name, "done": True, "error": error, "energy": energy}))
 
     def flush(self) -> None:
-        """Write what is finished. To be called when its data are on the disk, not before."""
+        """Write the finished units. Call this only once their data are on disk."""
         self._append(self._waiting)
         self._waiting = []
 

@@ -1,4 +1,4 @@
-"""A linear layer whose matrix is packed."""
+"""A linear layer with a packed matrix."""
 
 from collections.abc import Mapping
 
@@ -17,8 +17,8 @@ DAMAGED_HINT = "Download or copy the file again, or quantize the model again."
 class QuantizedLinear(Projection):
     """nn.Linear with the parameters of a compressed-tensors checkpoint; on the meta device until filled.
 
-    ``weight_packed`` int32 [out, words], ``weight_scale`` [out, groups] in the dtype that it is stored in,
-    ``weight_shape`` int64 [2].
+    ``weight_packed`` int32 [out, words], ``weight_scale`` [out, groups] in its stored dtype, ``weight_shape``
+    int64 [2].
     """
 
     bias: nn.Parameter | None
@@ -38,7 +38,7 @@ class QuantizedLinear(Projection):
 
     @property
     def packed(self) -> PackedWeight:
-        """The parameters as a matrix; the same object as long as they are the same, so that it is checked once."""
+        """Return the parameters as a matrix, cached while they are the same so that it is checked once."""
         packed, scale, held = self.weight_packed, self.weight_scale, self._held
         if held is None or held.packed is not packed or held.scale is not scale:
             self._held = held = PackedWeight(packed, scale, (self.out_features, self.in_features), self.scheme.bits)
@@ -55,10 +55,10 @@ class QuantizedLinear(Projection):
         self.weight_shape = nn.Parameter(torch.tensor(packed.shape), requires_grad=False)
 
     def checked(self, name: str, tensor: Tensor) -> Tensor:
-        """What a file holds for the parameter ``name``, cut to the rows that count.
+        """Return a file's tensor for the parameter ``name``, cut to the rows of config.json.
 
-        Rows may follow that people added for fine-tuning. Raises CheckpointError, with the name, for scales that are
-        not positive numbers and for a ``weight_shape`` that is another matrix's.
+        Fine-tuning may have added rows. Raises CheckpointError, with the name, for scales that are not positive numbers
+        and for the ``weight_shape`` of another matrix.
         """
         attribute = name.rpartition(".")[2]
         if attribute == "weight_shape":

@@ -1,4 +1,4 @@
-"""Quantized layers in a network that is being loaded: as the checkpoint stores them, or made while it loads."""
+"""Quantized layers of a network that is being loaded: stored in the checkpoint, or quantized while loading."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,13 +19,13 @@ from mllama_cli.quantization.sensitivity import ErrorProbe, not_finite
 
 
 def load_quantized_linears(network: nn.Module, config: Mapping[str, Any]) -> None:
-    """Replace the layers of an empty network that config.json says are packed. Raises CheckpointError."""
+    """Replace the layers of an empty network that are packed according to config.json. Raises CheckpointError."""
     declared = config.get("quantization_config")
     if not declared:
         return
     groups = ConfigGroups.from_dict(declared)
-    if groups.embeddings_are_quantized():
-        raise CheckpointError("config.json: quantized embeddings are not read")
+    if any("Embedding" in targets for _, targets in groups.groups):
+        raise CheckpointError("config.json: quantized embeddings are not supported")
     schemes = {}
     for name, inputs in linear_layers(network).items():
         scheme = groups.scheme_of(name)
@@ -47,7 +47,7 @@ def quantize_linears(
     reader: CheckpointReader,
     wanted: str,
 ) -> dict[str, Scheme]:
-    """Replace the layers that are to be quantized while they load, rounded to nearest; return their schemes.
+    """Replace the layers to quantize while loading, rounded to nearest; return their schemes.
 
     Raises UsageError for an unknown name and for a checkpoint that is quantized already.
     """

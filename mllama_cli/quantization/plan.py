@@ -1,6 +1,5 @@
-"""What quantizing a checkpoint will do: which tensors become what, in which files, of which sizes."""
+"""Plan the quantization of a checkpoint: the tensors to write, in which files, with sizes."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from mllama_cli.system.json_file import read_json
 
 @dataclass(frozen=True)
 class Unit:
-    """A stored tensor and what is written for it: a linear layer's matrix packed, or the tensor as it is.
+    """A stored tensor and its outputs: a linear layer's matrix packed, or the tensor unchanged.
 
     ``name`` is the linear layer's, or the tensor's own.
     """
@@ -37,7 +36,7 @@ class Unit:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes when written."""
+        """Return the bytes to write for it."""
         return sum(spec.nbytes for spec in self.outputs)
 
 
@@ -59,7 +58,7 @@ class QuantizedShard:
 
 @dataclass(frozen=True)
 class QuantizePlan:
-    """``config`` is the config.json to write. Sizes are of the weights, in bytes."""
+    """The files to write, and their ``config`` (config.json). Sizes are of the weights, in bytes."""
 
     source: Path
     options: QuantizeOptions
@@ -84,7 +83,7 @@ class QuantizePlan:
         return 8 * sum(unit.nbytes for unit in self.units()) / weights
 
     def fingerprint(self) -> dict[str, Any]:
-        """Tells this plan, and the files that it reads, from any other."""
+        """Return data that identify this plan and the files that it reads."""
         files = sorted({unit.source.file for unit in self.units()})
         return {
             "source": [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
@@ -94,7 +93,7 @@ class QuantizePlan:
 
 
 def make_plan(source: Path, options: QuantizeOptions, *, shard_bytes: int = SHARD_BYTES) -> QuantizePlan:
-    """Read a checkpoint folder's headers, and for models of other depths than 11B's samples of its weights.
+    """Make a plan from a checkpoint's headers and, unless it is as deep as the 11B, samples of its weights.
 
     Raises CheckpointError, or UsageError for a checkpoint that is quantized already and for patterns that fit nothing.
     """
@@ -117,13 +116,13 @@ def make_plan(source: Path, options: QuantizeOptions, *, shard_bytes: int = SHAR
 
 
 def refuse_quantized(config: Mapping[str, Any], name: str) -> None:
-    """Raise UsageError where config.json says that the weights are quantized."""
+    """Raise UsageError if the weights are quantized already, according to config.json."""
     if config.get("quantization_config"):
         raise UsageError(f"{name} is quantized already", "Quantize the model that it was made from.")
 
 
 def linear_layers(network: nn.Module) -> dict[str, int]:
-    """Return the names of all linear layers with their numbers of inputs."""
+    """Return the number of inputs of each linear layer, by name."""
     return {name: module.in_features for name, module in network.named_modules() if isinstance(module, nn.Linear)}
 
 
@@ -142,7 +141,7 @@ def _unit(name: str, stored: StoredTensor, scheme: Scheme | None) -> Unit:
 
 
 def _shards(units: list[Unit], limit: int) -> tuple[QuantizedShard, ...]:
-    """Files of at most ``limit`` bytes, but for a tensor that is larger alone. A linear layer stays in one file."""
+    """Fill files of at most ``limit`` bytes, or one larger unit. A linear layer stays in one file."""
     bins: list[list[Unit]] = [[]]
     used = 0
     for unit in units:
@@ -157,9 +156,3 @@ def _shards(units: list[Unit], limit: int) -> tuple[QuantizedShard, ...]:
         QuantizedShard(f"model-{number:05d}-of-{len(bins):05d}.safetensors", tuple(inside))
         for number, inside in enumerate(bins, 1)
     )
-
-
-def rows_at_once(stored: StoredTensor, limit: int) -> int:
-    """Return how many rows of a tensor take at most ``limit`` bytes; at least one."""
-    rows = stored.info.shape[0] if stored.info.shape else 1
-    return max(1, math.floor(limit * rows / max(stored.nbytes, 1)))

@@ -1,4 +1,4 @@
-"""Which scheme each linear layer gets: the user's options and the defaults."""
+"""Choose the scheme of each linear layer from the user's options and the defaults."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,19 +8,18 @@ from mllama_cli.checkpoint.names import canonical
 from mllama_cli.core.config import MllamaTextConfig
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.text import suggest
+from mllama_cli.quantization.config_groups import VISION_MODULES
 from mllama_cli.quantization.rounding import Method
 from mllama_cli.quantization.schemes import PER_CHANNEL_8, Scheme
 from mllama_cli.quantization.sensitivity import Measure, sensitive_linears
 
-_TOWERS = ("model.vision_model.", "model.multi_modal_projector")
-
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """``scheme`` for the language model; ``keep`` and ``bits_for`` (4, 8 or 16) are exceptions by pattern.
+    """The ``scheme`` of the language model; ``keep`` and ``bits_for`` (4, 8 or 16) are exceptions by pattern.
 
-    A pattern is a shell's (``lm_head``, ``layers.0.*``, ``*.cross_attn.*``) for the name of a linear layer or its end.
-    The vision tower is matched only by patterns that begin with ``vision_model`` or ``multi_modal_projector``.
+    A shell pattern (``lm_head``, ``layers.0.*``, ``*.cross_attn.*``) is matched with the names of linear layers and
+    their ends. Only patterns that begin with ``vision_model`` or ``multi_modal_projector`` match the vision tower.
     """
 
     scheme: Scheme
@@ -31,7 +30,7 @@ class QuantizeOptions:
 
 @dataclass(frozen=True)
 class LayerSchemes:
-    """``schemes`` of the linear layers that are quantized, the names of those ``kept``, and notes for the user."""
+    """The ``schemes`` of quantized linear layers, the names of those ``kept``, and notes for the user."""
 
     schemes: Mapping[str, Scheme]
     kept: tuple[str, ...]
@@ -48,11 +47,9 @@ def choose_schemes(
     exceptions: dict[str, int] = {}
     for pattern, bits in (*options.bits_for, *((pattern, 16) for pattern in options.keep)):
         exceptions.update(dict.fromkeys(_fitting(pattern, linears), bits))
-    # A tied output layer is the embedding, which stays.
+    # A tied output layer is the embedding, which is not quantized.
     language = [
-        name
-        for name in linears
-        if not name.startswith(_TOWERS) and not (name == "lm_head" and config.tie_word_embeddings)
+        name for name in linears if not _in_vision(name) and not (name == "lm_head" and config.tie_word_embeddings)
     ]
     high = sensitive_linears(language, config, measure) if options.scheme.bits == 4 else set()
     wanted: dict[str, Scheme] = {name: PER_CHANNEL_8 if name in high else options.scheme for name in language}
@@ -79,14 +76,18 @@ def short(name: str) -> str:
     return name
 
 
+def _in_vision(name: str) -> bool:
+    return short(name).startswith(VISION_MODULES)
+
+
 def _fitting(pattern: str, linears: Mapping[str, int]) -> list[str]:
     wanted = short(canonical(pattern))
-    towers = wanted.startswith(tuple(tower.removeprefix("model.").rstrip(".") for tower in _TOWERS))
+    vision = wanted.startswith(VISION_MODULES)
     fitting = [
         name
         for name in linears
-        if name.startswith(_TOWERS) == towers
-        and (fnmatchcase(short(name), wanted) or (not towers and fnmatchcase(short(name), f"*.{wanted}")))
+        if _in_vision(name) == vision
+        and (fnmatchcase(short(name), wanted) or (not vision and fnmatchcase(short(name), f"*.{wanted}")))
     ]
     if not fitting:
         names = [short(name) for name in linears]
@@ -100,7 +101,7 @@ def _fitting(pattern: str, linears: Mapping[str, int]) -> list[str]:
 
 
 def _notes(wanted: Mapping[str, Scheme], got: Mapping[str, Scheme], linears: Mapping[str, int]) -> tuple[str, ...]:
-    """Return what to say where the groups asked for do not divide a matrix."""
+    """Return a note for each kind of matrix that its requested groups do not divide."""
     changed: dict[tuple[int, int, int], int] = {}
     for name, scheme in got.items():
         if scheme != wanted[name]:

@@ -1,4 +1,4 @@
-"""Quantizes a checkpoint slice by slice: memory holds a few slices, whatever the model's size."""
+"""Quantize a checkpoint slice by slice: memory holds a few slices, whatever the model's size."""
 
 import json
 import shutil
@@ -19,19 +19,19 @@ from mllama_cli.core.text import human_size
 from mllama_cli.hub.plan import beside_weights, free_space
 from mllama_cli.quantization.destination import QuantizeDestination
 from mllama_cli.quantization.journal import JOURNAL_NAME, QuantizeJournal
-from mllama_cli.quantization.plan import QuantizedShard, QuantizePlan, Unit, rows_at_once
+from mllama_cli.quantization.plan import QuantizedShard, QuantizePlan, Unit
 from mllama_cli.quantization.rounding import NotFiniteError, quantize_matrix
 from mllama_cli.quantization.sensitivity import not_finite
 from mllama_cli.system.interrupts import ThreadPool
 
 SLICE_BYTES = 32 * 2**20
-"""Bytes of the source that are read at once."""
+"""Bytes of the source to read at once."""
 
 WORKING_MEMORY = 1_200_000_000
-"""Bytes that a run needs at most, torch included: 1.02 GB were measured at the full 11B shape."""
+"""Peak memory of a run in bytes, torch included: 1.02 GB were measured at the full 11B shape."""
 
 SYNC_BYTES = 4 * 2**20
-"""Bytes after which what is written is waited for and noted as done."""
+"""Bytes after which finished units are synced to disk and noted in the journal."""
 
 T = TypeVar("T")
 
@@ -39,12 +39,11 @@ T = TypeVar("T")
 def quantize(
     plan: QuantizePlan, folder: Path, *, device: torch.device | None = None, force: bool = False
 ) -> Iterator[Event]:
-    """Write the quantized checkpoint; yields Notice, QuantizeProgress, and at last QuantizeSummary.
+    """Write the quantized checkpoint; yield Notice, QuantizeProgress, and finally QuantizeSummary.
 
-    ``folder`` appears whole at the end. A run that was stopped, in whatever way, resumes when it is started again
-    with the same plan, and gives the same bytes. Raises UsageError for a folder that exists (unless
-    ``force`` and it holds a model), QuantizationError where the disk is too small or does not take it, CheckpointError
-    for a damaged source.
+    ``folder`` appears complete at the end. However a run was stopped, it resumes when started again with the same plan,
+    and gives the same bytes. Raises UsageError for a folder that exists (unless ``force`` and it holds a model),
+    QuantizationError if the disk is too small or writing fails, CheckpointError for a damaged source.
     """
     started = time.monotonic()
     destination = QuantizeDestination(folder)
@@ -89,7 +88,7 @@ def _check_space(plan: QuantizePlan, destination: QuantizeDestination) -> None:
 def _write_shard(
     shard: QuantizedShard, folder: Path, journal: QuantizeJournal, plan: QuantizePlan, device: torch.device
 ) -> Iterator[tuple[Unit, int]]:
-    """Write what is missing of one file; yield units with the bytes of them that were done."""
+    """Write the missing units of one file; yield units with the bytes of them that are done."""
     with ShardWriter(folder / shard.file, shard.specs) as writer:
         if writer.fresh:
             journal.forget({unit.name for unit in shard.units})
@@ -120,7 +119,7 @@ def _write_shard(
 
 
 class _Work:
-    """Turns slices of one unit after the other into what is written. ``error`` and ``energy`` are the unit's sums."""
+    """Quantizes and writes units slice by slice. ``error`` and ``energy`` are sums over the current unit."""
 
     def __init__(self, writer: ShardWriter, plan: QuantizePlan, device: torch.device) -> None:
         self._writer, self._method, self._device = writer, plan.options.method, device
@@ -128,7 +127,7 @@ class _Work:
         self._offsets = [0, 0]
 
     def write(self, unit: Unit, start: int, rows: Tensor) -> bool:
-        """Rows from ``start`` on; True for the unit's last ones. Raises NotFiniteError."""
+        """Write a unit's rows from ``start`` on; return whether they are the last. Raises NotFiniteError."""
         if start == 0:
             self.error = self.energy = 0.0
             self._offsets = [0, 0]
@@ -152,13 +151,14 @@ class _Work:
 
 def _slices(reader: SliceReader, units: list[Unit]) -> Iterator[tuple[Unit, int, Tensor]]:
     for unit in units:
-        step = rows_at_once(unit.source, SLICE_BYTES)
-        for start in range(0, unit.source.info.shape[0] if unit.source.info.shape else 1, step):
+        rows = unit.source.info.shape[0] if unit.source.info.shape else 1
+        step = max(1, SLICE_BYTES * rows // max(unit.source.nbytes, 1))
+        for start in range(0, rows, step):
             yield unit, start, reader.rows(unit.source, start, start + step)
 
 
 def one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield the same items; another thread makes the next one while the caller works on this one."""
+    """Yield the same items, while another thread computes the next one."""
     with ThreadPool(1) as pool:
         coming = pool.submit(next, items, None)
         while (item := pool.wait_for(coming)) is not None:
@@ -167,7 +167,7 @@ def one_ahead(items: Iterator[T]) -> Iterator[T]:
 
 
 def _write_rest(plan: QuantizePlan, folder: Path) -> None:
-    """Tokenizer, template and settings as they are, the index, and at last config.json, which makes it a model."""
+    """Copy tokenizer, template and settings, write the index, and finally config.json, which makes it a model."""
     for file in sorted(plan.source.iterdir()):
         if file.is_file() and beside_weights(file.name) and file.name not in ("config.json", INDEX):
             shutil.copyfile(file, folder / file.name)
@@ -183,7 +183,7 @@ def _write_json(path: Path, data: dict[str, Any]) -> None:
 
 
 def _remove_others(destination: QuantizeDestination) -> None:
-    """Remove files of an earlier run with other settings, which would stay in the finished folder."""
+    """Remove files of an earlier run with other settings, which would end up in the finished folder."""
     for path in destination.partial.iterdir():
         if path.name not in (JOURNAL_NAME, ".lock"):
             path.unlink()

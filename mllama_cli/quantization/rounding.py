@@ -1,4 +1,4 @@
-"""Real numbers -> whole numbers and scales, from the weights alone.
+"""Round weights to integers and scales, without calibration data.
 
 ``rtn`` rounds to nearest with the scale absmax / (2^(bits-1) - 0.5): on Gaussian weights in groups of 128, 4 bits, a
 relative squared error of 1.23%. ``search`` also tries smaller and slightly larger scales, each with its least-squares
@@ -21,10 +21,10 @@ Method = Literal["search", "rtn"]
 METHODS: tuple[Method, ...] = ("search", "rtn")
 
 CLIPS = tuple(0.45 + 0.042 * step for step in range(16))
-"""Scales that the search tries, as shares of rtn's. More of them gain less than a hundredth."""
+"""Scales that the search tries, relative to rtn's. More of them gain less than 1%."""
 REFITS = 2
 
-_CPU_BLOCK = 1 << 17  # weights at once: the few float32 copies of a block stay in the cache, twice as fast
+_CPU_BLOCK = 1 << 17  # weights at once: a block's float32 copies stay in the cache, which is twice as fast
 _GPU_BLOCK = 1 << 24
 _SMALLEST = 1e-30
 
@@ -69,7 +69,7 @@ def quantize_matrix(weight: Tensor, scheme: Scheme, method: Method = "search") -
 
 @contextmanager
 def _one_thread_each() -> Iterator[int]:
-    """Give each block one thread, in parallel: torch's threads would wait for one another at every small operation."""
+    """Limit torch to one thread for blocks in parallel: its threads would synchronize at every small operation."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -79,7 +79,7 @@ def _one_thread_each() -> Iterator[int]:
 
 
 def _round_block(weight: Tensor, scheme: Scheme, method: Method) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows -> packed words, scales, and the sums of squared errors and of squared weights."""
+    """Return packed words, scales, and the sums of squared errors and of squared weights."""
     inputs = weight.shape[1]
     groups = weight.float().reshape(-1, scheme.group_size or inputs)
     q, scale = _round(groups, scheme.bits, weight.dtype, method)
@@ -90,7 +90,7 @@ def _round_block(weight: Tensor, scheme: Scheme, method: Method) -> tuple[Tensor
 
 
 def _round(groups: Tensor, bits: int, dtype: torch.dtype, method: Method) -> tuple[Tensor, Tensor]:
-    """float32 [groups, size] -> whole numbers, as float32, and scales [groups, 1] that ``dtype`` holds exactly."""
+    """Round float32 [groups, size] to integers, as float32, and scales [groups, 1] that ``dtype`` holds exactly."""
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     top = torch.linalg.vector_norm(groups, torch.inf, dim=-1, keepdim=True)
     if not bool(torch.isfinite(top).all()):
@@ -99,7 +99,7 @@ def _round(groups: Tensor, bits: int, dtype: torch.dtype, method: Method) -> tup
     q, scratch = torch.empty_like(groups), torch.empty_like(groups)
 
     def refit(unit: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the whole numbers in q: the best scale for them, and how much of the square that explains."""
+        """Return the least-squares scale for the integers in q, and how much of the squared sum it explains."""
         along = torch.mul(unit, q, out=scratch).sum(-1, keepdim=True)
         square = torch.mul(q, q, out=scratch).sum(-1, keepdim=True).clamp_min_(0.25)
         return along / square, along * along / square
@@ -119,7 +119,7 @@ def _round(groups: Tensor, bits: int, dtype: torch.dtype, method: Method) -> tup
             # A group of zeros has nothing to refit.
             share = torch.where(top > 0, refit(unit)[0], share)
         scale = share * widest
-    # Rounded before the numbers are: they are chosen for the scale that a reader multiplies by.
+    # The scale is rounded first, so that the integers fit the scale that a reader multiplies by.
     scale = scale.to(dtype).float().clamp_min_(torch.finfo(dtype).tiny)
     torch.div(groups, scale, out=q).round_().clamp_(low, high)
     return q, scale

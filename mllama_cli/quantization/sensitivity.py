@@ -1,4 +1,4 @@
-"""Which matrices lose most in 4 bits, and so get 8 by default, and how that is estimated from a sample of rows."""
+"""Find the matrices that lose most in 4 bits and so get 8 by default, estimated from samples of their rows."""
 
 from collections.abc import Callable, Iterable
 
@@ -12,25 +12,24 @@ from mllama_cli.quantization.rounding import NotFiniteError, quantize_matrix
 from mllama_cli.quantization.schemes import Scheme
 
 Measure = Callable[[str], float]
-"""The relative squared error of a linear layer in 4 bits, by its name: from a sample of its rows."""
+"""Estimates the relative squared error in 4 bits of the linear layer with a name."""
 
 RELEASED_DEPTH = 40
 RELEASED_LAYERS = (1,)
 RELEASED_DOWN = (13, 18)
-"""Known of the released 11B models (40 layers): all of layer 1, and down_proj of two cross-attention layers."""
+"""Most sensitive in the released 11B models (40 layers): layer 1, and down_proj of two cross-attention layers."""
 
 PROBE_POSITIONS = 4
 PROBE_ROWS = 8
-"""At each position: 4 x 8 rows of 28672 weights are 1.8 MB, and their error is within some percent of the whole's."""
+"""Rows at each position: 4 x 8 rows of 28672 weights are 1.8 MB, with an error close to the whole matrix's."""
 
 
 def sensitive_linears(names: Iterable[str], config: MllamaTextConfig, measure: Measure) -> set[str]:
     """Return those of the language model's linear layers ``names`` that get 8 bits.
 
-    In every model: the output layer, and o_proj of cross-attention, whose output a gate multiplies. In a model of 40
-    layers the ones known of 11B. In others as large a share of the layers, chosen by measured error: one whole
-    layer in 40 (at least one) where the mean over its matrices is largest, and one down_proj in 20 (at least one) of
-    the remaining layers where its own is.
+    In every model these are the output layer, and o_proj of cross-attention, whose output a gate multiplies. A model of
+    40 layers adds those known from the 11B. Others add the same share of layers by measured error: one whole layer in
+    40 (at least one) by the mean over its matrices, and one down_proj in 20 (at least one) of the remaining layers.
     """
     names = list(names)
     always = {name for name in names if name == "lm_head" or name.endswith(".cross_attn.o_proj")}

@@ -1,4 +1,4 @@
-"""Summarize a plan in a few lines: which kinds of layers become what."""
+"""Summarize a plan in a few lines, one for each kind of layer and scheme."""
 
 import re
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from mllama_cli.quantization.policy import short
 
 @dataclass(frozen=True)
 class SummaryLine:
-    """Tensors of one kind; ``layers`` names them for users, sizes in bytes."""
+    """Tensors of one kind: ``layers`` is their name for users, sizes are in bytes."""
 
     layers: str
     scheme: str
@@ -19,7 +19,7 @@ class SummaryLine:
 
 
 def summarize(plan: QuantizePlan) -> list[SummaryLine]:
-    """Return the lines, quantized layers first, then what is kept."""
+    """Return the lines, quantized layers first."""
     kinds: dict[tuple[str, str], list[Unit]] = {}
     for unit in plan.units():
         scheme = str(unit.scheme) if unit.scheme else f"as it is ({unit.source.info.dtype})"
@@ -48,6 +48,6 @@ def _kind(unit: Unit, plan: QuantizePlan) -> str:
 
 
 def _numbered(kind: str, units: list[Unit]) -> str:
-    """Return the kind with the numbers of its layers, where they are few."""
+    """Return the kind with the numbers of its layers if they are few."""
     numbers = [found[1] for unit in units if (found := re.match(r"layers\.(\d+)\.", short(unit.name)))]
     return f"{kind} of {', '.join(numbers)}" if 0 < len(numbers) <= 3 and kind != "norms and gates" else kind

@@ -1,4 +1,4 @@
-"""Random matrices as checkpoints store them, and what a product with them must be."""
+"""Random matrices as checkpoints store them, and reference products."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from mllama_cli.kernels.packed import PackedWeight, dequantize, pack
 def packed_matrix(
     n: int, k: int, bits: int, groups: int = 1, scale: torch.dtype = torch.bfloat16, seed: int = 0
 ) -> PackedWeight:
-    """Every whole number of ``bits`` bits occurs; scales differ by a factor of three."""
+    """Return a random packed matrix with every integer of ``bits`` bits; scales differ by a factor of three."""
     generator = torch.Generator().manual_seed(seed)
     q = torch.randint(-(1 << bits - 1), 1 << bits - 1, (n, k), generator=generator)
     scales = torch.rand(n, groups, generator=generator) * 0.01 + 0.005
@@ -21,13 +21,13 @@ def rows(m: int, k: int, seed: int = 1) -> Tensor:
 
 
 def exact(x: Tensor, weight: PackedWeight | Tensor) -> Tensor:
-    """The product in float64."""
+    """Return the product in float64."""
     matrix = dequantize(weight, torch.float32) if isinstance(weight, PackedWeight) else weight
     return x.double() @ matrix.double().T
 
 
 def rounded_to_int8(x: Tensor) -> Tensor:
-    """What the 8-bit kernels see of x: for every 32 values of a row, multiples of a 127th of their largest."""
+    """Round x as the 8-bit kernels do: every 32 values of a row to multiples of a 127th of their largest."""
     padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % 32)).double().unflatten(-1, (-1, 32))
     step = padded.abs().amax(-1, keepdim=True) / 127
     whole = torch.where(step > 0, padded / step, 0).round()
@@ -35,5 +35,5 @@ def rounded_to_int8(x: Tensor) -> Tensor:
 
 
 def error(ours: Tensor, truth: Tensor) -> float:
-    """Relative, by norms."""
+    """Return the relative error, by norms."""
     return float((ours.double() - truth).norm() / truth.norm())

@@ -1,4 +1,4 @@
-"""The compiled kernels in the user's cache folder: nothing that another user could have written is loaded."""
+"""Compiled kernels in the user's cache folder: nothing that another user could have written is loaded."""
 
 import os
 import subprocess
@@ -17,8 +17,10 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
-    """Where the library is kept. It holds no kernels, and so is compiled at once: tests/kernels/test_cpu_native.py
-    compiles and loads the real one."""
+    """Return the cache folder of a library without kernels, which compiles quickly.
+
+    tests/kernels/test_cpu_native.py compiles and loads the real one.
+    """
     source = tmp_path_factory.mktemp("source") / "kernels.cpp"
     source.write_text(f'extern "C" int mllama_version() {{ return {build.INTERFACE}; }}\n')
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -27,7 +29,7 @@ def folder(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
 
 
 def elsewhere() -> list[str]:
-    """The command that does it in a process of its own."""
+    """Return the command that loads the library in its own process."""
     lines = [
         "from pathlib import Path",
         "from mllama_cli.kernels.cpu import build",
@@ -39,7 +41,7 @@ def elsewhere() -> list[str]:
 
 @pytest.fixture
 def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Where something was compiled."""
+    """Collect the folders of compilations."""
     seen: list[Path] = []
     original = build._compile
 
@@ -80,7 +82,7 @@ def test_another_source_compiler_or_processor_is_compiled_for_itself(
 
 @pytest.mark.parametrize("damage", ["shortened", "changed", "emptied"])
 def test_a_damaged_file_is_made_again(folder: Path, compilations: list[Path], damage: str) -> None:
-    # In a process of its own: the file is mapped into this one.
+    # In another process, since the file is mapped into this one.
     subprocess.run(elsewhere(), check=True)
     (file,) = folder.iterdir()
     whole = file.read_bytes()
@@ -99,11 +101,11 @@ def test_a_folder_that_others_may_write_to_is_not_used(folder: Path, compilation
     assert not list(folder.iterdir())
 
 
-def test_nor_one_inside_a_folder_of_everybodys(tmp_path: Path, compilations: list[Path], folder: Path) -> None:
+def test_nor_one_inside_a_world_writable_folder(tmp_path: Path, compilations: list[Path], folder: Path) -> None:
     tmp_path.chmod(0o777)
     assert build.library()
     assert compilations[0] != folder
-    tmp_path.chmod(0o1777)  # as /tmp: only owners may rename
+    tmp_path.chmod(0o1777)  # like /tmp, where only owners may rename
     assert build.library()
     assert compilations[1] == folder
 

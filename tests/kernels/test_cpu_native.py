@@ -1,4 +1,4 @@
-"""Our C++ kernels against float64, in vectors and in plain loops."""
+"""Test our C++ kernels against float64, with vector instructions and with plain loops."""
 
 import ctypes
 from collections.abc import Iterator
@@ -49,12 +49,12 @@ def test_products_with_packed_matrices(kernels: Native, bits: int, shape: str) -
     n, k, groups = SHAPES[shape]
     scale = (torch.float32, torch.bfloat16, torch.float16)[list(SHAPES).index(shape) % 3]
     weight = packed_matrix(n, k, bits, groups, scale)
-    assert kernels.takes(weight)
+    assert kernels.supports(weight)
     for m in ROWS:
         x = rows(m, k, seed=m)
         assert error(kernels.packed(x, weight), exact(x, weight)) < FLOAT32, f"{m} rows in float32"
         seen = exact(rounded_to_int8(x), weight)
-        # A value half way between two whole numbers may go either way.
+        # A value halfway between two integers may be rounded either way.
         assert error(kernels.int8(x, weight), seen) < 2e-3 if k < 100 else 3e-4, f"{m} rows in 8 bits"
 
 
@@ -103,8 +103,8 @@ def test_decoding_is_dequantizing(kernels: Native, bits: int, shape: str) -> Non
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_nothing_is_read_behind_the_end(kernels: Native, bits: int) -> None:
-    """The last page of a mapped file is followed by nothing: reading there ends the program."""
+def test_nothing_is_read_past_the_end(kernels: Native, bits: int) -> None:
+    """Place data at the end of a mapped file, past which a read crashes the process."""
     mmap = pytest.importorskip("mmap")
     libc = ctypes.CDLL(None)
     page = mmap.PAGESIZE
@@ -130,7 +130,7 @@ def test_nothing_is_read_behind_the_end(kernels: Native, bits: int) -> None:
             libc.mprotect(ctypes.c_void_p(start + size), ctypes.c_size_t(page), 3)
 
 
-def test_what_is_no_number_comes_out_again(kernels: Native) -> None:
+def test_values_that_are_not_finite_reach_the_result(kernels: Native) -> None:
     weight = packed_matrix(16, 128, 4)
     for bad in (float("nan"), float("inf"), -float("inf")):
         for m in (1, 7):
@@ -179,7 +179,7 @@ def test_norm_equals_the_reference(kernels: Native, size: int) -> None:
 
 
 @pytest.mark.parametrize("angles", [1, 2], ids=["shared angles", "angles of each"])
-def test_rotation_of_heads_that_lie_row_by_row(kernels: Native, angles: int) -> None:
+def test_rotation_of_heads_stored_row_by_row(kernels: Native, angles: int) -> None:
     x = rows(6, 4 * 16).view(2, 3, 4, 16).transpose(1, 2)  # [B, heads, L, D] as a projection leaves it
     angle = rows(angles * 3, 16, seed=3).view(angles, 1, 3, 16)
     angle[..., 8:] = angle[..., :8]

@@ -1,4 +1,4 @@
-"""Which product runs, and that each way gives the same; rows of tables; what a kernel that fails does."""
+"""Test which product runs and that all agree, embedding lookup, and failing kernels."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -118,7 +118,7 @@ def test_other_devices_get_the_reference(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_torchs_operators_are_used_where_they_can_be() -> None:
     for bits, groups in ((4, 2), (4, 8), (8, 1)):
         weight = packed_matrix(48, 256, bits, groups)
-        assert torch_ops.takes(weight)
+        assert torch_ops.supports(weight)
         x = rows(3, 256)
         assert error(torch_ops.packed(x, weight), exact(x, weight)) < BFLOAT16
         assert weight.packed in torch_ops._prepared
@@ -126,7 +126,7 @@ def test_torchs_operators_are_used_where_they_can_be() -> None:
     del weight
     assert len(torch_ops._prepared) < before, "the second copy goes with the matrix"
     for n, k, bits, groups in ((40, 256, 4, 2), (48, 96, 8, 1), (48, 256, 4, 1024 // 256 * 4), (48, 256, 8, 2)):
-        assert not torch_ops.takes(packed_matrix(n, k, bits, groups))
+        assert not torch_ops.supports(packed_matrix(n, k, bits, groups))
 
 
 GOOD = packed_matrix(32, 64, 4, 2)

@@ -1,4 +1,4 @@
-"""The reference product of a packed matrix, which is unpacked some rows at a time."""
+"""Test the reference product of a packed matrix, dequantized some rows at a time."""
 
 import pytest
 import torch

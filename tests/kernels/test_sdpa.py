@@ -1,4 +1,4 @@
-"""Which attention runs, and that each gives the same; FlashAttention is played on a CPU, and itself on a GPU."""
+"""Test which attention runs and that all agree; a CPU has a stand-in for FlashAttention."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def played(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
 
 
 def exact(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
-    """The rows are the last of the keys."""
+    """Compute attention in which the rows are the last of the keys."""
     rows, keys = q.shape[2], k.shape[2]
     mask = torch.ones(rows, keys, dtype=torch.bool, device=q.device).tril(keys - rows) if causal else None
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
@@ -25,7 +25,7 @@ def exact(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
 
 @pytest.fixture
 def flash(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """(rows, keys) of each call of FlashAttention."""
+    """Record (rows, keys) of each call of FlashAttention."""
     calls: list[Call] = []
     real = sdpa._flash if CUDA else played
 
@@ -73,7 +73,7 @@ def test_squares_that_recur_get_the_librarys_choice(flash: list[Call], rows: int
 def test_the_choice_does_not_depend_on_what_was_computed_before(
     flash: list[Call], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each shape is asked for once, after thousands of equal calls, and after thousands of others."""
+    """Try each shape once, after thousands of equal calls, and after thousands of others."""
     shapes = [(20, 20), (20, 21), (1, 40), (1024, 1024), (1025, 1025), (4096, 4096), (4096, 8192), (64, 6404)]
     library: list[Call] = []
 
@@ -87,7 +87,7 @@ def test_the_choice_does_not_depend_on_what_was_computed_before(
 
     monkeypatch.setattr(sdpa.F, "scaled_dot_product_attention", cheap)
     monkeypatch.setattr(sdpa, "_flash", counted)
-    # Expanded: as large as a prompt's to whoever looks at shapes, and without their memory.
+    # Expanded tensors have a prompt's shapes without taking its memory.
     asked = [
         tuple(torch.zeros(1, 1, 1, 1, device=DEVICE, dtype=DTYPE).expand(1, 32, n, 64) for n in (r, k, k))
         for r, k in shapes
@@ -111,7 +111,7 @@ def test_attention_over_all_keys(flash: list[Call]) -> None:
     q, k, v = tensors(8, 50, heads=2)
     first = sdpa.attention(q, k, v)
     assert close(first, exact(q, k, v, causal=False))
-    assert len(flash) == (1 if CUDA else 0)  # a CPU has kernels of its own
+    assert len(flash) == (1 if CUDA else 0)  # a CPU has its own kernels
     for _ in range(9):
         assert torch.equal(sdpa.attention(q, k, v), first)
     assert len(flash) == (10 if CUDA else 0)

@@ -1,4 +1,4 @@
-"""Meta's own numbers (tests/golden/README.md)."""
+"""Compare the network with Meta's own numbers (tests/golden/README.md)."""
 
 import json
 from collections.abc import Callable
@@ -50,7 +50,9 @@ def test_vision_tokens_and_logits(load: Loader, name: str, dtype: torch.dtype) -
     pixels = [TENSORS[image["pixel_values"]] for image in case["images"]]
     ratio_ids = [image["aspect_ratio_id"] for image in case["images"]]
     for image, pixel_values, id_ in zip(case["images"], pixels, ratio_ids, strict=True):
-        tokens = network.model.vision_tokens(pixel_values, id_, all_tiles=True)
+        tiles = pixel_values[None].to(dtype)
+        features = network.model.vision_model(tiles, torch.tensor([id_]), all_tiles=True)
+        tokens = network.model.multi_modal_projector(features)[0]
         expected = TENSORS[image["vision_tokens"]]
         assert relative(tokens, expected) < TOLERANCES[dtype][1]
         if dtype == torch.float32:

@@ -1,4 +1,4 @@
-"""The network against transformers on the same random weights, over many shapes."""
+"""Compare the network with transformers on the same random weights, over many shapes."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Quantizing in a line, and looking at what came of it."""
+"""Helpers that quantize a checkpoint and read the result."""
 
 from pathlib import Path
 from typing import Any

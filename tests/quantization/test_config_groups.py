@@ -1,4 +1,4 @@
-"""config.json's quantization_config, as others write it and as we do."""
+"""Read config.json's quantization_config as other tools write it, and as we do."""
 
 from typing import Any
 
@@ -86,7 +86,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("named", REFUSED)
-def test_what_is_not_read_is_named(named: str) -> None:
+def test_what_is_not_supported_is_named(named: str) -> None:
     with pytest.raises(CheckpointError) as error:
         ConfigGroups.from_dict(REFUSED[named])
     assert named in error.value.message

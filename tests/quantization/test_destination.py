@@ -1,4 +1,4 @@
-"""Where a quantized model goes: no interruption leaves half a model, or loses more than a little work."""
+"""The destination of a quantized model: interruptions leave no partial model and lose little work."""
 
 import itertools
 import os
@@ -59,20 +59,22 @@ def test_two_runs_at_once_do_not_mix(source: Path, tmp_path: Path) -> None:
         run(make_plan(source, FOUR), tmp_path / "made")
 
 
-def test_a_place_that_cannot_be_written(source: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written(source: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(QuantizationError, match="could not be written"):
         run(make_plan(source, FOUR), tmp_path / "file" / "made")
 
 
-def test_a_disk_that_is_too_small_is_said_first(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_too_small_is_reported_first(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(quantize_module, "free_space", lambda folder: 1000)
     with pytest.raises(QuantizationError, match=r"has 1\.0 kB free, but this needs"):
         run(make_plan(source, FOUR), tmp_path / "made")
     assert not list(tmp_path.iterdir())
 
 
-def test_stopped_after_any_event_it_goes_on_to_the_same_bytes(
+def test_stopped_after_any_event_it_resumes_to_the_same_bytes(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quantize_module, "SYNC_BYTES", 1)
@@ -89,11 +91,11 @@ def test_stopped_after_any_event_it_goes_on_to_the_same_bytes(
         events.close()
         if isinstance(last, QuantizeSummary):
             break
-        if stop == 21:  # as a process leaves it that is killed while it writes a line
+        if stop == 21:  # as left by a process that was killed while it wrote a line
             journal = tmp_path / "made.partial" / ".quantize.jsonl"
             journal.write_text(journal.read_text() + '{"name": "model.lang')
     assert contents(made) == contents(tmp_path / "whole")
-    # One slice is under way when a run stops; everything before it is kept.
+    # One slice is in progress when a run stops; everything before it is kept.
     assert len(rounded) <= len(plan.layers.schemes) + stop // 7
 
 

@@ -1,5 +1,6 @@
-"""Our files in other hands, and theirs in ours: compressed-tensors' own packing, transformers' own loading."""
+"""Exchange files with compressed-tensors and transformers: their packing and loading against ours."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,17 @@ from mllama_cli.quantization.schemes import Scheme
 from tests.checkpoints import VOCABULARY, config_dict, make_checkpoint, text_only_config
 from tests.peers import peer_logits
 
-pytest.importorskip("compressed_tensors")
+# Not imported during collection: it imports Triton, which tests/triton_here.py must configure first.
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("compressed_tensors") is None, reason="compressed-tensors is not installed"
+)
 IMAGE = VOCABULARY
 CONFIG = config_dict({"hidden_size": 128, "intermediate_size": 256})
 
 
 @pytest.fixture(autouse=True)
 def _no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Turn our kernels off: what is compared is the format, with ``exact`` engines."""
+    """Turn our kernels off, since the format is compared, with ``exact`` engines."""
     monkeypatch.setenv("MLLAMA_CPU_KERNELS", "off")
 
 
@@ -41,7 +45,7 @@ def quantized(
 
 
 def transformers_of(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """transformers' own way to load a folder, its intermediate layers moved to Meta's (tests/peers.py, A)."""
+    """Load a folder with transformers, its intermediate layers moved to Meta's (tests/peers.py, A)."""
     from transformers import AutoConfig, MllamaForCausalLM, MllamaForConditionalGeneration
 
     config = AutoConfig.from_pretrained(folder)
@@ -58,7 +62,7 @@ def transformers_of(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def dense_twin(engine: Engine, folder: Path, source: Path) -> Path:
-    """A checkpoint with the dequantized matrices in the place of the packed ones."""
+    """Write a checkpoint with dequantized matrices instead of the packed ones."""
     weights: dict[str, torch.Tensor] = {}
     for name, module in engine.network.named_modules():
         if isinstance(module, QuantizedLinear):
@@ -155,7 +159,7 @@ def test_transformers_loads_text_only_ones(tmp_path: Path) -> None:
 
 
 def test_ignored_and_targeted_names_are_disjoint_and_no_parent_s(tmp_path: Path) -> None:
-    """compressed-tensors takes the first match in alphabetical order: no name may have two."""
+    """compressed-tensors takes the first match in alphabetical order, so no name may have two."""
     from compressed_tensors.utils.match import match_targets
 
     made = quantized(tmp_path, OPTIONS["mixed"])

@@ -1,4 +1,4 @@
-"""Quantized checkpoints in the engine: damage is named, and quantizing while loading is the same."""
+"""Load quantized checkpoints: damage is named, and quantizing while loading gives the same."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def damaged(packed: Path, folder: Path, ending: str, change: Any) -> tuple[Path, str]:
-    """A copy in which one tensor of an MLP matrix is changed."""
+    """Copy a checkpoint and change one tensor of an MLP matrix; return the copy and the tensor's name."""
     folder.mkdir()
     for file in packed.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())

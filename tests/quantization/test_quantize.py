@@ -1,4 +1,4 @@
-"""Quantizing a checkpoint: what each matrix becomes, and what stays as it is."""
+"""Quantize checkpoints: the scheme of each matrix, and everything that stays unchanged."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_every_matrix_is_what_the_rounding_gives_and_the_rest_is_untouched(sourc
     assert four.worst_name in plan.layers.schemes
 
 
-def test_files_beside_the_weights_come_along(source: Path, tmp_path: Path) -> None:
+def test_other_files_are_copied(source: Path, tmp_path: Path) -> None:
     (source / "original.pth").write_bytes(b"not wanted")
     run(make_plan(source, FOUR), tmp_path / "made")
     names = {file.name for file in (tmp_path / "made").iterdir()}
@@ -157,13 +157,13 @@ def test_a_pattern_that_fits_nothing(source: Path, pattern: str) -> None:
         make_plan(source, QuantizeOptions(Scheme(4, 128), keep=(pattern,)))
 
 
-def test_a_slip_in_a_pattern_is_set_right(source: Path) -> None:
+def test_a_typo_in_a_pattern_gets_a_suggestion(source: Path) -> None:
     with pytest.raises(UsageError) as error:
         make_plan(source, QuantizeOptions(Scheme(4, 128), keep=("down_prjo",)))
     assert "Did you mean down_proj" in error.value.hint
 
 
-def test_groups_that_do_not_divide_are_told(source: Path, tmp_path: Path) -> None:
+def test_groups_that_do_not_divide_are_reported(source: Path, tmp_path: Path) -> None:
     notes = [event.text for event in run(make_plan(source, FOUR), tmp_path / "made") if isinstance(event, Notice)]
     assert any("do not divide 96 inputs" in note and "groups of 32" in note for note in notes)
 
@@ -178,7 +178,7 @@ def test_a_quantized_checkpoint_is_refused(source: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["mlp.up_proj.weight", "input_layernorm.weight"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_tensor_that_is_no_number_is_named(tmp_path: Path, name: str, bad: float) -> None:
+def test_a_tensor_that_is_not_finite_is_named(tmp_path: Path, name: str, bad: float) -> None:
     folder = make_checkpoint(tmp_path / "source", RELEASED)
     tensors = load_file(folder / "model.safetensors")
     name = f"language_model.model.layers.7.{name}"

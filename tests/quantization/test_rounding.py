@@ -1,4 +1,4 @@
-"""What rounding costs, on fixed weights; every scheme; and what it must not do."""
+"""Rounding errors on fixed weights for every scheme, and special values."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def heavy(rows: int = 512, inputs: int = 2048) -> Tensor:
 
 
 def error(weight: Tensor, scheme: Scheme, method: Method) -> float:
-    """Measured from what a reader gets, not from what the quantizer says."""
+    """Measure the error of the dequantized matrix instead of trusting the quantizer's figure."""
     packed = quantize_matrix(weight, scheme, method).weight
     return float((dequantize(packed) - weight.float()).square().sum() / weight.float().square().sum())
 
@@ -51,7 +51,7 @@ def test_search_is_never_worse_than_rounding_to_nearest(scheme: Scheme) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_reported_error_is_the_reader_s(method: Method, dtype: torch.dtype) -> None:
+def test_the_reported_error_is_that_of_the_dequantized_matrix(method: Method, dtype: torch.dtype) -> None:
     weight = gaussian(40, 384).to(dtype)
     rounded = quantize_matrix(weight, GROUP, method)
     assert rounded.weight.scale.dtype == dtype
@@ -60,7 +60,7 @@ def test_the_reported_error_is_the_reader_s(method: Method, dtype: torch.dtype) 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_each_row_is_rounded_on_its_own(method: Method) -> None:
-    """So slices, threads and blocks of any size write the same bytes."""
+    """Slices, threads and blocks of any size write the same bytes."""
     weight = gaussian(700, 1024)
     whole = quantize_matrix(weight, GROUP, method).weight
     parts = [quantize_matrix(weight[a:b], GROUP, method).weight for a, b in ((0, 1), (1, 333), (333, 700))]
@@ -70,7 +70,7 @@ def test_each_row_is_rounded_on_its_own(method: Method) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_strange_groups_get_positive_scales_and_their_values(method: Method, dtype: torch.dtype) -> None:
+def test_unusual_groups_get_positive_scales_and_their_values(method: Method, dtype: torch.dtype) -> None:
     weight = torch.zeros(4, 256, dtype=dtype)
     weight[1] = 1e-7  # a subnormal number of float16
     weight[2, 3] = -60000
@@ -86,7 +86,7 @@ def test_strange_groups_get_positive_scales_and_their_values(method: Method, dty
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("method", METHODS)
-def test_no_number_no_matrix(bad: float, method: Method) -> None:
+def test_nan_and_infinity_are_refused(bad: float, method: Method) -> None:
     weight = gaussian(300, 512)
     weight[299, 511] = bad
     with pytest.raises(NotFiniteError):

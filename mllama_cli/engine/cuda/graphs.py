@@ -8,7 +8,7 @@ from mllama_cli.engine.cuda.capture import capture
 from mllama_cli.engine.cuda.step import DecodeStep, State
 from mllama_cli.engine.forward import Network
 from mllama_cli.engine.sampling import GREEDY, Method, Sampler
-from mllama_cli.kernels.cuda.embed_argmax import Best
+from mllama_cli.kernels.cuda.embed_argmax import Argmax
 from mllama_cli.kernels.cuda.launch import compile_only
 
 
@@ -23,7 +23,7 @@ class DecodeGraphs:
         self.state = State(network, batch, dtype, device)
         config = network.language_model.config
         self.sampler = Sampler(batch, config.vocab_size, device)
-        self._best = Best(batch, config.vocab_size, device)
+        self._best = Argmax(batch, config.vocab_size, device)
         self._steps: dict[bool, DecodeStep] = {}
         self._graphs: dict[tuple[bool | None, Method], torch.cuda.CUDAGraph] = {}
         shape = (batch, config.num_key_value_heads, 16, config.head_dim)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from mllama_cli.core.errors import MemoryShortageError
 from mllama_cli.engine.device import gib
-from mllama_cli.model.vision import MllamaVisionAttention, MllamaVisionEncoderLayer, MllamaVisionModel
+from mllama_cli.model.vision import MllamaVisionModel
+from mllama_cli.model.vision_layers import MllamaVisionAttention, MllamaVisionEncoderLayer
 
 ALIGNMENT = 256
 """Bytes to which a matrix is aligned, as kernels and libraries may expect."""

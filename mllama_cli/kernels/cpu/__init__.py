@@ -1,1 +1,1 @@
-"""Products on a CPU: our own kernels where a C++ compiler is at hand, torch's operators where none is."""
+"""Matrix products on a CPU: our own kernels where there is a C++ compiler, torch's operators elsewhere."""

@@ -1,8 +1,8 @@
-"""Compiles kernels.cpp on first use and keeps the library in the user's cache folder.
+"""Compile kernels.cpp on first use and keep the library in the user's cache folder.
 
-Code is loaded from there, so nothing is believed that another user could have written: folders and file must be ours
-(folders above may be root's) and writable by nobody else. The name holds a digest of what the library was made from
-and one of its content, so another compiler, processor or version makes another file, and a damaged one is made again.
+Code is loaded from that folder, so nothing that another user could have written is trusted: folders and file must be
+ours (parent folders may be root's) and writable by nobody else. The file name has a digest of the inputs and one of the
+content, so another compiler, processor or version gets its own file, and a damaged file is compiled again.
 """
 
 import ctypes
@@ -21,16 +21,16 @@ from mllama_cli.system.paths import cache_folder
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 INTERFACE = 1
-"""What ``mllama_version`` of the library must say."""
+"""The value that the library's ``mllama_version`` must return."""
 
 _FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-shared", "-fPIC", "-pthread")
 _TIMEOUT = 120
 
 
 def library(vectors: bool = True) -> ctypes.CDLL | None:
-    """The loaded library, compiled where that has not been done yet; None where it cannot be.
+    """Load the library, compiling it if necessary; return None where that is impossible.
 
-    ``vectors=False`` is the portable form, for tests.
+    ``vectors=False`` builds the portable form, for tests.
     """
     compiler = find_compiler()
     if compiler is None:
@@ -47,7 +47,7 @@ def library(vectors: bool = True) -> ctypes.CDLL | None:
             built = _compile(compiler, machine, folder, key)
             if built and (loaded := _load(built)):
                 return loaded
-        else:  # a folder that others can write to, or none at all: a private one, for this run only
+        else:  # no folder that is safe to use: a private one, for this run only
             with tempfile.TemporaryDirectory(prefix="mllama-") as private:
                 built = _compile(compiler, machine, Path(private), key)
                 if built and (loaded := _load(built)):
@@ -56,7 +56,7 @@ def library(vectors: bool = True) -> ctypes.CDLL | None:
 
 
 def find_compiler() -> list[str] | None:
-    """The command of a C++ compiler: $CXX, else the first found on the path."""
+    """Return the command of a C++ compiler: $CXX, else the first one on the path."""
     if os.name != "posix":
         return None
     chosen = shlex.split(os.environ.get("CXX", ""))
@@ -67,7 +67,7 @@ def find_compiler() -> list[str] | None:
 
 
 def _machine_flags() -> Sequence[list[str]]:
-    """Flags for this processor, the best first: an old compiler may not know it."""
+    """Return sets of flags for this processor, the best first: an old compiler may not know it."""
     features = set(_cpu().split())
     if platform.machine() in ("arm64", "aarch64"):
         return ["-mcpu=native"], ["-march=armv8.2-a+dotprod"] if "asimddp" in features else [], []
@@ -75,7 +75,7 @@ def _machine_flags() -> Sequence[list[str]]:
 
 
 def _cpu() -> str:
-    """What the processor offers: code for one may not run on another that shares the home folder."""
+    """Identify the processor: code for one may not run on another that shares the home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
         return " ".join(
@@ -87,17 +87,17 @@ def _cpu() -> str:
 
 def _key(compiler: list[str], machine: list[str]) -> str | None:
     try:
-        said = subprocess.run(
+        version = subprocess.run(
             [*compiler, "--version"], capture_output=True, timeout=_TIMEOUT, check=True, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    parts = (SOURCE.read_bytes(), said.stdout, repr((compiler, machine, _FLAGS)).encode(), _cpu().encode())
+    parts = (SOURCE.read_bytes(), version.stdout, repr((compiler, machine, _FLAGS)).encode(), _cpu().encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
 
 
 def _make(folder: Path) -> bool:
-    """Make the folder for us alone. False where others could write to it, or it cannot be made."""
+    """Make the folder for us alone; return False where others could write to it, or on failure."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         own = folder.stat()
@@ -113,7 +113,7 @@ def _make(folder: Path) -> bool:
 
 
 def _intact(file: Path) -> bool:
-    """Return whether a library is ours alone and as it was compiled."""
+    """Return whether a library is ours alone and undamaged."""
     try:
         info = file.lstat()
         if not stat.S_ISREG(info.st_mode) or info.st_uid != os.geteuid() or info.st_mode & 0o022:
@@ -130,7 +130,7 @@ def _digest(file: Path) -> str:
 def _compile(compiler: list[str], machine: list[str], folder: Path, key: str) -> Path | None:
     handle, name = tempfile.mkstemp(suffix=".tmp", dir=folder)
     os.close(handle)
-    made = Path(name)
+    temporary = Path(name)
     try:
         subprocess.run(
             [*compiler, *_FLAGS, *machine, str(SOURCE), "-o", name],
@@ -139,13 +139,12 @@ def _compile(compiler: list[str], machine: list[str], folder: Path, key: str) ->
             check=True,
             stdin=subprocess.DEVNULL,
         )
-        made.chmod(0o700)
-        final = folder / f"{key}-{_digest(made)}.so"
-        return made.replace(final)
+        temporary.chmod(0o700)
+        return temporary.replace(folder / f"{key}-{_digest(temporary)}.so")
     except (OSError, subprocess.SubprocessError):
         return None
     finally:
-        made.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _load(file: Path) -> ctypes.CDLL | None:

@@ -1,11 +1,11 @@
-// Products of few or many float32 rows with matrices that stay as they are stored: 4- and 8-bit packed, bfloat16, float16.
+// Products of float32 rows with matrices in their stored format: 4- and 8-bit packed, bfloat16, float16.
 //
 // A packed row holds q + 2^(bits - 1), unsigned; byte j of a 4-bit row is elements 2j (low) and 2j + 1 (high). The inner
 // loops are written once, over 8 lanes (GCC's and clang's vector types); only the 8-bit dot product and the transpose
-// name instructions: AVX2, AVX-VNNI or AVX-512 VNNI, NEON dot products, or plain loops (MLLAMA_PORTABLE).
+// use intrinsics: AVX2, AVX-VNNI or AVX-512 VNNI, NEON dot products, or plain loops (MLLAMA_PORTABLE).
 //
-// Activations of the 8-bit kernels are whole numbers of -127..127 with a scale for every 32. The unsigned weights are
-// multiplied as they are; what the offset adds is taken off at the end: sum (u - o) a = sum u a - o sum a.
+// Activations of the 8-bit kernels are integers in -127..127 with a scale for every 32. Weights are multiplied unsigned,
+// and the contribution of the offset is subtracted at the end: sum (u - o) a = sum u a - o sum a.
 
 #include <atomic>
 #include <cfloat>
@@ -43,11 +43,11 @@ static inline float sum(f8 v) {
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
 }
 
-// ---- numbers of two bytes ----
+// ---- 16-bit floats ----
 
 enum Kind { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 
-// Whole numbers without a sign in 32 bits each. (Compilers take the general form apart, element by element.)
+// Unsigned integers widened to 32 bits. (Compilers do the general form element by element.)
 static inline u8x widen(bytes8 v) {
 #if defined(X86)
     return (u8x)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)v));
@@ -70,7 +70,7 @@ static inline f8 from_float16(halves8 h) {
     return (f8)_mm256_cvtph_ps((__m128i)h);
 #else
     u8x wide = widen(h);
-    // Exponents of 16 bits counted from another origin: one multiplication moves them, subnormal numbers too.
+    // Exponents of float16 have another bias: one multiplication corrects it, for subnormal numbers too.
     f8 magnitude = (f8)((wide & 0x7fff) << 13) * all(0x1p112f);
     u8x special = (u8x)((wide & 0x7c00) == 0x7c00) & 0x7f800000;
     return (f8)((u8x)magnitude | special | ((wide & 0x8000) << 16));
@@ -85,7 +85,7 @@ static inline f8 load_numbers(const void *from, int64_t index, int kind) {
 
 static inline int64_t bytes_of(int kind) { return kind == FLOAT32 ? 4 : 2; }
 
-// The last, incomplete 8 numbers, without reading behind the end.
+// The last, incomplete 8 numbers, without reading past the end.
 static inline f8 load_last(const void *from, int64_t index, int64_t count, int kind) {
     float buffer[8] = {};
     memcpy(buffer, (const char *)from + index * bytes_of(kind), count * bytes_of(kind));
@@ -94,9 +94,9 @@ static inline f8 load_last(const void *from, int64_t index, int64_t count, int k
 
 // ---- threads ----
 //
-// A pool of our own, as no header of torch's is needed for it. Threads take pieces from one counter, so one that the
-// system delays holds up a piece and no more. (OpenMP's wait for all to have begun, and look for work for milliseconds
-// after an operation: a decode step must not mix both kinds.)
+// A pool of our own, which needs no header of torch's. Threads take pieces from a shared counter, so a thread that the
+// system delays holds up only one piece. (OpenMP waits until all threads have started, and its threads spin for
+// milliseconds after an operation: a decode step must not mix both kinds.)
 
 typedef void (*Piece)(void *job, int64_t index);
 
@@ -108,8 +108,8 @@ static inline void relax() {
 #endif
 }
 
-// A waiting worker looks for work so often (some microseconds: the next product of a decode step comes soon), then sleeps.
-static const int LOOKS = 4000;
+// Iterations that an idle worker spins before it sleeps: some microseconds, as a decode step's next product comes soon.
+static const int SPINS = 4000;
 
 struct Pool {
     std::mutex busy, sleep;
@@ -128,7 +128,7 @@ struct Pool {
 
     void work(int number, uint64_t seen) {
         for (;;) {
-            for (int i = 0; i < LOOKS && round.load() == seen; i++) relax();
+            for (int i = 0; i < SPINS && round.load() == seen; i++) relax();
             if (round.load() == seen) {
                 std::unique_lock<std::mutex> lock(sleep);
                 sleeping.fetch_add(1);
@@ -150,7 +150,7 @@ struct Pool {
         }
         try {
             for (; workers < threads - 1; workers++) std::thread(&Pool::work, this, workers, round.load()).detach();
-        } catch (...) {  // the system gives no more threads: those that are there do
+        } catch (...) {  // no more threads to get: use those there are
         }
         count = pieces, piece = what, job = with;
         wanted.store(threads - 1);
@@ -171,7 +171,7 @@ static void parallel(int threads, int64_t pieces, Piece what, void *with) {
     static std::atomic<Pool *> pool{nullptr};
     static std::atomic<int> owner{0};
     int self = getpid();
-    if (owner.load() != self) {  // first use, or a fork: threads do not survive it. The old pool is left as it lies.
+    if (owner.load() != self) {  // first use, or a fork, which threads do not survive; the old pool leaks.
         static std::mutex making;
         std::lock_guard<std::mutex> lock(making);
         if (owner.load() != self) pool.store(new Pool), owner.store(self);
@@ -179,7 +179,7 @@ static void parallel(int threads, int64_t pieces, Piece what, void *with) {
     pool.load()->run(threads, pieces, what, with);
 }
 
-// Memory that grows and is kept by the calling thread.
+// A growing buffer that its thread keeps.
 struct Buffer {
     void *base = nullptr;
     size_t size = 0;
@@ -194,7 +194,7 @@ struct Buffer {
     }
 };
 
-// ---- what is multiplied ----
+// ---- packed matrices ----
 
 struct Matrix {
     const uint8_t *rows;
@@ -206,7 +206,7 @@ struct Matrix {
     int64_t group() const { return groups == 1 ? blocks32() * 32 : k / groups; }
     const uint8_t *row(int64_t i) const { return rows + i * row_bytes; }
 
-    // A row's scales as float32; room for whole eights.
+    // A row's scales as float32, padded to a multiple of 8.
     void scales(int64_t i, float *to) const {
         const char *from = (const char *)scale + i * groups * bytes_of(scale_kind);
         int64_t g = 0;
@@ -223,7 +223,7 @@ struct Matrix {
 
 static int64_t eights(int64_t count) { return (count + 7) / 8 * 8; }
 
-// ---- 8-bit dot products: each of 8 lanes adds up 4 products ----
+// ---- 8-bit dot products: each of 8 lanes sums 4 products ----
 
 #if defined(X86) && (defined(__AVX512VNNI__) && defined(__AVX512VL__) || defined(__AVXVNNI__))
 typedef i8x Sums;
@@ -236,7 +236,7 @@ static inline Sums dot(Sums s, bytes32 w, bytes32 a) {
 }
 static inline i8x total(Sums s) { return s; }
 #elif defined(X86)
-typedef __m256i Sums;  // 16 lanes of 16 bits: up to eight products of a nibble and 127, in pairs, fit
+typedef __m256i Sums;  // 16 lanes of 16 bits, each with room for pairs of up to eight products of a nibble and 127
 static inline Sums dot(Sums s, bytes32 w, bytes32 a) {
     return _mm256_add_epi16(s, _mm256_maddubs_epi16((__m256i)w, (__m256i)a));
 }
@@ -268,10 +268,11 @@ static inline bytes32 same_four(const int8_t *from) {
     return (bytes32)v;
 }
 
-// ---- activations in 8 bit ----
+// ---- 8-bit activations ----
 //
-// ``values``: for 4-bit weights each 64 lie as 32 even ones, then 32 odd ones, as the nibbles do; else as they come.
-// ``scale`` stands four times for each 32: lanes 0 to 3 of a sum over 64 belong to the first of them; ``offset`` is what each group's unsigned weights add.
+// ``values``: for 4-bit weights, each 64 are stored as 32 even ones, then 32 odd ones, like the nibbles; else in order.
+// ``scale`` has four copies for each 32 values: lanes 0 to 3 of a sum over 64 belong to the first 32. ``offset`` is what
+// each group's unsigned weights add.
 
 struct Activations {
     const float *x;
@@ -290,7 +291,7 @@ static void quantize_row(void *job, int64_t m) {
     int8_t *values = a.values + m * a.length();
     float *scale = a.scale + m * w.blocks32() * 4, *offset = a.offset + m * a.groups();
     memset(offset, 0, a.groups() * sizeof(float));
-    if (m >= a.rows) {  // filling up a block of rows
+    if (m >= a.rows) {  // padding of a block of rows
         memset(values, 0, a.length());
         memset(scale, 0, w.blocks32() * 4 * sizeof(float));
         return;
@@ -309,7 +310,7 @@ static void quantize_row(void *job, int64_t m) {
         for (int i = 0; i < 8; i++) top = most[i] > top ? most[i] : top;
         float inverse = top > 0 ? 127 / top : 0;
         if (inverse > FLT_MAX) inverse = top = 0;  // too small to matter
-        const float by = top / 127 + sum(finite);  // NaN where a value is no number: it must come out again
+        const float by = top / 127 + sum(finite);  // NaN if a value is not finite, so that it reaches the result
         for (int i = 0; i < 4; i++) scale[b * 4 + i] = by;
         i8x q[4], added = {};
         for (int i = 0; i < 4; i++) {
@@ -328,9 +329,9 @@ static void quantize_row(void *job, int64_t m) {
     }
 }
 
-// ---- few rows: along the rows of the matrix, as they lie in memory ----
+// ---- few rows: along the rows of the matrix, in memory order ----
 
-const int AHEAD = 6144;  // bytes: beyond the page at which the processor's own prefetching stops
+const int PREFETCH_BYTES = 6144;  // past the page boundary at which hardware prefetching stops
 
 struct Job {
     const Matrix *w;
@@ -381,7 +382,7 @@ template <int M> static void few_int8(void *job, int64_t index) {
                 f8 part[M] = {};
                 const int64_t stop = b + in_group;
                 for (; b + 2 <= stop && b + 2 <= whole; b += 2) {  // a cache line at a time
-                    __builtin_prefetch(row + b * 32 + AHEAD);
+                    __builtin_prefetch(row + b * 32 + PREFETCH_BYTES);
                     block(b, row + b * 32, part);
                     block(b + 1, row + b * 32 + 32, part);
                 }
@@ -404,7 +405,7 @@ enum Form { FOUR_BITS, EIGHT_BITS, BRAIN, HALF };
 
 static int64_t form_bytes(Form form) { return form == FOUR_BITS ? 16 : form == EIGHT_BITS ? 32 : 64; }  // of 32 elements
 
-// 32 elements as float32; those of 4 bits as 8 even, 8 odd ones, twice.
+// 32 elements as float32; 4-bit ones as 8 even and 8 odd ones, twice.
 template <Form F> static inline void decode(const uint8_t *from, f8 *to) {
     for (int i = 0; i < 4; i += 2) {
         if (F == FOUR_BITS) {
@@ -427,7 +428,7 @@ template <int M, Form F> static void few_float(void *job, int64_t index) {
     const int64_t end = w.n < (index + 1) * j.piece ? w.n : (index + 1) * j.piece;
     const int64_t unit = form_bytes(F), whole = w.k / 32, blocks = (w.k + 31) / 32;
     const int64_t in_group = w.groups == 1 ? blocks : w.k / w.groups / 32;
-    constexpr int CHAINS = M <= 2 ? 4 : M <= 4 ? 2 : 1;  // additions that do not wait for one another
+    constexpr int CHAINS = M <= 2 ? 4 : M <= 4 ? 2 : 1;  // independent additions
     static thread_local Buffer buffer;
     float *scale = (float *)buffer.get(eights(w.groups) * sizeof(float));
     for (int64_t n = index * j.piece; n < end; n++) {
@@ -439,7 +440,7 @@ template <int M, Form F> static void few_float(void *job, int64_t index) {
             for (int64_t stop = b + in_group; b < stop; b++) {
                 f8 values[4];
                 if (b < whole) {
-                    __builtin_prefetch(row + b * unit + AHEAD);
+                    __builtin_prefetch(row + b * unit + PREFETCH_BYTES);
                     decode<F>(row + b * unit, values);
                 } else {
                     uint8_t last[64] = {};
@@ -460,10 +461,10 @@ template <int M, Form F> static void few_float(void *job, int64_t index) {
     }
 }
 
-// ---- many rows in 8 bit: eight rows of the matrix at a time, turned so that each lane is one of them ----
+// ---- many rows, 8-bit: eight rows of the matrix at a time, transposed so that each lane is a row ----
 
 // ``to`` [dwords][8 rows][4 bytes]
-static void turn(const Matrix &w, int64_t n, uint8_t *to, int64_t dwords) {
+static void transpose(const Matrix &w, int64_t n, uint8_t *to, int64_t dwords) {
     const uint8_t *rows[8];
     for (int i = 0; i < 8; i++) rows[i] = w.row(n + i < w.n ? n + i : w.n - 1);
     for (int64_t d = 0; d < dwords; d += 8) {
@@ -489,18 +490,18 @@ static void turn(const Matrix &w, int64_t n, uint8_t *to, int64_t dwords) {
             v[i + 4] = (u8x)_mm256_permute2x128_si256(b[i], b[i + 4], 0x31);
         }
 #else
-        u8x turned[8];
+        u8x transposed[8];
         for (int i = 0; i < 8; i++)
-            for (int o = 0; o < 8; o++) turned[i][o] = v[o][i];
-        memcpy(v, turned, sizeof v);
+            for (int o = 0; o < 8; o++) transposed[i][o] = v[o][i];
+        memcpy(v, transposed, sizeof v);
 #endif
         memcpy(to + d * 32, v, sizeof v);
     }
 }
 
-// M rows of activations from row m on, with the eight turned rows of the matrix at n.
+// M rows of activations from row m on, times the eight transposed rows of the matrix at n.
 template <int M, int BITS>
-static void multiply(const Job &j, const uint8_t *turned, const f8 *scale, int64_t m, int64_t n) {
+static void multiply(const Job &j, const uint8_t *transposed, const f8 *scale, int64_t m, int64_t n) {
     const Matrix &w = *j.w;
     const Activations &a = *j.a;
     const int64_t length = a.length(), blocks = w.blocks32(), in_group = w.groups == 1 ? blocks : w.group() / 32;
@@ -512,7 +513,7 @@ static void multiply(const Job &j, const uint8_t *turned, const f8 *scale, int64
         for (int i = 0; i < M; i++) part[i] = all(offsets[i * a.groups() + g]);
         for (int64_t stop = b + in_group; b < stop; b++) {
             Sums low[M] = {}, high[M] = {};
-            const uint8_t *from = turned + b * (BITS * 32);
+            const uint8_t *from = transposed + b * (BITS * 32);
             if (BITS == 4) {
                 const int8_t *v = values + b / 2 * 64 + b % 2 * 16;
                 for (int d = 0; d < 4; d++) {
@@ -551,11 +552,11 @@ template <int BITS> static void many_int8(void *job, int64_t index) {
     const int64_t dwords = w.blocks32() * BITS, strip = dwords * 32, strips = (end - index * j.piece + 7) / 8;
     static thread_local Buffer buffer;
     static thread_local Buffer line;
-    uint8_t *turned = (uint8_t *)buffer.get(strips * (strip + w.groups * sizeof(f8)));
-    float *scale = (float *)(turned + strips * strip), *row = (float *)line.get(eights(w.groups) * sizeof(float));
+    uint8_t *transposed = (uint8_t *)buffer.get(strips * (strip + w.groups * sizeof(f8)));
+    float *scale = (float *)(transposed + strips * strip), *row = (float *)line.get(eights(w.groups) * sizeof(float));
     for (int64_t s = 0; s < strips; s++) {
         const int64_t n = index * j.piece + s * 8;
-        turn(w, n, turned + s * strip, dwords);
+        transpose(w, n, transposed + s * strip, dwords);
         for (int i = 0; i < 8; i++) {
             w.scales(n + i < w.n ? n + i : w.n - 1, row);
             for (int64_t g = 0; g < w.groups; g++) scale[(s * w.groups + g) * 8 + i] = row[g];
@@ -563,7 +564,7 @@ template <int BITS> static void many_int8(void *job, int64_t index) {
     }
     for (int64_t m = 0; m < j.rows; m += M)
         for (int64_t s = 0; s < strips; s++) {
-            const uint8_t *t = turned + s * strip;
+            const uint8_t *t = transposed + s * strip;
             const f8 *by = (const f8 *)(scale + s * w.groups * 8);
             const int64_t n = index * j.piece + s * 8;
             if (j.rows - m >= M || (M == 4 && j.rows - m == 3)) multiply<M, BITS>(j, t, by, m, n);
@@ -572,7 +573,7 @@ template <int BITS> static void many_int8(void *job, int64_t index) {
         }
 }
 
-// ---- whole numbers back to float32, for products elsewhere ----
+// ---- dequantization to float32, for torch's products ----
 
 static void decode_rows(void *job, int64_t index) {
     const Job &j = *(Job *)job;
@@ -602,9 +603,9 @@ static void decode_rows(void *job, int64_t index) {
     }
 }
 
-// ---- attention of a few rows over many keys, all of which they see ----
+// ---- attention of a few rows over many keys, without a mask ----
 //
-// Pieces of 256 keys of one head, so that more threads than heads have work; what they find is joined at the end.
+// Pieces are 256 keys of one head, so that more threads than heads have work; partial results are merged at the end.
 
 const int64_t KEYS = 256;
 const int ROWS = 4;
@@ -616,7 +617,7 @@ struct Attention {
     int64_t pieces() const { return (keys + KEYS - 1) / KEYS; }
 };
 
-// e^x of x <= 0, to the last bits of float32.
+// e^x for x <= 0, accurate to the last bits of float32.
 static inline f8 exponential(f8 x) {
     const f8 least = all(-87.0f), magic = all(12582912.0f);
     x = x < least ? least : x;
@@ -674,7 +675,7 @@ static void attend(void *job, int64_t index) {
     }
 }
 
-// ---- what stands between the products of a few rows: too little for threads, and for one operation after another ----
+// ---- norm, rotation and gate of a few rows: too little work for threads or for separate operations ----
 
 static void norm_row(const float *x, const float *weight, int64_t size, float eps, float *out) {
     f8 totals[4] = {};
@@ -690,7 +691,7 @@ static void norm_row(const float *x, const float *weight, int64_t size, float ep
     for (i = 0; i < size; i++) out[i] = x[i] * by * weight[i];
 }
 
-// One head vector, whose element i belongs together with i + half.
+// One head vector: the rotation pairs element i with i + half.
 static void rotate_one(const float *x, const float *cos, const float *sin, int64_t half, float *out) {
     for (int64_t i = 0; i < half; i++) out[i] = x[i] * cos[i] - x[i + half] * sin[i];
     for (int64_t i = 0; i < half; i++) out[i + half] = x[i + half] * cos[i + half] + x[i] * sin[i + half];
@@ -718,11 +719,11 @@ static void gate_piece(void *job, int64_t index) {
     }
 }
 
-// ---- what Python calls. Each returns 0, or 1 where memory is short ----
+// ---- what Python calls. Each returns 0, or 1 if out of memory ----
 
 static int64_t pieces(int64_t n, int64_t piece) { return (n + piece - 1) / piece; }
 
-// Rows of the matrix in a piece: about 64 KiB of it.
+// Rows of the matrix in a piece: about 64 KiB.
 static int64_t piece_of(const Matrix &w) {
     const int64_t rows = 65536 / (w.row_bytes + 1) / 8 * 8;
     return rows < 8 ? 8 : rows > 512 ? 512 : rows;
@@ -736,7 +737,7 @@ extern "C" {
 
 int mllama_version() { return 1; }
 
-// out [m, n] = x [m, k] times the packed matrix, activations in 8 bit. ``few`` rows and fewer go along the rows.
+// out [m, n] = x [m, k] times the packed matrix, with 8-bit activations. Up to ``few`` rows read the matrix row by row.
 int mllama_packed_int8(const float *x, int64_t m, const uint8_t *packed, const void *scale, int scale_kind, int64_t n,
                        int64_t k, int64_t row_bytes, int64_t groups, int bits, float *out, int few, int threads) {
     const Matrix w{packed, scale, n, k, row_bytes, groups, bits, scale_kind};
@@ -757,7 +758,7 @@ int mllama_packed_int8(const float *x, int64_t m, const uint8_t *packed, const v
     return 0;
 }
 
-// As above in float32, for few rows. ``form``: 0 and 1 packed in 4 and 8 bits, 2 bfloat16, 3 float16 (no scales).
+// The same in float32, for few rows. ``form``: 0 and 1 packed in 4 and 8 bits, 2 bfloat16, 3 float16 (no scales).
 int mllama_gemv_float(const float *x, int64_t m, const uint8_t *matrix, const void *scale, int scale_kind, int64_t n,
                      int64_t k, int64_t row_bytes, int64_t groups, int form, float *out, int threads) {
     const Matrix w{matrix, scale, n, k, row_bytes, groups, form == FOUR_BITS ? 4 : 8, scale_kind};
@@ -800,7 +801,7 @@ int mllama_rms_norm(const float *x, const float *weight, int64_t rows, int64_t s
     return 0;
 }
 
-// out [batch, heads, rows, dim] = x turned by angles [batch or 1, rows, dim]; strides count numbers.
+// out [batch, heads, rows, dim] = x rotated by angles [batch or 1, rows, dim]; strides are in elements.
 int mllama_apply_rope(const float *x, int64_t batch, int64_t heads, int64_t rows, int64_t dim, int64_t x_batch,
                   int64_t x_head, int64_t x_row, const float *cos, const float *sin, int64_t angle_batch, float *out) {
     for (int64_t b = 0; b < batch; b++)
@@ -819,7 +820,7 @@ int mllama_silu_and_mul(const float *gate, const float *up, int64_t count, float
     return 0;
 }
 
-// out [heads, rows, dim]: rows of each head attend to all its keys. dim is a multiple of 8; strides count numbers.
+// out [heads, rows, dim]: rows of each head attend to all its keys. dim is a multiple of 8; strides are in elements.
 int mllama_attention(const float *q, const float *k, const float *v, int64_t heads, int64_t rows, int64_t keys,
                      int64_t dim, int64_t k_head, int64_t k_key, int64_t v_head, int64_t v_key, float *out,
                      int threads) {

@@ -1,15 +1,15 @@
-"""The choice of a product on a CPU: by number of rows, by the format of the matrix, and by what this machine has.
+"""Choose a matrix product on a CPU by number of rows, format of the matrix, and capabilities of the machine.
 
 | rows | matrix   | our kernels                | ... exact  | no compiler          | ... exact |
 |------|----------|----------------------------|------------|----------------------|-----------|
 | few  | 16 bits  | float32                    | float32    | the matrix's format  | parts     |
-| few  | 4 bits   | activations in 8 bits      | float32    | torch's operator     | parts     |
+| few  | 4 bits   | 8-bit activations          | float32    | torch's operator     | parts     |
 | few  | 8 bits   | float32                    | float32    | torch's operator     | parts     |
 | many | 16 bits  | parts, or bfloat16 (below) | parts      | as with our kernels  | parts     |
-| many | 4, 8     | activations in 8 bits      | parts      | parts                | parts     |
+| many | 4, 8     | 8-bit activations          | parts      | parts                | parts     |
 
 float32: our kernel reads the matrix in place. bfloat16: where the processor has instructions for such products.
-"Parts": some rows of the matrix at a time become float32 numbers in one small buffer.
+Parts: a few rows of the matrix at a time are converted to float32 in a small buffer.
 """
 
 from collections.abc import Callable
@@ -24,11 +24,11 @@ from mllama_cli.kernels.cpu.native import MAX_GEMV_ROWS, native
 from mllama_cli.kernels.packed import PackedWeight
 
 PART_BYTES = 8 * 2**20
-"""Float32 numbers of a matrix at a time: large enough for a fast product, small next to any matrix that matters."""
+"""Size of the float32 buffer: large enough for a fast product, small compared to any matrix that matters."""
 
 
 def dense(x: Tensor, weight: Tensor, *, exact: bool) -> Tensor:
-    """x [..., in] times the transposed bfloat16 or float16 matrix [out, in], computed in float32, in x's dtype."""
+    """Multiply x [..., in] by the transposed bfloat16 or float16 matrix [out, in] in float32; return x's dtype."""
     rows = _rows(x)
     kernels = native()
     if rows.shape[0] <= MAX_GEMV_ROWS and kernels is not None and weight.is_contiguous():
@@ -41,18 +41,18 @@ def dense(x: Tensor, weight: Tensor, *, exact: bool) -> Tensor:
 
 
 def quantized(x: Tensor, weight: PackedWeight, *, exact: bool) -> Tensor:
-    """x [..., in] times the transposed packed matrix [out, in], in x's dtype."""
+    """Multiply x [..., in] by the transposed packed matrix [out, in]; return x's dtype."""
     rows = _rows(x)
     kernels = native()
     few = rows.shape[0] <= MAX_GEMV_ROWS
-    if kernels is not None and kernels.takes(weight):
+    if kernels is not None and kernels.supports(weight):
         if few and (exact or weight.bits == 8):
             out = kernels.packed(rows, weight)
         elif exact:
             out = _by_parts(rows, weight.shape, partial(kernels.decode, weight))
         else:
             out = kernels.int8(rows, weight)
-    elif few and not exact and torch_ops.takes(weight):
+    elif few and not exact and torch_ops.supports(weight):
         out = torch_ops.packed(rows, weight)
     else:
         out = _by_parts(rows, weight.shape, partial(torch_ops.decode, weight))
@@ -61,15 +61,15 @@ def quantized(x: Tensor, weight: PackedWeight, *, exact: bool) -> Tensor:
 
 @lru_cache(maxsize=1)
 def multiplies_bfloat16() -> bool:
-    """Return whether the processor has instructions for bfloat16 products; else torch's are far slower than float32's.
+    """Return whether the processor has bfloat16 instructions; without them torch's products are slower than float32's.
 
-    The functions asked are private to torch: where they are gone, the answer is no.
+    torch's functions for this are private: where they are gone, the answer is no.
     """
     return any(bool(getattr(torch.cpu, f"_is_{feature}_supported", bool)()) for feature in ("amx_tile", "avx512_bf16"))
 
 
 def _by_parts(x: Tensor, shape: tuple[int, int] | torch.Size, fill: Callable[[int, int, Tensor], object]) -> Tensor:
-    """x [rows, k] times a matrix [n, k] of which ``fill`` writes rows start to stop into a buffer."""
+    """Multiply x [rows, k] by a transposed matrix [n, k], whose rows start to stop ``fill`` writes into a buffer."""
     n, k = shape
     step = min(n, max(16, PART_BYTES // (4 * max(k, 1))))
     buffer = x.new_empty(step, k)

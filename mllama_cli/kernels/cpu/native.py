@@ -1,4 +1,4 @@
-"""kernels.cpp as functions of tensors. Sizes are checked by kernels/ops.py: the library trusts them."""
+"""Call kernels.cpp on tensors. The library trusts sizes: kernels/ops.py has checked them."""
 
 import ctypes
 import os
@@ -11,10 +11,10 @@ from mllama_cli.kernels.cpu.build import library
 from mllama_cli.kernels.packed import PackedWeight
 
 MAX_GEMV_ROWS = 8
-"""Rows for which the float32 kernels read a matrix in place; for more, parts of it become float32."""
+"""Rows up to which the float32 kernels read a matrix in place; for more, it is converted part by part."""
 
 MAX_INT8_GEMV_ROWS = 2
-"""Rows for which the 8-bit kernel goes along the rows of the matrix; for more, it transposes eight at a time."""
+"""Rows up to which the 8-bit kernel reads the matrix row by row; for more, it transposes eight rows at a time."""
 
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -22,7 +22,7 @@ _FORMS = {torch.bfloat16: 2, torch.float16: 3}
 
 
 class Native:
-    """The compiled kernels. ``x`` is float32 [rows, in], contiguous; results are float32 [rows, out]."""
+    """The compiled kernels. ``x`` is float32 [rows, in], contiguous, and products are float32 [rows, out]."""
 
     def __init__(self, loaded: ctypes.CDLL) -> None:
         matrix = (_POINTER, _POINTER, _INT, _LONG, _LONG, _LONG, _LONG, _INT)
@@ -42,13 +42,13 @@ class Native:
         self._attention.argtypes = (_POINTER, _POINTER, _POINTER, *(_LONG,) * 8, _POINTER, _INT)
 
     @staticmethod
-    def takes(weight: PackedWeight) -> bool:
-        """Return whether the products can be computed here: groups of 32, of a multiple of 64, or one a row."""
+    def supports(weight: PackedWeight) -> bool:
+        """Return whether the group size is supported: 32, a multiple of 64, or whole rows."""
         groups, size = weight.scale.shape[1], weight.group_size
         return groups == 1 or size == 32 or size % 64 == 0
 
     def int8(self, x: Tensor, weight: PackedWeight) -> Tensor:
-        """x, rounded to 8 bits with a scale for every 32 values, times a packed matrix."""
+        """Multiply x, rounded to 8 bits with a scale for every 32 values, by a packed matrix."""
         out = x.new_empty(x.shape[0], weight.shape[0])
         _check(
             self._int8(
@@ -64,14 +64,14 @@ class Native:
         return out
 
     def packed(self, x: Tensor, weight: PackedWeight) -> Tensor:
-        """x times a packed matrix in float32, for few rows."""
+        """Multiply x by a packed matrix in float32, for few rows."""
         out = x.new_empty(x.shape[0], weight.shape[0])
         form = 0 if weight.bits == 4 else 1
         _check(self._gemv(x.data_ptr(), x.shape[0], *_packed(weight), form, out.data_ptr(), torch.get_num_threads()))
         return out
 
     def half(self, x: Tensor, weight: Tensor) -> Tensor:
-        """x times a bfloat16 or float16 matrix [out, in] in float32, for few rows."""
+        """Multiply x by a bfloat16 or float16 matrix [out, in] in float32, for few rows."""
         out = x.new_empty(x.shape[0], weight.shape[0])
         n, k = weight.shape
         matrix = (weight.data_ptr(), None, 0, n, k, 2 * k, 1, _FORMS[weight.dtype])
@@ -80,7 +80,7 @@ class Native:
 
     @staticmethod
     def supports_attention(q: Tensor, k: Tensor, v: Tensor) -> bool:
-        """Return whether ``attention`` can be computed here."""
+        """Return whether ``attention`` takes these."""
         return (
             q.dtype == k.dtype == v.dtype == torch.float32
             and q.shape[2] <= MAX_GEMV_ROWS
@@ -92,7 +92,7 @@ class Native:
         )
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Few rows q [B, heads, rows, D] over all keys and values [B, heads, keys, D] -> [B, heads, rows, D]."""
+        """Attend from few rows q [B, heads, rows, D] to all of k and v [B, heads, keys, D]; return q's shape."""
         q = q.contiguous()
         out = torch.empty_like(q)
         threads = torch.get_num_threads()
@@ -104,13 +104,13 @@ class Native:
         return out
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """x [..., size], contiguous, over its root mean square, times weight [size]."""
+        """Divide x [..., size], contiguous, by its root mean square and multiply by weight [size]."""
         out, size = torch.empty_like(x), x.shape[-1]
         self._rms_norm(x.data_ptr(), weight.data_ptr(), x.numel() // size, size, eps, out.data_ptr())
         return out
 
     def apply_rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """x [B, heads, L, D], each head vector in one piece, by angles [B or 1, 1, L, D], contiguous -> contiguous."""
+        """Rotate x [B, heads, L, D] (stride 1 in D) by angles [B or 1, 1, L, D], contiguous; return it contiguous."""
         out = x.new_empty(x.shape)
         step = cos.stride(0) if cos.shape[0] > 1 else 0
         pointers = cos.data_ptr(), sin.data_ptr()
@@ -118,14 +118,14 @@ class Native:
         return out
 
     def silu_and_mul(self, gate: Tensor, up: Tensor) -> Tensor:
-        """silu(gate) * up, both contiguous."""
+        """Return silu(gate) * up, both contiguous."""
         out = torch.empty_like(gate)
         pointers = gate.data_ptr(), up.data_ptr()
         self._silu_and_mul(*pointers, gate.numel(), out.data_ptr(), torch.get_num_threads())
         return out
 
     def decode(self, weight: PackedWeight, start: int, stop: int, out: Tensor) -> None:
-        """Rows ``start`` to ``stop`` of a packed matrix into ``out``, float32 [stop - start, in]."""
+        """Dequantize rows ``start`` to ``stop`` of a packed matrix into ``out``, float32 [stop - start, in]."""
         part = PackedWeight(
             weight.packed[start:stop], weight.scale[start:stop], (stop - start, weight.shape[1]), weight.bits
         )
@@ -150,10 +150,10 @@ def _compiled() -> Native | None:
 
 
 def native() -> Native | None:
-    """Return the compiled kernels; None without a compiler, or where they are ``disabled``."""
+    """Return the compiled kernels; None without a compiler, or if they are ``disabled``."""
     return None if disabled() else _compiled()
 
 
 def disabled() -> bool:
-    """Return whether the user wants none of our kernels on a CPU (MLLAMA_CPU_KERNELS=off)."""
+    """Return whether the user has turned our CPU kernels off (MLLAMA_CPU_KERNELS=off)."""
     return os.environ.get("MLLAMA_CPU_KERNELS") == "off"

@@ -1,7 +1,7 @@
-"""Products without a compiler: torch's own operators for packed weights, and packed weights as numbers again.
+"""Multiply by packed weights without a compiler: torch's own operators, and dequantization.
 
-torch's operators want a layout of their own, so the first product makes a second copy of the matrix. They are fast with
-bfloat16 activations only.
+torch's operators have a layout of their own, so the first product makes a second copy of the matrix. They are fast only
+with bfloat16 activations.
 """
 
 import torch
@@ -10,20 +10,20 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from mllama_cli.kernels.packed import PackedWeight
 
-_GROUPS = (32, 64, 128, 256)  # of torch's operator for 4 bits
+_INT4PACK_GROUPS = (32, 64, 128, 256)  # the group sizes of torch's 4-bit operator
 _prepared = WeakIdKeyDictionary()  # packed tensor -> the operator's weight and scales
 
 
-def takes(weight: PackedWeight) -> bool:
+def supports(weight: PackedWeight) -> bool:
     """Return whether torch has an operator for this matrix; with other shapes they fail or read out of bounds."""
     n, k = weight.shape
     if n % 16 or k % 64:
         return False
-    return weight.group_size in _GROUPS if weight.bits == 4 else weight.scale.shape[1] == 1
+    return weight.group_size in _INT4PACK_GROUPS if weight.bits == 4 else weight.scale.shape[1] == 1
 
 
 def packed(x: Tensor, weight: PackedWeight) -> Tensor:
-    """x [rows, in] float32, rounded to bfloat16, times a packed matrix -> float32 [rows, out]."""
+    """Multiply x [rows, in] float32, rounded to bfloat16, by a packed matrix -> float32 [rows, out]."""
     if weight.packed not in _prepared:
         _prepared[weight.packed] = _four_bits(weight) if weight.bits == 4 else _eight_bits(weight)
     matrix, scales = _prepared[weight.packed]
@@ -36,7 +36,7 @@ def packed(x: Tensor, weight: PackedWeight) -> Tensor:
 
 
 def decode(weight: PackedWeight, start: int, stop: int, out: Tensor) -> None:
-    """Rows ``start`` to ``stop`` of a packed matrix into ``out``, float32 [stop - start, in]."""
+    """Dequantize rows ``start`` to ``stop`` of a packed matrix into ``out``, float32 [stop - start, in]."""
     groups = weight.scale.shape[1]
     whole = _unsigned(weight.packed[start:stop], weight.bits)[:, : weight.shape[1]]
     grouped = out.view(stop - start, groups, -1)
@@ -45,7 +45,7 @@ def decode(weight: PackedWeight, start: int, stop: int, out: Tensor) -> None:
 
 
 def _unsigned(packed: Tensor, bits: int) -> Tensor:
-    """q + 2^(bits - 1): uint8 [rows, words * 32 / bits]."""
+    """Return q + 2^(bits - 1) as uint8 [rows, words * 32 / bits]."""
     each = packed.contiguous().view(torch.uint8)
     return each if bits == 8 else torch.stack((each & 15, each >> 4), dim=-1).flatten(1)
 

@@ -1,11 +1,11 @@
-"""Attention of one new row per conversation over what its caches hold, cut into splits that run in parallel.
+"""Decode attention: one new row per conversation over its KV cache, cut into splits that run in parallel.
 
-Where keys and values are and how many there are is read from device memory, so that one captured graph serves caches
-that grow, other images and other conversations:
+Addresses and lengths of keys and values are read from device memory, so that one captured graph serves caches that
+grow, other images and other conversations:
 
-- ``Addresses``: where each layer's keys and values [batch, kv_heads, tokens, head_dim] are,
-- self-attention: ``positions`` int32 [B], the new row's own position: it sees all up to and including itself,
-- cross-attention: ``ranges`` int32 [B, 2]: the vision tokens from the first up to the second.
+- ``Addresses``: each layer's keys and values [batch, kv_heads, tokens, head_dim],
+- ``limits`` in self-attention: int32 [B], the new row's position; it sees all keys up to and including its own,
+- ``limits`` in cross-attention: int32 [B, 2], the first vision token and the end of the range.
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ from mllama_cli.kernels.cuda.layout import offset_of
 
 LOG2_E = 1.4426950408889634
 TARGET_PROGRAMS = 256
-"""Programs that one launch aims at: about two for each of a large GPU's multiprocessors."""
+"""Programs that a launch should have: about two for each of a large GPU's multiprocessors."""
 
 MAX_SPLITS = 32
 
 
 @triton.jit
 def load_block(keys, values, block, stop, HALF: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr):
-    """Both halves of BLOCK keys from ``block`` on, and their values; zeros from ``stop`` on."""
+    """Load both halves of BLOCK keys from ``block`` on, and their values; zeros from ``stop`` on."""
     tokens = block + tl.arange(0, BLOCK)
     half = tl.arange(0, HALF)
     live = (tokens < stop)[:, None]
@@ -45,12 +45,12 @@ def attention_kernel(
     BLOCK: tl.constexpr, INTERLEAVE: tl.constexpr, CROSS: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """One program: the query heads of one key head, over one split of the keys.
+    """Attend from the query heads of one key head to one split of the keys in each program.
 
-    ROWS is GROUP filled up to 16, QUERIES to a power of two. The next kernel may not start before the end: what it asks
-    for ahead of time would delay the keys and values here.
+    ROWS is GROUP padded to 16, QUERIES to a power of two. The next kernel may not start early: its prefetching would
+    delay the keys and values here.
 
-    Head vectors are handled in halves, as the rotation pairs element i with element i + HALF.
+    Head vectors are handled in halves because the rotation pairs element i with element i + HALF.
     """
     head = tl.program_id(0)
     split = tl.program_id(1)
@@ -60,8 +60,8 @@ def attention_kernel(
     half = tl.arange(0, HALF)
     whole = tl.arange(0, DIM)
     near = rows < GROUP
-    # Addresses, limits and the older keys stand still while a step runs: only the projections have to be waited for.
-    # All offsets are multiples of 16 numbers, which lets 16 bytes be read at once.
+    # Addresses, limits and older keys do not change during a step: only the projections have to be waited for.
+    # All offsets are multiples of 16 elements, so that 16 bytes can be read at once.
     offset = batch * tl.multiple_of(tl.load(strides), 16) + head * tl.multiple_of(tl.load(strides + 1), 16)
     keys = base + (tl.multiple_of(tl.load(table + 2 * cache_index), 16) + offset)
     values = base + (tl.multiple_of(tl.load(table + 2 * cache_index + 1), 16) + offset)
@@ -79,7 +79,7 @@ def attention_kernel(
     active = (end - begin + blocks * BLOCK - 1) // (blocks * BLOCK)
     if split >= active:
         return
-    if not CROSS:  # mostly one block is all; the new row is not in it yet, and put in below
+    if not CROSS:  # mostly the only block; the new row is not in it yet and is inserted below
         key_first, key_second, block_values = load_block(keys, values, start, stop, HALF, DIM, BLOCK)
     gdc_wait(PDL)
 
@@ -101,7 +101,7 @@ def attention_kernel(
         new_first = (k1 * cos - k2 * sin).to(element)
         new_second = (k2 * cos + k1 * sin).to(element)
         new_value = tl.load(value + own + whole)
-        if start <= position and position < stop:  # this split holds the new row: it goes into the cache
+        if start <= position and position < stop:  # this split holds the new row: write it into the cache
             tl.store(keys + position * DIM + half, new_first)
             tl.store(keys + position * DIM + HALF + half, new_second)
             tl.store(values + position * DIM + whole, new_value)
@@ -112,7 +112,7 @@ def attention_kernel(
     for block in range(start, stop, BLOCK):
         tokens = block + tl.arange(0, BLOCK)
         live = tokens < stop
-        if CROSS:  # several blocks: loads that begin an iteration are made ahead by the compiler
+        if CROSS:  # several blocks: the compiler pipelines loads at the start of an iteration
             key_first, key_second, block_values = load_block(keys, values, block, stop, HALF, DIM, BLOCK)
         else:
             fresh = (tokens == position)[:, None]
@@ -131,7 +131,7 @@ def attention_kernel(
         if not CROSS:
             key_first, key_second, block_values = load_block(keys, values, block + BLOCK, stop, HALF, DIM, BLOCK)
     HEADS: tl.constexpr = KV_HEADS * GROUP
-    if active == 1:  # nothing to put together
+    if active == 1:  # nothing to combine
         index = (head * GROUP + rows)[:, None] * DIM + whole[None, :]
         target = batch * HEADS * DIM + offset_of(index, HEADS * DIM, INTERLEAVE)
         tl.store(out + target, (sums / total[:, None]).to(element), mask=near[:, None])
@@ -141,11 +141,11 @@ def attention_kernel(
     tl.store(partial_sum + slots, total, mask=near)
     tl.store(partial + slots[:, None] * DIM + whole[None, :], sums, mask=near[:, None])
 
-    # The last split to get here puts all of them together.
+    # The last split to get here combines all of them.
     tl.debug_barrier()
     counter = arrived + batch * KV_HEADS + head
     if tl.atomic_add(counter, 1, sem="acq_rel") == active - 1:
-        # All query heads of the group at once, the splits of one element in one thread: sums need no exchange.
+        # All query heads of the group at once, and the splits of an element in one thread: sums need no exchange.
         mate = tl.arange(0, QUERIES)[None, :, None]
         index = ((batch * KV_HEADS + head) * GROUP + mate) * SPLITS
         highest = tl.full([QUERIES, 1], float("-inf"), tl.float32)
@@ -171,9 +171,9 @@ def attention_kernel(
 
 
 class Addresses:
-    """Where the layers' keys and values are, in device memory: offsets in numbers from ``base``, and two strides.
+    """The layers' keys and values as device memory: offsets from ``base`` and two strides, in elements.
 
-    Filled again when tensors move, in the order of the stream: kernels launched earlier still see the old ones.
+    Refilled in stream order when tensors move: kernels launched earlier still see the old addresses.
     """
 
     def __init__(self, layers: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -194,13 +194,13 @@ class Addresses:
 
 
 def staged(values: Sequence[object], like: Tensor) -> Tensor:
-    """Return numbers on their way to ``like``: a copy from pinned memory does not make the host wait."""
+    """Return a tensor of ``like``'s dtype and device, copied from pinned memory so that the host need not wait."""
     source = torch.tensor(values, dtype=like.dtype)
     return source.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else source
 
 
 class Scratch:
-    """Where splits leave their results, and count how many have: for ``batch`` conversations."""
+    """Partial results of the splits of ``batch`` conversations, and counters of the splits that are done."""
 
     def __init__(self, batch: int, heads: int, dim: int, splits: int, device: torch.device) -> None:
         self.sums = torch.empty(batch, heads, splits, dim, dtype=torch.float32, device=device)
@@ -210,9 +210,9 @@ class Scratch:
         self.splits = splits
 
 
-def splits_for(batch: int, kv_heads: int, least: int = 1) -> int:
-    """Return how many programs share one key head's keys; a power of two."""
-    wanted = min(max(least, TARGET_PROGRAMS // (batch * kv_heads)), MAX_SPLITS)
+def splits_for(batch: int, kv_heads: int, minimum: int = 1) -> int:
+    """Return how many programs share a key head's keys, a power of two; at least ``minimum``, up to MAX_SPLITS."""
+    wanted = min(max(minimum, TARGET_PROGRAMS // (batch * kv_heads)), MAX_SPLITS)
     return 1 << (wanted.bit_length() - 1)
 
 
@@ -235,11 +235,11 @@ def decode_attention(
     block: int | None = None,
     warps: int = 4,
 ) -> None:
-    """out [B, heads * dim] = attention of the new rows; see the top of this file.
+    """Write the attention of the new rows to out [B, heads * dim]; see the top of this file.
 
-    Self-attention: ``query`` [B, heads * dim], ``key`` and ``value`` [B, kv_heads * dim] are the row's before the
-    rotation float32 [B, 2, dim / 2] (cosines and sines); key and value go into the cache at the row's position.
-    Cross-attention: ``query`` is the row's before its ``norm``. Rows may have any stride, keys the same as values.
+    Self-attention takes ``query`` [B, heads * dim], ``key`` and ``value`` [B, kv_heads * dim] before the ``rotation``
+    float32 [B, 2, dim / 2] (cosines and sines), and writes key and value into the cache at the row's position.
+    Cross-attention takes ``query`` before its ``norm``. Rows may have any stride, keys the same as values.
     """
     heads = out.shape[1] // dim
     batch, device = out.shape[0], out.device
@@ -248,7 +248,7 @@ def decode_attention(
     if key is None or value is None:
         key = value = query
     assert key.stride(0) == value.stride(0)
-    if block is None:  # several blocks are under way at a time, in 100 KiB of a multiprocessor's memory
+    if block is None:  # several blocks are in flight at a time, in 100 KiB of a multiprocessor's memory
         block = 128 // out.element_size()
     launch(
         attention_kernel, (kv_heads, scratch.splits, batch), query, key, value, norm if norm is not None else query,

@@ -1,4 +1,4 @@
-"""Packed matrices on a GPU: few rows by a kernel of ours; for many the matrix is dequantized first."""
+"""Multiply by packed matrices on a GPU: few rows with our own kernel, many with the dequantized matrix."""
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +10,12 @@ from mllama_cli.kernels.cuda import packed_matmul
 from mllama_cli.kernels.packed import PackedWeight
 
 MAX_PACKED_MATMUL_ROWS = 128
-"""Rows up to which reading the packed words again for every 64 of them is faster than dequantizing them first."""
+"""Rows up to which reading the packed words again for every 64 rows is faster than dequantizing them first."""
 
 
 @triton.jit
 def dequantize_kernel(packed, scale, out, words, columns, group, groups, BITS: tl.constexpr, BLOCK: tl.constexpr):
-    """One program: BLOCK words of one row."""
+    """Dequantize BLOCK words of one row in each program."""
     row = tl.program_id(0).to(tl.int64)
     word = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     PER_WORD: tl.constexpr = 32 // BITS
@@ -30,7 +30,7 @@ def dequantize_kernel(packed, scale, out, words, columns, group, groups, BITS: t
 
 
 def dequantize(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
-    """As kernels/packed.py's: the matrix [out, in], multiplied in float32 and rounded once."""
+    """Return the matrix [out, in], multiplied in float32 and rounded once, as in kernels/packed.py."""
     rows, columns = weight.shape
     out = torch.empty(rows, columns, dtype=dtype, device=weight.packed.device)
     words = weight.packed.shape[1]
@@ -42,9 +42,9 @@ def dequantize(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
 
 
 def quantized_linear(x: Tensor, weight: PackedWeight) -> Tensor:
-    """x [..., in] times the transposed matrix -> [..., out], in x's dtype.
+    """Multiply x [..., in] by the transposed matrix -> [..., out], in x's dtype.
 
-    For more than MAX_PACKED_MATMUL_ROWS rows the dequantized matrix takes memory, too, while its product is computed.
+    For more than MAX_PACKED_MATMUL_ROWS rows, the dequantized matrix takes memory during the product.
     """
     rows = x.numel() // weight.shape[1]
     if 0 < rows <= MAX_PACKED_MATMUL_ROWS and packed_matmul.supports(x, weight):

@@ -1,4 +1,4 @@
-"""Many rows at once, as in prefill: what torch takes several passes over memory for, in one."""
+"""Fused elementwise kernels for many rows, as in prefill: one pass over memory where torch takes several."""
 
 import torch
 import triton
@@ -23,7 +23,7 @@ def add_layer_norm_kernel(
     x, branch, gate, weight, bias, total, out, eps,
     SIZE: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
-    """One program: one row of x + gate * branch, and its LayerNorm."""
+    """Compute one row of x + gate * branch and its LayerNorm in each program."""
     row = tl.program_id(0).to(tl.int64) * SIZE
     index = tl.arange(0, BLOCK)
     inside = index < SIZE
@@ -56,7 +56,7 @@ def apply_rope_kernel(
     x, cos, sin, out, length, x_batch, x_row, x_head, rotation_batch,
     HEADS: tl.constexpr, WIDTH: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    """One program: all heads of one row."""
+    """Rotate all heads of one row in each program."""
     row = tl.program_id(0)
     batch = tl.program_id(1)
     head = tl.arange(0, WIDTH)
@@ -78,7 +78,7 @@ def pad_heads_kernel(
     qkv, out, bias, bias_rest, tokens, first,
     HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """One program: queries, keys and values of all heads of one token."""
+    """Pad queries, keys and values of all heads of one token in each program."""
     token = tl.program_id(0).to(tl.int64)
     row = tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, COLUMNS)[None, :]
@@ -94,7 +94,7 @@ def pad_heads_kernel(
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm over the last dimension of x [..., size]: float32 inside, cast back, then times the weight."""
+    """Apply RMSNorm over the last dimension of x [..., size]: in float32, cast back, then times the weight."""
     x = x.contiguous()
     out = torch.empty_like(x)
     size = x.shape[-1]
@@ -106,7 +106,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def add_layer_norm(
     x: Tensor, branch: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """(x + gate * branch, its LayerNorm); gate is one number of x's dtype."""
+    """Return x + gate * branch and its LayerNorm; gate is one number of x's dtype."""
     x, branch = x.contiguous(), branch.contiguous()
     total, out, size = torch.empty_like(x), torch.empty_like(x), x.shape[-1]
     block = triton.next_power_of_2(size)
@@ -118,7 +118,7 @@ def add_layer_norm(
 
 
 def silu_and_mul(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, elementwise."""
+    """Return silu(gate) * up, elementwise."""
     gate, up = gate.contiguous(), up.contiguous()
     out = torch.empty_like(gate)
     silu_and_mul_kernel[(triton.cdiv(gate.numel(), 4096),)](gate, up, out, gate.numel(), 4096, num_warps=8)
@@ -126,7 +126,7 @@ def silu_and_mul(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """As kernels/ops.py's ``apply_rope``: x [B, heads, L, head_dim], cos and sin float32 [B or 1, 1, L, head_dim]."""
+    """Rotate x [B, heads, L, head_dim] by cos and sin float32 [B or 1, 1, L, head_dim], as in kernels/ops.py."""
     batch, heads, length, dim = x.shape
     if x.stride(3) != 1:
         x = x.contiguous()
@@ -139,7 +139,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def pad_heads(qkv: Tensor, width: int, first: int, bias: float, bias_rest: float) -> Tensor:
-    """As kernels/ops.py's ``pad_heads``."""
+    """Pad heads as kernels/ops.py's ``pad_heads`` does."""
     batch, tokens, _, heads, dim = qkv.shape
     out = qkv.new_empty(batch, tokens, 3, heads, width)
     pad_heads_kernel[(batch * tokens,)](

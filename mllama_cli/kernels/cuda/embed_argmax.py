@@ -1,4 +1,4 @@
-"""The two ends of a decode step: the token's embedding and its rotation, and the best token of the logits."""
+"""Start and end of a decode step: embedding and rotation of a token, and argmax of the logits."""
 
 import torch
 import triton
@@ -8,7 +8,7 @@ from torch import Tensor
 from mllama_cli.kernels.cuda.launch import gdc_launch_dependents, gdc_wait, launch
 from mllama_cli.kernels.cuda.layout import offset_of
 
-BLOCK = 1024
+EMBED_ARGMAX_BLOCK = 1024
 
 
 @triton.jit
@@ -21,7 +21,7 @@ def embed_kernel(
     part = tl.program_id(0)
     batch = tl.program_id(1)
     gdc_wait(PDL)
-    # -1 means that scores were not finite. The table may be in host memory, before which nothing may be read.
+    # Token -1 means that logits were not finite. Nothing before the table may be read: it may be in host memory.
     token = tl.maximum(tl.load(tokens + batch), 0).to(tl.int64)
     index = part * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(table + token * SIZE + index, mask=index < SIZE, other=0.0)
@@ -34,10 +34,10 @@ def embed_kernel(
 
 
 @triton.jit
-def best_of_block_kernel(
+def block_argmax_kernel(
     logits, best, where, SIZE: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The best score of a block, and its token; infinity for NaN anywhere in it."""
+    """Store a block's highest logit and its token; infinity if any logit is NaN."""
     gdc_launch_dependents(PDL)
     part = tl.program_id(0)
     batch = tl.program_id(1)
@@ -51,11 +51,11 @@ def best_of_block_kernel(
 
 
 @triton.jit
-def best_kernel(
+def argmax_kernel(
     best, where, tokens, positions, SIZE: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """The first of the best tokens, -1 where scores are not finite. Moves the row's position on by one."""
+    """Store the first of the best tokens, -1 if logits are not finite, and advance the row's position by one."""
     gdc_launch_dependents(PDL)
     batch = tl.program_id(0)
     gdc_wait(PDL)
@@ -76,35 +76,36 @@ def embed(
     frequencies: Tensor,
     out: Tensor,
     rotation: Tensor,
-    planes: int = 1,
+    out_interleave: int = 1,
 ) -> None:
-    """out [B, hidden] = rows of the table; rotation float32 [B, 2, head_dim / 2] = cosines and sines at positions.
+    """Write rows of the table to out [B, hidden], and cosines and sines at the positions to rotation.
 
-    The table may be in pinned host memory: it is read over the bus.
+    ``rotation`` is float32 [B, 2, head_dim / 2]. The table may be in pinned host memory, read over the bus.
     """
     size, half = table.shape[1], frequencies.shape[0]
     launch(
-        embed_kernel, (triton.cdiv(size, BLOCK), out.shape[0]), tokens, positions, table, frequencies, out, rotation,
-        size, half, triton.next_power_of_2(half), planes, BLOCK, device=out.device, warps=4,
+        embed_kernel, (triton.cdiv(size, EMBED_ARGMAX_BLOCK), out.shape[0]),
+        tokens, positions, table, frequencies, out, rotation, size, half, triton.next_power_of_2(half),
+        out_interleave, EMBED_ARGMAX_BLOCK, device=out.device, warps=4,
     )  # fmt: skip
 
 
-class Best:
-    """The greedy choice for ``batch`` rows of ``size`` logits: buffers and launch."""
+class Argmax:
+    """Greedy choice for ``batch`` rows of ``size`` logits, with its buffers."""
 
     def __init__(self, batch: int, size: int, device: torch.device) -> None:
-        self.size, self.blocks = size, triton.cdiv(size, BLOCK)
+        self.size, self.blocks = size, triton.cdiv(size, EMBED_ARGMAX_BLOCK)
         self._best = torch.empty(batch, self.blocks, dtype=torch.float32, device=device)
         self._where = torch.empty(batch, self.blocks, dtype=torch.int32, device=device)
 
     def __call__(self, logits: Tensor, tokens: Tensor, positions: Tensor) -> None:
-        """tokens int32 [B] = the best of logits [B, size]; positions int32 [B] += 1."""
+        """Write the best tokens of logits [B, size] to tokens int32 [B], and add 1 to positions int32 [B]."""
         batch, device = logits.shape[0], logits.device
         launch(
-            best_of_block_kernel, (self.blocks, batch), logits, self._best, self._where,
-            self.size, self.blocks, BLOCK, device=device, warps=4,
+            block_argmax_kernel, (self.blocks, batch), logits, self._best, self._where,
+            self.size, self.blocks, EMBED_ARGMAX_BLOCK, device=device, warps=4,
         )  # fmt: skip
         launch(
-            best_kernel, (batch,), self._best, self._where, tokens, positions,
+            argmax_kernel, (batch,), self._best, self._where, tokens, positions,
             self.size, self.blocks, triton.next_power_of_2(self.blocks), device=device, warps=4,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""One row times a plain matrix, with what surrounds the product; see kernels/cuda/gemv_api.py."""
+"""Multiply one row by a plain matrix, with fused norm and epilogue; see kernels/cuda/gemv_api.py."""
 
 import triton
 import triton.language as tl
@@ -12,7 +12,7 @@ def select_matrix(
     block, w0, w1, w2,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_N: tl.constexpr, SWIGLU: tl.constexpr,
 ):  # fmt: skip
-    """Return which of up to three matrices a program reads, its first row among all, its rows, the program's first."""
+    """Return a program's matrix of up to three, its first output row, its number of rows, and the row to start at."""
     B0: tl.constexpr = (N0 + BLOCK_N - 1) // BLOCK_N
     B1: tl.constexpr = (N1 + BLOCK_N - 1) // BLOCK_N
     matrix = w0
@@ -38,7 +38,7 @@ def load_epilogue(
     rows, kept, residual, factor,
     SIZE: tl.constexpr, INTERLEAVE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
 ):  # fmt: skip
-    """Load residual and factor together with x: waiting for memory at the end would hold up the next kernel."""
+    """Load residual and factor early, together with x: waiting for memory at the end would delay the next kernel."""
     before = tl.zeros(rows.shape, tl.float32)
     if HAS_RESIDUAL:
         before = tl.load(residual + offset_of(rows, SIZE, INTERLEAVE), mask=kept, other=0.0).to(tl.float32)
@@ -50,7 +50,7 @@ def load_epilogue(
 
 @triton.jit
 def epilogue(total, up, squares, K: tl.constexpr, eps, SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr):
-    """Divide products by x's root mean square, which x was not divided by yet, and return silu(total) * up."""
+    """Divide products by x's root mean square, and with SWIGLU return silu(total) * up."""
     if HAS_NORM:
         scale = tl.rsqrt(squares / K + eps)
         total *= scale
@@ -110,7 +110,7 @@ def gemv_kernel(
             current = weight
             if SWIGLU:
                 current_up = upward
-            if begin + BLOCK_K < K:  # the next tile is on its way while this one is used
+            if begin + BLOCK_K < K:  # load the next tile while this one is used
                 ahead = tile + (begin + BLOCK_K)
                 inside = None if EVEN else kept[:, None] & (cols < K - begin - BLOCK_K)[None, :]
                 weight = tl.load(matrix + ahead, mask=inside, other=other, eviction_policy="evict_first")

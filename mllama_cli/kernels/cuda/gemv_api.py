@@ -1,9 +1,9 @@
-"""One row times a matrix, at the speed at which the matrix can be read: what a decoded token costs.
+"""Multiply one row by a matrix at memory speed: the cost of a decoded token.
 
-Every program takes a few rows of the matrix over their whole length, and everything that surrounds the product rides
-along: the RMSNorm before it (each program sees all of x anyway, so the sum of squares is free), SiLU of the gate, the
-residual after it. Under programmatic dependent launch a program asks for its first weights before the kernel that makes
-x has finished, so the memory never idles between kernels.
+Every program takes a few rows of the matrix over their whole length. Everything around the product is fused into it:
+the RMSNorm before it (each program reads all of x anyway, so the sum of squares is free), SiLU of the gate, and the
+residual after it. Under programmatic dependent launch a program loads its first weights before the kernel that makes x
+has finished, so memory never idles between kernels.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from mllama_cli.kernels.packed import PackedWeight
 
 @dataclass(frozen=True)
 class GemvTile:
-    """Rows and columns (of packed weights: quads of words) that a program reads at a time, and its warps."""
+    """Rows and columns (quads of words in packed weights) that a program reads at a time, and its warps."""
 
     rows: int
     columns: int
@@ -32,7 +32,7 @@ class GemvTile:
 
 
 def supports(weight: Tensor | PackedWeight) -> bool:
-    """Return whether ``gemv`` can take this weight."""
+    """Return whether ``gemv`` takes this weight."""
     if not isinstance(weight, PackedWeight):
         return weight.is_contiguous()
     quad = 4 * 32 // weight.bits
@@ -54,11 +54,11 @@ def gemv(
     residual_interleave: int = 1,
     tile: GemvTile | None = None,
 ) -> None:
-    """out [B, sum of rows] = residual + factor * (RMSNorm(x [B, in]) times up to three matrices, one after another).
+    """Write residual + factor * (RMSNorm(x [B, in]) @ W.T) to out [B, rows of W], W being up to three matrices stacked.
 
-    With ``swiglu`` there are two matrices, and out is silu(first) * second. ``factor`` is one float32 number. ``norm``
-    is interleaved as x is. Weights are all plain or all packed alike. Every row of x reads the weights again, so
-    this is for one row (or very few).
+    With ``swiglu`` there are two matrices, and the product is silu(x @ first.T) * (x @ second.T). ``factor`` is one
+    float32 number. ``norm`` is interleaved as x is. Weights are all plain or all packed alike. Every row of x reads the
+    weights again, so this is for one row or very few.
     """
     first = weights[0]
     if isinstance(first, PackedWeight):
@@ -73,12 +73,12 @@ def gemv(
     size_in = shapes[0][1]
     rows = [shape[0] for shape in shapes] + [0] * (3 - len(shapes))
     if tile is None:
-        tile = choose_tile(first, shapes, swiglu)
+        tile = choose_gemv_tile(first, shapes, swiglu)
     blocks = triton.cdiv(rows[0], tile.rows) if swiglu else sum(triton.cdiv(r, tile.rows) for r in rows)
     flags = {
         "OUT_INTERLEAVE": out_interleave, "RESIDUAL_INTERLEAVE": residual_interleave, "SWIGLU": swiglu,
         "HAS_NORM": norm is not None, "HAS_RESIDUAL": residual is not None, "HAS_FACTOR": factor is not None,
-        "EARLY": isinstance(first, PackedWeight),  # measured: plain weights fill the memory's queues by themselves
+        "EARLY": isinstance(first, PackedWeight),  # measured: plain weights saturate memory by themselves
     }  # fmt: skip
     grid = (blocks, x.shape[0])
     around = (x, x if norm is None else norm, out if residual is None else residual, x if factor is None else factor)
@@ -106,8 +106,8 @@ def gemv(
         )  # fmt: skip
 
 
-def choose_tile(weight: Tensor | PackedWeight, shapes: Sequence[tuple[int, int]], swiglu: bool) -> GemvTile:
-    """Tiles that measured best for the 11B's matrices on an H200."""
+def choose_gemv_tile(weight: Tensor | PackedWeight, shapes: Sequence[tuple[int, int]], swiglu: bool) -> GemvTile:
+    """Return the tile that measured best for the 11B's matrices on an H200."""
     rows, size_in = sum(shape[0] for shape in shapes), shapes[0][1]
     if not isinstance(weight, PackedWeight):
         columns = min(triton.next_power_of_2(size_in), 4096 if size_in <= 4096 else 2048)

@@ -1,16 +1,16 @@
-"""Embedding lookup in a table in pinned host memory, which the GPU itself reads over the bus."""
+"""Embedding lookup in pinned host memory, which the GPU reads over the bus."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 1024
+GATHER_BLOCK = 1024
 
 
 @triton.jit
 def gather_kernel(ids, table, out, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    """One program: BLOCK columns of one row."""
+    """Copy BLOCK columns of one row in each program."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < SIZE
@@ -20,13 +20,13 @@ def gather_kernel(ids, table, out, SIZE: tl.constexpr, BLOCK: tl.constexpr):
 
 
 def gather(ids: Tensor, table: Tensor) -> Tensor:
-    """ids [...] on the GPU, table [rows, size] that it can read, pinned or its own -> [..., size] on the GPU.
+    """Look up ids [...] in a table [rows, size], pinned or on the GPU -> [..., size] on the ids' device.
 
-    Ids are not checked, but for negative ones, which count as 0.
+    Negative ids count as 0; others are not checked.
     """
     ids = ids.contiguous()
     size = table.shape[1]
     out = torch.empty(*ids.shape, size, dtype=table.dtype, device=ids.device)
     if ids.numel():
-        gather_kernel[(ids.numel(), triton.cdiv(size, BLOCK))](ids, table, out, size, BLOCK, num_warps=4)
+        gather_kernel[(ids.numel(), triton.cdiv(size, GATHER_BLOCK))](ids, table, out, size, GATHER_BLOCK, num_warps=4)
     return out

@@ -1,6 +1,6 @@
-"""How the decode kernels start: each before its predecessor has ended, and all of them compiled in parallel.
+"""Launch the decode kernels with programmatic dependent launch (PDL), or only compile them, in parallel.
 
-Programmatic dependent launch: a kernel may start, and ask for what it reads anyway, before its predecessor ends.
+Under PDL a kernel may start, and load what does not depend on its predecessor, before the predecessor ends.
 """
 
 import os
@@ -21,38 +21,38 @@ from mllama_cli.system.interrupts import ThreadPool
 
 @triton.jit
 def gdc_launch_dependents(PDL: tl.constexpr):
-    """Let the next kernel start."""
+    """Allow the next kernel to start."""
     if PDL:
         triton_launch_dependents()
 
 
 @triton.jit
 def gdc_wait(PDL: tl.constexpr):
-    """Wait for the kernels before: what they write may not be read earlier, nor what they read be written."""
+    """Wait for the preceding kernels: neither read what they write nor write what they read before this."""
     if PDL:
         triton_wait()
 
 
 @cache
 def supports_pdl(device: torch.device) -> bool:
-    """Return whether the device has programmatic dependent launch: from compute capability 9.0 on."""
+    """Return whether the device has programmatic dependent launch (compute capability 9.0 or higher)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @cache
 def multiprocessors(device: torch.device) -> int:
-    """Return how many the device has; 2 without a GPU, for Triton's interpreter."""
+    """Return the device's number of multiprocessors; 2 without a GPU, for Triton's interpreter."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
 _compiling = threading.local()
-"""``only`` is set inside ``compile_only``, in its thread alone: others launch meanwhile."""
+"""``only`` is true inside ``compile_only``, in its thread alone: other threads may launch meanwhile."""
 
 
 def launch(
     kernel: Any, grid: tuple[int, ...], *arguments: Any, device: torch.device, warps: int, **constants: Any
 ) -> None:
-    """Start a kernel that overlaps its neighbours where the device can, or inside ``compile_only`` only compile it."""
+    """Start a kernel, with PDL where the device has it; inside ``compile_only``, only compile it."""
     ahead = supports_pdl(device)
     constants.update(PDL=ahead, num_warps=warps)
     if ahead:
@@ -65,10 +65,10 @@ def launch(
 
 @contextmanager
 def compile_only() -> Iterator[None]:
-    """Only compile, on all cores, what ``launch`` would start; at the end of the block all is done."""
+    """Compile on all cores what ``launch`` would start in the block; all is compiled when the block ends."""
     mode = getattr(triton, "AsyncCompileMode", None)
     with ExitStack() as stack:
-        if mode is not None:  # older than Triton 3.4: one kernel after the other
+        if mode is not None:  # before Triton 3.4: one kernel after another
             stack.enter_context(mode(stack.enter_context(ThreadPool(os.cpu_count() or 1))))
         _compiling.only = True
         try:

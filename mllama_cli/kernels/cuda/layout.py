@@ -1,7 +1,7 @@
-"""How activations are laid out: plain, or interleaved for packed weights.
+"""Layouts of activations: plain, or interleaved for packed weights.
 
 Interleaved by P, the numbers in an int32 word, element k of a vector is at (k % P) * (size / P) + k / P, so that
-neighbouring words read neighbouring activations.
+adjacent words read adjacent activations.
 """
 
 import triton
@@ -21,10 +21,10 @@ def offset_of(index, SIZE: tl.constexpr, INTERLEAVE: tl.constexpr):
 
 
 def interleave_factor(weight: Tensor | PackedWeight) -> int:
-    """Return the interleaving in which a weight's kernel wants its activations; 1 is plain."""
+    """Return the interleaving that a weight's kernel expects of its activations; 1 is plain."""
     return 32 // weight.bits if isinstance(weight, PackedWeight) else 1
 
 
 def interleave(x: Tensor, factor: int) -> Tensor:
-    """Return a plain vector, or rows of vectors, interleaved."""
+    """Interleave a plain vector, or rows of vectors."""
     return x if factor == 1 else x.unflatten(-1, (-1, factor)).transpose(-1, -2).flatten(-2).contiguous()

@@ -1,4 +1,4 @@
-"""One row times a packed matrix, with what surrounds the product; see kernels/cuda/gemv_api.py."""
+"""Multiply one row by a packed matrix, with fused norm and epilogue; see kernels/cuda/gemv_api.py."""
 
 import triton
 import triton.language as tl
@@ -18,7 +18,7 @@ def packed_gemv_kernel(
     SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
     ASSEMBLY: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """As gemv_kernel for PackedWeight: BLOCK_Q quads of words at a time. x and norm are interleaved."""
+    """Multiply as gemv_kernel does, by packed weights, BLOCK_Q quads of words at a time; x and norm are interleaved."""
     gdc_launch_dependents(PDL and EARLY)
     block = tl.program_id(0)
     batch = tl.program_id(1)
@@ -34,7 +34,7 @@ def packed_gemv_kernel(
     rows = start + tl.arange(0, BLOCK_N)
     quads = tl.arange(0, BLOCK_Q)
     kept = rows < count
-    # Quads are the first dimension: of equally contiguous ones Triton gives it to neighbouring threads.
+    # Quads come first: among equally contiguous dimensions Triton gives the first to adjacent threads.
     within = quads[:, None, None] * 4 + tl.arange(0, 4)[None, None, :]
     tile = rows[None, :, None] * WORDS + within
     scale_tile = rows[None, :] * GROUPS

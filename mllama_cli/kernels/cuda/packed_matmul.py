@@ -1,6 +1,6 @@
-"""A few rows times a packed matrix, dequantized tile by tile on its way into the tensor cores: what a batch step costs.
+"""Multiply a few rows by a packed matrix, dequantized tile by tile for the tensor cores: the cost of a batch step.
 
-The packed words are read once, whatever the number of rows up to BLOCK_M, and nothing unpacked is ever stored.
+The packed words are read once for up to BLOCK_M rows, and nothing unpacked is ever stored.
 """
 
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ def packed_matmul_kernel(
     BITS: tl.constexpr, ONE_GROUP: tl.constexpr, EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, ASSEMBLY: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_N rows of the matrix over ``steps`` times BLOCK_W words of each, times BLOCK_M rows of x.
+    """Multiply BLOCK_N rows of the matrix, ``steps`` times BLOCK_W words of each, by BLOCK_M rows of x in each program.
 
-    Sizes are not constants: a kernel serves all matrices of a model, and few have to be compiled. ONE_GROUP: a step is
-    in one group of scales. EVEN: no tile reaches beyond the matrix.
+    Sizes are not constants, so that one compiled kernel serves all matrices of a model. ONE_GROUP: a step is within one
+    group of scales. EVEN: no tile reaches beyond the matrix.
     """
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     split = tl.program_id(1)
@@ -78,7 +78,7 @@ class MatmulTile:
 
 
 def supports(x: Tensor, weight: PackedWeight) -> bool:
-    """Return whether ``packed_matmul`` can take these: 16-bit activations, and words that belong to one group each."""
+    """Return whether ``packed_matmul`` takes these: 16-bit activations, and words that belong to one group each."""
     per_word = 32 // weight.bits
     return (
         x.dtype in (torch.float16, torch.bfloat16) and weight.shape[1] % per_word == weight.group_size % per_word == 0
@@ -86,12 +86,12 @@ def supports(x: Tensor, weight: PackedWeight) -> bool:
 
 
 def packed_matmul(x: Tensor, weight: PackedWeight, tile: MatmulTile | None = None) -> Tensor:
-    """x [rows, in], contiguous, times the transposed matrix -> [rows, out], in x's dtype; see ``supports``.
+    """Multiply x [rows, in], contiguous, by the transposed matrix -> [rows, out], in x's dtype; see ``supports``.
 
-    Sums in float32; the matrix is rounded to x's dtype as kernels/packed.py's is.
+    Sums are float32; the matrix is rounded to x's dtype as in kernels/packed.py.
     """
     (n, k), count = weight.shape, x.shape[0]
-    tile = tile or choose_tile(weight.bits, n, weight.packed.shape[1], count > 32, multiprocessors(x.device))
+    tile = tile or choose_matmul_tile(weight.bits, n, weight.packed.shape[1], count > 32, multiprocessors(x.device))
     per_word = 32 // weight.bits
     words, group = k // per_word, weight.group_size // per_word
     steps = triton.cdiv(words, tile.words * tile.splits)
@@ -111,10 +111,10 @@ def packed_matmul(x: Tensor, weight: PackedWeight, tile: MatmulTile | None = Non
 
 
 @cache
-def choose_tile(bits: int, rows: int, words_a_row: int, many: bool, multiprocessors: int) -> MatmulTile:
-    """What measured best for the 11B's matrices on an H200; two programs at least for every multiprocessor.
+def choose_matmul_tile(bits: int, rows: int, words_a_row: int, many: bool, multiprocessors: int) -> MatmulTile:
+    """Return the tile that measured best for the 11B's matrices on an H200: two programs or more per multiprocessor.
 
-    ``many``: more than 32 rows of x.
+    ``many`` means more than 32 rows of x.
     """
     words = 32 if bits == 8 and not many else 16
     parts = 1

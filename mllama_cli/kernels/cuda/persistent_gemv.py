@@ -1,7 +1,7 @@
-"""One row times a packed matrix whose rows fit into a program's registers; see kernels/cuda/gemv_api.py.
+"""Multiply one row by a packed matrix whose rows fit into a program's registers; see kernels/cuda/gemv_api.py.
 
-A persistent kernel: as many programs as run at once take rows after rows, so that x is read and multiplied by its norm
-once, and while some rows are computed the next are being loaded.
+A persistent kernel: as many programs as run at once loop over the rows, so that each reads and norms x only once, and
+loads the next rows while it computes.
 """
 
 import triton
@@ -18,7 +18,7 @@ def load_rows(
     matrix, scales, row, count, quads,
     WORDS: tl.constexpr, GROUPS: tl.constexpr, QUADS: tl.constexpr, QUADS_A_GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Words [Q, N, 4] and scales [Q, N] of some rows over their whole length; zeros beyond."""
+    """Load words [Q, N, 4] and scales [Q, N] of whole rows; zeros beyond."""
     live = (quads < QUADS)[:, None] & (row < count)[None, :]
     within = quads[:, None, None] * 4 + tl.arange(0, 4)[None, None, :]
     inside = live[:, :, None] & (within >= 0)
@@ -29,7 +29,7 @@ def load_rows(
 
 @triton.jit
 def load_activations(x, norm, INDEX: tl.constexpr, WORDS: tl.constexpr, within, here, HAS_NORM: tl.constexpr):
-    """Activations [Q, 1, 4] at an index of each word, times their norm's weights, and their squares."""
+    """Load the activations [Q, 1, 4] of the number at INDEX of each word; return them normed, and their squares."""
     row = tl.load(x + INDEX * WORDS + within, mask=here, other=0.0).to(tl.float32)
     squares = row * row
     if HAS_NORM:
@@ -39,7 +39,7 @@ def load_activations(x, norm, INDEX: tl.constexpr, WORDS: tl.constexpr, within, 
 
 @triton.jit
 def product(words, x0, x1, x2, x3, x4, x5, x6, x7, BITS: tl.constexpr, EXACT: tl.constexpr, ASSEMBLY: tl.constexpr):
-    """Numbers [Q, N, 4], as biased floats, times activations -> [Q, N]."""
+    """Multiply the numbers of words [Q, N, 4], as biased floats, by activations -> [Q, N]."""
     total = as_biased_float(words, 0, BITS, EXACT, ASSEMBLY) * x0
     total += as_biased_float(words, 1, BITS, EXACT, ASSEMBLY) * x1
     total += as_biased_float(words, 2, BITS, EXACT, ASSEMBLY) * x2
@@ -61,7 +61,7 @@ def persistent_gemv_kernel(
     SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
     ASSEMBLY: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """As packed_gemv_kernel, in ``programs`` programs that take BLOCK_N rows at a time."""
+    """Multiply as packed_gemv_kernel does, in ``programs`` programs that loop over BLOCK_N rows at a time."""
     gdc_launch_dependents(PDL and EARLY)
     program = tl.program_id(0)
     batch = tl.program_id(1)

@@ -1,7 +1,7 @@
-"""Numbers out of packed words. Converting integers is slow, so float32 bits are assembled instead.
+"""Unpack numbers from words. Converting integers is slow, so float32 bits are assembled instead.
 
-The "magic number" trick of FasterTransformer and Marlin: a number or-ed into the upper bits of a mantissa (one lop3
-instruction) is a constant plus the number. The constant, the bias, is subtracted later, where that costs least.
+This is the "magic number" trick of FasterTransformer and Marlin: OR-ing a number into the upper bits of a mantissa (one
+lop3 instruction) yields a constant plus the number. The constant, the bias, is subtracted where that costs least.
 """
 
 import triton
@@ -10,12 +10,12 @@ import triton.language as tl
 
 @triton.constexpr_function
 def bit_of(index, bits, exact):
-    """Return the bit of the mantissa that the number at an index of a word goes to.
+    """Return the bit of the mantissa to which the number at an index of a word is moved.
 
-    The further up, the smaller the constant and what it costs in precision; the fewer different shifts, the faster. For
-    bfloat16 activations (not ``exact``) of four bits numbers 2, 3, 4 stay at bits 8, 12, 16; 0 and 1 are shifted there
-    by 8 to the left, 5 to 7 by 12 to the right; of eight bits 0 and 1 go to bits 7 and 15 by 7 to the left, 2 and 3 by
-    9 to the right. A product then loses a quarter of what rounding it to bfloat16 does.
+    Higher bits mean a smaller constant and less loss of precision; fewer different shifts are faster. For bfloat16
+    activations (not ``exact``), 4-bit numbers 2, 3, 4 stay at bits 8, 12, 16; 0 and 1 are shifted left by 8, 5 to 7
+    right by 12. 8-bit numbers 0 and 1 are shifted left by 7, to bits 7 and 15, 2 and 3 right by 9. A product then loses
+    a quarter of what rounding it to bfloat16 does.
     """
     if bits == 8:
         return 15 if exact or index % 2 else 7
@@ -26,16 +26,16 @@ def bit_of(index, bits, exact):
 
 @triton.jit
 def as_biased_float(words, INDEX: tl.constexpr, BITS: tl.constexpr, EXACT: tl.constexpr, ASSEMBLY: tl.constexpr):
-    """The number at ``INDEX`` of each int32 word, as float32, plus ``bias_of``. ASSEMBLY is for a GPU."""
+    """Return the number at INDEX of each int32 word, as float32, plus ``bias_of``. ASSEMBLY is for a GPU."""
     BIT: tl.constexpr = bit_of(INDEX, BITS, EXACT)
     SHIFT: tl.constexpr = BIT - BITS * INDEX
     MASK: tl.constexpr = ((1 << BITS) - 1) << BIT
-    BASE: tl.constexpr = (127 + 23 - BIT) << 23  # 2^(23 - BIT), whose mantissa counts whole numbers from BIT on
+    BASE: tl.constexpr = (127 + 23 - BIT) << 23  # 2^(23 - BIT), whose mantissa counts integers from BIT on
     if SHIFT > 0:
         words = words << SHIFT
     elif SHIFT < 0:
         words = words >> (0 - SHIFT)
-    if ASSEMBLY:  # one instruction for and-or with two constants, which the compiler makes two of
+    if ASSEMBLY:  # and-or with two constants in one instruction, where the compiler uses two
         mask = tl.full(words.shape, MASK, tl.int32)
         base = tl.full(words.shape, BASE, tl.int32)
         bits = tl.inline_asm_elementwise(
@@ -56,13 +56,13 @@ def bias_of(INDEX: tl.constexpr, BITS: tl.constexpr, EXACT: tl.constexpr):
 
 @triton.jit
 def dequantize_number(words, scale, INDEX: tl.constexpr, BITS: tl.constexpr, ASSEMBLY: tl.constexpr):
-    """The number at ``INDEX`` of each word times its scale, in float32."""
+    """Return the number at INDEX of each word times its scale, in float32."""
     return as_biased_float(words, INDEX, BITS, True, ASSEMBLY) * scale - bias_of(INDEX, BITS, True) * scale
 
 
 @triton.jit
 def dequantize_tile(words, scale, BITS: tl.constexpr, ASSEMBLY: tl.constexpr):
-    """Words [N, W] and their scales, float32 [N, W] or [N, 1] -> the matrix [N, W * 32 / BITS], float32."""
+    """Dequantize words [N, W] with scales float32 [N, W] or [N, 1] -> float32 [N, W * 32 / BITS]."""
     p0 = dequantize_number(words, scale, 0, BITS, ASSEMBLY)
     p1 = dequantize_number(words, scale, 1, BITS, ASSEMBLY)
     p2 = dequantize_number(words, scale, 2, BITS, ASSEMBLY)

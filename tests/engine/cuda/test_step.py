@@ -12,7 +12,7 @@ from mllama_cli.benchmark.random_network import random_matrix
 from mllama_cli.engine.cuda import operands
 from mllama_cli.engine.cuda.step import DecodeStep, State
 from mllama_cli.engine.forward import forward
-from mllama_cli.kernels.cuda.embed_argmax import Best
+from mllama_cli.kernels.cuda.embed_argmax import Argmax
 from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.layers import set_exact
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
@@ -78,7 +78,7 @@ def test_steps_give_the_networks_logits(sees: bool, packed: dict[str, int] | Non
         logits = forward(net, torch.tensor([prompt], device=DEVICE), cache, cross, [spans])
 
     state = State(net, 1, torch.float32, DEVICE)
-    best, step = Best(1, text.vocab_size, DEVICE), DecodeStep(net, state, with_images=sees)
+    best, step = Argmax(1, text.vocab_size, DEVICE), DecodeStep(net, state, with_images=sees)
     ours = caches[1]
     ours.keys, ours.values = align(ours.keys, state.self_attn.base), align(ours.values, state.self_attn.base)
     state.self_attn.fill(ours.keys, ours.values)

@@ -1,4 +1,4 @@
-"""Attention of one new row over caches, and what a decode step begins and ends with."""
+"""Decode attention over caches, and the embedding and argmax of a decode step."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import Tensor
 from tests.triton_here import DEVICE, aligned, apart  # isort: skip  (first: it prepares Triton)
 from mllama_cli.core.config import RopeScaling
 from mllama_cli.kernels.cuda.attention import Addresses, Scratch, decode_attention
-from mllama_cli.kernels.cuda.embed_argmax import Best, embed
+from mllama_cli.kernels.cuda.embed_argmax import Argmax, embed
 from mllama_cli.kernels.ops import apply_rope, rms_norm
 from mllama_cli.model.layers import grouped_attention
 from mllama_cli.model.rope import inverse_frequencies, rotation
@@ -32,23 +32,23 @@ def test_self_attention_over_old_keys_and_the_new_one(heads: int, kv_heads: int,
     addresses = Addresses(2, torch.float32, DEVICE)
     keys, values = caches(batch, kv_heads, addresses)
     before = keys[1].clone(), values[1].clone()
-    places = torch.tensor(positions, dtype=torch.int32, device=DEVICE)
+    position_tensor = torch.tensor(positions, dtype=torch.int32, device=DEVICE)
     tokens = torch.full((batch,), 3, dtype=torch.int32, device=DEVICE)
     table = torch.randn(10, 64, device=DEVICE)
     x, turned = torch.empty(batch, 64, device=DEVICE), torch.empty(batch, 2, DIM // 2, device=DEVICE)
-    embed(tokens, places, table, FREQUENCIES, x, turned)
+    embed(tokens, position_tensor, table, FREQUENCIES, x, turned)
     assert torch.equal(x, table[3].expand(batch, -1))
 
     projected = torch.randn(batch, (heads + 2 * kv_heads) * DIM, device=DEVICE)
     out = torch.full((batch, heads * DIM), torch.nan, device=DEVICE)
     scratch = Scratch(batch, heads, DIM, SPLITS, DEVICE)
-    for _ in range(2):  # twice: the counters of the splits start again
+    for _ in range(2):  # twice, as the splits' counters must be reset
         query, key, value = projected.split([heads * DIM, kv_heads * DIM, kv_heads * DIM], dim=1)
         decode_attention(
-            query, out, scratch, addresses, places,
+            query, out, scratch, addresses, position_tensor,
             cache_index=1, kv_heads=kv_heads, dim=DIM, key=key, value=value, rotation=turned,
         )  # fmt: skip
-    cos, sin = rotation(places[:, None], FREQUENCIES)
+    cos, sin = rotation(position_tensor[:, None], FREQUENCIES)
     q, k, v = projected.unflatten(1, (-1, 1, DIM)).split([heads, kv_heads, kv_heads], dim=1)
     q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
     for row, position in enumerate(positions):
@@ -89,6 +89,6 @@ def test_the_best_token_the_first_of_equals_and_none_for_nan() -> None:
     logits[2, 1500] = torch.nan
     tokens = torch.zeros(3, dtype=torch.int32, device=DEVICE)
     positions = torch.tensor([3, 4, 5], dtype=torch.int32, device=DEVICE)
-    Best(3, size, DEVICE)(logits, tokens, positions)
+    Argmax(3, size, DEVICE)(logits, tokens, positions)
     assert tokens.tolist() == [17, int(logits[1].argmax()), -1]
     assert positions.tolist() == [4, 5, 6]

@@ -1,4 +1,4 @@
-"""Kernels over many rows against the plain torch operations that stand for them elsewhere."""
+"""Kernels over many rows against their torch references."""
 
 import torch
 
@@ -26,7 +26,7 @@ def test_norms_and_gate() -> None:
         assert apart(ours[1], exact[1]) < 1e-6
 
 
-def test_rotation_of_heads_that_lie_row_by_row() -> None:
+def test_rotation_of_heads_stored_row_by_row() -> None:
     torch.manual_seed(1)
     x = drawn(2, 7, 3, 32).transpose(1, 2)  # [B, heads, L, D] as a projection leaves it
     for batch in (1, 2):
@@ -36,7 +36,7 @@ def test_rotation_of_heads_that_lie_row_by_row() -> None:
         assert apart(fused.apply_rope(x, cos, sin), plain.apply_rope(x, cos, sin)) < 1e-6
 
 
-def test_widened_heads() -> None:
+def test_padded_heads() -> None:
     torch.manual_seed(2)
     qkv = drawn(2, 9, 3, 5, 20)
     assert torch.equal(fused.pad_heads(qkv, 24, 6, 0.5, 0.25), plain.pad_heads(qkv, 24, 6, 0.5, 0.25))

@@ -1,4 +1,4 @@
-"""Rows of a table by our kernels: on a GPU from pinned host memory."""
+"""Embedding lookup by our kernels, on a GPU from pinned host memory."""
 
 import pytest
 import torch

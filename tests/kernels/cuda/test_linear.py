@@ -1,4 +1,4 @@
-"""One row times a matrix: plain and packed, with everything that rides along, over odd shapes."""
+"""One row times a matrix, plain and packed, with fused norm and epilogue, over odd shapes."""
 
 import pytest
 import torch
@@ -72,7 +72,7 @@ def test_packed_matrices_equal_the_unpacked_ones(bits: int, inputs: int, group: 
 def test_16_bit_activations_cost_little_more_than_rounding_the_product(
     bits: int, tile: GemvTile, dtype: torch.dtype, rounding: float
 ) -> None:
-    torch.manual_seed(6)  # Triton's interpreter cuts bfloat16 off where a GPU rounds
+    torch.manual_seed(6)  # Triton's interpreter truncates to bfloat16 where a GPU rounds
     x, norm, weight = drawn(1, 1024, dtype=dtype), drawn(1024, dtype=dtype), packed(48, 1024, bits, 128)
     out, form = torch.full((1, 48), torch.nan, device=DEVICE, dtype=dtype), 32 // bits
     gemv(interleave(x, form), [weight], out, norm=interleave(norm, form), eps=EPS, in_interleave=form, tile=tile)
@@ -81,7 +81,7 @@ def test_16_bit_activations_cost_little_more_than_rounding_the_product(
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_packed_gated_product_writes_planes_for_the_next_matrix(bits: int) -> None:
+def test_packed_gated_product_interleaves_for_the_next_matrix(bits: int) -> None:
     torch.manual_seed(3)
     form = 32 // bits
     x, gate, up = drawn(1, 512), packed(64, 512, bits, 128), packed(64, 512, bits, 128)
@@ -99,9 +99,7 @@ def test_packed_gated_product_writes_planes_for_the_next_matrix(bits: int) -> No
         (8, 384, 128, (9, 20), GemvTile(8, 32, 1, programs=2)),
     ],
 )
-def test_programs_that_take_rows_after_rows(
-    bits: int, inputs: int, group: int, rows: tuple[int, ...], tile: GemvTile
-) -> None:
+def test_persistent_programs(bits: int, inputs: int, group: int, rows: tuple[int, ...], tile: GemvTile) -> None:
     torch.manual_seed(5)
     x, norm, residual = drawn(1, inputs), drawn(inputs), drawn(1, sum(rows))
     weights, form = [packed(n, inputs, bits, group) for n in rows], 32 // bits

@@ -1,4 +1,4 @@
-"""A few rows times a packed matrix: every layout, odd shapes, parts of a row's length summed."""
+"""A few rows times a packed matrix: every layout, odd shapes, and splits of the row length."""
 
 import pytest
 import torch
