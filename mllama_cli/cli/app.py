@@ -16,7 +16,7 @@ from mllama_cli.cli.config import config
 from mllama_cli.cli.download import download
 from mllama_cli.cli.history import history
 from mllama_cli.cli.models import list_models, remove
-from mllama_cli.cli.options import DEBUG
+from mllama_cli.cli.options import DEBUG_KEY
 from mllama_cli.cli.quantize import quantize
 from mllama_cli.cli.show import show
 from mllama_cli.core.errors import MllamaError
@@ -40,14 +40,14 @@ class MllamaGroup(TyperGroup):
             sys.stdout.flush()
             return result
         except MllamaError as error:
-            if ctx.meta.get(DEBUG):
+            if ctx.meta.get(DEBUG_KEY):
                 raise
             from mllama_cli.terminal.console import Terminal
 
             Terminal().error(error.message, error.hint)
             raise typer.Exit(error.exit_code) from None
         except (RuntimeError, MemoryError) as error:
-            if ctx.meta.get(DEBUG) or isinstance(error, typer.Exit | typer.Abort):
+            if ctx.meta.get(DEBUG_KEY) or isinstance(error, typer.Exit | typer.Abort):
                 raise
             from mllama_cli.engine.device import is_out_of_memory, memory_shortage
             from mllama_cli.terminal.console import Terminal
@@ -58,7 +58,7 @@ class MllamaGroup(TyperGroup):
             Terminal().error(shortage.message, f"{shortage.hint} --debug shows where it happened.")
             raise typer.Exit(shortage.exit_code) from None
         except KeyboardInterrupt:
-            if ctx.meta.get(DEBUG):
+            if ctx.meta.get(DEBUG_KEY):
                 raise
             raise typer.Exit(ExitStatus.INTERRUPTED) from None
         except BrokenPipeError:
