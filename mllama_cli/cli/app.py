@@ -1,4 +1,4 @@
-"""The `mllama` command: its subcommands, and how errors become exit codes."""
+"""The `mllama` command: register its subcommands and turn errors into exit codes."""
 
 import os
 import sys
@@ -25,12 +25,6 @@ from mllama_cli.core.version import __version__
 
 class MllamaGroup(TyperGroup):
     """Turn our errors into one line on stderr and an exit code; ``--debug`` on a command shows the traceback."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        for parameter in self.params:
-            if parameter.name in ("install_completion", "show_completion"):
-                parameter.hidden = True  # type: ignore[attr-defined]  # `mllama completion` is the documented way
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -68,6 +62,9 @@ class MllamaGroup(TyperGroup):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Report write errors here too, as help and version are printed before a command is invoked."""
+        for parameter in self.params:  # Typer appends its own after __init__
+            if parameter.name in ("install_completion", "show_completion"):
+                parameter.hidden = True  # type: ignore[attr-defined]  # `mllama completion` is the documented way
         try:
             return super().main(*args, **extra)
         except OSError as error:
@@ -83,7 +80,7 @@ class MllamaGroup(TyperGroup):
 
 
 def _drop_output() -> None:
-    """Keep the flush at exit from reporting again what cannot be written."""
+    """Send what is left to the null device, so that the flush at exit does not report the error again."""
     try:
         sys.stdout.flush()
     except OSError:
