@@ -1,1 +1,1 @@
-"""A conversation as the user has it: the interactive chat, its commands, saved chats and their export."""
+"""The interactive chat, its slash commands, saved chats and their export."""

@@ -1,10 +1,10 @@
-"""Saves a dialogue as it grows. A write failure is reported once, and the chat continues unsaved."""
+"""Save a dialogue as it grows. A write failure is reported once, and the chat continues unsaved."""
 
 from dataclasses import asdict
 from typing import Any
 
 from mllama_cli.chat.dialogue import Dialogue
-from mllama_cli.chat.storage.saved import SYSTEM, SavedChat
+from mllama_cli.chat.storage.saved import SYSTEM_KEY, SavedChat
 from mllama_cli.chat.storage.store import ChatStore
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.errors import MllamaError, UsageError
@@ -22,7 +22,7 @@ class Autosave:
 
     @property
     def label(self) -> str:
-        """What to call the chat in /load and `mllama history`."""
+        """The chat's name or number in /load and `mllama history`, or why it has none."""
         if self.store is None:
             return "not saved"
         if self.current is None:
@@ -30,7 +30,7 @@ class Autosave:
         return self.current.name or str(self.current.id)
 
     def save(self, dialogue: Dialogue) -> None:
-        """Bring the store up to the dialogue's state."""
+        """Save the dialogue's current state."""
         if self.store is None or (self.current is None and not dialogue.conversation.messages):
             return
         name = dialogue.engine.name
@@ -56,10 +56,10 @@ class Autosave:
         self.current = None
 
     def branch(self) -> None:
-        """Save what follows as another chat, and say that the one so far stays whole."""
+        """Like ``detach``, with a note that the chat so far stays saved in full."""
         if self.current is not None:
             self.terminal.note(f"The whole chat so far stays saved: `mllama history show {self.label}`.")
-        self.current = None
+        self.detach()
 
     def require_store(self) -> ChatStore:
         """Return the store. Raise UsageError if there is none."""
@@ -76,7 +76,7 @@ class Autosave:
 
 
 def restore(dialogue: Dialogue, saved: SavedChat) -> None:
-    """Bring a saved chat's conversation and settings into a dialogue."""
+    """Load a saved chat's conversation and settings into a dialogue."""
     dialogue.clear()
     system, *said = saved.whole.messages or (None,)
     if system is not None and system.role == "system":
@@ -89,4 +89,4 @@ def restore(dialogue: Dialogue, saved: SavedChat) -> None:
 
 
 def _settings(dialogue: Dialogue) -> dict[str, Any]:
-    return {SYSTEM: dialogue.system, "sampling": asdict(dialogue.sampling)}
+    return {SYSTEM_KEY: dialogue.system, "sampling": asdict(dialogue.sampling)}

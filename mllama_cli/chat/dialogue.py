@@ -1,4 +1,4 @@
-"""One dialogue with a model: the conversation, what is attached to the next message, and the engine's session."""
+"""A dialogue with a model: the conversation, attachments of the next message, and the engine's session."""
 
 from collections.abc import Generator
 from dataclasses import replace
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from mllama_cli.processing.prepared import PreparedImage
 
 REGENERATE_TEMPERATURE = 0.7
-"""For another answer where sampling is greedy: greedy decoding would only say the same again."""
+"""Used for another answer when sampling is greedy, which would only repeat the old one."""
 
 
 class Dialogue:
-    """A conversation that grows. Only questions that were answered, at least in part, stay in it."""
+    """A growing conversation. Only questions that were answered, at least in part, stay in it."""
 
     def __init__(self, engine: "Engine", sampling: "Sampling", system: str = "") -> None:
         self.engine = engine
@@ -33,7 +33,7 @@ class Dialogue:
 
     @property
     def context(self) -> int:
-        """How many tokens the model can read and write in one conversation."""
+        """The model's context length in tokens."""
         return self.engine.config.text_config.max_position_embeddings
 
     @property
@@ -54,13 +54,13 @@ class Dialogue:
         return prepared
 
     def prepare(self, image: ImagePart) -> "PreparedImage":
-        """Decode an image for this model unless that was done before. Raise ImageError or UsageError."""
+        """Decode an image for this model, unless it is decoded already. Raise ImageError or UsageError."""
         from mllama_cli.processing.prepared import prepare_image
 
         return prepare_image(image, self.engine.processor.require_vision().config)
 
     def compose(self, text: str) -> Message:
-        """Make the next message: attached images, then attached texts, then what was typed."""
+        """Return the next message: attached images, then attached texts, then the typed text."""
         if not text.strip() and not self.attached_text and self.attachments:
             text = default_question(len(self.attachments))
         whole = "\n\n".join([*self.attached_text, text] if text.strip() else self.attached_text)
@@ -72,8 +72,8 @@ class Dialogue:
     def ask(self, message: Message, sampling: "Sampling | None" = None) -> Generator[Event]:
         """Yield the events of the answer, then add the question and the answer to the conversation.
 
-        If the generator is closed or interrupted midway, what was said so far is added. A question that failed before
-        anything was said leaves the conversation and the attachments as they were.
+        If the generator is closed or interrupted, the partial answer is added. A question that fails before the first
+        token changes neither the conversation nor the attachments.
         """
         asked = Conversation((*self.conversation.messages, message))
         said: list[str] = []
@@ -93,7 +93,7 @@ class Dialogue:
                 self.attachments, self.attached_text = [], []
 
     def regenerate(self) -> Generator[Event]:
-        """Yield another answer to the last question; the old one stays if nothing is said. Raise UsageError."""
+        """Yield another answer to the last question; if none comes, the old one stays. Raise UsageError."""
         before = self.conversation
         question = self.pop_last_turn()
         sampling = replace(self.sampling, seed=None)
@@ -109,7 +109,7 @@ class Dialogue:
             self.attachments, self.attached_text = kept
 
     def pop_last_turn(self) -> Message:
-        """Remove the last question with its answer and return the question. Raise UsageError if there is none."""
+        """Remove the last question and its answer, and return the question. Raise UsageError if there is none."""
         asked = [index for index, message in enumerate(self.conversation.messages) if message.role == "user"]
         if not asked:
             raise UsageError("There is no last question: nothing was asked yet", "")
@@ -118,7 +118,7 @@ class Dialogue:
         return question
 
     def drop_oldest(self) -> int:
-        """Remove the oldest question with its answer and return how many messages went."""
+        """Remove the oldest question and its answer. Return the number of messages removed."""
         messages = self.conversation.messages
         following = [i for i, message in enumerate(messages) if message.role == "user"][1:2]
         dropped = following[0] if following else len(messages)
@@ -148,7 +148,7 @@ class Dialogue:
 
 
 def default_question(images: int) -> str:
-    """Return the question for images that come without one."""
+    """Return the question to ask about images sent without one."""
     return "Describe this image." if images == 1 else "Describe these images."
 
 

@@ -1,10 +1,10 @@
-"""Images in a message: paths that a terminal pastes when a file is dropped into it, or that were typed.
+"""Find images in a message: paths that were typed, or pasted by the terminal when a file is dropped on it.
 
-The rule, for each word of the message (quotes and backslashes hold a word together, as in a shell):
+For each word of the message (quotes and backslashes hold a word together, as in a shell):
 
 - A word that names an existing image file is attached and removed from the text: "/a/b.png", 'my photo.jpg', ~/c.webp,
-  my\\ photo.jpg, file:///a/b%20c.png, C:\\Users\\me\\d.jpg. So is an http(s) URL whose path ends like an image's name.
-- A word that can only be a path and ends like an image (it has a folder in it, begins with ~ or ., is a file: URL, is
+  my\\ photo.jpg, file:///a/b%20c.png, C:\\Users\\me\\d.jpg. So is an http(s) URL whose path has an image suffix.
+- A word with an image suffix that can only be a path (it has a folder in it, begins with ~ or ., is a file: URL, is
   quoted or escaped, or is the whole message) but names no file is an error: it is never sent as text.
 - Any other word is text: a bare "figure.png" that does not exist, folders, files of other kinds.
 """
@@ -24,7 +24,7 @@ _DOUBLE = r'"(?:[^"\\]|\\.)*"'
 _SINGLE = r"'[^']*'"
 _BARE = r"(?:[^\s\"'\\]|\\.|(?<=\w)['\"](?=\w))+"
 _WORD = re.compile(
-    # As a shell reads it, but that a quote inside a word ("don't") is a letter.
+    # As in a shell, except that a quote inside a word ("don't") is a letter.
     rf"(?P<windows>(?<!\S)(?:[A-Za-z]:\\|\\\\\w)\S*)"
     rf"|(?P<quoted>(?:{_DOUBLE}|{_SINGLE})(?:{_DOUBLE}|{_SINGLE}|{_BARE})*)"
     rf"|(?P<bare>{_BARE})"
@@ -36,7 +36,7 @@ _PIECE = re.compile(rf"(?P<double>{_DOUBLE})|(?P<single>{_SINGLE})|(?P<bare>{_BA
 
 @dataclass(frozen=True)
 class DroppedImages:
-    """A message without the names of its images, and the images in order: paths, or URLs as they were."""
+    """A message without the names of its images, and those paths and URLs in order."""
 
     text: str
     paths: tuple[str, ...]
@@ -58,7 +58,7 @@ def find_images(text: str) -> DroppedImages:
     DroppedImages(text='What does the .png suffix mean?', paths=())
     """
     whole = text.strip()
-    if (path := _as_file(whole)) is not None:  # spaces and all, as some terminals paste it
+    if (path := _as_file(whole)) is not None:  # some terminals paste a path with spaces unquoted
         return DroppedImages("", (path,))
     kept = ""
     paths: list[str] = []
@@ -83,7 +83,7 @@ def find_images(text: str) -> DroppedImages:
 
 
 def _words(text: str) -> Iterator[_Word]:
-    """Yield words as a shell would split them, and what they mean there."""
+    """Yield words as a shell would split them, as written and unquoted."""
     for match in _WORD.finditer(text):
         kind, written = match.lastgroup, match.group()
         shell = kind in ("quoted", "bare")
@@ -115,7 +115,7 @@ def _as_file(word: str) -> str | None:
     if not _looks_like_image(word):
         return None
     path = _local(word)
-    # macOS puts a narrow no-break space before AM and PM in the names of screenshots; some pastes lose it.
+    # macOS puts a narrow no-break space before AM and PM in screenshot names; some pastes lose it.
     for variant in (path, re.sub(r" (?=[AP]M\b)", "\u202f", path)):
         try:
             if Path(variant).expanduser().is_file():
@@ -150,7 +150,7 @@ def _looks_like_image(word: str) -> bool:
 
 
 def _tidy(text: str) -> str:
-    """Close the gaps (marked with a zero byte) that the names left; of mere punctuation nothing remains."""
+    """Close the gaps, marked by NUL, that the names left. Return "" if only punctuation remains."""
     text = re.sub(r"[ \t]*\0(?=[.,;:!?)])", "", text)
     text = re.sub(r"[ \t]*\0[ \t]*", " ", text)
     text = re.sub(r" *\n *", "\n", text).strip()

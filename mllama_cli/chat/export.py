@@ -1,8 +1,7 @@
-"""Saved chats as text for other programs: JSON that `mllama chat --messages` reads again, and Markdown for people.
+"""Export saved chats: JSON that `mllama chat --messages` reads again, and Markdown for people.
 
-The JSON holds its images as data: URLs, so it is complete by itself. Markdown comes in two forms: in a file FILE.md
-images are files in ``FILE_images/`` next to it, because editors choke on lines of 20 MB; as a string (for stdout) they
-are data: URLs.
+JSON holds its images as data: URLs. So does Markdown on stdout; next to a file FILE.md, images are files in
+``FILE_images/``, because editors choke on lines of 20 MB.
 """
 
 import json
@@ -17,20 +16,22 @@ from mllama_cli.chat.storage.saved import SavedChat, printable, short_name
 from mllama_cli.core.conversation import ImagePart, Message, Part, TextPart
 from mllama_cli.core.errors import MllamaError, UsageError
 from mllama_cli.core.filetypes import image_suffix, media_type
+from mllama_cli.core.text import replace_surrogates
 
 JSON_SUFFIXES = (".json",)
 MARKDOWN_SUFFIXES = (".md", ".markdown")
 
-_SPEAKERS = {"system": "System", "user": "You", "assistant": "Assistant"}
-_SURROGATE = re.compile("[\ud800-\udfff]")
+SPEAKERS = {"system": "System", "user": "You", "assistant": "Assistant"}
+"""Headings of messages by role."""
+
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
 
 
 def export_json(saved: SavedChat) -> str:
     """Return a JSON object with the chat's messages in OpenAI's format under "messages", ending in a newline.
 
-    ``load_messages`` reads the same conversation back, with the names of its images and after the system prompt,
-    except what it refuses: lone surrogates become U+FFFD, and a message without parts gets an empty text.
+    ``load_messages`` reads the same conversation back, system prompt and image names included. It refuses lone
+    surrogates and messages without parts, so those become U+FFFD and an empty text.
     """
     record = {
         "id": saved.id,
@@ -42,32 +43,32 @@ def export_json(saved: SavedChat) -> str:
         "settings": saved.settings,
         "messages": [_message(message) for message in saved.whole],
     }
-    return whole_characters(json.dumps(record, ensure_ascii=False, indent=2)) + "\n"
+    return replace_surrogates(json.dumps(record, ensure_ascii=False, indent=2)) + "\n"
 
 
 def export_markdown(saved: SavedChat, address: Callable[[ImagePart], str] | None = None) -> str:
-    """Return a readable document: a heading for each turn, images where they were shown, ending in a newline.
+    """Return a readable document: a heading for each turn, images in their places, ending in a newline.
 
     Args:
-        address: where the document finds an image; a data: URL with the whole image by default.
+        address: returns the URL of an image; by default a data: URL.
     """
     about = f"{saved.model}, {saved.created:%Y-%m-%d %H:%M}"
     blocks = [f"# {_plain(saved.name or saved.title)}", f"*{_plain(about)}*"]
     for message in saved.whole:
-        blocks += [f"## {_SPEAKERS[message.role]}", *_blocks(message, address or data_url)]
-    return whole_characters("\n\n".join(blocks)) + "\n"
+        blocks += [f"## {SPEAKERS[message.role]}", *_blocks(message, address or data_url)]
+    return replace_surrogates("\n\n".join(blocks)) + "\n"
 
 
 def write_export(saved: SavedChat, path: Path, *, overwrite: bool = False) -> tuple[Path, ...]:
     """Write a chat to FILE.json or FILE.md, and the images of the latter to ``FILE_images/``.
 
-    Each file appears whole or not at all, the document last. Return what was written, the document first. Raise
-    UsageError for another suffix, a missing folder, and a file or folder of images that already exists (unless
-    ``overwrite``: then files of the same names are replaced), MllamaError if the system refuses.
+    Each file is written atomically, the document last. Return the paths, the document first. Raise UsageError for
+    another suffix, a missing folder, and a file or image folder that already exists (``overwrite`` replaces files of
+    the same names instead), MllamaError for an OSError.
     """
     as_json = path.suffix.lower() in JSON_SUFFIXES
     if not as_json and path.suffix.lower() not in MARKDOWN_SUFFIXES:
-        raise UsageError(f"{path} is neither .md nor .json", "The suffix says what to write: Markdown or JSON.")
+        raise UsageError(f"{path} is neither .md nor .json", "The suffix chooses Markdown or JSON.")
     folder = path.with_name(f"{path.stem}_images")
     images = {} if as_json else {image.digest: image for image in saved.whole.images}
     files = {digest: f"{number}{image_suffix(image.data)}" for number, (digest, image) in enumerate(images.items(), 1)}
@@ -91,13 +92,8 @@ def write_export(saved: SavedChat, path: Path, *, overwrite: bool = False) -> tu
 
 
 def data_url(image: ImagePart) -> str:
-    """Return the image itself as a URL."""
+    """Return a data: URL that holds the image."""
     return f"data:{media_type(image.data)};base64,{b64encode(image.data).decode()}"
-
-
-def whole_characters(text: str) -> str:
-    """Return ``text`` as every encoding of Unicode can hold it: lone surrogates become U+FFFD."""
-    return _SURROGATE.sub("\ufffd", text)
 
 
 def _message(message: Message) -> dict[str, object]:
@@ -124,7 +120,7 @@ def _blocks(message: Message, address: Callable[[ImagePart], str]) -> list[str]:
 
 
 def _closed(text: str) -> str:
-    """Return ``text`` with its last code block closed: an answer that was stopped in one would swallow the rest."""
+    """Close a code block left open by an answer that was stopped inside it; it would swallow the rest."""
     fence = ""
     for line in text.splitlines():
         match = _FENCE.fullmatch(line)
@@ -139,7 +135,7 @@ def _closed(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Escape ``text`` so that Markdown shows it as it is, on one line."""
+    """Escape ``text`` for Markdown, on one line."""
     return re.sub(r"([\\`*_{}\[\]<>#|!])", r"\\\1", printable(text))
 
 
@@ -158,7 +154,7 @@ def _check_free(path: Path, folder: Path | None, overwrite: bool) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    target = path.resolve()  # the target of a link is written, not the link
+    target = path.resolve()  # writes through a link instead of replacing it
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:

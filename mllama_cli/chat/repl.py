@@ -1,4 +1,4 @@
-"""The loop of the interactive chat: read a line, run it as a command or send it as a message."""
+"""The read-eval-print loop of the interactive chat."""
 
 from mllama_cli.chat.commands.registry import find_command
 from mllama_cli.chat.dialogue import chip
@@ -14,7 +14,7 @@ class Repl:
         self.shell = shell
 
     def run(self) -> None:
-        """Handle one line after another; an error of one does not end the chat."""
+        """Handle one line after another; an error does not end the chat."""
         shell = self.shell
         while not shell.leaving:
             draft, shell.draft = shell.draft, ""
@@ -37,7 +37,7 @@ class Repl:
                 shell.terminal.note("Stopped.")
 
     def handle(self, text: str) -> None:
-        """Run a command, or send a message with the images that it names. Raise MllamaError."""
+        """Run a command, or send a message with the images it names. Raise MllamaError."""
         found = find_command(text)
         if found is not None:
             command, argument = found

@@ -1,4 +1,4 @@
-"""What messages and commands act on: a dialogue, the terminal that shows it, and how it is saved and displayed."""
+"""The state of the interactive chat, on which messages and slash commands act."""
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
     from mllama_cli.processing.prepared import PreparedImage
 
 CONTEXT_WARNING = 0.9
-"""Share of the context from which on the user is warned."""
+"""Share of the context above which the user is warned."""
 
 
-class Input(Protocol):
-    """Where the user's lines come from (``terminal.prompt.ChatPrompt``, or a list in tests)."""
+class LineSource(Protocol):
+    """Reads the user's lines (``terminal.prompt.ChatPrompt``, or a list in tests)."""
 
     def ask(self, chips: list[str], default: str = "") -> str:
         """Return the next message. Raise EOFError when the user leaves."""
         ...
 
     def choose(self, question: str, choices: str) -> str:
-        """Return one of the letters ``choices``; the last one when the user only presses Enter or Ctrl-C."""
+        """Return one of the letters ``choices``; the last one for Enter or Ctrl-C alone."""
         ...
 
 
 @dataclass
 class DisplayOptions:
-    """How answers and images are displayed. The user can change it while chatting."""
+    """How answers and images are displayed; `/set` changes it."""
 
     verbose: bool = False
     preview: bool = True
@@ -44,13 +44,13 @@ class DisplayOptions:
 
 
 class Shell:
-    """Everything that a slash command may use."""
+    """A dialogue with its terminal, input, autosave and display options."""
 
     def __init__(
         self,
         terminal: Terminal,
         dialogue: Dialogue,
-        source: Input,
+        source: LineSource,
         autosave: Autosave,
         *,
         load_engine: "Callable[[str], Engine]",
@@ -65,7 +65,7 @@ class Shell:
         self.default_sampling = default_sampling
         self.display = display or DisplayOptions()
         self.draft = ""
-        """What the next prompt begins with."""
+        """Text that the next prompt starts with."""
         self.leaving = False
         self._warned_of_context = False
 
@@ -86,7 +86,7 @@ class Shell:
         return prepared
 
     def show_image(self, image: "PreparedImage", *, large: bool = False) -> None:
-        """Draw an image in the terminal: a thumbnail where previews are on, or large in any case."""
+        """Draw an image in the terminal: a thumbnail if previews are on, or ``large`` in any case."""
         if not (self.display.preview or large):
             return
         from mllama_cli.terminal.graphics import show_preview
@@ -95,7 +95,7 @@ class Shell:
         show_preview(self.terminal, image.canvas.image(), **size)
 
     def send(self, message: Message, *, typed: str = "") -> None:
-        """Ask and show the answer; let the user choose what to drop if the context is too small.
+        """Ask and show the answer; if the context is too small, let the user choose what to drop.
 
         ``typed`` becomes the draft of the next prompt if the message is not answered.
         """
@@ -127,7 +127,7 @@ class Shell:
                     self.dialogue.drop_oldest()
 
     def show_answer(self, events: Generator[Event]) -> None:
-        """Show an answer as it comes. Ctrl-C stops it and keeps what was said, on the screen and in the dialogue."""
+        """Show an answer as it arrives. Ctrl-C stops it and keeps the partial answer."""
         view = AnswerView(self.terminal, MarkdownView(self.terminal, theme=self.display.theme))
         try:
             view.show(events)
@@ -136,14 +136,14 @@ class Shell:
                 self.autosave.save(self.dialogue)
             raise
         if view.interrupted:
-            self.terminal.note("Stopped. What was said so far stays in the conversation.")
+            self.terminal.note("Stopped. The answer so far stays in the conversation.")
         self.autosave.save(self.dialogue)
         if view.stats is not None:
             self._note_statistics(view.stats)
         self._separate()
 
     def show_last_answer(self) -> None:
-        """Show the last answer again as a reminder, if there is one."""
+        """Show the last answer again, if there is one."""
         if not self.dialogue.last_answer:
             return
         view = MarkdownView(self.terminal, theme=self.display.theme)

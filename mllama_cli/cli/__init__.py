@@ -1,1 +1,1 @@
-"""One file a command: parses, wires the rooms together, turns errors into exit codes."""
+"""The commands, one per file: parse options, connect the rooms, turn errors into exit codes."""

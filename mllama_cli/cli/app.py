@@ -1,4 +1,4 @@
-"""The `mllama` command: its subcommands, and how errors become exit codes."""
+"""The `mllama` command: register its subcommands and turn errors into exit codes."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ from mllama_cli.cli.config import config
 from mllama_cli.cli.download import download
 from mllama_cli.cli.history import history
 from mllama_cli.cli.models import list_models, remove
-from mllama_cli.cli.options import DEBUG
+from mllama_cli.cli.options import DEBUG_KEY
 from mllama_cli.cli.quantize import quantize
 from mllama_cli.cli.show import show
 from mllama_cli.core.errors import MllamaError
@@ -26,12 +26,6 @@ from mllama_cli.core.version import __version__
 class MllamaGroup(TyperGroup):
     """Turn our errors into one line on stderr and an exit code; ``--debug`` on a command shows the traceback."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        for parameter in self.params:
-            if parameter.name in ("install_completion", "show_completion"):
-                parameter.hidden = True  # type: ignore[attr-defined]  # `mllama completion` is the documented way
-
     def invoke(self, ctx: Any) -> Any:
         try:
             if sys.stdout is None:  # `>&-`
@@ -40,14 +34,14 @@ class MllamaGroup(TyperGroup):
             sys.stdout.flush()
             return result
         except MllamaError as error:
-            if ctx.meta.get(DEBUG):
+            if ctx.meta.get(DEBUG_KEY):
                 raise
             from mllama_cli.terminal.console import Terminal
 
             Terminal().error(error.message, error.hint)
             raise typer.Exit(error.exit_code) from None
         except (RuntimeError, MemoryError) as error:
-            if ctx.meta.get(DEBUG) or isinstance(error, typer.Exit | typer.Abort):
+            if ctx.meta.get(DEBUG_KEY) or isinstance(error, typer.Exit | typer.Abort):
                 raise
             from mllama_cli.engine.device import is_out_of_memory, memory_shortage
             from mllama_cli.terminal.console import Terminal
@@ -58,7 +52,7 @@ class MllamaGroup(TyperGroup):
             Terminal().error(shortage.message, f"{shortage.hint} --debug shows where it happened.")
             raise typer.Exit(shortage.exit_code) from None
         except KeyboardInterrupt:
-            if ctx.meta.get(DEBUG):
+            if ctx.meta.get(DEBUG_KEY):
                 raise
             raise typer.Exit(ExitStatus.INTERRUPTED) from None
         except BrokenPipeError:
@@ -68,6 +62,9 @@ class MllamaGroup(TyperGroup):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Report write errors here too, as help and version are printed before a command is invoked."""
+        for parameter in self.params:  # Typer appends its own after __init__
+            if parameter.name in ("install_completion", "show_completion"):
+                parameter.hidden = True  # type: ignore[attr-defined]  # `mllama completion` is the documented way
         try:
             return super().main(*args, **extra)
         except OSError as error:
@@ -83,7 +80,7 @@ class MllamaGroup(TyperGroup):
 
 
 def _drop_output() -> None:
-    """Keep the flush at exit from reporting again what cannot be written."""
+    """Send what is left to the null device, so that the flush at exit does not report the error again."""
     try:
         sys.stdout.flush()
     except OSError:

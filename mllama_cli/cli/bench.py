@@ -21,27 +21,27 @@ def bench(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]",
-            help="A folder, an installed model, an alias or a hub id (default: the model that chat would take).",
+            metavar="MODEL",
+            help="A folder, an installed model, an alias or a hub id (default: the one that chat would use).",
             autocompletion=complete.installed_models,
         ),
     ] = None,
     random: Annotated[
         str | None,
-        typer.Option(metavar="11b|90b", help="A released model's shape with random weights: needs no download."),
+        typer.Option(metavar="11b|90b", help="Use random weights in a released model's shape; no download needed."),
     ] = None,
     quantize: Annotated[
-        str | None, typer.Option(metavar="int8|int4", help="With --random: pack the language model's weights.")
+        str | None, typer.Option(metavar="int8|int4", help="With --random: quantize the language model's weights.")
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens to decode (default: 256 on a GPU, 16 on a CPU).")
+        int | None, typer.Option(metavar="N", min=1, help="Tokens to decode (default: 256 on a GPU, 16 on a CPU).")
     ] = None,
     device: Device = None,
     dtype: Dtype = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Measure time to first token, prefill, decoding, vision and loading, next to the memory bandwidth."""
+    """Measure loading, vision, time to first token, prefill and decoding, and compare with memory bandwidth."""
     from mllama_cli.core.errors import UsageError
     from mllama_cli.terminal.answer_view import StatusLine
     from mllama_cli.terminal.console import Terminal
@@ -49,7 +49,7 @@ def bench(
     if model and random:
         raise UsageError("A model and --random are mutually exclusive")
     if quantize and not random:
-        raise UsageError("--quantize needs --random: a model is measured as it is stored")
+        raise UsageError("--quantize needs --random: other models are measured as they are stored")
     compute = ComputeOptions(model, device, dtype, quantize).with_defaults(load_settings())
     terminal = Terminal()
     with StatusLine(terminal) as status:

@@ -1,4 +1,4 @@
-"""`mllama caption`: captions for images: next to them, in one file, or on stdout."""
+"""`mllama caption`: caption images, next to them, in one file, or on stdout."""
 
 from mllama_cli.cli.caption_request import (
     CaptionBatching,
@@ -25,8 +25,8 @@ def caption(
 ) -> None:
     """Write captions for pictures: photo.txt next to photo.jpg.
 
-    Existing captions are kept, so running the same command again resumes a stopped run. A single picture's caption is
-    printed instead.
+    Existing captions are kept, so running the same command again resumes a stopped run.
+    The caption of a single picture is printed, not written.
 
     [bold]mllama caption photos/[/]
     """

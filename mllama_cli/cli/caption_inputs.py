@@ -1,4 +1,4 @@
-"""From the paths and lists that `mllama caption` was given to the images they mean."""
+"""Find the images that the paths and lists given to `mllama caption` name."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ _LIST_HINT = "Pipe one in: find . -name '*.jpg' | mllama caption -"
 
 @dataclass(frozen=True)
 class FoundInputs:
-    """The images, ``roots`` that identify what was named, and whether that was exactly one file."""
+    """The images, ``roots`` that identify the inputs, and whether a single file was named."""
 
     listing: Listing
     roots: tuple[str, ...]
@@ -41,7 +41,7 @@ def find_inputs(inputs: CaptionInput) -> FoundInputs:
 
 
 def _read_lists(paths: Sequence[str], files_from: str | None, null: bool) -> tuple[list[str], tuple[str, ...]]:
-    """Return the paths in the list and the list's digest; nothing if there is no list."""
+    """Return the paths in the list and the list's digest, both empty without a list."""
     source = "-" if "-" in paths else files_from
     if files_from is not None and "-" in paths and files_from != "-":
         raise UsageError("- and --files-from both name a list", "Leave one of them out.")

@@ -1,6 +1,6 @@
-"""What `mllama caption` was asked to do, as one value: its options in groups, each checked when it is made.
+"""The request of `mllama caption`: its options in groups, each checked when it is made.
 
-Imported when the program starts: what only the checks need is imported by them.
+Imported when the program starts, so the checks import what only they need.
 """
 
 import hashlib
@@ -8,14 +8,14 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mllama_cli.cli import complete
-from mllama_cli.cli.options import OUTPUT, ComputeOptions, SamplingOptions, Verbose
+from mllama_cli.cli.options import ComputeOptions, SamplingOptions, Verbose, input_option, output_option
 from mllama_cli.core.caption_events import EXISTING
 from mllama_cli.core.errors import UsageError
 
@@ -23,77 +23,63 @@ if TYPE_CHECKING:
     from mllama_cli.captioning.postprocess import Postprocess
     from mllama_cli.captioning.prompts import PromptTemplate
 
-INPUT = "Input"
-PROMPT = "Prompt and caption text"
-SPEED = "Speed"
+prompt_option = partial(typer.Option, rich_help_panel="Prompt and caption text")
+speed_option = partial(typer.Option, rich_help_panel="Speed")
 
 
 @dataclass(frozen=True)
 class CaptionInput:
-    """Which images to caption: see ``find_inputs``."""
+    """The images to caption (``find_inputs`` lists them)."""
 
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PATH...", help="Folders, pictures, globs; - for a list of paths on stdin."),
+        typer.Argument(metavar="PATH", help="Folders, pictures or globs; - reads a list of paths from stdin."),
     ] = None
     files_from: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="A list of paths, one a line (- for stdin).", rich_help_panel=INPUT),
+        str | None, input_option(metavar="FILE", help="A list of paths, one per line (- for stdin).")
     ] = None
-    null: Annotated[
-        bool,
-        typer.Option("-0", "--null", help="Input paths are NUL-separated (find -print0).", rich_help_panel=INPUT),
-    ] = False
-    recursive: Annotated[
-        bool, typer.Option("-r", "--recursive", help="Recurse into subfolders.", rich_help_panel=INPUT)
-    ] = False
-    glob: Annotated[
-        str | None,
-        typer.Option(metavar="PATTERN", help="Only files in folders whose name matches.", rich_help_panel=INPUT),
-    ] = None
+    null: Annotated[bool, input_option("-0", "--null", help="Input paths are NUL-separated (find -print0).")] = False
+    recursive: Annotated[bool, input_option("-r", "--recursive", help="Recurse into subfolders.")] = False
+    glob: Annotated[str | None, input_option(metavar="PATTERN", help="In folders, only files whose name matches.")] = (
+        None
+    )
     shard: Annotated[
         str | None,
-        typer.Option(
-            metavar="I/N", help="The I-th of N disjoint parts, for several GPUs or machines.", rich_help_panel=INPUT
-        ),
+        input_option(metavar="I/N", help="Only part I of N disjoint parts, for several GPUs or machines."),
     ] = None
 
 
 @dataclass(frozen=True)
 class CaptionPrompt:
-    """What the model is asked, and how its answer becomes the caption."""
+    """The prompt, and how an answer becomes a caption."""
 
     prompt: Annotated[
         str | None,
-        typer.Option(
+        prompt_option(
             "-p",
             "--prompt",
+            metavar="TEXT",
             help="The prompt; {name}, {stem}, {folder}, {existing} and {tags} are filled in.",
-            rich_help_panel=PROMPT,
         ),
     ] = None
-    prompt_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The prompt, from a file.", rich_help_panel=PROMPT)
-    ] = None
+    prompt_file: Annotated[Path | None, prompt_option(metavar="FILE", help="Read the prompt from a file.")] = None
     style: Annotated[
         str | None,
-        typer.Option(
+        prompt_option(
+            metavar="NAME",
             help="A ready-made prompt: short, detailed, alt-text or tags.",
             autocompletion=complete.caption_styles,
-            rich_help_panel=PROMPT,
         ),
     ] = None
     system: Annotated[
         str | None,
-        typer.Option("-s", "--system", "--system-prompt", help="How the model should behave.", rich_help_panel=PROMPT),
+        prompt_option("-s", "--system", "--system-prompt", metavar="TEXT", help="How the model should behave."),
     ] = None
-    prefix: Annotated[
-        str, typer.Option(help="Text in front of every caption, such as a trigger word.", rich_help_panel=PROMPT)
-    ] = ""
-    suffix: Annotated[str, typer.Option(help="Text after every caption.", rich_help_panel=PROMPT)] = ""
-    strip: Annotated[
-        bool, typer.Option("--strip", help='Cut openings such as "The image shows".', rich_help_panel=PROMPT)
-    ] = False
+    prefix: Annotated[str, prompt_option(metavar="TEXT", help="Text before every caption, such as a trigger word.")] = (
+        ""
+    )
+    suffix: Annotated[str, prompt_option(metavar="TEXT", help="Text after every caption.")] = ""
+    strip: Annotated[bool, prompt_option("--strip", help='Remove openings such as "The image shows".')] = False
 
     def __post_init__(self) -> None:
         from mllama_cli.captioning.prompts import STYLES
@@ -136,43 +122,38 @@ class CaptionPrompt:
 
 @dataclass(frozen=True)
 class CaptionOutput:
-    """Where captions go, and what to do with those that exist."""
+    """Where captions go, and what happens to existing ones."""
 
     existing: Annotated[
         str,
-        typer.Option(
+        prompt_option(
+            metavar="ACTION",
             help="What to do with existing captions: skip, overwrite, append or prepend.",
             autocompletion=complete.existing_choices,
-            rich_help_panel=PROMPT,
         ),
     ] = "skip"
     separator: Annotated[
         str | None,
-        typer.Option(
-            help="Between an old caption and an appended one (default: a space; a comma for tags).",
-            rich_help_panel=PROMPT,
+        prompt_option(
+            metavar="TEXT",
+            help="Text between an existing caption and the new one (default: a space; a comma for tags).",
         ),
     ] = None
     output: Annotated[
         str | None,
-        typer.Option(
+        output_option(
             "-o",
             "--output",
             metavar="FILE",
-            help="All captions in one FILE.jsonl or FILE.csv; - for JSON Lines on stdout.",
-            rich_help_panel=OUTPUT,
+            help="Write all captions to one FILE.jsonl or FILE.csv; - prints JSON Lines.",
         ),
     ] = None
     sidecar: Annotated[
-        bool,
-        typer.Option(
-            "--sidecar", help="Write a caption file next to the picture, even for a single one.", rich_help_panel=OUTPUT
-        ),
+        bool, output_option("--sidecar", help="Write a caption file next to the picture, even for a single one.")
     ] = False
-    extension: Annotated[str, typer.Option(help="Caption file extension.", rich_help_panel=OUTPUT)] = ".txt"
+    extension: Annotated[str, output_option(metavar="EXT", help="Caption file extension.")] = ".txt"
     errors: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="List pictures that failed, with the reason.", rich_help_panel=OUTPUT),
+        Path | None, output_option(metavar="FILE", help="Write a list of pictures that failed, with the reasons.")
     ] = None
 
     def __post_init__(self) -> None:
@@ -213,32 +194,25 @@ class CaptionOutput:
 
 @dataclass(frozen=True)
 class CaptionDisplay:
-    """What is printed while captions are made."""
+    """What is printed during a run."""
 
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print a JSON object for each picture.", rich_help_panel=OUTPUT)
-    ] = False
-    preview: Annotated[
-        bool, typer.Option("--preview", help="Show each picture small with its caption.", rich_help_panel=OUTPUT)
-    ] = False
-    fail_fast: Annotated[
-        bool, typer.Option("--fail-fast", help="Stop at the first picture that fails.", rich_help_panel=OUTPUT)
-    ] = False
+    as_json: Annotated[bool, output_option("--json", help="Print a JSON object for each picture.")] = False
+    preview: Annotated[bool, output_option("--preview", help="Show a thumbnail of each picture with its caption.")] = (
+        False
+    )
+    fail_fast: Annotated[bool, output_option("--fail-fast", help="Stop at the first picture that fails.")] = False
     verbose: Verbose = False
 
 
 @dataclass(frozen=True)
 class CaptionBatching:
-    """How many images are worked on at once."""
+    """How many images are processed at once."""
 
     batch_size: Annotated[
-        str,
-        typer.Option(
-            metavar="N", help="Pictures captioned at once; auto is as many as memory allows.", rich_help_panel=SPEED
-        ),
+        str, speed_option(metavar="N", help="Pictures captioned at once; auto is as many as memory allows.")
     ] = "auto"
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that decode pictures ahead.", rich_help_panel=SPEED)
+        int | None, speed_option(metavar="N", min=0, help="Processes that decode pictures in advance.")
     ] = None
 
     def __post_init__(self) -> None:
@@ -263,13 +237,13 @@ class CaptionRequest:
 
     @property
     def separator(self) -> str:
-        """What is put between an old caption and a new one."""
+        """The text between an existing caption and the new one."""
         if self.output.separator is not None:
             return self.output.separator
         return ", " if self.prompt.style == "tags" else " "
 
     def run_key(self, roots: Sequence[str], model: str, sampling: Mapping[str, Any]) -> str:
-        """Return a digest of the command: what is captioned, by what model, how, and where the captions go."""
+        """Return a digest of everything that decides the captions and where they go."""
         prompt, output = self.prompt, self.output
         facts = [*sorted(roots), model, repr(sorted(sampling.items())), prompt.template.text, repr(prompt.postprocess)]
         facts += [prompt.system or "", output.existing, self.separator, output.file_extension]

@@ -1,8 +1,8 @@
-"""Run `mllama caption`: destination, model, events to the screen and to files, exit code."""
+"""Run `mllama caption`: open destination and model, show events, choose the exit code."""
 
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,25 +28,27 @@ if TYPE_CHECKING:
 
 
 def run_captions(request: CaptionRequest) -> None:
-    """Caption what was asked for. Raise MllamaError; typer.Exit if images failed or Ctrl-C was pressed."""
+    """Caption the images. Raise MllamaError, or typer.Exit if images failed or Ctrl-C was pressed."""
     terminal = Terminal()
     inputs = find_inputs(request.inputs)
     compute = request.compute.with_defaults(load_settings())
     name, folder = resolve_model(compute.model, terminal)
     sampling = {"max_tokens": request.prompt.max_tokens, **request.sampling}
     run = request.run_key(inputs.roots, f"{folder} {compute.quantize}", sampling)
-    # Exactly one image was named, and nothing says that its caption is to be kept.
+    # Only one image was named, and no option asks to save its caption.
     single = inputs.single_file and request.output.output is None and not request.output.sidecar
     destination = _destination(request, inputs.listing, run, terminal, keep=not single)
     plan = inputs.listing.plan(destination.is_done)
     printer = _Printer(terminal, request, single=single)
     view = CaptionView(terminal, verbose=request.display.verbose)
     interrupted = False
-    if not plan.pending and not plan.unreadable:  # all done: no model is needed to say so
+    if not plan.pending and not plan.unreadable:  # nothing left: skip loading the model
         destination.finish(exhausted=True, complete=True)
         view.event(CaptionsPlanned(plan.total, plan.skipped))
     else:
-        with _released(destination), _error_list(request.output.errors) as error_list:
+        with ExitStack() as stack:
+            stack.callback(destination.finish, exhausted=False, complete=False)
+            list_error = stack.enter_context(_error_list(request.output.errors))
             try:
                 engine = _engine(terminal, compute, folder, name)
                 events = _events(request, engine, sampling, plan, destination)
@@ -55,7 +57,7 @@ def run_captions(request: CaptionRequest) -> None:
                         view.event(event)
                         printer.event(event, view)
                         if isinstance(event, CaptionFailed):
-                            error_list(event)
+                            list_error(event)
                             if request.display.fail_fast:
                                 break
             except KeyboardInterrupt:
@@ -67,15 +69,6 @@ def run_captions(request: CaptionRequest) -> None:
         raise typer.Exit(ExitStatus.INTERRUPTED)
     if view.failed:
         raise typer.Exit(ExitStatus.PARTLY if view.done or view.skipped else ExitStatus.FAILURE)
-
-
-@contextmanager
-def _released(destination: CaptionDestination) -> Iterator[None]:
-    """Release the destination whatever stops the run, even before the first image."""
-    try:
-        yield
-    finally:
-        destination.finish(exhausted=False, complete=False)
 
 
 def _events(
@@ -129,15 +122,15 @@ def _destination(
     if collided:
         example = next(each for each in listing.entries if paths[each.path] == each.path + output.file_extension)
         terminal.note(
-            f"{collided} pictures differ only in their extension, so their captions have the full name: "
-            f"{example.name} has {example.name}{output.file_extension}."
+            f"{collided} pictures differ only in their extension, so their caption files keep it: "
+            f"{example.name}{output.file_extension} for {example.name}."
         )
     journal = CaptionJournal(run) if existing != "skip" else None
     return Sidecars(paths, existing=existing, separator=request.separator, journal=journal)
 
 
 class _Printer:
-    """What goes to stdout: nothing, the single caption, or a JSON object for each picture."""
+    """Prints to stdout: nothing, the single caption, or a JSON object for each image."""
 
     def __init__(self, terminal: Terminal, request: CaptionRequest, *, single: bool) -> None:
         self._terminal = terminal
@@ -152,7 +145,7 @@ class _Printer:
             view.stop()
             self._terminal.error(strip_control(f"{event.record.path}: {event.record.error}"), event.hint)
         if self._json:
-            # A file name may be any bytes, which pass through a text stream only as escapes.
+            # A file name may be any bytes, which a text stream takes only escaped.
             plain = event.record.path.isprintable()
             self._terminal.stdout.write(json.dumps(as_json(event.record), ensure_ascii=not plain) + "\n")
             self._terminal.stdout.flush()
@@ -177,12 +170,12 @@ class _Printer:
             show_preview(self._terminal, image, max_columns=32, max_rows=10)
             if not self._single:
                 shown = f"{event.record.path}: {event.record.caption}"
-                self._terminal.out.print(strip_control(shown), markup=False)
+                self._terminal.out.print(strip_control(shown))
 
 
 @contextmanager
 def _error_list(path: Path | None) -> Iterator[Callable[[CaptionFailed], None]]:
-    """Give a function that adds a line to the FILE of --errors: an image's path, a tab and the reason."""
+    """Yield a function that adds a line to the FILE of --errors: an image's path, a tab and the reason."""
     if path is None:
         yield lambda event: None
         return

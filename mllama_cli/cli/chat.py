@@ -1,4 +1,4 @@
-"""`mllama chat`: one question and one streamed answer, or, without a question on a terminal, the interactive chat."""
+"""`mllama chat`: answer one question, or open the interactive chat."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ def chat(
     sampling: SamplingOptions,
     debug: Debug = False,
 ) -> None:
-    """Ask a question, with or without images; the answer streams to stdout.
+    """Ask a question, with or without pictures; the answer streams to stdout.
 
     Without a question, on a terminal, opens the interactive chat.
 
@@ -31,7 +31,7 @@ def chat(
 
     terminal, settings = Terminal(), load_settings()
     request = ChatRequest(asked, saving, output, compute.with_defaults(settings), sampling, settings)
-    # Everything that can be wrong with the request is checked before torch is imported and weights are read.
+    # Check the whole request before importing torch and reading weights.
     saved = find_chat(saving.resume, last=saving.resume_last)
     interactive = request.is_interactive(terminal)
     if interactive:
@@ -43,7 +43,7 @@ def chat(
     question = question.prepared(folder)
 
     with StatusLine(terminal) as status:
-        status.show("Starting")  # importing torch is most of it
+        status.show("Starting")  # mostly the import of torch
         engine = request.compute.open_engine(folder, name)
     if interactive:
         run_chat(terminal, engine, request, question.images, saved)

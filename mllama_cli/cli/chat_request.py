@@ -1,15 +1,16 @@
-"""What `mllama chat` was asked to do, as one value: its options in groups, and the settings behind them.
+"""The request of `mllama chat`: its options in groups, and the settings behind them.
 
-Imported when the program starts: it imports nothing heavy.
+Imported when the program starts, so it imports nothing heavy.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mllama_cli.cli import complete
-from mllama_cli.cli.options import OUTPUT, ComputeOptions, SamplingOptions, Verbose
+from mllama_cli.cli.options import ComputeOptions, SamplingOptions, Verbose, input_option, output_option
 from mllama_cli.core.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -18,91 +19,71 @@ if TYPE_CHECKING:
     from mllama_cli.engine.engine import Engine
     from mllama_cli.terminal.console import Terminal
 
-INPUT = "Input"
-SAVED = "Saved chats"
+saving_option = partial(typer.Option, rich_help_panel="Saved chats")
 
 
 @dataclass(frozen=True)
 class ChatInput:
-    """What the question is made of: see ``build_question``."""
+    """The parts of the question (``build_question`` puts them together)."""
 
     words: Annotated[
         list[str] | None, typer.Argument(metavar="PROMPT", help="The question. Piped text comes before it.")
     ] = None
     image: Annotated[
         list[str] | None,
-        typer.Option(
+        input_option(
             "-i",
             "--image",
             "-a",
             "--attachment",
             metavar="IMAGE",
             help="A picture: a path, an http(s) or data: URL, or - for stdin (repeatable).",
-            rich_help_panel=INPUT,
         ),
     ] = None
     prompt: Annotated[
-        str | None, typer.Option("-p", "--prompt", help="The question, as an option.", rich_help_panel=INPUT)
+        str | None, input_option("-p", "--prompt", metavar="TEXT", help="The question, as an option.")
     ] = None
     system: Annotated[
         str | None,
-        typer.Option("-s", "--system", "--system-prompt", help="How the model should behave.", rich_help_panel=INPUT),
+        input_option("-s", "--system", "--system-prompt", metavar="TEXT", help="How the model should behave."),
     ] = None
     messages: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE",
-            help="A conversation as JSON: a list of {role, content} (- for stdin).",
-            rich_help_panel=INPUT,
-        ),
+        input_option(metavar="FILE", help="A conversation as JSON: a list of {role, content} (- for stdin)."),
     ] = None
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Send the prompt verbatim, without the chat template.", rich_help_panel=INPUT)
-    ] = False
-    no_stdin: Annotated[
-        bool, typer.Option("--no-stdin", help="Leave stdin alone (in `while read` loops).", rich_help_panel=INPUT)
-    ] = False
+    raw: Annotated[bool, input_option("--raw", help="Send the prompt verbatim, without the chat template.")] = False
+    no_stdin: Annotated[bool, input_option("--no-stdin", help="Do not read stdin (for `while read` loops).")] = False
 
 
 @dataclass(frozen=True)
 class ChatSaving:
-    """Which saved chat to continue, and whether to save this one."""
+    """The saved chat to continue, and whether to save this one."""
 
-    resume_last: Annotated[
-        bool, typer.Option("-c", "--continue", help="Continue the last saved chat.", rich_help_panel=SAVED)
-    ] = False
+    resume_last: Annotated[bool, saving_option("-c", "--continue", help="Continue the last saved chat.")] = False
     resume: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Continue a saved chat, by name or number.",
-            autocompletion=complete.chats,
-            rich_help_panel=SAVED,
-        ),
+        saving_option(metavar="NAME", help="Continue a saved chat by name or number.", autocompletion=complete.chats),
     ] = None
-    no_log: Annotated[bool, typer.Option("--no-log", help="Do not save this chat.", rich_help_panel=SAVED)] = False
+    no_log: Annotated[bool, saving_option("--no-log", help="Do not save this chat.")] = False
 
 
 @dataclass(frozen=True)
 class ChatOutput:
     """How the answer is displayed."""
 
-    no_preview: Annotated[
-        bool, typer.Option("--no-preview", help="No small pictures in the interactive chat.", rich_help_panel=OUTPUT)
-    ] = False
-    no_stream: Annotated[
-        bool, typer.Option("--no-stream", help="Print only the complete answer.", rich_help_panel=OUTPUT)
-    ] = False
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print one JSON object: answer, token counts, timings.", rich_help_panel=OUTPUT),
-    ] = False
+    no_preview: Annotated[bool, output_option("--no-preview", help="Show no thumbnails in the interactive chat.")] = (
+        False
+    )
+    no_stream: Annotated[bool, output_option("--no-stream", help="Print the answer only when it is complete.")] = False
+    as_json: Annotated[bool, output_option("--json", help="Print one JSON object: answer, token counts, timings.")] = (
+        False
+    )
     verbose: Verbose = False
 
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """``compute`` has its defaults from ``settings`` already; ``sampling`` holds flags alone."""
+    """Everything that was asked. ``settings`` are applied to ``compute`` already; ``sampling`` holds flags only."""
 
     asked: ChatInput
     saving: ChatSaving
@@ -112,20 +93,20 @@ class ChatRequest:
     settings: "Settings"
 
     def is_interactive(self, terminal: "Terminal") -> bool:
-        """Return whether there is no question, but a user at the terminal."""
+        """Return whether to chat: a user is at the terminal and no question was given."""
         asked, output = self.asked, self.output
         given = asked.words or asked.prompt or asked.messages or asked.raw or output.no_stream or output.as_json
         return terminal.stdin_is_tty and terminal.stdout_is_tty and not given
 
     def system(self, saved: "SavedChat | None") -> str | None:
-        """Return the system message: of the command line, or of the config file for a conversation that begins here."""
+        """Return the command line's system message, or for a new conversation the config file's."""
         asked = self.asked
         if asked.system is None and saved is None and not (asked.messages or asked.raw):
             return self.settings.system
         return asked.system
 
     def sampling_for(self, engine: "Engine") -> Sampling:
-        """Return how a model answers: its own defaults, overridden by the config file, overridden by flags."""
+        """Return a model's own defaults, overridden by the config file, overridden by flags."""
         return Sampling.from_defaults(engine.generation_config, **{**self.settings.sampling, **self.sampling})
 
     @property

@@ -1,10 +1,12 @@
-"""What several commands need: exit codes, the user's settings, which model is meant, JSON and a yes from the user."""
+"""Helpers for several commands: exit codes, settings, the model to use, JSON output, confirmation."""
 
 import json
 import os
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mllama_cli.core.text import replace_surrogates
 
 if TYPE_CHECKING:
     from mllama_cli.core.settings import Settings
@@ -26,26 +28,23 @@ class ExitStatus(IntEnum):
 def config_path() -> Path:
     """Return MLLAMA_CONFIG, else config.toml in the user's config folder. It may not exist."""
     if given := os.environ.get("MLLAMA_CONFIG"):
-        return Path(os.path.expanduser(given))  # noqa: PTH111 - unlike Path's, it leaves a ~ of nobody's as it is
+        return Path(os.path.expanduser(given))  # noqa: PTH111 - leaves the ~ of an unknown user alone
     from mllama_cli.system.paths import config_folder
 
     return config_folder() / "config.toml"
 
 
 def load_settings() -> "Settings":
-    """Return the settings of the config file. Raises UsageError for a file that cannot be understood.
-
-    Flags take precedence over them, and so does the environment.
-    """
+    """Return the settings of the config file, which flags override. Raise UsageError if it is invalid."""
     from mllama_cli.core.settings import read_settings
 
     return read_settings(config_path())
 
 
 def resolve_model(asked: str | None, terminal: "Terminal") -> tuple[str, Path]:
-    """Return name and folder of the model to run: the one asked for, else the only one here, else the built-in one.
+    """Return name and folder of the model to run: as asked, else the only installed one, else the built-in one.
 
-    Prints a note where it is the built-in one for want of another. Raises ModelNotFoundError and related errors.
+    Falling back to the built-in model prints a note. Raise ModelNotFoundError or CheckpointError.
     """
     from mllama_cli.hub.catalog import default_model, resolve
 
@@ -58,11 +57,12 @@ def resolve_model(asked: str | None, terminal: "Terminal") -> tuple[str, Path]:
 
 
 def print_json(terminal: "Terminal", data: Any) -> None:
-    terminal.stdout.write(json.dumps(data, ensure_ascii=False, indent=2) + "\n")
+    """Print indented JSON. Lone surrogates, which stdout cannot encode, become U+FFFD."""
+    terminal.stdout.write(replace_surrogates(json.dumps(data, ensure_ascii=False, indent=2)) + "\n")
 
 
 def require_confirmation(terminal: "Terminal", *, given: bool) -> None:
-    """Raise UsageError where a command must ask before it deletes, but can neither ask nor was told not to."""
+    """Raise UsageError if there is no terminal to ask on before deleting and --yes was not ``given``."""
     if not given and not terminal.stdin_is_tty:
         from mllama_cli.core.errors import UsageError
 
@@ -71,7 +71,7 @@ def require_confirmation(terminal: "Terminal", *, given: bool) -> None:
 
 def confirmed(terminal: "Terminal", what: str) -> bool:
     """Ask whether to delete something. Only an explicit yes counts."""
-    terminal.err.print(f"Delete {what}? [y/N] ", end="", markup=False)
+    terminal.err.print(f"Delete {what}? [y/N] ", end="")
     if terminal.stdin.readline().strip().lower() in ("y", "yes"):
         return True
     terminal.note("Not deleted.")

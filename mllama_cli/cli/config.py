@@ -18,17 +18,15 @@ if TYPE_CHECKING:
 
 Key = Annotated[
     str,
-    typer.Argument(
-        metavar="KEY", help="A setting; `mllama config show` lists them.", autocompletion=complete.setting_names
-    ),
+    typer.Argument(metavar="KEY", help="A setting (see `mllama config show`).", autocompletion=complete.setting_names),
 ]
 
-config = typer.Typer(no_args_is_help=True, help="Defaults in a TOML file: model, sampling, display.")
+config = typer.Typer(no_args_is_help=True, help="Show and change defaults: model, sampling, display.")
 
 
 @config.command()
 def path(debug: Debug = False) -> None:
-    """Print the path of the file, which may not exist."""
+    """Print the path of the config file, which may not exist."""
     from mllama_cli.terminal.console import Terminal
 
     Terminal().stdout.write(f"{config_path()}\n")
@@ -39,7 +37,7 @@ def show(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show every setting, its value, and where that comes from."""
+    """Show every setting, its value, and where it comes from."""
     from rich.table import Table
 
     from mllama_cli.core.settings import KEYS
@@ -56,13 +54,13 @@ def show(
     for title in ("SETTING", "VALUE", "FROM", "MEANING"):
         table.add_column(title, no_wrap=title != "MEANING")
     for name, (value, source) in found.items():
-        table.add_row(name, "" if value is None else _written(value), source, KEYS[name].help)
-    terminal.out.print(table, markup=False)
+        table.add_row(name, "" if value is None else _as_text(value), source, KEYS[name].help)
+    terminal.out.print(table)
 
 
 @config.command()
 def get(key: Key, debug: Debug = False) -> None:
-    """Print one setting's value; nothing, and exit code 1, if it is not set."""
+    """Print a setting's value; if it is not set, exit with code 1."""
     from mllama_cli.core.settings import find_key
     from mllama_cli.terminal.console import Terminal
 
@@ -70,16 +68,16 @@ def get(key: Key, debug: Debug = False) -> None:
     value, _ = _effective(key, load_settings())
     if value is None:
         raise typer.Exit(1)
-    Terminal().stdout.write(_written(value) + "\n")
+    Terminal().stdout.write(_as_text(value) + "\n")
 
 
 @config.command("set", context_settings={"ignore_unknown_options": True})  # -1 is a value
 def set_(
     key: Key,
-    value: Annotated[list[str], typer.Argument(metavar="VALUE...", help="Its value (stop takes several).")],
+    value: Annotated[list[str], typer.Argument(metavar="VALUE", help="The new value (several for stop).")],
     debug: Debug = False,
 ) -> None:
-    """Change one setting in the file; comments and order are preserved."""
+    """Change a setting in the config file; comments and order are preserved."""
     from mllama_cli.core.errors import UsageError
     from mllama_cli.core.settings import find_key
 
@@ -97,7 +95,7 @@ def set_(
 
 @config.command()
 def unset(key: Key, debug: Debug = False) -> None:
-    """Remove one setting from the file."""
+    """Remove a setting from the config file."""
     from mllama_cli.core.settings import find_key
 
     find_key(key, "config")
@@ -115,7 +113,7 @@ def _effective(name: str, settings: "Settings") -> tuple[Any, str]:
     return (None, "default") if value is None else (value, str(config_path()))
 
 
-def _written(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):
@@ -126,18 +124,18 @@ def _written(value: Any) -> str:
 def _document() -> "TOMLDocument":
     import tomlkit
 
-    load_settings()  # raises for a file that cannot be understood, rather than overwriting it
+    load_settings()  # raises for an invalid file instead of overwriting it
     file = config_path()
     return tomlkit.parse(file.read_text(encoding="utf-8-sig") if file.is_file() else "")
 
 
 def _write(document: "TOMLDocument") -> None:
-    """Write the file atomically, readable by its owner alone: a system prompt may be private."""
+    """Write the file atomically, readable only by its owner: a system prompt may be private."""
     import tempfile
 
     import tomlkit
 
-    file = config_path().resolve()  # through a link: such files are often kept elsewhere
+    file = config_path().resolve()  # writes through a link, as dotfiles often are
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:

@@ -1,4 +1,4 @@
-"""`mllama download`: downloads a model from the Hub."""
+"""`mllama download`: download a model from the Hub."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,15 +23,16 @@ def download(
         ),
     ] = None,
     revision: Annotated[str, typer.Option(metavar="REV", help="A branch, tag or commit.")] = "main",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show files and sizes; fetch nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show files and sizes; download nothing.")] = False,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Only check that the model is here and complete (also HF_HUB_OFFLINE=1).")
+        bool,
+        typer.Option("--offline", help="Only check that the model is cached and complete (also HF_HUB_OFFLINE=1)."),
     ] = False,
     debug: Debug = False,
 ) -> None:
     """Download a model into the Hugging Face cache and print its folder.
 
-    Resumes a download that was cut short. HF_TOKEN, HF_HOME and HF_ENDPOINT are respected.
+    Resumes an interrupted download. HF_TOKEN, HF_HOME and HF_ENDPOINT are respected.
 
     [bold]mllama download 11b[/]
     """

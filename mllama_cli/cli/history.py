@@ -1,36 +1,35 @@
-"""`mllama history`: the saved chats."""
+"""`mllama history`: list, show, export and delete saved chats."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mllama_cli.cli import complete
-from mllama_cli.cli.common import confirmed, require_confirmation
+from mllama_cli.cli.common import confirmed, print_json, require_confirmation
 from mllama_cli.cli.options import AsJson, Debug, Yes
-from mllama_cli.core.text import strip_control
+from mllama_cli.core.text import replace_surrogates, strip_control
 
 if TYPE_CHECKING:
     from mllama_cli.chat.storage.saved import ChatSummary, SavedChat
     from mllama_cli.terminal.console import Terminal
 
-history = typer.Typer(no_args_is_help=True, help="Saved chats: list, show, export, delete.")
+history = typer.Typer(no_args_is_help=True, help="List, show, export and delete saved chats.")
 
-Name = Annotated[
-    str, typer.Argument(metavar="CHAT", help="A name, its beginning, or a number.", autocompletion=complete.chats)
+ChatName = Annotated[
+    str, typer.Argument(metavar="CHAT", help="A name, the start of one, or a number.", autocompletion=complete.chats)
 ]
-
-_SPEAKERS = {"system": "System", "user": "You", "assistant": "Assistant"}
 
 
 @history.command("ls", hidden=True)
 @history.command("list")
 def list_chats(
     search: Annotated[
-        str, typer.Option("-s", "--search", metavar="TEXT", help="Only chats with this text in them or in their name.")
+        str, typer.Option("-s", "--search", metavar="TEXT", help="Only chats with this text in their name or messages.")
     ] = "",
-    limit: Annotated[int | None, typer.Option("-n", "--limit", min=1, help="Only this many, the newest.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("-n", "--limit", metavar="N", min=1, help="Only the N newest chats.")
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -44,16 +43,15 @@ def list_chats(
     terminal = Terminal()
     chats = ChatStore().chats(search, limit=limit)
     if as_json:
-        text = json.dumps([_record(chat) for chat in chats], ensure_ascii=False, indent=2)
-        _print(terminal, text + "\n")
+        print_json(terminal, [_record(chat) for chat in chats])
         return
     if not chats:
-        terminal.note(f"No saved chat has {search!r} in it." if search else "There are no saved chats yet.")
+        terminal.note(f"No saved chat contains {search!r}." if search else "There are no saved chats yet.")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("ID", no_wrap=True, justify="right")
     table.add_column("NAME", no_wrap=True)
-    # On a narrow screen these two are truncated, not wrapped; all others are there to be copied.
+    # On a narrow screen TITLE and MODEL are truncated, so that the columns people copy stay whole.
     table.add_column("TITLE")
     table.add_column("MESSAGES", no_wrap=True, justify="right")
     table.add_column("IMAGES", no_wrap=True, justify="right")
@@ -62,15 +60,14 @@ def list_chats(
     for chat in chats:
         model = strip_control(chat.model)
         texts = (str(chat.id), chat.name or "", chat.title, str(chat.messages), str(chat.images), model)
-        # Text, not str: what users write is not Rich markup.
         cells = [Text(text, no_wrap=True, overflow="ellipsis") for text in texts]
         table.add_row(*cells, f"{chat.updated:%Y-%m-%d %H:%M}")
     terminal.out.print(table)
 
 
 @history.command()
-def show(name: Name, as_json: AsJson = False, debug: Debug = False) -> None:
-    """Print a saved chat; with --json as `mllama chat --messages` reads it, pictures included."""
+def show(name: ChatName, as_json: AsJson = False, debug: Debug = False) -> None:
+    """Print a saved chat; --json includes the pictures, for `mllama chat --messages`."""
     from mllama_cli.chat.export import export_json
     from mllama_cli.chat.storage.store import ChatStore
     from mllama_cli.terminal.console import Terminal
@@ -85,14 +82,12 @@ def show(name: Name, as_json: AsJson = False, debug: Debug = False) -> None:
 
 @history.command()
 def export(
-    name: Name,
-    file: Annotated[
-        str, typer.Argument(metavar="[FILE.md|FILE.json|-]", help="Output file; - is stdout, as Markdown.")
-    ] = "-",
+    name: ChatName,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Output file, .md or .json; - prints Markdown.")] = "-",
     force: Annotated[bool, typer.Option("-f", "--force", help="Overwrite existing files.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Write a saved chat as Markdown (pictures in FILE_images next to it) or JSON (pictures in it)."""
+    """Write a saved chat as Markdown (pictures go to FILE_images) or JSON (pictures included)."""
     from urllib.parse import quote
 
     from mllama_cli.chat.export import data_url, export_markdown, write_export
@@ -102,7 +97,7 @@ def export(
     terminal = Terminal()
     saved = ChatStore().load(name)
     if file == "-":
-        # On a terminal, names: megabytes of base64 would push the text off the screen.
+        # Names instead of megabytes of base64, which would push the text off the screen.
         on_screen = terminal.stdout_is_tty
         _print(
             terminal,
@@ -117,23 +112,22 @@ def export(
 @history.command("rm")
 def remove(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="CHAT...", help="Names or numbers.", autocompletion=complete.chats)
+        list[str] | None, typer.Argument(metavar="CHAT", help="Names or numbers.", autocompletion=complete.chats)
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All saved chats.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Delete all saved chats.")] = False,
     yes: Yes = False,
     debug: Debug = False,
 ) -> None:
-    """Delete saved chats, and the pictures that no other chat shows."""
+    """Delete saved chats, and the pictures that no other chat uses."""
     from mllama_cli.chat.storage.store import ChatStore
     from mllama_cli.core.errors import UsageError
     from mllama_cli.terminal.console import Terminal
 
     terminal = Terminal()
     if bool(names) == everything:
-        raise UsageError("Name chats to delete, or say --all" + (", not both" if names else ""), "See --help.")
+        raise UsageError("Name chats to delete, or use --all" + (", not both" if names else ""), "See --help.")
     store = ChatStore()
-    # All names are checked before anything is deleted. A prefix of a name is not enough here: after `trip` was
-    # deleted, `rm trip` must not delete `trip-2024`.
+    # Check all names before deleting anything. Names must be exact: a second `rm trip` must not delete `trip-2024`.
     chats = store.chats() if everything else [store.summary(name, exact=True) for name in names or []]
     chats = list({chat.id: chat for chat in chats}.values())
     if not chats:
@@ -155,7 +149,8 @@ def _called(chat: "ChatSummary") -> str:
 
 
 def _print_transcript(terminal: "Terminal", saved: "SavedChat") -> None:
-    """Print the messages in order. A terminal gets no control characters, and the speakers in bold."""
+    """Print the messages in order; on a terminal without control characters and with the speakers in bold."""
+    from mllama_cli.chat.export import SPEAKERS
     from mllama_cli.core.conversation import ImagePart
 
     screen = terminal.stdout_is_tty
@@ -163,9 +158,9 @@ def _print_transcript(terminal: "Terminal", saved: "SavedChat") -> None:
     _print(terminal, heading)
     for message in saved.whole:
         if screen:
-            terminal.out.print(f"\n{_SPEAKERS[message.role]}:", style="bold")
+            terminal.out.print(f"\n{SPEAKERS[message.role]}:", style="bold")
         else:
-            _print(terminal, f"\n{_SPEAKERS[message.role]}:\n")
+            _print(terminal, f"\n{SPEAKERS[message.role]}:\n")
         for part in message.parts:
             said = f"[image: {part.name}]" if isinstance(part, ImagePart) else part.text.rstrip("\n")
             _print(terminal, strip_control(said) if screen else said)
@@ -173,22 +168,12 @@ def _print_transcript(terminal: "Terminal", saved: "SavedChat") -> None:
 
 
 def _print(terminal: "Terminal", text: str) -> None:
-    from mllama_cli.chat.export import whole_characters
-
-    terminal.stdout.write(whole_characters(text))
+    terminal.stdout.write(replace_surrogates(text))
 
 
 def _record(chat: "ChatSummary") -> dict[str, Any]:
-    return {
-        "id": chat.id,
-        "name": chat.name,
-        "title": chat.title,
-        "model": chat.model,
-        "created": chat.created.isoformat(timespec="seconds"),
-        "updated": chat.updated.isoformat(timespec="seconds"),
-        "messages": chat.messages,
-        "images": chat.images,
-    }
+    times = {"created": chat.created, "updated": chat.updated}
+    return {**vars(chat), **{name: time.isoformat(timespec="seconds") for name, time in times.items()}}
 
 
 def _count(number: int, what: str) -> str:

@@ -1,4 +1,4 @@
-"""`mllama chat` without a question, on a terminal: open the interactive chat."""
+"""Open the interactive chat: `mllama chat` without a question, on a terminal."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +10,14 @@ from mllama_cli.core.errors import ChatNotFoundError, MllamaError, UsageError
 from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
-    from mllama_cli.chat.storage.store import ChatStore, SavedChat
+    from mllama_cli.chat.storage.saved import SavedChat
+    from mllama_cli.chat.storage.store import ChatStore
     from mllama_cli.cli.chat_request import ChatRequest
     from mllama_cli.engine.engine import Engine
 
 
 def _open_store(terminal: Terminal) -> "ChatStore | None":
-    """Open the saved chats. Return None if they cannot be saved, which is reported."""
+    """Open the saved chats. Report an error and return None if that fails."""
     from mllama_cli.chat.storage.store import ChatStore
 
     try:
@@ -32,7 +33,7 @@ def find_chat(name: str | None, *, last: bool) -> "SavedChat | None":
     if name is None and not last:
         return None
     if name is not None and last:
-        raise UsageError("--continue and --resume both say which chat to continue", "Leave out one of the two.")
+        raise UsageError("--continue and --resume both say which chat to continue", "Leave one of them out.")
     from mllama_cli.chat.storage.store import ChatStore
 
     saved = ChatStore().last() if name is None else ChatStore().load(name)
@@ -50,7 +51,7 @@ def run_chat(
 ) -> None:
     """Load the model, greet, and chat until the user leaves.
 
-    Sampling and system message of the command line override those of a saved chat.
+    Sampling and system message of the command line override the saved chat's.
     """
     from mllama_cli.chat.autosave import Autosave, restore
     from mllama_cli.chat.commands.registry import COMMANDS
@@ -100,7 +101,8 @@ def run_chat(
             theme=request.settings.theme or "dark",
         ),
     )
-    terminal.err.print(f"[bold]{engine.name}[/]  [dim]/? for help, /bye leaves[/]")
+    terminal.err.print(engine.name, style="bold", end="  ")
+    terminal.note("/? for help, /bye leaves")
     shell.show_last_answer()
     for image in images:
         shell.attach_image(image)
@@ -108,7 +110,7 @@ def run_chat(
 
 
 def history_file() -> Path | None:
-    """Return where typed lines are saved; None if MLLAMA_NOHISTORY is set."""
+    """Return the file for typed lines, or None if MLLAMA_NOHISTORY is set."""
     import os
 
     from mllama_cli.system.paths import state_folder

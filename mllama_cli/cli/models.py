@@ -1,4 +1,4 @@
-"""`mllama list` and `mllama rm`: the models on this machine."""
+"""`mllama list` and `mllama rm`: list and delete the models on this machine."""
 
 from typing import Annotated
 
@@ -38,7 +38,7 @@ def list_models(as_json: AsJson = False, debug: Debug = False) -> None:
         )
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    # A name is there to be copied: on a narrow screen the kind is wrapped instead.
+    # On a narrow screen KIND is wrapped, so that a name can be copied.
     table.add_column("NAME", no_wrap=True, min_width=max(len(entry.name) for entry in entries))
     table.add_column("SIZE", no_wrap=True, justify="right")
     table.add_column("KIND")
@@ -57,7 +57,7 @@ def list_models(as_json: AsJson = False, debug: Debug = False) -> None:
 def remove(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL...", help="Installed models.", autocompletion=complete.installed_models),
+        typer.Argument(metavar="MODEL", help="Installed models.", autocompletion=complete.installed_models),
     ],
     yes: Yes = False,
     debug: Debug = False,
@@ -67,7 +67,7 @@ def remove(
     from mllama_cli.terminal.console import Terminal
 
     terminal = Terminal()
-    # All names are checked before anything is deleted; an alias and its hub id are one model.
+    # Check all names before deleting anything; an alias and its hub id are one model.
     plans = list(dict.fromkeys(plan_removal(name) for name in names))
     require_confirmation(terminal, given=yes)
     for plan in plans:

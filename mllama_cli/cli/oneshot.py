@@ -1,4 +1,4 @@
-"""One answer on plain streams: status on stderr, the text (or one JSON object) on stdout."""
+"""Answer one question: the text or one JSON object on stdout, status on stderr."""
 
 import json
 from collections.abc import Generator
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mllama_cli.cli.common import ExitStatus
-from mllama_cli.core.events import Event
+from mllama_cli.core.events import Event, FinishReason
 from mllama_cli.terminal.answer_view import AnswerView, AnswerWriter, stats_line
 from mllama_cli.terminal.console import Terminal
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def run_question(
     terminal: Terminal, engine: "Engine", request: "ChatRequest", question: "Question", saved: "SavedChat | None"
 ) -> None:
-    """Answer one question, and add it to the saved chat that it continues. Raise typer.Exit after Ctrl-C."""
+    """Answer one question and append it to the chat it continues. Raise typer.Exit after Ctrl-C."""
     output, sampling = request.output, request.sampling_for(engine)
     answer = OneAnswer(terminal, engine, stream=not (output.no_stream or output.as_json))
     answer.run(question.inputs(engine.processor), sampling)
@@ -44,7 +44,7 @@ def run_question(
 
 
 class OneAnswer(AnswerView):
-    """Runs one prompt. With ``stream`` the text goes to stdout as it comes; ``text`` collects it in any case."""
+    """Runs one prompt. ``stream`` prints the text as it arrives; ``text`` collects it either way."""
 
     def __init__(self, terminal: Terminal, engine: "Engine", *, stream: bool) -> None:
         super().__init__(terminal, AnswerWriter(terminal) if stream else None)
@@ -52,7 +52,7 @@ class OneAnswer(AnswerView):
         self.load_seconds = 0.0
 
     def run(self, inputs: "ModelInputs", sampling: "Sampling") -> None:
-        """Load what is needed and answer. Ctrl-C keeps what was said and sets ``interrupted``."""
+        """Load the weights and answer. Ctrl-C keeps the partial answer and sets ``interrupted``."""
         self.show(self._events(inputs, sampling))
 
     def _events(self, inputs: "ModelInputs", sampling: "Sampling") -> Generator[Event]:
@@ -68,12 +68,13 @@ class OneAnswer(AnswerView):
         writer.finish()
 
     def print_json(self) -> None:
-        """Print one JSON object with everything a script may want to know."""
+        """Print one JSON object: answer, token counts, timings."""
         stats = self.stats
+        reason: FinishReason = stats.finish_reason if stats else "cancelled"
         record: dict[str, Any] = {
             "model": self.engine.name,
             "answer": self.text,
-            "finish_reason": stats.finish_reason if stats else "cancelled",
+            "finish_reason": reason,
             "notices": self.notices,
         }
         if stats:
@@ -94,13 +95,13 @@ class OneAnswer(AnswerView):
         self.terminal.stdout.flush()
 
     def say_why_it_ended(self, max_tokens: int) -> None:
-        """Report an answer that was cut off."""
+        """Report an answer that hit a limit."""
         if self.stats and self.stats.finish_reason == "length":
             count = self.stats.completion_tokens
             reason = (
                 f"The answer was cut at {count} tokens (--max-tokens)."
                 if count >= max_tokens
-                else f"The answer was cut after {count} tokens: the model's context is full."
+                else f"The answer was cut at {count} tokens: the model's context is full."
             )
             self.terminal.note(reason)
 

@@ -6,15 +6,16 @@ A single option is an Annotated type (``Device``). A group of options is a datac
     @option_groups
     def caption(*, paths: ..., compute: ComputeOptions, sampling: SamplingOptions, verbose: ... = False) -> None:
 
-Typer sees the group's options in the place of that parameter; the command gets one filled-in object, whose values were
-checked when it was made. ``SamplingOptions`` is a dict of what was given, for ``Sampling.from_defaults``.
+Typer sees the group's options instead of that parameter; the command gets one object, whose constructor checks the
+values. Every option of a group has a default.
 """
 
 import functools
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,82 +29,65 @@ if TYPE_CHECKING:
     from mllama_cli.core.settings import Settings
     from mllama_cli.engine.engine import Engine
 
-DEBUG = "mllama.debug"
+DEBUG_KEY = "mllama.debug"
 """Key in a command's context: whether --debug was given."""
 
 MODEL_VARIABLE = "MLLAMA_MODEL"
 """Environment variable that takes precedence over the config file's model."""
 
-SAMPLING = "Sampling (defaults: the checkpoint's own)"
-OUTPUT = "Output"
-COMPUTE = "Model and device"
+input_option = partial(typer.Option, rich_help_panel="Input")
+output_option = partial(typer.Option, rich_help_panel="Output")
+compute_option = partial(typer.Option, rich_help_panel="Model and device")
+sampling_option = partial(typer.Option, rich_help_panel="Sampling (defaults: the checkpoint's own)")
 
 
 def _remember_debug(ctx: typer.Context, value: bool) -> bool:
-    ctx.meta[DEBUG] = value
+    ctx.meta[DEBUG_KEY] = value
     return value
 
 
-Debug = Annotated[
-    bool,
-    typer.Option("--debug", help="Show the traceback of an error.", callback=_remember_debug, rich_help_panel=OUTPUT),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=OUTPUT)]
-Verbose = Annotated[
-    bool, typer.Option("--verbose", "-u", "--usage", help="Statistics on stderr.", rich_help_panel=OUTPUT)
-]
-Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")]
+Debug = Annotated[bool, output_option("--debug", help="Show the traceback of an error.", callback=_remember_debug)]
+AsJson = Annotated[bool, output_option("--json", help="Print JSON.")]
+Verbose = Annotated[bool, output_option("--verbose", "-u", "--usage", help="Print statistics to stderr.")]
+Yes = Annotated[bool, typer.Option("-y", "--yes", help="Do not ask for confirmation.")]
 Model = Annotated[
     str | None,
-    typer.Option(
+    compute_option(
         "-m",
         "--model",
+        metavar="NAME",
         envvar=MODEL_VARIABLE,
-        help="A folder, the name of an installed model, an alias (11b, 90b, ...) or a hub id.",
+        help="A folder, an installed model, an alias (11b, 90b, ...) or a hub id.",
         autocompletion=complete.models,
-        rich_help_panel=COMPUTE,
     ),
 ]
 Device = Annotated[
     str | None,
-    typer.Option(
-        help="auto (the default), cpu, cuda or cuda:N.",
-        metavar="DEVICE",
-        autocompletion=complete.devices,
-        rich_help_panel=COMPUTE,
-    ),
+    compute_option(metavar="DEVICE", help="auto (the default), cpu, cuda or cuda:N.", autocompletion=complete.devices),
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option(
-        help="auto (the default), bfloat16, float16 or float32.",
-        metavar="DTYPE",
-        autocompletion=complete.dtypes,
-        rich_help_panel=COMPUTE,
+    compute_option(
+        metavar="DTYPE", help="auto (the default), bfloat16, float16 or float32.", autocompletion=complete.dtypes
     ),
 ]
 Quantize = Annotated[
     str | None,
-    typer.Option(
-        help="int4 or int8: quantize the model while it loads. `mllama quantize` does it once, and better.",
-        metavar="BITS",
+    compute_option(
+        metavar="FORMAT",
+        help="Quantize to int4 or int8 while loading. `mllama quantize` does it once, and more accurately.",
         autocompletion=complete.quantizations,
-        rich_help_panel=COMPUTE,
     ),
 ]
 Exact = Annotated[
     bool,
-    typer.Option(
-        "--exact",
-        help="On a CPU, never round activations to 8 bits: slower, slightly more accurate.",
-        rich_help_panel=COMPUTE,
-    ),
+    compute_option("--exact", help="On a CPU, never round activations to 8 bits: slower, slightly more accurate."),
 ]
 
 
 @dataclass(frozen=True)
 class ComputeOptions:
-    """Which model answers, where, and in which number format. Raises UsageError for a name that cannot be right."""
+    """The model, its device and its number format. Raise UsageError for a value that cannot be right."""
 
     model: Model = None
     device: Device = None
@@ -121,7 +105,7 @@ class ComputeOptions:
             raise UsageError(f"Unknown quantization {self.quantize!r}", f"Use {' or '.join(QUANTIZATIONS)}.")
 
     def with_defaults(self, settings: "Settings") -> "ComputeOptions":
-        """Return these options, filled up from the environment and the config file."""
+        """Return these options, completed from the environment and the config file."""
         return replace(
             self,
             model=self.model or os.environ.get(MODEL_VARIABLE) or settings.model,
@@ -130,7 +114,7 @@ class ComputeOptions:
         )
 
     def open_engine(self, folder: Path, name: str) -> "Engine":
-        """Return an engine for the model in a folder. Its weights are not loaded yet. Imports torch."""
+        """Return an engine for the model in a folder, its weights not yet loaded. Imports torch."""
         from mllama_cli.engine.engine import Engine
 
         return Engine(
@@ -144,9 +128,9 @@ class ComputeOptions:
 
 
 class SamplingOptions(dict[str, Any]):
-    """The sampling parameters that were given as flags, by the names that ``Sampling`` has for them.
+    """The sampling parameters that were given as flags, for ``Sampling.from_defaults``.
 
-    Raises UsageError for a value that is out of range.
+    Raise UsageError for a value that is out of range.
     """
 
     def __init__(self, **values: Any) -> None:
@@ -156,7 +140,7 @@ class SamplingOptions(dict[str, Any]):
 
 
 def option_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """Give Typer a command in whose signature each group of options is spelled out."""
+    """Replace each group of options in a command's signature by its members, as Typer expects them."""
     groups: dict[str, tuple[type, list[str]]] = {}
     options: list[inspect.Parameter] = []
     for parameter in inspect.signature(command).parameters.values():
@@ -178,23 +162,20 @@ def option_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _members(group: Any) -> Iterator[inspect.Parameter]:
-    """Yield the options of a group; none where it is not a group but one option."""
+    """Yield the options of a group; nothing for a single option."""
     if group is SamplingOptions:
         for each in SETTABLE.values():
             hint = list[each.type] if each.repeated else each.type  # type: ignore[name-defined]
-            option = typer.Option(
+            option = sampling_option(
                 each.flag,
                 *each.flags,
                 help=f"{each.help[0].upper()}{each.help[1:]}.",
                 metavar="TEXT" if each.type is str else None,
-                rich_help_panel=SAMPLING,
             )
             yield _member(each.name, Annotated[hint | None, option], None)
     elif is_dataclass(group):
         for field in fields(group):
-            yield _member(
-                field.name, field.type, inspect.Parameter.empty if field.default is MISSING else field.default
-            )
+            yield _member(field.name, field.type, field.default)
 
 
 def _member(name: str, annotation: Any, default: Any) -> inspect.Parameter:

@@ -1,5 +1,6 @@
 """`mllama quantize`: write a model with 4- or 8-bit weights."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from mllama_cli.quantization.plan import QuantizePlan
     from mllama_cli.terminal.console import Terminal
 
-LAYERS = "Per-layer overrides"
+layer_option = partial(typer.Option, rich_help_panel="Per-layer overrides")
 
 
 def quantize(
@@ -28,8 +29,8 @@ def quantize(
     dest: Annotated[
         str | None,
         typer.Argument(
-            metavar="[DEST]",
-            help="A name, for -m, or a folder (with a slash). Default: the source's name with int4 or int8.",
+            metavar="DEST",
+            help="A name for -m, or a path with a slash (default: the source's name with -int4 or -int8).",
             show_default=False,
         ),
     ] = None,
@@ -38,24 +39,22 @@ def quantize(
         Literal["128", "64", "32", "channel"],
         typer.Option(
             metavar="128|64|32|channel",
-            help="Weights that share a scale: smaller groups are more accurate and larger on disk.",
+            help="Weights per scale: smaller groups are more accurate and take more space.",
         ),
     ] = "128",
     method: Annotated[
         Literal["search", "rtn"],
         typer.Option(
-            metavar="search|rtn", help="Search for the best scales, or round to nearest: faster, less accurate."
+            metavar="search|rtn", help="Search for the best scales, or round to nearest (faster, less accurate)."
         ),
     ] = "search",
     keep: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="PATTERN", help="Do not quantize these layers, e.g. layers.0.* or lm_head.", rich_help_panel=LAYERS
-        ),
+        layer_option(metavar="PATTERN", help="Do not quantize these layers, e.g. layers.0.* or lm_head."),
     ] = None,
     bits_for: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN=BITS", help="4, 8 or 16 bits for these layers.", rich_help_panel=LAYERS),
+        layer_option(metavar="PATTERN=BITS", help="Use 4, 8 or 16 bits for these layers."),
     ] = None,
     device: Device = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")] = False,
@@ -63,9 +62,9 @@ def quantize(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Quantize a model to 4- or 8-bit weights in a new folder, which is printed. 11B then takes 8 GB.
+    """Quantize a model to 4 or 8 bits and print its new folder. The 11B model then takes 8 GB.
 
-    Vision, embeddings and norms are not quantized, sensitive layers get 8 bits. A stopped run resumes.
+    Vision, embeddings and norms are not quantized; sensitive layers get 8 bits. A stopped run resumes.
 
     [bold]mllama quantize 11b[/] and then [bold]mllama chat -m 11b-int4[/]
     """
@@ -122,7 +121,7 @@ def _bits_for(text: str) -> tuple[str, int]:
 
 
 def _destination(given: str | None, source: str, folder: Path, bits: int, group_size: int) -> Path:
-    """Return the folder to write: a name is a folder among the models, anything with a slash is a path."""
+    """Return the folder to write: a path if ``given`` has a slash, else a name in the models folder."""
     from mllama_cli.hub.catalog import models_folder
     from mllama_cli.system.files import expanded
 

@@ -1,4 +1,4 @@
-"""What `mllama chat` is asked: read from arguments, files and stdin, and checked before any model is loaded."""
+"""Build the question of `mllama chat` from arguments, files and stdin, checked before any model is loaded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,10 +29,10 @@ class Question:
         return self.conversation.images if self.conversation is not None else self.raw_images
 
     def prepared(self, folder: Path) -> "Question":
-        """Return the question with each image decoded, for the model in a folder.
+        """Decode each image for the model in ``folder``.
 
-        Needs no torch: a broken image is reported now, not after 20 GB of weights were read. Raises ImageError,
-        UsageError where the model is text-only, CheckpointError.
+        Needs no torch, so that a broken image is reported before 20 GB of weights are read. Raise ImageError,
+        UsageError if the model is text-only, CheckpointError.
         """
         if not self.images:
             return self
@@ -50,19 +50,21 @@ class Question:
 
 
 def build_question(asked: "ChatInput", terminal: Terminal, *, before: Conversation | None = None) -> Question:
-    """Read everything that belongs to the question, and check all but its images. Raises UsageError, ImageError, ...
+    """Read and check everything but the contents of images. Raise UsageError, ImageError or DownloadError.
 
-    ``before`` is a saved chat that the question continues.
+    ``before`` is the saved chat that the question continues.
     """
     messages, system, raw = asked.messages, asked.system, asked.raw
     words, images = _words(asked.words or []), asked.image or []
     if before is not None and (messages is not None or raw):
-        raise UsageError("A saved chat continues with a question, not with --messages or --raw", "Leave one out.")
+        raise UsageError(
+            "A saved chat continues with a question, not with --messages or --raw", "Leave one of them out."
+        )
     stdin_wanted = [source for source in (*images, messages) if source == "-"]
     if len(stdin_wanted) > 1:
         raise UsageError("Only one of --image and --messages can read stdin (-)", "Save the others to files.")
     if stdin_wanted and asked.no_stdin:
-        raise UsageError("- reads stdin, which --no-stdin forbids", "Leave one of the two out.")
+        raise UsageError("- reads stdin, which --no-stdin forbids", "Leave one of them out.")
     if messages is not None:
         if system or raw:
             raise UsageError("--messages is a conversation: it takes no --system or --raw", "Put it into the file.")
@@ -90,15 +92,15 @@ def build_question(asked: "ChatInput", terminal: Terminal, *, before: Conversati
 
 
 def _after(before: Conversation, system: str | None) -> Conversation:
-    """Return the conversation so far, led by ``system`` where that is given again."""
+    """Return the conversation so far, with its system message replaced if ``system`` is given."""
     if not system:
         return before
-    said = tuple(message for message in before if message.role != "system")
-    return Conversation((Message("system", (TextPart(system),)), *said))
+    others = tuple(message for message in before if message.role != "system")
+    return Conversation((Message("system", (TextPart(system),)), *others))
 
 
 def _with_next(conversation: Conversation, text: str, images: tuple[ImagePart, ...], source: str) -> Conversation:
-    """Return a conversation from a file with the question after it: in the file, or on the command line, not both."""
+    """Return a conversation from a file, which ends with a question or gets the command line's, not both."""
     role = conversation.messages[-1].role
     given = bool(text or images)
     if given and role == "user":
@@ -114,7 +116,7 @@ def _with_next(conversation: Conversation, text: str, images: tuple[ImagePart, .
 
 
 def _words(words: Sequence[str]) -> Sequence[str]:
-    # `-i *.jpg` gives only the first image to -i; the others must not become part of the question.
+    # `-i *.jpg` gives only the first image to -i; the others arrive as words.
     for word in words:
         if word.lower().endswith(IMAGE_SUFFIXES) and Path(word).expanduser().is_file():
             raise UsageError(
@@ -140,7 +142,7 @@ def _piped_text(terminal: Terminal) -> str:
 
 
 def read_images(sources: Sequence[str], terminal: Terminal) -> tuple[ImagePart, ...]:
-    """Return the images that the command line names, not yet decoded."""
+    """Return the images named on the command line, not yet decoded."""
     if not sources:
         return ()
     from mllama_cli.processing.sources import read_image

@@ -22,11 +22,11 @@ def show(
             autocompletion=complete.installed_models,
         ),
     ],
-    template: Annotated[bool, typer.Option("--template", help="Print the chat template and nothing else.")] = False,
+    template: Annotated[bool, typer.Option("--template", help="Print only the chat template.")] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show what a model is: architecture, parameters, memory, template, defaults."""
+    """Show a model's architecture, parameters, memory, chat template and defaults."""
     from rich.table import Table
 
     from mllama_cli.core.errors import TemplateError
@@ -84,9 +84,7 @@ def _rows(name: str, found: "Inspection", has_template: bool) -> list[tuple[str,
                 f"{vision.max_num_tiles} tiles of {vision.image_size} x {vision.image_size} pixels",
             )
         )
-    rows += [
-        ("weights", f"{human_size(found.size)} on disk: {_formats(found)}"),
-    ]
+    rows.append(("weights", f"{human_size(found.size)} on disk: {_formats(found)}"))
     if found.quantization:
         method = str(found.quantization.get("quant_method", "yes"))
         rows.append(("quantization", f"{method}, {found.bits_per_weight:.2f} bits per weight ({_bits_by_part(found)})"))

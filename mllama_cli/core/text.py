@@ -50,6 +50,11 @@ def human_size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
+def replace_surrogates(text: str) -> str:
+    """Return text that any Unicode encoding can hold: lone surrogates become U+FFFD."""
+    return _SURROGATES.sub("\ufffd", text)
+
+
 def strip_control(text: str) -> str:
     """Return text of a model, a file or a server without anything that could steer a terminal.
 
@@ -60,4 +65,4 @@ def strip_control(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return _LINE_ENDS.sub(" ", _SURROGATES.sub("\ufffd", _CONTROL.sub("", text)))
+    return _LINE_ENDS.sub(" ", replace_surrogates(_CONTROL.sub("", text)))

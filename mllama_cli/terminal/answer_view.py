@@ -1,4 +1,4 @@
-"""How an answer appears: its text on stdout, and on stderr a status line until it begins."""
+"""Show an answer: its text on stdout, and until it begins a status line on stderr."""
 
 from collections.abc import Generator
 from contextlib import closing
@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Protocol
 
 from rich.status import Status
+from rich.text import Text
 
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.events import (
@@ -22,7 +23,7 @@ from mllama_cli.terminal.console import Terminal
 
 
 class Writer(Protocol):
-    """Where the text of an answer goes: ``AnswerWriter`` or ``markdown.view.MarkdownView``."""
+    """Writes the text of an answer: ``AnswerWriter`` or ``markdown.view.MarkdownView``."""
 
     def write(self, text: str) -> None: ...
     def finish(self) -> None: ...
@@ -30,7 +31,7 @@ class Writer(Protocol):
 
 
 class AnswerView:
-    """Shows the events of an answer and collects them. Without a ``writer`` the text is collected alone."""
+    """Shows and collects the events of an answer. Without a ``writer`` the text is only collected."""
 
     def __init__(self, terminal: Terminal, writer: Writer | None) -> None:
         self.terminal = terminal
@@ -41,7 +42,7 @@ class AnswerView:
         self._writer = writer
 
     def show(self, events: Generator[Event]) -> None:
-        """Show events to their end. Ctrl-C keeps what was said and sets ``interrupted``; an error of ours is raised."""
+        """Show all events. Ctrl-C keeps the partial answer and sets ``interrupted``. Raise MllamaError."""
         try:
             with closing(events), StatusLine(self.terminal) as status:
                 for event in events:
@@ -75,22 +76,22 @@ class AnswerView:
 
 
 class AnswerWriter:
-    """Writes an answer piece by piece, flushed, and ends it with exactly one newline."""
+    """Writes an answer as it arrives, flushed, and ends it with exactly one newline."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._out = terminal.stdout
-        self._clean = terminal.stdout_is_tty
+        self._is_tty = terminal.stdout_is_tty
         self._newlines = ""
-        self.started = False
+        self._started = False
 
     def write(self, text: str) -> None:
-        if self._clean:  # a model's output must not control the terminal
+        if self._is_tty:  # a model's output must not control the terminal
             text = strip_control(text)
         body = text.rstrip("\n")
         if not body:
             self._newlines += text
             return
-        self.started = True
+        self._started = True
         self._out.write(self._newlines + body)
         self._newlines = text[len(body) :]
         self._out.flush()
@@ -102,12 +103,12 @@ class AnswerWriter:
 
     def interrupt(self) -> None:
         """End the last line if anything was written."""
-        if self.started:
+        if self._started:
             self.finish()
 
 
 class StatusLine:
-    """A spinner with the current step, on stderr if that is a terminal. Gone before the answer begins."""
+    """A spinner with the current step, on stderr if that is a terminal; removed before the answer begins."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
@@ -121,14 +122,16 @@ class StatusLine:
     ) -> None:
         self.clear()
 
-    def show(self, text: str) -> None:
+    def show(self, text: str, bar: Text | None = None) -> None:
+        """Show a step, and a ``bar`` after it."""
         if not self._terminal.stderr_is_tty:
             return
+        line = Text.assemble(text, " ", bar) if bar else Text(text)  # not str, which Rich would parse as markup
         if self._status is None:
-            self._status = self._terminal.err.status(text)
+            self._status = self._terminal.err.status(line)
             self._status.start()
         else:
-            self._status.update(text)
+            self._status.update(line)
 
     def clear(self) -> None:
         if self._status is not None:
@@ -136,7 +139,7 @@ class StatusLine:
             self._status = None
 
     def event(self, event: Event) -> None:
-        """Show an event; notices are lines of their own that scripts see too."""
+        """Show an event. Notices are printed, also if stderr is not a terminal."""
         match event:
             case Notice(text):
                 self.clear()
@@ -145,21 +148,21 @@ class StatusLine:
                 self.show(f"Loading the model {100 * done // max(total, 1)}%")
             case EncodingImage(index, count, layer, layers):
                 what = "Looking at the image" if count == 1 else f"Looking at image {index} of {count}"
-                self.show(f"{what} {_bar(layer, layers)}" if layer else what)
+                self.show(what, _bar(layer, layers) if layer else None)
             case ReadingPrompt(done, total):
                 self.show("Thinking" if done == total or total < 1024 else f"Reading {done} of {total} tokens")
             case _:
                 self.clear()
 
 
-def _bar(done: int, total: int, width: int = 24) -> str:
+def _bar(done: int, total: int, width: int = 24) -> Text:
     """Return a bar of ``width`` characters and a percentage."""
     filled = width * done // total
-    return f"[cyan]{'━' * filled}[/][dim]{'━' * (width - filled)}[/] {100 * done // total}%"
+    return Text.assemble(("━" * filled, "cyan"), ("━" * (width - filled), "dim"), f" {100 * done // total}%")
 
 
 def stats_line(stats: GenerationStats) -> str:
-    """Return one line of statistics."""
+    """Format statistics as one line."""
     cached = f" ({stats.cached_tokens} cached)" if stats.cached_tokens else ""
     images = f", {stats.images} image{'s' * (stats.images > 1)}" if stats.images else ""
     speed = f" at {stats.tokens_per_second:.1f} tokens/s" if stats.tokens_per_second else ""

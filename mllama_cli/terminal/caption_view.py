@@ -1,4 +1,4 @@
-"""Progress of a captioning run on stderr: a bar with the last caption, or a plain line now and then, and a summary."""
+"""Progress of a captioning run on stderr: a bar with the last caption, else a line every few seconds; a summary."""
 
 import time
 from collections.abc import Iterator
@@ -20,9 +20,8 @@ from mllama_cli.core.caption_events import (
 )
 from mllama_cli.core.text import strip_control
 from mllama_cli.terminal.console import Terminal
+from mllama_cli.terminal.progress import PROGRESS_LINE_SECONDS, clock
 
-LINE_SECONDS = 5.0
-"""Between two lines if stderr is not a terminal."""
 MAX_LISTED_FAILURES = 20
 
 
@@ -84,18 +83,18 @@ class CaptionView:
         self._draw()
 
     def summary(self) -> None:
-        """Print what was done, and each failure with its reason."""
+        """Print the counts, and each failure with its reason."""
         seconds = time.monotonic() - self._started
         parts = [f"Captioned {self.done}"]
         parts += [f"skipped {self.skipped} (done before)"] if self.skipped else []
         parts += [f"failed {self.failed}"] if self.failed else []
         line = ", ".join(parts)
         if self.done:
-            line += f" in {_clock(seconds)} ({self.done / max(seconds, 1e-9):.1f} images/s"
+            line += f" in {clock(seconds)} ({self.done / max(seconds, 1e-9):.1f} images/s"
             line += f", {self.tokens / max(seconds, 1e-9):.0f} tokens/s)" if self._verbose else ")"
         self._terminal.note(f"{line}.")
         for path, reason in self.failures[:MAX_LISTED_FAILURES]:
-            self._terminal.err.print(f"  {strip_control(path)}: {strip_control(reason)}", markup=False, style="red")
+            self._terminal.err.print(f"  {strip_control(path)}: {strip_control(reason)}", style="red")
         if len(self.failures) > MAX_LISTED_FAILURES:
             self._terminal.note(f"  and {len(self.failures) - MAX_LISTED_FAILURES} more (--errors FILE lists them all)")
 
@@ -114,7 +113,7 @@ class CaptionView:
         self._show()
 
     def _show(self) -> None:
-        # A new one each time: it erases as many lines as it has drawn, and others may have printed since.
+        # A new one each time: an old one would erase the lines that others have printed since.
         self._live = Live(
             get_renderable=self._renderable, console=self._terminal.err, refresh_per_second=8, transient=True
         )
@@ -136,14 +135,8 @@ class CaptionView:
         counts = f"{self.skipped} skipped, {self.failed} failed, {pace:.1f} images/s"
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=handled, counts=counts)
-        elif not self._terminal.stderr_is_tty and time.monotonic() - self._last_line >= LINE_SECONDS:
+        elif not self._terminal.stderr_is_tty and time.monotonic() - self._last_line >= PROGRESS_LINE_SECONDS:
             self._last_line = time.monotonic()
             left = self.total - self.skipped - handled
-            remaining = f", {_clock(left / pace)} left" if pace else ""
+            remaining = f", {clock(left / pace)} left" if pace else ""
             self._terminal.note(f"{handled} of {self.total - self.skipped}: {counts}{remaining}")
-
-
-def _clock(seconds: float) -> str:
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole % 3600 // 60
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

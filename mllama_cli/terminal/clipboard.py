@@ -1,4 +1,4 @@
-"""Copies text to the system's clipboard."""
+"""Copy text to the system's clipboard."""
 
 import base64
 import os
@@ -10,11 +10,11 @@ from mllama_cli.core.errors import MllamaError
 from mllama_cli.terminal.console import Terminal
 
 _OSC52_LIMIT = 74_994
-"""Bytes of text that every terminal accepts (100,000 of base64)."""
+"""Largest text in bytes that every terminal accepts (100,000 of base64)."""
 
 
 def copy_text(terminal: Terminal, text: str) -> None:
-    """Copy with the system's own program if there is one, else through the terminal (OSC 52), which works over ssh.
+    """Copy with the system's own program if there is one, else through the terminal (OSC 52, also over ssh).
 
     Raise MllamaError if neither works.
     """
@@ -23,14 +23,8 @@ def copy_text(terminal: Terminal, text: str) -> None:
         if shutil.which(command[0]):
             try:
                 # xclip keeps running to serve the clipboard: it must not hold our streams open.
-                subprocess.run(
-                    command,
-                    input=data,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    check=True,
-                    timeout=5,
-                )
+                null = subprocess.DEVNULL
+                subprocess.run(command, input=data, stdout=null, stderr=null, check=True, timeout=5)
                 return
             except (OSError, subprocess.SubprocessError):
                 continue

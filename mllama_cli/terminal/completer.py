@@ -1,4 +1,4 @@
-"""What Tab offers: slash commands and what follows them, and paths inside a message, images first."""
+"""Tab completion: slash commands and their arguments, and paths inside a message, images first."""
 
 import os
 import re
@@ -15,9 +15,9 @@ from mllama_cli.core.filetypes import IMAGE_SUFFIXES
 from mllama_cli.core.sampling import SETTABLE
 from mllama_cli.core.settings import THEMES
 
-SETTINGS = ("parameter", "system", "verbose", "quiet", "preview", "nopreview", "theme")
+SET_OPTIONS = ("parameter", "system", "verbose", "quiet", "preview", "nopreview", "theme")
 MAX_ENTRIES = 5000
-"""Entries of a folder that are read: Tab must answer at once."""
+"""Entries of a folder that are read, so that Tab answers at once."""
 
 _LAST_WORD = re.compile(r"(?:[^\s\\]|\\.)*$", re.DOTALL)
 _MUST_ESCAPE = re.compile(r"([\s\\\"'()&;|<>$`!*?\[\]{}#])")
@@ -28,9 +28,9 @@ ArgumentKind = Literal["none", "text", "path", "image", "model", "chat", "parame
 
 @dataclass(frozen=True)
 class CommandHelp:
-    """A slash command under one or several names (without the slash), as the menu shows it.
+    """A slash command as menus show it.
 
-    ``usage`` is what follows the name, "" for nothing; ``kind`` says what Tab completes there.
+    ``names`` are without the slash; ``usage`` describes the argument ("" for none), and Tab completes its ``kind``.
     """
 
     names: tuple[str, ...]
@@ -98,7 +98,7 @@ class ChatCompleter(Completer):
             elif argument.startswith("theme "):
                 yield from _names(argument.removeprefix("theme "), THEMES)
             else:
-                yield from _names(argument, SETTINGS)
+                yield from _names(argument, SET_OPTIONS)
 
 
 def paths(word: str, *, images_only: bool) -> Iterator[Completion]:

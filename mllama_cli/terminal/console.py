@@ -1,4 +1,4 @@
-"""The streams of a command and what they can show. Tests replace it."""
+"""The standard streams of a command, and what they can show."""
 
 import sys
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from rich.console import Console
 
 @dataclass
 class Terminal:
-    """stdin, stdout and stderr and what is known of each. stdout carries the answer alone, stderr everything else."""
+    """stdin, stdout and stderr. stdout carries only the answer, stderr everything else."""
 
     stdin: TextIO = field(default_factory=lambda: sys.stdin)
     stdout: TextIO = field(default_factory=lambda: sys.stdout)
@@ -30,24 +30,30 @@ class Terminal:
 
     @cached_property
     def out(self) -> Console:
-        """For tables and other results. Rich leaves ANSI out where stdout is not a terminal and honours NO_COLOR."""
-        return Console(file=self.stdout, highlight=False, soft_wrap=not self.stdout_is_tty, width=_width(self.stdout))
+        """For tables and other results, printed as they are: names may look like Rich markup or emoji codes.
+
+        Rich writes no ANSI codes if stdout is not a terminal, and honours NO_COLOR.
+        """
+        # Piped tables are for grep and cut: never wrapped, neither at a default of 80 columns nor at $COLUMNS.
+        piped = not self.stdout_is_tty
+        width = 10_000 if piped else None
+        return Console(file=self.stdout, highlight=False, markup=False, emoji=False, soft_wrap=piped, width=width)
 
     @cached_property
     def err(self) -> Console:
         """For status, progress, notes and errors."""
-        return Console(file=self.stderr, highlight=False, soft_wrap=True)
+        return Console(file=self.stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
-        """Print one line on stderr that scripts see too."""
-        self.err.print(text, style="dim", markup=False)
+        """Print a line to stderr, also if that is not a terminal."""
+        self.err.print(text, style="dim")
 
     def error(self, text: str, hint: str = "") -> None:
-        """Print a line that says what is wrong, and a second one that says what to do."""
-        self.err.print("[bold red]mllama:[/] ", end="")
-        self.err.print(text, markup=False)
+        """Print what is wrong, then on a second line what to do about it."""
+        self.err.print("mllama: ", style="bold red", end="")
+        self.err.print(text)
         if hint:
-            self.err.print(hint, style="dim", markup=False)
+            self.err.print(hint, style="dim")
 
 
 def _is_tty(stream: TextIO) -> bool:
@@ -56,8 +62,3 @@ def _is_tty(stream: TextIO) -> bool:
         return stream is not None and stream.isatty()
     except ValueError:
         return False
-
-
-def _width(stream: TextIO) -> int | None:
-    # Piped tables are for grep and cut: never wrapped, neither at a default of 80 columns nor at $COLUMNS.
-    return None if _is_tty(stream) else 10_000

@@ -1,4 +1,4 @@
-"""Draws an image in the terminal: in the terminal's own graphics protocol if it has one, else in half-blocks."""
+"""Draw an image in the terminal, by its graphics protocol if it has one, else as half-blocks."""
 
 import base64
 import io
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CELL_RATIO = 2
-"""A character cell is about twice as high as wide."""
+"""Height of a character cell divided by its width, about."""
 SIXEL_COLOURS = 256
 SIXEL_BAND = 6
 KITTY_CHUNK = 4096
-"""Characters of base64 in one kitty escape sequence, at most."""
+"""Base64 characters in a kitty escape sequence, at most."""
 
 
 def show_preview(terminal: Terminal, image: "Image", *, max_columns: int, max_rows: int) -> None:
-    """Draw ``image`` (RGB) in at most that many cells, ending on a new line. Do nothing if stdout is not a terminal."""
+    """Draw an RGB ``image`` in at most that many cells, and end the line. Do nothing if stdout is not a terminal."""
     if not terminal.stdout_is_tty or os.environ.get("TERM", "") in ("", "dumb"):
         return
     window = shutil.get_terminal_size()
@@ -48,8 +48,8 @@ def show_preview(terminal: Terminal, image: "Image", *, max_columns: int, max_ro
 def graphics_protocol() -> str:
     """Return the protocol that this terminal is known to support: "kitty", "iterm2", "sixel" or "".
 
-    Decided by the environment: querying the terminal could swallow typed keys. "" inside tmux and screen, which pass
-    no protocol on.
+    Decided by the environment, as querying the terminal could swallow typed keys. tmux and screen pass no protocol
+    through.
     """
     env = os.environ
     if env.get("TMUX") or env.get("TERM", "").startswith(("screen", "tmux")):
@@ -62,16 +62,17 @@ def graphics_protocol() -> str:
         or "ghostty" in (program, env.get("TERM", ""))
     ):
         return "kitty"
-    if program in ("iterm.app", "wezterm", "mintty", "vscode") or env.get("LC_TERMINAL") == "iTerm2":
-        # VS Code draws images only where its setting allows it; without, it ignores the sequence.
-        return "" if program == "vscode" else "iterm2"
+    if program == "vscode":  # ignores images unless a setting allows them
+        return ""
+    if program in ("iterm.app", "wezterm", "mintty") or env.get("LC_TERMINAL") == "iTerm2":
+        return "iterm2"
     if env.get("TERM", "").startswith(("foot", "mlterm", "contour", "yaft")) or program in ("mlterm", "contour"):
         return "sixel"
     return ""
 
 
 def cells(size: tuple[int, int], max_columns: int, max_rows: int) -> tuple[int, int]:
-    """Return (columns, rows) of an image of ``size`` (width, height) pixels, as large as fits, undistorted.
+    """Return the largest (columns, rows) with the aspect ratio of ``size``, (width, height) in pixels.
 
     >>> cells((400, 200), 32, 10), cells((100, 1000), 32, 10)
     ((32, 8), (2, 10))
@@ -82,7 +83,7 @@ def cells(size: tuple[int, int], max_columns: int, max_rows: int) -> tuple[int, 
 
 
 def _kitty(image: "Image", columns: int, rows: int) -> str:
-    """Encode for kitty's graphics protocol: a PNG in chunks of base64, shown in that many cells."""
+    """Encode for kitty's graphics protocol: a PNG in base64 chunks, shown in that many cells."""
     data = base64.standard_b64encode(_png(image, columns, rows)).decode()
     chunks = [data[start : start + KITTY_CHUNK] for start in range(0, len(data), KITTY_CHUNK)]
     parts = []
@@ -100,13 +101,13 @@ def _iterm2(image: "Image", columns: int, rows: int) -> str:
 
 
 def _sixel_cells(image: "Image", columns: int, rows: int) -> str:
-    """Encode as sixel, which is sized in pixels: as many as the cells have."""
+    """Encode as sixel, sized to the pixels of the cells."""
     cell_width, cell_height = _cell_pixels()
     return sixel(image.convert("RGB").resize((columns * cell_width, rows * cell_height))) + "\n"
 
 
 def _cell_pixels() -> tuple[int, int]:
-    """Return (width, height) of a character cell in pixels; a usual size if the terminal does not say."""
+    """Return (width, height) of a character cell in pixels, or a common size if the terminal does not report it."""
     try:
         import fcntl
         import termios
@@ -121,10 +122,10 @@ def _cell_pixels() -> tuple[int, int]:
 
 
 def sixel(image: "Image") -> str:
-    """Return the escape sequence that draws ``image`` (RGB) pixel by pixel, without a newline after it.
+    """Return the escape sequence that draws an RGB ``image`` pixel by pixel, without a final newline.
 
-    The format: a palette, then bands of six rows; in a band, each colour draws its pixels as characters of six bits,
-    the top row lowest, a run of equal ones written !COUNT; ``$`` returns to the band's start, ``-`` begins the next.
+    The format is a palette, then bands of six rows. In a band, each colour draws its pixels as characters of six bits,
+    the top row lowest; !COUNT repeats a character, ``$`` returns to the start of the band, ``-`` begins the next.
     """
     import numpy as np
     from PIL import Image as Pillow
@@ -183,7 +184,7 @@ def _true_colour() -> bool:
 
 
 def _png(image: "Image", columns: int, rows: int) -> bytes:
-    # 20 pixels a column are more than most fonts have; a phone photo whole would be megabytes of base64.
+    # 20 pixels per column exceed most fonts; a whole phone photo would be megabytes of base64.
     small = image.convert("RGB")
     small.thumbnail((20 * columns, 20 * CELL_RATIO * rows))
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What keys do while a message is typed, where that is not prompt_toolkit's default."""
+"""Key bindings of the chat's prompt that differ from prompt_toolkit's."""
 
 import os
 import shutil
@@ -8,27 +8,29 @@ from prompt_toolkit.application import run_in_terminal
 from prompt_toolkit.filters import is_searching
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-QUOTES = '"""'
+TRIPLE_QUOTES = '"""'
 
 
 def is_open(text: str) -> bool:
-    """Return whether a message began with triple quotes that are not closed yet."""
+    """Return whether a message starts with triple quotes that are not closed yet."""
     stripped = text.strip()
-    return stripped.startswith(QUOTES) and (len(stripped) < 2 * len(QUOTES) or not stripped.endswith(QUOTES))
+    return stripped.startswith(TRIPLE_QUOTES) and (
+        len(stripped) < 2 * len(TRIPLE_QUOTES) or not stripped.endswith(TRIPLE_QUOTES)
+    )
 
 
 def without_quotes(text: str) -> str:
-    """Return a message without the triple quotes around it, between which ollama's users write several lines."""
+    """Remove the triple quotes around a message, ollama's way to write several lines."""
     stripped = text.strip()
-    if stripped.startswith(QUOTES) and not is_open(text):
-        return stripped[len(QUOTES) : -len(QUOTES)].strip("\n")
+    if stripped.startswith(TRIPLE_QUOTES) and not is_open(text):
+        return stripped[len(TRIPLE_QUOTES) : -len(TRIPLE_QUOTES)].strip("\n")
     return text
 
 
 def chat_keys(say: Callable[[str], None]) -> KeyBindings:
-    """Bind Enter to send, Alt-Enter and Ctrl-J to a new line, Ctrl-G to edit, Ctrl-C to clear; ``say`` shows a line."""
+    """Bind Enter to send, Alt-Enter and Ctrl-J to new line, Ctrl-G to edit, Ctrl-C to clear; ``say`` prints a note."""
     keys = KeyBindings()
-    typing = ~is_searching  # while Ctrl-R searches, these keys end the search
+    typing = ~is_searching  # during a search with Ctrl-R these keys end it
 
     @keys.add("enter", filter=typing)
     def _(event: KeyPressEvent) -> None:
@@ -63,7 +65,7 @@ def chat_keys(say: Callable[[str], None]) -> KeyBindings:
 
 
 def _editor() -> str | None:
-    """Return the program that prompt_toolkit will start, if it exists."""
+    """Return the editor that prompt_toolkit will start, if there is one."""
     candidates = [os.environ.get("VISUAL"), os.environ.get("EDITOR"), "editor", "nano", "pico", "vi", "emacs"]
     for candidate in candidates:
         if candidate and shutil.which(candidate.split()[0]):

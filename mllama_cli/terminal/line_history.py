@@ -1,4 +1,4 @@
-"""Typed messages, kept between chats in a file that only its owner can read."""
+"""History of typed messages, in a file that only its owner can read."""
 
 import os
 from collections.abc import Callable

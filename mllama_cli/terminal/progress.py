@@ -1,4 +1,4 @@
-"""Progress of long work on files, on stderr: a bar on a terminal, else a plain line now and then."""
+"""Progress of a download or quantization on stderr: a bar on a terminal, else a line every few seconds."""
 
 import time
 from types import TracebackType
@@ -19,14 +19,14 @@ from mllama_cli.terminal.console import Terminal
 
 ByteProgress = DownloadProgress | QuantizeProgress
 
-LINE_EVERY = 5.0
-"""Seconds between two lines where stderr is not a terminal."""
+PROGRESS_LINE_SECONDS = 5.0
+"""Seconds between two lines if stderr is not a terminal."""
 
 
 class DownloadView:
     """Shows events that count bytes; ``verb`` says what is done to ``name``.
 
-    Use as a context manager, so that the bar is gone whatever happens.
+    Use as a context manager, so that the bar is always removed.
     """
 
     def __init__(self, terminal: Terminal, name: str, verb: str = "Downloading") -> None:
@@ -48,17 +48,16 @@ class DownloadView:
             self._bar.stop()
 
     def event(self, event: ByteProgress) -> None:
-        """Show the progress."""
         if self._first is None:
             self._first = event
             self._started = self._last_line = time.monotonic()
             if event.done < event.total and not self._terminal.stderr_is_tty:
                 self._say(event, "")
-        if self._first.done >= self._first.total:  # everything was there before
+        if self._first.done >= self._first.total:  # nothing was left to do
             return
         if self._terminal.stderr_is_tty:
             self._draw(event)
-        elif time.monotonic() - self._last_line >= LINE_EVERY and event.done < event.total:
+        elif time.monotonic() - self._last_line >= PROGRESS_LINE_SECONDS and event.done < event.total:
             self._last_line = time.monotonic()
             self._say(event, self._pace(event))
 
@@ -75,25 +74,33 @@ class DownloadView:
                 speed_estimate_period=20,
             )
             self._task = self._bar.add_task(self._name, total=event.total)
-            # What was there before does not count as speed: set while the clock is stopped.
+            # Set while the clock is stopped, so that earlier progress does not count as speed.
             self._bar.update(self._task, completed=event.done)
             self._bar.reset(self._task, completed=event.done, total=event.total)
             self._bar.start()
         self._bar.update(self._task, completed=event.done)
 
     def _pace(self, event: ByteProgress) -> str:
-        """Return speed and time left, measured over this whole run."""
+        """Format speed and time left, measured over this run."""
         assert self._first is not None
         speed = (event.done - self._first.done) / max(time.monotonic() - self._started, 1e-9)
         if speed <= 0:
             return ""
-        seconds = round((event.total - event.done) / speed)
-        hours, minutes = seconds // 3600, seconds % 3600 // 60
-        left = f"{hours}:{minutes:02}:{seconds % 60:02}" if hours else f"{minutes}:{seconds % 60:02}"
-        return f", {decimal(round(speed))}/s, {left} left"
+        return f", {decimal(round(speed))}/s, {clock((event.total - event.done) / speed)} left"
 
     def _say(self, event: ByteProgress, pace: str) -> None:
         percent = 100 * event.done // max(event.total, 1)
         self._terminal.note(
             f"{self._verb} {self._name}: {decimal(event.done)} of {decimal(event.total)} ({percent}%){pace}"
         )
+
+
+def clock(seconds: float) -> str:
+    """Format a duration.
+
+    >>> clock(75.2), clock(3725)
+    ('1:15', '1:02:05')
+    """
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -1,4 +1,4 @@
-"""The prompt where the user types, by prompt_toolkit: several lines, history, completion, an editor, pasted text."""
+"""The chat's prompt, by prompt_toolkit: several lines, history, completion, an editor."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -16,20 +16,18 @@ from mllama_cli.terminal.console import Terminal
 from mllama_cli.terminal.keys import chat_keys, without_quotes
 from mllama_cli.terminal.line_history import PrivateHistory
 
-__all__ = ["ChatPrompt", "CommandHelp"]
-
 PLACEHOLDER = "Ask anything, /? for help"
-STYLE = Style.from_dict({"chip": "reverse", "placeholder": "ansibrightblack", "hint": "ansibrightblack"})
+PROMPT_STYLE = Style.from_dict({"chip": "reverse", "placeholder": "ansibrightblack", "hint": "ansibrightblack"})
 
 
 class ChatPrompt:
-    """Asks for one message after the other.
+    """Asks for messages.
 
     Args:
-        history_file: where typed messages are saved; None keeps them in memory only.
+        history_file: where typed messages are saved; None keeps them only in memory.
         commands: the slash commands that Tab completes.
-        complete_models, complete_chats: names that Tab completes after a command that takes them.
-        source, sink: prompt_toolkit's input and output instead of the terminal's, for tests.
+        complete_models, complete_chats: return the names that Tab completes after a command that takes them.
+        source, sink: replace the terminal in tests.
     """
 
     def __init__(
@@ -49,7 +47,7 @@ class ChatPrompt:
         if history_file is not None:
             history = PrivateHistory(history_file, on_error=terminal.note)
         if editor := os.environ.get("MLLAMA_EDITOR"):
-            os.environ["VISUAL"] = editor  # the one that prompt_toolkit asks first
+            os.environ["VISUAL"] = editor  # which prompt_toolkit tries first
         self._session: PromptSession[str] = PromptSession(
             history=history,
             key_bindings=chat_keys(terminal.note),
@@ -60,7 +58,7 @@ class ChatPrompt:
             enable_open_in_editor=False,
             tempfile_suffix=".md",
             placeholder=[("class:placeholder", PLACEHOLDER)],
-            style=STYLE,
+            style=PROMPT_STYLE,
             color_depth=ColorDepth.DEPTH_1_BIT if plain else None,
             prompt_continuation=[("class:hint", "... ")],
             reserve_space_for_menu=6,

@@ -76,7 +76,7 @@ def test_what_json_cannot_hold_is_replaced(tmp_path: Path) -> None:
     assert second.text == ""
 
 
-def test_markdown_reads_in_order_with_its_pictures_beside_it(tmp_path: Path) -> None:
+def test_markdown_reads_in_order_with_its_pictures_next_to_it(tmp_path: Path) -> None:
     written = write_export(saved(TALK, name="A *trip*"), tmp_path / "My talk (1).md")
     folder = tmp_path / "My talk (1)_images"
     assert written == (tmp_path / "My talk (1).md", folder / "1.jpg", folder / "2.png")

@@ -186,7 +186,7 @@ def test_the_clipboards_picture_is_attached(harness: ChatHarness, monkeypatch: p
     assert "no picture in the clipboard" in harness.type("/paste")
 
 
-def test_conversations_are_cleared_taken_back_edited_and_made_anew(harness: ChatHarness) -> None:
+def test_conversations_are_cleared_undone_edited_and_regenerated(harness: ChatHarness) -> None:
     assert "nothing was asked" in harness.type("/undo")
     assert "nothing was asked" in harness.type("/regen")
     harness.type(f"/image {PHOTO}", "One?", "Two?", "/regen", "/undo")
@@ -220,7 +220,7 @@ def test_answers_and_code_are_copied(harness: ChatHarness, monkeypatch: pytest.M
     )
     harness.type("/copy", "/copy code")
     assert copied == [harness.dialogue.last_answer, "second\n  more"]
-    assert "takes nothing" in harness.type("/copy that")
+    assert "takes no argument" in harness.type("/copy that")
     harness.dialogue.conversation = Conversation.ask("Code?").with_assistant("None.")
     assert "no code block" in harness.type("/copy code")
 
@@ -240,7 +240,7 @@ def test_parameters_are_set_under_both_tools_names(harness: ChatHarness) -> None
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("/set", "needs to know what"),
+        ("/set", "needs a setting"),
         ("/set volume 11", "does not know 'volume 11'"),
         ("/set parameter tempratur 1", "Did you mean temperature?"),
         ("/set parameter temperature", "needs a value"),

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mllama_cli.chat.storage.store import ChatStore, SavedChat
+from mllama_cli.chat.storage.saved import SavedChat
+from mllama_cli.chat.storage.store import ChatStore
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
 from mllama_cli.core.errors import ChatNotFoundError, UsageError
 

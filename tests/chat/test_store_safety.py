@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from mllama_cli.chat.storage import rows
-from mllama_cli.chat.storage.store import ChatStore, SavedChat
+from mllama_cli.chat.storage.saved import SavedChat
+from mllama_cli.chat.storage.store import ChatStore
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import ChatStoreError
 
@@ -156,7 +157,7 @@ def test_threads_may_share_a_store(path: Path) -> None:
     assert sorted(chat.title for chat in store.chats()) == [f"{number} 9" for number in range(4)]
 
 
-def test_ctrl_c_in_the_midst_of_a_save_leaves_the_state_before(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_during_a_save_leaves_the_state_before(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = ChatStore(path)
     chat = store.save(SavedChat.new("m"), HI)
     with monkeypatch.context() as patch:
@@ -192,7 +193,7 @@ def test_damage_inside_is_one_clear_error_and_never_another_picture(path: Path) 
 
 def test_a_file_that_is_refused_is_an_error_of_the_store(path: Path) -> None:
     path.parent.mkdir()
-    path.write_bytes(b"this is no database, but a text of some length" * 100)
+    path.write_bytes(b"this is not a database, but a text of some length" * 100)
     for use in (ChatStore(path).chats, lambda: keep(path)):
         with pytest.raises(ChatStoreError, match="damaged"):
             use()

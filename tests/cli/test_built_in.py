@@ -54,7 +54,7 @@ def test_a_picture_on_stdin() -> None:
         assert thing in said
 
 
-def test_two_pictures_are_told_apart() -> None:
+def test_two_pictures_are_distinguished() -> None:
     assert "purple star was added" in ask("What changed?", "before.png", "after.png").out
     assert "purple star is gone" in ask("What changed?", "after.png", "before.png").out
 
@@ -67,5 +67,5 @@ def test_it_knows_what_it_does_not_know(tmp_path: Path) -> None:
     assert "mllama-sketch" in ask("Who are you?").out
 
 
-def test_a_photo_is_none_of_its_drawings(shared: Path) -> None:
+def test_a_photo_is_not_one_of_its_drawings(shared: Path) -> None:
     assert "only know simple drawings" in ask("What is this?", str(shared / "photos" / "dog.jpg")).out

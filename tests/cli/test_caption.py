@@ -32,7 +32,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two drawings, one of them twice, and a file that is no picture."""
+    """Two drawings, one of them twice, and a file that is not a picture."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     shutil.copy(DATA / "drawing.png", folder / "drawing.png")
@@ -46,7 +46,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_captions_stand_beside_their_pictures(folder: Path) -> None:
+def test_captions_are_written_next_to_their_pictures(folder: Path) -> None:
     result = run_here("caption", str(folder), "--workers", "0")
     assert (result.code, result.out) == (3, "")
     assert (folder / "drawing.txt").read_text() == "I see 3 red circles, a blue square and a yellow star.\n"
@@ -195,12 +195,12 @@ def test_bad_requests_are_one_clear_line(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names of any bytes are POSIX's")
-def test_a_name_that_is_no_text_stops_nothing(folder: Path) -> None:
+def test_a_name_that_is_not_text_stops_nothing(folder: Path) -> None:
     (folder / "bad.jpg").unlink()
     try:
         (folder / "card.png").rename(folder / os.fsdecode(b"card\xff.png"))
     except OSError:
-        pytest.skip("this disk knows only names that are text")
+        pytest.skip("this file system allows only names that are text")
     for options in (("--existing", "append"), ("--existing", "append", "--json", "-p", "{stem}: {existing}?")):
         result = run_script("caption", str(folder), *options, "--workers", "0")
         assert result.code == 0, result.err
@@ -293,7 +293,7 @@ def test_a_run_that_is_killed_at_any_moment_ends_in_the_same_files(existing: str
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
-def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_ctrl_c_keeps_what_is_done_and_says_how_to_resume(tmp_path: Path) -> None:
     drawings(tmp_path, 40)
     process = start(str(tmp_path), "--batch-size", "1")
     end = time.monotonic() + 60

@@ -115,7 +115,7 @@ def test_a_picture_without_a_question_is_described_and_says_so(engine: Engine, p
     assert "Describe this image." in result.err
 
 
-def test_system_text_beside_a_picture_is_folded_and_said(engine: Engine, png: Path) -> None:
+def test_a_system_message_with_a_picture_is_folded_into_the_question_and_reported(engine: Engine, png: Path) -> None:
     result = chat("-i", str(png), "-s", "Be brief.", "What?")
     assert result.out == expected(engine, "Be brief.\n\nWhat?", png)
     assert "system" in result.err
@@ -170,7 +170,7 @@ def test_a_conversation_from_a_file_and_from_stdin(engine: Engine, png: Path, tm
     assert chat("--messages", "-", stdin=file.read_bytes()).out.rstrip("\n") == wanted.rstrip("\n")
 
 
-def test_a_conversation_from_a_file_goes_on_with_the_question_beside_it(
+def test_a_conversation_from_a_file_continues_with_the_question_on_the_command_line(
     engine: Engine, png: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "talk.json"

@@ -8,18 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from mllama_cli.chat.storage.store import ChatStore, SavedChat
-from mllama_cli.cli.completion import Shell, script
+from mllama_cli.chat.storage.saved import SavedChat
+from mllama_cli.chat.storage.store import ChatStore
+from mllama_cli.cli.completion import ShellName, script
 from mllama_cli.core.conversation import Conversation
 from tests.checkpoints import make_checkpoint
 from tests.console import SCRIPT, run_here
 
 FOLDER = Path(__file__).parents[2] / "completions"
-FILES = {Shell.BASH: "mllama.bash", Shell.ZSH: "mllama.zsh", Shell.FISH: "mllama.fish", Shell.POWERSHELL: "mllama.ps1"}
+FILES = {
+    ShellName.BASH: "mllama.bash",
+    ShellName.ZSH: "mllama.zsh",
+    ShellName.FISH: "mllama.fish",
+    ShellName.POWERSHELL: "mllama.ps1",
+}
 
 
-@pytest.mark.parametrize("shell", list(Shell))
-def test_the_kept_scripts_are_the_commands_own(shell: Shell) -> None:
+@pytest.mark.parametrize("shell", list(ShellName))
+def test_the_kept_scripts_are_the_commands_own(shell: ShellName) -> None:
     kept = (FOLDER / FILES[shell]).read_text(encoding="utf-8")
     assert kept == script(shell), f"run: mllama completion {shell} > completions/{FILES[shell]}"
     assert run_here("completion", shell.value).out == kept
@@ -30,7 +36,7 @@ def test_an_unknown_shell_is_a_usage_error() -> None:
 
 
 def answered(line: str, **env: str) -> list[str]:
-    """What bash is told for ``line`` with the cursor at its end."""
+    """Return the completions that bash gets for ``line`` with the cursor at its end."""
     words = line.split()
     asked = {"_MLLAMA_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - (line[-1] != " "))}
     done = subprocess.run([SCRIPT], env={**os.environ, **asked, **env}, capture_output=True, text=True, check=True)

@@ -172,7 +172,7 @@ def test_ctrl_c_keeps_what_came_and_the_next_run_goes_on(user: User) -> None:
 
 
 def test_damaged_bytes_are_thrown_away(user: User) -> None:
-    """A partial file that is not the beginning of this one: the sum tells, and the next run starts it anew."""
+    """The checksum reveals a partial file of other content, and the next run downloads it again."""
     user.run(NAME)
     (user.snapshot / SHARDS[0]).unlink()
     user.leave_partial(SHARDS[0], bytes(1_000_000), pid=NO_PROCESS)
@@ -194,7 +194,7 @@ def test_a_partial_file_of_a_process_at_work_is_left_alone(user: User) -> None:
     assert not list(user.repo.rglob("*.incomplete")), "of no use any more"
 
 
-def test_an_old_partial_file_is_resumed_whoever_wrote_it(user: User) -> None:
+def test_an_old_partial_file_is_resumed_no_matter_who_wrote_it(user: User) -> None:
     left = user.leave_partial(SHARDS[0], user.hub.repos[NAME].files[SHARDS[0]][:1_000_000], pid=os.getpid())
     an_hour_ago = time.time() - 3600
     os.utime(left, (an_hour_ago, an_hour_ago))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mllama_cli.chat.storage.store import ChatStore, SavedChat
+from mllama_cli.chat.storage.saved import SavedChat
+from mllama_cli.chat.storage.store import ChatStore
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import ChatStoreError
 from mllama_cli.processing.messages import load_messages

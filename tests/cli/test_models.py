@@ -219,7 +219,7 @@ def test_rm_deletes_the_beginning_of_a_download(tmp_path: Path) -> None:
 
 
 def test_rm_means_the_model_that_show_means(home: Path, tmp_path: Path) -> None:
-    """A folder comes before an alias, so `rm 11b` beside a folder 11b must not delete the downloaded model."""
+    """A folder comes before an alias, so `rm 11b` next to a folder 11b must not delete the downloaded model."""
     downloaded = cached(tmp_path, "meta-llama/Llama-3.2-11B-Vision-Instruct")
     folder = make_checkpoint(tmp_path / "11b")
     result = run_here("rm", "-y", "11b")
@@ -265,7 +265,7 @@ def test_rm_of_dots_within_our_place_deletes_nothing(home: Path, monkeypatch: py
 
 
 def test_show_counts_each_weight_once(home: Path) -> None:
-    """Releases carry consolidated.safetensors beside the weights that are loaded: the same once more."""
+    """Releases have consolidated.safetensors next to the weights that are loaded, a copy of them."""
     folder = local(home, "mine")
     once = json.loads(run_here("show", "mine", "--json").out)
     (folder / "consolidated.safetensors").write_bytes((folder / "model.safetensors").read_bytes())

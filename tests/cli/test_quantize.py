@@ -71,7 +71,7 @@ def test_show_tells_what_is_in_it(source: Path) -> None:
     [((), "small-int4"), (("--bits", "8"), "small-int8"), (("--group-size", "32"), "small-int4-g32"),
      (("--bits", "8", "--group-size", "channel"), "small-int8-channel"), (("mine",), "mine")],
 )  # fmt: skip
-def test_names_beside_the_models(source: Path, home: Path, arguments: tuple[str, ...], name: str) -> None:
+def test_names_next_to_the_models(source: Path, home: Path, arguments: tuple[str, ...], name: str) -> None:
     result = run_here("quantize", str(source), *arguments, "--method", "rtn")
     assert result.out == f"{home / 'models' / name}\n", result.err
     # By its name, as an installed model, too.

@@ -54,6 +54,13 @@ def test_no_arguments_show_help() -> None:
     assert result.code in (0, 2)
 
 
+def test_typers_own_completion_options_are_hidden() -> None:
+    shown = run_here("--help").out
+    assert "completion" in shown
+    assert "--install-completion" not in shown
+    assert "--show-completion" not in shown
+
+
 def test_a_first_answer_imports_no_compiler() -> None:
     code = (
         "import sys\n"

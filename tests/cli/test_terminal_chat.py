@@ -98,7 +98,7 @@ def test_an_answer_that_is_stopped_stays_and_is_built_upon(pictures: Path, env: 
         chat.type("List each object and its location." + ENTER)
         chat.wait(lambda chat: len(chat.lines) > before + 1)
         chat.type(CTRL_C)
-        chat.wait("Stopped. What was said so far stays in the conversation.")
+        chat.wait("Stopped. The answer so far stays in the conversation.")
         chat.ask("/set parameter temperature 0")
         assert "star" in chat.ask("How many stars are there?")
         assert chat.leave() == 0

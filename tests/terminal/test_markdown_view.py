@@ -108,7 +108,7 @@ def pieces(text: str, seed: int) -> list[str]:
 
 
 def wrapped(text: str, columns: int) -> list[str]:
-    """A line as the terminal shows it: what is too long goes on in the next row."""
+    """Return a line as the terminal shows it, wrapped at the right edge."""
     return Window(columns, 60).feed(text).lines
 
 

@@ -41,7 +41,7 @@ def test_lines_say_how_much_how_fast_and_how_long(monkeypatch: pytest.MonkeyPatc
 
 def test_lines_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = shown(monkeypatch, False, *range(0, 10 * GB, GB // 10), step=0.1).splitlines()
-    assert len(lines) == 1 + int(10 / progress.LINE_EVERY) - 1
+    assert len(lines) == 1 + int(10 / progress.PROGRESS_LINE_SECONDS) - 1
 
 
 @pytest.mark.parametrize("tty", [False, True])

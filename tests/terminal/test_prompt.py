@@ -10,10 +10,10 @@ from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from mllama_cli.terminal.completer import ChatCompleter
+from mllama_cli.terminal.completer import ChatCompleter, CommandHelp
 from mllama_cli.terminal.console import Terminal
 from mllama_cli.terminal.keys import is_open, without_quotes
-from mllama_cli.terminal.prompt import ChatPrompt, CommandHelp
+from mllama_cli.terminal.prompt import ChatPrompt
 from tests.console import Stream
 
 COMMANDS = [

@@ -1,1 +1,1 @@
-"""The slash commands of a chat, one file a subject."""
+"""The slash commands, one file per subject."""

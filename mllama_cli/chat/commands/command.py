@@ -1,4 +1,4 @@
-"""What a slash command is."""
+"""The type of slash commands."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from mllama_cli.terminal.completer import CommandHelp
 
 @dataclass(frozen=True)
 class Command(CommandHelp):
-    """A command with what it does, given the rest of its line."""
+    """A slash command; ``run`` gets the rest of the line."""
 
     run: Callable[[Shell, str], None]
 

@@ -1,4 +1,4 @@
-"""Commands about images that wait for their question."""
+"""Slash commands for images."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def _image(shell: Shell, argument: str) -> None:
     require(argument, "image", "a path or a URL")
-    # As a terminal pastes it: quoted, escaped, several at once. Anything else is one path with spaces in it.
+    # Paths as a terminal pastes them: quoted, escaped, several at once. Anything else is one path with spaces.
     found = find_images(argument)
     for source in [argument] if found.text.strip() or not found.paths else found.paths:
         _note_attached(shell, shell.attach(source))
@@ -34,7 +34,7 @@ def _note_attached(shell: Shell, image: "PreparedImage") -> None:
 def _images(shell: Shell, argument: str) -> None:
     waiting, asked = shell.dialogue.attachments, shell.dialogue.conversation.images
     for number, image in enumerate(waiting, 1):
-        shell.terminal.note(f"{number}. {chip(image)} (waits for your question)")
+        shell.terminal.note(f"{number}. {chip(image)} (sent with your next message)")
     for part in asked:
         shell.terminal.note(f"-  {part.name} (in the conversation)")
     if not waiting and not asked:
@@ -75,10 +75,10 @@ def _is_number(argument: str, waiting: Sequence[object]) -> bool:
     return argument.isdigit() and 1 <= int(argument) <= len(waiting)
 
 
-COMMANDS = (
+IMAGE_COMMANDS = (
     Command(("image", "attach"), "PATH|URL", "image", "Attach an image to your next message.", _image),
     Command(("paste",), "", "none", "Attach the image in the clipboard.", _paste),
     Command(("images",), "", "none", "List attached images.", _images),
     Command(("detach",), "N", "number", "Remove an attached image.", _detach),
-    Command(("preview",), "[N|on|off]", "number", "Show an image large; turn thumbnails on or off.", _preview),
+    Command(("preview",), "[N|on|off]", "number", "Show an image enlarged; turn thumbnails on or off.", _preview),
 )

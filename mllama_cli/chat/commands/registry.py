@@ -1,4 +1,4 @@
-"""The slash commands: their list, and which one a line means."""
+"""List all slash commands, and find the one that a line calls."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def _help(shell: Shell, argument: str) -> None:
     for command in COMMANDS:
         others = ", ".join(f"/{name}" for name in command.names[1:])
         table.add_row(command.call, command.help + (f" (also {others})" if others else ""))
-    for keys, what in KEYS:
+    for keys, what in KEY_HELP:
         table.add_row(keys, what)
     shell.terminal.err.print(table)
 
@@ -27,19 +27,19 @@ def _bye(shell: Shell, argument: str) -> None:
     shell.leaving = True
 
 
-KEYS = (
-    ("Enter", "Send. Alt-Enter or Ctrl-J starts a new line; so does Enter between two lines of three quotes."),
-    ("Ctrl-C", "Stop the answer and keep what was said. Clears the line while you type."),
+KEY_HELP = (
+    ("Enter", 'Send. Alt-Enter and Ctrl-J start a new line; so does Enter after an opening """.'),
+    ("Ctrl-C", "Stop the answer and keep it so far; while typing, clear the line."),
     ("Ctrl-G", "Write in your editor ($VISUAL, $EDITOR)."),
-    ("Up, Ctrl-R", "Earlier messages; search them."),
+    ("Up, Ctrl-R", "Recall earlier messages; search them."),
     ("Tab", "Complete commands, paths and names."),
     ("Ctrl-D", "Leave."),
 )
 COMMANDS = (
-    *images.COMMANDS,
-    *talk.COMMANDS,
-    *settings.COMMANDS,
-    *saved.COMMANDS,
+    *images.IMAGE_COMMANDS,
+    *talk.TALK_COMMANDS,
+    *settings.SETTINGS_COMMANDS,
+    *saved.SAVED_COMMANDS,
     Command(("help", "?"), "", "none", "Show this list.", _help),
     Command(("bye", "exit", "quit"), "", "none", "Leave.", _bye),
 )
@@ -47,10 +47,9 @@ _BY_NAME = {name: command for command in COMMANDS for name in command.names}
 
 
 def find_command(line: str) -> tuple[Command, str] | None:
-    """Return the command that a line means and its argument, or None for a message.
+    """Return the command that a line calls and its argument, or None for a message.
 
-    A line that begins with the path of something that exists is a message, not a command. Raise UsageError for a
-    command that does not exist.
+    A line that begins with an existing path is a message. Raise UsageError for an unknown command.
     """
     text = line.strip()
     if not text.startswith("/"):

@@ -1,4 +1,4 @@
-"""Commands about saved chats."""
+"""Slash commands for saved chats."""
 
 from pathlib import Path
 
@@ -29,14 +29,14 @@ def _history(shell: Shell, argument: str) -> None:
 
     chats = shell.autosave.require_store().chats(argument, limit=HISTORY_LENGTH)
     if not chats:
-        shell.terminal.note("There are no saved chats" + (f" about {argument!r}." if argument else " yet."))
+        shell.terminal.note("There are no saved chats" + (f" that contain {argument!r}." if argument else " yet."))
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("ID", "NAME", "ABOUT", "DATE"):
+    for title in ("ID", "NAME", "TITLE", "DATE"):
         table.add_column(title, no_wrap=True, overflow="ellipsis")
     for chat in chats:
         table.add_row(str(chat.id), chat.name or "", chat.title, f"{chat.updated:%Y-%m-%d %H:%M}")
-    shell.terminal.err.print(table, markup=False)
+    shell.terminal.err.print(table)
 
 
 def _export(shell: Shell, argument: str) -> None:
@@ -47,7 +47,7 @@ def _export(shell: Shell, argument: str) -> None:
     shell.terminal.note(f"Wrote {path}.")
 
 
-COMMANDS = (
+SAVED_COMMANDS = (
     Command(("save",), "NAME", "chat", "Name this chat.", _save),
     Command(("load",), "NAME", "chat", "Continue a saved chat.", _load),
     Command(("history",), "[TEXT]", "text", "List saved chats, newest first.", _history),

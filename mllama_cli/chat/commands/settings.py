@@ -1,4 +1,4 @@
-"""Commands about the model and how it answers."""
+"""Slash commands for the model, sampling and display."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from mllama_cli.core.sampling import SETTABLE
 from mllama_cli.core.settings import THEMES
 from mllama_cli.core.text import suggest
 
-ALIASES = {alias: name for name, parameter in SETTABLE.items() for alias in parameter.aliases}
+PARAMETER_ALIASES = {alias: name for name, parameter in SETTABLE.items() for alias in parameter.aliases}
 
 
 def _system(shell: Shell, argument: str) -> None:
@@ -36,14 +36,14 @@ def _set(shell: Shell, argument: str) -> None:
         shell.terminal.note(f"Theme: {rest}.")
     else:
         raise UsageError(
-            f"/set does not know {argument!r}" if argument else "/set needs to know what",
+            f"/set does not know {argument!r}" if argument else "/set needs a setting",
             "/set parameter NAME VALUE, /set system TEXT, verbose, quiet, preview, nopreview, "
             f"theme {'|'.join(THEMES)}",
         )
 
 
 def _set_parameter(shell: Shell, name: str, value: str) -> None:
-    name = ALIASES.get(name.replace("-", "_"), name.replace("-", "_"))
+    name = PARAMETER_ALIASES.get(name.replace("-", "_"), name.replace("-", "_"))
     if name == "num_ctx":
         raise UsageError(f"The context size is the model's: {shell.dialogue.context} tokens", "")
     if name not in SETTABLE:
@@ -52,7 +52,7 @@ def _set_parameter(shell: Shell, name: str, value: str) -> None:
         )
     if not value:
         now = getattr(shell.dialogue.sampling, name)
-        raise UsageError(f"{name} needs a value", f"It is {now} now and means: {SETTABLE[name].help}.")
+        raise UsageError(f"{name} needs a value", f"It is {now} now ({SETTABLE[name].help}).")
     shell.dialogue.set_sampling(**{name: _value(shell, name, value)})
     shell.terminal.note(f"{name} = {getattr(shell.dialogue.sampling, name)}")
 
@@ -93,7 +93,7 @@ def _show(shell: Shell, argument: str) -> None:
     table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(name, value)
-    shell.terminal.err.print(table, markup=False)
+    shell.terminal.err.print(table)
 
 
 def _model(shell: Shell, argument: str) -> None:
@@ -106,9 +106,9 @@ def _model(shell: Shell, argument: str) -> None:
     shell.terminal.note(f"Now talking to {engine.name}.")
 
 
-COMMANDS = (
-    Command(("system",), "TEXT", "text", "Set the system message; empty removes it.", _system),
+SETTINGS_COMMANDS = (
+    Command(("system",), "TEXT", "text", "Set the system message, or remove it if empty.", _system),
     Command(("set",), "parameter NAME VALUE | verbose | ...", "parameter", "Change sampling and display.", _set),
-    Command(("show",), "", "none", "Show the model, the parameters and how much of the context is used.", _show),
+    Command(("show",), "", "none", "Show the model, the parameters and context usage.", _show),
     Command(("model",), "NAME", "model", "Continue with another model.", _model),
 )

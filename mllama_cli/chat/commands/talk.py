@@ -1,14 +1,15 @@
-"""Commands about the conversation itself."""
+"""Slash commands for the conversation itself."""
 
 import re
 from pathlib import Path
 
 from mllama_cli.chat.commands.command import Command, require
 from mllama_cli.chat.shell import Shell
+from mllama_cli.chat.storage.saved import printable, shortened
 from mllama_cli.core.errors import UsageError
 
 MAX_TEXT_BYTES = 4 * 2**20
-"""The largest file that /read takes: far more than any context holds."""
+"""Largest file that /read takes, far more than any context holds."""
 
 
 def _clear(shell: Shell, argument: str) -> None:
@@ -24,7 +25,7 @@ def _regen(shell: Shell, argument: str) -> None:
 def _undo(shell: Shell, argument: str) -> None:
     question = shell.dialogue.pop_last_turn()
     shell.autosave.save(shell.dialogue)
-    shell.terminal.note(f"Removed: {_short(question.text)}")
+    shell.terminal.note(f"Removed: {shortened(printable(question.text))}")
 
 
 def _edit(shell: Shell, argument: str) -> None:
@@ -39,7 +40,7 @@ def _read(shell: Shell, argument: str) -> None:
     path = Path(require(_unquoted(argument), "read", "a file")).expanduser()
     try:
         if path.stat().st_size > MAX_TEXT_BYTES:
-            raise UsageError(f"{path} is larger than {MAX_TEXT_BYTES >> 20} MiB", "No context holds that much.")
+            raise UsageError(f"{path} is larger than {MAX_TEXT_BYTES >> 20} MiB", "No context is that long.")
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not UTF-8 text", "/image attaches an image.") from None
@@ -49,7 +50,7 @@ def _read(shell: Shell, argument: str) -> None:
         raise UsageError(f"{path} is empty", "")
     shell.dialogue.attached_text.append(f"{path.name}:\n{text.rstrip()}")
     lines = len(text.splitlines())
-    shell.terminal.note(f"{path.name} ({lines} line{'s' * (lines != 1)}) goes with your next message.")
+    shell.terminal.note(f"{path.name} ({lines} line{'s' * (lines != 1)}) will be sent with your next message.")
 
 
 def _copy(shell: Shell, argument: str) -> None:
@@ -59,7 +60,7 @@ def _copy(shell: Shell, argument: str) -> None:
     if not text:
         raise UsageError("There is no answer to copy yet", "")
     if argument not in ("", "code"):
-        raise UsageError("/copy takes nothing, or the word code", "/copy code copies the last code block.")
+        raise UsageError("/copy takes no argument, or the word code", "/copy code copies the last code block.")
     what = "answer"
     if argument == "code":
         blocks = re.findall(r"^ {0,3}(?:```|~~~)[^\n]*\n(.*?)^ {0,3}(?:```|~~~)", text + "\n", re.DOTALL | re.MULTILINE)
@@ -77,12 +78,7 @@ def _unquoted(path: str) -> str:
     return re.sub(r"\\(.)", r"\1", path) if "\\ " in path else path
 
 
-def _short(text: str) -> str:
-    first = " ".join(text.split())
-    return first if len(first) <= 60 else first[:59] + "…"
-
-
-COMMANDS = (
+TALK_COMMANDS = (
     Command(("clear", "new"), "", "none", "Start a new conversation.", _clear),
     Command(("regen", "regenerate", "retry"), "", "none", "Answer the last question again.", _regen),
     Command(("undo",), "", "none", "Remove the last question and its answer.", _undo),

@@ -1,4 +1,4 @@
-"""What a saved chat may be called, and which one a name or number means."""
+"""Check names of saved chats, and find the chat that a name or number means."""
 
 import unicodedata
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ LIST_HINT = "`mllama history list` shows what is saved."
 
 
 def checked_name(name: str) -> str:
-    """Return ``name`` as it is saved: one line, composed characters. Raise UsageError if it could not be typed."""
+    """Return ``name`` normalised: one line, NFC. Raise UsageError if it could not be typed later."""
     saved = unicodedata.normalize("NFC", " ".join(name.split()))
     if not saved:
         raise UsageError("The name of a chat cannot be empty", "Give it a word or two.")
@@ -27,14 +27,14 @@ def checked_name(name: str) -> str:
 
 
 def as_number(text: str) -> int | None:
-    """Return ``text`` as the number of a chat, if it is one."""
+    """Return ``text`` as a chat number, or None."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
 
 
 def pick(wanted: str, names: Mapping[str, int], *, exact: bool = False) -> int:
-    """Return the number of the chat called ``wanted``: by its name in any case or, unless ``exact``, its beginning.
+    """Return the number of the chat called ``wanted``, ignoring case; unless ``exact``, the start of a name will do.
 
-    Raise UsageError if several names begin so, ChatNotFoundError if none does.
+    Raise UsageError if several names start so, ChatNotFoundError if none does.
     """
     text = unicodedata.normalize("NFC", " ".join(wanted.split()))
     if text in names:
@@ -58,7 +58,7 @@ def pick(wanted: str, names: Mapping[str, int], *, exact: bool = False) -> int:
 
 
 def unreadable(number: int, why: str) -> ChatStoreError:
-    """Return the error of one chat whose rows are damaged, though the file is not."""
+    """Return the error for a chat with damaged rows in an intact file."""
     return ChatStoreError(
         f"Chat {number} cannot be read: {why}", f"Other chats are unaffected. `mllama history rm {number}` deletes it."
     )

@@ -1,4 +1,4 @@
-"""Saved chats as rows of the database: chats, their messages, the parts of these, and images by content."""
+"""Read and write saved chats as database rows: chats, messages, their parts, and images by digest."""
 
 import json
 import sqlite3
@@ -57,13 +57,13 @@ def read(connection: sqlite3.Connection, number: int) -> SavedChat:
 
 
 def summaries(connection: sqlite3.Connection) -> Iterator[ChatSummary]:
-    """Yield a line of each chat, newest first."""
+    """Yield a summary of each chat, newest first."""
     rows = connection.execute(
         f"""SELECT id, name, title, model, created, updated,
             (SELECT count(*) FROM messages WHERE chat = chats.id),
             (SELECT count(image) FROM messages JOIN parts ON message = messages.id WHERE chat = chats.id)
         FROM chats {_NEWEST_FIRST}"""
-    ).fetchall()  # an open query would hold its lock beyond the transaction
+    ).fetchall()  # an open cursor would hold its lock beyond the transaction
     for number, name, title, model, created, updated, messages, images in rows:
         times = _time(created, number), _time(updated, number)
         yield ChatSummary(number, name, title, _text(model), *times, messages, images)
@@ -79,17 +79,17 @@ def exists(connection: sqlite3.Connection, number: int) -> bool:
 
 
 def names(connection: sqlite3.Connection) -> dict[str, int]:
-    """Return which chat has which name."""
+    """Return chat numbers by name."""
     return dict(connection.execute("SELECT name, id FROM chats WHERE name IS NOT NULL").fetchall())
 
 
 def set_name(connection: sqlite3.Connection, number: int, name: str | None) -> bool:
-    """Name a chat. Return whether there is one of that number."""
+    """Name a chat. Return whether it exists."""
     return connection.execute("UPDATE chats SET name = ? WHERE id = ?", (name, number)).rowcount > 0
 
 
 def delete(connection: sqlite3.Connection, number: int) -> bool:
-    """Delete a chat but not its images (see ``delete_unused_images``). Return whether there was one."""
+    """Delete a chat but not its images (see ``delete_unused_images``). Return whether it existed."""
     return connection.execute("DELETE FROM chats WHERE id = ?", (number,)).rowcount > 0
 
 
@@ -99,7 +99,7 @@ def delete_unused_images(connection: sqlite3.Connection) -> None:
 
 
 def containing(connection: sqlite3.Connection, query: str) -> set[int]:
-    """Return the chats with this text in name or messages. Not in SQL, whose LIKE folds ASCII only."""
+    """Return the chats with this text in name or messages. SQL's LIKE would ignore case for ASCII only."""
     wanted = _folded(query.strip())
     rows = connection.execute(
         """SELECT id, name FROM chats WHERE name IS NOT NULL
@@ -109,7 +109,7 @@ def containing(connection: sqlite3.Connection, query: str) -> set[int]:
 
 
 def insert_messages(connection: sqlite3.Connection, chat: int, conversation: Conversation, start: int) -> None:
-    """Write the messages from ``start`` on, and those of their images that the file does not have."""
+    """Write the messages from ``start`` on, and their images unless they are stored already."""
     for position, message in enumerate(conversation.messages[start:], start):
         row = connection.execute(
             "INSERT INTO messages (chat, position, role) VALUES (?, ?, ?)", (chat, position, message.role)
@@ -128,7 +128,7 @@ def insert_messages(connection: sqlite3.Connection, chat: int, conversation: Con
 
 
 def _put(connection: sqlite3.Connection, chat: SavedChat) -> int:
-    """Write a chat's own row, new or not, and return its number, the next one for ``id`` 0. A name stays as it is."""
+    """Insert or update a chat's own row, except its name. Return its number, which is new for ``id`` 0."""
     row = connection.execute(
         """INSERT INTO chats (id, title, model, created, updated, settings, state) VALUES (?, ?, ?, ?, ?, ?, ?)
         ON CONFLICT (id) DO UPDATE SET title = excluded.title, model = excluded.model, updated = excluded.updated,
@@ -165,7 +165,7 @@ def _read_conversation(connection: sqlite3.Connection, chat: int) -> Conversatio
                 row = connection.execute("SELECT data FROM images WHERE digest = ?", (digest,)).fetchone()
                 images[digest] = bytes(row[0]) if row else b""
             image = ImagePart(images[digest], _text(name))
-            if image.digest != digest:  # costs no extra time: the engine needs the digest, which stays with the part
+            if image.digest != digest:  # free: the engine needs the digest anyway, and the part caches it
                 raise unreadable(chat, f"the image {image.name} has changed")
             parts.append(image)
         messages.append(Message(role, tuple(parts)))
@@ -173,7 +173,7 @@ def _read_conversation(connection: sqlite3.Connection, chat: int) -> Conversatio
 
 
 def _stored(text: str) -> str | bytes:
-    """Return ``text`` as SQLite can hold it: as bytes if lone surrogates (odd file names) are not UTF-8."""
+    """Return ``text`` as SQLite can store it: as bytes if it has lone surrogates (odd file names)."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -182,7 +182,7 @@ def _stored(text: str) -> str | bytes:
 
 
 def _text(value: str | bytes) -> str:
-    """Return the text that ``_stored`` was given."""
+    """Invert ``_stored``."""
     return value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else value
 
 
@@ -191,7 +191,7 @@ def _folded(text: str) -> str:
 
 
 def _common_prefix(one: Conversation, other: Conversation) -> int:
-    """Return how many messages from the start are equal."""
+    """Return the number of equal messages at the start."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((index for index, (mine, yours) in pairs if mine != yours), min(len(one), len(other)))
 

@@ -1,4 +1,4 @@
-"""A chat as it is saved, and its line in a list."""
+"""A saved chat, and its summary in lists."""
 
 import unicodedata
 from dataclasses import dataclass, field
@@ -8,19 +8,19 @@ from typing import Any
 from mllama_cli.core.conversation import Conversation, Message, TextPart
 
 TITLE_LENGTH = 60
-SYSTEM = "system"
+SYSTEM_KEY = "system"
 """Key in ``settings`` of a system prompt that is not a message of the conversation."""
 
 
 @dataclass(frozen=True)
 class SavedChat:
-    """A conversation and what belongs to it.
+    """A conversation with its name, model and settings.
 
     Attributes:
-        id: the number to type; 0 until the chat is first stored.
-        created, updated: aware times, in the user's zone.
-        settings: a JSON object: the system prompt (under SYSTEM) and sampling.
-        state: the store's own, which shows whether another process wrote this chat meanwhile.
+        id: the chat's number; 0 until it is first stored.
+        created, updated: timezone-aware, in the user's zone.
+        settings: a JSON object: the system prompt (under SYSTEM_KEY) and sampling.
+        state: the store's token, which reveals that another process has written this chat meanwhile.
     """
 
     id: int
@@ -34,7 +34,7 @@ class SavedChat:
 
     @classmethod
     def new(cls, model: str) -> "SavedChat":
-        """Return an empty chat. The store numbers it when it first saves a question of it."""
+        """Return an empty chat. The store numbers it when it first saves a question."""
         return cls(0, model, created=(time := now()), updated=time)
 
     @property
@@ -43,8 +43,8 @@ class SavedChat:
 
     @property
     def whole(self) -> Conversation:
-        """The conversation as the model got it: with the system prompt of the settings if it has none itself."""
-        system = self.settings.get(SYSTEM)
+        """The conversation as the model saw it: with the system prompt of the settings if it has none itself."""
+        system = self.settings.get(SYSTEM_KEY)
         messages = self.conversation.messages
         if not isinstance(system, str) or not system or (messages and messages[0].role == "system"):
             return self.conversation
@@ -53,7 +53,7 @@ class SavedChat:
 
 @dataclass(frozen=True)
 class ChatSummary:
-    """What a list shows of a saved chat."""
+    """A saved chat without its messages."""
 
     id: int
     name: str | None
@@ -71,12 +71,12 @@ def now() -> datetime:
 
 
 def title_of(conversation: Conversation) -> str:
-    """Return the first words of the first question, else the names of its images; one line, safe to print."""
+    """Return the start of the first question, else the names of its images; one line, safe to print."""
     for message in conversation:
         if message.role == "user":
             words = printable(message.text) or ", ".join(short_name(image.name) for image in message.images)
             if words:
-                return _cut(words)
+                return shortened(words)
     return "(empty)"
 
 
@@ -87,12 +87,13 @@ def short_name(name: str) -> str:
 
 def printable(text: str) -> str:
     """Return ``text`` on one line, without control characters and lone surrogates."""
-    # A title needs only the start of what may be a whole book.
+    # Titles and names need only the start of a long text.
     spaced = (" " if char.isspace() else char for char in text[:1000])
     return " ".join("".join(char for char in spaced if unicodedata.category(char) not in ("Cc", "Cs")).split())
 
 
-def _cut(text: str) -> str:
+def shortened(text: str) -> str:
+    """Cut ``text`` to TITLE_LENGTH characters, at a word if possible."""
     if len(text) <= TITLE_LENGTH:
         return text
     start = text[: TITLE_LENGTH - 1]

@@ -1,11 +1,11 @@
-"""The tables that saved chats are kept in."""
+"""The database tables of saved chats."""
 
 from mllama_cli.core.errors import ChatStoreError
 from mllama_cli.system.database import Schema
 
 _MIGRATIONS = (
     (
-        # AUTOINCREMENT: a number is never given twice, so a chat that was deleted elsewhere cannot become another one.
+        # AUTOINCREMENT never reuses a number, so a chat deleted elsewhere cannot turn into another one.
         """CREATE TABLE chats (
             id INTEGER PRIMARY KEY AUTOINCREMENT,
             name TEXT UNIQUE,
@@ -36,6 +36,6 @@ _MIGRATIONS = (
         "CREATE INDEX parts_image ON parts (image) WHERE image IS NOT NULL",
     ),
 )
-"""Statements that lead from each version of the schema (its place here, from 0) to the next. Only ever add to them."""
+"""Statements that upgrade the schema from version n, the index here, to n + 1. Only ever append."""
 
 SCHEMA = Schema(_MIGRATIONS, ChatStoreError, moved_by="MLLAMA_HOME")

@@ -1,10 +1,9 @@
-"""Saved chats: every conversation as it goes, in one SQLite file, its images by content.
+"""Saved chats in one SQLite file.
 
-Images are rows of that file, each stored once however many chats show it. Files next to it would be read a little
-faster (from about 100 kB on, by SQLite's own measurements), but a phone photo of 5 to 20 MB is written once and read
-when a chat is resumed, which takes tens of milliseconds either way. As rows, images come and go with the messages that
-show them in one transaction, so a crash leaves neither a chat without its image nor an image without its chat, and one
-file is the whole backup. SQLite's limit of 1 GB is above that of an image here (256 MiB).
+Images are rows of that file, each stored once however many chats show it. Separate files would be read a little faster
+(from about 100 kB on, by SQLite's own measurements), but a photo is read only when a chat is resumed, in tens of
+milliseconds either way. As rows, images come and go in one transaction with the messages that show them, and one file
+is the whole backup. SQLite's limit of 1 GB is above that of an image here (256 MiB).
 """
 
 import json
@@ -26,13 +25,11 @@ from mllama_cli.core.errors import ChatNotFoundError, UsageError
 from mllama_cli.system.database import Database
 from mllama_cli.system.paths import data_folder
 
-__all__ = ["ChatStore", "ChatSummary", "SavedChat"]
-
 
 class ChatStore:
-    """The saved chats of one user. Any method may raise ChatStoreError; what was saved before is then still there.
+    """The saved chats of one user. Any method may raise ChatStoreError, which loses nothing saved before.
 
-    Several processes may use the same file. Reading creates nothing.
+    Several processes may use the same file. Reading does not create it.
 
     Args:
         path: the file; ``chats/chats.db`` in the user's data folder by default.
@@ -53,24 +50,23 @@ class ChatStore:
         model: str | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> SavedChat:
-        """Save a new state of a chat, whole or not at all; only messages that changed are written.
+        """Save a new state of a chat atomically; only messages that changed are written.
 
         A chat without a question is not kept unless it has a name. A chat that was deleted meanwhile is saved again.
-        A chat that another process continued stays as that process left it, and this state becomes another chat: the
-        returned one then has another ``id``.
+        If another process has continued the chat, this state becomes a new chat with another ``id``.
 
         Args:
-            chat: the last state, as ``SavedChat.new``, ``load``, ``last``, ``rename`` or ``save`` returned it.
-            model, settings: as before if None.
+            chat: the last state, from ``SavedChat.new``, ``load``, ``last``, ``rename`` or ``save``.
+            model, settings: unchanged if None.
 
         Returns:
-            The state to give to the next ``save``. After an error that is still ``chat``.
+            The state to pass to the next ``save``. After an error, pass ``chat`` again.
         """
         wanted = replace(
             chat,
             conversation=conversation,
             model=chat.model if model is None else model,
-            # As they will be read back: a tuple becomes a list.
+            # Compare as read back: a tuple becomes a list.
             settings=chat.settings if settings is None else json.loads(json.dumps(dict(settings))),
         )
         if wanted == chat:
@@ -79,15 +75,15 @@ class ChatStore:
             return rows.update(connection, chat, replace(wanted, updated=now(), state=secrets.token_hex(8)))
 
     def load(self, name_or_id: str | int) -> SavedChat:
-        """Return the chat of that number, name, or beginning of a name.
+        """Return the chat with that number, name, or start of a name.
 
-        Raise ChatNotFoundError, with the nearest name, if there is none, UsageError if several names begin so.
+        Raise ChatNotFoundError, which suggests the nearest name, or UsageError if several names start so.
         """
         with self._reading(str(name_or_id)) as connection:
             return rows.read(connection, _find(connection, name_or_id))
 
     def last(self) -> SavedChat | None:
-        """Return the chat that was saved last."""
+        """Return the most recently saved chat."""
         if not self._database.exists:
             return None
         with self._reading() as connection:
@@ -95,13 +91,13 @@ class ChatStore:
             return None if number is None else rows.read(connection, number)
 
     def summary(self, name_or_id: str | int, *, exact: bool = False) -> ChatSummary:
-        """Return the line of one chat, found as by ``load``; with ``exact`` the beginning of a name is not enough."""
+        """Return the summary of a chat, found as by ``load``; ``exact`` takes no start of a name."""
         with self._reading(str(name_or_id)) as connection:
             number = _find(connection, name_or_id, exact=exact)
             return next(summary for summary in rows.summaries(connection) if summary.id == number)
 
     def chats(self, query: str = "", *, limit: int | None = None) -> list[ChatSummary]:
-        """List the saved chats, newest first; with ``query`` those with that text in name or messages, in any case."""
+        """Return the saved chats, newest first; ``query`` selects those that contain it, ignoring case."""
         if not self._database.exists:
             return []
         with self._reading() as connection:
@@ -110,9 +106,9 @@ class ChatStore:
             return list(islice(chosen, limit))
 
     def rename(self, chat: SavedChat, name: str, *, overwrite: bool = False) -> SavedChat:
-        """Name a chat. ``overwrite`` takes the name from the chat that has it, which stays under its number.
+        """Name a chat. ``overwrite`` takes the name from another chat, which keeps its number.
 
-        Raise UsageError for a name that is taken or could not be typed, and for a chat that is not saved yet.
+        Raise UsageError if the name is taken or not allowed, or if the chat is not saved yet.
         """
         kept = checked_name(name)
         with self._database.writing() as connection:
@@ -127,7 +123,7 @@ class ChatStore:
         return replace(chat, name=kept)
 
     def delete(self, ids: Iterable[int]) -> int:
-        """Delete chats and the images that no other chat shows. Return how many chats there were."""
+        """Delete chats and the images that no other chat shows. Return the number of chats deleted."""
         if not self._database.exists:
             return 0
         with self._database.writing() as connection:

@@ -1,1 +1,1 @@
-"""Markdown as it streams into a terminal."""
+"""Streaming Markdown in a terminal."""

@@ -1,4 +1,4 @@
-"""Markdown blocks: where they end, and how one becomes lines of styled text."""
+"""Split Markdown into blocks, and render them as lines of styled text."""
 
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -23,9 +23,9 @@ BULLETS = "•◦▪"
 
 
 def split_finished(source: str) -> tuple[list[str], str]:
-    """Split off the blocks that no further text can change from the rest: the last block and an unfinished line.
+    """Split into the blocks that no further text can change, and the rest: the last block and an unfinished line.
 
-    Markdown is read line by line, and a block is finished once a later one has begun in a whole line.
+    A block is finished once a later one has begun in a complete line.
     """
     whole = source[: source.rfind("\n") + 1]
     starts = [token.map[0] for token in _top_level(whole) if token.map]
@@ -37,7 +37,7 @@ def split_finished(source: str) -> tuple[list[str], str]:
 
 
 def block_lines(source: str, theme: MarkdownTheme, width: int) -> list[Text]:
-    """Render ``source`` as lines of at most ``width`` cells; code is not wrapped, so that it can be copied."""
+    """Render ``source`` as lines of at most ``width`` cells; code is not wrapped, so it can be copied."""
     return _blocks(_parser().parse(source), theme, max(width, 8), depth=0, tight=False)
 
 
@@ -78,7 +78,7 @@ def _block(token: "Token", inside: "Sequence[Token]", theme: MarkdownTheme, widt
 
 
 def _children(tokens: "Sequence[Token]") -> "Iterator[tuple[Token, Sequence[Token]]]":
-    """Yield each block with the tokens between its opening and its closing token."""
+    """Yield each block with the tokens between its opening and closing tokens."""
     index = 0
     while index < len(tokens):
         token, start = tokens[index], index + 1
@@ -104,7 +104,7 @@ def _code(code: str, info: str, theme: MarkdownTheme) -> list[Text]:
         return [Text(line, theme.code if not language else "") for line in code.split("\n")]
     text = Syntax("", language, theme=theme.syntax, background_color="default").highlight(code)
     lines = list(text.split("\n", allow_blank=True))
-    # The highlighter adds a line at the end.
+    # The highlighter appends an empty line.
     while len(lines) > len(code.split("\n")):
         lines.pop()
     return lines
@@ -158,7 +158,7 @@ def _table(inside: "Sequence[Token]", theme: MarkdownTheme, width: int) -> list[
 
 @cache
 def _plain_console() -> Console:
-    """Return a console that measures and wraps and prints nothing."""
+    """Return a console for measuring and wrapping, never printed to."""
     return Console(width=80, color_system=None, force_terminal=False, legacy_windows=False)
 
 
@@ -166,5 +166,5 @@ def _plain_console() -> Console:
 def _parser() -> "MarkdownIt":
     from markdown_it import MarkdownIt
 
-    # Without "reference", whose lines would disappear.
+    # "reference" would hide the lines that define links.
     return MarkdownIt("commonmark").enable("table").disable(["reference", "inline"])

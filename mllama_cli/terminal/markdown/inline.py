@@ -1,4 +1,4 @@
-"""Inline Markdown: emphasis, code spans, links; LaTeX and HTML stay as they are written."""
+"""Render inline Markdown: emphasis, code spans, links; LaTeX and HTML stay as written."""
 
 import re
 from functools import cache
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from markdown_it.token import Token
 
 DOLLAR_MATH = re.compile(r"\$(?=\S)[^$\n]{0,198}?(?<=[^\s\\])\$(?!\d)|\$\$(?=\S)[^$\n]{0,198}?\$\$")
-"""``$x$`` as pandoc reads it: no space inside, no digit after, one line; so that prices are not formulas."""
+"""``$x$`` as in pandoc: no space next to the dollars inside, no digit after, one line; so prices are not formulas."""
 
 _STYLES = {"strong_open": "strong", "em_open": "emphasis", "s_open": "struck"}
 
@@ -68,7 +68,7 @@ def _append_url(out: Text, url: str, shown: str, theme: MarkdownTheme) -> None:
 
 
 def _one_line(text: str) -> str:
-    # Again, because an entity such as &#13; makes characters that were not in the source.
+    # Stripped here too, because an entity such as &#13; becomes a control character.
     return strip_control(text).replace("\n", " ")
 
 
@@ -79,7 +79,7 @@ def _parser() -> "MarkdownIt":
     parser = MarkdownIt("commonmark").enable("strikethrough").disable("html_inline")
     parser.inline.ruler.before("escape", "latex", _latex)
     parser.inline.ruler.before("escape", "dollar", _dollar)
-    # Show the address as it is written, not percent-encoded.
+    # Show URLs as written, not percent-encoded.
     parser.normalizeLink = lambda url: url  # type: ignore[method-assign]
     return parser
 
@@ -90,7 +90,7 @@ def _latex(state: "StateInline", silent: bool) -> bool:
     if opening not in ("\\(", "\\["):
         return False
     end = state.src.find("\\)" if opening == "\\(" else "\\]", state.pos + 2)
-    # Without an end it is still LaTeX: the two characters stay.
+    # An unfinished formula is still LaTeX, so its opening stays.
     return _verbatim(state, silent, end + 2 if end >= 0 else state.pos + 2)
 
 

@@ -1,4 +1,4 @@
-"""Colours of Markdown on a dark, a light or an unknown background. Sets no backgrounds: copying takes them along."""
+"""Markdown colours for a dark, light or unknown background. No background is set, as it would be copied along."""
 
 from dataclasses import dataclass
 

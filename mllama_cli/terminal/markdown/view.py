@@ -1,4 +1,4 @@
-"""A streaming answer in Markdown: finished blocks are printed once and stay, only the open one is redrawn."""
+"""Draw streaming Markdown: finished blocks are printed once, only the open block is redrawn."""
 
 import shutil
 import time
@@ -11,18 +11,18 @@ from mllama_cli.terminal.console import Terminal
 from mllama_cli.terminal.markdown.blocks import block_lines, split_finished
 from mllama_cli.terminal.markdown.theme import markdown_theme
 
-FRAME = 1 / 15
-"""Shortest time between two drawings of the open block, in seconds."""
+FRAME_SECONDS = 1 / 15
+"""Shortest time between two drawings of the open block."""
 
 _SYNC, _END_SYNC = "\x1b[?2026h", "\x1b[?2026l"
 _HIDE, _SHOW = "\x1b[?25l", "\x1b[?25h"
 
 
 class MarkdownView:
-    """Draws an answer on a terminal. Elsewhere, and on TERM=dumb, the text is written as it comes.
+    """Draws an answer on a terminal. Elsewhere, and if TERM=dumb, the text is written as it arrives.
 
-    The live part is never taller than the window: of a taller open block the end is shown, and the whole once it is
-    finished. So nothing live can scroll away and be left behind.
+    The live part is never taller than the window, so that none of it scrolls out of reach: of a taller open
+    block only the end is shown until it is finished.
     """
 
     def __init__(self, terminal: Terminal, *, theme: str = "dark") -> None:
@@ -49,8 +49,8 @@ class MarkdownView:
         now = time.monotonic()
         if finished or now >= self._next_frame:
             self._draw(finished)
-            # What takes long to draw is drawn less often, so that drawing does not slow the answer down.
-            self._next_frame = now + max(FRAME, 4 * (time.monotonic() - now))
+            # Draw slow blocks less often, so that drawing does not slow the answer down.
+            self._next_frame = now + max(FRAME_SECONDS, 4 * (time.monotonic() - now))
 
     def finish(self) -> None:
         """Draw the complete answer and put the cursor on a new line."""
@@ -61,7 +61,7 @@ class MarkdownView:
         self._open = ""
 
     def interrupt(self) -> None:
-        """Keep what was drawn of an answer that was stopped."""
+        """Keep what was drawn of a stopped answer."""
         if self._plain is not None:
             self._plain.interrupt()
         else:
@@ -69,7 +69,7 @@ class MarkdownView:
 
     def _draw(self, finished: list[str], *, last: bool = False) -> None:
         columns, rows = shutil.get_terminal_size()
-        # The last column stays free: terminals differ in where the cursor goes after a full line.
+        # Leave the last column free: terminals differ in where the cursor goes after a full line.
         width = max(columns - 1, 8)
         kept: list[str] = []
         for source in finished:
@@ -91,17 +91,17 @@ class MarkdownView:
         self._live = live
 
     def _end_of_open(self, lines: int) -> str:
-        """Return the end of a very long open block, as a block of its kind."""
+        """Return the end of a very long open block, as a block of the same kind."""
         first, _, _ = self._open.partition("\n")
         end = "\n".join(self._open.split("\n")[-lines:])
         return f"{first}\n{end}" if first.lstrip().startswith(("```", "~~~")) else end
 
     def _erase(self, columns: int) -> str:
-        """Erase the live part from its end to its start. After a resize its lines take a different number of rows."""
+        """Return codes that erase the live part from its end. A resize changes how many rows its lines take."""
         if not self._live:
             return ""
         up = sum(_rows(line, columns) for line in self._live) - 1
-        # Line by line: "erase below" on the first row makes some terminals keep a copy in the scrollback.
+        # Line by line, because "erase below" makes some terminals keep a copy in the scrollback.
         return "\r\x1b[2K" + "\x1b[1A\x1b[2K" * up
 
     def _encoded(self, lines: list[Text]) -> list[str]:
@@ -116,7 +116,7 @@ def _rows(line: str, columns: int) -> int:
 
 
 def _fitting(lines: list[str], columns: int, rows: int) -> list[str]:
-    """Return the last lines that fit into ``rows`` rows of the screen."""
+    """Return the last lines that fit into ``rows`` screen rows."""
     start, used = len(lines), 0
     while start and (used := used + _rows(lines[start - 1], columns)) <= max(rows, 1):
         start -= 1
