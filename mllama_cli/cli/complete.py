@@ -46,9 +46,9 @@ def devices(incomplete: str) -> list[str]:
 
 
 def dtypes(incomplete: str) -> list[str]:
-    from mllama_cli.core.settings import DTYPES
+    from mllama_cli.core.settings import DTYPE_CHOICES
 
-    return _beginning(incomplete, list(DTYPES))
+    return _beginning(incomplete, list(DTYPE_CHOICES))
 
 
 def quantizations(incomplete: str) -> list[str]:

@@ -166,4 +166,4 @@ def _near(path: Path) -> str:
         names = [entry.name for entry in itertools.islice(folder.iterdir(), 5000)]
     except OSError:
         return "Check the path."
-    return suggest(path.name, names, cutoff=0.6, show=lambda name: str(folder / name)).rstrip() or "Check the path."
+    return suggest(path.name, names, show=lambda name: str(folder / name)).rstrip() or "Check the path."
