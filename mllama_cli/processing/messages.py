@@ -19,11 +19,9 @@ Reader = Callable[[str | Path], ImagePart]
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _TEXT_TYPES = ("text", "input_text", "output_text")
 _IMAGE_TYPES = ("image", "image_url", "input_image")
-_EXPECTED_MESSAGES = (
-    'Expected: [{"role": "user", "content": "..."}, ...], content a string or a list of text and image parts.'
-)
-_EXPECTED_TEXT = 'Expected: {"type": "text", "text": "..."}'
-_EXPECTED_IMAGE = (
+_JSON_HINT = 'Expected: [{"role": "user", "content": "..."}, ...], content a string or a list of text and image parts.'
+_TEXT_HINT = 'Expected: {"type": "text", "text": "..."}'
+_IMAGE_HINT = (
     'Expected: {"type": "image", "path": ...} with "path", "url" or "base64", '
     'or {"type": "image_url", "image_url": {"url": ...}}'
 )
@@ -53,21 +51,17 @@ def load_messages(
 
 def _decode(data: bytes, name: str) -> object:
     if not data.strip():
-        raise UsageError(f"{name} is empty, where JSON messages were expected", _EXPECTED_MESSAGES)
+        raise UsageError(f"{name} is empty, where JSON messages were expected", _JSON_HINT)
     try:
         return json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UsageError(f"{name} is not UTF-8 text (byte {error.start})", "Save it as UTF-8.") from error
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        hint = (
-            "JSON Lines are not supported: wrap the messages in [ ]."
-            if error.msg == "Extra data"
-            else _EXPECTED_MESSAGES
-        )
+        hint = "JSON Lines are not supported: wrap the messages in [ ]." if error.msg == "Extra data" else _JSON_HINT
         raise UsageError(f"{name} is not valid JSON: {error.msg} at {where}", hint) from error
     except RecursionError as error:
-        raise UsageError(f"{name} is nested too deeply", _EXPECTED_MESSAGES) from error
+        raise UsageError(f"{name} is nested too deeply", _JSON_HINT) from error
 
 
 def parse_messages(data: object, read: Reader = read_image, *, to_answer: bool = True) -> Conversation:
@@ -87,12 +81,12 @@ def parse_messages(data: object, read: Reader = read_image, *, to_answer: bool =
     """
     if isinstance(data, dict):
         if "messages" not in data:
-            raise UsageError('the object has no "messages"', _EXPECTED_MESSAGES)
+            raise UsageError('the object has no "messages"', _JSON_HINT)
         data = data["messages"]
     if not isinstance(data, list):
-        raise UsageError(f"messages must be a list, not {_kind(data)}", _EXPECTED_MESSAGES)
+        raise UsageError(f"messages must be a list, not {_kind(data)}", _JSON_HINT)
     if not data:
-        raise UsageError("there are no messages", _EXPECTED_MESSAGES)
+        raise UsageError("there are no messages", _JSON_HINT)
     messages = tuple(_message(item, f"messages[{index}]", read) for index, item in enumerate(data))
     if to_answer and messages[-1].role != "user":
         raise UsageError(
@@ -104,10 +98,10 @@ def parse_messages(data: object, read: Reader = read_image, *, to_answer: bool =
 
 def _message(item: object, where: str, read: Reader) -> Message:
     if not isinstance(item, dict):
-        raise UsageError(f"{where} must be an object, not {_kind(item)}", _EXPECTED_MESSAGES)
+        raise UsageError(f"{where} must be an object, not {_kind(item)}", _JSON_HINT)
     for key in ("role", "content"):
         if key not in item:
-            raise UsageError(f'{where} has no "{key}"', _EXPECTED_MESSAGES)
+            raise UsageError(f'{where} has no "{key}"', _JSON_HINT)
     role = _ROLES.get(item["role"]) if isinstance(item["role"], str) else None
     if role is None:
         raise UsageError(f"{where}: role {item['role']!r} is not supported", "Roles are system, user and assistant.")
@@ -115,11 +109,9 @@ def _message(item: object, where: str, read: Reader) -> Message:
     if isinstance(content, str):
         content = [{"type": "text", "text": content}] if content else []
     if not isinstance(content, list):
-        raise UsageError(
-            f"{where}.content must be a string or a list of parts, not {_kind(content)}", _EXPECTED_MESSAGES
-        )
+        raise UsageError(f"{where}.content must be a string or a list of parts, not {_kind(content)}", _JSON_HINT)
     if not content:
-        raise UsageError(f"{where}.content is empty", _EXPECTED_MESSAGES)
+        raise UsageError(f"{where}.content is empty", _JSON_HINT)
     parts = tuple(_part(part, f"{where}.content[{index}]", read) for index, part in enumerate(content))
     message = Message(role, parts)
     if message.images and role != "user":
@@ -129,11 +121,11 @@ def _message(item: object, where: str, read: Reader) -> Message:
 
 def _part(part: object, where: str, read: Reader) -> Part:
     if not isinstance(part, dict):
-        raise UsageError(f"{where} must be an object, not {_kind(part)}", _EXPECTED_TEXT)
+        raise UsageError(f"{where} must be an object, not {_kind(part)}", _TEXT_HINT)
     kind = part.get("type")
     if kind in _TEXT_TYPES:
         if not isinstance(part.get("text"), str):
-            raise UsageError(f'{where} has no string "text"', _EXPECTED_TEXT)
+            raise UsageError(f'{where} has no string "text"', _TEXT_HINT)
         return TextPart(_valid_text(part["text"], where))
     if kind not in _IMAGE_TYPES:
         raise UsageError(f"{where}: part of type {kind!r} is not supported", "Types are text, image and image_url.")
@@ -161,7 +153,7 @@ def _image(part: dict[Any, Any], where: str, read: Reader) -> ImagePart:
     given = [key for key in keys if part.get(key) is not None]
     if len(given) != 1:
         what = "names its picture more than once" if given else "names no picture"
-        raise UsageError(f"{where} {what}", _EXPECTED_IMAGE)
+        raise UsageError(f"{where} {what}", _IMAGE_HINT)
     key, value = given[0], part[given[0]]
     label = name if isinstance(name := part.get("name"), str) and name else where
     if key == "image_url" and isinstance(value, dict):
@@ -173,7 +165,7 @@ def _image(part: dict[Any, Any], where: str, read: Reader) -> ImagePart:
     if key in ("path", "image") and isinstance(value, Path):
         return read(value)
     if not isinstance(value, str):
-        raise UsageError(f'{where}: "{key}" must be a string, not {_kind(value)}', _EXPECTED_IMAGE)
+        raise UsageError(f'{where}: "{key}" must be a string, not {_kind(value)}', _IMAGE_HINT)
     if value == "-":
         raise UsageError(f'{where}: "{key}" cannot be stdin', "Give a path or a URL, or the bytes in base64.")
     is_data_url = value[:5].lower() == "data:"

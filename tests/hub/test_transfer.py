@@ -25,7 +25,7 @@ def blob(tmp_path: Path) -> Path:
 def transfer(blob: Path, monkeypatch: pytest.MonkeyPatch, data: bytes = DATA) -> tuple[Transfer, list[int]]:
     """A transfer that gets ``data`` at once, and the counts that it reports."""
     grown: list[int] = []
-    made = Transfer("https://hub/weights", blob, len(DATA), grew=grown.append, stop=threading.Event())
+    made = Transfer("https://hub/weights", blob, len(DATA), on_bytes=grown.append, stop=threading.Event())
 
     class Response:
         status_code = 206
