@@ -115,7 +115,8 @@ def _packed_matrices(file: Path, header: dict[str, TensorInfo]) -> dict[str, tup
             rows, inputs = int.from_bytes(data[:half], "little"), int.from_bytes(data[half:], "little")
             if rows != info.shape[0] or not 0 < inputs <= 32 * info.shape[1]:
                 raise CheckpointError(
-                    f"{file}: {module}{_SHAPE_SUFFIX} says [{rows}, {inputs}], which {list(info.shape)} words do not hold",
+                    f"{file}: {module}{_SHAPE_SUFFIX} says [{rows}, {inputs}], "
+                    f"which {list(info.shape)} words do not hold",
                     "Download or copy the file again, or quantize the model again.",
                 )
             found[module] = (rows * inputs, 32 * info.shape[1] // inputs)

@@ -139,7 +139,7 @@ def _bytes_here(folder: Path, commit: str, name: str, etag: str, size: int) -> i
     blob = folder / "blobs" / etag
     if (folder / "snapshots" / commit / name).is_file() or (etag and blob.is_file()):
         return size
-    return min(max((file.stat().st_size for file in abandoned_partials(blob)), default=0), size)
+    return min(max(abandoned_partials(blob).values(), default=0), size)
 
 
 def free_space(folder: Path) -> int:

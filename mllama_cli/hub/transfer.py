@@ -128,22 +128,28 @@ def partial_file(blob: Path, process: int) -> Path:
     return blob.with_name(f"{blob.name}.{_machine()}-{process}.incomplete")
 
 
-def abandoned_partials(blob: Path) -> list[Path]:
-    """Return the partial files of a blob whose writer has exited or is this process, the largest first."""
-    return sorted(filter(_is_abandoned, _partials(blob)), key=lambda file: file.stat().st_size, reverse=True)
+def abandoned_partials(blob: Path) -> dict[Path, int]:
+    """Return the partial files of a blob whose writer has exited or is this process, by size, the largest first."""
+    sizes = {}
+    for file in _partials(blob):
+        with suppress(FileNotFoundError):  # its writer has just finished
+            status = file.stat()
+            if _is_abandoned(file, status.st_mtime):
+                sizes[file] = status.st_size
+    return dict(sorted(sizes.items(), key=lambda item: item[1], reverse=True))
 
 
 def _partials(blob: Path) -> Iterable[Path]:
     return blob.parent.glob(f"{blob.name}.m????????-*.incomplete")  # huggingface_hub's own names have no "-"
 
 
-def _is_abandoned(partial: Path) -> bool:
+def _is_abandoned(partial: Path, modified: float) -> bool:
     import psutil
 
     machine, _, process = partial.suffixes[-2].removeprefix(".").partition("-")
     if machine == _machine() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
         return True
-    return time.time() - partial.stat().st_mtime > _IDLE_SECONDS
+    return time.time() - modified > _IDLE_SECONDS
 
 
 def _machine() -> str:
