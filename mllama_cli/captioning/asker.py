@@ -4,7 +4,6 @@ from collections.abc import Callable, Generator, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from mllama_cli.captioning.decoding import NotReady
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.processing.prepared import PreparedImage
@@ -21,7 +20,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model says, or the ``error`` that prevented it. ``seconds`` are those spent in the model."""
+    """The model's text, or the ``error`` that prevented it. ``seconds`` counts the time in the model."""
 
     key: Hashable
     text: str = ""
@@ -33,18 +32,18 @@ class Answer:
 class Asker(Protocol):
     @property
     def model(self) -> str:
-        """The model's name."""
+        """Return the model's name."""
         ...
 
     @property
     def image_config(self) -> ImageProcessorConfig:
-        """How images are to be prepared for the model. Raise UsageError if it cannot see any."""
+        """Return how the model's images are prepared. Raise UsageError if the model is text-only."""
         ...
 
-    def ask(self, questions: Iterable[Question | NotReady], on_batch_size: Callable[[int], None]) -> Generator[Answer]:
+    def ask(self, questions: Iterable[Question | None], on_batch_size: Callable[[int], None]) -> Generator[Answer]:
         """Yield the answers as they come, in any order. Close the generator to stop.
 
-        ``questions`` is pulled no further ahead than needed; ``on_batch_size`` is called with the number of images that
-        are captioned at once.
+        ``questions`` is pulled no further ahead than needed; None in it means that the next one is not ready.
+        ``on_batch_size`` is called with the number of images that are captioned at once.
         """
         ...

@@ -1,4 +1,4 @@
-"""Images decoded, resized and tiled in worker processes, ahead of the model.
+"""Decode, resize and tile images in worker processes, ahead of the model.
 
 The workers never import torch. An image that kills its worker (a crash of the decoder, the system out of memory) fails
 alone.
@@ -12,9 +12,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from enum import Enum
 from multiprocessing.process import BaseProcess
-from typing import Final, Literal, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from mllama_cli.captioning.listing import ImageEntry
 from mllama_cli.core.config import ImageProcessorConfig
@@ -24,20 +23,10 @@ from mllama_cli.system.interrupts import defer_interrupts
 
 MAX_WORKERS = 16
 TASKS_PER_WORKER = 3
-"""Images in flight for each worker: enough that the model never waits, few enough that large images do not fill the
-memory."""
+"""Images in flight for each worker: enough to keep the model busy, few enough to fit large images in memory."""
 
 POLL_SECONDS = 0.02
 """How long to wait for a worker before the caller may do something else."""
-
-
-class NotReady(Enum):
-    """In a stream of jobs: the next one is not ready yet, so do something else meanwhile."""
-
-    NOT_READY = "not ready"
-
-
-NOT_READY: Final = NotReady.NOT_READY
 
 
 class HasEntry(Protocol):
@@ -60,7 +49,7 @@ def decode(entry: ImageEntry, config: ImageProcessorConfig) -> PreparedImage:
 
 
 class DecodingPool:
-    """Worker processes. Use as a context manager, so that none outlives the run. ``workers`` 0 decodes in this one."""
+    """Worker processes, as a context manager so that none outlives the run. ``workers`` 0 decodes in this process."""
 
     def __init__(self, config: ImageProcessorConfig, workers: int | None = None) -> None:
         self._config = config
@@ -79,8 +68,8 @@ class DecodingPool:
                 self._pool.shutdown(cancel_futures=True)
                 self._pool = None
 
-    def decode(self, jobs: Iterable[JobT]) -> Iterator[tuple[JobT, Decoding] | Literal[NotReady.NOT_READY]]:
-        """Yield each job, in order, with the finished decoding of its image; NOT_READY while there is none.
+    def decode(self, jobs: Iterable[JobT]) -> Iterator[tuple[JobT, Decoding] | None]:
+        """Yield each job, in order, with the finished decoding of its image; None while the next is not ready.
 
         ``jobs`` is pulled no further ahead than the workers need. A decoding's result may be an MllamaError.
         """
@@ -96,17 +85,17 @@ class DecodingPool:
                 return
             decoding = ahead[0][1]
             if not _finished_soon(decoding):
-                yield NOT_READY
+                yield None
             elif not _is_broken(decoding):
                 yield ahead.popleft()
-            else:  # by one of those in flight: find it by decoding one at a time
+            else:  # one of the images in flight broke the pool: decode them one at a time to find it
                 self.close()
                 in_flight = [job for job, _ in ahead]
                 ahead.clear()
                 for job in in_flight:
                     decoding = self._submit(job.entry)
                     while not _finished_soon(decoding):
-                        yield NOT_READY
+                        yield None
                     if _is_broken(decoding):
                         self.close()
                         decoding = _failed(
@@ -136,7 +125,7 @@ class DecodingPool:
 
 
 def default_workers() -> int:
-    """Return the number of processors but one, which the model keeps, up to MAX_WORKERS."""
+    """Return the number of usable CPUs less one for the model, up to MAX_WORKERS."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(usable - 1, MAX_WORKERS))
 
@@ -158,10 +147,10 @@ def _failed(error: Exception) -> Decoding:
 
 
 def _start(workers: int) -> ProcessPoolExecutor:
-    # A fork of this process would copy torch's threads in any state; the fork server has never had them.
-    names = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in names else "spawn")
-    if "forkserver" in names:
+    # Forking this process would copy torch's threads in any state; the fork server has none.
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
         context.set_forkserver_preload(["mllama_cli.captioning.decoding"])
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_the_parent)
 
@@ -171,9 +160,9 @@ def _follow_the_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+        threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
 
 
-def _exit_with(parent: BaseProcess) -> None:
+def _exit_after(parent: BaseProcess) -> None:
     parent.join()
     os._exit(1)

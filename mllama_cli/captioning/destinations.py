@@ -1,4 +1,4 @@
-"""Where captions go: what all destinations have in common, and the one that keeps nothing."""
+"""Interfaces of caption destinations, and the destination that stores nothing."""
 
 from typing import Protocol
 
@@ -9,7 +9,7 @@ from mllama_cli.system.files import is_disk_full
 
 
 class LeaseRefusedError(Exception):
-    """This run has nothing to do for an image; the message says why."""
+    """Another run has captioned the image or is captioning it; the message says which."""
 
 
 class Lease(Protocol):
@@ -26,7 +26,7 @@ class Lease(Protocol):
 
 class CaptionDestination(Protocol):
     def is_done(self, entry: ImageEntry) -> bool:
-        """Return whether the image already has its caption, as far as a quick look tells."""
+        """Return whether the image already has its caption, without locking it."""
         ...
 
     def acquire(self, entry: ImageEntry) -> Lease:
@@ -48,7 +48,7 @@ class CaptionDestination(Protocol):
 
 
 class NullDestination:
-    """Keeps no captions: for standard output. ``texts`` reads the caption files that prompts quote."""
+    """Store nothing: for standard output. ``texts`` reads the caption files that prompts quote."""
 
     def __init__(self, texts: CaptionDestination) -> None:
         self._texts = texts

@@ -1,8 +1,8 @@
-"""Journal of the changes to existing captions, so that a run can be killed and resumed without changing anything twice.
+"""Journal of changes to existing captions, so that a killed run can be resumed without changing a file twice.
 
-A run is identified by its command: the same images, options and model. Until the run is complete, the same command
-resumes it; then it is forgotten, and the same command starts over. A row is committed before the caption file changes,
-with the digest of the file's text; as long as the file still has that text, the change has not been made.
+A run is identified by its command: the same images, options and model. The same command resumes the run until it is
+complete; then its entries are deleted, and the same command starts over. Before a caption file changes, a row with the
+digest of its text is committed: while the file still has that text, the change has not been made.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ class JournalEntry:
 
 
 class CaptionJournal:
-    """The entries of one run. Any method may raise CaptionError.
+    """The entries of one run. Methods raise CaptionError.
 
     Args:
         run: identifies the run (a digest of the command).
@@ -68,7 +68,7 @@ class CaptionJournal:
         return JournalEntry(*row) if row else None
 
     def add(self, path: str, entry: JournalEntry) -> None:
-        """Record a change that is about to be made. It is on the disk when this returns."""
+        """Record a change that is about to be made, durably."""
         with self._database.writing() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?)",

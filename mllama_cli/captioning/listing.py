@@ -1,4 +1,4 @@
-"""The images to caption: files, folders, globs and lists, in natural order, each once."""
+"""Find the images to caption in files, folders, globs and lists: in natural order, each once."""
 
 import glob
 import hashlib
@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Protocol
 
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageNotFoundError, UsageError
@@ -17,8 +16,10 @@ from mllama_cli.core.filetypes import IMAGE_SUFFIXES
 
 @dataclass(frozen=True, slots=True)
 class ImageEntry:
-    """An image file. ``key`` is its path relative to the folder that was named: shards are made by it, since the same
-    folder may have another path on another machine."""
+    """An image file. ``key`` is its path relative to the folder that the user named.
+
+    Shards are made by key, since the same folder may have another path on another machine.
+    """
 
     path: str
     key: str
@@ -42,23 +43,12 @@ class ImageEntry:
         return read_image(Path(self.path))
 
 
-class ImageSource(Protocol):
-    """Where the pipeline gets its images from. Of ``total``, ``skipped`` have captions already, ``pending`` need them,
-    and ``unreadable`` folders could not be listed, each with the reason."""
-
-    @property
-    def total(self) -> int: ...
-    @property
-    def skipped(self) -> int: ...
-    @property
-    def pending(self) -> Iterable[ImageEntry]: ...
-    @property
-    def unreadable(self) -> Sequence[tuple[str, str]]: ...
-
-
 @dataclass(frozen=True)
 class CaptionPlan:
-    """The files that a run has to caption, known before a model is loaded: an ImageSource."""
+    """A run's images, known before a model is loaded.
+
+    Of ``total``, ``pending`` need a caption, and ``unreadable`` folders could not be listed, each with the reason.
+    """
 
     total: int
     pending: list[ImageEntry]
@@ -77,7 +67,7 @@ class Listing:
     unreadable: list[tuple[str, str]]
 
     def plan(self, is_done: Callable[[ImageEntry], bool]) -> CaptionPlan:
-        """Leave out the images that are done."""
+        """Return a plan without the images that are done."""
         pending = [entry for entry in self.entries if not is_done(entry)]
         return CaptionPlan(len(self.entries) + len(self.unreadable), pending, self.unreadable)
 
@@ -87,10 +77,10 @@ def find_images(
 ) -> Listing:
     """Return all images in ``paths`` (files, folders, glob patterns) and in a list of files, in the order given.
 
-    Folders yield their image files, by suffix, naturally sorted; hidden files and folders are left out, and with
-    ``recursive`` a folder that a link leads back to is visited once. ``pattern`` keeps the files in folders whose name
-    matches. A listed file is taken whatever its name, and need not exist: a missing one fails when its turn comes, so
-    that one bad line does not stop a list.
+    Folders yield their image files, by suffix, naturally sorted, without hidden files and folders. With ``recursive``,
+    a folder that a link leads back to is visited once. ``pattern`` keeps the files in folders whose name matches. A
+    listed file may have any name and need not exist: a missing one fails later, so that one bad line does not stop a
+    list.
 
     Raises:
         ImageNotFoundError: a path does not exist, or a glob matches nothing.
@@ -112,13 +102,15 @@ def find_images(
 
 
 def shard_of(entries: Sequence[ImageEntry], index: int, count: int) -> list[ImageEntry]:
-    """Return the ``index``-th (from 1) of ``count`` disjoint parts, by a hash of each image's key: stable when files
-    come and go, and the same on every machine."""
+    """Return the ``index``-th (from 1) of ``count`` disjoint parts, by a hash of each image's key.
+
+    Stable when files come and go, and the same on every machine.
+    """
     return [entry for entry in entries if _hash(entry.key) % count == index - 1]
 
 
 def read_list(text: str, *, nul: bool = False) -> list[str]:
-    """Return the paths in a list: one a line, or each ended by NUL. Empty ones are left out."""
+    """Return the non-blank paths in a list: one a line, or each ended by NUL."""
     lines = text.split("\0") if nul else text.splitlines()
     return [line for line in lines if line.strip()]
 

@@ -1,10 +1,9 @@
-"""Caption files under a lock: a hidden file next to the caption, locked while the image is being captioned.
+"""Lock caption files: a hidden file next to the caption is locked while the image is being captioned.
 
-The lock keeps other processes of this machine from captioning the same image. Whether it also reaches other machines
-that share the disk depends on the file system (on some network disks flock does nothing): let those divide the images
-with --shard instead. The system releases the lock when the process exits, however it ends, and the next run takes over
-the file that is left. The finished caption is written into the locked file, which then replaces the caption file in one
-step.
+The lock keeps other processes on this machine from captioning the same image. Other machines that share the disk may
+not see it (on some network file systems flock does nothing): split the images between them with --shard. The system
+releases the lock when the process exits, and the next run takes over the file that is left. The finished caption is
+written into the locked file, which then replaces the caption file atomically.
 """
 
 import os
@@ -18,7 +17,7 @@ LOCK_SUFFIX = ".mllama"
 
 
 class CaptionLock:
-    """The lock on the caption file at ``destination``. Made by ``CaptionLock.acquire``."""
+    """The lock on the caption file at ``destination``. Create it with ``CaptionLock.acquire``."""
 
     def __init__(self, destination: str, path: str, file: int) -> None:
         self.destination = destination
@@ -33,7 +32,7 @@ class CaptionLock:
         path = os.path.join(folder, f".{name}{LOCK_SUFFIX}")
         while True:
             if sys.platform == "win32":
-                # Windows does not delete open files: one that can be deleted was left by a process that ended.
+                # Windows does not delete open files: one that can be deleted was left by a process that exited.
                 try:
                     with suppress(FileNotFoundError):
                         os.unlink(path)
@@ -49,7 +48,7 @@ class CaptionLock:
             except OSError:
                 os.close(file)
                 raise
-            # Its last holder may have moved or removed the file since it was opened: then this lock protects nothing.
+            # The last holder may have moved or removed the file since it was opened: then this lock protects nothing.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file), os.stat(path)):
                     return cls(destination, path, file)
@@ -74,8 +73,8 @@ class CaptionLock:
         self._close()
 
     def release(self) -> None:
-        """Release the lock without a caption. Does nothing once it is released: the file may be another run's then."""
-        if not self._held:
+        """Release the lock without writing a caption. Does nothing if it is already released."""
+        if not self._held:  # the file may be another run's by now
             return
         self._held = False
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""All captions in one JSON Lines or CSV file, appended line by line, so that a stopped run can be resumed."""
+"""Write all captions to one JSON Lines or CSV file, line by line, so that a stopped run can be resumed."""
 
 import os
 import time
@@ -13,24 +13,20 @@ from mllama_cli.core.caption_events import CaptionRecord
 from mllama_cli.core.errors import CaptionError, UsageError
 
 FILE_START = {"jsonl": b'{"path": ', "csv": header("csv")}
-"""How our files begin."""
+"""The first bytes of the files that we write."""
 
 SYNC_LINES = 32
 SYNC_SECONDS = 2.0
-"""Lines are written at once and synced after so many, or after so long: what a power cut may cost."""
+"""Lines are written at once, and synced after this many lines or seconds: the most that a power cut loses."""
 
 
 class OutputFile:
     """``FILE.jsonl`` or ``FILE.csv``, locked by one run at a time.
 
-    With ``existing`` skip, images that have a caption in the file are done; lines that report failures are replaced by
-    the result of a new try. With overwrite a new file is written next to the old one, named by ``run`` so that the same
-    command resumes it, and replaces the old one at the end.
-
-    Args:
-        path: the file.
-        run: identifies the run (a digest of the command).
-        texts: reads the caption files that prompts quote.
+    Images that have a caption in the file are done, and lines that report failures are replaced by the result of a new
+    try. With ``overwrite`` a new file is written next to the old one and replaces it at the end; its name contains
+    ``run``, a digest of the command, so that the same command resumes it. ``texts`` reads the caption files that
+    prompts quote.
 
     Raises:
         UsageError: another file extension, or a file that does not hold captions.
@@ -108,7 +104,7 @@ class OutputFile:
             raise
 
     def _resume(self) -> set[str]:
-        """Return the paths that are done, after removing an incomplete last line and the lines of failures."""
+        """Remove an incomplete last line and the lines of failures, and return the paths that are done."""
         done: set[str] = set()
         kept, failed = 0, 0
         try:
@@ -128,7 +124,7 @@ class OutputFile:
         if failed:
             self._drop_failures()
         elif kept < size:
-            if not kept:  # killed while writing the first line, or not one of our files
+            if not kept:  # either a run was killed while writing the first line, or the file is not ours
                 with open(self._partial, "rb") as file:
                     begun = file.read(len(FILE_START[self.form]))
                 if not FILE_START[self.form].startswith(begun):
@@ -168,7 +164,7 @@ class _LineLease:
 
 
 def format_of(path: str) -> Format:
-    """Return the format that the file's extension stands for. Raise UsageError if there is none."""
+    """Return the format of the file's extension. Raise UsageError for another extension."""
     ending = os.path.splitext(path)[1].lower()
     if ending in (".jsonl", ".ndjson"):
         return "jsonl"

@@ -7,7 +7,7 @@ from mllama_cli.captioning.prompts import as_tags
 
 _KIND = r"(?:image|picture|photo|photograph|drawing|illustration|painting|scene)"
 _SHOWS = r"(?:shows?|depicts?|features?|captures?|displays?|presents?|portrays?|is\ of|contains)"
-_OPENINGS = re.compile(
+_BOILERPLATE = re.compile(
     rf"""^(?:
         (?:sure|certainly|okay|of\ course)[^\n.!:]*[.!:]\s*
       | here(?:\ is|'s)\ [^\n:]*:\s*
@@ -23,8 +23,11 @@ _OPENINGS = re.compile(
 
 @dataclass(frozen=True)
 class Postprocess:
-    """``strip`` cuts boilerplate openings ("The image shows"), ``tags`` makes one line of tags, ``prefix`` and
-    ``suffix`` are put around the result verbatim (trigger words)."""
+    """Turn an answer into a caption.
+
+    ``strip`` cuts boilerplate openings ("The image shows"), ``tags`` makes one line of tags, and ``prefix`` and
+    ``suffix`` are put around the result verbatim (trigger words).
+    """
 
     strip: bool = False
     tags: bool = False
@@ -32,7 +35,7 @@ class Postprocess:
     suffix: str = ""
 
     def __call__(self, answer: str) -> str:
-        """Return the caption, without white space at either end of the answer."""
+        """Return the caption of an answer, whose leading and trailing white space is dropped."""
         text = answer.strip()
         if self.strip:
             text = without_opening(text)
@@ -42,7 +45,7 @@ class Postprocess:
 
 
 def without_opening(text: str) -> str:
-    """Return the text without an opening such as "The image shows", with a capital letter.
+    """Return the text without an opening such as "The image shows", capitalised.
 
     >>> without_opening("This photo shows a dog on a beach.")
     'A dog on a beach.'
@@ -51,8 +54,9 @@ def without_opening(text: str) -> str:
     >>> without_opening("The image")
     'The image'
     """
-    rest = _OPENINGS.sub("", text, count=1).lstrip("\"' \n")
-    if rest == text.lstrip("\"' \n") or not rest:
+    quotes = "\"' \n"
+    rest = _BOILERPLATE.sub("", text, count=1).lstrip(quotes)
+    if not rest or rest == text.lstrip(quotes):
         return text
     if not text.startswith('"') and text.endswith('"') and rest.count('"') == 1:
         rest = rest.removesuffix('"')  # Here is a caption: "A dog."

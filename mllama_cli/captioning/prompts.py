@@ -1,4 +1,4 @@
-"""Prompts: what the model is asked about each image."""
+"""Prompt styles, and prompt templates that are filled in for each image."""
 
 import re
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ STYLES = {
 DEFAULT_PROMPT = "Describe this image in one or two sentences."
 STYLE_MAX_TOKENS = {"short": 64, "alt-text": 64, "tags": 128, "detailed": 512}
 CAPTION_MAX_TOKENS = 256
-"""A longer caption is a model that repeats itself."""
+"""In a longer caption the model usually repeats itself."""
 
 VARIABLES = ("name", "stem", "folder", "existing", "tags")
 _VARIABLE = re.compile(r"\{(\w+)\}")
@@ -24,8 +24,11 @@ _VARIABLE = re.compile(r"\{(\w+)\}")
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """A prompt with variables: {name} photo.jpg, {stem} photo, {folder} the name of its folder, {existing} the text of
-    its caption file, {tags} that text as comma-separated tags. Other braces are kept."""
+    """A prompt with variables. Other braces are kept.
+
+    {name} is photo.jpg, {stem} photo, {folder} the name of its folder, {existing} the text of its caption file, and
+    {tags} that text as comma-separated tags.
+    """
 
     text: str
 
@@ -41,8 +44,8 @@ class PromptTemplate:
 
     @property
     def reads_existing(self) -> bool:
-        """Return whether caption files must be read for it."""
-        return any(name in ("existing", "tags") for name in _VARIABLE.findall(self.text))
+        """Return whether the prompt needs the text of caption files."""
+        return not {"existing", "tags"}.isdisjoint(_VARIABLE.findall(self.text))
 
     def fill(self, entry: ImageEntry, existing: str = "") -> str:
         """Return the prompt for one image; ``existing`` is the text of its caption file."""
@@ -58,7 +61,7 @@ class PromptTemplate:
 
 
 def as_tags(text: str) -> list[str]:
-    """Return the tags in a text, separated by commas, semicolons, line ends or bullets, each once, without full stop.
+    """Split a text at commas, semicolons and line ends into tags, each once, without bullets and full stops.
 
     >>> as_tags("cat, Cat;  a dog.\\n- red ball")
     ['cat', 'a dog', 'red ball']

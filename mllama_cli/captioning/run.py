@@ -1,8 +1,8 @@
 """The captioning pipeline: a job for each image is acquired, decoded, asked about and written.
 
-The stages are generators, in this order in ``CaptionPipeline``. Each pulls from the one before it, so that no more
-images are locked and decoded than the model will take soon. What a stage has to report besides the jobs it passes on
-goes into one queue of events, which the last stage empties.
+The stages are generators, in this order in ``CaptionPipeline``. Each pulls from the one before it, so that images are
+locked and decoded only shortly before the model needs them. Events of the earlier stages go into one queue, which the
+last stage empties.
 """
 
 from collections import deque
@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mllama_cli.captioning.asker import Answer, Asker, Question
-from mllama_cli.captioning.decoding import DecodingPool, NotReady
+from mllama_cli.captioning.decoding import DecodingPool
 from mllama_cli.captioning.destinations import CaptionDestination, Lease, LeaseRefusedError, unwritable
-from mllama_cli.captioning.listing import ImageEntry, ImageSource
+from mllama_cli.captioning.listing import CaptionPlan, ImageEntry
 from mllama_cli.captioning.postprocess import Postprocess
 from mllama_cli.captioning.prompts import PromptTemplate
 from mllama_cli.core.caption_events import (
@@ -33,13 +33,7 @@ from mllama_cli.system.files import is_disk_full
 
 @dataclass(eq=False)
 class Job:
-    """An image on its way to a caption.
-
-    Attributes:
-        entry: the image.
-        lease: held from the first stage to the last, whatever the outcome.
-        record: what is known so far; each stage adds to it.
-    """
+    """An image in progress. ``lease`` is held from the first stage to the last; each stage adds to ``record``."""
 
     entry: ImageEntry
     lease: Lease
@@ -47,12 +41,12 @@ class Job:
 
     @property
     def question(self) -> tuple[str, str]:
-        """What the answer depends on: jobs that are equal here are asked about once."""
+        """Return what the answer depends on: jobs that are equal here are asked about once."""
         return self.record.sha256, self.record.prompt
 
 
 def caption_images(
-    source: ImageSource,
+    plan: CaptionPlan,
     asker: Asker,
     destination: CaptionDestination,
     prompt: PromptTemplate,
@@ -66,21 +60,20 @@ def caption_images(
     images in progress are released.
 
     Args:
-        workers: processes that decode; None for one for each processor but one, 0 for none.
+        workers: processes that decode; None for one for each CPU but one, 0 for none.
 
     Raises:
-        CaptionError: the disk is full; no other image would do better.
+        CaptionError: the disk is full.
         TemplateError, DeviceError, ...: the model cannot caption any image.
     """
     pipeline = CaptionPipeline(asker, destination, prompt, postprocess)
     exhausted = False
     try:
-        yield CaptionsPlanned(source.total, source.skipped)
-        for folder, reason in source.unreadable:
+        yield CaptionsPlanned(plan.total, plan.skipped)
+        for folder, reason in plan.unreadable:
             yield pipeline.failed(CaptionRecord(folder, model=asker.model), f"cannot be listed: {reason}")
         with DecodingPool(asker.image_config, workers) as pool:
-            acquired = pipeline.acquire(source.pending)
-            decoded = pipeline.decode(acquired, pool)
+            decoded = pipeline.decode(pipeline.acquire(plan.pending), pool)
             with closing(pipeline.ask(decoded)) as answered:
                 yield from pipeline.write(answered)
         exhausted = True
@@ -90,7 +83,7 @@ def caption_images(
 
 
 class CaptionPipeline:
-    """The stages, and what they share."""
+    """The stages and their shared state."""
 
     def __init__(
         self, asker: Asker, destination: CaptionDestination, prompt: PromptTemplate, postprocess: Postprocess
@@ -105,10 +98,10 @@ class CaptionPipeline:
         self._waiting: dict[object, list[Job]] = {}
         """Jobs whose question is being answered, by ``Job.question``."""
         self._answers: dict[object, Answer] = {}
-        """What is known already, by ``Job.question``."""
+        """Answers so far, by ``Job.question``."""
 
     def acquire(self, entries: Iterable[ImageEntry]) -> Iterator[Job]:
-        """Stage 1: yield a job for each image that this run may caption, with the lease on it."""
+        """Stage 1: yield a job for each image that this run could lock."""
         for entry in entries:
             record = CaptionRecord(entry.path, model=self.asker.model)
             try:
@@ -125,11 +118,11 @@ class CaptionPipeline:
                 self._in_progress.add(job)
                 yield job
 
-    def decode(self, jobs: Iterable[Job], pool: DecodingPool) -> Iterator[tuple[Job, PreparedImage] | NotReady]:
-        """Stage 2: yield each job with its image, decoded ahead by ``pool``. A bad image ends its job."""
+    def decode(self, jobs: Iterable[Job], pool: DecodingPool) -> Iterator[tuple[Job, PreparedImage] | None]:
+        """Stage 2: yield each job with its image, decoded ahead by ``pool``; None while the next is not ready."""
         for item in pool.decode(jobs):
-            if isinstance(item, NotReady):
-                yield item
+            if item is None:
+                yield None
                 continue
             job, decoding = item
             try:
@@ -137,15 +130,15 @@ class CaptionPipeline:
             except MllamaError as error:
                 self._events.append(self._give_up(job, error))
                 continue
-            prompt = self.prompt.fill(
-                job.entry, self.destination.existing(job.entry) if self.prompt.reads_existing else ""
-            )
+            existing = self.destination.existing(job.entry) if self.prompt.reads_existing else ""
+            prompt = self.prompt.fill(job.entry, existing)
             job.record = replace(job.record, width=image.width, height=image.height, prompt=prompt, sha256=image.digest)
             yield job, image
 
-    def ask(self, decoded: Iterable[tuple[Job, PreparedImage] | NotReady]) -> Generator[tuple[Job, Answer]]:
+    def ask(self, decoded: Iterable[tuple[Job, PreparedImage] | None]) -> Generator[tuple[Job, Answer]]:
         """Stage 3: yield each job with the model's answer, in the order of the answers."""
-        with closing(self.asker.ask(self._questions(decoded), self._report_batch_size)) as answers:
+        answers = self.asker.ask(self._questions(decoded), lambda size: self._events.append(BatchSize(size)))
+        with closing(answers):
             for answer in answers:
                 again = replace(answer, seconds=0.0)  # equal images cost nothing more
                 if answer.error is None:
@@ -154,11 +147,11 @@ class CaptionPipeline:
                     yield job, answer
                     answer = again
 
-    def _questions(self, decoded: Iterable[tuple[Job, PreparedImage] | NotReady]) -> Iterator[Question | NotReady]:
-        """Yield one question for all jobs that have the same; write at once what has been answered before."""
+    def _questions(self, decoded: Iterable[tuple[Job, PreparedImage] | None]) -> Iterator[Question | None]:
+        """Yield each question once for all jobs that share it; write at once what has been answered before."""
         for item in decoded:
-            if isinstance(item, NotReady):
-                yield item
+            if item is None:
+                yield None
                 continue
             job, image = item
             if job.question in self._answers:
@@ -170,7 +163,7 @@ class CaptionPipeline:
                 yield Question(job.question, job.record.prompt, image)
 
     def write(self, answered: Iterable[tuple[Job, Answer]]) -> Iterator[CaptionEvent]:
-        """Stage 4: write each caption. Yield its event, and before it those of the other stages."""
+        """Stage 4: write each caption. Yield its event after those of the other stages."""
         for job, answer in answered:
             yield from self._queued_events()
             yield self._store(job, answer)
@@ -190,7 +183,7 @@ class CaptionPipeline:
             return self.failed(record, error.message, error.hint)
 
     def _give_up(self, job: Job, error: MllamaError) -> CaptionFailed:
-        # Every listing of failures has the path in front of the reason: don't repeat it.
+        # Failures are shown with the path first: don't repeat it.
         reason = error.message.removeprefix(f"{Path(job.entry.path)} ")
         event = self.failed(job.record, reason, error.hint)
         self._in_progress.discard(job)
@@ -207,9 +200,6 @@ class CaptionPipeline:
         for job in self._in_progress:
             job.lease.release()
         self._in_progress.clear()
-
-    def _report_batch_size(self, size: int) -> None:
-        self._events.append(BatchSize(size))
 
     def _queued_events(self) -> Iterator[CaptionEvent]:
         while self._events:

@@ -17,10 +17,10 @@ CAPTIONED_MEANWHILE = "captioned meanwhile"
 
 
 def sidecar_paths(entries: Sequence[ImageEntry], extension: str) -> tuple[Mapping[str, str], int]:
-    """Return the caption file of each image, by the image's path, and how many images' names collided.
+    """Return the caption file of each image, by the image's path, and the number of images whose names collided.
 
     ``photo.jpg`` has ``photo.txt``. Where several images would share one file (photo.jpg and photo.png; on some disks
-    Photo.jpg too), each caption file has the image's full name in front: ``photo.jpg.txt``, ``photo.png.txt``.
+    Photo.jpg too), each caption file starts with the image's full name: ``photo.jpg.txt``, ``photo.png.txt``.
     """
     full: set[str] = set()
     while True:
@@ -46,7 +46,7 @@ class Sidecars:
         paths: the caption file of each image's path (``sidecar_paths``).
         existing: what to do with existing captions.
         separator: between an old caption and a new one.
-        journal: for every ``existing`` but skip, which needs none: the files themselves say what is done.
+        journal: required unless ``existing`` is skip, where the files themselves show what is done.
     """
 
     def __init__(
@@ -71,8 +71,7 @@ class Sidecars:
             with suppress(OSError):
                 return os.stat(self._paths[entry.path]).st_size > 0
             return False
-        change = self._journaled.get(_key(entry))
-        return change is not None and self._is_applied(entry, change)
+        return self._is_applied(entry, self._journaled.get(_key(entry)))
 
     def acquire(self, entry: ImageEntry) -> Lease:
         lock = CaptionLock.acquire(self._paths[entry.path])
@@ -80,7 +79,7 @@ class Sidecars:
             self._locked_elsewhere.append(entry)
             raise LeaseRefusedError(LOCKED_BY_ANOTHER_RUN)
         try:
-            # Another run may have captioned it since the quick look.
+            # Another run may have captioned it since ``is_done`` looked.
             if self._finished_meanwhile(lock, entry):
                 raise LeaseRefusedError(CAPTIONED_MEANWHILE)
         except BaseException:
@@ -98,12 +97,14 @@ class Sidecars:
     def finish(self, *, exhausted: bool, complete: bool) -> None:
         if self._journal is None:
             return
-        if complete and all(self._done_elsewhere(entry) for entry in self._locked_elsewhere):
+        if complete and all(
+            self._is_applied(entry, self._journal.get(_key(entry))) for entry in self._locked_elsewhere
+        ):
             self._journal.forget()
         self._journal.close()
 
     def write(self, lock: CaptionLock, entry: ImageEntry, caption: str) -> None:
-        """Change the caption file as ``existing`` says. Raise CaptionError or OSError if that is impossible."""
+        """Change the caption file as ``existing`` says. Raise CaptionError or OSError if it cannot be written."""
         if self._journal is not None:
             self._journal.add(_key(entry), JournalEntry(stamp(entry), digest(self.existing(entry)), caption))
         self._apply(lock, entry, caption)
@@ -116,7 +117,7 @@ class Sidecars:
         lock.write(caption.rstrip("\n") + "\n")
 
     def _finished_meanwhile(self, lock: CaptionLock, entry: ImageEntry) -> bool:
-        """Return whether the caption exists by now, after applying a change that a killed run only journaled."""
+        """Apply a change that a killed run only journaled, and return whether the caption exists by now."""
         if self._journal is None:
             return self.is_done(entry)
         change = self._journal.get(_key(entry))
@@ -126,13 +127,8 @@ class Sidecars:
             self._apply(lock, entry, change.caption)
         return True
 
-    def _is_applied(self, entry: ImageEntry, change: JournalEntry) -> bool:
-        return change.stamp == stamp(entry) and change.before != digest(self.existing(entry))
-
-    def _done_elsewhere(self, entry: ImageEntry) -> bool:
-        assert self._journal is not None
-        change = self._journal.get(_key(entry))
-        return change is not None and self._is_applied(entry, change)
+    def _is_applied(self, entry: ImageEntry, change: JournalEntry | None) -> bool:
+        return change is not None and change.stamp == stamp(entry) and change.before != digest(self.existing(entry))
 
 
 class _SidecarLease:
@@ -165,7 +161,8 @@ def stamp(entry: ImageEntry) -> str:
 
 def _key(entry: ImageEntry) -> str:
     path = os.path.join(_real(entry.folder), entry.name)
-    return path.encode("utf-8", "backslashreplace").decode()  # a file name may be any bytes, SQLite's text may not
+    # SQLite's text must be UTF-8, a file name may contain any bytes.
+    return path.encode("utf-8", "backslashreplace").decode()
 
 
 @lru_cache(maxsize=1024)

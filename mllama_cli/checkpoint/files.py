@@ -1,4 +1,4 @@
-"""Which files of a folder hold the weights: those that the index names, else model.safetensors."""
+"""Find the weight files of a checkpoint folder: those in the index, else model.safetensors."""
 
 from pathlib import Path
 
@@ -11,9 +11,9 @@ INDEX = "model.safetensors.index.json"
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files, by name. Raises CheckpointError where there is none, one is missing, or the index is damaged.
+    """Return the files, by name. Raise CheckpointError if there is none, one is missing, or the index is damaged.
 
-    Other *.safetensors next to them (consolidated.safetensors, adapters) hold the same weights again or other ones.
+    Other *.safetensors in the folder are ignored: they repeat the weights (consolidated.safetensors) or are adapters.
     """
     index = folder / INDEX
     if is_file(index):
@@ -36,7 +36,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def index_names(index: dict[str, object], where: str) -> list[str]:
-    """Return the file names in an index, sorted. Raises CheckpointError, naming ``where``, if there are none."""
+    """Return the file names in an index, sorted. Raise CheckpointError, starting with ``where``, if there are none."""
     weight_map = index.get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not names or not all(isinstance(name, str) for name in names):

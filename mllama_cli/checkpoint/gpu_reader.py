@@ -1,4 +1,4 @@
-"""Weights from files to a GPU: several threads read pieces into pinned memory while earlier ones are copied."""
+"""Read weights from files to a GPU: threads read pieces into pinned memory while earlier ones are copied."""
 
 import os
 import queue
@@ -15,20 +15,20 @@ from mllama_cli.checkpoint.reader import StoredTensor, torch_dtype
 from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 from mllama_cli.system.interrupts import ThreadPool
 
-PIECE = 16 * 2**20
-"""Bytes that one read asks for."""
+PIECE_BYTES = 16 * 2**20
+"""Bytes of one read."""
 
-WINDOW = 2**30
-"""Bytes of tensors that are in flight at a time."""
+WINDOW_BYTES = 2**30
+"""Bytes of tensors in flight."""
 
-THREADS = 8
+READER_THREADS = 8
 
 Arrivals = queue.SimpleQueue[torch.cuda.Event | BaseException]
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """``size`` bytes at ``start`` of a file, for these bytes of a tensor on the GPU."""
+    """A read at ``start`` of a file into ``target``, the bytes of a part of a tensor on the GPU."""
 
     file: Path
     start: int
@@ -38,13 +38,13 @@ class _Piece:
 def read_to_gpu(tensors: Sequence[tuple[str, StoredTensor]], device: torch.device) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor on the GPU, in its stored dtype) in the given order, each when it is complete.
 
-    At most WINDOW bytes (or one tensor) are there that have not been yielded yet. Raises CheckpointError, naming the
-    file, where one cannot be read or ends early.
+    At most WINDOW_BYTES, or one tensor, are read ahead. Raises CheckpointError, with the file's name, if a file cannot
+    be read or ends early.
     """
     window: list[tuple[str, StoredTensor]] = []
     size = 0
     for name, stored in tensors:
-        if window and size + stored.nbytes > WINDOW:
+        if window and size + stored.nbytes > WINDOW_BYTES:
             yield from _read_window(window, device)
             window, size = [], 0
         window.append((name, stored))
@@ -53,30 +53,30 @@ def read_to_gpu(tensors: Sequence[tuple[str, StoredTensor]], device: torch.devic
 
 
 def _read_window(tensors: Sequence[tuple[str, StoredTensor]], device: torch.device) -> Iterator[tuple[str, Tensor]]:
-    device = torch.empty(0, device=device).device  # "cuda" with its number: threads have no current device
+    device = torch.empty(0, device=device).device  # with its index: new threads don't inherit the current device
     stop = Event()
     arrived: list[Arrivals] = [queue.SimpleQueue() for _ in tensors]
     wholes = [torch.empty(t.info.shape, dtype=torch_dtype(t.info), device=device) for _, t in tensors]
     work: queue.SimpleQueue[tuple[int, _Piece]] = queue.SimpleQueue()
     for number, ((_, stored), whole) in enumerate(zip(tensors, wholes, strict=True)):
         flat = whole.view(-1).view(torch.uint8)
-        for start in range(0, stored.nbytes, PIECE):
-            work.put((number, _Piece(stored.file, stored.info.start + start, flat[start : start + PIECE])))
+        for start in range(0, stored.nbytes, PIECE_BYTES):
+            work.put((number, _Piece(stored.file, stored.info.start + start, flat[start : start + PIECE_BYTES])))
     ready = torch.cuda.Event()
-    ready.record(torch.cuda.current_stream(device))  # the tensors' memory may still be in use by work before
-    count = min(THREADS, os.cpu_count() or 1)
+    ready.record(torch.cuda.current_stream(device))  # earlier work may still use the tensors' memory
+    count = min(READER_THREADS, os.cpu_count() or 1)
     with ThreadPool(count) as threads:
         try:
             for _ in range(count):
                 threads.submit(_run, work, arrived, device, ready, stop)
             for number, (name, stored) in enumerate(tensors):
-                for _ in range(0, stored.nbytes, PIECE):
+                for _ in range(0, stored.nbytes, PIECE_BYTES):
                     event = arrived[number].get()
                     if isinstance(event, BaseException):
                         raise event
                     torch.cuda.current_stream(device).wait_event(event)
                 yield name, wholes[number]
-                wholes[number] = torch.empty(0)  # the caller's now, perhaps only for a conversion
+                wholes[number] = torch.empty(0)  # drop our reference: the caller may free the tensor
         finally:
             stop.set()
 
@@ -88,11 +88,11 @@ def _run(
     ready: torch.cuda.Event,
     stop: Event,
 ) -> None:
-    """Read pieces in one thread, alternately into two buffers, so that one is copied while the next is read."""
+    """Read pieces in one thread, double-buffered: one piece is copied while the next is read."""
     try:
         stream = torch.cuda.Stream(device)
         stream.wait_event(ready)
-        buffers = [torch.empty(PIECE, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+        buffers = [torch.empty(PIECE_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
         busy: list[torch.cuda.Event | None] = [None, None]
         buffer = 0
         with ExitStack() as opened, torch.cuda.stream(stream):
@@ -113,7 +113,7 @@ def _run(
                 event.record(stream)
                 busy[buffer], buffer = event, 1 - buffer
                 arrived[number].put(event)
-            stream.synchronize()  # before the buffers go
+            stream.synchronize()  # before the buffers are freed
     except BaseException as error:
         for queue_ in arrived:  # whichever the reader waits for
             queue_.put(

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: what it holds and where, read and checked without touching the weights.
+"""Read and check the header of a safetensors file, without reading the weights.
 
 Format: 8 bytes little-endian length, that many bytes of JSON {name: {dtype, shape, data_offsets}}, then the data.
 """
@@ -17,7 +17,7 @@ _LFS_POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True, slots=True)
 class Dtype:
-    """A number format: torch's name of it, and bits of one number."""
+    """A number format: torch's name and its bits."""
 
     torch_name: str
     bits: int
@@ -30,12 +30,12 @@ STORED_DTYPES = {
     "U32": Dtype("uint32", 32), "I32": Dtype("int32", 32), "F32": Dtype("float32", 32),
     "U64": Dtype("uint64", 64), "I64": Dtype("int64", 64), "F64": Dtype("float64", 64),
 }  # fmt: skip
-"""By their safetensors names."""
+"""Number formats by their safetensors names."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor: dtype by its safetensors name, shape, and where its bytes are in the file, [start, end)."""
+    """One tensor: dtype by its safetensors name, shape, and the range of its bytes in the file, [start, end)."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -52,7 +52,7 @@ class TensorInfo:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Return the tensors of a file by name. Raises CheckpointError where the file is cut short or damaged."""
+    """Return the tensors of a file by name. Raise CheckpointError if the file is cut short or damaged."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Reads the weights of a checkpoint folder: memory-mapped, and strict both ways."""
+"""Read the weights of a checkpoint folder, memory-mapped, and check that they match the config exactly."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _INTEGER_DTYPES = {"weight_packed": ("I32",), "weight_shape": ("I64", "I32")}
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a weight is stored."""
+    """A weight's file, its name there, and its header entry."""
 
     file: Path
     stored_name: str
@@ -33,7 +33,7 @@ class StoredTensor:
 
 
 def torch_dtype(info: TensorInfo) -> torch.dtype:
-    """Return the dtype that a tensor is stored in."""
+    """Return the dtype of a stored tensor."""
     dtype: torch.dtype = getattr(torch, STORED_DTYPES[info.dtype].torch_name)
     return dtype
 
@@ -42,7 +42,7 @@ class CheckpointReader:
     """The weights of one folder, by our names of them (checkpoint/names.py).
 
     Opening reads only the headers. Raises CheckpointError for a missing shard, a damaged file or an index that does not
-    fit the files.
+    match the files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,7 +60,7 @@ class CheckpointReader:
     def check(self, expected: Mapping[str, torch.Size]) -> None:
         """Raise CheckpointError unless the files hold exactly the ``expected`` weights.
 
-        Vocabulary tables may have more rows than expected: people enlarge lm_head for fine-tuning.
+        Vocabulary tables may have more rows than expected, since fine-tuning often enlarges lm_head.
         """
         missing = [name for name in expected if name not in self.tensors]
         unknown = [name for name in self.tensors if name not in expected]
@@ -88,7 +88,7 @@ class CheckpointReader:
                 )
 
     def read(self, names: Iterator[str] | list[str]) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, tensor on the CPU), file by file. Tensors are views of the mapped files: nothing is copied."""
+        """Yield (name, tensor on the CPU), file by file. Tensors are views of the mapped files, not copies."""
         by_file: dict[Path, list[str]] = {}
         for name in names:
             by_file.setdefault(self.tensors[name].file, []).append(name)

@@ -1,6 +1,6 @@
-"""Writes a safetensors file of which only names, dtypes and shapes are known at the start.
+"""Write a safetensors file of which only names, dtypes and shapes are known at the start.
 
-The header comes first, computed beforehand; data follow in pieces, in any order of tensors. Nothing is kept in memory.
+The header is written first, then pieces of the tensors in any order. Nothing is kept in memory.
 """
 
 import json
@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from mllama_cli.checkpoint.header import STORED_DTYPES
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor to come; ``dtype`` by its safetensors name."""
+    """A tensor to be written; ``dtype`` by its safetensors name."""
 
     name: str
     dtype: str
@@ -34,8 +33,7 @@ class TensorSpec:
 def layout(specs: Iterable[TensorSpec]) -> tuple[bytes, dict[str, int]]:
     """Return the file's header, and each tensor's offset in the file.
 
-    Wide dtypes come first, as in every safetensors file: a reader that maps it needs each tensor at a multiple of its
-    dtype's size.
+    Wide dtypes come first, as in every safetensors file, so that each tensor in a mapped file is aligned.
     """
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     begin: dict[str, int] = {}
@@ -43,11 +41,7 @@ def layout(specs: Iterable[TensorSpec]) -> tuple[bytes, dict[str, int]]:
     for spec in sorted(specs, key=lambda spec: -STORED_DTYPES[spec.dtype].bits):
         begin[spec.name] = end
         end += spec.nbytes
-        entries[spec.name] = {
-            "dtype": spec.dtype,
-            "shape": list(spec.shape),
-            "data_offsets": [begin[spec.name], end],
-        }
+        entries[spec.name] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": [begin[spec.name], end]}
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     header = len(text).to_bytes(8, "little") + text
@@ -55,9 +49,9 @@ def layout(specs: Iterable[TensorSpec]) -> tuple[bytes, dict[str, int]]:
 
 
 class ShardWriter:
-    """One file, of its full size from the start, so that a disk that is too small is known early. Raises OSError.
+    """One file, with its full size reserved at the start, so that a full disk fails early. Raises OSError.
 
-    Opening a file that an earlier run started keeps what it wrote; ``fresh`` tells whether there was none.
+    A file that an earlier run started is continued; ``fresh`` is false then.
     """
 
     def __init__(self, path: Path, specs: Iterable[TensorSpec]) -> None:
@@ -77,9 +71,7 @@ class ShardWriter:
     def __enter__(self) -> "ShardWriter":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def write(self, name: str, data: Tensor, offset: int = 0) -> int:
@@ -89,7 +81,7 @@ class ShardWriter:
         return offset + flat.nbytes
 
     def sync(self) -> None:
-        """Return when all that was written is on the disk."""
+        """Flush everything that was written to the disk."""
         os.fsync(self._file.fileno())
 
     def _write(self, position: int, data: memoryview) -> None:
@@ -100,7 +92,7 @@ class ShardWriter:
 
 
 def reserve(file: FileIO, size: int) -> None:
-    """Give the file its size, and allocate it on the disk where the system can. Raises OSError."""
+    """Set the file's size, and allocate it on the disk if the system can. Raise OSError."""
     if hasattr(os, "posix_fallocate") and size:
         os.posix_fallocate(file.fileno(), 0, size)
     else:

@@ -1,12 +1,10 @@
-"""Reads stored tensors piece by piece into memory of its own.
+"""Read slices of stored tensors into memory.
 
-Plain reads, no mapping: pages of a mapped file count as memory of the process that touched them, and a checkpoint may
-be larger than the machine's memory.
+Uses plain reads because a mapped file's pages count as the process's memory, and a checkpoint may exceed the machine's.
 """
 
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -16,7 +14,7 @@ from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 
 
 class SliceReader:
-    """Files stay open until ``close``. Not to be shared by threads."""
+    """Read slices of tensors; files stay open until ``close``. Not thread-safe."""
 
     def __init__(self) -> None:
         self._files: dict[Path, FileIO] = {}
@@ -24,9 +22,7 @@ class SliceReader:
     def __enter__(self) -> "SliceReader":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -35,7 +31,7 @@ class SliceReader:
         self._files.clear()
 
     def rows(self, stored: StoredTensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows [start, stop) along the first dimension, or the whole tensor. Raises CheckpointError."""
+        """Return rows [start, stop) of the first dimension; all by default. Raise CheckpointError."""
         shape = stored.info.shape
         rows = shape[0] if shape else 1
         stop = rows if stop is None else min(stop, rows)

@@ -1,4 +1,4 @@
-"""Writes a checkpoint folder in the Hub's layout."""
+"""Write a checkpoint folder in the Hub's layout."""
 
 import json
 from collections.abc import Mapping
@@ -20,9 +20,9 @@ def write_checkpoint(
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write weights (by our names) and config.json. Larger checkpoints are split into shards with an index.
+    """Write weights (by our names) and config.json. Large checkpoints are split into shards with an index.
 
-    Each file appears complete or not at all; the index or the single weight file comes last.
+    Each file is written atomically, the index or the single weight file last.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "config.json", json.dumps(config, indent=2) + "\n")

@@ -243,9 +243,11 @@ class CaptionRequest:
         return ", " if self.prompt.style == "tags" else " "
 
     def run_key(self, roots: Sequence[str], model: str, sampling: Mapping[str, Any]) -> str:
-        """Return a digest of everything that decides the captions and where they go."""
-        prompt, output = self.prompt, self.output
-        facts = [*sorted(roots), model, repr(sorted(sampling.items())), prompt.template.text, repr(prompt.postprocess)]
+        """Return a digest of the command: what is captioned, by what model, how, and where the captions go."""
+        prompt, output, post = self.prompt, self.output, self.prompt.postprocess
+        # The key must not change with the code: an append run that an update fails to resume would append twice.
+        cuts = f"Polish(strip={post.strip!r}, tags={post.tags!r}, prefix={post.prefix!r}, suffix={post.suffix!r})"
+        facts = [*sorted(roots), model, repr(sorted(sampling.items())), prompt.template.text, cuts]
         facts += [prompt.system or "", output.existing, self.separator, output.file_extension]
         facts += [os.path.realpath(output.output) if output.output else ""]
         return hashlib.sha256(json.dumps(facts).encode("utf-8", "surrogateescape")).hexdigest()[:32]

@@ -42,9 +42,9 @@ def devices(incomplete: str) -> list[str]:
 
 
 def dtypes(incomplete: str) -> list[str]:
-    from mllama_cli.core.settings import DTYPES
+    from mllama_cli.core.settings import DTYPE_CHOICES
 
-    return _starting_with(incomplete, list(DTYPES))
+    return _starting_with(incomplete, list(DTYPE_CHOICES))
 
 
 def quantizations(incomplete: str) -> list[str]:

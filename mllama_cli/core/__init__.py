@@ -1,1 +1,1 @@
-"""Plain data that every room may use: errors, config, conversation, events. Standard library only."""
+"""Plain data for every room: errors, config, conversation, events. Standard library only."""

@@ -10,7 +10,7 @@ EXISTING: tuple[Existing, ...] = get_args(Existing)
 
 @dataclass(frozen=True, slots=True)
 class CaptionRecord:
-    """One image's line in an output file. ``seconds`` in the model; ``error`` is empty if there is a caption."""
+    """One image's line in an output file. ``seconds`` counts the time in the model; ``error`` is empty on success."""
 
     path: str
     caption: str = ""
@@ -26,7 +26,7 @@ class CaptionRecord:
 
 @dataclass(frozen=True, slots=True)
 class CaptionsPlanned:
-    """The first event: ``total`` images were found, of which ``skipped`` have captions already."""
+    """The first event: ``skipped`` of ``total`` images have captions already."""
 
     total: int
     skipped: int
@@ -34,7 +34,7 @@ class CaptionsPlanned:
 
 @dataclass(frozen=True, slots=True)
 class Captioned:
-    """A caption is written. ``written_to`` is empty if no destination keeps it."""
+    """A caption was written to ``written_to``, which is empty if no destination stores it."""
 
     record: CaptionRecord
     written_to: str = ""
@@ -42,7 +42,7 @@ class Captioned:
 
 @dataclass(frozen=True, slots=True)
 class CaptionSkipped:
-    """An image that turned out to need nothing: captioned meanwhile, or locked by another run."""
+    """An image was skipped: it was captioned meanwhile, or another run has locked it."""
 
     path: str
     reason: str
@@ -50,7 +50,7 @@ class CaptionSkipped:
 
 @dataclass(frozen=True, slots=True)
 class CaptionFailed:
-    """An image without a caption; ``record.error`` says why, ``hint`` what to do."""
+    """An image could not be captioned: ``record.error`` says why, ``hint`` what to do."""
 
     record: CaptionRecord
     hint: str = ""
@@ -58,7 +58,7 @@ class CaptionFailed:
 
 @dataclass(frozen=True, slots=True)
 class BatchSize:
-    """How many images are captioned at once from now on."""
+    """From now on, ``slots`` images are captioned at once."""
 
     slots: int
 

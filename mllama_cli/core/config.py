@@ -6,20 +6,22 @@ transformers versions load.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any
 
 from mllama_cli.core.errors import CheckpointError
 
 Json = Mapping[str, Any]
-T = TypeVar("T")
+
+MODEL_TYPES = ("mllama", "mllama_text_model")
+"""The model_type of the checkpoints that we run: whole models, and language models without the vision part."""
 
 ASPECT_RATIOS: tuple[tuple[int, int], ...] = ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1))
-"""Tiles (high, wide) of each supported canvas; the aspect ratio id is the position in this list, counted from 1."""
+"""Tiles (high, wide) of each supported canvas, in the order of their aspect ratio ids, which start at 1."""
 
 
-def _known(cls: type[T], data: Json) -> dict[str, Any]:
+def _known(cls: Any, data: Json) -> dict[str, Any]:
     """Return the entries of ``data`` that ``cls`` has fields for; a null counts as missing."""
-    names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    names = {f.name for f in fields(cls)}
     return {k: _frozen(v) for k, v in data.items() if k in names and v is not None}
 
 
@@ -44,10 +46,7 @@ class RopeScaling:
 
     @classmethod
     def from_dict(cls, data: Json) -> "RopeScaling":
-        known = _known(cls, data)
-        if "rope_type" not in known and "type" in data:
-            known["rope_type"] = data["type"]
-        scaling = cls(**known)
+        scaling = cls(**_known(cls, {**data, "rope_type": data.get("rope_type") or data.get("type")}))
         _require(
             scaling.rope_type in ("llama3", "default"),
             f"rope scaling of type {scaling.rope_type!r} is not supported (llama3 and default are)",
@@ -85,15 +84,15 @@ class MllamaTextConfig:
 
     @classmethod
     def from_dict(cls, data: Json) -> "MllamaTextConfig":
-        data = dict(data)
-        rope = dict(data.get("rope_parameters") or {})
-        data["rope_theta"] = rope.get("rope_theta", data.get("rope_theta"))
-        scaling = data.get("rope_scaling") or rope or None
-        data["rope_scaling"] = RopeScaling.from_dict(scaling) if scaling else None
-        data["eos_token_id"] = _ids(data.get("eos_token_id"))
-        config = cls(**_known(cls, data))
-        heads, kv = config.num_attention_heads, config.num_key_value_heads
-        width = config.hidden_size
+        rope = data.get("rope_parameters") or {}
+        scaling = data.get("rope_scaling") or rope
+        converted = {
+            "rope_theta": rope.get("rope_theta", data.get("rope_theta")),
+            "rope_scaling": RopeScaling.from_dict(scaling) if scaling else None,
+            "eos_token_id": _ids(data.get("eos_token_id")),
+        }
+        config = cls(**_known(cls, {**data, **converted}))
+        width, heads, kv = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
         _require(width % heads == 0, f"hidden_size {width} is not a multiple of {heads} heads")
         _require(heads % kv == 0, f"{heads} attention heads are not a multiple of {kv} key/value heads")
         _require(
@@ -122,12 +121,12 @@ class MllamaVisionConfig:
 
     @property
     def tokens_per_tile(self) -> int:
-        """Patches of a tile and its class token."""
+        """Return the number of a tile's patches plus its class token."""
         return (self.image_size // self.patch_size) ** 2 + 1
 
     @property
     def padded_tokens_per_tile(self) -> int:
-        """Tokens of a tile inside the encoder: the next multiple of 8."""
+        """Return the number of a tile's tokens inside the encoder: the next multiple of 8."""
         return -(-self.tokens_per_tile // 8) * 8
 
     @property
@@ -135,7 +134,7 @@ class MllamaVisionConfig:
         return self.hidden_size * (1 + len(self.intermediate_layers_indices))
 
     def tiles(self, aspect_ratio_id: int) -> int:
-        """Return how many tiles an image of this aspect ratio id has."""
+        """Return the number of tiles of the canvas with this aspect ratio id."""
         high, wide = self.supported_aspect_ratios[aspect_ratio_id - 1]
         return high * wide
 
@@ -173,7 +172,7 @@ class MllamaConfig:
     @classmethod
     def from_dict(cls, data: Json) -> "MllamaConfig":
         kind = data.get("model_type")
-        if kind not in ("mllama", "mllama_text_model"):
+        if kind not in MODEL_TYPES:
             raise CheckpointError(
                 f"config.json: model_type is {kind!r}, not 'mllama'",
                 "mllama runs Llama 3.2 Vision checkpoints (11B and 90B) and their text-only parts.",
@@ -207,7 +206,7 @@ def _ids(value: int | Sequence[int] | None) -> tuple[int, ...] | None:
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """The checkpoint's own sampling defaults; what it leaves out means "do not"."""
+    """The checkpoint's own sampling defaults; a missing one turns that feature off."""
 
     do_sample: bool = False
     temperature: float = 1.0
@@ -225,7 +224,7 @@ class GenerationConfig:
 
 @dataclass(frozen=True)
 class ImageProcessorConfig:
-    """preprocessor_config.json: tile side in pixels, tiles at most, per-channel mean and standard deviation (RGB)."""
+    """preprocessor_config.json: tile side in pixels, maximum number of tiles, mean and standard deviation (RGB)."""
 
     tile_size: int = 560
     max_image_tiles: int = 4

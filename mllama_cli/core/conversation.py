@@ -11,17 +11,17 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class TextPart:
-    """A piece of text, exactly as it was written."""
+    """A piece of text, verbatim."""
 
     text: str
 
 
 @dataclass(frozen=True, eq=False)
 class ImagePart:
-    """An image by content: the bytes of an image file in any format that we read, so it cannot vanish later.
+    """The bytes of an image file in any supported format.
 
-    ``name`` is what the user called it (a path, a URL, "stdin") and serves messages only. Parts are equal where both
-    are, whatever else a subclass (``processing.prepared.PreparedImage``) knows of the image.
+    ``name`` is the user's name of it (a path, a URL, "stdin"), for messages only. Equality compares only these two,
+    also in subclasses (``processing.prepared.PreparedImage``).
     """
 
     data: bytes
@@ -29,7 +29,7 @@ class ImagePart:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the content, in hex: equal images have equal digests whatever their names."""
+        """Return the SHA-256 of the content, in hex, which does not depend on the name."""
         return hashlib.sha256(self.data).hexdigest()
 
     def __eq__(self, other: object) -> bool:
@@ -47,14 +47,14 @@ Part = TextPart | ImagePart
 
 @dataclass(frozen=True)
 class Message:
-    """What one side said in one turn."""
+    """One turn: a role and its parts."""
 
     role: Role
     parts: tuple[Part, ...]
 
     @property
     def text(self) -> str:
-        """All text parts, joined without a separator, as the chat template joins them."""
+        """Return all text parts, joined without a separator, as the chat template joins them."""
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
     @property
@@ -74,7 +74,7 @@ class Conversation:
 
     @classmethod
     def ask(cls, text: str, images: tuple[ImagePart, ...] = (), system: str = "") -> "Conversation":
-        """Return a conversation of one question, images before the text, as the model was trained."""
+        """Return a conversation of one question, with images before the text as in training."""
         conversation = cls((Message("system", (TextPart(system),)),)) if system else cls()
         return conversation.with_user(text, images)
 
@@ -95,7 +95,7 @@ class Conversation:
 
     @property
     def image_turns(self) -> int:
-        """How many messages have images. Text sees only the latest group before it (the model's own rule)."""
+        """Return the number of messages with images. Text attends only to the latest of them before it."""
         return sum(1 for message in self.messages if message.images)
 
     def __iter__(self) -> Iterator[Message]:

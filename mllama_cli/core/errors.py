@@ -1,4 +1,4 @@
-"""Every error that a user may see. Each says what is wrong and, in its hint, what to do.
+"""All errors that users see. Each says what is wrong and, in its hint, what to do.
 
 MllamaError                    exit code 1
 |-- UsageError                 exit code 2: the request itself cannot be carried out
@@ -6,27 +6,27 @@ MllamaError                    exit code 1
 |   |-- ModelNotFoundError     no model of that name on this machine or on the hub
 |   |-- ChatNotFoundError      no saved chat of that name or number
 |   `-- DeviceError            a device that this machine does not have
-|-- ImageError                 bytes that are not an image we can show the model
+|-- ImageError                 bytes that cannot be read as an image
 |-- CheckpointError            a model folder that is incomplete or damaged
 |-- TemplateError              a chat template that is missing or refuses the conversation
 |-- ContextLengthError         a conversation longer than the model can hold
 |-- MemoryShortageError        the model does not fit this machine
-|-- DownloadError              the hub or a web server did not give what was asked for
+|-- DownloadError              a download from the hub or a web server failed
 |-- QuantizationError          a quantized model that could not be written
 |-- ChatStoreError             saved chats that cannot be read or written
 |-- CaptionError               captions that cannot be written
-`-- RemovalError               a model that may not or could not be deleted
+`-- RemovalError               a model that must not or could not be deleted
 """
 
 COPY_AGAIN = "Download or copy the file again."
-"""The hint for a file of a model that is damaged."""
+"""The hint for a damaged model file."""
 
 
 class MllamaError(Exception):
     """Base of the tree.
 
     Args:
-        message: one line that says what is wrong, with the name of the thing concerned.
+        message: one line that says what is wrong, with the name of the file, model or option.
         hint: one line that says what to do about it.
     """
 
@@ -61,7 +61,7 @@ class DeviceError(UsageError):
 
 
 class ImageError(MllamaError):
-    """Bytes that are not an image we can show the model."""
+    """Bytes that cannot be read as an image."""
 
 
 class CheckpointError(MllamaError):
@@ -81,7 +81,7 @@ class MemoryShortageError(MllamaError):
 
 
 class DownloadError(MllamaError):
-    """The hub or a web server did not give what was asked for."""
+    """A download from the hub or a web server failed."""
 
 
 class QuantizationError(MllamaError):
@@ -97,4 +97,4 @@ class CaptionError(MllamaError):
 
 
 class RemovalError(MllamaError):
-    """A model that may not or could not be deleted."""
+    """A model that must not or could not be deleted."""

@@ -1,4 +1,4 @@
-"""What long work reports while it runs. The engine yields these; nothing below the terminal prints."""
+"""Progress events and results of long-running work. The engine yields them; only the terminal prints."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ FinishReason = Literal["stop", "length", "stop_string", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something the user should know once, in one line; not an error."""
+    """One line that the user should see once; not an error."""
 
     text: str
 
@@ -23,9 +23,9 @@ class LoadProgress:
 
 @dataclass(frozen=True, slots=True)
 class EncodingImage:
-    """The vision tower is at image ``index`` (from 1) of ``count``, with ``layer`` of its ``layers`` done.
+    """The vision tower has run ``layer`` of its ``layers`` on image ``index`` (from 1) of ``count``.
 
-    A GPU reports each image once, at its start; a CPU, which may need a minute, after every layer.
+    Reported once per image on a GPU; after every layer on a CPU, which may need a minute.
     """
 
     index: int
@@ -46,8 +46,8 @@ class ReadingPrompt:
 class Token:
     """One generated token. ``text`` may be empty while a character's bytes are incomplete.
 
-    Where ``Sampling.logprobs`` asks for it, ``logprob`` is the token's log-probability and ``top_logprobs`` the ids and
-    log-probabilities of the likeliest ones.
+    With ``Sampling.logprobs``, ``logprob`` is the token's log-probability and ``top_logprobs`` the ids and
+    log-probabilities of the likeliest tokens.
     """
 
     id: int
@@ -60,9 +60,9 @@ class Token:
 class GenerationStats:
     """The last event of an answer. Times in seconds.
 
-    ``prompt_tokens`` counts the whole prompt, ``cached_tokens`` those of it that an earlier turn left in the cache.
-    ``encode_seconds`` is the vision tower and projector, ``prefill_seconds`` the text prefill up to the first sampled
-    token; time to first token is their sum plus ``load_seconds`` of weights that this answer was the first to need.
+    ``prompt_tokens`` counts the whole prompt, ``cached_tokens`` the part that an earlier turn left in the cache.
+    ``encode_seconds`` is the time of the vision tower and projector, ``prefill_seconds`` that of the text prefill up to
+    the first sampled token, ``load_seconds`` that of loading weights that this answer was the first to need.
     """
 
     finish_reason: FinishReason
@@ -81,14 +81,14 @@ class GenerationStats:
 
     @property
     def tokens_per_second(self) -> float:
-        """Decode speed: tokens after the first, over the time they took."""
+        """Return the decode speed: the tokens after the first over their time."""
         after_first = self.completion_tokens - 1
         return after_first / self.decode_seconds if after_first > 0 and self.decode_seconds > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class DownloadProgress:
-    """Bytes of a model that are on this machine, of all that it has; ``file`` is the one that grew last."""
+    """Bytes of a model that are on this machine, of its total; ``file`` is the one that grew last."""
 
     done: int
     total: int
@@ -97,7 +97,7 @@ class DownloadProgress:
 
 @dataclass(frozen=True, slots=True)
 class QuantizeProgress:
-    """Bytes of the source that are done, of all; ``name`` is the layer or table in progress."""
+    """Bytes of the source that are done, of its total; ``name`` is the layer or table in progress."""
 
     done: int
     total: int
@@ -106,7 +106,7 @@ class QuantizeProgress:
 
 @dataclass(frozen=True, slots=True)
 class RoundingError:
-    """Relative squared error of the matrices that were quantized to ``bits``: their mean, and the worst by name."""
+    """Relative squared error of the matrices that were quantized to ``bits``: the mean and the worst."""
 
     bits: int
     matrices: int

@@ -1,4 +1,4 @@
-"""The image formats that are read: one row for each, from which file suffixes, media types and messages are made."""
+"""Table of the supported image formats. File suffixes, media types and messages are derived from it."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,12 @@ class ImageFormat:
     """One format.
 
     Attributes:
-        name: as people write it; in capitals, Pillow's name of it.
-        plugin: which module reads it: ``PIL.<plugin>ImagePlugin``, or ``pillow_heif``.
+        name: for messages; in capitals, Pillow's name of the format.
+        plugin: the decoder: ``PIL.<plugin>ImagePlugin``, or ``pillow_heif``.
         media_type: as in a data: URL.
-        suffixes: how file names end; the first is for files that we write.
-        magic: how files begin: one of these (offset, bytes).
-        common: whether folders are searched for such files, and messages name the format. Where it is not, its files
-            are read all the same.
+        suffixes: of file names; the first is for files that we write.
+        magic: (offset, bytes) pairs, of which a file has one.
+        common: search folders for such files, and name the format in messages. Others are read when named.
     """
 
     name: str
@@ -25,7 +24,7 @@ class ImageFormat:
     common: bool = True
 
     def matches(self, data: bytes) -> bool:
-        """Return whether ``data`` begins like a file of this format."""
+        """Return whether ``data`` starts with this format's magic number."""
         return any(data[start : start + len(magic)] == magic for start, magic in self.magic)
 
 
@@ -33,7 +32,7 @@ def _brands(*names: bytes) -> tuple[tuple[int, bytes], ...]:
     return tuple((4, b"ftyp" + name) for name in names)
 
 
-# Only formats that images really come in. Pillow has more, among them EPS, which would start Ghostscript.
+# Only formats of actual pictures. Pillow reads more, among them EPS, which would start Ghostscript.
 IMAGE_FORMATS = (
     ImageFormat("JPEG", "Jpeg", "image/jpeg", (".jpg", ".jpeg"), ((0, b"\xff\xd8\xff"),)),
     ImageFormat("PNG", "Png", "image/png", (".png",), ((0, b"\x89PNG\r\n\x1a\n"),)),
@@ -61,13 +60,13 @@ IMAGE_FORMATS = (
 
 IMAGE_SUFFIXES = tuple(suffix for row in IMAGE_FORMATS if row.common for suffix in row.suffixes)
 
-_NAMES = [row.name for row in IMAGE_FORMATS if row.common]
-FORMAT_NAMES = f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}"
-"""For messages: what an image may be."""
+*_first, _last = (row.name for row in IMAGE_FORMATS if row.common)
+FORMAT_NAMES = f"{', '.join(_first)} or {_last}"
+"""The common formats, for messages."""
 
 
 def image_format(data: bytes) -> ImageFormat | None:
-    """Return the format that ``data`` begins like; None for another. Only decoding tells whether the rest is sound."""
+    """Return the format by magic number, or None. Only decoding tells whether the rest is valid."""
     return next((row for row in IMAGE_FORMATS if row.matches(data)), None)
 
 
@@ -82,7 +81,7 @@ def media_type(data: bytes) -> str:
 
 
 def image_suffix(data: bytes) -> str:
-    """Return how the name of such a file ends; ``.img`` where that is unknown.
+    """Return the file suffix of an image file; ``.img`` if its format is unknown.
 
     >>> image_suffix(bytes.fromhex("ffd8ffe0"))
     '.jpg'

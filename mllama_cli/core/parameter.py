@@ -1,8 +1,8 @@
-"""What users can set by a flag, in the config file or with `/set`: declared in the fields of a dataclass."""
+"""Declare parameters, set by a flag, in the config file or with `/set`, in the fields of a dataclass."""
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from types import NoneType
 from typing import Any, get_args, get_origin
 
@@ -18,10 +18,10 @@ def _anything(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Parameter:
-    """What a value must be, and what help says of it. ``name``, ``type`` and ``repeated`` come from the field.
+    """The check and help text of a value. ``name``, ``type`` and ``repeated`` come from the field.
 
-    ``must`` says in words what ``check`` demands. ``flags`` are further flags besides ``flag``; ``aliases`` are other
-    tools' names, ollama's above all, that `/set` understands. ``truncates``: drops unlikely tokens when sampling.
+    ``must`` puts ``check`` into words. ``flags`` are flags in addition to ``flag``; ``aliases`` are other tools' names,
+    mostly ollama's, that `/set` accepts. ``truncates`` marks parameters that drop unlikely tokens when sampling.
     """
 
     help: str = ""
@@ -39,12 +39,12 @@ class Parameter:
         return "--" + self.name.replace("_", "-")
 
     def require(self, value: Any, label: str) -> None:
-        """Raise UsageError, which begins with ``label``, unless the value is in range."""
+        """Raise UsageError, starting with ``label``, unless the value is in range."""
         if not self.check(value):
             raise UsageError(f"{label} must {self.must}, not {value!r}", f"It means: {self.help}." if self.help else "")
 
     def converted(self, value: Any, label: str) -> Any:
-        """Return a value from a config file in this parameter's type. Raises UsageError for a wrong type or range."""
+        """Return a config file's value in this parameter's type. Raise UsageError for a wrong type or range."""
         values = value if self.repeated and isinstance(value, list | tuple) else [value]
         if self.type is float:
             values = [float(each) if type(each) is int else each for each in values]
@@ -56,28 +56,33 @@ class Parameter:
         return result
 
     def parsed(self, text: str, label: str) -> Any:
-        """Return what was typed in a shell or a chat as a value. Raises UsageError."""
+        """Return the value of a text that was typed in a shell or chat. Raise UsageError if it has none."""
         value: Any = text
         if self.type is bool:
             value = _TRUTH.get(text.lower(), text)
         elif self.type in (int, float):
-            with suppress(ValueError):  # else ``converted`` says what is wrong with the text
+            with suppress(ValueError):  # ``converted`` then reports the text
                 value = self.type(text)
         return self.converted(value, label)
 
 
-def declare(help: str = "", check: Callable[[Any], object] = _anything, must: str = "", **more: Any) -> Any:
-    """Return the metadata of a field that is a parameter."""
-    return {"parameter": Parameter(help, check, must, **more)}
+def declare(
+    default: Any, help: str = "", check: Callable[[Any], object] = _anything, must: str = "", **more: Any
+) -> Any:
+    """Return a dataclass field that is a parameter; ``default`` may be a type whose empty value is the default."""
+    metadata = {"parameter": Parameter(help, check, must, **more)}
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def one_of(choices: tuple[str, ...]) -> tuple[Callable[[Any], object], str]:
-    """Return the check, and its words, of a parameter that has one of a few values."""
+    """Return ``check`` and ``must`` of a parameter with a fixed set of values."""
     return choices.__contains__, f"be one of {', '.join(choices)}"
 
 
 def parameters_of(cls: type) -> dict[str, Parameter]:
-    """Return what the fields of a dataclass declare, by name and in their order."""
+    """Return the parameters that a dataclass declares, by name, in the order of its fields."""
     return {
         each.name: replace(
             each.metadata["parameter"],

@@ -1,10 +1,10 @@
-"""How an answer's tokens are chosen, and when it ends.
+"""Sampling parameters: how tokens are chosen, and when an answer ends.
 
-A sampling parameter is declared here, once: range checks, flags, config keys, `/set` and all help are made from it.
+Each is declared once, here: range checks, flags, config keys, `/set` and help texts are derived from it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mllama_cli.core.parameter import declare, parameters_of
@@ -13,110 +13,90 @@ if TYPE_CHECKING:
     from mllama_cli.core.config import GenerationConfig
 
 MAX_TOKENS = 2048
-"""Length of an answer where nothing else is asked for: a model that never stops must not run all night."""
+"""Default length limit of an answer, since a model may never stop by itself."""
 
 MAX_LOGPROBS = 20
-"""Alternatives whose log-probabilities can be asked for at most: OpenAI's limit."""
+"""OpenAI's limit on the number of alternatives whose log-probabilities can be requested."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen and when to stop. ``temperature`` 0 is greedy, ``top_k`` 0 means all tokens.
+    """The sampling of one answer. ``temperature`` 0 is greedy, ``top_k`` 0 means all tokens.
 
     The frequency and presence penalties count generated tokens only, as OpenAI's do; the repetition penalty counts the
-    prompt too, as transformers' does. ``logit_bias`` maps token ids to what is added to their logits. ``logprobs`` asks
-    for the log-probability of each chosen token and of that many of the likeliest ones (None: none).
-    Parameters without help are for the library alone: no flag, no config key, and `/set` does not know them.
+    prompt too, as transformers' does. ``logit_bias`` maps token ids to what is added to their logits. ``logprobs``
+    requests the log-probability of each chosen token and of that many of the likeliest ones; None requests none.
+    Parameters without help are for library users only: they have no flag and no config key, and `/set` rejects them.
     """
 
-    temperature: float = field(
-        default=0.0,
-        metadata=declare(
-            "0 is greedy: always the likeliest token",
-            lambda value: value >= 0,
-            "be 0 or more",
-            flags=("--temp",),
-            aliases=("temp",),
-        ),
+    temperature: float = declare(
+        0.0,
+        "0 is greedy: always the likeliest token",
+        lambda value: value >= 0,
+        "be 0 or more",
+        flags=("--temp",),
+        aliases=("temp",),
     )
-    top_p: float = field(
-        default=1.0,
-        metadata=declare(
-            "keep the likeliest tokens that together reach this probability",
-            lambda value: 0 < value <= 1,
-            "be above 0 and at most 1",
-            truncates=True,
-        ),
+    top_p: float = declare(
+        1.0,
+        "keep the likeliest tokens that together reach this probability",
+        lambda value: 0 < value <= 1,
+        "be above 0 and at most 1",
+        truncates=True,
     )
-    top_k: int = field(
-        default=0,
-        metadata=declare(
-            "keep this many of the likeliest tokens",
-            lambda value: value >= 0,
-            "be 0 (all tokens) or more",
-            truncates=True,
-        ),
+    top_k: int = declare(
+        0,
+        "keep this many of the likeliest tokens",
+        lambda value: value >= 0,
+        "be 0 (all tokens) or more",
+        truncates=True,
     )
-    min_p: float = field(
-        default=0.0,
-        metadata=declare(
-            "drop tokens below this share of the likeliest one's probability",
-            lambda value: 0 <= value <= 1,
-            "be between 0 and 1",
-            truncates=True,
-        ),
+    min_p: float = declare(
+        0.0,
+        "drop tokens below this share of the likeliest one's probability",
+        lambda value: 0 <= value <= 1,
+        "be between 0 and 1",
+        truncates=True,
     )
-    repetition_penalty: float = field(
-        default=1.0,
-        metadata=declare(
-            "above 1 makes repeating a token less likely",
-            lambda value: value > 0,
-            "be above 0",
-            aliases=("repeat_penalty",),
-        ),
+    repetition_penalty: float = declare(
+        1.0,
+        "above 1 makes repeating a token less likely",
+        lambda value: value > 0,
+        "be above 0",
+        aliases=("repeat_penalty",),
     )
-    frequency_penalty: float = field(
-        default=0.0,
-        metadata=declare(
-            "above 0 makes a token less likely each time the answer uses it",
-            lambda value: -2 <= value <= 2,
-            "be from -2 to 2",
-        ),
+    frequency_penalty: float = declare(
+        0.0,
+        "above 0 makes a token less likely each time the answer uses it",
+        lambda value: -2 <= value <= 2,
+        "be from -2 to 2",
     )
-    presence_penalty: float = field(
-        default=0.0,
-        metadata=declare(
-            "above 0 makes a token less likely once the answer has used it",
-            lambda value: -2 <= value <= 2,
-            "be from -2 to 2",
-        ),
+    presence_penalty: float = declare(
+        0.0,
+        "above 0 makes a token less likely once the answer has used it",
+        lambda value: -2 <= value <= 2,
+        "be from -2 to 2",
     )
-    logit_bias: Mapping[int, float] = field(
-        default_factory=dict,
-        metadata=declare(
-            check=lambda value: all(-100 <= bias <= 100 for bias in value.values()),
-            must="add from -100 to 100 to each token's logit",
-        ),
+    logit_bias: Mapping[int, float] = declare(
+        dict,
+        check=lambda value: all(-100 <= bias <= 100 for bias in value.values()),
+        must="add from -100 to 100 to each token's logit",
     )
-    logprobs: int | None = field(
-        default=None,
-        metadata=declare(
-            check=lambda value: value is None or 0 <= value <= MAX_LOGPROBS, must=f"be from 0 to {MAX_LOGPROBS}"
-        ),
+    logprobs: int | None = declare(
+        None,
+        check=lambda value: value is None or 0 <= value <= MAX_LOGPROBS,
+        must=f"be from 0 to {MAX_LOGPROBS}",
     )
-    max_tokens: int = field(
-        default=MAX_TOKENS,
-        metadata=declare(
-            f"longest answer, in tokens (default: {MAX_TOKENS})",
-            lambda value: value >= 1,
-            "be 1 or more",
-            aliases=("num_predict", "max_new_tokens"),
-        ),
+    max_tokens: int = declare(
+        MAX_TOKENS,
+        f"longest answer, in tokens (default: {MAX_TOKENS})",
+        lambda value: value >= 1,
+        "be 1 or more",
+        aliases=("num_predict", "max_new_tokens"),
     )
-    seed: int | None = field(default=None, metadata=declare("makes a sampled answer repeatable"))
-    stop: tuple[str, ...] = field(
-        default=(),
-        metadata=declare("end the answer before this text (repeatable)", all, "not contain an empty text"),
+    seed: int | None = declare(None, "makes a sampled answer repeatable")
+    stop: tuple[str, ...] = declare(
+        (), "end the answer before this text (repeatable)", all, "not contain an empty text"
     )
 
     def __post_init__(self) -> None:
@@ -125,9 +105,9 @@ class Sampling:
 
     @classmethod
     def from_defaults(cls, defaults: "GenerationConfig", **asked: Any) -> "Sampling":
-        """Return the checkpoint's own defaults, overridden by what was ``asked`` (None means not asked).
+        """Return the checkpoint's own defaults, overridden by what was ``asked`` for (None: not asked for).
 
-        Asking for top-p, top-k or min-p alone turns sampling on, also where the checkpoint's default is greedy.
+        Asking for top-p, top-k or min-p turns sampling on even if the checkpoint's default is greedy.
         """
         given = {name: value for name, value in asked.items() if value is not None}
         samples = defaults.do_sample or any(p.truncates for name, p in PARAMETERS.items() if name in given)
@@ -140,7 +120,7 @@ class Sampling:
 
 
 PARAMETERS = parameters_of(Sampling)
-"""All of them, in the order in which help lists them."""
+"""All parameters, in the order of help texts."""
 
 SETTABLE = {name: parameter for name, parameter in PARAMETERS.items() if parameter.help}
-"""Those that flags, the config file and `/set` know."""
+"""The parameters that have a flag and a config key, and that `/set` accepts."""

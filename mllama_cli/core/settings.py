@@ -1,4 +1,4 @@
-"""The user's config file: what it may hold, and what it says."""
+"""The user's config file: its keys and their values."""
 
 import re
 import tomllib
@@ -13,29 +13,27 @@ from mllama_cli.core.sampling import SETTABLE
 from mllama_cli.core.text import suggest
 
 THEMES = ("dark", "light", "none")
-DTYPES = ("auto", "bfloat16", "float16", "float32")
+DTYPE_CHOICES = ("auto", "bfloat16", "float16", "float32")
 QUANTIZATIONS = ("int4", "int8")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the config file sets; None where it says nothing. ``sampling`` holds the parameters that are set."""
+    """The config file's values; None for a key that is not set. ``sampling`` holds the parameters that are set."""
 
-    model: str | None = field(default=None, metadata=declare("the model that is used where none is named"))
-    device: str | None = field(
-        default=None, metadata=declare("where to compute", DEVICE.fullmatch, "be auto, cpu, cuda or cuda:N")
-    )
-    dtype: str | None = field(default=None, metadata=declare("number format", *one_of(DTYPES)))
-    system: str | None = field(default=None, metadata=declare("system prompt of every chat"))
+    model: str | None = declare(None, "the model that is used where none is named")
+    device: str | None = declare(None, "where to compute", DEVICE.fullmatch, "be auto, cpu, cuda or cuda:N")
+    dtype: str | None = declare(None, "number format", *one_of(DTYPE_CHOICES))
+    system: str | None = declare(None, "system prompt of every chat")
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    theme: str | None = field(default=None, metadata=declare("colours of the interactive chat", *one_of(THEMES)))
-    preview: bool | None = field(default=None, metadata=declare("small pictures in the interactive chat"))
-    verbose: bool | None = field(default=None, metadata=declare("statistics after each answer"))
-    log: bool | None = field(default=None, metadata=declare("keep interactive chats"))
+    theme: str | None = declare(None, "colours of the interactive chat", *one_of(THEMES))
+    preview: bool | None = declare(None, "small pictures in the interactive chat")
+    verbose: bool | None = declare(None, "statistics after each answer")
+    log: bool | None = declare(None, "keep interactive chats")
 
     def get(self, key: str) -> Any:
-        """Return the value of a key, None where it is not set."""
+        """Return the value of a key; None if it is not set."""
         return self.sampling.get(key) if key in SETTABLE else getattr(self, key)
 
 
@@ -46,11 +44,11 @@ def _keys() -> Iterator[tuple[str, Parameter]]:
 
 
 KEYS = dict(_keys())
-"""What each key of the file must be, in the order in which they are listed."""
+"""The file's keys, in the order in which they are listed."""
 
 
 def read_settings(path: Path) -> Settings:
-    """Return the settings in a config file; none where it does not exist.
+    """Return the settings in a config file; empty ones if it does not exist.
 
     Raises UsageError, with the file and the key, for a file that is not TOML, an unknown key or a wrong value.
     """
@@ -68,7 +66,7 @@ def read_settings(path: Path) -> Settings:
 
 
 def find_key(key: str, where: str) -> Parameter:
-    """Return what a key of the config file must be. Raises UsageError, beginning with ``where``, for an unknown one."""
+    """Return the parameter of a config file's key. Raise UsageError, starting with ``where``, for an unknown key."""
     if key not in KEYS:
         raise UsageError(f"{where}: there is no setting {key!r}", f"{suggest(key, KEYS)}Settings: {', '.join(KEYS)}.")
     return KEYS[key]

@@ -14,12 +14,12 @@ def suggest(
     options: Iterable[str],
     *,
     count: int = 1,
-    cutoff: float = 0.5,
+    cutoff: float = 0.6,
     show: Callable[[str], str] = str,
 ) -> str:
-    """Return "Did you mean X? ", with the options nearest to a misspelt ``name``, or nothing where none is near.
+    """Return "Did you mean X? " with the options nearest to a misspelt ``name``; an empty text if none is near.
 
-    Capitals and the way in which accents are encoded make no difference. ``show`` says how an option is written.
+    Case and the Unicode form of accents are ignored. ``show`` formats an option.
 
     >>> suggest("Tempratur", ["temperature", "top_p"])
     'Did you mean temperature? '
@@ -56,9 +56,9 @@ def replace_surrogates(text: str) -> str:
 
 
 def strip_control(text: str) -> str:
-    """Return text of a model, a file or a server without anything that could steer a terminal.
+    """Return untrusted text without control characters other than tab and newline, so that a terminal may show it.
 
-    Works on any piece of a longer text. Tabs and newlines stay.
+    Works on any piece of a longer text.
 
     >>> strip_control("red\\x1b[31m\\ttext")
     'red[31m\\ttext'

@@ -1,3 +1,3 @@
-"""The version, on the ground floor since clients name it to web servers."""
+"""The version, in the lowest room because web clients of several rooms send it."""
 
 __version__ = "0.1.0"

@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from mllama_cli.core.errors import DeviceError, MemoryShortageError
-from mllama_cli.core.settings import DTYPES
+from mllama_cli.core.settings import DTYPE_CHOICES
 
 FLOAT32_LIMIT = 2 * 2**30
 """Bytes of float32 weights up to which a model runs in float32, the fastest format, on a CPU."""
@@ -57,8 +57,8 @@ def choose_dtype(name: str, stored: torch.dtype, elements: int, device: torch.de
     GPUs without bfloat16 arithmetic get float16. Raise DeviceError for an unknown name.
     """
     if name != "auto":
-        if name not in DTYPES:
-            raise DeviceError(f"{name!r} is not a dtype", f"Use {', '.join(DTYPES)}.")
+        if name not in DTYPE_CHOICES:
+            raise DeviceError(f"{name!r} is not a dtype", f"Use {', '.join(DTYPE_CHOICES)}.")
         chosen: torch.dtype = getattr(torch, name)
         return chosen
     if device.type == "cpu":

@@ -1,4 +1,4 @@
-"""The Hugging Face cache, read as huggingface_hub lays it out but without importing it: blobs, snapshots, refs."""
+"""Read the Hugging Face cache (blobs, snapshots, refs) without importing huggingface_hub."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from mllama_cli.system.files import is_file, subfolders
 
 
 def hub_cache() -> Path:
-    """Return where the cache is: HF_HUB_CACHE, HF_HOME and XDG_CACHE_HOME count as they do for huggingface_hub."""
+    """Return the cache's folder, by HF_HUB_CACHE, HF_HOME and XDG_CACHE_HOME as in huggingface_hub."""
     if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
         return _expanded(cache)
     home = os.environ.get("HF_HOME")
@@ -17,23 +17,23 @@ def hub_cache() -> Path:
 
 
 def repo_folder(repo: str) -> Path:
-    """Return where the cache keeps a repository."""
+    """Return a repository's folder in the cache."""
     return hub_cache() / ("models--" + repo.replace("/", "--"))
 
 
 def repos() -> list[str]:
-    """Return the ids of the model repositories that the cache has anything of."""
+    """Return the ids of the model repositories in the cache, complete or not."""
     names = (folder.name for folder in subfolders(hub_cache()))
     return [name.removeprefix("models--").replace("--", "/") for name in names if name.startswith("models--")]
 
 
 def snapshots(repo: str) -> list[Path]:
-    """Return the folders of the commits that are here, complete or not."""
+    """Return the folders of a repository's cached commits, complete or not."""
     return subfolders(repo_folder(repo) / "snapshots")
 
 
 def snapshot(repo: str, revision: str) -> Path | None:
-    """Return the folder of a branch, tag or commit; None where the cache has no config.json of it."""
+    """Return the folder of a branch, tag or commit; None if the cache has no config.json of it."""
     folder = repo_folder(repo)
     try:
         commit = (folder / "refs" / revision).read_text(encoding="utf-8").strip()
@@ -44,7 +44,7 @@ def snapshot(repo: str, revision: str) -> Path | None:
 
 
 def current_snapshot(repo: str) -> Path | None:
-    """Return the snapshot that ``main`` points to, else the newest with a config.json; None where there is none."""
+    """Return the snapshot that ``main`` points to, else the newest with a config.json; None if there is none."""
     if (main := snapshot(repo, "main")) is not None:
         return main
     found = [folder for folder in snapshots(repo) if is_file(folder / "config.json")]

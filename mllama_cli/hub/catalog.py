@@ -1,4 +1,4 @@
-"""Which models are on this machine, and which folder a name means. Imports neither torch nor huggingface_hub."""
+"""List the models on this machine and resolve model names. Imports neither torch nor huggingface_hub."""
 
 import json
 import re
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mllama_cli.checkpoint.files import is_complete
+from mllama_cli.core.config import MODEL_TYPES
 from mllama_cli.core.errors import CheckpointError, ModelNotFoundError
 from mllama_cli.core.text import suggest
 from mllama_cli.hub.cache import current_snapshot, repos
@@ -21,17 +22,14 @@ ALIASES = {
     "90b-base": "meta-llama/Llama-3.2-90B-Vision",
 }
 BUILT_IN = "sketch"
-"""The name of the model that is part of this package."""
-
-MODEL_TYPES = ("mllama", "mllama_text_model")
-"""What config.json calls the models that we run: complete ones, and language models without the vision part."""
+"""The name of the built-in model."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model on this machine. ``size`` in bytes; ``kind`` words: instruct or base, text-only, quantized.
+    """A model on this machine: ``size`` in bytes, ``kind`` as ``kind()`` returns it.
 
     ``revision`` is the commit of a downloaded model, empty for a local one.
     """
@@ -47,25 +45,27 @@ class ModelEntry:
 
 
 def models_folder() -> Path:
-    """Return where models that we write are kept: ``models`` in the user's data folder, or in MLLAMA_HOME."""
+    """Return the folder of models that we write: ``models`` in the user's data folder, or in MLLAMA_HOME."""
     return data_folder() / "models"
 
 
 def hub_id(name: str) -> str | None:
-    """Return the Hub id that an alias stands for, or ``name`` itself where it has the form of one."""
+    """Return the Hub id of an alias, or ``name`` itself if it has the form of one."""
     return ALIASES.get(name.lower()) or (name if _HUB_ID.fullmatch(name) else None)
 
 
 def resolve(name: str) -> Path:
     """Return the folder of a model: an existing folder, a local model, the built-in one, an alias or a cached Hub id.
 
-    Raises CheckpointError for a folder that is not a checkpoint, ModelNotFoundError where nothing has that name.
+    Raises CheckpointError for a folder that is not a checkpoint, ModelNotFoundError if nothing has that name.
     """
     folder = expanded(name)
     if name and is_folder(folder):
-        if not is_file(folder / "config.json") and not is_built_in(name):
-            raise CheckpointError(f"{name} is a folder without config.json, so it is not a model", "Check the path.")
-        return built_in_model() if not is_file(folder / "config.json") else folder
+        if is_file(folder / "config.json"):
+            return folder
+        if is_built_in(name):
+            return built_in_model()
+        raise CheckpointError(f"{name} is a folder without config.json, so it is not a model", "Check the path.")
     if (local := local_model(name)) is not None and is_file(local / "config.json"):
         return local
     if is_built_in(name):
@@ -79,18 +79,18 @@ def resolve(name: str) -> Path:
 
 
 def local_model(name: str) -> Path | None:
-    """Return the folder of a local model, sound or not; None where there is none of that name."""
+    """Return the folder of a local model, damaged or not; None if there is none of that name."""
     folder = models_folder() / name
     return folder if name not in ("", ".", "..") and "/" not in name and is_folder(folder) else None
 
 
 def is_built_in(name: str) -> bool:
-    """Return whether ``name`` is one of the built-in model's."""
+    """Return whether ``name`` means the built-in model."""
     return name.lower() in (BUILT_IN, f"mllama-{BUILT_IN}")
 
 
 def default_model() -> ModelEntry:
-    """Return the only downloaded or local model, else the built-in one. Raises ModelNotFoundError for several."""
+    """Return the only downloaded or local model, else the built-in one. Raise ModelNotFoundError for several."""
     entries = [entry for entry in installed() if entry.complete]
     if not entries:
         return built_in()
@@ -103,7 +103,7 @@ def default_model() -> ModelEntry:
 
 
 def installed() -> list[ModelEntry]:
-    """Return all models on this machine but the built-in one, local ones first, by name."""
+    """Return all models on this machine except the built-in one, local ones first, by name."""
     local = [_entry(folder.name, folder, "local") for folder in subfolders(models_folder()) if is_mllama(folder)]
     hub = [
         _entry(repo, snapshot, "hub cache", snapshot.name)
@@ -114,7 +114,7 @@ def installed() -> list[ModelEntry]:
 
 
 def built_in() -> ModelEntry:
-    """Return the model that is part of this package."""
+    """Return the built-in model."""
     return _entry(BUILT_IN, built_in_model(), "package")
 
 
@@ -133,7 +133,7 @@ def _entry(name: str, folder: Path, where: Literal["local", "hub cache", "packag
 
 
 def kind(folder: Path) -> str:
-    """Return "instruct" or "base" (has it a chat template?), and "text-only" and "quantized to N bits" where it is."""
+    """Return "instruct" or "base", by whether there is a chat template, with "text-only" and "quantized to N bits"."""
     config = config_of(folder)
     words = ["instruct" if _has_template(folder) else "base"]
     if config.get("model_type") == "mllama_text_model":
@@ -144,7 +144,7 @@ def kind(folder: Path) -> str:
 
 
 def _quantized(declared: Any) -> str:
-    """Return "quantized", with the fewest bits of its weights where config.json has compressed-tensors' terms."""
+    """Return "quantized", with the fewest bits of its weights if config.json declares them as compressed-tensors do."""
     groups = declared.get("config_groups") if isinstance(declared, dict) else None
     weights = [group.get("weights") for group in groups.values() if isinstance(group, dict)] if groups else []
     bits = [found for each in weights if isinstance(each, dict) and isinstance(found := each.get("num_bits"), int)]
@@ -161,7 +161,7 @@ def _has_template(folder: Path) -> bool:
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """Return what config.json says; nothing where it is missing or damaged."""
+    """Return the contents of config.json; empty if it is missing or damaged."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -170,7 +170,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def is_mllama(folder: Path) -> bool:
-    """Return whether the folder's config.json says that we run this model, with or without its vision part."""
+    """Return whether the folder's config.json names a model type that we run."""
     return config_of(folder).get("model_type") in MODEL_TYPES
 
 
@@ -178,7 +178,7 @@ def _unknown(name: str, repo: str | None) -> ModelNotFoundError:
     here = [*(entry.name for entry in installed()), BUILT_IN]
     if repo is not None and not name.startswith((".", "/", "~")):
         what = f"{name} ({repo})" if repo != name else name
-        # Long ids resemble one another: only a typo of a letter or two is taken for one.
+        # Long ids resemble one another: accept only a typo of a letter or two.
         meant = suggest(name, [*here, *ALIASES.values()], cutoff=0.9) if repo == name else ""
         return ModelNotFoundError(
             f"Model {what} is not on this machine",

@@ -1,4 +1,4 @@
-"""huggingface_hub, as far as it is used here. What it does not promise to keep is used in this file alone."""
+"""Wrap huggingface_hub. Only this file uses parts of it that are not its stable API."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from mllama_cli.core.version import __version__
 
 
 def hub_url() -> str:
-    """Return the Hub that HF_ENDPOINT names, else huggingface.co."""
+    """Return the Hub's URL: HF_ENDPOINT, else huggingface.co."""
     from huggingface_hub import constants
 
     return constants.ENDPOINT
@@ -26,7 +26,7 @@ def is_offline() -> bool:
 
 
 def client_error() -> type[Exception]:
-    """Return what the web client raises: of httpx or httpx2, whichever huggingface_hub builds its own error on."""
+    """Return the base of the web client's errors: httpx's or httpx2's, whichever huggingface_hub uses."""
     from huggingface_hub.errors import HfHubHTTPError
 
     base = HfHubHTTPError.__bases__[0]
@@ -36,11 +36,11 @@ def client_error() -> type[Exception]:
 
 @contextmanager
 def streaming(url: str, start: int) -> Iterator[Any]:
-    """The web client's response with the bytes of ``url`` from ``start`` on; status 200 where ranges are not known."""
+    """Open a response with the bytes of ``url`` from ``start``; its status is 200 if the server ignores ranges."""
     from huggingface_hub import constants, get_session
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
-    # Compressed bytes could neither be counted nor resumed. The client drops the token when it is redirected elsewhere.
+    # Compressed bytes can be neither counted nor resumed. The client drops the token on a redirect to another host.
     headers = {**build_hf_headers(library_name="mllama", library_version=__version__), "Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
@@ -52,10 +52,9 @@ def streaming(url: str, start: int) -> Iterator[Any]:
 
 @contextmanager
 def cache_lock(cache: Path, folder: str, etag: str) -> Iterator[None]:
-    """Hold the lock by which huggingface_hub, too, keeps processes from fetching one file at a time twice.
+    """Hold huggingface_hub's own lock on a file, so that only one process downloads it.
 
-    It holds as well as the file system's flock does: on some Lustre, GPFS and NFS mounts that is not at all, or not
-    between machines.
+    It relies on flock, which some Lustre, GPFS and NFS mounts do not support, or not between machines.
     """
     path = cache / ".locks" / folder / f"{etag}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +71,7 @@ def cache_lock(cache: Path, folder: str, etag: str) -> Iterator[None]:
 
 
 class NoBar:
-    """Stands in for huggingface_hub's progress bars: the bytes are counted elsewhere."""
+    """Replace huggingface_hub's progress bars, since ``download`` reports progress itself."""
 
     n = 0
     total: int | None = None
@@ -92,7 +91,7 @@ class NoBar:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence huggingface_hub's own messages: what matters reaches the user as an error of ours."""
+    """Silence huggingface_hub's own messages, since our errors report what matters."""
     import huggingface_hub  # noqa: F401  (sets its logger's level when first imported)
 
     logger = logging.getLogger("huggingface_hub")

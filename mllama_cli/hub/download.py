@@ -1,4 +1,4 @@
-"""Downloads what is needed to run a model, and nothing else, from the Hub into the ordinary Hugging Face cache."""
+"""Download the files that a model needs to run from the Hub into the Hugging Face cache."""
 
 import threading
 from collections.abc import Callable
@@ -17,14 +17,14 @@ from mllama_cli.hub.plan import DownloadPlan, HubFile
 from mllama_cli.hub.transfer import SHA256, Transfer
 
 _STREAMS = 4
-"""Files at once: one connection to a content network is slower than most lines."""
+"""Files at once, since a single connection to a CDN rarely saturates the network."""
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 0.5
-"""For a stopped stream to write its last bytes."""
+"""Time for a stopped stream to write its last bytes."""
 
 
 def find_offline(repo: str, revision: str = "main") -> Path:
-    """Return the model's folder in the cache without using the network. Raises where it is not complete."""
+    """Return the model's folder in the cache without using the network. Raise MllamaError if it is not complete."""
     folder = snapshot(repo, revision)
     get = "Run the same command online (without --offline and HF_HUB_OFFLINE) to get it."
     if folder is None:
@@ -36,52 +36,52 @@ def find_offline(repo: str, revision: str = "main") -> Path:
 
 
 def is_whole(folder: Path) -> bool:
-    """Return whether a folder has all that a model needs to run."""
+    """Return whether a folder has everything that a model needs to run."""
     return is_complete(folder) and (folder / "config.json").is_file() and (folder / "tokenizer.json").is_file()
 
 
-def download(todo: DownloadPlan, progress: Callable[[DownloadProgress], None] = lambda event: None) -> Path:
+def download(plan: DownloadPlan, progress: Callable[[DownloadProgress], None] = lambda event: None) -> Path:
     """Carry out a plan and return the model's folder. Resumes an earlier attempt.
 
-    The revision's name points to the new files only when all are there; until then the older ones stay in use.
-    Ctrl-C leaves at once and keeps what has arrived. ``progress`` is called in this thread alone.
+    The revision's ref moves to the new commit only after all files have arrived. Ctrl-C leaves at once and keeps what
+    has arrived. ``progress`` is called only in this thread.
     """
-    if todo.missing > todo.free:
+    if plan.missing > plan.free:
         raise DownloadError(
-            f"The disk of {hub_cache()} has {human_size(todo.free)} free, "
-            f"but {todo.repo} needs {human_size(todo.missing)} more",
+            f"The disk of {hub_cache()} has {human_size(plan.free)} free, "
+            f"but {plan.repo} needs {human_size(plan.missing)} more",
             "Free some space (`mllama rm MODEL` frees a model's), or set HF_HOME to a larger disk.",
         )
-    with quiet(), translated(todo.repo, todo.revision):
-        _fetch(todo, progress)
-        if todo.revision != todo.commit:
-            reference = repo_folder(todo.repo) / "refs" / todo.revision
+    with quiet(), translated(plan.repo, plan.revision):
+        _fetch(plan, progress)
+        if plan.revision != plan.commit:
+            reference = repo_folder(plan.repo) / "refs" / plan.revision
             reference.parent.mkdir(parents=True, exist_ok=True)
-            reference.write_text(todo.commit)
-    return todo.folder
+            reference.write_text(plan.commit)
+    return plan.folder
 
 
-def _fetch(todo: DownloadPlan, progress: Callable[[DownloadProgress], None]) -> None:
-    counter = _Counter(todo.here, todo.total)
+def _fetch(plan: DownloadPlan, progress: Callable[[DownloadProgress], None]) -> None:
+    counter = _Counter(plan.here, plan.total)
     stop = threading.Event()
     waiting: SimpleQueue[HubFile] = SimpleQueue()
-    outcomes: SimpleQueue[Exception | None] = SimpleQueue()  # its waiting can be interrupted
+    outcomes: SimpleQueue[Exception | None] = SimpleQueue()  # Ctrl-C interrupts its ``get``
 
     def work() -> None:
         while not stop.is_set():
             try:
-                _fetch_one(todo, waiting.get_nowait(), counter, stop)
+                _fetch_one(plan, waiting.get_nowait(), counter, stop)
                 outcomes.put(None)
             except Empty:
                 return
             except Exception as error:
                 outcomes.put(error)
 
-    # Linked ones too: bytes that another revision brought still need their name in this one.
-    files = [file for file in todo.files if not (todo.folder / file.name).is_file()]
+    # Including files whose blob another revision downloaded: they still need their link in this snapshot.
+    files = [file for file in plan.files if not (plan.folder / file.name).is_file()]
     for file in files:
         waiting.put(file)
-    # Daemons: Ctrl-C on a line that stands still must not wait for it.
+    # Daemons, so that Ctrl-C need not wait for a stalled connection.
     threads = [threading.Thread(target=work, daemon=True) for _ in range(min(_STREAMS, len(files)))]
     progress(counter.event)
     try:
@@ -101,31 +101,31 @@ def _fetch(todo: DownloadPlan, progress: Callable[[DownloadProgress], None]) -> 
                 thread.join(_STOP_SECONDS)
 
 
-def _fetch_one(todo: DownloadPlan, file: HubFile, counter: "_Counter", stop: threading.Event) -> None:
+def _fetch_one(plan: DownloadPlan, file: HubFile, counter: "_Counter", stop: threading.Event) -> None:
     from huggingface_hub import hf_hub_download, hf_hub_url
 
     cache = hub_cache()
-    folder = repo_folder(todo.repo)
-    # All that is not text in git: weights, and the tokenizer's tables.
+    folder = repo_folder(plan.repo)
+    # Large files, which huggingface_hub would not resume: weights and the tokenizer's tables.
     streamed = bool(SHA256.fullmatch(file.etag)) or (file.name.endswith(".safetensors") and bool(file.etag))
     if streamed and not file.cached:
-        with cache_lock(cache, folder.name, file.etag):  # of two commands the second waits, then finds the file there
+        with cache_lock(cache, folder.name, file.etag):  # a second command waits, then finds the finished file
             blob = folder / "blobs" / file.etag
             if blob.is_file():
                 counter.add(file.size - file.here, file.name)
             else:
-                url = hf_hub_url(todo.repo, file.name, revision=todo.commit)
-                transfer = Transfer(url, blob, file.size, grew=lambda n: counter.add(n, file.name), stop=stop)
+                url = hf_hub_url(plan.repo, file.name, revision=plan.commit)
+                transfer = Transfer(url, blob, file.size, on_bytes=lambda n: counter.add(n, file.name), stop=stop)
                 counter.add(transfer.adopt() - file.here, file.name)
                 transfer.run()
-    # Makes the name in the snapshot, in whichever way this file system allows.
-    hf_hub_download(todo.repo, file.name, revision=todo.commit, cache_dir=cache, tqdm_class=NoBar)
+    # Creates the link in the snapshot, or a copy if the file system has no links.
+    hf_hub_download(plan.repo, file.name, revision=plan.commit, cache_dir=cache, tqdm_class=NoBar)
     if not streamed:
         counter.add(file.size - file.here, file.name)
 
 
 class _Counter:
-    """How much is here, written to by every stream."""
+    """Bytes that have arrived, counted by all streams."""
 
     def __init__(self, done: int, total: int) -> None:
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""Errors of huggingface_hub, its web client and the disk, as one line and what to do about it."""
+"""Translate errors of huggingface_hub, its web client and the disk into ours."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ def translate(error: Exception, repo: str, revision: str) -> MllamaError | None:
 
     if isinstance(error, MllamaError):
         return error
-    # huggingface_hub wraps what happened during its first look at a file in "not found in the local cache".
+    # huggingface_hub wraps errors of its first request for a file in "not found in the local cache".
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         return translate(error.__cause__, repo, revision)
     if isinstance(error, errors.HFValidationError):
@@ -114,7 +114,7 @@ def _disk(error: OSError) -> DownloadError | None:
 
 
 def _near(repo: str) -> str:
-    """Return which alias may have been meant."""
+    """Return a hint that names similar aliases, else all."""
     alias_of = {id_: alias for alias, id_ in ALIASES.items()}
     meant = suggest(repo, alias_of, cutoff=0.7, show=lambda id_: f"{alias_of[id_]} ({id_})")
     return meant.rstrip() or f"Known names: {', '.join(ALIASES)}."
@@ -122,7 +122,7 @@ def _near(repo: str) -> str:
 
 @contextmanager
 def translated(repo: str, revision: str) -> Iterator[None]:
-    """Raise our errors for what goes wrong inside."""
+    """Raise the errors inside as ours."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, read from its configs and the headers of its weight files."""
+"""Summarise a checkpoint from its configs and the headers of its weight files."""
 
 import re
 from collections.abc import Mapping
@@ -15,15 +15,20 @@ from mllama_cli.hub.catalog import kind
 from mllama_cli.system.json_file import read_json
 
 BITS_IN_MEMORY = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
-_PACKED, _SHAPE = ".weight_packed", ".weight_shape"  # of one matrix, as compressed-tensors stores it
+_PACKED_SUFFIX, _SHAPE_SUFFIX = ".weight_packed", ".weight_shape"  # of compressed-tensors
 PARTS = ("text", "cross-attention", "vision", "projector")
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """``parameters`` by part, ``stored`` parameters by format, ``size`` of the weight files in bytes.
+    """A checkpoint's contents.
 
-    ``packed`` has, by part, the parameters of quantized matrices by their bits; ``bytes_of`` the bytes of each part.
+    Attributes:
+        parameters: their number, by part.
+        stored: number of parameters, by format.
+        size: of the weight files in bytes.
+        packed: number of quantized matrices' parameters, by part and bits.
+        bytes_of: bytes, by part.
     """
 
     path: Path
@@ -44,18 +49,18 @@ class Inspection:
 
     @property
     def bits_per_weight(self) -> float:
-        """Of all weights, scales counted with them."""
+        """Return the average over all weights, including scales."""
         return 8 * sum(self.bytes_of.values()) / max(self.total, 1)
 
     def memory(self) -> dict[str, int]:
-        """Return the bytes that all weights take by format. With int8 and int4 only the language model is smaller."""
+        """Return the bytes of all weights by format. int8 and int4 quantize only the language model."""
         linear = self.parameters["text"] + self.parameters["cross-attention"]
         rest = self.total - linear
         return {name: (linear * bits + rest * max(bits, 16)) // 8 for name, bits in BITS_IN_MEMORY.items()}
 
 
 def inspect(folder: Path) -> Inspection:
-    """Read the configs and headers of a checkpoint folder. Raises CheckpointError where they are damaged or missing."""
+    """Read the configs and headers of a checkpoint folder. Raise CheckpointError if they are damaged or missing."""
     raw = read_json(folder / "config.json")
     config = MllamaConfig.from_dict(raw)
     generation = folder / "generation_config.json"
@@ -73,7 +78,7 @@ def inspect(folder: Path) -> Inspection:
             bytes_of[part] += info.nbytes
             count, form = info.elements, info.dtype
             if (module := name.rpartition(".")[0]) in matrices and name != f"{module}.bias":
-                if not name.endswith(_PACKED):
+                if not name.endswith(_PACKED_SUFFIX):
                     continue  # scales and shapes are not parameters
                 count, bits = matrices[module]
                 form = f"INT{bits}"
@@ -96,22 +101,22 @@ def inspect(folder: Path) -> Inspection:
 
 
 def _packed_matrices(file: Path, header: dict[str, TensorInfo]) -> dict[str, tuple[int, int]]:
-    """Return (number of weights, bits) by module, which the packed words alone do not say. Reads 16 bytes a matrix."""
+    """Return (number of weights, bits) by module, from the stored shape of each packed matrix."""
     found = {}
     with file.open("rb") as opened:
         for name, info in header.items():
-            module = name.removesuffix(_PACKED)
-            shape = header.get(module + _SHAPE)
+            module = name.removesuffix(_PACKED_SUFFIX)
+            shape = header.get(module + _SHAPE_SUFFIX)
             if module == name or shape is None or shape.shape != (2,) or len(info.shape) != 2:
                 continue
             opened.seek(shape.start)
             data = opened.read(shape.nbytes)
-            rows, inputs = (
-                int.from_bytes(data[at : at + shape.nbytes // 2], "little") for at in (0, shape.nbytes // 2)
-            )
+            half = shape.nbytes // 2
+            rows, inputs = int.from_bytes(data[:half], "little"), int.from_bytes(data[half:], "little")
             if rows != info.shape[0] or not 0 < inputs <= 32 * info.shape[1]:
                 raise CheckpointError(
-                    f"{file}: {module}{_SHAPE} says [{rows}, {inputs}], which {list(info.shape)} words do not hold",
+                    f"{file}: {module}{_SHAPE_SUFFIX} says [{rows}, {inputs}], "
+                    f"which {list(info.shape)} words do not hold",
                     "Download or copy the file again, or quantize the model again.",
                 )
             found[module] = (rows * inputs, 32 * info.shape[1] // inputs)
@@ -130,7 +135,7 @@ def _part(name: str, config: MllamaConfig) -> str:
 
 
 def _license(folder: Path) -> str:
-    """Return the first line of the licence file, else what the model card's header says, else nothing."""
+    """Return the first line of the licence file, else the licence in the model card's header, else an empty text."""
     for name in ("LICENSE", "LICENSE.txt", "LICENSE.md"):
         if (folder / name).is_file():
             lines = (folder / name).read_text(encoding="utf-8", errors="replace").splitlines()

@@ -1,4 +1,4 @@
-"""What belongs to a model on the Hub, and what of it is here already."""
+"""Plan a download: a model's files on the Hub, and how much of each has already arrived."""
 
 import shutil
 import tempfile
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mllama_cli.checkpoint.files import INDEX, SINGLE, index_names
+from mllama_cli.core.config import MODEL_TYPES
 from mllama_cli.core.errors import CheckpointError, DownloadError
 from mllama_cli.core.version import __version__
 from mllama_cli.hub.cache import hub_cache, repo_folder
-from mllama_cli.hub.catalog import MODEL_TYPES
 from mllama_cli.hub.client import NoBar, hub_url, quiet
 from mllama_cli.hub.errors import translated
 from mllama_cli.hub.transfer import abandoned_partials
@@ -21,12 +21,12 @@ BESIDE_WEIGHTS = (
     "config.json", INDEX, "generation_config.json", "preprocessor_config.json", "processor_config.json",
     "tokenizer*", "special_tokens_map.json", "chat_template*", "LICENSE*", "USE_POLICY*", "README.md",
 )  # fmt: skip
-"""What a model needs at the top of its folder besides its weights. Never original/, *.pth, *.bin or *.gguf."""
+"""Files that a model needs in addition to its weights. Never original/, *.pth, *.bin or *.gguf."""
 
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file to have. ``etag`` names its bytes in the cache; ``here`` counts those of its bytes that are there."""
+    """A file of the model. ``etag`` names its blob in the cache; ``here`` counts the bytes that have arrived."""
 
     name: str
     size: int
@@ -40,7 +40,7 @@ class HubFile:
 
 @dataclass(frozen=True)
 class DownloadPlan:
-    """What a download would do. ``folder`` is where the model will be; sizes in bytes."""
+    """The files of a download, which will be in ``folder``. Sizes in bytes."""
 
     repo: str
     revision: str
@@ -63,7 +63,7 @@ class DownloadPlan:
 
 
 def plan(repo: str, revision: str = "main") -> DownloadPlan:
-    """Ask the Hub what belongs to the model, and see what of it is here. Writes nothing into the cache."""
+    """Return the plan for a model on the Hub, without writing to the cache."""
     with quiet(), translated(repo, revision):
         return _plan(repo, revision)
 
@@ -78,7 +78,7 @@ def _plan(repo: str, revision: str) -> DownloadPlan:
     commit = info.sha
     if not commit:
         raise DownloadError(f"{hub_url()} does not say which commit {revision!r} is", "Check HF_ENDPOINT.")
-    # Checked before 20 GB are fetched; this is also where a gated repository refuses.
+    # Checked before downloading 20 GB. A gated repository refuses here.
     config = _read_json(repo, commit, "config.json") if "config.json" in listing else {}
     kind = config.get("model_type")
     if kind not in MODEL_TYPES:
@@ -100,12 +100,12 @@ def _plan(repo: str, revision: str) -> DownloadPlan:
 
 
 def beside_weights(name: str) -> bool:
-    """Return whether a model needs this file besides its weights."""
+    """Return whether a model needs this file in addition to its weights."""
     return "/" not in name and any(fnmatch(name, pattern) for pattern in BESIDE_WEIGHTS)
 
 
 def _weights(repo: str, commit: str, names: set[str]) -> set[str]:
-    """Return the weight files that a reader opens: those that the index names, else model.safetensors."""
+    """Return the names of the weight files: those in the index, else model.safetensors."""
     wanted = {SINGLE}
     if INDEX in names:
         wanted = set(index_names(_read_json(repo, commit, INDEX), f"{repo}: {INDEX}"))
@@ -123,11 +123,9 @@ def _read_json(repo: str, commit: str, name: str) -> dict[str, Any]:
 
     cached = repo_folder(repo) / "snapshots" / commit / name
     with tempfile.TemporaryDirectory() as scratch:
-        path = (
-            cached
-            if cached.is_file()
-            else Path(hf_hub_download(repo, name, revision=commit, cache_dir=scratch, tqdm_class=NoBar))
-        )
+        path = cached
+        if not cached.is_file():
+            path = Path(hf_hub_download(repo, name, revision=commit, cache_dir=scratch, tqdm_class=NoBar))
         try:
             return read_json(path)
         except CheckpointError as error:
@@ -141,11 +139,11 @@ def _bytes_here(folder: Path, commit: str, name: str, etag: str, size: int) -> i
     blob = folder / "blobs" / etag
     if (folder / "snapshots" / commit / name).is_file() or (etag and blob.is_file()):
         return size
-    return min(max((file.stat().st_size for file in abandoned_partials(blob)), default=0), size)
+    return min(max(abandoned_partials(blob).values(), default=0), size)
 
 
 def free_space(folder: Path) -> int:
-    """Return the free bytes of the file system where a folder is or will be."""
+    """Return the free bytes of a folder's file system; the folder need not exist."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free

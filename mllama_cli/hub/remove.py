@@ -1,26 +1,27 @@
-"""Deletes a model that mllama keeps."""
+"""Delete a downloaded or local model."""
 
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from mllama_cli.core.config import MODEL_TYPES
 from mllama_cli.core.errors import ModelNotFoundError, RemovalError
 from mllama_cli.hub.cache import hub_cache, repo_folder, snapshots
-from mllama_cli.hub.catalog import MODEL_TYPES, config_of, hub_id, is_built_in, local_model, models_folder
+from mllama_cli.hub.catalog import config_of, hub_id, is_built_in, local_model, models_folder
 from mllama_cli.hub.plan import beside_weights
 from mllama_cli.system.files import expanded, is_file, is_folder
 
 
 @dataclass(frozen=True)
 class Removal:
-    """What would be deleted: one folder, and how many bytes that frees."""
+    """A folder to delete, and the bytes that this frees."""
 
     name: str
     folder: Path
     size: int
 
     def run(self) -> None:
-        """Delete it; of a link, only the link. Raises RemovalError where the system refuses."""
+        """Delete the folder, or only the link if it is one. Raise RemovalError if the system refuses."""
         try:
             if self.folder.is_symlink():
                 self.folder.unlink()
@@ -33,10 +34,10 @@ class Removal:
 
 
 def plan_removal(name: str) -> Removal:
-    """Return what a name means to `rm`: the same model as to any other command (catalog.resolve), complete or not.
+    """Return the removal of a model, whose name is resolved as by ``catalog.resolve``, complete or not.
 
-    A local model, or a repository of the hub cache: all its snapshots and the blobs they link to. Raises RemovalError
-    for a folder elsewhere and for another program's model in the cache, ModelNotFoundError where there is none.
+    Removes a local model, or all snapshots and blobs of a repository in the hub cache. Raises RemovalError for a folder
+    elsewhere or another program's model in the cache, ModelNotFoundError if there is none.
     """
     folder = expanded(name)
     if name and is_folder(folder):
@@ -52,8 +53,8 @@ def plan_removal(name: str) -> Removal:
 
 
 def _by_path(name: str, folder: Path) -> Removal:
-    """Return the removal of a path that `mllama download` or `show` printed: no other folder is ours to delete."""
-    # A link among our models to a folder elsewhere is ours, so the last step is not followed; ".." is not a name.
+    """Return the removal of a path that `mllama download` or `show` printed. No other folder may be deleted."""
+    # Don't resolve the last component: a link in our models folder is ours, its target is not. ".." is not a name.
     path = folder.resolve() if folder.name in ("", "..") else folder.parent.resolve() / folder.name
     if path.parent == models_folder().resolve():
         return _local(models_folder() / path.name)
@@ -72,7 +73,7 @@ def _local(folder: Path) -> Removal:
 
 
 def _downloaded(repo: str) -> Removal:
-    # The cache is shared: what other programs downloaded is theirs, and `mllama list` does not show it.
+    # The cache is shared: don't delete other programs' models, which `mllama list` doesn't show.
     if any(_is_foreign(snapshot) for snapshot in snapshots(repo)):
         raise RemovalError(
             f"{repo} is in the Hugging Face cache, but it is not an mllama model",
@@ -82,7 +83,7 @@ def _downloaded(repo: str) -> Removal:
 
 
 def _is_foreign(snapshot: Path) -> bool:
-    """Return whether a snapshot is neither a model that we run nor the start of its download."""
+    """Return whether a snapshot is neither a model that we run nor an incomplete download of one."""
     if is_file(snapshot / "config.json"):
         return config_of(snapshot).get("model_type", "mllama") not in MODEL_TYPES
     return any(not beside_weights(file.name) for file in snapshot.iterdir())

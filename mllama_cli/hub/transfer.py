@@ -1,8 +1,9 @@
-"""Downloads one large file into the Hugging Face cache, and resumes an earlier attempt from its last byte.
+"""Download one large file into the Hugging Face cache, resuming an earlier attempt from its last byte.
 
-huggingface_hub (2.x) deletes a partial file when a download ends early: for weights that is gigabytes. So weights are
-streamed here, and huggingface_hub links them. As there, a partial file has one writer, so that a lock that does not
-hold costs a second download and no damage. Its name tells the writer, and one that was abandoned is taken over.
+huggingface_hub (2.x) deletes partial files, which may be gigabytes of weights, when a download ends early. So weights
+are streamed here, and huggingface_hub only links them. As in huggingface_hub, each process writes its own partial file,
+so that without a working lock a file is downloaded twice but not damaged. The file's name identifies its writer;
+abandoned files are taken over.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ import socket
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,33 +24,35 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 _GIT_SHA1 = re.compile(r"[0-9a-f]{40}")
 _READ_BYTES = 1 << 18
 _RETRIED_STATUS = (408, 429, 500, 502, 503, 504)
-_PAUSES = (0.5, 1, 2, 4)
-"""Seconds before each retry. After as many without one new byte we give up."""
+_RETRY_PAUSES = (0.5, 1, 2, 4)
+"""Seconds before each retry. Give up after as many retries without a new byte."""
 _IDLE_SECONDS = 60
-"""A partial file that nobody has written to for so long is abandoned, whoever wrote it."""
+"""A partial file without a write for this long is abandoned, whoever its writer is."""
 
 
 class CancelledError(Exception):
-    """Another file failed, or Ctrl-C: this one stops where it is."""
+    """The transfer was stopped by Ctrl-C or another file's failure."""
 
 
 class Transfer:
-    """One file of a repository. ``grew(count)`` hears of every byte that arrives, or is lost again (negative)."""
+    """One file of a repository. ``on_bytes`` is called with each number of new bytes, negative if some are dropped."""
 
-    def __init__(self, url: str, blob: Path, size: int, *, grew: Callable[[int], None], stop: threading.Event) -> None:
+    def __init__(
+        self, url: str, blob: Path, size: int, *, on_bytes: Callable[[int], None], stop: threading.Event
+    ) -> None:
         self.url, self.blob, self.size = url, blob, size
         self.partial = partial_file(blob, os.getpid())
-        self._grew, self._stop = grew, stop
+        self._on_bytes, self._stop = on_bytes, stop
         self._digest = _digest_for(blob.name, size)
 
     def run(self) -> None:
-        """Fetch it, resuming after broken connections. Raises what the web client or the disk raises."""
+        """Download the file, resuming after broken connections. Raise DownloadError or the client's or disk's error."""
         from huggingface_hub.errors import HfHubHTTPError
 
         self._hash_partial()
         retries = 0
         while (before := self._length()) < self.size:
-            if self.blob.is_file():  # where the lock does not hold, another process was faster
+            if self.blob.is_file():  # without a working lock, another process may have finished it
                 return
             failure: Exception = DownloadError(f"The Hub ends {self.url} too early", "Run the same command again.")
             try:
@@ -61,26 +64,26 @@ class Transfer:
             if self._length() >= self.size:
                 break
             retries = 0 if self._length() > before else retries + 1
-            if retries > len(_PAUSES):
+            if retries > len(_RETRY_PAUSES):
                 raise failure
-            if self._stop.wait(_PAUSES[max(retries - 1, 0)]):
+            if self._stop.wait(_RETRY_PAUSES[max(retries - 1, 0)]):
                 raise CancelledError from None
         self._finish()
 
     def adopt(self) -> int:
-        """Take over what an earlier attempt left, and return how many bytes that is."""
+        """Take over an earlier attempt's partial file, and return its length in bytes."""
         self.blob.parent.mkdir(parents=True, exist_ok=True)
         for file in abandoned_partials(self.blob):
             if self.partial.exists():
                 break
-            with suppress(FileNotFoundError):  # another process was faster
+            with suppress(FileNotFoundError):  # another process took it
                 file.rename(self.partial)
         if self._length() > self.size:
             self.partial.unlink()
         return self._length()
 
     def _hash_partial(self) -> None:
-        """Read what is here already, so that the digest at the end covers it."""
+        """Add the bytes of an earlier attempt to the digest."""
         if self._digest and self.partial.exists():
             with self.partial.open("rb") as file:
                 while chunk := file.read(_READ_BYTES):
@@ -93,11 +96,11 @@ class Transfer:
             if start and response.status_code != 206:  # a proxy that knows no ranges starts over
                 self._drop()
             with self.partial.open("ab") as file:
-                for chunk in response.iter_bytes():  # as they come: a slow line shows, and stops, at once
+                for chunk in response.iter_bytes():  # of any size, so that a slow connection can be stopped
                     file.write(chunk)
                     if self._digest:
                         self._digest.update(chunk)
-                    self._grew(len(chunk))
+                    self._on_bytes(len(chunk))
                     if self._stop.is_set():
                         raise CancelledError
 
@@ -112,7 +115,7 @@ class Transfer:
                 file.unlink()
 
     def _drop(self) -> None:
-        self._grew(-self._length())
+        self._on_bytes(-self._length())
         self.partial.unlink(missing_ok=True)
         self._digest = _digest_for(self.blob.name, self.size)
 
@@ -121,32 +124,32 @@ class Transfer:
 
 
 def partial_file(blob: Path, process: int) -> Path:
-    """Return the file into which a process of this machine downloads a blob."""
+    """Return the partial file of a blob that a process of this machine writes."""
     return blob.with_name(f"{blob.name}.{_machine()}-{process}.incomplete")
 
 
-def abandoned_partials(blob: Path) -> list[Path]:
-    """Return the partial files of a blob whose writers are gone, or were this process; the largest first."""
-    return sorted(filter(_is_abandoned, _partials(blob)), key=lambda file: file.stat().st_size, reverse=True)
+def abandoned_partials(blob: Path) -> dict[Path, int]:
+    """Return the partial files of a blob whose writer has exited or is this process, by size, the largest first."""
+    sizes = {}
+    for file in _partials(blob):
+        with suppress(FileNotFoundError):  # its writer has just finished
+            status = file.stat()
+            if _is_abandoned(file, status.st_mtime):
+                sizes[file] = status.st_size
+    return dict(sorted(sizes.items(), key=lambda item: item[1], reverse=True))
 
 
-def _partials(blob: Path) -> list[Path]:
-    return [file for file in blob.parent.glob(f"{blob.name}.*.incomplete") if _writer(file) is not None]
+def _partials(blob: Path) -> Iterable[Path]:
+    return blob.parent.glob(f"{blob.name}.m????????-*.incomplete")  # huggingface_hub's own names have no "-"
 
 
-def _writer(partial: Path) -> tuple[str, int] | None:
-    """Return (machine, process id) of who writes a partial file; None for one of another program's."""
-    match = re.fullmatch(r".+\.m([0-9a-f]{8})-(\d+)\.incomplete", partial.name)
-    return (f"m{match[1]}", int(match[2])) if match else None
-
-
-def _is_abandoned(partial: Path) -> bool:
+def _is_abandoned(partial: Path, modified: float) -> bool:
     import psutil
 
-    machine, process = _writer(partial) or ("", 0)
-    if machine == _machine() and (process == os.getpid() or not psutil.pid_exists(process)):
+    machine, _, process = partial.suffixes[-2].removeprefix(".").partition("-")
+    if machine == _machine() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
         return True
-    return time.time() - partial.stat().st_mtime > _IDLE_SECONDS
+    return time.time() - modified > _IDLE_SECONDS
 
 
 def _machine() -> str:
@@ -154,7 +157,7 @@ def _machine() -> str:
 
 
 def _digest_for(etag: str, size: int) -> "hashlib._Hash | None":
-    """Return the digest by which the Hub names a file: SHA-256 of LFS files, git's SHA-1 of others, or none."""
+    """Return the hash by which the Hub names a file: SHA-256 for LFS files, git's SHA-1 for others; None if unknown."""
     if SHA256.fullmatch(etag):
         return hashlib.sha256()
     return hashlib.sha1(b"blob %d\0" % size) if _GIT_SHA1.fullmatch(etag) else None

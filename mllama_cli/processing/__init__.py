@@ -1,1 +1,1 @@
-"""Images and text to tensors, tokens to text."""
+"""Convert images and text to model inputs, and tokens to text."""

@@ -1,5 +1,6 @@
-"""The geometry of an image: on which canvas of tiles it goes, and how large. Needs no torch, so that worker processes
-which prepare images start fast and stay small.
+"""Choose an image's canvas of tiles, and resize the image to it.
+
+Doesn't import torch, so that worker processes start fast and stay small.
 """
 
 import math
@@ -20,12 +21,12 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Canvas:
-    """A resized image on its canvas, black where it does not reach.
+    """A resized image, padded with black to its canvas.
 
     Attributes:
         pixels: uint8 [tiles, 3, tile side, tile side], tiles row by row.
         columns: tiles in a row.
-        aspect_ratio_id: the canvas, as its position in ``supported_aspect_ratios``, from 1.
+        aspect_ratio_id: 1-based index of the canvas in ``supported_aspect_ratios``.
         size: (height, width) in pixels of the resized image.
     """
 
@@ -47,7 +48,7 @@ class Canvas:
 
 
 def draw_canvas(image: Image.Image, config: ImageProcessorConfig) -> Canvas:
-    """Choose the canvas, resize, pad and cut. Raises ImageError for an image without pixels."""
+    """Resize an image to its canvas, pad it and cut it into tiles. Raise ImageError for an image without pixels."""
     if not image.width or not image.height:
         raise ImageError(f"the image has no pixels ({image.width} x {image.height})", "Give one of 1 x 1 or more.")
     side = config.tile_size
@@ -72,8 +73,10 @@ def supported_aspect_ratios(max_image_tiles: int) -> tuple[Size, ...]:
 
 
 def choose_canvas(image: Size, ratios: Sequence[Size], tile_size: int) -> Size:
-    """Return the canvas, in tiles, for an image of that (height, width): the one that needs the least enlarging; if all
-    are too small, the one that needs the least shrinking; of equals the smallest; then the first.
+    """Return the canvas, in tiles, for an image of this (height, width).
+
+    It is the one that enlarges the image least or, if all are too small, shrinks it least. Ties go to the smallest
+    canvas, then to the first.
 
     >>> ratios = supported_aspect_ratios(4)
     >>> choose_canvas((500, 1000), ratios, 560)  # 1 x 2 tiles enlarge it by 1.12
@@ -93,8 +96,8 @@ def choose_canvas(image: Size, ratios: Sequence[Size], tile_size: int) -> Size:
 def fit_to_canvas(image: Size, canvas: Size, tile_size: int) -> Size:
     """Return the (height, width) in pixels to which an image is resized before it is padded to the canvas.
 
-    It fills the canvas in one direction, if it is large enough for that, and keeps its shape but for rounding down. Its
-    longer side becomes one tile at least.
+    The image is shrunk to fit the canvas, or enlarged until its longer side is one tile. It keeps its aspect ratio up
+    to rounding down.
 
     >>> fit_to_canvas((500, 1000), (560, 1120), 560)  # room in the canvas is not filled
     (500, 1000)

@@ -17,13 +17,15 @@ from mllama_cli.system.json_file import read_json
 
 TemplateMessage = dict[str, Any]
 
+TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+
 
 class RefusedError(TemplateError):
     """The template itself called raise_exception on this conversation."""
 
 
 class ChatTemplate:
-    """One template. ``variables`` (bos_token and the like) are visible to it."""
+    """One template, with ``variables`` for it (bos_token, ...)."""
 
     def __init__(self, source: str, variables: Mapping[str, str] | None = None) -> None:
         self.source = source
@@ -33,15 +35,14 @@ class ChatTemplate:
     def from_pretrained(cls, folder: Path, variables: Mapping[str, str] | None = None) -> "ChatTemplate | None":
         """Return the template of a checkpoint folder, or None for a base model.
 
-        Looked for in chat_template.jinja, chat_template.json and tokenizer_config.json, in transformers' order.
+        Reads the first of chat_template.jinja, chat_template.json and tokenizer_config.json, as transformers does.
         """
         source: Any = None
-        if (folder / "chat_template.jinja").is_file():
-            source = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-        elif (folder / "chat_template.json").is_file():
-            source = read_json(folder / "chat_template.json").get("chat_template")
-        elif (folder / "tokenizer_config.json").is_file():
-            source = read_json(folder / "tokenizer_config.json").get("chat_template")
+        jinja, *configs = (folder / name for name in TEMPLATE_FILES)
+        if jinja.is_file():
+            source = jinja.read_text(encoding="utf-8")
+        elif config := next((file for file in configs if file.is_file()), None):
+            source = read_json(config).get("chat_template")
         if isinstance(source, list):  # several named templates
             named = {entry.get("name"): entry.get("template") for entry in source}
             source = named.get("default")
@@ -63,9 +64,9 @@ class ChatTemplate:
             ) from error
 
     def render(self, messages: Sequence[TemplateMessage], **variables: Any) -> str:
-        """Return the prompt of messages as transformers' templates expect them, up to where the answer begins.
+        """Return the prompt for messages in transformers' form, up to the start of the answer.
 
-        Raises RefusedError where the template refuses the conversation.
+        Raises RefusedError if the template refuses the conversation.
         """
         try:
             text: str = self._template.render(
@@ -83,7 +84,7 @@ class ChatTemplate:
 
 
 def template_messages(conversation: Conversation) -> list[TemplateMessage]:
-    """Return messages as templates read them: content is a string, or a list of parts where there are images."""
+    """Return messages in transformers' form: content is a string, or a list of parts if there are images."""
     return [{"role": message.role, "content": _content(message)} for message in conversation]
 
 

@@ -9,13 +9,13 @@ from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError, MllamaError
 from mllama_cli.core.filetypes import IMAGE_SUFFIXES
 
-NAME = "clipboard.png"
+CLIPBOARD_NAME = "clipboard.png"
 
 
 def read_clipboard_image() -> ImagePart:
-    """Return the image that was copied, or the image file that was copied in a file manager.
+    """Return the copied image, or the image file that was copied in a file manager.
 
-    Raises ImageError where the clipboard has none, MllamaError where this system gives no access to it.
+    Raises ImageError if the clipboard has no image, MllamaError if the system gives no access to it.
     """
     from PIL import Image, ImageGrab
 
@@ -26,7 +26,7 @@ def read_clipboard_image() -> ImagePart:
     if isinstance(found, Image.Image):
         buffer = BytesIO()
         found.save(buffer, "PNG", compress_level=1)
-        return ImagePart(buffer.getvalue(), NAME)
+        return ImagePart(buffer.getvalue(), CLIPBOARD_NAME)
     for path in found or []:
         if str(path).lower().endswith(IMAGE_SUFFIXES) and Path(path).is_file():
             return ImagePart(Path(path).read_bytes(), str(path))

@@ -1,4 +1,4 @@
-"""Any PIL mode to RGB as the eye sees it: transparency on white, 16-bit and float samples scaled to 8 bits."""
+"""Convert any PIL mode to RGB: transparency on white, 16-bit and float samples scaled to 8 bits."""
 
 from typing import Any
 
@@ -7,16 +7,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 _MIN_IS_WHITE = 0  # TIFF tag 262, PhotometricInterpretation
-_NETPBM_MAX = 65535  # Pillow scales deep netpbm samples to this, whatever the file's own maximum
+_NETPBM_MAX = 65535  # Pillow scales deep netpbm samples to this maximum
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return ``image`` in mode RGB; the same object if there is nothing to do.
 
     Equal to transformers' ``convert_to_rgb``, pixel for pixel, for 1, L, LA, P, PA, RGB, RGBA, RGBX, CMYK, YCbCr, HSV
-    and I or F images whose values lie in 0..255. Where that one goes wrong, this one does not: 16-bit grey is scaled
-    (there it is clipped, so nearly all of it turns white), premultiplied alpha (La, RGBa) is composited, and the A of
-    LAB is a colour axis, not alpha.
+    and I or F images with values in 0..255. Unlike there, 16-bit grey is scaled instead of clipped, which turns nearly
+    all of it white, premultiplied alpha (La, RGBa) is composited, and the A of LAB is a colour axis, not alpha.
     """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _deep_to_8_bits(image)
@@ -32,7 +31,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _with_8_bit_key(image: Image.Image) -> Image.Image:
-    """Pillow reads 16-bit RGB as 8-bit, but leaves the transparent colour of the file as it is, in 16 bits."""
+    """Scale a 16-bit transparent colour to 8 bits, as Pillow does with the samples of 16-bit RGB only."""
     key = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
         image = image.copy()
@@ -41,7 +40,7 @@ def _with_8_bit_key(image: Image.Image) -> Image.Image:
 
 
 def _deep_to_8_bits(image: Image.Image) -> Image.Image:
-    """Return a grey image of deep samples as L, or as LA where the file names a transparent value."""
+    """Return a grey image of deep samples as L, or as LA if the file names a transparent value."""
     samples = np.asarray(image)
     if image.mode.startswith("I;16"):
         grey = (samples >> 8).astype(np.uint8)
@@ -61,8 +60,8 @@ def _deep_to_8_bits(image: Image.Image) -> Image.Image:
 def scale_to_8_bits(samples: NDArray[Any]) -> NDArray[np.uint8]:
     """Return int32 or float32 samples [height, width] of unknown range as uint8.
 
-    The range is the smallest usual one that holds all samples: 0..1 (floats only), 0..255, 0..65535. Samples beyond
-    those (negative ones, elevations, ...) are stretched from the least to the greatest. NaN counts as the least.
+    The range is the smallest of 0..1 (floats only), 0..255 and 0..65535 that holds all samples. Samples outside of
+    these ranges (negative ones, elevations, ...) are stretched from minimum to maximum. NaN counts as the minimum.
 
     >>> scale_to_8_bits(np.array([[0.0, 0.5, 1.0]], dtype=np.float32)).tolist()
     [[0, 128, 255]]

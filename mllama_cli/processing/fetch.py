@@ -1,4 +1,4 @@
-"""An image from a web server: under one time limit for everything, and with a clear error for each way to fail."""
+"""Download an image from a web server, under one time limit and with a clear error for each way to fail."""
 
 import asyncio
 import os
@@ -34,11 +34,11 @@ def fetch_image(url: str, limits: Limits = DEFAULT_LIMITS) -> ImagePart:
     """
     _require_valid(url)
     name = _without_credentials(url)
-    # asyncio, because its timeout also covers what a socket's does not: a name server that hangs, and a server that
-    # sends its headers or its body byte by byte.
+    # asyncio's timeout, unlike a socket's, also covers a hanging name server and a server that sends its headers or
+    # body byte by byte.
     if not _inside_a_loop():
         return ImagePart(asyncio.run(_fetch(url, name, limits)), name)
-    with ThreadPool(1) as pool:  # notebooks run a loop in the caller's thread, and a thread has but one
+    with ThreadPool(1) as pool:  # notebooks run a loop in the caller's thread, which cannot run another
         return ImagePart(pool.submit(asyncio.run, _fetch(url, name, limits)).result(), name)
 
 
@@ -69,7 +69,7 @@ async def _fetch(url: str, name: str, limits: Limits) -> bytes:
         raise DownloadError(
             f"{name}: redirected more than {_MAX_REDIRECTS} times", "Open it in a browser and copy the final address."
         ) from error
-    except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:  # of a redirect: the URL itself was checked
+    except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:  # from a redirect: the URL itself was checked
         raise DownloadError(
             f"{name}: redirected to an address that is not http or https", "Copy the address of the picture itself."
         ) from error
@@ -87,9 +87,9 @@ def _client(limits: Limits) -> "httpx.AsyncClient":
             follow_redirects=True,
             max_redirects=_MAX_REDIRECTS,
             timeout=httpx.Timeout(None, connect=limits.connect_seconds),
-            # A redirect on a kept connection that the server closes just then would look like a broken download.
+            # A server that closes a kept connection during a redirect would look like a broken download.
             limits=httpx.Limits(max_keepalive_connections=0),
-            # Uncompressed, so that max_bytes counts what arrives; some servers serve images only to a named client.
+            # Uncompressed, so that max_bytes limits what arrives; some servers refuse clients without a name.
             headers={
                 "User-Agent": f"mllama/{__version__}",
                 "Accept": "image/*,*/*;q=0.5",
@@ -106,14 +106,14 @@ async def _read(reply: "httpx.Response", name: str, limits: Limits) -> bytes:
         hint = _STATUS_HINTS.get(code, "Try again later." if code >= 500 else "Check the address.")
         raise DownloadError(f"{name}: the server answered {code} {reply.reason_phrase}".rstrip(), hint)
     body = bytearray()
-    looked = False
+    checked = False
     async for chunk in reply.aiter_bytes():
         body += chunk
         if len(body) > limits.max_bytes:
             raise too_many_bytes(name, limits)
-        if not looked and len(body) >= 4096:  # a long video or page is refused at its start, not at its end
+        if not checked and len(body) >= 4096:  # refuse a long video or page early
             _require_picture(bytes(body), reply, name)
-            looked = True
+            checked = True
     if not body:
         raise ImageError(f"{name} is empty (0 bytes)", "Check the address.")
     _require_picture(bytes(body), reply, name)
@@ -121,7 +121,7 @@ async def _read(reply: "httpx.Response", name: str, limits: Limits) -> bytes:
 
 
 def _require_picture(body: bytes, reply: "httpx.Response", name: str) -> None:
-    """Raise DownloadError for another kind of file: by its bytes, as servers often declare the wrong type."""
+    """Raise DownloadError for another kind of file, by its bytes, since servers often declare the wrong type."""
     kind = not_a_picture(body)
     if kind is not None:
         declared = reply.headers.get("content-type", "").partition(";")[0].strip() or "no type given"
@@ -134,7 +134,7 @@ def _require_valid(url: str) -> None:
 
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port  # a port out of range is only found when it is asked for
+        host, _ = parts.hostname, parts.port  # reading the port checks its range
         httpx.URL(url)
     except (ValueError, httpx.InvalidURL) as error:
         raise UsageError(f"{url} is not a valid URL: {error}", "Check the address.") from error
@@ -143,14 +143,14 @@ def _require_valid(url: str) -> None:
 
 
 def _without_credentials(url: str) -> str:
-    """Return ``url`` as it may be shown, without user:password@."""
+    """Return ``url`` without user:password@, so that it can be shown."""
     scheme, _, rest = url.partition("://")
     authority, slash, path = rest.partition("/")
     return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
 
 
 def _reason(error: Exception) -> str:
-    """Return the deepest cause's message: httpx says "All connection attempts failed", the cause says why."""
+    """Return the root cause's message, since httpx only says "All connection attempts failed"."""
     cause: BaseException = error
     while (inner := cause.__cause__ or cause.__context__) is not None:
         cause = inner

@@ -1,4 +1,4 @@
-"""An image to tiles, exactly as in training: choose a canvas, resize, pad, normalise, cut.
+"""Convert images to tiles, exactly as in training: choose a canvas, resize, pad, normalise, cut.
 
 Equal bit for bit to transformers' MllamaImageProcessorPil, whose results equal Meta's own transform.
 """
@@ -22,8 +22,8 @@ class ImageTiles:
     """One image for the vision tower.
 
     Attributes:
-        pixel_values: [tiles, 3, tile side, tile side], float32, normalised; only the tiles that the image fills.
-        aspect_ratio_id: the canvas, as its position in ``supported_aspect_ratios``, from 1.
+        pixel_values: [tiles, 3, tile side, tile side], float32, normalised, without padding tiles.
+        aspect_ratio_id: 1-based index of the canvas in ``supported_aspect_ratios``.
         size: (height, width) in pixels of the resized image, without the padding.
     """
 
@@ -37,7 +37,7 @@ class ImageTiles:
 
 
 class MllamaImageProcessor:
-    """PIL images to ImageTiles.
+    """Convert PIL images to ImageTiles.
 
     >>> tiles = MllamaImageProcessor(ImageProcessorConfig(tile_size=56))(Image.new("RGB", (300, 100)))[0]
     >>> tiles.pixel_values.shape, tiles.aspect_ratio_id, tiles.size
@@ -50,11 +50,11 @@ class MllamaImageProcessor:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "MllamaImageProcessor":
-        """Return the processor of a checkpoint folder. Raises CheckpointError as ``read_image_config`` does."""
+        """Return the processor of a checkpoint folder. Raise CheckpointError as ``read_image_config`` does."""
         return cls(read_image_config(Path(folder)))
 
     def __call__(self, images: Image.Image | Sequence[Image.Image]) -> list[ImageTiles]:
-        """Return one ImageTiles for each image, of any mode. EXIF is not read: ``open_image`` turns images upright.
+        """Return one ImageTiles for each image, of any mode. EXIF is ignored: ``open_image`` turns images upright.
 
         Raises ImageError for an image without pixels.
         """
@@ -62,7 +62,7 @@ class MllamaImageProcessor:
         return [self.normalise(draw_canvas(image, self.config)) for image in images]
 
     def normalise(self, canvas: Canvas) -> ImageTiles:
-        """Return what the vision tower reads; the second half of ``__call__``, for canvases drawn elsewhere."""
+        """Return the vision tower's input for a canvas: the second half of ``__call__``."""
         pixels = np.empty(canvas.pixels.shape, dtype=np.float32)
         for channel in range(3):
             pixels[:, channel] = self._values[channel][canvas.pixels[:, channel]]
@@ -70,10 +70,10 @@ class MllamaImageProcessor:
 
 
 def _normalised_bytes(config: ImageProcessorConfig) -> NDArray[np.float32]:
-    """Return what each byte becomes in each channel, [3, 256]: (byte * rescale_factor - mean) / std.
+    """Return the table of (byte * rescale_factor - mean) / std for each channel and byte, [3, 256].
 
-    A table, as there are only 256 x 3 results. The product is rounded from float64 to float32 before the mean is
-    subtracted; another order of rounding gives other last bits than transformers.
+    The product is rounded from float64 to float32 before the mean is subtracted, as in transformers, so that results
+    are equal to the last bit.
     """
     scaled = (np.arange(256, dtype=np.float64) * config.rescale_factor).astype(np.float32)
     mean = np.array(config.image_mean, dtype=np.float32)

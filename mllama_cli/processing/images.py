@@ -1,4 +1,4 @@
-"""Image files of any format to upright RGB pixels, with a clear error for each way in which a file can be broken."""
+"""Decode image files of any format to upright RGB pixels, with a clear error for each kind of broken file."""
 
 import importlib
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from mllama_cli.processing.color import to_rgb
 from mllama_cli.processing.sniff import not_a_picture
 
 MAX_PIXELS = 178_956_970
-"""Width x height at most; also Pillow's own limit, which some of its decoders apply themselves."""
+"""The largest width x height; also Pillow's own limit, which some of its decoders apply themselves."""
 
 _SIGNS_OF_A_CUT = ("truncated", "end of file", "eof", "only got", "requires a buffer", "no more images", "too small")
 _DAMAGED = "Get the file again; if it opens in an image viewer, save it again as PNG."
@@ -22,8 +22,8 @@ _DAMAGED = "Get the file again; if it opens in an image viewer, save it again as
 def open_image(part: ImagePart) -> Image.Image:
     """Decode to RGB, turned upright by the EXIF orientation, transparency on white, the first frame of an animation.
 
-    Colour profiles are not applied, as in training. Raises ImageError: not an image, an unsupported format, truncated,
-    damaged, without pixels, or with more than MAX_PIXELS of them (known before any is decoded).
+    Colour profiles are not applied, as in training. Raises ImageError for a file that is not an image, unsupported,
+    truncated, damaged, without pixels, or above MAX_PIXELS, which is checked before decoding.
     """
     if not part.data:
         raise ImageError(f"{part.name} is empty (0 bytes)", "Give a picture file with something in it.")
@@ -39,7 +39,7 @@ def open_image(part: ImagePart) -> Image.Image:
         raise ImageError(f"{part.name} does not fit in memory", "Make the picture smaller first.") from error
     except Image.DecompressionBombError as error:
         raise _too_large(part.name, "it") from error
-    except Exception as error:  # decoders of hostile files raise nearly anything, IndexError and struct.error included
+    except Exception as error:  # on hostile files decoders raise nearly anything, even IndexError and struct.error
         raise _damaged(part, error) from error
 
 
@@ -53,19 +53,19 @@ def encode_image(image: Image.Image, name: str = "image") -> ImagePart:
     upright = image.copy()
     _turn_upright(upright)
     buffer = BytesIO()
-    # A bare RGB image: nothing of the original's metadata may follow it into the file.
+    # A new RGB image, so that none of the original's metadata gets into the file.
     pixels = to_rgb(upright)
     Image.frombytes("RGB", pixels.size, pixels.tobytes()).save(buffer, "PNG", compress_level=1)
     return ImagePart(buffer.getvalue(), name)
 
 
 def _identify(part: ImagePart) -> Image.Image:
-    """Parse the file's header; no pixel is decoded yet.
+    """Parse the file's header without decoding pixels.
 
-    Asks each plugin itself, because Image.open's limit does not report the size, and warns at half of it.
+    Calls each plugin directly, because Image.open's limit doesn't report the size and warns at half of it.
     """
     first_failure: Exception | None = None
-    head = part.data[:16].ljust(16, b"\0")  # some look at a fixed number of bytes
+    head = part.data[:16].ljust(16, b"\0")  # some plugins read a fixed number of bytes
     for row in IMAGE_FORMATS:
         if row.plugin == "pillow_heif":
             if row.matches(part.data):
@@ -74,7 +74,7 @@ def _identify(part: ImagePart) -> Image.Image:
         importlib.import_module(f"PIL.{row.plugin}ImagePlugin")
         factory, accept = Image.OPEN[row.name.upper()]
         accepted = accept(head) if accept is not None else True
-        if not accepted or isinstance(accepted, str):  # a string says: it is this format, but Pillow lacks its library
+        if not accepted or isinstance(accepted, str):  # a string: this format, but Pillow lacks its library
             continue
         try:
             return factory(BytesIO(part.data), "")
@@ -108,12 +108,12 @@ def _check_size(image: Image.Image, name: str) -> None:
 
 
 def _turn_upright(image: Image.Image) -> None:
-    """Apply the EXIF orientation in place (in place so that ``to_rgb`` still sees the file's format and tags)."""
+    """Apply the EXIF orientation in place, so that ``to_rgb`` still sees the file's format and tags."""
     try:
         ImageOps.exif_transpose(image, in_place=True)
     except OSError:
         raise
-    except Exception:  # an image with damaged metadata is still an image
+    except Exception:  # damaged metadata: use the image without it
         return
 
 
@@ -141,7 +141,7 @@ def _damaged(part: ImagePart, error: Exception) -> ImageError:
 
 
 def _is_cut_short(data: bytes, error: Exception) -> bool:
-    """Return whether the decoder ran out of bytes, as far as its error or the length in a RIFF header (WebP) tells."""
+    """Return whether the file is cut short, by the decoder's error or the length in a RIFF header (WebP)."""
     if data[:4] == b"RIFF" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
         return True
     text = str(error).lower()

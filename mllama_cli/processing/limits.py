@@ -1,4 +1,4 @@
-"""How large and how slow an image's source may be before it is refused."""
+"""Size and time limits for reading images."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from mllama_cli.core.errors import ImageError
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes of one image file, and seconds for a download: to connect, and in all (redirects and body included)."""
+    """Limits for one image file. ``total_seconds`` covers a whole download, including redirects."""
 
     max_bytes: int = 256 * 1024 * 1024
     connect_seconds: float = 10.0

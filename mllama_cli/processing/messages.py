@@ -1,4 +1,4 @@
-"""JSON in OpenAI's and transformers' chat formats to a Conversation."""
+"""Convert JSON in OpenAI's and transformers' chat formats to a Conversation."""
 
 import json
 import sys
@@ -19,9 +19,9 @@ Reader = Callable[[str | Path], ImagePart]
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _TEXT_TYPES = ("text", "input_text", "output_text")
 _IMAGE_TYPES = ("image", "image_url", "input_image")
-_SHAPE = 'Expected: [{"role": "user", "content": "..."}, ...], content a string or a list of text and image parts.'
-_TEXT_SHAPE = 'Expected: {"type": "text", "text": "..."}'
-_IMAGE_SHAPE = (
+_JSON_HINT = 'Expected: [{"role": "user", "content": "..."}, ...], content a string or a list of text and image parts.'
+_TEXT_HINT = 'Expected: {"type": "text", "text": "..."}'
+_IMAGE_HINT = (
     'Expected: {"type": "image", "path": ...} with "path", "url" or "base64", '
     'or {"type": "image_url", "image_url": {"url": ...}}'
 )
@@ -33,7 +33,7 @@ def load_messages(
     """Return the conversation in a JSON file (UTF-8), or on ``stdin`` if ``source`` is "-".
 
     Relative image paths in it are relative to the current folder. Raises UsageError for a file that is missing, not
-    JSON, or not as ``parse_messages`` expects it.
+    JSON, or not in the form that ``parse_messages`` expects.
     """
     name = "stdin" if source == "-" else str(source)
     try:
@@ -51,17 +51,17 @@ def load_messages(
 
 def _decode(data: bytes, name: str) -> object:
     if not data.strip():
-        raise UsageError(f"{name} is empty, where JSON messages were expected", _SHAPE)
+        raise UsageError(f"{name} is empty, where JSON messages were expected", _JSON_HINT)
     try:
         return json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UsageError(f"{name} is not UTF-8 text (byte {error.start})", "Save it as UTF-8.") from error
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        hint = "JSON Lines are not supported: wrap the messages in [ ]." if error.msg == "Extra data" else _SHAPE
+        hint = "JSON Lines are not supported: wrap the messages in [ ]." if error.msg == "Extra data" else _JSON_HINT
         raise UsageError(f"{name} is not valid JSON: {error.msg} at {where}", hint) from error
     except RecursionError as error:
-        raise UsageError(f"{name} is nested too deeply", _SHAPE) from error
+        raise UsageError(f"{name} is nested too deeply", _JSON_HINT) from error
 
 
 def parse_messages(data: object, read: Reader = read_image, *, to_answer: bool = True) -> Conversation:
@@ -74,19 +74,19 @@ def parse_messages(data: object, read: Reader = read_image, *, to_answer: bool =
             "base64" or "data" (the file's bytes); "name" is what the image is called where its bytes are given.
             "developer" is another name for system.
         read: gets the image behind a path or URL.
-        to_answer: whether the last message must be the user's, as it must where it is to be answered.
+        to_answer: require that the last message is the user's.
 
-    Raises UsageError that names the position, as in messages[2].content[0], and what was expected there. Errors of
-    ``read`` keep their type and name the position too.
+    Raises UsageError with the position, as in messages[2].content[0], and what was expected there. Errors of ``read``
+    keep their type and get the position too.
     """
     if isinstance(data, dict):
         if "messages" not in data:
-            raise UsageError('the object has no "messages"', _SHAPE)
+            raise UsageError('the object has no "messages"', _JSON_HINT)
         data = data["messages"]
     if not isinstance(data, list):
-        raise UsageError(f"messages must be a list, not {_kind(data)}", _SHAPE)
+        raise UsageError(f"messages must be a list, not {_kind(data)}", _JSON_HINT)
     if not data:
-        raise UsageError("there are no messages", _SHAPE)
+        raise UsageError("there are no messages", _JSON_HINT)
     messages = tuple(_message(item, f"messages[{index}]", read) for index, item in enumerate(data))
     if to_answer and messages[-1].role != "user":
         raise UsageError(
@@ -98,10 +98,10 @@ def parse_messages(data: object, read: Reader = read_image, *, to_answer: bool =
 
 def _message(item: object, where: str, read: Reader) -> Message:
     if not isinstance(item, dict):
-        raise UsageError(f"{where} must be an object, not {_kind(item)}", _SHAPE)
+        raise UsageError(f"{where} must be an object, not {_kind(item)}", _JSON_HINT)
     for key in ("role", "content"):
         if key not in item:
-            raise UsageError(f'{where} has no "{key}"', _SHAPE)
+            raise UsageError(f'{where} has no "{key}"', _JSON_HINT)
     role = _ROLES.get(item["role"]) if isinstance(item["role"], str) else None
     if role is None:
         raise UsageError(f"{where}: role {item['role']!r} is not supported", "Roles are system, user and assistant.")
@@ -109,9 +109,9 @@ def _message(item: object, where: str, read: Reader) -> Message:
     if isinstance(content, str):
         content = [{"type": "text", "text": content}] if content else []
     if not isinstance(content, list):
-        raise UsageError(f"{where}.content must be a string or a list of parts, not {_kind(content)}", _SHAPE)
+        raise UsageError(f"{where}.content must be a string or a list of parts, not {_kind(content)}", _JSON_HINT)
     if not content:
-        raise UsageError(f"{where}.content is empty", _SHAPE)
+        raise UsageError(f"{where}.content is empty", _JSON_HINT)
     parts = tuple(_part(part, f"{where}.content[{index}]", read) for index, part in enumerate(content))
     message = Message(role, parts)
     if message.images and role != "user":
@@ -121,12 +121,12 @@ def _message(item: object, where: str, read: Reader) -> Message:
 
 def _part(part: object, where: str, read: Reader) -> Part:
     if not isinstance(part, dict):
-        raise UsageError(f"{where} must be an object, not {_kind(part)}", _TEXT_SHAPE)
+        raise UsageError(f"{where} must be an object, not {_kind(part)}", _TEXT_HINT)
     kind = part.get("type")
     if kind in _TEXT_TYPES:
         if not isinstance(part.get("text"), str):
-            raise UsageError(f'{where} has no string "text"', _TEXT_SHAPE)
-        return TextPart(_sound(part["text"], where))
+            raise UsageError(f'{where} has no string "text"', _TEXT_HINT)
+        return TextPart(_valid_text(part["text"], where))
     if kind not in _IMAGE_TYPES:
         raise UsageError(f"{where}: part of type {kind!r} is not supported", "Types are text, image and image_url.")
     try:
@@ -137,8 +137,8 @@ def _part(part: object, where: str, read: Reader) -> Part:
         raise type(error)(f"{where}: {error.message}", error.hint) from error
 
 
-def _sound(text: str, where: str) -> str:
-    """Return ``text``. Raises UsageError for half a surrogate pair: JSON can contain one, no tokenizer can read it."""
+def _valid_text(text: str, where: str) -> str:
+    """Return ``text``. Raise UsageError for half a surrogate pair, which JSON allows but no tokenizer can encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -153,30 +153,30 @@ def _image(part: dict[Any, Any], where: str, read: Reader) -> ImagePart:
     given = [key for key in keys if part.get(key) is not None]
     if len(given) != 1:
         what = "names its picture more than once" if given else "names no picture"
-        raise UsageError(f"{where} {what}", _IMAGE_SHAPE)
+        raise UsageError(f"{where} {what}", _IMAGE_HINT)
     key, value = given[0], part[given[0]]
-    called = name if isinstance(name := part.get("name"), str) and name else where
+    label = name if isinstance(name := part.get("name"), str) and name else where
     if key == "image_url" and isinstance(value, dict):
         key, value = "image_url.url", value.get("url")
     if key == "image" and isinstance(value, Image.Image):
-        return encode_image(value, called)
+        return encode_image(value, label)
     if key in ("image", "data") and isinstance(value, bytes):
-        return ImagePart(value, called)
+        return ImagePart(value, label)
     if key in ("path", "image") and isinstance(value, Path):
         return read(value)
     if not isinstance(value, str):
-        raise UsageError(f'{where}: "{key}" must be a string, not {_kind(value)}', _IMAGE_SHAPE)
+        raise UsageError(f'{where}: "{key}" must be a string, not {_kind(value)}', _IMAGE_HINT)
     if value == "-":
         raise UsageError(f'{where}: "{key}" cannot be stdin', "Give a path or a URL, or the bytes in base64.")
     is_data_url = value[:5].lower() == "data:"
     if key in ("base64", "data") and not is_data_url:
-        return ImagePart(decode_base64(value, where), called)
+        return ImagePart(decode_base64(value, where), label)
     image = read(value)
-    return replace(image, name=called) if is_data_url else image
+    return replace(image, name=label) if is_data_url else image
 
 
 def _kind(value: object) -> str:
-    """Return what JSON calls the type of ``value``."""
+    """Return JSON's name of the type of ``value``."""
     if value is None:
         return "null"
     names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}

@@ -1,4 +1,4 @@
-"""Images that were decoded: an image is decoded once, and what came out travels with its bytes. Needs no torch."""
+"""Images with their decoded canvas, so that each is decoded only once. Doesn't import torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,12 @@ from mllama_cli.system.json_file import read_json
 class PreparedImage(ImagePart):
     """An image with the canvas that a model's vision tower reads: at most 4 MB, never the full decoded image.
 
-    Equal to the ImagePart that it was made from. Pickles, so worker processes may make it.
+    Equal to the ImagePart that it was made from. Can be pickled, so that worker processes can make it.
 
     Attributes:
         canvas: the resized image.
-        width: of the image itself in pixels, upright; likewise ``height``.
-        config: what the canvas was drawn for.
+        width: in pixels, of the original image turned upright; likewise ``height``.
+        config: the config of ``canvas``.
     """
 
     canvas: Canvas
@@ -30,30 +30,24 @@ class PreparedImage(ImagePart):
 
 
 def prepare_image(part: ImagePart, config: ImageProcessorConfig) -> PreparedImage:
-    """Decode an image, turn it upright and draw its canvas; one that was prepared for ``config`` is returned as it is.
+    """Decode an image, turn it upright and draw its canvas, unless it is already prepared for ``config``.
 
     Raises ImageError.
     """
     if isinstance(part, PreparedImage) and part.config == config:
         return part
     image = open_image(part)
-    return PreparedImage(
-        part.data,
-        part.name,
-        canvas=draw_canvas(image, config),
-        width=image.width,
-        height=image.height,
-        config=config,
-    )
+    canvas = draw_canvas(image, config)
+    return PreparedImage(part.data, part.name, canvas=canvas, width=image.width, height=image.height, config=config)
 
 
 def text_only() -> UsageError:
-    """Return the error for images that are given to a model without a vision tower."""
+    """Return the error for images given to a model without a vision tower."""
     return UsageError("This model is text-only: it cannot see images", "Use a Llama 3.2 Vision checkpoint.")
 
 
 def image_config_of(folder: Path) -> ImageProcessorConfig:
-    """Return how a checkpoint's images are prepared. Raises UsageError where it is text-only, CheckpointError."""
+    """Return a checkpoint's image config. Raise UsageError if it is text-only, CheckpointError if it is damaged."""
     if MllamaConfig.from_dict(read_json(folder / "config.json")).vision_config is None:
         raise text_only()
     return read_image_config(folder)
@@ -62,7 +56,7 @@ def image_config_of(folder: Path) -> ImageProcessorConfig:
 def read_image_config(folder: Path) -> ImageProcessorConfig:
     """Read preprocessor_config.json, or the part of processor_config.json that transformers 5 saves instead.
 
-    Raises CheckpointError if neither is there, or if it makes no sense.
+    Raises CheckpointError if neither exists, or if it is invalid.
     """
     path = folder / "preprocessor_config.json"
     joint = folder / "processor_config.json"

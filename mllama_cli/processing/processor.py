@@ -1,4 +1,4 @@
-"""Conversations to model inputs: the template, the tokenizer and the image processor together."""
+"""Convert conversations to model inputs, with the chat template, the tokenizer and the image processor."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,11 +28,14 @@ class ModelInputs:
     ids: tuple[int, ...]
     images: tuple[ImagePart, ...] = ()
     notes: tuple[str, ...] = ()
-    """What the user should know about how the prompt was built."""
+    """Notes for the user about how the prompt was built."""
 
 
 class MllamaProcessor:
-    """``image_processor`` is None for text-only checkpoints, ``chat_template`` None for base models."""
+    """Convert conversations to ModelInputs.
+
+    ``image_processor`` is None for text-only checkpoints, ``chat_template`` for base models.
+    """
 
     def __init__(
         self,
@@ -57,7 +60,7 @@ class MllamaProcessor:
         )
 
     def __call__(self, conversation: Conversation) -> ModelInputs:
-        """Return the prompt of a conversation by the checkpoint's own template, up to where the answer begins."""
+        """Return the prompt of a conversation by the checkpoint's own template, up to the start of the answer."""
         if self.chat_template is None:
             raise TemplateError(
                 "This checkpoint has no chat template, so it is a base model",
@@ -66,7 +69,7 @@ class MllamaProcessor:
         if conversation.images:
             self.require_vision()
         notes = [SEVERAL_TURNS] if conversation.image_turns > 1 else []
-        # A character of the private use area that the conversation does not use marks what must not become special.
+        # An unused character of the private use area masks special tokens in the text: they must stay text.
         text = "".join(message.text for message in conversation)
         marker = next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in text)
         masked = Conversation(tuple(self._masked(message, marker) for message in conversation))
@@ -86,7 +89,7 @@ class MllamaProcessor:
     def raw(self, text: str, images: Sequence[ImagePart] = ()) -> ModelInputs:
         """Return the prompt for a base model: image tokens, begin_of_text, then the text verbatim.
 
-        Special tokens in the text mean themselves. Images go where it says <|image|>, else before everything.
+        Special tokens in the text are parsed as such. Images replace <|image|>, else they precede everything.
         """
         if images:
             self.require_vision()
@@ -101,12 +104,12 @@ class MllamaProcessor:
         return self._inputs(self.tokenizer.encode_markup(text), tuple(images), [])
 
     def tiles(self, image: ImagePart) -> ImageTiles:
-        """Return what the vision tower reads of one image, which is decoded unless it was prepared for this model."""
+        """Return the vision tower's input for one image, which is decoded unless it was prepared for this model."""
         processor = self.require_vision()
         return processor.normalise(prepare_image(image, processor.config).canvas)
 
     def require_vision(self) -> MllamaImageProcessor:
-        """Return the image processor. Raises UsageError where the model is text-only."""
+        """Return the image processor. Raise UsageError if the model is text-only."""
         if self.image_processor is None:
             raise text_only()
         return self.image_processor

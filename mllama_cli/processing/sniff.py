@@ -1,4 +1,4 @@
-"""What bytes are that turn out not to be an image: for error messages that help."""
+"""Recognise files that are not images, for helpful error messages."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from mllama_cli.core.filetypes import FORMAT_NAMES
 
 @dataclass(frozen=True)
 class NotAPicture:
-    """``what`` completes "it is ..."; ``hint`` says what to do with such a thing."""
+    """A kind of file: ``what`` completes "it is ...", ``hint`` says what to do with it."""
 
     what: str
     hint: str = f"Give a picture: {FORMAT_NAMES}."
@@ -39,9 +39,9 @@ _VIDEO_BRANDS = (b"isom", b"iso2", b"iso4", b"iso5", b"iso6", b"mp41", b"mp42", 
 
 
 def not_a_picture(data: bytes) -> NotAPicture | None:
-    """Return what ``data`` is, by how it starts, if that is a known kind of file that is not an image we read.
+    """Return the kind of a file that is not a supported image, by its first bytes; None if it is unknown.
 
-    None does not mean that it is an image: only decoding tells.
+    None does not mean that the file is an image.
 
     >>> not_a_picture(b"<!DOCTYPE html><html>").what
     'a web page (HTML)'
@@ -61,7 +61,7 @@ def not_a_picture(data: bytes) -> NotAPicture | None:
 def _kind_of_text(head: bytes) -> NotAPicture | None:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return NotAPicture("text") if b"\0" in head[2:] else None
-    # A netpbm image may be written in digits: it is text, but it is an image.
+    # A netpbm image may be plain text.
     if b"\0" in head or (head[:1] == b"P" and head[1:2].isdigit()):
         return None
     # The cut at 4096 bytes may halve a character: then up to three bytes at the end are undecodable.

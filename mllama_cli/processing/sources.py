@@ -1,4 +1,4 @@
-"""Where images come from: a path, a URL, a data: URL or stdin, each read under limits into an ImagePart."""
+"""Read images from a path, a URL, a data: URL or stdin, under limits."""
 
 import base64
 import binascii
@@ -17,21 +17,21 @@ from mllama_cli.core.text import suggest
 from mllama_cli.processing.limits import DEFAULT_LIMITS, Limits, too_many_bytes
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
-_FORMS = "Give a path, an http(s) URL, a data: URL, or - for stdin."
+_SOURCE_HINT = "Give a path, an http(s) URL, a data: URL, or - for stdin."
 
 
 def read_image(source: str | Path, stdin: BinaryIO | None = None, *, limits: Limits = DEFAULT_LIMITS) -> ImagePart:
-    """Return the bytes of an image, not yet decoded (``open_image`` does that).
+    """Return an image file's bytes, which ``open_image`` decodes.
 
     Args:
         source: a path (``~`` is the home folder), an http, https, file: or data: URL, or "-" for stdin. A Path object
             is always a path.
-        stdin: what "-" reads; the process's own by default.
+        stdin: the stream that "-" reads; the process's own by default.
 
     Raises:
         ImageNotFoundError: no such file, or a folder.
         ImageError: unreadable, empty, or over ``limits.max_bytes``.
-        DownloadError: a URL that gave no image, or not in time.
+        DownloadError: a URL that returned no image, or not in time.
         UsageError: a source of a kind that is not supported.
     """
     if isinstance(source, Path):
@@ -50,13 +50,13 @@ def read_image(source: str | Path, stdin: BinaryIO | None = None, *, limits: Lim
         return fetch_image(source, limits)
     if scheme == "file":
         return _read_file_url(source, limits)
-    raise UsageError(f"{source}: pictures cannot be read from {scheme}:// addresses", _FORMS)
+    raise UsageError(f"{source}: pictures cannot be read from {scheme}:// addresses", _SOURCE_HINT)
 
 
 def decode_base64(text: str, name: str, limits: Limits = DEFAULT_LIMITS) -> bytes:
     """Return the bytes that ``text`` encodes; white space, missing padding and the URL-safe alphabet are accepted.
 
-    Raises ImageError, naming ``name``, if it is not base64, is empty, or decodes to more than ``limits.max_bytes``.
+    Raises ImageError, with ``name``, if it is not base64, is empty, or decodes to more than ``limits.max_bytes``.
     """
     compact = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
     if len(compact) * 3 // 4 > limits.max_bytes:
@@ -71,7 +71,7 @@ def decode_base64(text: str, name: str, limits: Limits = DEFAULT_LIMITS) -> byte
 def _read_stdin(stdin: BinaryIO | None, limits: Limits) -> ImagePart:
     how = "Pipe a picture in: curl -s URL | mllama chat --image - ..."
     if stdin is None:
-        if sys.stdin is None:  # as under pythonw, or with stdin closed by the caller
+        if sys.stdin is None:  # under pythonw, or if the caller closed it
             raise UsageError("there is no stdin to read the picture from", how)
         stdin = sys.stdin.buffer
     if stdin.isatty():
@@ -90,7 +90,7 @@ def _read_data_url(url: str, limits: Limits) -> ImagePart:
     header, comma, payload = url[5:].partition(",")
     if not comma:
         raise UsageError(f"{name} has no comma before its data", "Its form is data:image/png;base64,iVBORw0...")
-    if len(payload) > limits.max_bytes * 4:  # before any work on it: no encoding takes more than four characters a byte
+    if len(payload) > limits.max_bytes * 4:  # no encoding takes more than four characters a byte
         raise too_many_bytes(name, limits)
     if header.lower().rstrip().endswith(";base64"):
         return ImagePart(decode_base64(unquote(payload), name, limits), name)
@@ -112,7 +112,7 @@ def _read_file_url(url: str, limits: Limits) -> ImagePart:
 
 def _read_path(path: Path, name: str, limits: Limits, *, expand: bool = True) -> ImagePart:
     if not name.strip() or "\0" in name:
-        raise UsageError(f"{name!r} is not a path", _FORMS)
+        raise UsageError(f"{name!r} is not a path", _SOURCE_HINT)
     try:
         path = path.expanduser() if expand else path
         status = path.stat()
@@ -123,7 +123,7 @@ def _read_path(path: Path, name: str, limits: Limits, *, expand: bool = True) ->
         raise ImageNotFoundError(f"no such picture: {shown}", _near(path)) from error
     if stat.S_ISDIR(status.st_mode):
         raise ImageNotFoundError(f"{name} is a folder", "Give a picture file.")
-    # Devices and sockets may never end or may act when opened; a FIFO is what the shell's <(command) gives.
+    # Devices and sockets may never end or may act when opened; the shell's <(command) is a FIFO.
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)):
         raise ImageError(f"{name} is neither a file nor a pipe", "Give a picture file.")
     if status.st_size > limits.max_bytes:
@@ -158,7 +158,7 @@ def _unreadable(name: str, error: OSError) -> ImageError:
 
 
 def _near(path: Path) -> str:
-    """Return a hint for a missing ``path``: the most similar name in its folder, or that the folder is missing."""
+    """Return a hint for a missing path: the most similar name in its folder, or that there is no such folder."""
     folder = path.parent
     if not folder.is_dir():
         return f"There is no folder {folder}."
@@ -166,4 +166,4 @@ def _near(path: Path) -> str:
         names = [entry.name for entry in itertools.islice(folder.iterdir(), 5000)]
     except OSError:
         return "Check the path."
-    return suggest(path.name, names, cutoff=0.6, show=lambda name: str(folder / name)).rstrip() or "Check the path."
+    return suggest(path.name, names, show=lambda name: str(folder / name)).rstrip() or "Check the path."

@@ -1,4 +1,4 @@
-"""Text to token ids and back, for byte-level BPE tokenizers (Llama 3's and the built-in model's)."""
+"""Convert text to token ids and back, for byte-level BPE tokenizers (Llama 3's and the built-in model's)."""
 
 import codecs
 import re
@@ -15,8 +15,8 @@ from mllama_cli.system.json_file import read_json
 class MllamaTokenizer:
     """tokenizer.json with the names of its special tokens.
 
-    ``encode`` takes text literally: special tokens written out in it become ordinary text, so no message can forge a
-    header or an image. ``encode_markup`` parses special tokens, as the rendered template needs it.
+    ``encode`` takes text literally: special tokens in it are encoded as ordinary text, so that no message can forge a
+    header or an image. ``encode_markup`` parses special tokens, for rendered templates.
     """
 
     def __init__(self, backend: Tokenizer, special_names: dict[str, str] | None = None) -> None:
@@ -38,7 +38,7 @@ class MllamaTokenizer:
             raise CheckpointError(f"tokenizer.json is missing in {folder}", "The model folder is incomplete.")
         try:
             backend = Tokenizer.from_file(str(path))
-        except Exception as error:  # the Rust library raises bare Exception
+        except Exception as error:  # the Rust library raises plain Exception
             raise CheckpointError(f"{path} cannot be read: {error}", COPY_AGAIN) from error
         decoder = type(backend.decoder).__name__ if backend.decoder is not None else "none"
         if decoder != "ByteLevel":
@@ -48,7 +48,7 @@ class MllamaTokenizer:
         return cls(backend, names)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of plain text; special tokens in it count as the characters they are written with."""
+        """Return the ids of plain text, with special tokens in it as ordinary characters."""
         if not text:
             return []
         self.backend.encode_special_tokens = True
@@ -58,7 +58,7 @@ class MllamaTokenizer:
     def encode_markup(self, text: str, restore: Sequence[tuple[str, str]] = ()) -> list[int]:
         """Return the ids of text in which special tokens are parsed. No begin_of_text is added.
 
-        ``restore`` are (placeholder, text) pairs from ``mask``: put back after the special tokens were found.
+        ``restore`` has (placeholder, text) pairs, which are replaced after the special tokens were parsed.
         """
         ids: list[int] = []
         for piece in self._special.split(text):
@@ -71,16 +71,16 @@ class MllamaTokenizer:
         return ids
 
     def mask(self, text: str, marker: str) -> str:
-        """Return ``text`` with each special token as a placeholder: ``marker``, which text lacks, and a number."""
+        """Replace each special token by a placeholder of ``marker``, which must not occur in the text, and a number."""
         index = {content: str(number) for number, content in enumerate(self.special_ids)}
         return self._special.sub(lambda match: f"{marker}{index[match[0]]};", text)
 
     def placeholders(self, marker: str) -> list[tuple[str, str]]:
-        """Return the (placeholder, text) pairs that ``mask`` may have put in."""
+        """Return the (placeholder, text) pairs of ``mask``."""
         return [(f"{marker}{number};", content) for number, content in enumerate(self.special_ids)]
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Return what one token adds to the text, in UTF-8; nothing for special tokens and unknown ids."""
+        """Return the UTF-8 bytes of one token; none for special tokens and unknown ids."""
         if token_id in self._skip:
             return b""
         if token_id in self._literal:
@@ -89,12 +89,12 @@ class MllamaTokenizer:
         return bytes(_BYTES[char] for char in token) if token is not None else b""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of token ids, special tokens left out."""
+        """Return the text of token ids without special tokens."""
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
 
 
 class StreamingDetokenizer:
-    """Token ids to text one by one. A character whose bytes come in several tokens appears when it is complete."""
+    """Decode token ids one by one. A character of several tokens appears when it is complete."""
 
     def __init__(self, tokenizer: MllamaTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -104,22 +104,18 @@ class StreamingDetokenizer:
         return self._decoder.decode(self._tokenizer.token_bytes(token_id))
 
     def finish(self) -> str:
-        """Return what is left of an incomplete character, as a replacement character."""
+        """Return a replacement character if the text ends with an incomplete character."""
         return self._decoder.decode(b"", final=True)
 
 
 def _special_names(config: dict[str, Any]) -> dict[str, str]:
-    """Return bos_token, eos_token, ... as plain strings, whether the file has them as strings or as objects."""
-    names = {}
-    for key, value in config.items():
-        content = value.get("content") if isinstance(value, dict) else value
-        if key.endswith("_token") and isinstance(content, str):
-            names[key] = content
-    return names
+    """Return bos_token, eos_token, ... as plain strings; the file has strings or objects."""
+    contents = {key: value.get("content") if isinstance(value, dict) else value for key, value in config.items()}
+    return {key: content for key, content in contents.items() if key.endswith("_token") and isinstance(content, str)}
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Return GPT-2's map of printable characters to bytes, in which byte-level vocabularies are written."""
+    """Return GPT-2's map from printable characters to bytes, which byte-level vocabularies use."""
     visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     alphabet = {chr(byte): byte for byte in visible}
     others = [byte for byte in range(256) if byte not in visible]

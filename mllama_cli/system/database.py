@@ -1,7 +1,7 @@
-"""A small SQLite file of the user's: its schema, its locks, and what its errors mean to a user.
+"""A small SQLite file of the user's: schema, transactions, and errors in the user's terms.
 
-Why a rollback journal and not WAL: home folders of machines with large GPUs are often on NFS, where WAL's shared memory
-does not work; an image is written once, not twice; and a read-only folder can still be read.
+It uses a rollback journal instead of WAL, because home folders of GPU servers are often on NFS, where WAL's shared
+memory does not work, because images are written once instead of twice, and because read-only folders can be read.
 """
 
 import os
@@ -15,18 +15,19 @@ from pathlib import Path
 
 from mllama_cli.core.errors import MllamaError
 
-APPLICATION_ID = 0x6D6C6C61  # "mlla": tells our databases from other programs'
+APPLICATION_ID = 0x6D6C6C61  # "mlla": identifies our databases
 BUSY_SECONDS = 15.0
-"""How long one process waits for another that writes. A write takes milliseconds, a large image a second."""
+"""Time limit for waiting until another process has written: usually milliseconds, a second for a large image."""
 
 
 @dataclass(frozen=True)
 class Schema:
-    """What a file holds.
+    """The schema of a file and the type of its errors.
 
     Attributes:
-        migrations: statements that lead from each version of the schema (its position here, from 0) to the next.
-        error: what is raised; its hints name ``moved_by``, the variable that names another folder.
+        migrations: for each version of the schema, from 0, the statements that lead to the next.
+        error: the error that is raised.
+        moved_by: the environment variable that sets another folder, for hints.
     """
 
     migrations: tuple[tuple[str, ...], ...]
@@ -35,13 +36,13 @@ class Schema:
 
 
 class Database:
-    """One connection, opened when first needed. Threads take turns; other processes may use the same file meanwhile."""
+    """One connection, opened when first needed. Safe to share between threads and processes."""
 
     def __init__(self, path: Path, schema: Schema) -> None:
         self.path = path
         self.schema = schema
         self._connection: sqlite3.Connection | None = None
-        self._turn = threading.Lock()  # completion asks for names from a thread of its own
+        self._lock = threading.Lock()  # completion asks for names from its own thread
 
     @property
     def exists(self) -> bool:
@@ -52,49 +53,45 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """Read one state of the database, whatever others write meanwhile. SQLite's errors become the schema's."""
+        """Give a consistent snapshot to read. Raise SQLite's errors as the schema's."""
         with self._transaction("BEGIN") as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """Keep all that is written inside, or none of it. SQLite's errors become the schema's."""
+        """Commit everything that is written inside, or nothing. Raise SQLite's errors as the schema's."""
         with self._transaction("BEGIN IMMEDIATE") as connection:
             yield connection
 
     def close(self) -> None:
-        with self._turn:
+        with self._lock:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
-        with self._turn, self._explaining():
-            connection = self._connection = self._connection or self._open()
-            connection.rollback()  # what a Ctrl-C halfway through an earlier rollback may have left
-            connection.execute(begin)
+        with self._lock:
             try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                connection.rollback()
-                raise
-
-    @contextmanager
-    def _explaining(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise self.explained(error) from error
+                connection = self._connection = self._connection or self._open()
+                connection.rollback()  # a Ctrl-C halfway through an earlier rollback may have left a transaction
+                connection.execute(begin)
+                try:
+                    yield connection
+                    connection.execute("COMMIT")
+                except BaseException:
+                    connection.rollback()
+                    raise
+            except sqlite3.Error as error:
+                raise self.explained(error) from error
 
     def _open(self) -> sqlite3.Connection:
         self._create_private()
         connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA foreign_keys = ON")
-            connection.execute("PRAGMA synchronous = EXTRA")  # what is committed survives a power cut, too
-            connection.execute("PRAGMA secure_delete = FAST")  # deleted text does not linger in pages that stay
+            connection.execute("PRAGMA synchronous = EXTRA")  # commits survive a power cut
+            connection.execute("PRAGMA secure_delete = FAST")  # deleted text is erased from pages that stay in use
             self._migrate(connection)
         except BaseException:
             connection.close()
@@ -103,7 +100,7 @@ class Database:
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
         migrations = self.schema.migrations
-        connection.execute("BEGIN")  # one state of the file: another process may be creating its tables
+        connection.execute("BEGIN")  # a consistent snapshot: another process may be creating the tables
         try:
             version = self._version(connection)
         finally:
@@ -141,7 +138,7 @@ class Database:
         return version
 
     def explained(self, error: sqlite3.Error) -> MllamaError:
-        """Return our error for one of SQLite's, with what to do about it."""
+        """Return our error for one of SQLite's."""
         path, kind = self.path, self.schema.error
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extended part
         match code:
@@ -166,7 +163,7 @@ class Database:
         return self.schema.error(f"{self.path} is damaged: {why}", self._move_away())
 
     def _create_private(self) -> None:
-        """Create the file and its folder, for the user alone. An existing folder stays as it is."""
+        """Create the file and its folder with access for the user alone. An existing folder is not changed."""
         path = self.path
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -174,7 +171,7 @@ class Database:
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
             mode = path.stat().st_mode
             if stat.S_ISREG(mode) and mode & 0o077:
-                with suppress(OSError):  # another user's, or a file system without permissions
+                with suppress(OSError):  # another user's file, or a file system without permissions
                     path.chmod(0o600)
         except OSError as error:
             raise self._refused(error) from error

@@ -1,4 +1,4 @@
-"""Files and folders whatever their names, owners and contents, and what the file system's errors mean."""
+"""Helpers for files and folders that may be inaccessible, have impossible names or fill the disk."""
 
 import errno
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ _FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # W
 
 
 def is_file(path: Path) -> bool:
-    """Like Path.is_file; what cannot be accessed, or has an impossible name, counts as absent."""
+    """Return whether a path is a file; an inaccessible path or an impossible name counts as absent."""
     try:
         return path.is_file()
     except OSError:
@@ -18,7 +18,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Like Path.is_dir; what cannot be accessed, or has an impossible name, counts as absent."""
+    """Return whether a path is a folder; an inaccessible path or an impossible name counts as absent."""
     try:
         return path.is_dir()
     except OSError:
@@ -26,7 +26,7 @@ def is_folder(path: Path) -> bool:
 
 
 def expanded(name: str) -> Path:
-    """Return the path that a user writes, with ~ expanded. The ~ of an unknown user stays as it is."""
+    """Return the path with ~ expanded. The ~name of an unknown user is kept."""
     try:
         return Path(name).expanduser()
     except RuntimeError:
@@ -34,7 +34,7 @@ def expanded(name: str) -> Path:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Return the folders inside, by name; none where it does not exist. Raises CheckpointError for no access."""
+    """Return the folders inside, by name; none if it does not exist. Raise CheckpointError if it is inaccessible."""
     try:
         inside = list(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -45,12 +45,12 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Yield every file below, links followed and broken links left out."""
+    """Yield every file below, following links and leaving out broken ones."""
     return filter(is_file, folder.rglob("*"))
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Return whether an error, or what caused it, is a disk (or a quota) without room."""
+    """Return whether an error or its cause is a full disk or an exhausted quota."""
     return (isinstance(error, OSError) and error.errno in _FULL) or (
         error.__cause__ is not None and is_disk_full(error.__cause__)
     )

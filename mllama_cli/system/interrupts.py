@@ -13,12 +13,12 @@ R = TypeVar("R")
 
 
 class ThreadPool(ThreadPoolExecutor):
-    """Starts its threads, waits for them and stops them with Ctrl-C deferred.
+    """Start threads, wait for them and stop them with Ctrl-C deferred.
 
-    Python's own waiting does not survive a KeyboardInterrupt at any point: inside ``Thread.start`` the pool loses the
-    thread, inside ``Thread.join`` the thread counts as ended (up to Python 3.12), inside ``Future.result`` a lock is
-    released that nobody holds. The interpreter then exits while a thread is running, and torch, returning from that
-    thread's call, aborts the process with "terminate called without an active exception".
+    A KeyboardInterrupt breaks Python's own waiting: in ``Thread.start`` the pool loses the thread, in ``Thread.join``
+    the thread counts as ended (up to Python 3.12), in ``Future.result`` a lock is released that is not held. The
+    interpreter then exits while a thread is running, and torch, returning from that thread's call, aborts the process
+    with "terminate called without an active exception".
     """
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
@@ -26,12 +26,12 @@ class ThreadPool(ThreadPoolExecutor):
             return super().submit(fn, *args, **kwargs)
 
     def wait_for(self, future: Future[T]) -> T:
-        """Return the future's result. Ctrl-C is deferred meanwhile: for short work."""
+        """Return the future's result with Ctrl-C deferred: for short work."""
         with defer_interrupts():
             return future.result()
 
     def results(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """Return ``work`` of each item, in order. After Ctrl-C no further one is started, and it is raised."""
+        """Return ``work`` of each item, in order. Ctrl-C is raised between items, and cancels the rest."""
         with defer_interrupts() as act_on_interrupt:
             futures = [super(ThreadPool, self).submit(work, item) for item in items]
             done = []
@@ -51,9 +51,9 @@ class ThreadPool(ThreadPoolExecutor):
 
 @contextmanager
 def defer_interrupts() -> Iterator[Callable[[], None]]:
-    """Act on a Ctrl-C inside at the end of the block, or where what is yielded is called; on a second one, at once.
+    """Defer a Ctrl-C to the end of the block or the next call of the yielded function; a second one acts at once.
 
-    Does nothing outside the main thread, which is the only one that is interrupted.
+    Does nothing outside the main thread, the only one that is interrupted.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):
@@ -75,6 +75,6 @@ def defer_interrupts() -> Iterator[Callable[[], None]]:
     try:
         yield act
     finally:
-        ending = True  # signal.signal() lets the old handler act first, and an exception of its would leave it in place
+        ending = True  # signal.signal() first runs pending handlers: an exception of ours would leave ``hold`` in place
         signal.signal(signal.SIGINT, before)
         act()

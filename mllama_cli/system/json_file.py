@@ -1,4 +1,4 @@
-"""Reading the JSON files of a checkpoint folder."""
+"""Read the JSON files of a checkpoint folder."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file. Raises CheckpointError where the file is missing, damaged or not an object."""
+    """Return the object in a JSON file. Raise CheckpointError if the file is missing, damaged or not an object."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

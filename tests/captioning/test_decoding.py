@@ -14,7 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from mllama_cli.captioning.decoding import TASKS_PER_WORKER, DecodingPool, NotReady, decode
+from mllama_cli.captioning.decoding import TASKS_PER_WORKER, DecodingPool, decode
 from mllama_cli.captioning.listing import ImageEntry
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.errors import MllamaError
@@ -41,7 +41,7 @@ def images(tmp_path: Path) -> list[str]:
 
 def results(pool: DecodingPool, paths: Iterable[str]) -> Iterator[PreparedImage | MllamaError]:
     for item in pool.decode(Job(ImageEntry(path, path)) for path in paths):
-        if isinstance(item, NotReady):
+        if item is None:
             continue
         _, decoding = item
         assert decoding.done()
@@ -117,13 +117,13 @@ def test_an_image_that_kills_its_worker_fails_alone(images: list[str], tmp_path:
 def test_no_worker_outlives_a_killed_run(images: list[str]) -> None:
     script = (
         "import sys, time, types\n"
-        "from mllama_cli.captioning.decoding import DecodingPool, NotReady\n"
+        "from mllama_cli.captioning.decoding import DecodingPool\n"
         "from mllama_cli.captioning.listing import ImageEntry\n"
         "from mllama_cli.core.config import ImageProcessorConfig\n"
         "if __name__ == '__main__':\n"
         "    pool = DecodingPool(ImageProcessorConfig(tile_size=56), 2)\n"
         "    jobs = [types.SimpleNamespace(entry=ImageEntry(path, path)) for path in sys.argv[1:]]\n"
-        "    print(sum(not isinstance(item, NotReady) for item in pool.decode(jobs)), flush=True)\n"
+        "    print(sum(item is not None for item in pool.decode(jobs)), flush=True)\n"
         "    time.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script, *images], stdout=subprocess.PIPE, text=True)

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from mllama_cli.captioning.asker import Answer, Question
-from mllama_cli.captioning.decoding import NotReady
 from mllama_cli.captioning.destinations import CaptionDestination
 from mllama_cli.captioning.listing import find_images
 from mllama_cli.captioning.postprocess import Postprocess
@@ -30,9 +29,9 @@ class Reader:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def ask(self, questions: Iterable[Question | NotReady], on_batch_size: Callable[[int], None]) -> Generator[Answer]:
+    def ask(self, questions: Iterable[Question | None], on_batch_size: Callable[[int], None]) -> Generator[Answer]:
         on_batch_size(100)
-        batch = [question for question in questions if isinstance(question, Question)]
+        batch = [question for question in questions if question is not None]
         self.asked += [question.prompt for question in batch]
         for question in reversed(batch):
             if question.image.width == 13:

@@ -14,6 +14,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mllama_cli.cli.caption_request import (
+    CaptionBatching,
+    CaptionDisplay,
+    CaptionInput,
+    CaptionOutput,
+    CaptionPrompt,
+    CaptionRequest,
+)
+from mllama_cli.cli.options import ComputeOptions, SamplingOptions
 from tests.console import SCRIPT, run_here, run_script
 from tests.drawings import bad_files, drawings
 from tests.prepared import Prepared, Started
@@ -123,6 +132,21 @@ def test_append_adds_once_for_each_finished_run(folder: Path) -> None:
         assert (folder / "card.txt").read_text().count("ohwx, ") == times
     assert (folder / "card.txt").read_text().startswith("old ohwx, ")
     assert (folder / "drawing.txt").read_text().count("ohwx, ") == 2
+
+
+def test_a_run_s_key_is_the_one_of_earlier_versions() -> None:
+    request = CaptionRequest(
+        CaptionInput(),
+        CaptionPrompt(style="tags", prefix="it's ", strip=True),
+        CaptionOutput(existing="append", extension="txt"),
+        CaptionDisplay(),
+        CaptionBatching(),
+        ComputeOptions(),
+        SamplingOptions(),
+    )
+    sampling = {"max_tokens": 128, "temperature": 0.5, "stop": ("x",)}
+    # As commit 1639ea6 computed it.
+    assert request.run_key(("/photos", "None"), "/models/11b None", sampling) == "10ce1ba75f445d07e059b3c199baf05e"
 
 
 def test_failures_keep_a_run_open_so_that_nothing_is_added_twice(folder: Path) -> None:

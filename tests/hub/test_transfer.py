@@ -25,7 +25,7 @@ def blob(tmp_path: Path) -> Path:
 def transfer(blob: Path, monkeypatch: pytest.MonkeyPatch, data: bytes = DATA) -> tuple[Transfer, list[int]]:
     """A transfer that gets ``data`` at once, and the counts that it reports."""
     grown: list[int] = []
-    made = Transfer("https://hub/weights", blob, len(DATA), grew=grown.append, stop=threading.Event())
+    made = Transfer("https://hub/weights", blob, len(DATA), on_bytes=grown.append, stop=threading.Event())
 
     class Response:
         status_code = 206
@@ -48,16 +48,21 @@ def test_partial_files_of_processes_that_are_gone_are_abandoned_the_largest_firs
     large.write_bytes(b"12")
     partial_file(blob, os.getppid()).write_bytes(b"123")  # at work
     blob.with_name(f"{blob.name}.0a1b2c3d.incomplete").write_bytes(b"1234")  # huggingface_hub's own
-    assert abandoned_partials(blob) == [large, small]
+    assert list(abandoned_partials(blob).items()) == [(large, 2), (small, 1)]
 
 
 def test_one_of_another_machine_is_abandoned_once_it_is_old(blob: Path) -> None:
     theirs = blob.with_name(f"{blob.name}.m00000000-7.incomplete")
     theirs.write_bytes(b"1")
-    assert abandoned_partials(blob) == []
+    assert abandoned_partials(blob) == {}
     an_hour_ago = time.time() - 3600
     os.utime(theirs, (an_hour_ago, an_hour_ago))
-    assert abandoned_partials(blob) == [theirs]
+    assert abandoned_partials(blob) == {theirs: 1}
+
+
+def test_a_partial_file_that_vanishes_meanwhile_is_left_out(blob: Path) -> None:
+    partial_file(blob, NO_PROCESS).symlink_to(blob.with_name("finished"))
+    assert abandoned_partials(blob) == {}
 
 
 def test_what_was_abandoned_is_taken_over_and_the_rest_removed(blob: Path, monkeypatch: pytest.MonkeyPatch) -> None:
