@@ -1,4 +1,4 @@
-"""What README and CONTRIBUTING say about names, files and the library, checked against the code."""
+"""Check what README and CONTRIBUTING say about names, files and the library against the code."""
 
 import os
 import re
@@ -36,7 +36,7 @@ def test_the_library_in_ten_lines_runs_as_written(tmp_path: Path) -> None:
 
 
 COMMANDS = re.sub(r"`python[^`]*tests[./]benchmarks[^`]*`", "", README)
-"""Without the benchmarks' own commands."""
+"""The README without the commands of benchmarks."""
 
 
 @pytest.mark.parametrize("option", sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", COMMANDS))))
@@ -53,8 +53,8 @@ def test_every_option_that_the_readme_names_exists(option: str, monkeypatch: pyt
         "rm",
         *(f"history {name}" for name in ("list", "export", "rm")),
     )
-    told = (evaluate.parser().format_help(), *(run_here(*command.split(), "--help").out for command in commands))
-    assert any(re.search(rf"{option}\b", text) for text in told)
+    helps = (evaluate.parser().format_help(), *(run_here(*command.split(), "--help").out for command in commands))
+    assert any(re.search(rf"{option}\b", text) for text in helps)
 
 
 def test_the_first_command_says_what_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,14 +80,14 @@ def test_every_file_that_a_document_names_exists(document: str) -> None:
 
 
 def test_the_readmes_floors_are_those_of_the_import_rules() -> None:
-    """The contract has a line more where a room is directly above another of its floor."""
-    told = re.findall(r"^\| (\d) \| `(\w+)/` \|", README, re.MULTILINE)
+    """The contract has an extra line where a room is directly above another on its floor."""
+    documented = re.findall(r"^\| (\d) \| `(\w+)/` \|", README, re.MULTILINE)
     rules = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
     floors = [set(re.findall(r"\w+", line)) for line in rules[0]["layers"] if "sketch" not in line]
-    assert {room for _, room in told} == set().union(*floors)
+    assert {room for _, room in documented} == set().union(*floors)
     by_height = {room: len(floors) - index for index, rooms in enumerate(floors) for room in rooms}
-    for floor, room in told:
-        for other_floor, other in told:
+    for floor, room in documented:
+        for other_floor, other in documented:
             assert floor <= other_floor or by_height[room] > by_height[other], (room, other)
 
 
@@ -96,8 +96,8 @@ def test_the_docstring_shown_to_contributors_is_one_of_ours() -> None:
     assert example in (ROOT / "mllama_cli/processing/canvas.py").read_text(encoding="utf-8")
 
 
-def test_every_exit_code_is_told() -> None:
+def test_every_exit_code_is_documented() -> None:
     from mllama_cli.cli.common import ExitStatus
 
-    told = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
-    assert {status.value for status in ExitStatus} <= told
+    documented = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
+    assert {status.value for status in ExitStatus} <= documented

@@ -1,4 +1,4 @@
-"""The wheel: built, installed apart from this repository, and asked as a newcomer asks."""
+"""Build the wheel, install it outside this repository, and ask the built-in model a question."""
 
 import os
 import subprocess
@@ -24,14 +24,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the programs of an environment are that has the wheel, and this environment's other packages."""
+    """Return the folder of programs of an environment with the wheel and this environment's other packages."""
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=120)
     programs = folder / ("Scripts" if os.name == "nt" else "bin")
     install = [sys.executable, "-m", "pip", "--python", programs / "python", "install", "-q", "--no-deps", "--no-index"]
     subprocess.run([*install, wheel], check=True, timeout=120)
     (here,) = folder.rglob("site-packages")
-    # A path that a .pth file names is searched, but .pth files in it are not read: the editable install is not found.
+    # Python doesn't read .pth files in a folder that a .pth file adds, so the editable install is not found.
     others = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     (here / "others.pth").write_text("\n".join(others), encoding="utf-8")
     return programs
