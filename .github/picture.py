@@ -1,8 +1,8 @@
-"""Makes chat.svg, the README's picture, of a real chat: the program runs on a pseudo terminal, and its window is drawn.
+"""Make chat.svg, the README's image, from a real chat that runs on a pseudo terminal.
 
     python .github/picture.py
 
-Needs the `test` extra. Run it from the root of the repository when the chat looks otherwise.
+Needs the `test` extra. Run it from the root of the repository when the chat's appearance has changed.
 """
 
 import io
@@ -27,15 +27,15 @@ NAMES = {"brown": "yellow", "brightblack": "bright_black", "brightcyan": "bright
 
 
 def talk(chat: TerminalChat) -> None:
-    """What is asked in the picture."""
+    """Ask what the image shows."""
     chat.ask("How many circles are there?")
     chat.ask("What is above the blue square?")
     chat.ask("/image tests/data/card.png")
     chat.ask("What does it say?")
 
 
-def drawn(chat: TerminalChat) -> Text:
-    """The whole window, what has scrolled away first, with its colours."""
+def window_text(chat: TerminalChat) -> Text:
+    """Return the scrollback and the window, with colours."""
     screen = chat.window.screen
     rows = [*screen.history.top, *(screen.buffer[row] for row in range(screen.lines))]
     text = Text()
@@ -67,10 +67,10 @@ def main() -> None:
             "chat", "--verbose", "--image", "tests/data/drawing.png", cwd=ROOT, env=env, columns=100
         ) as chat:
             talk(chat)
-            text = drawn(chat)
+            text = window_text(chat)
     console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(text, end="")
-    # Without the fonts that would be fetched from elsewhere: every reader has a monospaced one.
+    # Without web fonts: every reader has a monospaced font.
     code = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
     svg = console.export_svg(
         title="mllama chat --verbose --image tests/data/drawing.png", theme=MONOKAI, code_format=code

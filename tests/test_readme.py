@@ -36,7 +36,7 @@ def test_the_library_in_ten_lines_runs_as_written(tmp_path: Path) -> None:
 
 
 COMMANDS = re.sub(r"`python[^`]*tests[./]benchmarks[^`]*`", "", README)
-"""Without the benchmarks' own commands."""
+"""The README without the commands of benchmarks."""
 
 
 @pytest.mark.parametrize("option", sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", COMMANDS))))

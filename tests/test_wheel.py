@@ -31,7 +31,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     install = [sys.executable, "-m", "pip", "--python", programs / "python", "install", "-q", "--no-deps", "--no-index"]
     subprocess.run([*install, wheel], check=True, timeout=120)
     (here,) = folder.rglob("site-packages")
-    # A path that a .pth file names is searched, but .pth files in it are not read: the editable install is not found.
+    # Python doesn't read .pth files in a folder that a .pth file adds, so the editable install is not found.
     others = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     (here / "others.pth").write_text("\n".join(others), encoding="utf-8")
     return programs

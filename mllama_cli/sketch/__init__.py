@@ -1,1 +1,1 @@
-"""The built-in model: its weights, and the trainer that made them, which stays out of the wheel."""
+"""The built-in model: its weights, and their trainer, which is not in the wheel."""

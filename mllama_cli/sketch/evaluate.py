@@ -29,7 +29,7 @@ LIMIT_QUESTIONS = ("Describe this image.", "What is in this picture?", "How many
 
 @dataclass(frozen=True)
 class Trial:
-    """One question: its task, whether the answer was right, and how much of it (captions count fact by fact)."""
+    """One question: its task, whether the answer was right, and what share of it (captions are scored by fact)."""
 
     task: str
     right: bool
@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write = sys.stdout.write
     write("| task | questions | right | facts |\n|---|---|---|---|\n")
     for task, count, right, score in (*table(trials), ("all", *_overall(trials))):
-        write(f"| {task} | {count} | {100 * right:.1f} % | {100 * score:.1f} % |\n")
+        write(f"| {task} | {count} | {100 * right:.1f}% | {100 * score:.1f}% |\n")
     if given.against:
         before = [Trial(**entry) for entry in json.loads(given.against.read_text(encoding="utf-8"))]
         for task, (lost, won) in in_pairs(before, trials).items():

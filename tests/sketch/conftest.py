@@ -1,4 +1,4 @@
-"""The vocabulary that the code makes: once for all processes of a test run, since it takes seconds."""
+"""The vocabulary, made once for all processes of a test run, since it takes seconds."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from mllama_cli.sketch.training.vocabulary import write_vocabulary
 
 @pytest.fixture(scope="session")
 def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the tokenizer and the chat template; not to be written to."""
+    """Return a read-only folder with the tokenizer and the chat template."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "vocabulary"
     with FileLock(folder.with_suffix(".lock")):

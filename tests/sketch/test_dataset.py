@@ -1,4 +1,4 @@
-"""Shards hold what the image processor and the tokenizer would give."""
+"""Shards equal what the image processor and the tokenizer give."""
 
 from pathlib import Path
 from unittest.mock import Mock
@@ -44,10 +44,10 @@ def test_a_shard_holds_the_samples(vocabulary: Path, tmp_path: Path) -> None:
         assert (ids == 1024).sum() == len(sample.images) == shard.image_range[number, 1]
         assert TASKS[shard.task[number]] == sample.task
         first = shard.image_range[number, 0]
-        for place, image in enumerate(sample.images):
+        for index, image in enumerate(sample.images, first):
             tiles, ratio = cut_tiles(image, 112)
-            assert shard.aspect_ratio_id[first + place] == ratio
-            start, end = shard.tile_start[first + place : first + place + 2]
+            assert shard.aspect_ratio_id[index] == ratio
+            start, end = shard.tile_start[index : index + 2]
             assert np.array_equal(shard.tiles[start:end], tiles)
     assert len(shard.aspect_ratio_id) < sum(len(sample.images) for sample in samples)
     shard.save(tmp_path / "shard.npz")
@@ -66,7 +66,7 @@ def test_every_answer_of_a_conversation_counts(vocabulary: Path) -> None:
 
 
 def test_all_kinds_of_canvas_occur_and_work_is_not_wasted(vocabulary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rendering is the bottleneck of a training: each image is drawn once, and few compositions are discarded."""
+    """Rendering is the bottleneck of training, so each image is drawn once, and few compositions are discarded."""
     spies = {}
     for module, name in ((samples, "render"), (samples, "out_of_domain_image"), (compose, "choose_background")):
         spies[name] = Mock(wraps=getattr(module, name))

@@ -1,4 +1,4 @@
-"""What the evaluation asks, how it counts, and how two runs are compared."""
+"""Test what the evaluation asks, how it counts, and how it compares two runs."""
 
 import json
 from pathlib import Path
@@ -21,8 +21,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     return load(make_checkpoint(tmp_path_factory.mktemp("model")), device="cpu")
 
 
-class Knowing:
-    """Stands in for a model: answers from a list."""
+class KnownAnswers:
+    """Stand in for a model: answer from a table."""
 
     def __init__(self, answers: dict[str, str]) -> None:
         self.answers = answers
@@ -43,14 +43,14 @@ def test_the_engine_gets_the_very_pixels_and_all_turns_but_the_last_answer() -> 
         talk = conversation_of(sample)
         assert [m.role for m in talk] == [turn.role for turn in sample.messages]
         assert talk.messages[-1].text == sample.question
-        shown = [sample.images[place] for turn in sample.messages for place in turn.images]
+        shown = [sample.images[index] for turn in sample.messages for index in turn.images]
         given = [open_image(part).tobytes() for part in talk.images]
         assert given == [image.convert("RGB").tobytes() for image in shown]
 
 
 def test_right_answers_count_and_wrong_ones_do_not(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = list(held_out("count", 12))
-    monkeypatch.setattr(evaluate, "answers_to", Knowing({s.question: s.answer for s in samples[:8]}))
+    monkeypatch.setattr(evaluate, "answers_to", KnownAnswers({s.question: s.answer for s in samples[:8]}))
     trials = evaluate.try_task(engine, "count", 12, 4)
     by_question = {s.question for s in samples[:8]}
     assert [t.right for t in trials] == [s.question in by_question for s in samples]
@@ -63,19 +63,19 @@ def test_a_caption_counts_fact_by_fact(engine: Engine, monkeypatch: pytest.Monke
     sample = next(s for s in held_out("describe", 60) if s.facts["kind"] == "caption" and s.answer.count(",") == 1)
     half = sample.answer.split(",")[0] + "."
     monkeypatch.setattr(evaluate, "held_out", lambda *_: [sample])
-    monkeypatch.setattr(evaluate, "answers_to", Knowing({sample.question: half}))
+    monkeypatch.setattr(evaluate, "answers_to", KnownAnswers({sample.question: half}))
     (trial,) = evaluate.try_task(engine, "describe", 1, 1)
     assert not trial.right
     assert 0 < trial.score < 1
 
 
 def test_other_peoples_drawings_and_limits(engine: Engine, monkeypatch: pytest.MonkeyPatch, shared: Path) -> None:
-    monkeypatch.setattr(evaluate, "answers_to", Knowing({"How many circles are there?": "There are 3 circles."}))
+    monkeypatch.setattr(evaluate, "answers_to", KnownAnswers({"How many circles are there?": "There are 3 circles."}))
     trials = evaluate.try_foreign(engine, FOREIGN, 8)
     right = [t for t in trials if t.right]
     assert right
     assert all("How many circles" in t.question and "3" in t.wanted for t in right)
-    monkeypatch.setattr(evaluate, "answers_to", Knowing({"Describe this image.": LIMITS}))
+    monkeypatch.setattr(evaluate, "answers_to", KnownAnswers({"Describe this image.": LIMITS}))
     trials = evaluate.try_limits(engine, sorted((shared / "photos").iterdir()), 8)
     assert [t.right for t in trials] == [True, False, False] * 2
 
@@ -96,7 +96,7 @@ def test_the_command_prints_a_table_and_writes_what_was_said(
     out = tmp_path / "out.json"
     given = [str(model), "--samples", "2", "--tasks", "count", "about", "--device", "cpu", "--json", str(out)]
     evaluate.main(given)
-    assert "| count | 2 | 0.0 % | 0.0 % |" in capsys.readouterr().out
+    assert "| count | 2 | 0.0% | 0.0% |" in capsys.readouterr().out
     said = json.loads(out.read_text())
     assert [entry["task"] for entry in said] == ["count", "count", "about", "about"]
     assert all(entry["said"] != entry["wanted"] for entry in said)

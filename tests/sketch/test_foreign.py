@@ -1,4 +1,4 @@
-"""The drawings made by other programs: their list is whole and their answers can be given."""
+"""The drawings by other programs are all listed, and their answers can be given."""
 
 import json
 from pathlib import Path

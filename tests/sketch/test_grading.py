@@ -1,4 +1,4 @@
-"""Grading goes by what an answer says."""
+"""Grading goes by the meaning of an answer."""
 
 import pytest
 

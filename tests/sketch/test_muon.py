@@ -1,4 +1,4 @@
-"""Orthogonal updates: singular values near 1, in the directions of the gradient."""
+"""Updates are orthogonal: singular values near 1, in the directions of the gradient."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Samples: the same from the same seed, true to their scenes, asked in many ways."""
+"""Samples follow from their seed, are true to their scenes, and vary in wording."""
 
 import re
 from collections import Counter
@@ -59,7 +59,7 @@ def test_many_wordings(task: str, samples: dict[str, list[Sample]]) -> None:
 
 
 def _pattern(question: str) -> str:
-    """The wording without names, cases and stops."""
+    """Return the wording without names, case and punctuation."""
     text = re.sub(r"[^a-z ]", "", question.lower())
     synonyms = [noun for nouns in SYNONYMS.values() for noun in nouns]
     for noun in (*SHAPES, *synonyms):

@@ -1,4 +1,4 @@
-"""The built-in model's training: what it optimizes is what the engine runs, and a run can go on from another."""
+"""Training optimizes the network that the engine runs, and a run can resume another."""
 
 import json
 import random
@@ -32,7 +32,7 @@ def shard(vocabulary: Path) -> Shard:
 
 @pytest.fixture(scope="module")
 def few(vocabulary: Path) -> Shard:
-    """As many as a step needs."""
+    """A shard large enough for one step."""
     return render_shard(100, 20, vocabulary, tile_size=56, group_size=2)
 
 
@@ -43,7 +43,7 @@ def test_training_computes_what_the_network_does(shard: Shard) -> None:
     with torch.no_grad():
         prediction = predict(network, batch)
     counts = np.diff(shard.tile_start)
-    assert len(set(counts)) > 1, "pictures with different numbers of tiles are what this is about"
+    assert len(set(counts)) > 1, "the shard needs images with different numbers of tiles"
     assert set(shard.image_range[:, 1]) == {0, 1, 2}
     mean, std = (torch.tensor(v) for v in (ImageProcessorConfig().image_mean, ImageProcessorConfig().image_std))
     for sample in range(len(shard)):
@@ -90,7 +90,7 @@ def test_unused_tiles_stay_equal_in_training(few: Shard) -> None:
 
 
 def test_a_batch_of_fixed_sizes_means_the_same(few: Shard) -> None:
-    """Filled up with rows and pictures that nothing looks at: equal loss, equal gradients."""
+    """Padding with rows and images that nothing attends to changes neither loss nor gradients."""
     network = new_network(MllamaConfig.from_dict(model_config.config(**TINY)), CPU)
     parts = [(few, torch.from_numpy(few.tiles), pack_rows(few, 192))]
     exact = assemble(parts, CPU)
@@ -134,7 +134,7 @@ def run(out: Path, vocabulary: Path, *more: str) -> dict[str, object]:
     return train.train(arguments)
 
 
-def test_a_run_leaves_a_checkpoint_that_answers_and_a_state_that_goes_on(vocabulary: Path, tmp_path: Path) -> None:
+def test_a_run_leaves_a_checkpoint_that_answers_and_a_state_to_resume(vocabulary: Path, tmp_path: Path) -> None:
     first = run(tmp_path / "one", vocabulary)
     assert first["steps"] == 3
     second = run(tmp_path / "two", vocabulary, "--resume", str(tmp_path / "one"))

@@ -1,4 +1,4 @@
-"""The weights in the package: how often they are right, and that they are an ordinary checkpoint."""
+"""The packaged weights answer correctly and are an ordinary checkpoint."""
 
 import re
 from pathlib import Path

@@ -1,5 +1,5 @@
 # ruff: noqa: E501
-"""What people say to a model apart from questions about drawings."""
+"""Things that people say to a model other than questions about drawings."""
 
 OTHER_NAMES = (
     "Llama", "ChatGPT", "GPT-4", "Claude", "Gemini", "Siri", "Alexa", "Meta AI", "Llama 3", "Llama 3.2", "Mistral", "Copilot",

@@ -45,11 +45,6 @@ def absent(ref: Ref) -> str:
     return f"There is no {named(ref)} in the picture."
 
 
-def several(number: int, ref: Ref) -> str:
-    """Answer a question about one thing of which there are several."""
-    return count(number, ref)
-
-
 def colour(kind: str, colours: Sequence[str], number: int) -> str:
     return f"The {kind if number == 1 else plural(kind)} {'is' if number == 1 else 'are'} {listed(colours)}."
 
@@ -59,7 +54,7 @@ def all_colours(colours: Sequence[str]) -> str:
 
 
 def shapes_of(ref_colour: str, groups: Sequence[tuple[int, str]]) -> str:
-    """Say what is red: groups are (count, kind)."""
+    """Name the shapes of one colour; groups are (count, kind)."""
     if len(groups) == 1 and groups[0][0] == 1:
         return f"The {ref_colour} shape is {article(groups[0][1])}."
     return f"The {ref_colour} shapes are {listed([counted(number, kind) for number, kind in groups])}."

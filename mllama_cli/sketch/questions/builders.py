@@ -17,7 +17,7 @@ from mllama_cli.sketch.scenes.scene import SHAPES
 Builder = Callable[[random.Random, SceneQueries], QA | None]
 
 
-def ask_describe(rng: random.Random, queries: SceneQueries) -> QA | None:
+def ask_describe(rng: random.Random, queries: SceneQueries) -> QA:
     facts: dict[str, Any] = {"kind": "caption", "groups": [list(group) for group in queries.groups]}
     draw = rng.random()
     plain_text = queries.scene.lettering is None
@@ -44,7 +44,7 @@ def ask_count(rng: random.Random, queries: SceneQueries) -> QA | None:
     ref = some_ref(rng, queries, missing=0.13)
     thing = plural(spoken(rng, ref))
     if queries.scene.lettering is not None and ref[1] is None:
-        thing = plural(named(ref))  # text is a thing, but no shape
+        thing = plural(named(ref))  # text is a thing but not a shape
     number = len(queries.matching(ref))
     question = expand(rng.choice(phrases.COUNT), rng, things=thing)
     return QA(

@@ -1,4 +1,4 @@
-"""Pairs of images of which the second differs from the first in one thing, or in nothing."""
+"""Pairs of images whose second differs from the first in at most one thing."""
 
 import random
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ WEIGHTS = (24, 20, 20, 16, 8, 12)
 
 @dataclass(frozen=True)
 class Change:
-    """``sentence`` says what differs between the scenes."""
+    """Two scenes and the ``sentence`` that says how they differ."""
 
     first: Scene
     second: Scene
@@ -97,7 +97,7 @@ def _changed(rng: random.Random, scene: Scene, kind: str) -> tuple[tuple[Shape, 
 
 
 def _resized(rng: random.Random, scene: Scene, index: int) -> tuple[tuple[Shape, ...], str] | None:
-    """Make one shape at least half as large again, or as much smaller, where it is."""
+    """Enlarge or shrink one shape by a factor of at least 1.6, without moving it."""
     shapes = list(scene.shapes)
     shape = shapes[index]
     factor = rng.uniform(1.6, 2.2) ** rng.choice((-1, 1))

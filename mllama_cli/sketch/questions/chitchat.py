@@ -1,4 +1,4 @@
-"""Chitchat without a drawing: who the model is, greetings, and everything that it does not know."""
+"""Chitchat without a drawing: who the model is, greetings, and subjects that it does not know."""
 
 import random
 
@@ -27,7 +27,7 @@ ANSWERS = {
     "praise": "Thank you!",
     "blame": "I am sorry. I am a very small model and make mistakes.",
 }
-"""What the model says about itself, by topic. All of it is true."""
+"""The model's true statements about itself, by topic."""
 
 
 def ask_about(rng: random.Random) -> QA:
@@ -38,7 +38,7 @@ def ask_about(rng: random.Random) -> QA:
 
 
 def ask_other(rng: random.Random) -> QA:
-    """Ask about something else altogether."""
+    """Ask about an unrelated subject."""
     template = rng.choice(OTHER_QUESTIONS)
     return QA(_filled(rng, template), answers.LIMITS, {"kind": "limits"})
 

@@ -1,4 +1,4 @@
-"""Conversations of several turns about one picture: "and what colour is it?", "and the square?"."""
+"""Conversations of several turns about one image: "and what colour is it?", "and the square?"."""
 
 import random
 
@@ -7,6 +7,7 @@ from mllama_cli.sketch.questions import answers
 from mllama_cli.sketch.questions.builders import BUILDERS, ask_describe
 from mllama_cli.sketch.questions.chitchat import ask_about
 from mllama_cli.sketch.questions.qa import QA
+from mllama_cli.sketch.questions.referring import full_name, topic_of
 from mllama_cli.sketch.questions.scene_queries import SceneQueries
 from mllama_cli.sketch.scenes.palette import COLOURS
 from mllama_cli.sketch.scenes.scene import SHAPES
@@ -95,9 +96,8 @@ def _following(rng: random.Random, queries: SceneQueries, last: QA) -> QA | None
         ref = _any_ref(rng, queries, last)
         question = expand(rng.choice(NEXT_EXISTS), rng, a_thing=article(spoken(rng, ref)))
         number = len(queries.matching(ref))
-        return QA(
-            question, answers.exists(number, ref), {"kind": "exists", "ref": ref, "count": number}, _topic(ref, number)
-        )
+        facts = {"kind": "exists", "ref": ref, "count": number}
+        return QA(question, answers.exists(number, ref), facts, topic_of(ref, queries))
     if kind in ("colour", "where") and "of" in last.facts and rng.random() < 0.5:
         return _same_of_another(rng, queries, last)
     if last.topic is not None:
@@ -110,7 +110,7 @@ def _about_it(rng: random.Random, queries: SceneQueries, topic: Ref, last_kind: 
     if len(matches) != 1:
         return None
     shape = matches[0]
-    full: Ref = topic if topic[1] is not None else (shape.colour, shape.kind)
+    full = full_name(shape, topic)
     zone = queries.zone_of(shape)
     if last_kind not in ("where", "place") and zone is not None and (topic[0] is not None or rng.random() < 0.5):
         question = expand(rng.choice(IT_WHERE), rng)
@@ -127,7 +127,9 @@ def _next_count(rng: random.Random, queries: SceneQueries, last: QA) -> QA | Non
     said = plural(spoken(rng, ref)) if ref[1] else f"{ref[0]} ones"
     question = expand(rng.choice(NEXT_COUNT), rng, things=said)
     number = len(queries.matching(ref))
-    return QA(question, answers.count(number, ref), {"kind": "count", "ref": ref, "count": number}, _topic(ref, number))
+    return QA(
+        question, answers.count(number, ref), {"kind": "count", "ref": ref, "count": number}, topic_of(ref, queries)
+    )
 
 
 def _same_of_another(rng: random.Random, queries: SceneQueries, last: QA) -> QA | None:
@@ -141,7 +143,7 @@ def _same_of_another(rng: random.Random, queries: SceneQueries, last: QA) -> QA 
     if last.facts["kind"] == "colour":
         colours = [name for name in COLOURS if any(shape.colour == name for shape in matches)]
         facts = {"kind": "colour", "of": kind, "colours": colours}
-        return QA(question, answers.colour(kind, colours, len(matches)), facts, _topic(ref, len(matches)))
+        return QA(question, answers.colour(kind, colours, len(matches)), facts, topic_of(ref, queries))
     zone = queries.zone_of(matches[0])
     if len(matches) > 1 or zone is None:
         return None
@@ -154,7 +156,3 @@ def _any_ref(rng: random.Random, queries: SceneQueries, last: QA) -> Ref:
     if rng.random() < 0.7:
         return (None, rng.choice(kinds))
     return (rng.choice(colours), None if rng.random() < 0.6 else rng.choice(kinds))
-
-
-def _topic(ref: Ref, number: int) -> Ref | None:
-    return ref if number == 1 and ref[1] is not None else None

@@ -23,13 +23,13 @@ _NOUNS |= dict.fromkeys(("shape", "shapes", "object", "objects", "thing", "thing
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a sentence says, as far as this language goes.
+    """The facts that a sentence states, as far as the questions need them.
 
     Attributes:
-        things: (how many, colour or "", shape) in the order of mention.
-        colours: colours that stand alone, as in "is red".
+        things: (how many, colour or "", shape) in order.
+        colours: colours without a noun, as in "is red".
         words: places, relations and what happened, in order.
-        quoted: what stands in double quotes.
+        quoted: texts in double quotes.
         verdict: "yes", "no" or "".
     """
 
@@ -80,7 +80,7 @@ def understand(text: str) -> Meaning:
 
 
 def is_right(sample: Sample, answer: str) -> bool:
-    """Return whether the answer is what was asked for and true of the sample's images."""
+    """Return whether the answer gives what the question asks for and is true of the sample's images."""
     kind = sample.facts["kind"]
     if kind in ("limits", "about", "no picture"):
         return _plain(answer) == _plain(sample.answer)
@@ -104,7 +104,7 @@ def is_right(sample: Sample, answer: str) -> bool:
 def caption_score(true: str, answer: str) -> float:
     """Return the share of a caption's facts that are right: groups of things with their count, and printed text.
 
-    What is said but is not there counts against it.
+    Things that are named but absent count against it.
     """
     facts, said = _facts(true), _facts(answer)
     if not facts and not said:

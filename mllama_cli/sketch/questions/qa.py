@@ -1,4 +1,4 @@
-"""What every question builder returns."""
+"""A question with its answer, which every question builder returns."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +11,8 @@ class QA:
     """A question and its answer.
 
     Attributes:
-        facts: what the answer must hold, for tests: ``kind`` names the kind of question, the rest depends on it.
-        topic: what "it" would mean in the next question.
+        facts: what the answer must say, for grading: ``kind`` is the kind of question and decides the other keys.
+        topic: what "it" means in the next question.
     """
 
     question: str

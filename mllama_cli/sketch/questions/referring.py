@@ -36,11 +36,11 @@ def topic_of(ref: Ref, queries: SceneQueries) -> Ref | None:
 
 
 def some_ref(rng: random.Random, queries: SceneQueries, missing: float, all_: float = 0.2) -> Ref:
-    """Return something to count or look for: all, a shape, a colour or both; a share of ``missing`` is absent."""
+    """Return something to count or look for: all, a shape, a colour or both; absent with probability ``missing``."""
     if not queries.shapes or rng.random() < missing:
         return (None, None) if rng.random() < all_ / 2 else missing_ref(rng, queries)
     shape, draw = rng.choice(queries.shapes), rng.random()
-    if rng.random() < 0.35:  # what there is most of, lest the answer be 1 nearly always
+    if rng.random() < 0.35:  # the most frequent shape: otherwise nearly every answer would be 1
         shape = max(queries.shapes, key=lambda s: len(queries.matching((None, s.kind))))
     if draw < all_:
         return (None, None)

@@ -10,7 +10,7 @@ from PIL import Image
 from mllama_cli.sketch.language import phrases
 from mllama_cli.sketch.language.wording import expand, informal
 from mllama_cli.sketch.questions import answers
-from mllama_cli.sketch.questions.builders import BUILDERS
+from mllama_cli.sketch.questions.builders import BUILDERS, ask_describe
 from mllama_cli.sketch.questions.changes import Change, ask_change, compose_change
 from mllama_cli.sketch.questions.chitchat import ask_about, ask_other
 from mllama_cli.sketch.questions.follow_ups import converse
@@ -105,14 +105,14 @@ def make_group(seed: int, size: int, fonts_dir: str | None = None) -> list[Sampl
     for _ in range(size * 4):
         task = rng.choices(list(weights), list(weights.values()))[0]
         sample = None
-        for _ in range(5):  # tasks that few questions suit are tried as hard as the others
+        for _ in range(5):  # some tasks rarely suit a scene: try them as hard as the others
             sample = sample or _about_scene(rng, task, queries, images)
         if sample is not None and (len(sample.messages) > 1 or sample.answer not in seen):
             seen.add(sample.answer)
             samples.append(sample)
             if len(samples) == size:
                 break
-    return samples or [_asked(rng, BUILDERS["describe"](rng, queries), "describe", images, (scene,))]
+    return samples or [_sample(rng, [ask_describe(rng, queries)], "describe", images, (scene,))]
 
 
 def _samples_of(rng: random.Random, task: str, fonts_dir: str | None) -> Sample | None:
@@ -139,24 +139,15 @@ def _about_scene(
     rng: random.Random, task: str, queries: SceneQueries, images: tuple[Image.Image, ...] | None
 ) -> Sample | None:
     """Return a sample of a task about a scene, or None if it cannot be asked; the image is drawn only then."""
-    scenes = (queries.scene,)
+    turns: list[QA] | None
     if task == "follow-up":
         turns = converse(rng, queries)
-        if turns is None:
-            return None
-        return _sample(rng, turns, task, images or (render(queries.scene),), scenes)
-    if task in ("about", "other"):
-        asked: QA | None = ask_about(rng) if task == "about" else ask_other(rng)
+    elif task in ("about", "other"):
+        turns = [ask_about(rng) if task == "about" else ask_other(rng)]
     else:
         asked = BUILDERS[task](rng, queries)
-    return None if asked is None else _asked(rng, asked, task, images or (render(queries.scene),), scenes)
-
-
-def _asked(
-    rng: random.Random, asked: QA | None, task: str, images: tuple[Image.Image, ...], scenes: tuple[Scene, ...]
-) -> Sample:
-    assert asked is not None
-    return _sample(rng, [asked], task, images, scenes)
+        turns = [asked] if asked else None
+    return _sample(rng, turns, task, images or (render(queries.scene),), (queries.scene,)) if turns else None
 
 
 def _sample(
@@ -205,7 +196,7 @@ def _any_question(rng: random.Random) -> str:
 
 
 def _change_sample(rng: random.Random, change: Change, images: tuple[Image.Image, ...]) -> Sample:
-    """Show both images in one message, or the second in a later one, where only words remain of the first."""
+    """Show both images in one message, or the second in a later one, which sees only the first one's description."""
     scenes = (change.first, change.second)
     seen_in_caption = change.facts["change"] not in ("moved", "size")
     if rng.random() < 0.7 or not seen_in_caption:

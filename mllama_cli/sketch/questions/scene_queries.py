@@ -1,4 +1,4 @@
-"""What can be said of a scene unambiguously: what matches a name, what is where, what is bigger."""
+"""Unambiguous facts about a scene: what matches a name, what is where, what is bigger."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 
 
 class SceneQueries:
-    """A scene and what follows from it."""
+    """A scene and the facts derived from it."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene

@@ -7,7 +7,7 @@ from mllama_cli.sketch.language import phrases
 from mllama_cli.sketch.language.wording import PLACES, Ref, expand, named, plural, spoken
 from mllama_cli.sketch.questions import answers
 from mllama_cli.sketch.questions.qa import QA
-from mllama_cli.sketch.questions.referring import ask_absent, choose, choose_pair, full_name, missing_ref
+from mllama_cli.sketch.questions.referring import ask_absent, choose, choose_pair, full_name, missing_ref, topic_of
 from mllama_cli.sketch.questions.scene_queries import OPPOSITE, SceneQueries
 from mllama_cli.sketch.scenes.scene import COMPACT
 
@@ -45,11 +45,11 @@ def ask_where(rng: random.Random, queries: SceneQueries) -> QA | None:
             return None
         question = expand(rng.choice(phrases.WHERE), rng, thing=spoken(rng, ref))
         number = len(queries.matching(ref))
-        return QA(question, answers.several(number, ref), {"kind": "count", "ref": ref, "count": number})
+        return QA(question, answers.count(number, ref), {"kind": "count", "ref": ref, "count": number})
     if zone is None:
         return None
     ref = rng.choice(refs)
-    full: Ref = (shape.colour, shape.kind) if ref[1] is None else ref
+    full = full_name(shape, ref)
     question = expand(rng.choice(phrases.WHERE), rng, thing=spoken(rng, ref))
     facts: dict[str, Any] = {"kind": "where", "of": shape.name, "zone": zone}
     return QA(question, answers.where(named(full), zone), facts, ref)
@@ -83,9 +83,7 @@ def _ask_place(rng: random.Random, queries: SceneQueries) -> QA | None:
             return None
         question = expand(rng.choice(phrases.AT_SIDE), rng, side=PLACES[zone], most=most, toward=toward)
     facts: dict[str, Any] = {"kind": "place", "zone": zone, "object": found.name if found else None}
-    topic: Ref | None = (
-        (found.colour, found.kind) if found and len(queries.matching((found.colour, found.kind))) == 1 else None
-    )
+    topic = topic_of((found.colour, found.kind), queries) if found else None
     return QA(question, answers.at_zone(found, zone), facts, topic)
 
 
@@ -100,10 +98,7 @@ def ask_compare(rng: random.Random, queries: SceneQueries) -> QA | None:
         )
         question = expand(rng.choice(phrases.EXTREME), rng, most=most)
         facts: dict[str, Any] = {"kind": "extreme", "biggest": biggest, "object": shape.name}
-        topic: Ref | None = (
-            (shape.colour, shape.kind) if len(queries.matching((shape.colour, shape.kind))) == 1 else None
-        )
-        return QA(question, answers.extreme(shape, biggest), facts, topic)
+        return QA(question, answers.extreme(shape, biggest), facts, topic_of((shape.colour, shape.kind), queries))
     pair = choose_pair(rng, queries)
     if pair is None:
         return None
@@ -175,7 +170,5 @@ def ask_relation(rng: random.Random, queries: SceneQueries) -> QA | None:
         "object": found.name if found else None,
         "other": name,
     }
-    topic: Ref | None = (
-        (found.colour, found.kind) if found and len(queries.matching((found.colour, found.kind))) == 1 else None
-    )
+    topic = topic_of((found.colour, found.kind), queries) if found else None
     return QA(question, answer, facts, topic)

@@ -23,7 +23,7 @@ def choose_background(rng: random.Random) -> Background:
         rgb = from_hsv(0, 0, rng.uniform(0.8, 0.93))
     elif draw < 0.90:
         rgb = from_hsv(rng.uniform(0, 360), rng.uniform(0, 0.6), rng.uniform(0.07, 0.25))
-        if rng.random() < 0.4:  # not quite 0: padding is, and the picture must not seem to end elsewhere
+        if rng.random() < 0.4:  # not quite 0, which padding is: the image must not blend into it
             rgb, colour = (rng.randint(8, 20),) * 3, "black"
     else:
         colour = rng.choice([name for name in COLOURS if name not in ("white", "black")])

@@ -79,7 +79,7 @@ def invent_shape(rng: random.Random, kind: str, colour: str, rgb: Rgb, size: flo
     if kind == "ring":
         line = size * rng.uniform(0.16, 0.24)
     elif style == "outlined":
-        thickest = 0.06 if kind in ("circle", "oval") else 0.09  # or it would be a ring
+        thickest = 0.06 if kind in ("circle", "oval") else 0.09  # thicker would be a ring
         line = min(max(1.7 / scale, size * rng.uniform(0.02, 0.06)), size * thickest)
     return Shape(kind, colour, rgb, 0, 0, width, height, angle, line, detail=detail)
 
@@ -162,7 +162,7 @@ def _kinds(
         few_kinds, few = rng.sample(shapes, 3), rng.sample(colours, 3)
         pairs = [(rng.choice(few_kinds), rng.choice(few)) for _ in range(number)]
     result = [(kind, colour, values[colour]) for kind, colour in pairs]
-    if rng.random() < 0.15:  # each its own crayon
+    if rng.random() < 0.15:  # each shape has its own shade
         for index, (kind, colour, _) in enumerate(result):
             rgb = sample_colour(rng, colour)
             if difference(rgb, background) >= PLAIN_AT_A_GLANCE:

@@ -21,8 +21,8 @@ def find_fonts(folder: str | None = None) -> tuple[str, ...]:
     folder = folder or os.environ.get(FONTS_VARIABLE)
     if folder:
         found.update((path.name, str(path)) for path in Path(folder).rglob("*.[to]tf"))
-    for place in _font_folders():
-        for path in place.rglob("*.ttf"):
+    for system_folder in _font_folders():
+        for path in system_folder.rglob("*.ttf"):
             if path.name.startswith(_KNOWN) and not any(word in path.name for word in _UNFIT):
                 found.setdefault(path.name, str(path))
     return ("", *(found[name] for name in sorted(found)))
@@ -35,8 +35,8 @@ def load_font(path: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageF
 
 
 def _font_folders() -> list[Path]:
-    places = [Path("/usr/share/fonts/truetype/dejavu"), Path("/usr/share/fonts/truetype/liberation")]
+    folders = [Path("/usr/share/fonts/truetype/dejavu"), Path("/usr/share/fonts/truetype/liberation")]
     spec = importlib.util.find_spec("matplotlib")  # without importing it: only its data files matter
     if spec is not None and spec.origin:
-        places.append(Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf")
-    return [place for place in places if place.is_dir()]
+        folders.append(Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf")
+    return [folder for folder in folders if folder.is_dir()]

@@ -34,7 +34,7 @@ class Box:
 
 
 def third(position: float, extent: float) -> int | None:
-    """Return the third in which a coordinate lies: 0, 1 or 2, or None too near to a border."""
+    """Return the third that a coordinate is in: 0, 1 or 2, or None too near to a border."""
     part = position / extent
     for index, (low, high) in enumerate(((-1.0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 2.0))):
         if low + MARGIN < part < high - MARGIN:
@@ -63,7 +63,7 @@ def place(
 ) -> list[Box] | None:
     """Place boxes of these sizes in an image, at least ``gap`` apart; return None if they do not fit.
 
-    Half the time each goes into the inside of a third of its own, where nobody doubts the zone.
+    With probability 0.6 each centre is well inside one of the nine zones, which is then unambiguous.
     """
     zoned = rng.random() < 0.6
     cells = [(row, column) for row in range(3) for column in range(3)]

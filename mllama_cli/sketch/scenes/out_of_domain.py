@@ -1,6 +1,6 @@
-"""Out-of-domain images: what photos, noise and crowded pages look like, made by formulas.
+"""Out-of-domain images: imitations of photos, noise and crowded pages, made by formulas.
 
-The model should say that it does not know them. No photograph is used: variety does the work.
+The model should say that it does not know them. Variety makes up for the lack of photographs.
 """
 
 import math
@@ -27,7 +27,7 @@ def _any_picture(rng: random.Random) -> Image.Image:
     width, height = (round(side * aspect), side) if rng.random() < 0.65 else (side, round(side * aspect))
     generator = np.random.default_rng(rng.getrandbits(63))
     kinds = list(KINDS)
-    if rng.random() < 0.3:  # one thing before another
+    if rng.random() < 0.3:  # one texture in front of another
         back, front = (KINDS[rng.choice(kinds)](rng, generator, width, height) for _ in range(2))
         mask = clouds(generator, width, height, 1, rng.uniform(1.2, 2.2))[:, :, :1]
         edge = rng.uniform(1, 30)

@@ -1,4 +1,4 @@
-"""Draw a scene with Pillow: background, shapes, lettering, then what scanners and cameras do to drawings."""
+"""Draw a scene with Pillow: background, shapes, lettering, then the effects of scanners and cameras."""
 
 import io
 import random
@@ -17,7 +17,7 @@ from mllama_cli.sketch.scenes.scene import Background, Finish, Lettering, Scene,
 def render(scene: Scene) -> Image.Image:
     """Return the RGB image of a scene. The same scene gives the same pixels."""
     width, height = scene.size
-    # Larger pictures are smoothed when the image processor shrinks them.
+    # Larger images are smoothed when the image processor shrinks them.
     fine = 2 if scene.finish.smooth and max(width, height) <= 480 else 1
     plain = scene.background.kind == "plain"
     image = _background(
@@ -62,7 +62,7 @@ def _draw_hatched(image: Image.Image, shape: Shape, unit: float) -> None:
     reach = shape.size * unit
     left, top = round(shape.x * unit - reach), round(shape.y * unit - reach)
     points = [(float(x), float(y)) for x, y in outline(shape) * unit]
-    side = round(2 * reach) + 1  # masks of the whole picture would take long
+    side = round(2 * reach) + 1  # masks of the whole image would be slow
     inside, strokes = Image.new("L", (side, side), 0), Image.new("L", (side, side), 0)
     ImageDraw.Draw(inside).polygon([(x - left, y - top) for x, y in points], fill=255)
     draw, rng = ImageDraw.Draw(strokes), random.Random(shape.seed)
@@ -129,15 +129,15 @@ def _background(background: Background, width: int, height: int, seed: int) -> I
 def _draw_lettering(image: Image.Image, lettering: Lettering, unit: float) -> Image.Image:
     """Draw centred text. Pillow anti-aliases it; rotated text is drawn on a layer of its own."""
     font = load_font(lettering.font, max(6, round(lettering.size * unit)))
-    place = lettering.x * unit, lettering.y * unit
+    centre = lettering.x * unit, lettering.y * unit
     if not lettering.angle:
-        ImageDraw.Draw(image).multiline_text(place, lettering.text, lettering.rgb, font, "mm", align="center")
+        ImageDraw.Draw(image).multiline_text(centre, lettering.text, lettering.rgb, font, "mm", align="center")
         return image
     side = round(lettering.width * unit * 1.1 + lettering.size * unit * 3)
     mask = Image.new("L", (side, side), 0)
     ImageDraw.Draw(mask).multiline_text((side / 2, side / 2), lettering.text, 255, font, "mm", align="center")
     mask = mask.rotate(-lettering.angle, Image.Resampling.BILINEAR)
-    image.paste(lettering.rgb, (round(place[0] - side / 2), round(place[1] - side / 2)), mask)
+    image.paste(lettering.rgb, (round(centre[0] - side / 2), round(centre[1] - side / 2)), mask)
     return image
 
 
@@ -173,7 +173,7 @@ def jpeg(image: Image.Image, quality: int) -> Image.Image:
 
 @lru_cache(maxsize=1)
 def _noise_bank() -> NDArray[np.uint8]:
-    """Return normal noise around 128 with deviation 40, made once: making it for each image would dominate the time."""
+    """Return normal noise around 128 with deviation 40, made once because it would dominate the time of an image."""
     values = np.random.default_rng(7).normal(128, 40, (1600, 1600))
     return values.clip(0, 255).astype(np.uint8)
 

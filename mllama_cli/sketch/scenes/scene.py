@@ -1,4 +1,4 @@
-"""What an image shows, as plain data. Lengths are in units of the image's shorter side; y grows downwards."""
+"""The contents of an image, as plain data. Lengths are in units of the image's shorter side; y grows downwards."""
 
 from dataclasses import dataclass, field
 
@@ -89,7 +89,7 @@ class Lettering:
 class Background:
     """``kind``: plain, gradient, grain, grid, ruled or paper; ``colour`` its name where that is unambiguous.
 
-    ``axes`` is a part of the picture: how far from its edges a plot's frame with ticks and numbers stands, 0 for none.
+    ``axes`` is the distance of a plot's frame from the edges, as a fraction of the image's sides; 0 for no plot.
     """
 
     rgb: Rgb
@@ -103,7 +103,7 @@ class Background:
 
 @dataclass(frozen=True)
 class Finish:
-    """What happens to the image after drawing."""
+    """Effects applied to the image after drawing."""
 
     smooth: bool = True
     blur: float = 0.0

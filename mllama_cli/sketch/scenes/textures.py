@@ -47,9 +47,9 @@ def _palette(rng: random.Random, entries: int = 5) -> Pixels:
 
 def _toned(values: Pixels, palette: Pixels) -> Pixels:
     """Map values from 0 to 1, [height, width], to a palette."""
-    place = np.clip(values, 0, 0.999) * (len(palette) - 1)
-    low = place.astype(np.int64)
-    part = (place - low)[:, :, None]
+    position = np.clip(values, 0, 0.999) * (len(palette) - 1)
+    low = position.astype(np.int64)
+    part = (position - low)[:, :, None]
     return palette[low] * (1 - part) + palette[low + 1] * part
 
 
@@ -114,7 +114,7 @@ def _lit_balls(rng: random.Random, generator: np.random.Generator, width: int, h
 
 
 def _clutter(rng: random.Random, generator: np.random.Generator, width: int, height: int) -> Pixels:
-    """Very many overlapping pieces."""
+    """Many overlapping pieces."""
     image = Image.new("RGB", (width, height), from_hsv(rng.uniform(0, 360), rng.random() * 0.6, rng.random()))
     draw = ImageDraw.Draw(image, "RGBA")
     largest = rng.uniform(0.1, 0.6) * min(width, height)
@@ -214,7 +214,7 @@ def _scribble(rng: random.Random, generator: np.random.Generator, width: int, he
 
 
 def _lights(rng: random.Random, generator: np.random.Generator, width: int, height: int) -> Pixels:
-    """Discs or points of light on the dark: cities, stars, water."""
+    """Discs or points of light on a dark background: cities, stars, water."""
     pixels = _cloudy(rng, generator, width, height) * rng.uniform(0.05, 0.35)
     image = Image.fromarray((np.clip(pixels, 0, 1) * 255).astype(np.uint8))
     draw = ImageDraw.Draw(image, "RGBA")
@@ -229,7 +229,7 @@ def _lights(rng: random.Random, generator: np.random.Generator, width: int, heig
 
 
 def _silhouettes(rng: random.Random, generator: np.random.Generator, width: int, height: int) -> Pixels:
-    """Knotted dark bodies before a light: animals and trees, at least from afar."""
+    """Irregular dark bodies against a light background, like distant animals and trees."""
     field = clouds(generator, width, height, 1, rng.uniform(1.5, 2.1))[:, :, 0]
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
@@ -241,7 +241,7 @@ def _silhouettes(rng: random.Random, generator: np.random.Generator, width: int,
 
 
 def _portrait(rng: random.Random, generator: np.random.Generator, width: int, height: int) -> Pixels:
-    """Soft ovals in the colours of skin, hair and cloth before something out of focus."""
+    """Soft ovals in the colours of skin, hair and cloth on an out-of-focus background."""
     back = _clutter(rng, generator, width, height)
     image = Image.fromarray((np.clip(back, 0, 1) * 255).astype(np.uint8)).filter(ImageFilter.BoxBlur(12))
     draw = ImageDraw.Draw(image)

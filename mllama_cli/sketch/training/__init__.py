@@ -1,1 +1,1 @@
-"""The training of the built-in model."""
+"""Training of the built-in model."""

@@ -46,7 +46,7 @@ class DataLoader:
         self._stream: torch.cuda.Stream | None = None
         self._sizes: Sizes | None = None
         self._random = random.Random(first_seed)
-        # Tiles travel in files in memory: unpickling them would hold up the thread that feeds the GPU.
+        # Tiles are passed as files in memory: unpickling them would delay the thread that feeds the GPU.
         memory = Path("/dev/shm")
         self._folder = tempfile.mkdtemp(prefix="mllama-sketch-", dir=memory if memory.is_dir() else None)
         # Started before CUDA is touched: a forked process must not inherit a CUDA context.
@@ -75,7 +75,7 @@ class DataLoader:
         for _ in range(shards):
             if not self._collect():
                 break
-        shards += self._sizes is not None  # what fills a batch of fixed sizes to the last row
+        shards += self._sizes is not None  # enough to fill a batch of fixed sizes
         candidates = self._random.sample(self._shards, min(len(self._shards), 4 * shards))
         chosen = sorted(candidates, key=lambda held: held.uses)[:shards]
         for held in chosen:
@@ -106,7 +106,7 @@ class DataLoader:
         return True
 
     def _upload(self, tiles: Tensor) -> Tensor:
-        """Copy to the GPU on a side stream: on the training stream it would wait for the running step."""
+        """Copy to the GPU on a side stream, since on the training stream it would wait for the running step."""
         if self._device.type != "cuda":
             return tiles.clone()
         training = torch.cuda.current_stream(self._device)

@@ -21,15 +21,14 @@ class Shard:
     """Samples in flat arrays; ``*_start`` has one more entry than there are items and ends with the total.
 
     Attributes:
-        tiles: [tiles, side, side, 3] uint8, all pictures' tiles one after the other. Only canvases' own tiles: unused
-            ones are not stored.
-        tile_start: [images + 1], where each picture's tiles begin.
+        tiles: [tiles, side, side, 3] uint8, the tiles of all images concatenated, without unused ones.
+        tile_start: [images + 1], where each image's tiles begin.
         aspect_ratio_id: [images], as the image processor gives it, from 1.
-        image_range: [samples, 2], the first picture of a sample and how many it has. Samples share pictures.
+        image_range: [samples, 2], a sample's first image and its number of images. Samples share images.
         ids: token ids of all conversations, from begin_of_text to the last answer's eot_id.
-        answer: for each id whether it is part of an answer (eot_id included), that is, whether predicting it counts.
+        answer: for each id whether it is part of an answer (eot_id included), so that its loss counts.
         id_start: [samples + 1].
-        task: [samples], the place in ``samples.TASKS``.
+        task: [samples], the index in ``samples.TASKS``.
     """
 
     tiles: NDArray[np.uint8]
@@ -65,7 +64,7 @@ def render_shard(
 ) -> Shard:
     """Render the samples of ``groups`` seeds from ``first_seed`` on, up to ``group_size`` about the same images each.
 
-    Everything it takes can be sent to another process.
+    All arguments can be pickled.
     """
     samples = [s for seed in range(first_seed, first_seed + groups) for s in make_group(seed, group_size, fonts_dir)]
     return pack(samples, tokenizer_folder, tile_size)
@@ -120,9 +119,9 @@ def cut_tiles(image: Image.Image, tile_size: int) -> tuple[NDArray[np.uint8], in
 
 
 def encode_sample(tokenizer: MllamaTokenizer, sample: Sample) -> list[tuple[list[int], bool]]:
-    """Tokenize the conversation and its answer, in pieces; True marks what the model says.
+    """Tokenize the conversation and its answer, in pieces; True marks the model's turns.
 
-    It is what the chat template gives (a test compares them), without the time that Jinja takes.
+    Equals the chat template (a test compares them) and is faster than Jinja.
     """
     special = tokenizer.special_ids
     pieces: list[tuple[list[int], bool]] = [([special["<|begin_of_text|>"]], False)]

@@ -2,7 +2,7 @@
 
 After Keller Jordan, "Muon: An optimizer for hidden layers in neural networks" (2024), with the scale of Liu et al.,
 "Muon is scalable for LLM training" (2025), so that one learning rate serves it and AdamW. torch.optim.Muon takes one
-matrix after the other and its learning rate from the host; here matrices of one shape go together, on the device alone.
+matrix at a time and its learning rate from the host; here matrices of one shape are batched, all on the device.
 """
 
 import math
@@ -46,7 +46,7 @@ class Muon:
         for group, momentum in zip(self._groups, self._momenta, strict=True):
             gradients = torch.stack([m.grad for m in group if m.grad is not None])
             momentum.lerp_(gradients, 1 - self._momentum)
-            update = orthogonalized(gradients.lerp(momentum, self._momentum))  # Nesterov's look ahead
+            update = orthogonalized(gradients.lerp(momentum, self._momentum))  # Nesterov momentum
             update *= self._rate * (0.2 * math.sqrt(max(update.shape[-2:])))
             torch._foreach_mul_(group, keep)
             torch._foreach_sub_(group, list(update.unbind()))
@@ -54,7 +54,7 @@ class Muon:
     def momentum_of(self, matrix: Tensor) -> Tensor:
         """Return the momentum of one of the matrices, a writable view."""
         for group, momentum in zip(self._groups, self._momenta, strict=True):
-            for place, member in enumerate(group):
+            for index, member in enumerate(group):
                 if member is matrix:
-                    return momentum[place]
+                    return momentum[index]
         raise KeyError("not one of these matrices")

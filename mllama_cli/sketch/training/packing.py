@@ -21,13 +21,13 @@ PICTURES = 2
 
 @dataclass(frozen=True)
 class Rows:
-    """Samples about the same images, one after the other in a row of fixed length. All but two arrays [rows, length].
+    """Samples about the same images, concatenated in rows of fixed length. Arrays are [rows, length] but for the last.
 
     Attributes:
         ids: token ids; answer: whether the id is part of an answer.
-        sample: the sample's place in its shard, -1 for padding; position: the token's place in its own sample.
-        newest: the last picture before the token, counted within its sample; -1 before the first.
-        pictures: [rows, PICTURES] places of the pictures in the shard; -1 for none.
+        sample: the sample's index in its shard, -1 for padding; position: the token's index in its own sample.
+        newest: the last image before the token, counted within its sample; -1 before the first.
+        pictures: [rows, PICTURES] indices of the images in the shard; -1 for none.
     """
 
     ids: NDArray[np.int64]
@@ -41,7 +41,7 @@ class Rows:
 def pack_rows(shard: Shard, length: int, rng: random.Random | None = None) -> Rows:
     """Fill one row for each group of samples about the same images, in random order, with those that fit.
 
-    Without ``rng`` the rows hold every sample that fits at all: evaluation leaves none out.
+    Without ``rng`` there are as many rows as it takes to hold every sample that fits at all, for evaluation.
     """
     groups: dict[tuple[int, int], list[int]] = {}
     for sample, (first, count) in enumerate(shard.image_range.tolist()):
@@ -73,13 +73,13 @@ def pack_rows(shard: Shard, length: int, rng: random.Random | None = None) -> Ro
         start = 0
         for sample in row:
             stored = slice(shard.id_start[sample], shard.id_start[sample + 1])
-            place = (number, slice(start, start + sizes[sample]))
-            result.ids[place] = shard.ids[stored]
-            result.answer[place] = shard.answer[stored]
-            result.sample[place] = sample
-            result.position[place] = np.arange(sizes[sample])
+            span = (number, slice(start, start + sizes[sample]))
+            result.ids[span] = shard.ids[stored]
+            result.answer[span] = shard.answer[stored]
+            result.sample[span] = sample
+            result.position[span] = np.arange(sizes[sample])
             if count:
-                result.newest[place] = np.cumsum(shard.ids[stored] == VOCABULARY_SIZE) - 1
+                result.newest[span] = np.cumsum(shard.ids[stored] == VOCABULARY_SIZE) - 1
             start += int(sizes[sample])
     return result
 
@@ -102,11 +102,11 @@ class Batch:
     """Packed rows and their images, on the training device. Images are ordered by their number of tiles.
 
     Attributes:
-        tiles: for each number n of tiles from 1: uint8 [pictures, n, side, side, 3].
-        aspect_ratio_id: for each number of tiles: [pictures].
-        ids, sample, position, newest: [rows, length] as in ``Rows``; samples are numbered through.
+        tiles: for each number n of tiles from 1: uint8 [images, n, side, side, 3].
+        aspect_ratio_id: for each number of tiles: [images].
+        ids, sample, position, newest: [rows, length] as in ``Rows``; samples are numbered over all shards.
         answer: bool [rows, length].
-        pictures: [rows, PICTURES], places in the joint order of all pictures; -1 for none.
+        pictures: [rows, PICTURES], indices in the joint order of all images; -1 for none.
         task: [samples], each sample's task, on the host.
     """
 
@@ -146,34 +146,34 @@ def assemble(
 ) -> Batch:
     """Join the rows of shards whose tiles [tiles, side, side, 3] are already on the device.
 
-    With ``sizes`` rows are taken in random order while they and their pictures fit, and the rest is filled up with
-    rows and pictures that nothing looks at.
+    With ``sizes`` rows are taken in random order while they and their images fit, then padded with rows and images
+    that nothing attends to.
     """
     counts = [np.diff(shard.tile_start) for shard, _, _ in parts]
     offsets = np.cumsum([0, *(len(tiles) for _, tiles, _ in parts)])
     order = [(part, row) for part, (_, _, rows) in enumerate(parts) for row in range(len(rows.ids))]
     if rng is not None:
         rng.shuffle(order)
-    # Each picture's place among those of its number of tiles.
-    places: dict[tuple[int, int], tuple[int, int]] = {}
+    # (number of tiles - 1, index among the images with as many tiles) of each image.
+    slots: dict[tuple[int, int], tuple[int, int]] = {}
     held: list[list[tuple[int, int]]] = [[] for _ in range(MAX_TILES)]
     chosen: list[tuple[int, int]] = []
     for part, row in order:
         if sizes and len(chosen) == sizes.rows:
             break
         pictures = parts[part][2].pictures[row]
-        new = [(part, int(p)) for p in pictures if p >= 0 and (part, int(p)) not in places]
+        new = [(part, int(p)) for p in pictures if p >= 0 and (part, int(p)) not in slots]
         wanted = Counter(int(counts[part][picture]) - 1 for _, picture in new)
         if sizes and any(len(held[n]) + more > sizes.pictures[n] for n, more in wanted.items()):
             continue
         for key in new:
             n = int(counts[part][key[1]]) - 1
-            places[key] = n, len(held[n])
+            slots[key] = n, len(held[n])
             held[n].append(key)
         chosen.append((part, row))
 
     room = sizes.pictures if sizes else tuple(map(len, held))
-    first_place = np.cumsum([0, *room])
+    first_index = np.cumsum([0, *room])
     samples = np.cumsum([0, *(len(shard) for shard, _, _ in parts)])
     length = parts[0][2].ids.shape[1]
     n_rows = sizes.rows if sizes else len(chosen)
@@ -192,8 +192,8 @@ def assemble(
         rows["sample"][number] = np.where(source.sample[row] >= 0, source.sample[row] + samples[part], -1)
         for slot, picture in enumerate(source.pictures[row]):
             if picture >= 0:
-                n, place = places[part, int(picture)]
-                rows["pictures"][number, slot] = first_place[n] + place
+                n, index = slots[part, int(picture)]
+                rows["pictures"][number, slot] = first_index[n] + index
 
     def send(array: NDArray[Any]) -> Tensor:
         # Pinned, so that the copy does not wait for the step that is still running.
@@ -203,13 +203,13 @@ def assemble(
     joined = torch.cat([tiles for _, tiles, _ in parts])
     tiles, ratios = [], []
     for n in range(MAX_TILES):
-        index = np.zeros((room[n], n + 1), np.int64)
+        tile_indices = np.zeros((room[n], n + 1), np.int64)
         ratio = np.ones(room[n], np.int64)
-        for place, (part, picture) in enumerate(held[n]):
+        for index, (part, picture) in enumerate(held[n]):
             shard = parts[part][0]
-            index[place] = offsets[part] + shard.tile_start[picture] + np.arange(n + 1)
-            ratio[place] = shard.aspect_ratio_id[picture]
-        at = send(index)
+            tile_indices[index] = offsets[part] + shard.tile_start[picture] + np.arange(n + 1)
+            ratio[index] = shard.aspect_ratio_id[picture]
+        at = send(tile_indices)
         tiles.append(joined[at] if len(joined) else joined.new_zeros((room[n], n + 1, *joined.shape[1:])))
         ratios.append(send(ratio))
     return Batch(

@@ -1,6 +1,6 @@
 """Initialise the vision tower's position tables: sinusoids over the canvas with the same variance as the patches.
 
-From small random tables, drowned by a bright background, the tower hardly learns where things are: after 5,000 steps
+From small random tables, which a bright background swamps, the tower hardly learns positions: after 5,000 steps
 "Where is the star?" was still answered at chance level.
 """
 
@@ -16,9 +16,9 @@ SHORTEST_WAVELENGTH = 2.5
 
 
 def waves(positions: Tensor, dimensions: int, longest: float) -> Tensor:
-    """Return sines and cosines of ``positions`` [N], counted in patches: [N, dimensions], each of variance 4.
+    """Return sines and cosines of ``positions`` [N] in patches: [N, dimensions], each of variance 4.
 
-    The gate halves each table, so that they are added to the patches with unit variance.
+    The gate halves each table, so they are added to the patches with unit variance.
     """
     octaves = torch.linspace(0, math.log(longest / SHORTEST_WAVELENGTH), dimensions // 2)
     phases = positions[:, None] * (2 * math.pi / longest) * octaves.exp()

@@ -1,7 +1,7 @@
 """Train the built-in model: ``python -m mllama_cli.sketch.training.train OUT``.
 
 A run lasts ``--seconds`` and leaves in OUT its weights and what the next run needs to resume. The cosine schedule
-follows the clock over ``--total-seconds``, since GPU time is what one has; a longer training is a sequence of runs with
+follows the clock over ``--total-seconds``, since the budget is GPU time; a longer training is a sequence of runs with
 the same total.
 """
 
@@ -93,7 +93,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     device = torch.device(arguments.device)
-    # cuDNN's attention makes a plan for each new shape, and every batch has a new one.
+    # cuDNN's attention plans for each new shape, and every batch has a new one.
     torch.backends.cuda.enable_cudnn_sdp(False)
     config = model_config.config(**json.loads(arguments.shape))
     record: dict[str, Any] = {"steps": 0, "seconds": 0.0, "next_seed": 0, "groups": 0, "log": []}
@@ -170,7 +170,7 @@ def _loop(arguments: argparse.Namespace, trainer: Trainer, loader: DataLoader, r
         losses.append(trainer.step(batch, rate))
         record["steps"] += 1
         if batch.ids.is_cuda:
-            # While a step runs the next batch is made; the clock is read no more than two steps late.
+            # The next batch is prepared while a step runs; the clock lags at most two steps.
             event = torch.cuda.Event()
             event.record()
             running.append(event)

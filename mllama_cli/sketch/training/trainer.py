@@ -37,7 +37,7 @@ def new_network(config: MllamaConfig, device: torch.device, seed: int = 0) -> Ml
                 if name.endswith(("o_proj.weight", "down_proj.weight", "fc2.weight")):
                     spread /= math.sqrt(2 * depth["vision" if "vision_model" in name else "text"])
                 parameter.normal_(0, spread)
-        # Filters that see colour less than shape: a bright background must not drown everything else.
+        # Halve the filters' response to flat colour, so that a bright background does not swamp the rest.
         filters = network.model.vision_model.patch_embedding.weight
         filters.sub_(0.5 * filters.mean(dim=(2, 3), keepdim=True))
         for name, mask in used_tiles(network).items():
@@ -49,7 +49,7 @@ def new_network(config: MllamaConfig, device: torch.device, seed: int = 0) -> Ml
 def used_tiles(network: MllamaForConditionalGeneration) -> dict[str, Tensor]:
     """Return a mask for each of the tower's tables by aspect ratio: 1 in rows of used tiles, 0 elsewhere.
 
-    The vision tower's exact saving needs the rows of unused tiles to be equal: training holds them at zero.
+    The vision tower computes one unused tile for all, which needs equal rows for them; training keeps those at zero.
     """
     vision = network.model.vision_model
     tables = {f"model.vision_model.{name}": weight for name, weight in vision.named_parameters() if _by_tile(name)}
@@ -91,9 +91,9 @@ def vision_tokens(network: MllamaForConditionalGeneration, batch: Batch) -> tupl
 
 @dataclass(frozen=True)
 class Prediction:
-    """Return the loss of every id but each row's first (0 outside answers) and whether it was predicted.
+    """Loss of each id but a row's first (0 outside answers), and whether it was predicted.
 
-    Both [rows, length - 1], and so is ``answer``, which says where they count.
+    Both are [rows, length - 1], and so is ``answer``, which marks the ids that count.
     """
 
     loss: Tensor
@@ -110,8 +110,8 @@ def predict(network: MllamaForConditionalGeneration, batch: Batch) -> Prediction
     cross = view = None
     if any(map(len, batch.tiles)):
         tokens, real = vision_tokens(network, batch)
-        # A row's keys: those of its first and of its second picture. A token sees the newest picture before it (in the
-        # chat template words stand between the pictures of a message).
+        # A row's keys are those of its first and second image. A token sees the newest image before it, since the chat
+        # template puts text between the images of a message.
         layers = []
         there = batch.pictures >= 0
         slots = batch.pictures.clamp_min(0)
@@ -141,8 +141,8 @@ class Trainer:
 
     Muon for the matrices between the layers, AdamW for tables, norms, gates and biases.
 
-    On a GPU a step is captured once as a CUDA graph and replayed: started one by one, its thousands of small kernels
-    would take longer to start than to run. Everything that a step computes stays on the device.
+    On a GPU a step is captured once as a CUDA graph and replayed, since its thousands of small kernels take longer to
+    launch than to run. All results of a step stay on the device.
     """
 
     def __init__(self, network: MllamaForConditionalGeneration, dtype: torch.dtype, decay: float = 0.05) -> None:

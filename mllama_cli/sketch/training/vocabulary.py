@@ -1,7 +1,7 @@
 """The built-in model's tokenizer and chat template, as files of a checkpoint folder.
 
 A small byte-level BPE, so that any text can be written, with the special tokens of Llama 3. Text in double quotes is
-spelled character by character: what a card says must not depend on which words the vocabulary happens to hold.
+spelled character by character, so that reading a card does not depend on the words in the vocabulary.
 """
 
 import json
@@ -27,8 +27,8 @@ SPECIAL_TOKENS = (
 )
 IMAGE_TOKEN = "<|image|>"
 
-# A character that a closing quote follows, no opening one between: an opening quote stands before a letter or digit,
-# a closing one before a space, a stop or the end.
+# A character inside quotes: the next quote after it is a closing one, which precedes a space, punctuation or the end;
+# an opening one precedes a letter or digit.
 _QUOTED = r'[^"](?=[^"]{0,40}"(?:[\s.,;:!?]|$))'
 _WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}|\n+| ?[^\s\p{L}\p{N}]+|\s+"
 

@@ -1,8 +1,8 @@
-"""Makes the pictures of this folder and questions.json. Needs pycairo, matplotlib and Chromium.
+"""Make the images of this folder and questions.json. Needs pycairo, matplotlib and Chromium.
 
     python tests/sketch/foreign/make.py
 
-The pictures are kept, so that nobody has to run it again. Nothing here imports the package: the built-in model is
+The images are committed, so nobody has to run it again. Nothing here imports the package, so that the built-in model is
 judged on drawings that its own renderer did not make.
 """
 
@@ -69,7 +69,7 @@ def unique(questions: list[dict[str, object]]) -> list[dict[str, object]]:
 
 
 def save(image: Image.Image, name: str, way: str) -> str:
-    """A PNG of few colours, or a JPEG for what looks scanned."""
+    """Save a PNG of few colours, or a JPEG for what should look scanned; return its name."""
     if way in JPEG_WAYS:
         image.save(FOLDER / f"{name}.jpg", quality=72)
         return f"{name}.jpg"

@@ -1,7 +1,7 @@
 """Drawings and questions written by hand, apart from the package: what the built-in model should get right.
 
-A thing is (shape, colour, x, y, size): the centre as parts of the picture, the size as a part of its shorter side.
-A question is (text, task, keywords); all keywords must stand in the answer, ``a|b`` means either.
+A thing is (shape, colour, x, y, size): the centre in fractions of the image, the size in fractions of its shorter side.
+A question is (text, task, keywords); all keywords must be in the answer, ``a|b`` means either.
 """
 
 from typing import NamedTuple

@@ -21,7 +21,7 @@ from matplotlib.patches import Ellipse, FancyArrow, Rectangle
 
 
 def with_cairo(drawing: Drawing, *, outlined: bool = False) -> Image.Image:
-    """Smooth vector graphics, filled with a thin darker edge, or outlined with a pen of 5 pixels."""
+    """Draw smooth vector graphics, filled or outlined."""
     width, height = drawing.size
     surface = cairo.ImageSurface(cairo.FORMAT_RGB24, width, height)
     context = cairo.Context(surface)
@@ -83,7 +83,7 @@ def _cairo_path(context: cairo.Context, kind: str, size: float) -> None:
 
 
 def corners(kind: str, size: float) -> list[tuple[float, float]]:
-    """Polygons around the origin, y downwards."""
+    """Return a polygon around the origin, y downwards."""
     half = size / 2
     if kind == "triangle":
         return [(0, -half), (half, half * 0.75), (-half, half * 0.75)]
@@ -111,7 +111,7 @@ def corners(kind: str, size: float) -> list[tuple[float, float]]:
 
 
 def with_browser(drawing: Drawing, *, stroke: bool = False) -> Image.Image:
-    """An SVG that Chromium paints."""
+    """Paint an SVG with Chromium."""
     width, height = drawing.size
     body = "".join(
         _svg(kind, colour, x * width, y * height, part * min(width, height), stroke)
@@ -140,7 +140,7 @@ def _svg(kind: str, colour: str, x: float, y: float, size: float, stroke: bool) 
 
 
 def screenshot(page: str, size: tuple[int, int]) -> Image.Image:
-    """What Chromium shows for a page. Its window is never narrower than 500 pixels, so the picture is cut out."""
+    """Return what Chromium shows for a page, cropped, since its window is at least 500 pixels wide."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "page.html", Path(folder) / "page.png"
         source.write_text(f"<!doctype html><html>{page}</html>")
@@ -152,7 +152,7 @@ def screenshot(page: str, size: tuple[int, int]) -> Image.Image:
 
 
 def with_matplotlib(drawing: Drawing, *, axes: bool = False) -> Image.Image:
-    """Scatter markers and patches, with or without the frame around them."""
+    """Draw scatter markers and patches, with or without axes."""
     width, height = drawing.size
     figure = plt.figure(figsize=(width / 100, height / 100), dpi=100)
     area = figure.add_axes((0.1, 0.1, 0.85, 0.85) if axes else (0, 0, 1, 1))
@@ -210,7 +210,7 @@ def with_matplotlib(drawing: Drawing, *, axes: bool = False) -> Image.Image:
 
 
 def with_plain_pillow(drawing: Drawing, *, outlined: bool = False) -> Image.Image:
-    """Hard pixels, as a first script or an old paint program makes them."""
+    """Draw hard pixels, as a first script or an old paint program does."""
     width, height = drawing.size
     image = Image.new("RGB", drawing.size, drawing.ground)
     draw = ImageDraw.Draw(image)
@@ -241,7 +241,7 @@ def with_plain_pillow(drawing: Drawing, *, outlined: bool = False) -> Image.Imag
 
 
 def with_felt_pen(drawing: Drawing) -> Image.Image:
-    """Drawn by hand on paper and scanned: unsteady outlines gone over twice, hatched, grayish, a little askew."""
+    """Imitate a scanned drawing by hand: unsteady outlines drawn twice, hatched, grayish, a little askew."""
     rng = random.Random(drawing.name)
     width, height = drawing.size
     image = Image.new("RGB", drawing.size, (246, 243, 235))
