@@ -11,7 +11,7 @@ from typing import Any
 
 from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 
-MAX_HEADER = 100 * 2**20
+MAX_HEADER_BYTES = 100 * 2**20
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -23,7 +23,7 @@ class Dtype:
     bits: int
 
 
-DTYPES = {
+STORED_DTYPES = {
     "BOOL": Dtype("bool", 8), "U8": Dtype("uint8", 8), "I8": Dtype("int8", 8),
     "F8_E4M3": Dtype("float8_e4m3fn", 8), "F8_E5M2": Dtype("float8_e5m2", 8), "F8_E8M0": Dtype("float8_e8m0fnu", 8),
     "U16": Dtype("uint16", 16), "I16": Dtype("int16", 16), "F16": Dtype("float16", 16), "BF16": Dtype("bfloat16", 16),
@@ -63,7 +63,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
                     f"{path} is a Git LFS pointer: git fetched the name of the weights, not the weights",
                     "Run `git lfs pull` in that folder, or get the model with `mllama download`.",
                 )
-            if size < 8 or length > min(MAX_HEADER, size - 8):
+            if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
                 raise _damaged(path, "its header is cut short")
             header = json.loads(file.read(length))
     except OSError as error:
@@ -84,7 +84,7 @@ def _tensor(path: Path, name: str, entry: Any, begin: int, size: int) -> TensorI
         raise _damaged(path, f"its entry for {name} cannot be read") from error
     if any(type(n) is not int or n < 0 for n in (*shape, start, end)) or start > end:
         raise _damaged(path, f"its entry for {name} makes no sense")
-    if dtype in DTYPES and math.prod(shape) * DTYPES[dtype].bits != (end - start) * 8:
+    if dtype in STORED_DTYPES and math.prod(shape) * STORED_DTYPES[dtype].bits != (end - start) * 8:
         raise _damaged(path, f"the size of {name} does not fit its shape")
     if begin + end > size:
         raise CheckpointError(

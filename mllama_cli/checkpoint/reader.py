@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mllama_cli.checkpoint.files import weight_files
-from mllama_cli.checkpoint.header import DTYPES, TensorInfo, read_header
+from mllama_cli.checkpoint.header import STORED_DTYPES, TensorInfo, read_header
 from mllama_cli.checkpoint.names import canonical
 from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 
@@ -34,7 +34,7 @@ class StoredTensor:
 
 def torch_dtype(info: TensorInfo) -> torch.dtype:
     """Return the dtype of a stored tensor."""
-    dtype: torch.dtype = getattr(torch, DTYPES[info.dtype].torch_name)
+    dtype: torch.dtype = getattr(torch, STORED_DTYPES[info.dtype].torch_name)
     return dtype
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mllama_cli.checkpoint.header import DTYPES
+from mllama_cli.checkpoint.header import STORED_DTYPES
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * DTYPES[self.dtype].bits // 8
+        return math.prod(self.shape) * STORED_DTYPES[self.dtype].bits // 8
 
 
 def layout(specs: Iterable[TensorSpec]) -> tuple[bytes, dict[str, int]]:
@@ -38,7 +38,7 @@ def layout(specs: Iterable[TensorSpec]) -> tuple[bytes, dict[str, int]]:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     begin: dict[str, int] = {}
     end = 0
-    for spec in sorted(specs, key=lambda spec: -DTYPES[spec.dtype].bits):
+    for spec in sorted(specs, key=lambda spec: -STORED_DTYPES[spec.dtype].bits):
         begin[spec.name] = end
         end += spec.nbytes
         entries[spec.name] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": [begin[spec.name], end]}

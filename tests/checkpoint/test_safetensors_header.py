@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mllama_cli.checkpoint.header import DTYPES, read_header
+from mllama_cli.checkpoint.header import STORED_DTYPES, read_header
 from mllama_cli.core.errors import CheckpointError
 
 
@@ -98,7 +98,7 @@ def test_a_folder_in_place_of_the_file(tmp_path: Path) -> None:
         read_header(tmp_path / "x.safetensors")
 
 
-@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("name", STORED_DTYPES)
 def test_dtypes_are_as_wide_as_torch_says(name: str) -> None:
-    dtype: torch.dtype = getattr(torch, DTYPES[name].torch_name)
-    assert dtype.itemsize * 8 == DTYPES[name].bits
+    dtype: torch.dtype = getattr(torch, STORED_DTYPES[name].torch_name)
+    assert dtype.itemsize * 8 == STORED_DTYPES[name].bits
