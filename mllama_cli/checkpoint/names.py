@@ -1,4 +1,4 @@
-"""The names of weights. Ours are those of today's save_pretrained; files may have others.
+"""Map the names of weights in files to ours, which are those of recent save_pretrained.
 
 | layout                        | language model         | output layer                  | vision tower         |
 |-------------------------------|------------------------|-------------------------------|----------------------|
