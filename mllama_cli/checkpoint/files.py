@@ -6,8 +6,8 @@ from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 from mllama_cli.system.files import is_file
 from mllama_cli.system.json_file import read_json
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -15,7 +15,7 @@ def weight_files(folder: Path) -> list[Path]:
 
     Other *.safetensors in the folder are ignored: they repeat the weights (consolidated.safetensors) or are adapters.
     """
-    index = folder / INDEX
+    index = folder / INDEX_FILE
     if is_file(index):
         files = [folder / name for name in index_names(read_json(index), str(index))]
         missing = [file.name for file in files if not is_file(file)]
@@ -25,11 +25,11 @@ def weight_files(folder: Path) -> list[Path]:
                 "The download is incomplete: run `mllama download` again.",
             )
         return files
-    if is_file(folder / SINGLE):
-        return [folder / SINGLE]
+    if is_file(folder / SINGLE_FILE):
+        return [folder / SINGLE_FILE]
     found = sorted(file.name for file in folder.glob("*") if file.suffix in (".bin", ".pth", ".gguf"))
     raise CheckpointError(
-        f"{folder} has no weights (no {SINGLE} or {INDEX}"
+        f"{folder} has no weights (no {SINGLE_FILE} or {INDEX_FILE}"
         + (f"; {found[0]} is in a format that is not read)" if found else ")"),
         "Point to a folder in Hugging Face layout with safetensors weights.",
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 
-MAX_HEADER = 100 * 2**20
+MAX_HEADER_BYTES = 100 * 2**20
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -63,7 +63,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
                     f"{path} is a Git LFS pointer: git fetched the name of the weights, not the weights",
                     "Run `git lfs pull` in that folder, or get the model with `mllama download`.",
                 )
-            if size < 8 or length > min(MAX_HEADER, size - 8):
+            if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
                 raise _damaged(path, "its header is cut short")
             header = json.loads(file.read(length))
     except OSError as error:

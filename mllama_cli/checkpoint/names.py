@@ -1,4 +1,4 @@
-"""The names of weights. Ours are those of today's save_pretrained; files may have others.
+"""Map the names of weights in files to ours, which are those of recent save_pretrained.
 
 | layout                        | language model         | output layer                  | vision tower         |
 |-------------------------------|------------------------|-------------------------------|----------------------|
@@ -11,7 +11,7 @@ from typing import Literal
 
 from mllama_cli.core.config import MllamaTextConfig
 
-Part = Literal["text", "vision"]
+WeightPart = Literal["text", "vision"]
 
 _FROM_HUB = (
     ("language_model.model.", "model.language_model."),
@@ -37,7 +37,7 @@ def hub_name(name: str) -> str:
     return name
 
 
-def part(name: str, config: MllamaTextConfig) -> Part:
+def part(name: str, config: MllamaTextConfig) -> WeightPart:
     """Return whether a text-only chat needs this weight ("text"), or only images do ("vision").
 
     The cross-attention layers belong to the images: without one they are skipped.

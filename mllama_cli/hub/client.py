@@ -70,7 +70,7 @@ def cache_lock(cache: Path, folder: str, etag: str) -> Iterator[None]:
         lock.release()
 
 
-class NoBar:
+class NoProgressBar:
     """Replace huggingface_hub's progress bars, since ``download`` reports progress itself."""
 
     n = 0
@@ -79,7 +79,7 @@ class NoBar:
     def __init__(self, *args: object, **kwargs: object) -> None:
         pass
 
-    def __enter__(self) -> "NoBar":
+    def __enter__(self) -> "NoProgressBar":
         return self
 
     def __exit__(self, *args: object) -> None:

@@ -11,7 +11,7 @@ from mllama_cli.core.errors import DownloadError, ModelNotFoundError
 from mllama_cli.core.events import DownloadProgress
 from mllama_cli.core.text import human_size
 from mllama_cli.hub.cache import hub_cache, repo_folder, snapshot
-from mllama_cli.hub.client import NoBar, cache_lock, quiet
+from mllama_cli.hub.client import NoProgressBar, cache_lock, quiet
 from mllama_cli.hub.errors import translated
 from mllama_cli.hub.plan import DownloadPlan, HubFile
 from mllama_cli.hub.transfer import SHA256, Transfer
@@ -119,7 +119,7 @@ def _fetch_one(plan: DownloadPlan, file: HubFile, counter: "_Counter", stop: thr
                 counter.add(transfer.adopt() - file.here, file.name)
                 transfer.run()
     # Creates the link in the snapshot, or a copy if the file system has no links.
-    hf_hub_download(plan.repo, file.name, revision=plan.commit, cache_dir=cache, tqdm_class=NoBar)
+    hf_hub_download(plan.repo, file.name, revision=plan.commit, cache_dir=cache, tqdm_class=NoProgressBar)
     if not streamed:
         counter.add(file.size - file.here, file.name)
 

@@ -7,18 +7,18 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from mllama_cli.checkpoint.files import INDEX, SINGLE, index_names
+from mllama_cli.checkpoint.files import INDEX_FILE, SINGLE_FILE, index_names
 from mllama_cli.core.config import MODEL_TYPES
 from mllama_cli.core.errors import CheckpointError, DownloadError
 from mllama_cli.core.version import __version__
 from mllama_cli.hub.cache import hub_cache, repo_folder
-from mllama_cli.hub.client import NoBar, hub_url, quiet
+from mllama_cli.hub.client import NoProgressBar, hub_url, quiet
 from mllama_cli.hub.errors import translated
 from mllama_cli.hub.transfer import abandoned_partials
 from mllama_cli.system.json_file import read_json
 
-BESIDE_WEIGHTS = (
-    "config.json", INDEX, "generation_config.json", "preprocessor_config.json", "processor_config.json",
+COMPANION_FILES = (
+    "config.json", INDEX_FILE, "generation_config.json", "preprocessor_config.json", "processor_config.json",
     "tokenizer*", "special_tokens_map.json", "chat_template*", "LICENSE*", "USE_POLICY*", "README.md",
 )  # fmt: skip
 """Files that a model needs in addition to its weights. Never original/, *.pth, *.bin or *.gguf."""
@@ -87,7 +87,7 @@ def _plan(repo: str, revision: str) -> DownloadPlan:
             f"{repo} is not a Llama 3.2 Vision (mllama) model: {what}", "Name one that transformers loads as mllama."
         )
     weights = _weights(repo, commit, set(listing))
-    beside = [name for name in listing if beside_weights(name)]
+    beside = [name for name in listing if is_companion_file(name)]
     folder = repo_folder(repo)
     files = []
     for name in [*sorted(beside), *sorted(weights)]:
@@ -99,16 +99,16 @@ def _plan(repo: str, revision: str) -> DownloadPlan:
     return DownloadPlan(repo, revision, commit, folder / "snapshots" / commit, tuple(files), free_space(hub_cache()))
 
 
-def beside_weights(name: str) -> bool:
+def is_companion_file(name: str) -> bool:
     """Return whether a model needs this file in addition to its weights."""
-    return "/" not in name and any(fnmatch(name, pattern) for pattern in BESIDE_WEIGHTS)
+    return "/" not in name and any(fnmatch(name, pattern) for pattern in COMPANION_FILES)
 
 
 def _weights(repo: str, commit: str, names: set[str]) -> set[str]:
     """Return the names of the weight files: those in the index, else model.safetensors."""
-    wanted = {SINGLE}
-    if INDEX in names:
-        wanted = set(index_names(_read_json(repo, commit, INDEX), f"{repo}: {INDEX}"))
+    wanted = {SINGLE_FILE}
+    if INDEX_FILE in names:
+        wanted = set(index_names(_read_json(repo, commit, INDEX_FILE), f"{repo}: {INDEX_FILE}"))
     if not any(name.endswith(".safetensors") for name in names):
         raise DownloadError(
             f"{repo} has no weights in safetensors format", "Look for a repository of the model that has *.safetensors."
@@ -125,7 +125,7 @@ def _read_json(repo: str, commit: str, name: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         path = cached
         if not cached.is_file():
-            path = Path(hf_hub_download(repo, name, revision=commit, cache_dir=scratch, tqdm_class=NoBar))
+            path = Path(hf_hub_download(repo, name, revision=commit, cache_dir=scratch, tqdm_class=NoProgressBar))
         try:
             return read_json(path)
         except CheckpointError as error:

@@ -8,7 +8,7 @@ from mllama_cli.core.config import MODEL_TYPES
 from mllama_cli.core.errors import ModelNotFoundError, RemovalError
 from mllama_cli.hub.cache import hub_cache, repo_folder, snapshots
 from mllama_cli.hub.catalog import config_of, hub_id, is_built_in, local_model, models_folder
-from mllama_cli.hub.plan import beside_weights
+from mllama_cli.hub.plan import is_companion_file
 from mllama_cli.system.files import expanded, is_file, is_folder
 
 
@@ -86,7 +86,7 @@ def _is_foreign(snapshot: Path) -> bool:
     """Return whether a snapshot is neither a model that we run nor an incomplete download of one."""
     if is_file(snapshot / "config.json"):
         return config_of(snapshot).get("model_type", "mllama") not in MODEL_TYPES
-    return any(not beside_weights(file.name) for file in snapshot.iterdir())
+    return any(not is_companion_file(file.name) for file in snapshot.iterdir())
 
 
 def _size(folder: Path) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from mllama_cli.checkpoint.files import SINGLE
+from mllama_cli.checkpoint.files import SINGLE_FILE
 from mllama_cli.checkpoint.reader import CheckpointReader, StoredTensor
 from mllama_cli.checkpoint.shard_writer import TensorSpec, layout
 from mllama_cli.checkpoint.slices import SliceReader
@@ -151,7 +151,7 @@ def _shards(units: list[Unit], limit: int) -> tuple[QuantizedShard, ...]:
         bins[-1].append(unit)
         used += unit.nbytes
     if len(bins) == 1:
-        return (QuantizedShard(SINGLE, tuple(bins[0])),)
+        return (QuantizedShard(SINGLE_FILE, tuple(bins[0])),)
     return tuple(
         QuantizedShard(f"model-{number:05d}-of-{len(bins):05d}.safetensors", tuple(inside))
         for number, inside in enumerate(bins, 1)

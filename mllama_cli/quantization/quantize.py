@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mllama_cli.checkpoint.files import INDEX
+from mllama_cli.checkpoint.files import INDEX_FILE
 from mllama_cli.checkpoint.shard_writer import ShardWriter
 from mllama_cli.checkpoint.slices import SliceReader
 from mllama_cli.core.errors import QuantizationError
 from mllama_cli.core.events import Event, Notice, QuantizeProgress, QuantizeSummary, RoundingError
 from mllama_cli.core.text import human_size
-from mllama_cli.hub.plan import beside_weights, free_space
+from mllama_cli.hub.plan import free_space, is_companion_file
 from mllama_cli.quantization.destination import QuantizeDestination
 from mllama_cli.quantization.journal import JOURNAL_NAME, QuantizeJournal
 from mllama_cli.quantization.plan import QuantizedShard, QuantizePlan, Unit
@@ -169,12 +169,12 @@ def one_ahead(items: Iterator[T]) -> Iterator[T]:
 def _write_rest(plan: QuantizePlan, folder: Path) -> None:
     """Copy tokenizer, template and settings, write the index, and finally config.json, which makes it a model."""
     for file in sorted(plan.source.iterdir()):
-        if file.is_file() and beside_weights(file.name) and file.name not in ("config.json", INDEX):
+        if file.is_file() and is_companion_file(file.name) and file.name not in ("config.json", INDEX_FILE):
             shutil.copyfile(file, folder / file.name)
     if len(plan.shards) > 1:
         weight_map = {spec.name: shard.file for shard in plan.shards for spec in shard.specs}
         total = sum(unit.nbytes for unit in plan.units())
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        _write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
     _write_json(folder / "config.json", plan.config)
 
 

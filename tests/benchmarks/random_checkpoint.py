@@ -17,7 +17,7 @@ import torch
 from mllama_cli.checkpoint.names import hub_name
 from mllama_cli.checkpoint.shard_writer import ShardWriter, TensorSpec
 from mllama_cli.core.config import MllamaConfig
-from mllama_cli.hub.plan import beside_weights
+from mllama_cli.hub.plan import is_companion_file
 from mllama_cli.model.mllama import empty_network
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +74,7 @@ def write(folder: Path, config: dict[str, Any], files: Path, seed: int = 0) -> N
     index = {"metadata": {"total_size": sum(2 * torch.Size(s).numel() for s in shapes.values())}}
     (folder / "model.safetensors.index.json").write_text(json.dumps({**index, "weight_map": weight_map}))
     for beside in files.iterdir():
-        if beside_weights(beside.name) and beside.name not in ("config.json", "model.safetensors.index.json"):
+        if is_companion_file(beside.name) and beside.name not in ("config.json", "model.safetensors.index.json"):
             shutil.copyfile(beside, folder / beside.name)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
 
