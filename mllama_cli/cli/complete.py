@@ -5,9 +5,9 @@ from mllama_cli.core.errors import MllamaError
 
 def models(incomplete: str) -> list[str]:
     """Return installed models, the built-in one and aliases."""
-    from mllama_cli.hub.catalog import ALIASES, BUILT_IN
+    from mllama_cli.hub.catalog import BUILT_IN, MODEL_ALIASES
 
-    return _starting_with(incomplete, [*installed_models(""), BUILT_IN, *ALIASES])
+    return _starting_with(incomplete, [*installed_models(""), BUILT_IN, *MODEL_ALIASES])
 
 
 def installed_models(incomplete: str) -> list[str]:
@@ -22,9 +22,9 @@ def installed_models(incomplete: str) -> list[str]:
 
 def aliases(incomplete: str) -> list[str]:
     """Return names that can be downloaded."""
-    from mllama_cli.hub.catalog import ALIASES
+    from mllama_cli.hub.catalog import MODEL_ALIASES
 
-    return _starting_with(incomplete, list(ALIASES))
+    return _starting_with(incomplete, list(MODEL_ALIASES))
 
 
 def chats(incomplete: str) -> list[str]:

@@ -37,14 +37,16 @@ def download(
     [bold]mllama download 11b[/]
     """
     from mllama_cli.core.errors import ModelNotFoundError, UsageError
-    from mllama_cli.hub.catalog import ALIASES, hub_id
+    from mllama_cli.hub.catalog import MODEL_ALIASES, hub_id
 
     if not model:
-        names = ", ".join(f"{alias} ({id_})" for alias, id_ in ALIASES.items())
+        names = ", ".join(f"{alias} ({id_})" for alias, id_ in MODEL_ALIASES.items())
         raise UsageError("No model given", f"Known names: {names}. Any hub id works too.")
     repo = hub_id(model)
     if repo is None:
-        hint = f"{suggest(model, ALIASES)}Known names: {', '.join(ALIASES)}. A hub id looks like owner/name."
+        hint = (
+            f"{suggest(model, MODEL_ALIASES)}Known names: {', '.join(MODEL_ALIASES)}. A hub id looks like owner/name."
+        )
         raise ModelNotFoundError(f"{model!r} is neither an alias nor a hub id", hint)
 
     from mllama_cli.hub import download as hub

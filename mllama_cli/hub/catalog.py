@@ -15,7 +15,7 @@ from mllama_cli.hub.cache import current_snapshot, repos
 from mllama_cli.system.files import expanded, files_below, is_file, is_folder, subfolders
 from mllama_cli.system.paths import built_in_model, data_folder
 
-ALIASES = {
+MODEL_ALIASES = {
     "11b": "meta-llama/Llama-3.2-11B-Vision-Instruct",
     "11b-base": "meta-llama/Llama-3.2-11B-Vision",
     "90b": "meta-llama/Llama-3.2-90B-Vision-Instruct",
@@ -51,7 +51,7 @@ def models_folder() -> Path:
 
 def hub_id(name: str) -> str | None:
     """Return the Hub id of an alias, or ``name`` itself if it has the form of one."""
-    return ALIASES.get(name.lower()) or (name if _HUB_ID.fullmatch(name) else None)
+    return MODEL_ALIASES.get(name.lower()) or (name if _HUB_ID.fullmatch(name) else None)
 
 
 def resolve(name: str) -> Path:
@@ -179,12 +179,12 @@ def _unknown(name: str, repo: str | None) -> ModelNotFoundError:
     if repo is not None and not name.startswith((".", "/", "~")):
         what = f"{name} ({repo})" if repo != name else name
         # Long ids resemble one another: accept only a typo of a letter or two.
-        meant = suggest(name, [*here, *ALIASES.values()], cutoff=0.9) if repo == name else ""
+        meant = suggest(name, [*here, *MODEL_ALIASES.values()], cutoff=0.9) if repo == name else ""
         return ModelNotFoundError(
             f"Model {what} is not on this machine",
             f"{meant}{'Else get' if meant else 'Get'} it with `mllama download {name}`: nothing is downloaded unasked.",
         )
-    known = [*here, *ALIASES]
+    known = [*here, *MODEL_ALIASES]
     hint = suggest(name, known, count=3) or f"Known names: {', '.join(known)}. "
     return ModelNotFoundError(
         f"There is no model or folder called {name!r}", f"{hint}`mllama list` shows what is here."

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from mllama_cli.core.errors import DownloadError, MllamaError, ModelNotFoundError
 from mllama_cli.core.text import suggest
-from mllama_cli.hub.catalog import ALIASES
+from mllama_cli.hub.catalog import MODEL_ALIASES
 from mllama_cli.hub.client import client_error, hub_url
 from mllama_cli.system.files import is_disk_full
 
@@ -115,9 +115,9 @@ def _disk(error: OSError) -> DownloadError | None:
 
 def _near(repo: str) -> str:
     """Return a hint that names similar aliases, else all."""
-    alias_of = {id_: alias for alias, id_ in ALIASES.items()}
+    alias_of = {id_: alias for alias, id_ in MODEL_ALIASES.items()}
     meant = suggest(repo, alias_of, cutoff=0.7, show=lambda id_: f"{alias_of[id_]} ({id_})")
-    return meant.rstrip() or f"Known names: {', '.join(ALIASES)}."
+    return meant.rstrip() or f"Known names: {', '.join(MODEL_ALIASES)}."
 
 
 @contextmanager

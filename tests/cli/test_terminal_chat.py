@@ -273,7 +273,7 @@ COMMANDS = [
     ("/set parameter warmth 1", "There is no parameter 'warmth'"),
     ("/set verbose", "Statistics after each answer: yes"),
     ("hello", "tokens/s"),
-    ("/set", "/set needs to know what"),
+    ("/set", "/set needs a setting"),
     ("/system Be brief.", "System message set."),
     ("/show", "tokens used"),
     ("/save", "needs a name"),
