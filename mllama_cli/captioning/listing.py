@@ -92,6 +92,9 @@ def find_images(
         for entry in search.named(path):
             found.setdefault(_same(entry.path), entry)
     for path in listed:
+        if "\0" in path:
+            search.unreadable.append((path, "a path cannot contain a NUL"))
+            continue
         for entry in search.below(path) if os.path.isdir(path) else [ImageEntry(path, path)]:
             found.setdefault(_same(entry.path), entry)
     if not found and not search.unreadable:

@@ -6,6 +6,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mllama_cli.core.errors import UsageError
 from mllama_cli.core.text import replace_surrogates
 
 if TYPE_CHECKING:
@@ -36,9 +37,21 @@ def config_path() -> Path:
 
 def load_settings() -> "Settings":
     """Return the settings of the config file, which flags override. Raise UsageError if it is invalid."""
-    from mllama_cli.core.settings import read_settings
-
     return read_settings(config_path())
+
+
+def read_settings(path: Path) -> "Settings":
+    """Return the settings in a config file; empty ones if it does not exist. Raise UsageError if it is invalid."""
+    from mllama_cli.core.settings import Settings, parse_settings
+    from mllama_cli.system.json_file import read_toml
+
+    try:
+        table = read_toml(path, "Example line: temperature = 0.5")
+    except UsageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return Settings()
+        raise
+    return parse_settings(table, str(path))
 
 
 def resolve_model(asked: str | None, terminal: "Terminal") -> tuple[str, Path]:

@@ -124,9 +124,11 @@ def _as_text(value: Any) -> str:
 def _document() -> "TOMLDocument":
     import tomlkit
 
+    from mllama_cli.system.text_file import read_text
+
     load_settings()  # raises for an invalid file instead of overwriting it
     file = config_path()
-    return tomlkit.parse(file.read_text(encoding="utf-8-sig") if file.is_file() else "")
+    return tomlkit.parse(read_text(file) if file.is_file() else "")
 
 
 def _write(document: "TOMLDocument") -> None:

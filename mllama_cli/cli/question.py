@@ -9,6 +9,7 @@ from mllama_cli.chat.dialogue import default_question
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.filetypes import IMAGE_SUFFIXES
+from mllama_cli.system.text_file import MAX_PROMPT_BYTES, decode, read_stream
 from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
@@ -132,13 +133,9 @@ def _binary_stdin(terminal: Terminal) -> BinaryIO:
 def _piped_text(terminal: Terminal) -> str:
     if terminal.stdin is None or terminal.stdin.closed or terminal.stdin_is_tty:
         return ""
-    data = _binary_stdin(terminal).read()
-    try:
-        return data.decode("utf-8-sig").rstrip("\r\n")
-    except UnicodeDecodeError:
-        raise UsageError(
-            "stdin is not UTF-8 text", "For an image on stdin use --image - ; else convert the text."
-        ) from None
+    data = read_stream(_binary_stdin(terminal), "stdin", limit=MAX_PROMPT_BYTES)
+    hint = "For an image on stdin use --image - ; else convert the text."
+    return decode(data, "stdin", hint=hint).rstrip("\r\n")
 
 
 def read_images(sources: Sequence[str], terminal: Terminal) -> tuple[ImagePart, ...]:

@@ -105,9 +105,16 @@ async def _read(reply: "httpx.Response", name: str, limits: Limits) -> bytes:
         code = reply.status_code
         hint = _STATUS_HINTS.get(code, "Try again later." if code >= 500 else "Check the address.")
         raise DownloadError(f"{name}: the server answered {code} {reply.reason_phrase}".rstrip(), hint)
+    # httpx would decompress before anything can be counted: kilobytes may unfold to gigabytes.
+    encoding = reply.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise DownloadError(
+            f"{name}: the server compressed the picture ({encoding[:40]}) though it was asked not to",
+            "Save it with a browser and give the file.",
+        )
     body = bytearray()
     checked = False
-    async for chunk in reply.aiter_bytes():
+    async for chunk in reply.aiter_raw():
         body += chunk
         if len(body) > limits.max_bytes:
             raise too_many_bytes(name, limits)

@@ -15,6 +15,7 @@ from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError, ImageNotFoundError, UsageError
 from mllama_cli.core.text import suggest
 from mllama_cli.processing.limits import DEFAULT_LIMITS, Limits, too_many_bytes
+from mllama_cli.system.text_file import read_limited
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _SOURCE_HINT = "Give a path, an http(s) URL, a data: URL, or - for stdin."
@@ -94,7 +95,7 @@ def _read_data_url(url: str, limits: Limits) -> ImagePart:
         raise too_many_bytes(name, limits)
     if header.lower().rstrip().endswith(";base64"):
         return ImagePart(decode_base64(unquote(payload), name, limits), name)
-    data = unquote_to_bytes(payload)
+    data = unquote_to_bytes(payload.encode(errors="surrogatepass"))
     if len(data) > limits.max_bytes:
         raise too_many_bytes(name, limits)
     return ImagePart(_not_empty(data, name), name)
@@ -137,14 +138,10 @@ def _read_path(path: Path, name: str, limits: Limits, *, expand: bool = True) ->
 
 
 def _read_limited(stream: BinaryIO, name: str, limits: Limits) -> bytes:
-    chunks: list[bytes] = []
-    total = 0
-    while chunk := stream.read(1 << 20):
-        chunks.append(chunk)
-        total += len(chunk)
-        if total > limits.max_bytes:
-            raise too_many_bytes(name, limits)
-    return b"".join(chunks)
+    data = read_limited(stream, limits.max_bytes)
+    if data is None:
+        raise too_many_bytes(name, limits)
+    return data
 
 
 def _not_empty(data: bytes, name: str) -> bytes:

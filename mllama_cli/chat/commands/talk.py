@@ -1,15 +1,13 @@
 """Slash commands for the conversation itself."""
 
 import re
-from pathlib import Path
 
 from mllama_cli.chat.commands.command import Command, require
 from mllama_cli.chat.shell import Shell
 from mllama_cli.chat.storage.saved import printable, shortened
 from mllama_cli.core.errors import UsageError
-
-MAX_TEXT_BYTES = 4 * 2**20
-"""Largest file that /read takes, far more than any context holds."""
+from mllama_cli.system.files import expanded
+from mllama_cli.system.text_file import read_text
 
 
 def _clear(shell: Shell, argument: str) -> None:
@@ -37,15 +35,8 @@ def _edit(shell: Shell, argument: str) -> None:
 
 
 def _read(shell: Shell, argument: str) -> None:
-    path = Path(require(_unquoted(argument), "read", "a file")).expanduser()
-    try:
-        if path.stat().st_size > MAX_TEXT_BYTES:
-            raise UsageError(f"{path} is larger than {MAX_TEXT_BYTES >> 20} MiB", "No context is that long.")
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is not UTF-8 text", "/image attaches an image.") from None
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}", "Check the path.") from None
+    path = expanded(require(_unquoted(argument), "read", "a file"))
+    text = read_text(path, hint="/image attaches an image.")
     if not text.strip():
         raise UsageError(f"{path} is empty", "")
     shell.dialogue.attached_text.append(f"{path.name}:\n{text.rstrip()}")
