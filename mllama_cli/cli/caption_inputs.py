@@ -32,7 +32,10 @@ def find_inputs(inputs: CaptionInput) -> FoundInputs:
     named = [path for path in paths if path != "-"]
     listing = find_images(named, listed=listed, recursive=inputs.recursive, pattern=inputs.glob)
     if part is not None:
-        listing = Listing(shard_of(listing.entries, *part), listing.unreadable if part[0] == 1 else [])
+        first = part[0] == 1
+        listing = Listing(
+            shard_of(listing.entries, *part), listing.unreadable if first else [], listing.left_out if first else []
+        )
     return FoundInputs(
         listing,
         roots=(*(os.path.realpath(expanded(path)) for path in named), *list_digest, str(part)),

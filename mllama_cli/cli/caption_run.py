@@ -31,6 +31,12 @@ def run_captions(request: CaptionRequest) -> None:
     """Caption the images. Raise MllamaError, or typer.Exit if images failed or Ctrl-C was pressed."""
     terminal = Terminal()
     inputs = find_inputs(request.inputs)
+    if left_out := inputs.listing.left_out:
+        others = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+        terminal.note(
+            f"Left out {left_out[0]}{others}: pictures whose names do not end like a picture's. "
+            "Name such files themselves, or rename them."
+        )
     compute = request.compute.with_defaults(load_settings())
     name, folder = resolve_model(compute.model, terminal)
     sampling = {"max_tokens": request.prompt.max_tokens, **request.sampling}
