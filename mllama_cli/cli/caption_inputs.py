@@ -5,12 +5,11 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from mllama_cli.captioning.listing import Listing, find_images, read_list, shard_of
 from mllama_cli.cli.caption_request import CaptionInput
 from mllama_cli.core.errors import UsageError
-from mllama_cli.system.files import expanded
+from mllama_cli.system.files import expanded, is_file
 
 _LIST_HINT = "Pipe one in: find . -name '*.jpg' | mllama caption -"
 
@@ -36,7 +35,7 @@ def find_inputs(inputs: CaptionInput) -> FoundInputs:
     return FoundInputs(
         listing,
         roots=(*(os.path.realpath(expanded(path)) for path in named), *list_digest, str(part)),
-        single_file=len(named) == 1 and not listed and expanded(named[0]).is_file(),
+        single_file=len(named) == 1 and not listed and is_file(expanded(named[0])),
     )
 
 
@@ -57,7 +56,7 @@ def _read_lists(paths: Sequence[str], files_from: str | None, null: bool) -> tup
                 raise UsageError("The list of paths should come from stdin, but stdin is the terminal", _LIST_HINT)
             data = sys.stdin.buffer.read()
         else:
-            data = Path(source).expanduser().read_bytes()
+            data = expanded(source).read_bytes()
     except OSError as error:
         raise UsageError(f"{source} cannot be read: {error.strerror}", "Check the path.") from None
     listed = read_list(os.fsdecode(data), nul=null)

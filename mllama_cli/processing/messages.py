@@ -13,6 +13,7 @@ from mllama_cli.core.conversation import Conversation, ImagePart, Message, Part,
 from mllama_cli.core.errors import MllamaError, UsageError
 from mllama_cli.processing.images import encode_image
 from mllama_cli.processing.sources import decode_base64, read_image
+from mllama_cli.system.files import expanded
 
 Reader = Callable[[str | Path], ImagePart]
 
@@ -37,12 +38,12 @@ def load_messages(
     """
     name = "stdin" if source == "-" else str(source)
     try:
-        data = (stdin or sys.stdin.buffer).read() if source == "-" else Path(source).expanduser().read_bytes()
+        data = (stdin or sys.stdin.buffer).read() if source == "-" else expanded(source).read_bytes()
     except FileNotFoundError as error:
         raise UsageError(f"no such file: {name}", "Check the path given with --messages.") from error
     except IsADirectoryError as error:
         raise UsageError(f"{name} is a folder", "Give a JSON file of messages.") from error
-    except (OSError, RuntimeError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(
             f"{name} cannot be read: {getattr(error, 'strerror', None) or error}", "Check its permissions."
         ) from error

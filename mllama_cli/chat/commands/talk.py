@@ -1,12 +1,12 @@
 """Slash commands for the conversation itself."""
 
 import re
-from pathlib import Path
 
 from mllama_cli.chat.commands.command import Command, require
 from mllama_cli.chat.shell import Shell
 from mllama_cli.chat.storage.saved import printable, shortened
 from mllama_cli.core.errors import UsageError
+from mllama_cli.system.files import expanded
 
 MAX_TEXT_BYTES = 4 * 2**20
 """Largest file that /read takes, far more than any context holds."""
@@ -37,15 +37,15 @@ def _edit(shell: Shell, argument: str) -> None:
 
 
 def _read(shell: Shell, argument: str) -> None:
-    path = Path(require(_unquoted(argument), "read", "a file")).expanduser()
+    path = expanded(require(_unquoted(argument), "read", "a file"))
     try:
         if path.stat().st_size > MAX_TEXT_BYTES:
             raise UsageError(f"{path} is larger than {MAX_TEXT_BYTES >> 20} MiB", "No context is that long.")
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not UTF-8 text", "/image attaches an image.") from None
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}", "Check the path.") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {getattr(error, 'strerror', error)}", "Check the path.") from None
     if not text.strip():
         raise UsageError(f"{path} is empty", "")
     shell.dialogue.attached_text.append(f"{path.name}:\n{text.rstrip()}")
