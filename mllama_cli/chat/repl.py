@@ -26,15 +26,13 @@ class Repl:
                 self.handle(text)
             except MllamaError as error:
                 shell.terminal.error(error.message, error.hint)
-            except (RuntimeError, MemoryError) as error:
-                from mllama_cli.engine.device import is_out_of_memory, memory_shortage
-
-                if not is_out_of_memory(error):
-                    raise
-                shortage = memory_shortage()
-                shell.terminal.error(shortage.message, shortage.hint)
             except KeyboardInterrupt:
                 shell.terminal.note("Stopped.")
+            except BrokenPipeError:  # nobody reads any more
+                raise
+            except Exception as error:
+                ours = _explained(error)
+                shell.terminal.error(ours.message, ours.hint)
 
     def handle(self, text: str) -> None:
         """Run a command, or send a message with the images it names. Raise MllamaError."""
@@ -49,3 +47,18 @@ class Repl:
         dialogue = self.shell.dialogue
         if dropped.text.strip() or dialogue.attached_text:  # an image alone waits for its question
             self.shell.send(dialogue.compose(dropped.text), typed=dropped.text)
+
+
+def _explained(error: Exception) -> MllamaError:
+    """Return what an unforeseen error of one line means."""
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        return MllamaError(f"{error.strerror or error}{where}", "The chat goes on.")
+    if isinstance(error, RuntimeError | MemoryError):
+        from mllama_cli.engine.device import is_out_of_memory, memory_shortage
+
+        if is_out_of_memory(error):
+            return memory_shortage()
+    return MllamaError(
+        f"This line failed unexpectedly: {type(error).__name__}: {error}", "The chat goes on. Please report this."
+    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from mllama_cli.captioning.listing import Listing, find_images, read_list, shard_of
 from mllama_cli.cli.caption_request import CaptionInput
 from mllama_cli.core.errors import UsageError
-from mllama_cli.system.files import expanded
+from mllama_cli.system.files import expanded, is_file
 from mllama_cli.system.text_file import decode, read_file, read_stream
 
 _LIST_HINT = "Pipe one in: find . -name '*.jpg' | mllama caption -"
@@ -39,7 +39,7 @@ def find_inputs(inputs: CaptionInput) -> FoundInputs:
     return FoundInputs(
         listing,
         roots=(*(os.path.realpath(expanded(path)) for path in named), *list_digest, str(part)),
-        single_file=len(named) == 1 and not listed and expanded(named[0]).is_file(),
+        single_file=len(named) == 1 and not listed and is_file(expanded(named[0])),
     )
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mllama_cli.core.errors import UsageError
-from mllama_cli.core.text import replace_surrogates
 
 if TYPE_CHECKING:
     from mllama_cli.core.settings import Settings
@@ -29,7 +28,9 @@ class ExitStatus(IntEnum):
 def config_path() -> Path:
     """Return MLLAMA_CONFIG, else config.toml in the user's config folder. It may not exist."""
     if given := os.environ.get("MLLAMA_CONFIG"):
-        return Path(os.path.expanduser(given))  # noqa: PTH111 - leaves the ~ of an unknown user alone
+        from mllama_cli.system.files import expanded
+
+        return expanded(given)
     from mllama_cli.system.paths import config_folder
 
     return config_folder() / "config.toml"
@@ -71,7 +72,7 @@ def resolve_model(asked: str | None, terminal: "Terminal") -> tuple[str, Path]:
 
 def print_json(terminal: "Terminal", data: Any) -> None:
     """Print indented JSON. Lone surrogates, which stdout cannot encode, become U+FFFD."""
-    terminal.stdout.write(replace_surrogates(json.dumps(data, ensure_ascii=False, indent=2)) + "\n")
+    terminal.result(json.dumps(data, ensure_ascii=False, indent=2) + "\n")
 
 
 def require_confirmation(terminal: "Terminal", *, given: bool) -> None:

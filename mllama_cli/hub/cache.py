@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from mllama_cli.core.errors import UsageError
-from mllama_cli.system.files import is_file, subfolders
+from mllama_cli.system.files import expanded, is_file, subfolders
 from mllama_cli.system.text_file import read_text
 
 
@@ -54,4 +54,4 @@ def current_snapshot(repo: str) -> Path | None:
 
 
 def _expanded(path: str) -> Path:
-    return Path(os.path.expandvars(path)).expanduser()
+    return expanded(os.path.expandvars(path))

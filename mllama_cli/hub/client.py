@@ -8,6 +8,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from mllama_cli.core.errors import unusable_proxy
 from mllama_cli.core.version import __version__
 
 
@@ -32,6 +33,20 @@ def client_error() -> type[Exception]:
     base = HfHubHTTPError.__bases__[0]
     assert issubclass(base, Exception)
     return base
+
+
+def require_client() -> None:
+    """Raise DownloadError if no web client can be made with the user's proxy settings."""
+    from huggingface_hub import get_session
+
+    try:
+        get_session()
+    except (ImportError, ValueError) as error:
+        raise unusable_proxy(error) from error
+    except Exception as error:
+        if type(error).__name__ != "InvalidURL":
+            raise
+        raise unusable_proxy(error) from error
 
 
 @contextmanager

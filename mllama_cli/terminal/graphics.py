@@ -7,7 +7,7 @@ import os
 import shutil
 import struct
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from mllama_cli.terminal.console import Terminal
 
@@ -18,6 +18,7 @@ CELL_RATIO = 2
 """Height of a character cell divided by its width, about."""
 SIXEL_COLOURS = 256
 SIXEL_BAND = 6
+HALF_BLOCK = "▀"
 KITTY_CHUNK = 4096
 """Base64 characters in a kitty escape sequence, at most."""
 
@@ -37,7 +38,7 @@ def show_preview(terminal: Terminal, image: "Image", *, max_columns: int, max_ro
             drawn = _iterm2(image, columns, rows)
         case "sixel":
             drawn = _sixel_cells(image, columns, rows)
-        case _ if os.environ.get("NO_COLOR"):
+        case _ if os.environ.get("NO_COLOR") or not _can_write(terminal.stdout, HALF_BLOCK):
             return
         case _:
             drawn = _half_blocks(image, columns, rows, true_colour=_true_colour())
@@ -80,6 +81,14 @@ def cells(size: tuple[int, int], max_columns: int, max_rows: int) -> tuple[int, 
     width, height = size
     scale = min(max_columns / width, max_rows * CELL_RATIO / height)
     return max(1, round(width * scale)), max(1, round(height * scale / CELL_RATIO))
+
+
+def _can_write(stream: TextIO, text: str) -> bool:
+    try:
+        text.encode(stream.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _kitty(image: "Image", columns: int, rows: int) -> str:
@@ -165,7 +174,7 @@ def _half_blocks(image: "Image", columns: int, rows: int, *, true_colour: bool =
         line = ""
         for column in range(columns):
             top, bottom = (pixels[(2 * row + half) * columns + column] for half in (0, 1))
-            line += f"\x1b[{_colour(38, top, true_colour)};{_colour(48, bottom, true_colour)}m▀"
+            line += f"\x1b[{_colour(38, top, true_colour)};{_colour(48, bottom, true_colour)}m{HALF_BLOCK}"
         lines.append(f"{line}\x1b[0m\n")
     return "".join(lines)
 

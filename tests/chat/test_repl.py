@@ -468,3 +468,89 @@ def test_a_nearly_full_context_is_told_once(harness: ChatHarness) -> None:
 
 def photo() -> ImagePart:
     return ImagePart(Path(PHOTO).read_bytes(), PHOTO)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/read ~nosuch/x.txt",
+        "/read a\0b",
+        f"/read {'a' * 300}/x.txt",
+        "/export ~nosuch/x.md",
+        f"/export {'a' * 300}/x.md",
+        f"/export {'a' * 300}.md",
+        "/export a\0b.md",
+        f"/image {'a' * 300}/x.png",
+        "/image ~nosuch/x.png",
+        "/image file://[x.png",
+        "/image http://[x.png",
+        f"please see {'a' * 300}/x.png thanks",
+        f"'{'a' * 300}/x.png'",
+        "file://[x.png",
+        "see file://[::1/x.png",
+        "~nosuch/x.png",
+        f"/{'a' * 300}",
+        "/\0",
+        "\udc80/x.png",
+        "/load \udc80",
+        "/model ~nosuch/model",
+        "/save a\0b",
+        "/set parameter seed 1\0",
+        "/history \0\udc80",
+    ],
+    ids=lambda line: repr(line[:24]),
+)
+def test_no_line_ends_the_chat(harness: ChatHarness, line: str) -> None:
+    harness.type("Hello?", line)
+    harness.type("Still there?")
+    assert [m.text for m in harness.dialogue.conversation if m.role == "user"][-1] == "Still there?"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(5, "Input/output error", "x.png"), ValueError("odd\n\x1b[2J"), RuntimeError("strange"), KeyError("k")],
+)
+def test_an_unforeseen_error_is_one_line(harness: ChatHarness, error: Exception) -> None:
+    def load_engine(name: str) -> Engine:
+        raise error
+
+    harness.shell.load_engine = load_engine
+    said = harness.type("/model other").splitlines()
+    assert len(said) == 2
+    assert said[0].startswith("mllama: ")
+    assert "The chat goes on." in said[1]
+    harness.type("Still there?")
+    assert harness.roles == ["user", "assistant"]
+
+
+def test_a_prompt_that_only_looks_like_a_name_is_asked(harness: ChatHarness) -> None:
+    for text in (f"{'word ' * 60} name this picture shapes.png", "~5 shapes? name them like shapes.png"):
+        harness.type(text)
+        assert harness.dialogue.conversation.messages[-2].text == text
+
+
+def test_a_chat_that_cannot_be_saved_says_why_and_can_be_exported(
+    engines: tuple[Engine, Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "blocked").write_text("a file where the folder should be")
+    harness = ChatHarness(engines[0], ChatStore(tmp_path / "blocked" / "chats.db"), engines[1])
+    assert "no longer saved" in harness.type("Hello?")
+    for command in ("/save trip", "/load trip", "/history"):
+        said = harness.type(command)
+        assert "--no-log" not in said
+        assert "mllama: " in said or "no saved chats" in said, said
+    harness.type("/export talk.md", "/export talk.json")
+    assert "Hello?" in (tmp_path / "talk.md").read_text()
+    assert json.loads((tmp_path / "talk.json").read_text())["messages"][0]["content"] == "Hello?"
+    (tmp_path / "blocked").unlink()
+    assert "Saved as trip" in harness.type("/save trip")
+    assert ChatStore(tmp_path / "blocked" / "chats.db").load("trip").conversation.messages[0].text == "Hello?"
+
+
+def test_an_unsaved_chat_is_exported_from_memory(engines: tuple[Engine, Engine], tmp_path: Path) -> None:
+    harness = ChatHarness(engines[0], None, engines[1])
+    assert "still empty" in harness.type(f"/export {tmp_path}/a.md")
+    harness.type("Hello?", f"/export {tmp_path}/a.md")
+    assert "Hello?" in (tmp_path / "a.md").read_text()
+    assert "--no-log" in harness.type("/save trip")

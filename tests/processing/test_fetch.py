@@ -74,7 +74,7 @@ def test_inside_a_running_loop_as_in_notebooks(server: Server) -> None:
 def test_passwords_are_not_shown(server: Server) -> None:
     host = server.url.removeprefix("http://")
     part = read_image(f"http://me:secret@{host}/picture.png")
-    assert part.name == f"http://{host}/picture.png"
+    assert part.name == f"http://***@{host}/picture.png"
     assert server.requests[-1][1]["Authorization"].startswith("Basic ")
     assert "secret" not in refused(f"http://me:secret@{host}/status/404").message
 

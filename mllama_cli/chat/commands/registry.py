@@ -1,12 +1,11 @@
 """List all slash commands, and find the one that a line calls."""
 
-from pathlib import Path
-
 from mllama_cli.chat.commands import images, saved, settings, talk
 from mllama_cli.chat.commands.command import Command
 from mllama_cli.chat.shell import Shell
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.text import suggest
+from mllama_cli.system.files import exists
 
 
 def _help(shell: Shell, argument: str) -> None:
@@ -58,15 +57,8 @@ def find_command(line: str) -> tuple[Command, str] | None:
     name, _, more = word.partition("\n")
     if name.lower() in _BY_NAME:
         return _BY_NAME[name.lower()], f"{more}{argument}".strip()
-    if "/" in name or "\\" in name or _exists(text) or _exists("/" + name):
+    if "/" in name or "\\" in name or exists(text) or exists("/" + name):
         return None
     raise UsageError(
         f"There is no command /{name}", f"{suggest(name, _BY_NAME, show='/{}'.format)}/? lists all commands."
     )
-
-
-def _exists(path: str) -> bool:
-    try:
-        return Path(path).exists()
-    except OSError:  # a name that is too long for the system
-        return False

@@ -1,9 +1,8 @@
 """Slash commands for saved chats."""
 
-from pathlib import Path
-
 from mllama_cli.chat.commands.command import Command, require
 from mllama_cli.chat.shell import Shell
+from mllama_cli.system.files import expanded
 
 HISTORY_LENGTH = 15
 """Chats that /history shows."""
@@ -42,8 +41,8 @@ def _history(shell: Shell, argument: str) -> None:
 def _export(shell: Shell, argument: str) -> None:
     from mllama_cli.chat.export import write_export
 
-    path = Path(require(argument, "export", "a file name that ends in .md or .json")).expanduser()
-    write_export(shell.autosave.saved(shell.dialogue), path)
+    path = expanded(require(argument, "export", "a file name that ends in .md or .json"))
+    write_export(shell.autosave.snapshot(shell.dialogue), path)
     shell.terminal.note(f"Wrote {path}.")
 
 
