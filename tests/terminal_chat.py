@@ -12,7 +12,7 @@ import pexpect
 from tests.console import SCRIPT
 from tests.terminal.window import Window
 
-PROMPT = ">>> Ask anything, /? for help"
+PROMPT = ">>> Ask, or drop a picture here"
 PATIENCE = 60
 """Seconds to wait for something to appear: machines differ."""
 

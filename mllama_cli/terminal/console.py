@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TextIO
 
 from rich.console import Console
+from rich.text import Text
 
 
 @dataclass
@@ -42,7 +43,8 @@ class Terminal:
     @cached_property
     def err(self) -> Console:
         """For status, progress, notes and errors."""
-        return Console(file=self.stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        # On a terminal wrapped at blanks, which the terminal itself does not do; else never.
+        return Console(file=self.stderr, highlight=False, markup=False, emoji=False, soft_wrap=not self.stderr_is_tty)
 
     def note(self, text: str) -> None:
         """Print a line to stderr, also if that is not a terminal."""
@@ -50,8 +52,7 @@ class Terminal:
 
     def error(self, text: str, hint: str = "") -> None:
         """Print what is wrong, then on a second line what to do about it."""
-        self.err.print("mllama: ", style="bold red", end="")
-        self.err.print(text)
+        self.err.print(Text.assemble(("mllama: ", "bold red"), text))
         if hint:
             self.err.print(hint, style="dim")
 
