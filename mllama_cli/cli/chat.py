@@ -43,7 +43,7 @@ def chat(
     name, folder = resolve_model(request.compute.model or (saved.model if saved else None), terminal)
     question = question.prepared(folder)
 
-    with TypeAhead(terminal) as type_ahead:
+    with TypeAhead(terminal, prompts=interactive) as type_ahead:
         if interactive:
             type_ahead.ask_background()
         with StatusLine(terminal) as status:

@@ -25,10 +25,14 @@ class TypeAhead:
 
     With echo, typed text would appear inside the answer; in the terminal's line mode, Enter would reach the prompt as
     Ctrl-J, which begins a new line. Does nothing where stdin is no terminal.
+
+    Args:
+        prompts: whether a prompt follows. If not, what is typed is left to the shell.
     """
 
-    def __init__(self, terminal: Terminal) -> None:
+    def __init__(self, terminal: Terminal, *, prompts: bool = True) -> None:
         self._terminal = terminal
+        self._prompts = prompts
         self._file = -1
         self._before: list[Any] | None = None
         self._handler: Any = None
@@ -40,9 +44,10 @@ class TypeAhead:
             import termios
 
             self._before = termios.tcgetattr(self._file)
-            # What was typed so far went through the line mode, where Enter and Ctrl-J are the same: it meant Enter.
             self._set_quiet()
-            self._typed = self._pending().replace("\n", "\r")
+            if self._prompts:
+                # It went through the line mode, where Enter and Ctrl-J are the same: Enter was meant.
+                self._typed = self._pending().replace("\n", "\r")
             self._handler = signal.signal(signal.SIGTSTP, self._suspend)
         return self
 

@@ -18,6 +18,7 @@ from tests.terminal_chat import (
     CTRL_G,
     CTRL_J,
     CTRL_R,
+    CTRL_Z,
     END_PASTE,
     ENTER,
     PASTE,
@@ -130,6 +131,22 @@ def test_what_is_typed_ahead_is_sent_line_by_line(pictures: Path, env: dict[str,
         chat.type(CTRL_C)
         assert chat.leave() == 0
     assert texts(saved(env))[::2] == ["How many circles are there?", "Where is the star?"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs a shell with job control")
+def test_ctrl_z_suspends_at_the_prompt(pictures: Path, env: dict[str, str]) -> None:
+    shell = TerminalChat("--norc", "--noprofile", "-i", cwd=pictures, env={**env, "PS1": "$ "}, program="bash")
+    with shell as chat:
+        chat.type(f"{SCRIPT} chat{ENTER}")
+        chat.at_prompt()
+        chat.type(CTRL_Z)
+        chat.wait("Stopped")
+        chat.type(f"echo $((40 + 2)) in the shell{ENTER}")
+        chat.wait("42 in the shell")
+        chat.type(f"fg{ENTER}")
+        chat.wait(lambda c: c.row() == PROMPT)
+        chat.type(f"hello{ENTER}")
+        chat.wait("Hello!")
 
 
 def test_several_lines(chat: TerminalChat, env: dict[str, str]) -> None:

@@ -57,6 +57,13 @@ def test_typed_text_is_kept_unseen_and_enter_stays_enter(pair: Pair) -> None:
     assert pair.settings() == before
 
 
+def test_without_a_prompt_typed_text_is_left_to_the_shell(pair: Pair) -> None:
+    pair.type("early\r")
+    with TypeAhead(pair.terminal, prompts=False):
+        pair.type("late\r")
+    assert os.read(pair.terminal.stdin.fileno(), 100).replace(b"\n", b"\r").startswith(b"early\r")
+
+
 @pytest.mark.parametrize(
     ("answer", "background"),
     [
