@@ -1,5 +1,6 @@
 """Save a dialogue as it grows. A write failure is reported once, and the chat continues unsaved."""
 
+import shlex
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -72,7 +73,7 @@ class Autosave:
     def branch(self) -> None:
         """Like ``detach``, with a note that the chat so far stays saved in full."""
         if self.current is not None:
-            self.terminal.note(f"The whole chat so far stays saved: `mllama history show {self.label}`.")
+            self.terminal.note(f"The whole chat so far stays saved: `mllama history show {shlex.quote(self.label)}`.")
         self.detach()
 
     def require_store(self) -> ChatStore:

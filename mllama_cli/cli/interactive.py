@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mllama_cli.chat.storage.saved import SavedChat
     from mllama_cli.cli.chat_request import ChatRequest
     from mllama_cli.engine.engine import Engine
+    from mllama_cli.terminal.type_ahead import TypeAhead
 
 
 def find_chat(name: str | None, *, last: bool) -> "SavedChat | None":
@@ -35,6 +36,7 @@ def run_chat(
     request: "ChatRequest",
     images: Sequence[ImagePart],
     saved: "SavedChat | None",
+    type_ahead: "TypeAhead",
 ) -> None:
     """Load the model, greet, and chat until the user leaves.
 
@@ -75,6 +77,7 @@ def run_chat(
         commands=COMMANDS,
         complete_models=lambda: complete.models(""),
         complete_chats=lambda: [chat.name or str(chat.id) for chat in store.chats()] if store else [],
+        type_ahead=type_ahead,
     )
     shell = Shell(
         terminal,
@@ -86,14 +89,15 @@ def run_chat(
         display=DisplayOptions(
             verbose=request.verbose,
             preview=not request.output.no_preview and request.settings.preview is not False,
-            theme=request.settings.theme or "dark",
+            theme=request.settings.theme or "auto",
+            background=type_ahead.background(),
         ),
     )
     terminal.err.print(engine.name, style="bold", end="  ")
     terminal.note("/? for help, /bye leaves")
-    shell.show_last_answer()
-    for image in images:
-        shell.attach_image(image)
+    if saved is not None:
+        shell.show_resumed(saved)
+    shell.attach_images(images)
     Repl(shell).run()
 
 

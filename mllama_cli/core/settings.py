@@ -10,7 +10,7 @@ from mllama_cli.core.parameter import Parameter, declare, one_of, parameters_of
 from mllama_cli.core.sampling import SETTABLE
 from mllama_cli.core.text import suggest
 
-THEMES = ("dark", "light", "none")
+THEMES = ("auto", "dark", "light", "none")
 DTYPE_CHOICES = ("auto", "bfloat16", "float16", "float32")
 QUANTIZATIONS = ("int4", "int8")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")

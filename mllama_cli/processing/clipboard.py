@@ -35,6 +35,8 @@ def read_clipboard_image() -> ImagePart:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, NotImplementedError):  # Pillow's text names its own function
+        return "no program that reads it was found"
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 

@@ -97,6 +97,8 @@ class ChatCompleter(Completer):
                 yield from _names(argument.removeprefix("parameter ").lstrip(), SETTABLE)
             elif argument.startswith("theme "):
                 yield from _names(argument.removeprefix("theme "), THEMES)
+            elif argument.startswith(("verbose ", "preview ")):
+                yield from _names(argument.partition(" ")[2], ("on", "off"))
             else:
                 yield from _names(argument, SET_OPTIONS)
 

@@ -73,7 +73,8 @@ class Terminal:
     @cached_property
     def err(self) -> Console:
         """For status, progress, notes and errors."""
-        return SafeConsole(file=self.stderr, soft_wrap=True, line_limit=MAX_LINE)
+        # On a terminal wrapped at blanks, which the terminal itself does not do; else never.
+        return SafeConsole(file=self.stderr, soft_wrap=not self.stderr_is_tty, line_limit=MAX_LINE)
 
     def result(self, text: str) -> None:
         """Write text to stdout as it is; without control characters if that is a terminal."""
