@@ -120,4 +120,5 @@ def jpeg_endings(jpeg: JpegPixels, width: int, height: int) -> tuple[bytes, byte
         noise = b"".join(noise + bytes((0xFF, 0xD0 + number % 8)) for number in rest) + noise
     else:
         noise *= 4096
-    return jpeg.data + b"\xff\xd9", jpeg.data + noise + b"\xff\xd9"
+    data = jpeg.data.rstrip(b"\xff")  # half of the end marker
+    return data + b"\xff\xd9", data + noise + b"\xff\xd9"
