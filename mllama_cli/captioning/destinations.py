@@ -6,6 +6,7 @@ from mllama_cli.captioning.listing import ImageEntry
 from mllama_cli.core.caption_events import CaptionRecord
 from mllama_cli.core.errors import CaptionError
 from mllama_cli.system.files import is_disk_full
+from mllama_cli.system.safe_files import UnsafeFileError
 
 
 class LeaseRefusedError(Exception):
@@ -77,6 +78,8 @@ class _NullLease:
 def unwritable(path: str, error: OSError) -> CaptionError:
     """Return the error for a caption that cannot be written."""
     hint = "Free some space and run the same command again to resume."
-    if not is_disk_full(error):
+    if isinstance(error, UnsafeFileError):
+        hint = "It was not touched. Move it away, or delete it."
+    elif not is_disk_full(error):
         hint = "Check the permissions, or write all captions to one file: --output FILE.jsonl."
     return CaptionError(f"{path} cannot be written: {error.strerror or error}", hint)

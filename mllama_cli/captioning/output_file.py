@@ -7,13 +7,11 @@ from typing import IO
 
 from mllama_cli.captioning.destinations import CaptionDestination, Lease, unwritable
 from mllama_cli.captioning.listing import ImageEntry
-from mllama_cli.captioning.locks import CaptionLock
-from mllama_cli.captioning.records import Format, encode, header, records
+from mllama_cli.captioning.records import Format, encode, header, is_cut_record, is_record, records
 from mllama_cli.core.caption_events import CaptionRecord
 from mllama_cli.core.errors import CaptionError, UsageError
-
-FILE_START = {"jsonl": b'{"path": ', "csv": header("csv")}
-"""The first bytes of the files that we write."""
+from mllama_cli.system.locks import Lock
+from mllama_cli.system.safe_files import neighbor_name, open_regular
 
 SYNC_LINES = 32
 SYNC_SECONDS = 2.0
@@ -25,7 +23,8 @@ class OutputFile:
 
     Images that have a caption in the file are done, and lines that report failures are replaced by the result of a new
     try. With ``overwrite`` a new file is written next to the old one and replaces it at the end; its name contains
-    ``run``, a digest of the command, so that the same command resumes it. ``texts`` reads the caption files that
+    ``run``, a digest of the command, so that the same command resumes it. Only files of which every line is ours are
+    added to or replaced. ``texts`` reads the caption files that
     prompts quote.
 
     Raises:
@@ -41,17 +40,20 @@ class OutputFile:
         self._texts = texts
         self._overwrite = overwrite
         folder, name = os.path.split(path)
-        self._partial = os.path.join(folder, f".{name}.{run[:8]}.part") if overwrite else path
+        self._partial = os.path.join(folder, neighbor_name(f".{name}", f".{run[:8]}.part")) if overwrite else path
         self._unsynced, self._synced = 0, time.monotonic()
         try:
-            lock = CaptionLock.acquire(path)
+            lock = Lock.acquire_for(path)
             if lock is None:
                 raise CaptionError(f"Another run is writing {path}", "Wait for it, or give each run its own --output.")
             self._lock = lock
             try:
+                if overwrite and os.path.lexists(path):
+                    with _opened(path, create=False) as replaced:
+                        self._scan(replaced, path)
+                self._file = _opened(self._partial)
                 self._done = self._resume()
-                self._file: IO[bytes] = open(self._partial, "ab", buffering=0)  # noqa: SIM115 - until ``finish``
-                if self._file.tell() == 0:
+                if self._file.seek(0, os.SEEK_END) == 0:
                     self._append(header(self.form))
             except BaseException:
                 lock.release()
@@ -105,49 +107,43 @@ class OutputFile:
 
     def _resume(self) -> set[str]:
         """Remove an incomplete last line and the lines of failures, and return the paths that are done."""
-        done: set[str] = set()
-        kept, failed = 0, 0
-        try:
-            file = open(self._partial, "rb")  # noqa: SIM115 - closed below
-        except FileNotFoundError:
-            return done
-        with file:
-            for raw, values in records(iter(file), self.form):
-                kept += len(raw)
-                if values is None:
-                    self._require_ours(raw, at_start=kept == len(raw))
-                elif values.get("error"):
-                    failed += 1
-                elif isinstance(values.get("path"), str):
-                    done.add(os.path.normpath(values["path"]))
-            size = file.seek(0, os.SEEK_END)
+        done, kept, failed, last = self._scan(self._file, self._partial)
         if failed:
-            self._drop_failures()
-        elif kept < size:
-            if not kept:  # either a run was killed while writing the first line, or the file is not ours
-                with open(self._partial, "rb") as file:
-                    begun = file.read(len(FILE_START[self.form]))
-                if not FILE_START[self.form].startswith(begun):
-                    self._require_ours(begun, at_start=False)
-            os.truncate(self._partial, kept)
+            with _reader(self._file) as old, self._lock.replacing(self._partial) as new:
+                for raw, values in records(iter(old), self.form):
+                    if values is None or not values.get("error"):
+                        new.write(raw if raw.endswith(b"\n") else raw + b"\n")
+            self._file.close()
+            self._file = _opened(self._partial)
+        else:
+            self._file.truncate(kept)
+            if last and not last.endswith(b"\n"):
+                self._append(b"\n")
         return done
 
-    def _require_ours(self, raw: bytes, *, at_start: bool) -> None:
-        if self.form == "csv" and at_start and raw == header("csv"):
-            return
-        raise UsageError(
-            f"{self.path} exists and holds something other than captions", "Name another file, or move it away."
-        )
+    def _scan(self, file: IO[bytes], path: str) -> tuple[set[str], int, int, bytes]:
+        """Return the paths that are done, the bytes of complete lines, the number of failures and the last line.
 
-    def _drop_failures(self) -> None:
-        new = f"{self._partial}.new"
-        with open(self._partial, "rb") as old, open(new, "wb") as file:
-            for raw, values in records(iter(old), self.form):
-                if values is None or not values.get("error"):
-                    file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, self._partial)
+        Raise UsageError if anything in the file is not ours.
+        """
+        done: set[str] = set()
+        kept, failed = 0, 0
+        raw = b""
+        with _reader(file) as lines:
+            for raw, values in records(iter(lines), self.form):
+                kept += len(raw)
+                if values is None or not is_record(values):
+                    if not (self.form == "csv" and kept == len(raw) and raw == header("csv")):
+                        raise _foreign(path)
+                elif values["error"]:
+                    failed += 1
+                else:
+                    done.add(os.path.normpath(values["path"]))
+            lines.seek(kept)
+            cut = lines.read()
+        if cut and not (is_cut_record(cut) if self.form == "jsonl" else kept or header("csv").startswith(cut)):
+            raise _foreign(path)
+        return done, kept, failed, raw
 
 
 class _LineLease:
@@ -161,6 +157,20 @@ class _LineLease:
     def release(self, record: CaptionRecord | None = None) -> None:
         if record is not None:
             self._file.add(record)
+
+
+def _opened(path: str, *, create: bool = True) -> IO[bytes]:
+    return open(open_regular(path, os.O_RDWR | os.O_APPEND, create=create), "r+b", buffering=0)
+
+
+def _reader(file: IO[bytes]) -> IO[bytes]:
+    reader = open(os.dup(file.fileno()), "rb")  # noqa: SIM115 - the caller closes it
+    reader.seek(0)
+    return reader
+
+
+def _foreign(path: str) -> UsageError:
+    return UsageError(f"{path} exists and holds something other than captions", "Name another file, or move it away.")
 
 
 def format_of(path: str) -> Format:

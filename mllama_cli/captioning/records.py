@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from typing import Any, Literal
@@ -10,6 +11,9 @@ from typing import Any, Literal
 from mllama_cli.core.caption_events import CaptionRecord
 
 Format = Literal["jsonl", "csv"]
+
+_CUT_TEXT = re.compile(r'"(?:[^"\\]|\\.)*\\?|n|nu|nul|', re.DOTALL)
+_CUT_NUMBER = re.compile(r"-?\d*\.?\d*(?:e[+-]?\d*)?")
 
 
 def as_json(record: CaptionRecord) -> dict[str, Any]:
@@ -28,26 +32,63 @@ def encode(record: CaptionRecord, form: Format) -> bytes:
 
 def header(form: Format) -> bytes:
     """Return what precedes the first record."""
-    return _csv_line(each.name for each in fields(CaptionRecord)) if form == "csv" else b""
+    return _csv_line(COLUMNS) if form == "csv" else b""
+
+
+COLUMNS = tuple(each.name for each in fields(CaptionRecord))
+
+
+def is_record(values: dict[str, Any] | None) -> bool:
+    """Return whether values are those of one of our lines: a foreign file may have objects or columns, too."""
+    return values is not None and values.keys() >= set(COLUMNS) and isinstance(values["path"], str)
+
+
+def is_cut_record(data: bytes) -> bool:
+    """Return whether ``data`` is what remains of one of our JSON lines that was cut off anywhere.
+
+    >>> is_cut_record(b'{"path": "a.png", "cap'), is_cut_record(b'{"path": "a.png", "note": "mine"}')
+    (True, False)
+    """
+    text = data.decode("utf-8", "replace")
+    position = 0
+    for number, column in enumerate(fields(CaptionRecord)):
+        expected = f'{", " if number else "{"}"{column.name}": '
+        rest = text[position:]
+        if not rest.startswith(expected):
+            return expected.startswith(rest)
+        position += len(expected)
+        if (_CUT_TEXT if column.type is str else _CUT_NUMBER).fullmatch(text, position):
+            return True
+        try:
+            value, position = json.JSONDecoder().raw_decode(text, position)
+        except (json.JSONDecodeError, RecursionError):
+            return False
+        if not isinstance(value, str | None if column.type is str else int | float):
+            return False
+    return text[position:] in ("", "}")
 
 
 def records(data: Iterator[bytes], form: Format) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
     """Yield (raw bytes, values) of each complete line in ``data``; values are None if it is not a record.
 
-    An incomplete line at the end is left out; it starts where the yielded bytes end.
+    A last line that lacks nothing but its end is complete, too: editors write such. An incomplete line at the end is
+    left out; it starts where the yielded bytes end.
     """
     if form == "jsonl":
         for line in data:
-            if line.endswith(b"\n"):
-                yield line, _parsed(line)
+            values = _parsed(line)
+            if values is not None or line.endswith(b"\n"):
+                yield line, values
         return
     raw = b""
     columns: list[str] | None = None
     for line in data:
         raw += line
-        if not line.endswith(b"\n") or raw.count(b'"') % 2:
+        if raw.count(b'"') % 2:
             continue  # inside a quoted caption
         row = next(csv.reader(io.StringIO(raw.decode("utf-8", "surrogateescape"), newline="")), [])
+        if not line.endswith(b"\n") and (columns is None or len(row) != len(columns) or not row[1]):
+            continue
         if columns is None:
             columns = row
             yield raw, None

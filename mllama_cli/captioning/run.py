@@ -127,10 +127,10 @@ class CaptionPipeline:
             job, decoding = item
             try:
                 image = decoding.result()
+                existing = self.destination.existing(job.entry) if self.prompt.reads_existing else ""
             except MllamaError as error:
                 self._events.append(self._give_up(job, error))
                 continue
-            existing = self.destination.existing(job.entry) if self.prompt.reads_existing else ""
             prompt = self.prompt.fill(job.entry, existing)
             job.record = replace(job.record, width=image.width, height=image.height, prompt=prompt, sha256=image.digest)
             yield job, image

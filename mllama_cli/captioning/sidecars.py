@@ -6,14 +6,20 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 
+from mllama_cli.captioning.caption_text import decoded, joined, lenient
 from mllama_cli.captioning.destinations import Lease, LeaseRefusedError, unwritable
 from mllama_cli.captioning.journal import CaptionJournal, JournalEntry, digest
 from mllama_cli.captioning.listing import ImageEntry
-from mllama_cli.captioning.locks import CaptionLock
 from mllama_cli.core.caption_events import CaptionRecord, Existing
+from mllama_cli.core.errors import CaptionError
+from mllama_cli.system.locks import Lock, remove_abandoned_locks
+from mllama_cli.system.safe_files import read_regular
 
 LOCKED_BY_ANOTHER_RUN = "another run is captioning it"
 CAPTIONED_MEANWHILE = "captioned meanwhile"
+
+MAX_CAPTION_BYTES = 2**20
+"""Largest caption file that is quoted or added to."""
 
 
 def sidecar_paths(entries: Sequence[ImageEntry], extension: str) -> tuple[Mapping[str, str], int]:
@@ -40,7 +46,10 @@ def _sidecar(path: str, extension: str, *, full: bool) -> str:
 
 
 class Sidecars:
-    """UTF-8 text files that end with a newline. An empty file counts as none.
+    """Text files, UTF-8 with a newline at the end if they are new. An empty file counts as none.
+
+    What is there is kept byte for byte when a caption is added to it. A file that cannot be decoded, or that is a link,
+    fails its image instead.
 
     Args:
         paths: the caption file of each image's path (``sidecar_paths``).
@@ -63,6 +72,8 @@ class Sidecars:
         self._mode = existing
         self._separator = separator
         self._journal = journal
+        # Overwriting twice loses nothing, so only what is added to counts as done after the end.
+        self.just_finished = journal.begin(keep=self._adds) if journal else False
         self._journaled = dict(journal.entries()) if journal else {}
         self._locked_elsewhere: list[ImageEntry] = []
 
@@ -74,7 +85,7 @@ class Sidecars:
         return self._is_applied(entry, self._journaled.get(_key(entry)))
 
     def acquire(self, entry: ImageEntry) -> Lease:
-        lock = CaptionLock.acquire(self._paths[entry.path])
+        lock = Lock.acquire_for(self._paths[entry.path])
         if lock is None:
             self._locked_elsewhere.append(entry)
             raise LeaseRefusedError(LOCKED_BY_ANOTHER_RUN)
@@ -82,41 +93,64 @@ class Sidecars:
             # Another run may have captioned it since ``is_done`` looked.
             if self._finished_meanwhile(lock, entry):
                 raise LeaseRefusedError(CAPTIONED_MEANWHILE)
+            if self._adds:
+                decoded(self._before(entry), self._paths[entry.path])  # fail before the model is asked
         except BaseException:
             lock.release()
             raise
-        return _SidecarLease(self, lock, entry)
+        return _SidecarLease(self, lock, entry, self._paths[entry.path])
 
     def existing(self, entry: ImageEntry) -> str:
+        path = self._paths[entry.path]
         try:
-            with open(self._paths[entry.path], encoding="utf-8-sig", errors="replace") as file:
-                return file.read()
+            return lenient(read_regular(path, MAX_CAPTION_BYTES, follow=True))
         except FileNotFoundError:
             return ""
+        except OSError as error:
+            raise CaptionError(f"{path} cannot be read: {error.strerror}", "Move it away.") from error
 
     def finish(self, *, exhausted: bool, complete: bool) -> None:
-        if self._journal is None:
-            return
-        if complete and all(
-            self._is_applied(entry, self._journal.get(_key(entry))) for entry in self._locked_elsewhere
-        ):
-            self._journal.forget()
-        self._journal.close()
+        if self._journal is not None:
+            if complete and all(
+                self._is_applied(entry, self._journal.get(_key(entry))) for entry in self._locked_elsewhere
+            ):
+                self._journal.finish()
+            self._journal.close()
+        for folder in {os.path.dirname(path) for path in self._paths.values()}:
+            remove_abandoned_locks(folder)
 
-    def write(self, lock: CaptionLock, entry: ImageEntry, caption: str) -> None:
+    def write(self, lock: Lock, entry: ImageEntry, caption: str) -> None:
         """Change the caption file as ``existing`` says. Raise CaptionError or OSError if it cannot be written."""
         if self._journal is not None:
-            self._journal.add(_key(entry), JournalEntry(stamp(entry), digest(self.existing(entry)), caption))
+            self._journal.add(_key(entry), JournalEntry(stamp(entry), digest(self._before(entry)), caption))
         self._apply(lock, entry, caption)
 
-    def _apply(self, lock: CaptionLock, entry: ImageEntry, caption: str) -> None:
-        before = self.existing(entry).strip()
-        if before and self._mode in ("append", "prepend"):
-            pair = (before, caption) if self._mode == "append" else (caption, before)
-            caption = self._separator.join(pair)
-        lock.write(caption.rstrip("\n") + "\n")
+    @property
+    def _adds(self) -> bool:
+        return self._mode in ("append", "prepend")
 
-    def _finished_meanwhile(self, lock: CaptionLock, entry: ImageEntry) -> bool:
+    def _before(self, entry: ImageEntry) -> bytes:
+        """Return what is in the caption file; nothing for one that is unreadable and may be overwritten."""
+        path = self._paths[entry.path]
+        try:
+            return read_regular(path, MAX_CAPTION_BYTES)
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            if not self._adds:
+                return b""
+            raise unwritable(path, error) from error
+
+    def _apply(self, lock: Lock, entry: ImageEntry, caption: str) -> None:
+        path = self._paths[entry.path]
+        new = caption.rstrip("\n")
+        data = (new + "\n").encode("utf-8", "replace")
+        if self._adds:
+            data = joined(self._before(entry), new, self._separator, path, prepend=self._mode == "prepend")
+        with lock.replacing(path) as file:
+            file.write(data)
+
+    def _finished_meanwhile(self, lock: Lock, entry: ImageEntry) -> bool:
         """Apply a change that a killed run only journaled, and return whether the caption exists by now."""
         if self._journal is None:
             return self.is_done(entry)
@@ -128,23 +162,29 @@ class Sidecars:
         return True
 
     def _is_applied(self, entry: ImageEntry, change: JournalEntry | None) -> bool:
-        return change is not None and change.stamp == stamp(entry) and change.before != digest(self.existing(entry))
+        if change is None or change.stamp != stamp(entry):
+            return False
+        try:
+            return change.before != digest(self._before(entry))
+        except CaptionError:  # ``acquire`` reports it
+            return False
 
 
 class _SidecarLease:
-    def __init__(self, sidecars: Sidecars, lock: CaptionLock, entry: ImageEntry) -> None:
+    def __init__(self, sidecars: Sidecars, lock: Lock, entry: ImageEntry, path: str) -> None:
         self._sidecars = sidecars
         self._lock = lock
         self._entry = entry
+        self._path = path
 
     def write(self, record: CaptionRecord) -> str:
         try:
             self._sidecars.write(self._lock, self._entry, record.caption)
         except OSError as error:
-            raise unwritable(self._lock.destination, error) from error
+            raise unwritable(self._path, error) from error
         finally:
             self._lock.release()
-        return self._lock.destination
+        return self._path
 
     def release(self, record: CaptionRecord | None = None) -> None:
         self._lock.release()

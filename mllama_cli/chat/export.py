@@ -18,6 +18,7 @@ from mllama_cli.core.errors import MllamaError, UsageError
 from mllama_cli.core.filetypes import image_suffix, media_type
 from mllama_cli.core.text import replace_surrogates
 from mllama_cli.system.files import exists, is_file, is_folder
+from mllama_cli.system.safe_files import neighbor_name, replacing
 
 JSON_SUFFIXES = (".json",)
 MARKDOWN_SUFFIXES = (".md", ".markdown")
@@ -70,7 +71,7 @@ def write_export(saved: SavedChat, path: Path, *, overwrite: bool = False) -> tu
     as_json = path.suffix.lower() in JSON_SUFFIXES
     if not as_json and path.suffix.lower() not in MARKDOWN_SUFFIXES:
         raise UsageError(f"{path} is neither .md nor .json", "The suffix chooses Markdown or JSON.")
-    folder = path.with_name(f"{path.stem}_images")
+    folder = path.with_name(neighbor_name(path.stem, "_images"))
     images = {} if as_json else {image.digest: image for image in saved.whole.images}
     files = {digest: f"{number}{image_suffix(image.data)}" for number, (digest, image) in enumerate(images.items(), 1)}
     try:
@@ -84,7 +85,7 @@ def write_export(saved: SavedChat, path: Path, *, overwrite: bool = False) -> tu
             if as_json
             else export_markdown(saved, lambda image: f"{quote(folder.name, errors='replace')}/{files[image.digest]}")
         )
-        _write(path, text.encode())
+        _write(path.resolve(), text.encode())  # a link that --force names is written through
     except OSError as error:
         raise MllamaError(
             f"{error.filename or path} cannot be written: {error.strerror or error}", "Choose another path."
@@ -147,23 +148,15 @@ def _check_free(path: Path, folder: Path | None, overwrite: bool) -> None:
         raise UsageError(f"There is no folder {path.parent}", "Create it first, or choose another path.")
     if exists(path) and not is_file(path):
         raise UsageError(f"{path} is not a regular file", "Choose another name.")
-    if folder is not None and exists(folder) and not is_folder(folder):
+    if folder is not None and os.path.lexists(folder) and (folder.is_symlink() or not is_folder(folder)):
         raise UsageError(f"{folder}, where the images go, is not a folder", "Choose another name.")
     for target in (path, folder):
-        if target is not None and exists(target) and not overwrite:
+        if target is not None and os.path.lexists(target) and not overwrite:
             raise UsageError(
                 f"{target} already exists", "Choose another name; `mllama history export --force` overwrites it."
             )
 
 
 def _write(path: Path, data: bytes) -> None:
-    target = path.resolve()  # writes through a link instead of replacing it
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(str(path)) as file:
+        file.write(data)

@@ -20,11 +20,15 @@ from mllama_cli.cli.options import ComputeOptions
 from mllama_cli.core.caption_events import Captioned, CaptionEvent, CaptionFailed, CaptionsPlanned, Existing
 from mllama_cli.core.errors import MllamaError, UsageError
 from mllama_cli.system.files import expanded
+from mllama_cli.system.safe_files import UnsafeFileError, open_marked
 from mllama_cli.terminal.caption_view import CaptionView
 from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
     from mllama_cli.engine.engine import Engine
+
+ERRORS_HEADER = b"# pictures that mllama caption could not caption\treason\n"
+"""The first line of the FILE of --errors, by which the next run knows that it may be written over."""
 
 
 def run_captions(request: CaptionRequest) -> None:
@@ -132,7 +136,10 @@ def _destination(
             f"{example.name}{output.file_extension} for {example.name}."
         )
     journal = CaptionJournal(run) if existing != "skip" else None
-    return Sidecars(paths, existing=existing, separator=request.separator, journal=journal)
+    sidecars = Sidecars(paths, existing=existing, separator=request.separator, journal=journal)
+    if sidecars.just_finished:
+        terminal.note("This command was completed within the last minute: what it captioned is not captioned again.")
+    return sidecars
 
 
 class _Printer:
@@ -182,14 +189,21 @@ def _error_list(path: Path | None) -> Iterator[Callable[[CaptionFailed], None]]:
     if path is None:
         yield lambda event: None
         return
+    target = str(expanded(str(path)))
     try:
-        file = expanded(path).open("w", encoding="utf-8", errors="surrogateescape")
+        file = open_marked(target, ERRORS_HEADER)
     except OSError as error:
-        raise UsageError(f"--errors {path} cannot be written: {error.strerror}", "Name another file.") from None
+        hint = "Move it away, or name another file." if isinstance(error, UnsafeFileError) else "Name another file."
+        raise UsageError(f"--errors {path} cannot be written: {error.strerror}", hint) from None
+
+    header = ERRORS_HEADER  # an empty list means that nothing failed
 
     def add(event: CaptionFailed) -> None:
-        file.write(f"{event.record.path}\t{' '.join(event.record.error.split())}\n")
+        nonlocal header
+        line = f"{event.record.path}\t{' '.join(event.record.error.split())}\n"
+        file.write(header + line.encode("utf-8", "surrogateescape"))
         file.flush()
+        header = b""
 
     with file:
         yield add

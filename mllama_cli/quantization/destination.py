@@ -6,21 +6,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from mllama_cli.core.errors import QuantizationError, UsageError
 from mllama_cli.hub.catalog import is_mllama
+from mllama_cli.hub.plan import is_companion_file
+from mllama_cli.quantization.journal import JOURNAL_NAME, is_journal
 from mllama_cli.system.files import is_disk_full, is_file
+from mllama_cli.system.locks import Lock
+from mllama_cli.system.safe_files import UnsafeFileError, is_temporary, neighbor_name, require_plain
 
 RESUME_HINT = "Run the same command to resume."
 
+LOCK_NAME = ".lock"
+REPLACED_NAME = ".replaced"
+"""The old model, which is moved into the partial folder just before that takes its place."""
+
 
 class QuantizeDestination:
-    """A model's ``folder``, which appears at the end; until then everything is in ``partial`` next to it."""
+    """A model's ``folder``, which appears at the end; until then everything is in ``partial`` next to it.
+
+    A partial folder is taken up only if our journal is in it, and nothing but our files.
+    """
 
     def __init__(self, folder: Path) -> None:
+        if folder.name.strip(". ") == "":
+            raise UsageError(f"{folder} is no name for a model", "Name a new folder.")
         self.folder = folder
-        self.partial = folder.with_name(folder.name + ".partial")
+        self.partial = folder.with_name(neighbor_name(folder.name, ".partial"))
 
     def check(self, source: Path, *, force: bool) -> None:
         """Raise UsageError if something exists that may not be replaced."""
@@ -29,6 +40,7 @@ class QuantizeDestination:
             raise UsageError(
                 f"{self.folder} and the model to quantize must not contain one another", "Choose another DEST."
             )
+        self._require_own_partial()
         if not self.folder.exists() and not self.folder.is_symlink():
             return
         if self.folder.is_dir() and not self.folder.is_symlink() and not any(self.folder.iterdir()):
@@ -39,19 +51,16 @@ class QuantizeDestination:
             raise UsageError(f"{self.folder} exists and is not a model, so it is not replaced", "Choose another DEST.")
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Lock the partial folder, and convert OSError to QuantizationError."""
+    def writing(self) -> Iterator[Lock]:
+        """Lock the partial folder and yield the lock; convert OSError to QuantizationError."""
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.partial / ".lock")
+            lock = Lock.acquire(str(self.partial / LOCK_NAME))
+            if lock is None:
+                raise UsageError(f"Another process is writing {self.folder}", "Wait for it, or choose another DEST.")
             try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                raise UsageError(
-                    f"Another process is writing {self.folder}", "Wait for it, or choose another DEST."
-                ) from None
-            try:
-                yield
+                self._require_own_partial()
+                yield lock
             finally:
                 lock.release()
         except OSError as error:
@@ -69,19 +78,59 @@ class QuantizeDestination:
             return 0
         return sum(_on_disk(path.stat()) for path in self.partial.iterdir() if is_file(path))
 
+    def remove_others(self) -> None:
+        """Remove files of an earlier run with other settings, which would end up in the finished folder."""
+        for path in self.partial.iterdir():
+            if path.name not in (JOURNAL_NAME, LOCK_NAME, REPLACED_NAME):
+                path.unlink()
+
     def appear(self) -> None:
         """Rename the finished folder to its final name, replacing an old one."""
-        (self.partial / ".lock").unlink(missing_ok=True)
-        old = self.folder.with_name(self.folder.name + ".old")
+        (self.partial / LOCK_NAME).unlink(missing_ok=True)
         if self.folder.exists() or self.folder.is_symlink():
-            if old.is_dir():  # left by a run that was killed at this point
-                shutil.rmtree(old)
-            self.folder.rename(old)
+            _remove(self.partial / REPLACED_NAME)  # left by a run that was killed at this point
+            self.folder.rename(self.partial / REPLACED_NAME)
         self.partial.rename(self.folder)
-        if old.is_symlink():
-            old.unlink()
-        elif old.is_dir():
-            shutil.rmtree(old)
+        _remove(self.folder / REPLACED_NAME)
+        (self.folder / JOURNAL_NAME).unlink()
+
+    def _require_own_partial(self) -> None:
+        """Raise UsageError unless the partial folder is absent, empty or ours."""
+        if not os.path.lexists(self.partial):
+            return
+        reason = ""
+        if self.partial.is_symlink() or not self.partial.is_dir():
+            reason = "is not a folder"
+        else:
+            names = []
+            for path in self.partial.iterdir():
+                names.append(path.name)
+                if path.name == REPLACED_NAME:
+                    continue
+                if path.name not in (JOURNAL_NAME, LOCK_NAME) and not _is_written(path.name):
+                    reason = f"holds {path.name}"
+                try:
+                    require_plain(path.name, path.lstat())
+                except UnsafeFileError as error:
+                    reason = f"holds something unsafe: {error.strerror}"
+            if not reason and names not in ([], [LOCK_NAME]) and not is_journal(self.partial / JOURNAL_NAME):
+                reason = f"has no {JOURNAL_NAME}"
+        if reason:
+            raise UsageError(
+                f"{self.partial} was not left by mllama: it {reason}", "Move it away, or choose another DEST."
+            )
+
+
+def _is_written(name: str) -> bool:
+    """Return whether a file of that name is written into the partial folder."""
+    return is_temporary(name) or name.endswith(".safetensors") or is_companion_file(name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+    elif path.is_dir():
+        shutil.rmtree(path)
 
 
 def _on_disk(status: os.stat_result) -> int:

@@ -5,7 +5,21 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mllama_cli.system.locks import Lock
+
 JOURNAL_NAME = ".quantize.jsonl"
+
+FINGERPRINT_KEYS = {"source", "method", "shards"}
+
+
+def is_journal(path: Path) -> bool:
+    """Return whether a file is a journal of ours, which shows that the folder is ours, too."""
+    try:
+        with path.open("rb") as file:
+            first = json.loads(file.readline())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and first.keys() == FINGERPRINT_KEYS
 
 
 class QuantizeJournal:
@@ -15,13 +29,14 @@ class QuantizeJournal:
     incomplete is dropped, and with it the unit.
     """
 
-    def __init__(self, folder: Path, fingerprint: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, fingerprint: dict[str, Any], lock: Lock) -> None:
         self._path = folder / JOURNAL_NAME
+        self._lock = lock
         self.errors: dict[str, tuple[float, float]] = {}
         self._waiting: list[str] = []
         self.continues = self._resume(fingerprint)
         if not self.continues:
-            self._path.write_text(json.dumps(fingerprint) + "\n", encoding="utf-8")
+            self._rewrite([json.dumps(fingerprint) + "\n"])
 
     def _resume(self, fingerprint: dict[str, Any]) -> bool:
         try:
@@ -32,14 +47,22 @@ class QuantizeJournal:
         if not sound or sound[0] != json.dumps(fingerprint) + "\n":
             return False
         if len(sound) < len(lines):
-            self._path.write_text("".join(sound), encoding="utf-8")
-        for line in sound[1:]:
-            entry = json.loads(line)
-            if entry["done"]:
-                self.errors[entry["name"]] = (entry["error"], entry["energy"])
-            else:
-                self.errors.pop(entry["name"], None)
+            self._rewrite(sound)
+        try:
+            for line in sound[1:]:
+                entry = json.loads(line)
+                if entry["done"]:
+                    self.errors[entry["name"]] = (float(entry["error"]), float(entry["energy"]))
+                else:
+                    self.errors.pop(entry["name"], None)
+        except (ValueError, TypeError, LookupError, RecursionError):
+            self.errors.clear()
+            return False
         return True
+
+    def _rewrite(self, lines: list[str]) -> None:
+        with self._lock.replacing(str(self._path)) as file:
+            file.write("".join(lines).encode())
 
     def forget(self, names: set[str]) -> None:
         """Mark units as not done, since their file is gone."""

@@ -18,7 +18,7 @@ from mllama_cli.core.events import Event, Notice, QuantizeProgress, QuantizeSumm
 from mllama_cli.core.text import human_size
 from mllama_cli.hub.plan import free_space, is_companion_file
 from mllama_cli.quantization.destination import QuantizeDestination
-from mllama_cli.quantization.journal import JOURNAL_NAME, QuantizeJournal
+from mllama_cli.quantization.journal import QuantizeJournal
 from mllama_cli.quantization.plan import QuantizedShard, QuantizePlan, Unit
 from mllama_cli.quantization.rounding import NotFiniteError, quantize_matrix
 from mllama_cli.quantization.sensitivity import not_finite
@@ -50,12 +50,12 @@ def quantize(
     destination.check(plan.source, force=force)
     _check_space(plan, destination)
     yield from map(Notice, plan.layers.notes)
-    with destination.writing():
-        journal = QuantizeJournal(destination.partial, plan.fingerprint())
+    with destination.writing() as lock:
+        journal = QuantizeJournal(destination.partial, plan.fingerprint(), lock)
         if journal.continues and journal.errors:
             yield Notice("Resuming an earlier run.")
         elif not journal.continues:
-            _remove_others(destination)
+            destination.remove_others()
         done = 0
         total = plan.size_before
         for shard in plan.shards:
@@ -64,7 +64,6 @@ def quantize(
                 yield QuantizeProgress(done, total, unit.name)
         _write_rest(plan, destination.partial)
         destination.appear()
-        (folder / JOURNAL_NAME).unlink()
     yield QuantizeSummary(
         folder=str(folder),
         size_before=total,
@@ -180,13 +179,6 @@ def _write_rest(plan: QuantizePlan, folder: Path) -> None:
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-
-
-def _remove_others(destination: QuantizeDestination) -> None:
-    """Remove files of an earlier run with other settings, which would end up in the finished folder."""
-    for path in destination.partial.iterdir():
-        if path.name not in (JOURNAL_NAME, ".lock"):
-            path.unlink()
 
 
 def _errors(plan: QuantizePlan, sums: dict[str, tuple[float, float]]) -> tuple[RoundingError, ...]:

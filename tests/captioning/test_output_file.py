@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -78,11 +79,12 @@ def test_every_place_where_a_power_cut_may_end_it(path: Path) -> None:
     for cut in range(len(whole)):
         path.write_bytes(whole[:cut])
         file = OutputFile(str(path))
-        assert file.is_done(A) == (cut >= end_of_first)
-        assert not file.is_done(B)
+        assert file.is_done(A) == (cut >= end_of_first - 1), "only its line end is missing"
+        assert file.is_done(B) == (cut == len(whole) - 1)
         if not file.is_done(A):
             add(file, A, 'first\nwith "quotes"')
-        add(file, B, 'second\nwith "quotes"')
+        if not file.is_done(B):
+            add(file, B, 'second\nwith "quotes"')
         file.finish(exhausted=True, complete=True)
         assert path.read_bytes() == whole
 
@@ -112,13 +114,85 @@ def test_two_runs_do_not_write_one_file(path: Path) -> None:
     OutputFile(str(path)).finish(exhausted=True, complete=True)
 
 
-@pytest.mark.parametrize("content", ["a shopping list\n", '["json"]\n', "name,age\nme,7\n", "{\n"])
-def test_a_file_of_something_else_is_not_touched(content: str, path: Path) -> None:
+OURS = (
+    '{"path": "a.png", "caption": "a", "width": 1, "height": 1, "tokens": 1, "seconds": 0.1, "model": "m", '
+    '"prompt": "p", "sha256": "s", "error": null}\n'
+)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a shopping list\n", '["json"]\n', "name,age\nme,7\n", "{\n", "no line end", "0", "\n\n", "\0\0",
+        '{"id": 1, "x": 2}\n{"id": 2}', '{"path": "/x/y.png", "note": "my data"}', '{"path": "/x/y.png"}\n',
+        '{"path": "a.png", "caption": "mine"}', '{"path": "a.png", "caption": mine', '{"path": 1', OURS + "mine",
+        OURS + '{"path": "a.png", "caption": "mine"}\n', OURS + '{"path": "a", "error": "x"}\n',
+        "path,caption\na.png,mine\n", "path,caption\na.png,mine", "path;caption\n", "mine,path,caption,width",
+    ],
+)  # fmt: skip
+def test_a_file_of_something_else_is_not_touched(content: str, overwrite: bool, path: Path) -> None:
     path.write_text(content)
     with pytest.raises(UsageError, match="something other than captions"):
-        OutputFile(str(path))
+        OutputFile(str(path), overwrite=overwrite, run="12345678")
     assert path.read_text() == content
     assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("kind", ["link", "dangling", "hard link", "folder"])
+def test_nothing_is_written_through_a_link(kind: str, overwrite: bool, path: Path) -> None:
+    victim = path.with_name("victim")
+    if kind != "dangling":
+        victim.write_text(OURS)
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "hard link":
+        os.link(victim, path)
+    else:
+        path.symlink_to(victim)
+    with pytest.raises(CaptionError, match=r"is a link|hard link|regular file"):
+        OutputFile(str(path), overwrite=overwrite, run="12345678")
+    assert victim.exists() == (kind != "dangling")
+    assert kind == "dangling" or victim.read_text() == OURS
+    assert len(list(path.parent.iterdir())) == 1 + (kind != "dangling")
+
+
+def test_neighbors_of_the_user_stay(path: Path) -> None:
+    for suffix in (".new", ".part", ".mllama", ".tmp", ".old"):
+        path.with_name(path.name + suffix).write_text("precious")
+        path.with_name(f".{path.name}{suffix}").symlink_to(path.with_name(path.name + suffix))
+    for overwrite in (False, False, True):
+        file = OutputFile(str(path), overwrite=overwrite, run="12345678")
+        add(file, A, error="failed")
+        file.finish(exhausted=True, complete=False)
+    assert len(rows(path)) == 1
+    beside = [each for each in path.parent.iterdir() if each != path]
+    assert len(beside) == 10
+    assert all(each.read_text() == "precious" for each in beside)
+
+
+def test_an_editor_that_drops_the_last_line_end_loses_nothing(path: Path) -> None:
+    file = OutputFile(str(path))
+    add(file, A, "mended by hand")
+    file.finish(exhausted=True, complete=True)
+    whole = path.read_bytes()
+    path.write_bytes(whole.rstrip(b"\n"))
+    file = OutputFile(str(path))
+    assert file.is_done(A)
+    file.finish(exhausted=True, complete=True)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("length", [200, 240, 249])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_long_names(length: int, overwrite: bool, tmp_path: Path) -> None:
+    path = tmp_path / ("x" * length + ".jsonl")
+    for _ in range(2):
+        file = OutputFile(str(path), overwrite=overwrite, run="12345678")
+        add(file, A, error="failed")
+        file.finish(exhausted=True, complete=True)
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
 
 def test_only_two_endings_are_known(tmp_path: Path) -> None:

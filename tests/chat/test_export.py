@@ -139,6 +139,35 @@ def test_a_link_is_written_through(tmp_path: Path) -> None:
     assert load_messages(tmp_path / "real.json", to_answer=False) == TALK
 
 
+def test_files_beside_and_links_that_nobody_named_stay(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for name in (f".talk.md.{os.getpid()}.partial", ".talk.md.partial", "talk.md.tmp", ".talk.md.tmp"):
+        (tmp_path / name).symlink_to(victim)
+    folder = tmp_path / "talk_images"
+    folder.mkdir()
+    (folder / "1.jpg").symlink_to(victim)
+    os.link(victim, folder / "2.png")
+    write_export(saved(TALK), tmp_path / "talk.md", overwrite=True)
+    assert (folder / "1.jpg").read_bytes() == PHOTO.data
+    assert victim.read_text() == "precious"
+    assert len(list(tmp_path.iterdir())) == 7
+    (tmp_path / "new.json").symlink_to(tmp_path / "nothing")
+    with pytest.raises(UsageError, match="already exists"):
+        write_export(saved(TALK), tmp_path / "new.json")
+    assert not (tmp_path / "nothing").exists()
+    (tmp_path / "other_images").symlink_to(folder)
+    with pytest.raises(UsageError, match="is not a folder"):
+        write_export(saved(TALK), tmp_path / "other.md", overwrite=True)
+
+
+@pytest.mark.parametrize("length", [200, 240, 251])
+def test_long_names(length: int, tmp_path: Path) -> None:
+    for suffix in (".md", ".json"):
+        path = tmp_path / ("x" * (length + 4 - len(suffix)) + suffix)
+        assert write_export(saved(TALK), path)[0].read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", ["talk", "talk.txt", "none/talk.md", ".md", "folder.md"])
 def test_places_that_cannot_be_written(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.md").mkdir()

@@ -104,6 +104,27 @@ def test_json_lines_on_stdout_for_a_list_on_stdin(folder: Path) -> None:
     assert names(folder) == ["bad.jpg", "card.png", "drawing 2.png", "drawing.png"]
 
 
+@pytest.mark.parametrize("kind", ["thesis", "table", "link", "dangling", "hard link"])
+def test_a_list_of_errors_is_not_written_over_another_file(kind: str, folder: Path, tmp_path: Path) -> None:
+    errors, victim = tmp_path / "errors.tsv", tmp_path / "victim"
+    text = "a.png\ta cat\n" if kind == "table" else "# My thesis\n"
+    if kind in ("thesis", "table"):
+        errors.write_text(text)
+    elif kind == "hard link":
+        victim.write_text(text)
+        os.link(victim, errors)
+    else:
+        errors.symlink_to(victim)
+        if kind == "link":
+            victim.write_text(text)
+    result = run_here("caption", str(folder), "--workers", "0", "--errors", str(errors))
+    assert (result.code, result.out) == (2, "")
+    assert "cannot be written" in result.err
+    assert victim.exists() == (kind in ("link", "hard link"))
+    if kind != "dangling":
+        assert errors.read_text() == text
+
+
 @pytest.mark.parametrize("name", ["captions.jsonl", "captions.csv"])
 def test_all_captions_in_one_file(name: str, folder: Path, tmp_path: Path) -> None:
     output, errors = tmp_path / name, tmp_path / "errors.tsv"
@@ -112,7 +133,9 @@ def test_all_captions_in_one_file(name: str, folder: Path, tmp_path: Path) -> No
     with output.open(newline="") as file:
         rows = list(csv.DictReader(file)) if name.endswith("csv") else [json.loads(line) for line in file]
     assert sorted(Path(row["path"]).name for row in rows) == ["bad.jpg", "card.png", "drawing 2.png", "drawing.png"]
-    assert errors.read_text() == f"{folder}/bad.jpg\tis not a picture: it looks like text\n"
+    header, line = errors.read_text().splitlines()
+    assert header.startswith("# ")
+    assert line == f"{folder}/bad.jpg\tis not a picture: it looks like text"
     assert names(folder) == ["bad.jpg", "card.png", "drawing 2.png", "drawing.png"]
     shutil.copy(DATA / "before.png", folder / "bad.jpg")  # repaired
     assert run_here(*arguments).code == 0
@@ -123,13 +146,18 @@ def test_all_captions_in_one_file(name: str, folder: Path, tmp_path: Path) -> No
     assert not any(row["error"] for row in rows)
 
 
-def test_append_adds_once_for_each_finished_run(folder: Path) -> None:
+def test_append_adds_once_for_each_finished_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "bad.jpg").unlink()
     (folder / "card.txt").write_text("old\n")
     arguments = ("caption", str(folder), "--existing", "append", "--prefix", "ohwx, ", "--workers", "0")
     for times in (1, 2):
         assert run_here(*arguments).code == 0
         assert (folder / "card.txt").read_text().count("ohwx, ") == times
+        result = run_here(*arguments)  # at once: perhaps the process was killed before its end
+        assert "within the last minute" in result.err
+        assert (folder / "card.txt").read_text().count("ohwx, ") == times
+        later = time.time() + 100
+        monkeypatch.setattr(time, "time", lambda later=later: later)
     assert (folder / "card.txt").read_text().startswith("old ohwx, ")
     assert (folder / "drawing.txt").read_text().count("ohwx, ") == 2
 
@@ -277,7 +305,7 @@ def test_two_hundred_drawings_and_twenty_bad_files(tmp_path: Path) -> None:
     result = run_script("caption", str(folder), "--errors", str(tmp_path / "errors.tsv"), timeout=280)
     assert result.code == 3
     assert "Captioned 200, failed 20" in result.err
-    failed = dict(line.split("\t") for line in (tmp_path / "errors.tsv").read_text().splitlines())
+    failed = dict(line.split("\t") for line in (tmp_path / "errors.tsv").read_text().splitlines()[1:])
     assert {Path(path).name for path in failed} == set(bad)
     assert all(reason for reason in failed.values())
     assert not [name for name in bad if (folder / name).with_suffix(".txt").exists()]

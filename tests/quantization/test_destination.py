@@ -1,6 +1,7 @@
 """The destination of a quantized model: interruptions leave no partial model and lose little work."""
 
 import itertools
+import json
 import os
 import random
 import signal
@@ -57,6 +58,111 @@ def test_two_runs_at_once_do_not_mix(source: Path, tmp_path: Path) -> None:
     (tmp_path / "made.partial").mkdir()
     with FileLock(tmp_path / "made.partial" / ".lock"), pytest.raises(UsageError, match="Another process"):
         run(make_plan(source, FOUR), tmp_path / "made")
+
+
+def test_folders_beside_stay(source: Path, tmp_path: Path) -> None:
+    for name in ("made.old", "made.new", ".made", "made.partial.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("mine")
+    before = contents(tmp_path)
+    run(make_plan(source, FOUR), tmp_path / "made")
+    run(make_plan(source, FOUR), tmp_path / "made", force=True)
+    after = contents(tmp_path)
+    assert before.items() <= after.items()
+    assert {name.split("/")[0] for name in after} == {name.split("/")[0] for name in before} | {"made"}
+    assert not [name for name in after if name.startswith("made/.")]
+
+
+PLANTS = [
+    "file",
+    "photo",
+    "config",
+    "other journal",
+    "link",
+    "dangling",
+    "link inside",
+    "hard link",
+    "subfolder",
+    "lock",
+]
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("kind", PLANTS)
+def test_a_partial_folder_of_others_is_not_touched(kind: str, force: bool, source: Path, tmp_path: Path) -> None:
+    plan = make_plan(source, FOUR)
+    partial, victim = tmp_path / "made.partial", tmp_path / "victim"
+    victim.mkdir()
+    (victim / "file").write_text("precious")
+    journal = json.dumps(plan.fingerprint()) + "\n"
+    if kind == "file":
+        partial.write_text("mine")
+    elif kind in ("link", "dangling"):
+        partial.symlink_to(victim if kind == "link" else tmp_path / "nothing")
+    else:
+        partial.mkdir()
+        if kind in ("link inside", "hard link", "subfolder"):
+            (partial / ".quantize.jsonl").write_text(journal)
+        match kind:
+            case "photo":
+                (partial / "cat.jpg").write_text("mine")
+            case "config":
+                (partial / "config.json").write_text("mine")
+            case "other journal":
+                (partial / ".quantize.jsonl").write_text('{"source": "mine"}\n')
+                (partial / "config.json").write_text("mine")
+            case "link inside":
+                (partial / "config.json").symlink_to(victim / "file")
+            case "hard link":
+                os.link(victim / "file", partial / "model.safetensors")
+            case "subfolder":
+                (partial / "sub").mkdir()
+                (partial / "sub" / "mine").write_text("mine")
+            case "lock":
+                (partial / ".lock").write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises((UsageError, QuantizationError)) as caught:
+        run(plan, tmp_path / "made", force=force)
+    assert caught.value.hint
+    assert contents(tmp_path) == before
+    assert not (tmp_path / "made").exists()
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_killed_while_an_old_model_is_replaced(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tmp_path / "made"
+    run(make_plan(source, FOUR), made)
+    rename = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.name == "made.partial":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    eight = make_plan(source, QuantizeOptions(Scheme(8, 32)))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(eight, made, force=True)
+    assert not made.exists()
+    run(eight, made)
+    run(eight, tmp_path / "whole")
+    assert contents(made) == contents(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "whole"]
+
+
+@pytest.mark.parametrize("name", ["/", ".", "..", " "])
+def test_names_that_are_none(name: str, source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="no name for a model"):
+        run(make_plan(source, FOUR), Path(name))
+
+
+def test_long_names(source: Path, tmp_path: Path) -> None:
+    for length in (247, 248, 255):
+        run(make_plan(source, FOUR), tmp_path / ("x" * length))
+        run(make_plan(source, FOUR), tmp_path / ("x" * length), force=True)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_folder_that_cannot_be_written(source: Path, tmp_path: Path) -> None:
