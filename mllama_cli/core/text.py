@@ -1,12 +1,25 @@
 """Small helpers for the text of messages."""
 
 import re
+import reprlib
 from collections.abc import Callable, Iterable
 
 # C0 and C1 controls other than tab and newline.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _SURROGATES = re.compile("[\ud800-\udfff]")  # half of a pair: cannot be encoded
 _LINE_ENDS = re.compile("[\u2028\u2029]")
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 80
+
+
+def shown(value: object) -> str:
+    """Return how an error message shows a stranger's value: as Python writes it, on one line and shortened.
+
+    >>> shown([1, "x\\n"]), len(shown("a" * 1000))
+    ("[1, 'x\\\\n']", 80)
+    """
+    return _SHORT.repr(value)
 
 
 def suggest(
