@@ -55,7 +55,7 @@ class ChatTemplate:
         """Return the template of a checkpoint folder, or None for a base model.
 
         Reads the first of chat_template.jinja, chat_template.json and tokenizer_config.json, as transformers does.
-        Raises CheckpointError for a damaged file, and if the template needs a begin_of_text token that is not known.
+        Raises CheckpointError for a file that is damaged, too large or not UTF-8.
         """
         source: Any = None
         path, *configs = (folder / name for name in TEMPLATE_FILES)
