@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
+from mllama_cli.core.text import shown
 from mllama_cli.system.files import is_file
 from mllama_cli.system.json_file import read_json
 
 SINGLE_FILE = "model.safetensors"
+_HUGGING_FACE = "Point to a folder in Hugging Face layout with safetensors weights."
 INDEX_FILE = "model.safetensors.index.json"
 
 
@@ -18,7 +20,7 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / INDEX_FILE
     if is_file(index):
         files = [folder / name for name in index_names(read_json(index), str(index))]
-        missing = [file.name for file in files if not is_file(file)]
+        missing = [shown(file.name)[1:-1] for file in files if not is_file(file)]
         if missing:
             raise CheckpointError(
                 f"{folder} lacks {len(missing)} of {len(files)} weight files: {', '.join(missing[:3])}",
@@ -27,12 +29,37 @@ def weight_files(folder: Path) -> list[Path]:
         return files
     if is_file(folder / SINGLE_FILE):
         return [folder / SINGLE_FILE]
-    found = sorted(file.name for file in folder.glob("*") if file.suffix in (".bin", ".pth", ".gguf"))
-    raise CheckpointError(
-        f"{folder} has no weights (no {SINGLE_FILE} or {INDEX_FILE}"
-        + (f"; {found[0]} is in a format that is not read)" if found else ")"),
-        "Point to a folder in Hugging Face layout with safetensors weights.",
-    )
+    what, hint = other_layout(folder) or (f"has no weights (no {SINGLE_FILE} or {INDEX_FILE})", _HUGGING_FACE)
+    raise CheckpointError(f"{folder} {what}", hint)
+
+
+def other_layout(folder: Path) -> tuple[str, str] | None:
+    """Return what a folder is that has no weights in our layout, and what to do; None if nothing in it tells."""
+    if is_file(folder / "adapter_config.json"):
+        try:
+            base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        except CheckpointError:
+            base = None
+        of = f" of {shown(base)[1:-1]}" if isinstance(base, str) and base else ""
+        return f"is a LoRA adapter{of}, not a whole model", "Merge it first (merge_and_unload of peft), then save it."
+    found = sorted(name for name in _names(folder) if name.endswith((".bin", ".pth", ".pt", ".gguf", ".safetensors")))
+    if gguf := [name for name in found if name.endswith(".gguf")]:
+        return f"is a GGUF model ({shown(gguf[0])[1:-1]}), which is not read", _HUGGING_FACE
+    if "params.json" in _names(folder) or any(name.startswith("consolidated.") for name in found):
+        return (
+            "is a model in Meta's own layout (consolidated.*, params.json), which is not read",
+            "Get it in Hugging Face layout with `mllama download`, or convert it with transformers.",
+        )
+    if found and not found[0].endswith(".safetensors"):
+        return f"has its weights in {shown(found[0])[1:-1]}, a format that is not read", _HUGGING_FACE
+    return None
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return [file.name for file in folder.iterdir()]
+    except OSError:
+        return []
 
 
 def index_names(index: dict[str, object], where: str) -> list[str]:

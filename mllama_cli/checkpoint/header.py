@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
+from mllama_cli.core.text import shown
 
-MAX_HEADER_BYTES = 100 * 2**20
+MAX_HEADER_BYTES = 16 * 2**20
+"""The 90B has about 1500 tensors, whose entries take 200 kB."""
+MAX_TENSORS = 50_000
+MAX_DIMENSIONS = 8
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -72,23 +76,46 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise _damaged(path, "its header is not valid JSON") from error
     if not isinstance(header, dict):
         raise _damaged(path, "its header is not a JSON object")
+    if len(header) > MAX_TENSORS:
+        raise _damaged(path, f"it has {len(header)} tensors, more than any model")
     begin = 8 + length
-    return {name: _tensor(path, name, entry, begin, size) for name, entry in header.items() if name != "__metadata__"}
+    metadata = header.pop("__metadata__", None)
+    if metadata is not None and not (
+        isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    ):
+        raise _damaged(path, "its __metadata__ is not a list of texts")
+    tensors = {name: _tensor(path, name, entry, begin, size) for name, entry in header.items()}
+    _require_in_order(path, tensors, begin, size)
+    return tensors
+
+
+def _require_in_order(path: Path, tensors: dict[str, TensorInfo], begin: int, size: int) -> None:
+    """Raise CheckpointError unless the tensors fill the file without overlaps and holes, as the format asks."""
+    end = begin
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
+        if info.start != end:
+            problem = "overlaps another tensor" if info.start < end else "comes after bytes of no tensor"
+            raise _damaged(path, f"{shown(name)} {problem}")
+        end = info.end
+    if end != size:
+        raise _damaged(path, f"{size - end} bytes at its end belong to no tensor")
 
 
 def _tensor(path: Path, name: str, entry: Any, begin: int, size: int) -> TensorInfo:
+    label = shown(name)[1:-1]
     try:
         dtype, shape = str(entry["dtype"]), tuple(entry["shape"])
         start, end = entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
-        raise _damaged(path, f"its entry for {name} cannot be read") from error
-    if any(type(n) is not int or n < 0 for n in (*shape, start, end)) or start > end:
-        raise _damaged(path, f"its entry for {name} makes no sense")
+        raise _damaged(path, f"its entry for {label} cannot be read") from error
+    numbers = (*shape, start, end)
+    if len(shape) > MAX_DIMENSIONS or any(type(n) is not int or not 0 <= n < 2**63 for n in numbers) or start > end:
+        raise _damaged(path, f"its entry for {label} makes no sense")
     if dtype in STORED_DTYPES and math.prod(shape) * STORED_DTYPES[dtype].bits != (end - start) * 8:
-        raise _damaged(path, f"the size of {name} does not fit its shape")
+        raise _damaged(path, f"the size of {label} does not fit its shape")
     if begin + end > size:
         raise CheckpointError(
-            f"{path} is cut short: {name} ends at byte {begin + end}, the file at {size}",
+            f"{path} is cut short: {label} ends at byte {begin + end}, the file at {size}",
             "The download or copy did not finish: run it again.",
         )
     return TensorInfo(dtype, shape, begin + start, begin + end)

@@ -5,12 +5,15 @@ transformers versions load.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from mllama_cli.core.errors import CheckpointError
+from mllama_cli.core.errors import CheckpointError, UsageError
+from mllama_cli.core.parameter import declare, from_zero_to, one_of, one_to, parameters_of, positive
+from mllama_cli.core.text import shown
 
 Json = Mapping[str, Any]
+Config = TypeVar("Config")
 
 MODEL_TYPES = ("mllama", "mllama_text_model")
 """The model_type of the checkpoints that we run: whole models, and language models without the vision part."""
@@ -18,38 +21,71 @@ MODEL_TYPES = ("mllama", "mllama_text_model")
 ASPECT_RATIOS: tuple[tuple[int, int], ...] = ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1))
 """Tiles (high, wide) of each supported canvas, in the order of their aspect ratio ids, which start at 1."""
 
+EXTRA_EMBEDDINGS = 8
+"""Rows of embed_tokens after the vocabulary; the first is the image token's."""
 
-def _known(cls: Any, data: Json) -> dict[str, Any]:
-    """Return the entries of ``data`` that ``cls`` has fields for; a null counts as missing."""
-    names = {f.name for f in fields(cls)}
-    return {k: _frozen(v) for k, v in data.items() if k in names and v is not None}
+# No model is as large as these; they keep a damaged config from exhausting memory or time.
+MAX_LAYERS = 1000
+MAX_WIDTH = 2**20
+MAX_IDS = 2**24
+MAX_TILES = 16
+MAX_IMAGE_SIZE = 4096
+
+DAMAGED = "The file may be damaged or made for another model."
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
+def section(data: Json, name: str, where: str = "config.json") -> Json:
+    """Return the object at ``name``; empty if it is missing or null. Raise CheckpointError for anything else."""
+    value = data.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{where}: {name} must be an object, not {shown(value)}", DAMAGED)
+    return value
+
+
+def checked(cls: type[Config], data: Json, where: str = "config.json", **given: Any) -> Config:
+    """Return ``cls`` made from the entries of ``data`` that it declares as parameters; a null counts as missing.
+
+    ``given`` are fields that are checked already. Raises CheckpointError, naming the entry, for a wrong type or range.
+    """
+    values = {}
+    for name, parameter in parameters_of(cls).items():
+        if name not in given and data.get(name) is not None:
+            try:
+                values[name] = parameter.converted(data[name], f"{where}: {name}")
+            except UsageError as error:
+                raise CheckpointError(error.message, DAMAGED) from error
+    return cls(**values, **given)
 
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
-        raise CheckpointError(f"config.json: {message}", "The file may be damaged or made for another architecture.")
+        raise CheckpointError(f"config.json: {message}", DAMAGED)
+
+
+def _require_activation(data: Json, where: str, supported: Sequence[str]) -> None:
+    found = data.get("hidden_act")
+    _require(found in (None, *supported), f"{where}.hidden_act {shown(found)} is not supported ({supported[0]} is)")
 
 
 @dataclass(frozen=True)
 class RopeScaling:
     """The llama3 frequency scaling. ``rope_type`` "default" means none."""
 
-    rope_type: str = "llama3"
-    factor: float = 8.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
+    rope_type: str = declare("llama3", "", *one_of(("llama3", "default")))
+    factor: float = declare(8.0, "", *positive(MAX_WIDTH))
+    low_freq_factor: float = declare(1.0, "", *positive(MAX_WIDTH))
+    high_freq_factor: float = declare(4.0, "", *positive(MAX_WIDTH))
+    original_max_position_embeddings: int = declare(8192, "", *one_to(MAX_IDS))
 
     @classmethod
     def from_dict(cls, data: Json) -> "RopeScaling":
-        scaling = cls(**_known(cls, {**data, "rope_type": data.get("rope_type") or data.get("type")}))
+        named = {**data, "rope_type": data.get("rope_type") or data.get("type")}
+        scaling = checked(cls, named, "config.json: rope_scaling")
         _require(
-            scaling.rope_type in ("llama3", "default"),
-            f"rope scaling of type {scaling.rope_type!r} is not supported (llama3 and default are)",
+            scaling.low_freq_factor < scaling.high_freq_factor,
+            "the low_freq_factor of rope_scaling must be below its high_freq_factor",
         )
         return scaling
 
@@ -58,21 +94,28 @@ class RopeScaling:
 class MllamaTextConfig:
     """The language model: self-attention layers with cross-attention layers at ``cross_attention_layers``."""
 
-    vocab_size: int = 128256
-    hidden_size: int = 4096
-    intermediate_size: int = 14336
-    num_hidden_layers: int = 40
-    num_attention_heads: int = 32
-    num_key_value_heads: int = 8
-    cross_attention_layers: tuple[int, ...] = (3, 8, 13, 18, 23, 28, 33, 38)
-    max_position_embeddings: int = 131072
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 500000.0
+    vocab_size: int = declare(128256, "", *one_to(MAX_IDS))
+    hidden_size: int = declare(4096, "", *one_to(MAX_WIDTH))
+    intermediate_size: int = declare(14336, "", *one_to(MAX_WIDTH))
+    num_hidden_layers: int = declare(40, "", *one_to(MAX_LAYERS))
+    num_attention_heads: int = declare(32, "", *one_to(MAX_WIDTH))
+    num_key_value_heads: int = declare(8, "", *one_to(MAX_WIDTH))
+    cross_attention_layers: tuple[int, ...] = declare((3, 8, 13, 18, 23, 28, 33, 38), "", *from_zero_to(MAX_LAYERS))
+    max_position_embeddings: int = declare(131072, "", *one_to(MAX_IDS))
+    rms_norm_eps: float = declare(1e-5, "", *from_zero_to(1))
+    rope_theta: float = declare(500000.0, "", *positive(1e12))
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
-    tie_word_embeddings: bool = False
-    bos_token_id: int = 128000
-    eos_token_id: tuple[int, ...] = (128001, 128008, 128009)
-    pad_token_id: int = 128004
+    tie_word_embeddings: bool = declare(False)
+    bos_token_id: int = declare(128000, "", *from_zero_to(MAX_IDS))
+    eos_token_id: tuple[int, ...] = declare((128001, 128008, 128009), "", *from_zero_to(MAX_IDS))
+    pad_token_id: int = declare(128004, "", *from_zero_to(MAX_IDS))
+    embedding_rows: int = 0
+    """Rows of embed_tokens in the files, where they differ from vocab_size + EXTRA_EMBEDDINGS."""
+
+    @property
+    def embeddings(self) -> int:
+        """Return the number of rows of embed_tokens, which is that of the ids a prompt may hold."""
+        return self.embedding_rows or self.vocab_size + EXTRA_EMBEDDINGS
 
     @property
     def head_dim(self) -> int:
@@ -83,21 +126,24 @@ class MllamaTextConfig:
         return tuple(i for i in range(self.num_hidden_layers) if i not in self.cross_attention_layers)
 
     @classmethod
-    def from_dict(cls, data: Json) -> "MllamaTextConfig":
-        rope = data.get("rope_parameters") or {}
-        scaling = data.get("rope_scaling") or rope
-        converted = {
-            "rope_theta": rope.get("rope_theta", data.get("rope_theta")),
-            "rope_scaling": RopeScaling.from_dict(scaling) if scaling else None,
-            "eos_token_id": _ids(data.get("eos_token_id")),
-        }
-        config = cls(**_known(cls, {**data, **converted}))
+    def from_dict(cls, data: Json, where: str = "text_config") -> "MllamaTextConfig":
+        rope = section(data, "rope_parameters")
+        scaling = section(data, "rope_scaling") or rope
+        config = checked(
+            cls,
+            {**data, "rope_theta": rope.get("rope_theta", data.get("rope_theta"))},
+            f"config.json: {where}" if where else "config.json",
+            rope_scaling=RopeScaling.from_dict(scaling) if scaling else RopeScaling(),
+        )
+        _require_activation(data, where or "text_config", ("silu", "swish"))
         width, heads, kv = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
-        _require(width % heads == 0, f"hidden_size {width} is not a multiple of {heads} heads")
+        _require(width % (2 * heads) == 0, f"hidden_size {width} is not a multiple of {heads} heads of even width")
         _require(heads % kv == 0, f"{heads} attention heads are not a multiple of {kv} key/value heads")
         _require(
-            all(0 <= i < config.num_hidden_layers for i in config.cross_attention_layers),
-            f"cross_attention_layers {list(config.cross_attention_layers)} exceed {config.num_hidden_layers} layers",
+            all(i < config.num_hidden_layers for i in config.cross_attention_layers)
+            and len(set(config.cross_attention_layers)) == len(config.cross_attention_layers),
+            f"cross_attention_layers {shown(list(config.cross_attention_layers))} exceed {config.num_hidden_layers} "
+            "layers, or one is named twice",
         )
         return config
 
@@ -106,17 +152,17 @@ class MllamaTextConfig:
 class MllamaVisionConfig:
     """The vision tower: local layers, then gated global layers, over at most ``max_num_tiles`` tiles of one image."""
 
-    hidden_size: int = 1280
-    intermediate_size: int = 5120
-    num_hidden_layers: int = 32
-    num_global_layers: int = 8
-    attention_heads: int = 16
-    num_channels: int = 3
-    image_size: int = 560
-    patch_size: int = 14
-    norm_eps: float = 1e-5
-    max_num_tiles: int = 4
-    intermediate_layers_indices: tuple[int, ...] = (3, 7, 15, 23, 30)
+    hidden_size: int = declare(1280, "", *one_to(MAX_WIDTH))
+    intermediate_size: int = declare(5120, "", *one_to(MAX_WIDTH))
+    num_hidden_layers: int = declare(32, "", *one_to(MAX_LAYERS))
+    num_global_layers: int = declare(8, "", *from_zero_to(MAX_LAYERS))
+    attention_heads: int = declare(16, "", *one_to(MAX_WIDTH))
+    num_channels: int = declare(3, "", *one_of((3,)))
+    image_size: int = declare(560, "", *one_to(MAX_IMAGE_SIZE))
+    patch_size: int = declare(14, "", *one_to(MAX_IMAGE_SIZE))
+    norm_eps: float = declare(1e-5, "", *from_zero_to(1))
+    max_num_tiles: int = declare(4, "", *one_to(MAX_TILES))
+    intermediate_layers_indices: tuple[int, ...] = declare((3, 7, 15, 23, 30), "", *from_zero_to(MAX_LAYERS))
     supported_aspect_ratios: tuple[tuple[int, int], ...] = ASPECT_RATIOS
 
     @property
@@ -140,11 +186,13 @@ class MllamaVisionConfig:
 
     @classmethod
     def from_dict(cls, data: Json) -> "MllamaVisionConfig":
-        config = cls(**_known(cls, data))
+        ratios = _aspect_ratios(data.get("supported_aspect_ratios"))
+        config = checked(cls, data, "config.json: vision_config", supported_aspect_ratios=ratios)
+        _require_activation(data, "vision_config", ("gelu",))
         _require(config.image_size % config.patch_size == 0, "image_size is not a multiple of patch_size")
         _require(config.hidden_size % config.attention_heads == 0, "vision hidden_size is not a multiple of its heads")
         _require(
-            all(0 <= i < config.num_hidden_layers for i in config.intermediate_layers_indices)
+            all(i < config.num_hidden_layers for i in config.intermediate_layers_indices)
             and list(config.intermediate_layers_indices) == sorted(set(config.intermediate_layers_indices)),
             "intermediate_layers_indices must be ascending and within the local layers",
         )
@@ -155,7 +203,8 @@ class MllamaVisionConfig:
         declared = data.get("vision_output_dim")
         _require(
             declared in (None, config.vision_output_dim),
-            f"vision_output_dim {declared} is not {config.vision_output_dim} = hidden_size x (1 + intermediate layers)",
+            f"vision_output_dim {shown(declared)} is not {config.vision_output_dim} = "
+            "hidden_size x (1 + intermediate layers)",
         )
         return config
 
@@ -166,89 +215,94 @@ class MllamaConfig:
 
     text_config: MllamaTextConfig = field(default_factory=MllamaTextConfig)
     vision_config: MllamaVisionConfig | None = field(default_factory=MllamaVisionConfig)
-    image_token_index: int = 128256
+    image_token_index: int = declare(128256, "", *from_zero_to(MAX_IDS))
     dtype: str = "bfloat16"
 
     @classmethod
     def from_dict(cls, data: Json) -> "MllamaConfig":
         kind = data.get("model_type")
-        if kind not in MODEL_TYPES:
+        if not isinstance(kind, str) or kind not in MODEL_TYPES:
             raise CheckpointError(
-                f"config.json: model_type is {kind!r}, not 'mllama'",
+                f"config.json: model_type is {shown(kind)}, not 'mllama'",
                 "mllama runs Llama 3.2 Vision checkpoints (11B and 90B) and their text-only parts.",
             )
         dtype = _dtype(data)
         if kind == "mllama_text_model":
-            text = MllamaTextConfig.from_dict(data)
+            text = MllamaTextConfig.from_dict(data, "")
             return cls(text, None, text.vocab_size, dtype)
-        text_data = data.get("text_config") or {}
+        text_data = section(data, "text_config")
         text = MllamaTextConfig.from_dict(text_data)
         image_token = data.get("image_token_index", data.get("image_token_id"))
-        return cls(
+        return checked(
+            cls,
+            {"image_token_index": text.vocab_size if image_token is None else image_token},
             text_config=text,
-            vision_config=MllamaVisionConfig.from_dict(data.get("vision_config") or {}),
-            image_token_index=text.vocab_size if image_token is None else int(image_token),
+            vision_config=MllamaVisionConfig.from_dict(section(data, "vision_config")),
             dtype=dtype if "dtype" in data or "torch_dtype" in data else _dtype(text_data),
         )
 
 
 def _dtype(data: Json) -> str:
     name = str(data.get("dtype") or data.get("torch_dtype") or "bfloat16").removeprefix("torch.")
-    _require(name in ("float32", "float16", "bfloat16"), f"dtype {name!r} is not float32, float16 or bfloat16")
+    _require(name in ("float32", "float16", "bfloat16"), f"dtype {shown(name)} is not float32, float16 or bfloat16")
     return name
 
 
-def _ids(value: int | Sequence[int] | None) -> tuple[int, ...] | None:
+def _aspect_ratios(value: Any) -> tuple[tuple[int, int], ...]:
     if value is None:
-        return None
-    return (value,) if isinstance(value, int) else tuple(value)
+        return ASPECT_RATIOS
+    sides = range(1, MAX_TILES + 1)
+    if not isinstance(value, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(type(side) is int and side in sides for side in pair)
+        for pair in value
+    ):
+        raise CheckpointError(
+            f"config.json: supported_aspect_ratios must be pairs of whole numbers, not {shown(value)}", DAMAGED
+        )
+    return tuple((high, wide) for high, wide in value)
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
     """The checkpoint's own sampling defaults; a missing one turns that feature off."""
 
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    eos_token_id: tuple[int, ...] = ()
-    bos_token_id: int | None = None
+    do_sample: bool = declare(False)
+    temperature: float = declare(1.0, "", *from_zero_to(1000))
+    top_p: float = declare(1.0, "", *from_zero_to(1))
+    top_k: int = declare(0, "", *from_zero_to(MAX_IDS))
+    min_p: float = declare(0.0, "", *from_zero_to(1))
+    repetition_penalty: float = declare(1.0, "", *positive(1000))
+    eos_token_id: tuple[int, ...] = declare((), "", *from_zero_to(MAX_IDS))
+    bos_token_id: int | None = declare(None, "", *from_zero_to(MAX_IDS))
 
     @classmethod
     def from_dict(cls, data: Json) -> "GenerationConfig":
-        return cls(**_known(cls, {**data, "eos_token_id": _ids(data.get("eos_token_id"))}))
+        return checked(cls, data, "generation_config.json")
 
 
 @dataclass(frozen=True)
 class ImageProcessorConfig:
     """preprocessor_config.json: tile side in pixels, maximum number of tiles, mean and standard deviation (RGB)."""
 
-    tile_size: int = 560
-    max_image_tiles: int = 4
-    image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
-    rescale_factor: float = 1 / 255
-
-    def __post_init__(self) -> None:
-        if len(self.image_mean) != 3 or len(self.image_std) != 3:
-            raise ValueError("image_mean and image_std must have three numbers each")
-        for number in (*self.image_mean, *self.image_std, self.rescale_factor):
-            if not isinstance(number, int | float):
-                raise TypeError(f"{number!r} is not a number")
-        if not all(self.image_std):
-            raise ValueError("image_std must not be zero")
-        if not isinstance(self.tile_size, int) or self.tile_size < 1:
-            raise ValueError(f"the tile size must be a positive integer, not {self.tile_size!r}")
-        if not isinstance(self.max_image_tiles, int) or self.max_image_tiles < 1:
-            raise ValueError(f"max_image_tiles must be a positive integer, not {self.max_image_tiles!r}")
+    tile_size: int = declare(560, "", *one_to(MAX_IMAGE_SIZE))
+    max_image_tiles: int = declare(4, "", *one_to(MAX_TILES))
+    image_mean: tuple[float, ...] = declare((0.48145466, 0.4578275, 0.40821073), "", *from_zero_to(1000))
+    image_std: tuple[float, ...] = declare((0.26862954, 0.26130258, 0.27577711), "", *positive(1000))
+    rescale_factor: float = declare(1 / 255, "", *positive(1000))
 
     @classmethod
-    def from_dict(cls, data: Json) -> "ImageProcessorConfig":
-        size = data.get("size") or {}
+    def from_dict(cls, data: Json, where: str = "preprocessor_config.json") -> "ImageProcessorConfig":
+        """Return the config in ``data``, read from the file ``where``. Raise CheckpointError if it is invalid."""
+        size = section(data, "size", where)
         height, width = size.get("height", 560), size.get("width", 560)
+        if unknown := size.keys() - {"height", "width"}:
+            raise CheckpointError(
+                f"{where}: size has {shown(min(unknown))}; only height and width are supported", DAMAGED
+            )
         if height != width:
-            raise CheckpointError(f"preprocessor_config.json: tiles must be square, not {height} x {width}")
-        return cls(**_known(cls, {**data, "tile_size": height}))
+            raise CheckpointError(f"{where}: tiles must be square, not {shown(height)} x {shown(width)}", DAMAGED)
+        config = checked(cls, {**data, "tile_size": height}, where)
+        for name in ("image_mean", "image_std"):
+            if len(getattr(config, name)) != 3:
+                raise CheckpointError(f"{where}: {name} must have three numbers", DAMAGED)
+        return config

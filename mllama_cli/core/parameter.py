@@ -7,9 +7,14 @@ from types import NoneType
 from typing import Any, get_args, get_origin
 
 from mllama_cli.core.errors import UsageError
+from mllama_cli.core.text import shown
 
 _WORDS = {str: "text in quotes", float: "a number", int: "a whole number", bool: "true or false"}
+_LISTS = {str: "a list of texts", float: "a list of numbers", int: "a list of whole numbers"}
 _TRUTH = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
+
+
+Range = tuple[Callable[[Any], object], str]
 
 
 def _anything(value: Any) -> bool:
@@ -41,16 +46,19 @@ class Parameter:
     def require(self, value: Any, label: str) -> None:
         """Raise UsageError, starting with ``label``, unless the value is in range."""
         if not self.check(value):
-            raise UsageError(f"{label} must {self.must}, not {value!r}", f"It means: {self.help}." if self.help else "")
+            raise UsageError(
+                f"{label} must {self.must}, not {shown(value)}", f"It means: {self.help}." if self.help else ""
+            )
 
     def converted(self, value: Any, label: str) -> Any:
         """Return a config file's value in this parameter's type. Raise UsageError for a wrong type or range."""
         values = value if self.repeated and isinstance(value, list | tuple) else [value]
         if self.type is float:
-            values = [float(each) if type(each) is int else each for each in values]
+            with suppress(OverflowError):  # an int beyond any float stays one, which is reported
+                values = [float(each) if type(each) is int else each for each in values]
         if any(type(each) is not self.type for each in values):
-            wanted = "a list of texts" if self.repeated else _WORDS[self.type]
-            raise UsageError(f"{label} must be {wanted}, not {value!r}", f"It means: {self.help}.")
+            wanted = _LISTS[self.type] if self.repeated else _WORDS[self.type]
+            raise UsageError(f"{label} must be {wanted}, not {shown(value)}", f"It means: {self.help}.")
         result = tuple(values) if self.repeated else values[0]
         self.require(result, label)
         return result
@@ -76,9 +84,28 @@ def declare(
     return field(default=default, metadata=metadata)
 
 
-def one_of(choices: tuple[str, ...]) -> tuple[Callable[[Any], object], str]:
+def one_of(choices: tuple[Any, ...]) -> Range:
     """Return ``check`` and ``must`` of a parameter with a fixed set of values."""
-    return choices.__contains__, f"be one of {', '.join(choices)}"
+    return choices.__contains__, f"be one of {', '.join(map(str, choices))}"
+
+
+def one_to(most: float) -> Range:
+    """Return ``check`` and ``must`` of a number, or of numbers, from 1 to ``most``."""
+    return lambda value: all(1 <= each <= most for each in _each(value)), f"be from 1 to {most}"
+
+
+def from_zero_to(most: float) -> Range:
+    """Return ``check`` and ``must`` of a number, or of numbers, from 0 to ``most``."""
+    return lambda value: all(0 <= each <= most for each in _each(value)), f"be from 0 to {most}"
+
+
+def positive(most: float) -> Range:
+    """Return ``check`` and ``must`` of a number, or of numbers, above 0 and at most ``most``."""
+    return lambda value: all(0 < each <= most for each in _each(value)), f"be above 0 and at most {most:g}"
+
+
+def _each(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def parameters_of(cls: type) -> dict[str, Parameter]:

@@ -1,6 +1,7 @@
 """Small helpers for the text of messages."""
 
 import re
+import reprlib
 from collections.abc import Callable, Iterable
 
 # C0 and C1 controls other than tab and newline.
@@ -18,6 +19,18 @@ _PORT = re.compile(r"[0-9]*(?=[/?#\s]|\Z)")
 
 MAX_LINE = 500
 """Characters of a line of status, an error or a cell of a table on a terminal."""
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 80
+
+
+def shown(value: object) -> str:
+    """Return how an error message shows a stranger's value: as Python writes it, on one line and shortened.
+
+    >>> shown([1, "x\\n"]), len(shown("a" * 1000))
+    ("[1, 'x\\\\n']", 80)
+    """
+    return _SHORT.repr(value)
 
 
 def suggest(

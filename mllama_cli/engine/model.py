@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from mllama_cli.checkpoint.reader import CheckpointReader
 from mllama_cli.core.config import GenerationConfig, MllamaConfig
 from mllama_cli.core.events import Event
 from mllama_cli.core.sampling import Sampling
@@ -65,14 +66,18 @@ class LoadedModel:
         generation_config = GenerationConfig.from_dict(read_json(generation) if generation.is_file() else {})
         chosen = choose_device(device)
         make_current(chosen)
-        network = empty_network(config)
-        weights = StoredWeights(folder, raw, config, network, chosen, dtype, quantize)
-        set_exact(network, exact)
+        reader = CheckpointReader(folder)
+        config = reader.fitted(config)
         vision, context = config.vision_config is not None, config.text_config.max_position_embeddings
+        processor = MllamaProcessor.from_pretrained(folder, config.image_token_index, vision=vision, max_tokens=context)
+        processor.tokenizer.require_below(config.text_config.embeddings)
+        network = empty_network(config)
+        weights = StoredWeights(reader, raw, config, network, chosen, dtype, quantize)
+        set_exact(network, exact)
         return cls(
             network,
             config,
-            MllamaProcessor.from_pretrained(folder, config.image_token_index, vision=vision, max_tokens=context),
+            processor,
             device=chosen,
             dtype=weights.dtype,
             generation_config=generation_config,

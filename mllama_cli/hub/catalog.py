@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from mllama_cli.checkpoint.files import is_complete
+from mllama_cli.checkpoint.files import is_complete, other_layout
 from mllama_cli.core.config import MODEL_TYPES
 from mllama_cli.core.errors import CheckpointError, ModelNotFoundError
 from mllama_cli.core.text import suggest
@@ -65,7 +65,11 @@ def resolve(name: str) -> Path:
             return folder
         if is_built_in(name):
             return built_in_model()
-        raise CheckpointError(f"{name} is a folder without config.json, so it is not a model", "Check the path.")
+        what, hint = other_layout(folder) or (
+            "is a folder without config.json, so it is not a model",
+            "Check the path.",
+        )
+        raise CheckpointError(f"{name} {what}", hint)
     if (local := local_model(name)) is not None and is_file(local / "config.json"):
         return local
     if is_built_in(name):
@@ -146,7 +150,11 @@ def kind(folder: Path) -> str:
 def _quantized(declared: Any) -> str:
     """Return "quantized", with the fewest bits of its weights if config.json declares them as compressed-tensors do."""
     groups = declared.get("config_groups") if isinstance(declared, dict) else None
-    weights = [group.get("weights") for group in groups.values() if isinstance(group, dict)] if groups else []
+    weights = (
+        [group.get("weights") for group in groups.values() if isinstance(group, dict)]
+        if isinstance(groups, dict)
+        else []
+    )
     bits = [found for each in weights if isinstance(each, dict) and isinstance(found := each.get("num_bits"), int)]
     return f"quantized to {min(bits)} bits" if bits else "quantized"
 

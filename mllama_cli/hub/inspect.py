@@ -9,7 +9,7 @@ from typing import Any
 from mllama_cli.checkpoint.files import weight_files
 from mllama_cli.checkpoint.header import TensorInfo, read_header
 from mllama_cli.checkpoint.names import canonical
-from mllama_cli.core.config import GenerationConfig, MllamaConfig
+from mllama_cli.core.config import GenerationConfig, MllamaConfig, section
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.hub.catalog import kind
 from mllama_cli.system.json_file import read_json
@@ -97,7 +97,7 @@ def inspect(folder: Path) -> Inspection:
         license=_license(folder),
         packed=packed,
         bytes_of=bytes_of,
-        quantization=raw.get("quantization_config") or {},
+        quantization=section(raw, "quantization_config"),
     )
 
 

@@ -21,9 +21,6 @@ from mllama_cli.model.layers import (
 from mllama_cli.model.rope import inverse_frequencies, rotation
 from mllama_cli.model.visibility import CrossView
 
-EXTRA_EMBEDDINGS = 8
-"""Rows of embed_tokens after the vocabulary; the first is the image token's."""
-
 
 @dataclass(frozen=True)
 class SelfAttentionContext:
@@ -160,7 +157,7 @@ class MllamaTextModel(nn.Module):
     def __init__(self, config: MllamaTextConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = Embedding(config.vocab_size + EXTRA_EMBEDDINGS, config.hidden_size)
+        self.embed_tokens = Embedding(config.embeddings, config.hidden_size)
         self.layers = nn.ModuleList(
             MllamaCrossAttentionDecoderLayer(config, config.cross_attention_layers.index(index))
             if index in config.cross_attention_layers

@@ -1,18 +1,19 @@
-"""The checkpoint's own Jinja chat template, rendered in a sandbox."""
+"""The checkpoint's own Jinja chat template."""
 
 import json
+import os
+import subprocess
+import sys
+import threading
+import weakref
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from functools import cached_property
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
-
-from jinja2 import TemplateError as JinjaError
-from jinja2.exceptions import SecurityError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from typing import Any
 
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
 from mllama_cli.core.errors import COPY_AGAIN, CheckpointError, TemplateError
+from mllama_cli.system.files import is_file
 from mllama_cli.system.json_file import read_json
 from mllama_cli.system.text_file import read_text
 
@@ -20,68 +21,138 @@ TemplateMessage = dict[str, Any]
 
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 
+MAX_SOURCE = 2**20
+"""Characters of a template; the released one has 5,000."""
+MAX_OVERHEAD = 2**20
+"""Characters of a prompt beyond four times those of the conversation."""
+MAX_MEMORY = 2**30
+RENDER_SECONDS = 10.0
+
+_WITHOUT = "Use --raw to go without it."
+
 
 class RefusedError(TemplateError):
     """The template itself called raise_exception on this conversation."""
 
 
 class ChatTemplate:
-    """One template, with ``variables`` for it (bos_token, ...)."""
+    """One template, with ``variables`` for it (bos_token, ...).
 
-    def __init__(self, source: str, variables: Mapping[str, str] | None = None) -> None:
+    It is rendered in a process of its own under limits of time and memory (template_worker.py), which starts with the
+    first conversation and ends with this object.
+    """
+
+    def __init__(
+        self, source: str, variables: Mapping[str, str] | None = None, seconds: float = RENDER_SECONDS
+    ) -> None:
         self.source = source
         self.variables = dict(variables or {})
+        self._seconds = seconds
+        self._worker: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
 
     @classmethod
     def from_pretrained(cls, folder: Path, variables: Mapping[str, str] | None = None) -> "ChatTemplate | None":
         """Return the template of a checkpoint folder, or None for a base model.
 
         Reads the first of chat_template.jinja, chat_template.json and tokenizer_config.json, as transformers does.
+        Raises CheckpointError for a file that is damaged, too large or not UTF-8.
         """
         source: Any = None
-        jinja, *configs = (folder / name for name in TEMPLATE_FILES)
-        if jinja.is_file():
-            source = read_text(jinja, error=CheckpointError, hint=COPY_AGAIN, pipes=False)
-        elif config := next((file for file in configs if file.is_file()), None):
+        path, *configs = (folder / name for name in TEMPLATE_FILES)
+        if is_file(path):
+            source = read_text(path, error=CheckpointError, hint=COPY_AGAIN, pipes=False)
+        elif config := next((file for file in configs if is_file(file)), None):
+            path = config
             source = read_json(config).get("chat_template")
         if isinstance(source, list):  # several named templates
-            named = {entry.get("name"): entry.get("template") for entry in source}
-            source = named.get("default")
-        return cls(source, variables) if isinstance(source, str) and source.strip() else None
-
-    @cached_property
-    def _template(self) -> Any:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        try:
-            return environment.from_string(self.source)
-        except JinjaError as error:
-            raise TemplateError(
-                f"The chat template cannot be parsed: {error}", "Use --raw to go without it."
-            ) from error
+            named = [entry for entry in source if isinstance(entry, dict) and entry.get("name") == "default"]
+            source = named[0].get("template") if named else None
+        if not isinstance(source, str) or not source.strip():
+            return None
+        if len(source) > MAX_SOURCE:
+            raise CheckpointError(f"The chat template in {path} has {len(source)} characters, as none has", COPY_AGAIN)
+        return cls(source, variables)
 
     def render(self, messages: Sequence[TemplateMessage], **variables: Any) -> str:
         """Return the prompt for messages in transformers' form, up to the start of the answer.
 
-        Raises RefusedError if the template refuses the conversation.
+        Raises RefusedError if the template refuses the conversation, TemplateError if it fails or breaks a limit.
         """
-        try:
-            text: str = self._template.render(
-                messages=list(messages), add_generation_prompt=True, **{**self.variables, **variables}
-            )
-        except RefusedError:
-            raise
-        except SecurityError as error:
+        given = {**self.variables, **variables, "messages": list(messages), "add_generation_prompt": True}
+        request = json.dumps(given)
+        request = json.dumps({**given, "max_length": MAX_OVERHEAD + 4 * len(request)})
+        with self._lock:
+            reply = self._ask(request)
+        if reply is None:
             raise TemplateError(
-                f"The chat template does something unsafe: {error}", "Do not use this model."
-            ) from error
-        except (JinjaError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            raise TemplateError(f"The chat template failed: {error}", "Use --raw to go without it.") from error
-        return text
+                f"The chat template takes more than {self._seconds:g} seconds or too much memory", _WITHOUT
+            )
+        kind, message = reply.get("error"), reply.get("message", "")
+        if kind == "refused":
+            raise RefusedError(f"The chat template refuses this conversation: {message}")
+        if kind == "unsafe":
+            raise TemplateError(f"The chat template does something unsafe: {message}", "Do not use this model.")
+        if kind is not None:
+            what = "cannot be parsed" if kind == "parse" else "failed"
+            raise TemplateError(f"The chat template {what}: {message}", _WITHOUT)
+        if not reply["text"]:
+            raise TemplateError("The chat template makes an empty prompt of this conversation", _WITHOUT)
+        return reply["text"]
+
+    def _ask(self, request: str) -> dict[str, str] | None:
+        """Return the worker's answer; None if it was killed. No worker survives an interrupted request."""
+        worker = self._worker or self._start()
+        watch = threading.Timer(self._seconds + 1, worker.kill)  # after the worker's own limit
+        watch.start()
+        try:
+            assert worker.stdin is not None
+            assert worker.stdout is not None
+            worker.stdin.write(request + "\n")
+            worker.stdin.flush()
+            line = worker.stdout.readline()
+            reply: dict[str, str] = json.loads(line)
+        except (OSError, ValueError):
+            self._stop()
+            return None
+        except BaseException:  # Ctrl-C
+            self._stop()
+            raise
+        finally:
+            watch.cancel()
+        return reply
+
+    def _start(self) -> "subprocess.Popen[str]":
+        worker = subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__).with_name("template_worker.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            start_new_session=True,  # Ctrl-C is for us
+        )
+        self._worker = worker
+        self._finalizer = weakref.finalize(self, _end, worker)
+        assert worker.stdin is not None
+        with suppress(OSError):  # a worker that could not start is reported by the first answer
+            first = {"source": self.source, "seconds": self._seconds, "memory": MAX_MEMORY}
+            worker.stdin.write(json.dumps(first) + "\n")
+        return worker
+
+    def _stop(self) -> None:
+        if self._worker is not None:
+            self._finalizer()
+            self._worker = None
+
+
+def _end(worker: "subprocess.Popen[str]") -> None:
+    worker.kill()
+    worker.wait()
+    for stream in (worker.stdin, worker.stdout):
+        if stream is not None:
+            with suppress(OSError):
+                stream.close()
 
 
 def template_messages(conversation: Conversation) -> list[TemplateMessage]:
@@ -114,12 +185,3 @@ def _content(message: Message) -> str | list[dict[str, str]]:
         {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part.text}
         for part in message.parts
     ]
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    # Jinja's own filter escapes <, > and & for HTML, which would change the prompt.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-
-def _refuse(message: str) -> NoReturn:
-    raise RefusedError(f"The chat template refuses this conversation: {message}")

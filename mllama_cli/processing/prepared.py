@@ -4,11 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mllama_cli.core.config import ImageProcessorConfig, MllamaConfig
+from mllama_cli.core.config import ImageProcessorConfig, MllamaConfig, MllamaVisionConfig
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import CheckpointError, UsageError
-from mllama_cli.processing.canvas import Canvas, draw_canvas
+from mllama_cli.processing.canvas import Canvas, draw_canvas, supported_aspect_ratios
 from mllama_cli.processing.images import open_sized
+from mllama_cli.system.files import is_file
 from mllama_cli.system.json_file import read_json
 
 
@@ -62,20 +63,38 @@ def image_config_of(folder: Path) -> ImageProcessorConfig:
 def read_image_config(folder: Path) -> ImageProcessorConfig:
     """Read preprocessor_config.json, or the part of processor_config.json that transformers 5 saves instead.
 
-    Raises CheckpointError if neither exists, or if it is invalid.
+    Raises CheckpointError if neither exists, if it is invalid, or if it does not fit the vision tower of config.json.
     """
     path = folder / "preprocessor_config.json"
     joint = folder / "processor_config.json"
-    if path.is_file():
+    if is_file(path):
         data = read_json(path)
-    elif joint.is_file() and isinstance(part := read_json(joint).get("image_processor"), dict):
+    elif is_file(joint) and isinstance(part := read_json(joint).get("image_processor"), dict):
         path, data = joint, part
     else:
         raise CheckpointError(
             f"{folder} has no preprocessor_config.json, which says how images are prepared",
             "Download the model again, or copy this file from the original model.",
         )
-    try:
-        return ImageProcessorConfig.from_dict(data)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: {error}", "The file may be damaged or made for another model.") from error
+    image = ImageProcessorConfig.from_dict(data, str(path))
+    if is_file(folder / "config.json"):
+        _require_fit(image, MllamaConfig.from_dict(read_json(folder / "config.json")).vision_config, path)
+    return image
+
+
+def _require_fit(image: ImageProcessorConfig, tower: MllamaVisionConfig | None, path: Path) -> None:
+    """Raise CheckpointError unless images are prepared as the vision tower reads them."""
+    if tower is None:
+        return
+    if image.tile_size != tower.image_size:
+        raise CheckpointError(
+            f"{path} makes tiles of {image.tile_size} pixels, and config.json's vision tower reads {tower.image_size}",
+            "Copy both files from the same model.",
+        )
+    ratios = supported_aspect_ratios(image.max_image_tiles)
+    if ratios != tower.supported_aspect_ratios[: len(ratios)]:
+        raise CheckpointError(
+            f"{path} allows {image.max_image_tiles} tiles, whose canvases config.json's vision tower does not know "
+            f"({tower.max_num_tiles} tiles)",
+            "Copy both files from the same model.",
+        )

@@ -2,13 +2,18 @@
 
 import codecs
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from mllama_cli.core.config import section
 from mllama_cli.core.errors import COPY_AGAIN, CheckpointError, ContextLengthError
+from mllama_cli.core.text import replace_surrogates
+from mllama_cli.processing.tokenizer_file import read_tokenizer
+from mllama_cli.system.files import is_file
 from mllama_cli.system.json_file import read_json
 
 _CHARACTERS_PER_TOKEN = 8
@@ -33,23 +38,27 @@ class MllamaTokenizer:
         self._special = re.compile(
             "(" + "|".join(map(re.escape, self.special_ids)) + ")" if self.special_ids else "(?!)"
         )
+        self._rows = sys.maxsize
         self._skip = frozenset(self.special_ids.values())
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> "MllamaTokenizer":
-        """Read tokenizer.json and tokenizer_config.json of a checkpoint folder."""
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise CheckpointError(f"tokenizer.json is missing in {folder}", "The model folder is incomplete.")
-        try:
-            backend = Tokenizer.from_file(str(path))
-        except Exception as error:  # the Rust library raises plain Exception
-            raise CheckpointError(f"{path} cannot be read: {error}", COPY_AGAIN) from error
-        decoder = type(backend.decoder).__name__ if backend.decoder is not None else "none"
-        if decoder != "ByteLevel":
-            raise CheckpointError(f"{path} is not a byte-level tokenizer (its decoder is {decoder})")
-        config = folder / "tokenizer_config.json"
-        names = _special_names(read_json(config)) if config.is_file() else {}
+        """Read tokenizer.json of a checkpoint folder, and the names of its special tokens.
+
+        They are in tokenizer_config.json or, in older folders, in special_tokens_map.json; begin_of_text is also known
+        by its id in config.json. Raises CheckpointError.
+        """
+        backend = read_tokenizer(folder / "tokenizer.json")
+        names: dict[str, str] = {}
+        for file in ("special_tokens_map.json", "tokenizer_config.json"):
+            if is_file(folder / file):
+                names.update(_special_names(read_json(folder / file)))
+        for file in ("config.json", "generation_config.json"):
+            if "bos_token" not in names and is_file(folder / file):
+                data = read_json(folder / file)
+                id_ = data.get("bos_token_id", section(data, "text_config", file).get("bos_token_id"))
+                token = backend.id_to_token(id_) if type(id_) is int and 0 <= id_ < 2**32 else None
+                names.update({"bos_token": token} if token else {})
         return cls(backend, names)
 
     def encode(self, text: str) -> list[int]:
@@ -57,8 +66,25 @@ class MllamaTokenizer:
         if not text:
             return []
         self.backend.encode_special_tokens = True
-        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        try:
+            ids: list[int] = self.backend.encode(replace_surrogates(text), add_special_tokens=False).ids
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # plain Exception, or a panic, which derives from BaseException
+            raise CheckpointError(f"tokenizer.json fails on this text: {str(error)[:300]}", COPY_AGAIN) from error
         return ids
+
+    def require_below(self, rows: int) -> None:
+        """Raise CheckpointError, now or in ``encode_markup``, for an id that is not below the number of embeddings."""
+        self._rows = rows
+        if self.backend.get_vocab_size() > rows:
+            raise self._beyond(self.backend.get_vocab_size() - 1)
+
+    def _beyond(self, id_: int) -> CheckpointError:
+        return CheckpointError(
+            f"tokenizer.json has token ids up to {id_}, but the model has only {self._rows} embeddings",
+            "tokenizer.json and the weights do not belong together.",
+        )
 
     def encode_markup(
         self, text: str, restore: Sequence[tuple[str, str]] = (), max_tokens: int | None = None
@@ -78,6 +104,8 @@ class MllamaTokenizer:
             for placeholder, original in restore:
                 piece = piece.replace(placeholder, original)
             ids.extend(self.encode(piece))
+        if ids and max(ids) >= self._rows:
+            raise self._beyond(max(ids))
         return ids
 
     def _require_fits(self, text: str, max_tokens: int) -> None:
@@ -111,7 +139,7 @@ class MllamaTokenizer:
         if token_id in self._literal:
             return self._literal[token_id]
         token = self.backend.id_to_token(token_id)
-        return bytes(_BYTES[char] for char in token) if token is not None else b""
+        return bytes(_BYTES[char] for char in token if char in _BYTES) if token is not None else b""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids without special tokens."""

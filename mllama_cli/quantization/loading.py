@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mllama_cli.checkpoint.reader import CheckpointReader
 from mllama_cli.checkpoint.slices import SliceReader
-from mllama_cli.core.config import MllamaTextConfig
+from mllama_cli.core.config import MllamaTextConfig, section
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.quantization.config_groups import ConfigGroups
 from mllama_cli.quantization.linear import QuantizedLinear, replace_linears
@@ -20,7 +20,7 @@ from mllama_cli.quantization.sensitivity import ErrorProbe, not_finite
 
 def load_quantized_linears(network: nn.Module, config: Mapping[str, Any]) -> None:
     """Replace the layers of an empty network that are packed according to config.json. Raises CheckpointError."""
-    declared = config.get("quantization_config")
+    declared = section(config, "quantization_config")
     if not declared:
         return
     groups = ConfigGroups.from_dict(declared)

@@ -101,6 +101,7 @@ def make_plan(source: Path, options: QuantizeOptions, *, shard_bytes: int = SHAR
     refuse_quantized(raw, source.name)
     config = MllamaConfig.from_dict(raw)
     reader = CheckpointReader(source)
+    config = reader.fitted(config)
     network = empty_network(config)
     expected = {name: parameter.shape for name, parameter in network.named_parameters()}
     if config.text_config.tie_word_embeddings and "lm_head.weight" not in reader.tensors:

@@ -324,7 +324,7 @@ def test_text_of_a_file_goes_with_the_next_message(harness: ChatHarness, tmp_pat
     (tmp_path / "empty").write_text(" ")
     said = harness.type("/read nope.txt", "/read binary", "/read empty", "/read", f"/read {tmp_path}")
     assert said.count("mllama: ") == 5
-    assert "not UTF-8" in said
+    assert "not UTF-16 text" in said
     harness.type("/read my notes.txt", "/read ./my notes.txt", f"/read {tmp_path}/my notes.txt")
     assert harness.typed.shown[-1] == (["my notes.txt 1 line"], "")
     assert "1. my notes.txt 1 line" in harness.type("/images")

@@ -167,7 +167,7 @@ def test_lists_are_newest_first_with_counts_and_titles(store: ChatStore) -> None
 
 def test_titles_cannot_steer_the_terminal(store: ChatStore) -> None:
     keep(store, Conversation.ask("\x1b]0;owned\x07 red\x9b31m \ud800text"))
-    assert store.chats()[0].title == "]0;owned red31m text"
+    assert store.chats()[0].title == "]0;owned red31m \ufffdtext"
 
 
 def test_search_looks_into_names_and_everything_said(store: ChatStore) -> None:

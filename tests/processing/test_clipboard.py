@@ -51,6 +51,6 @@ def test_a_missing_helper_is_named(monkeypatch: pytest.MonkeyPatch, environment:
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setattr(ImageGrab, "grabclipboard", fails)
-    with pytest.raises(MllamaError, match="is required") as caught:
+    with pytest.raises(MllamaError, match="no program that reads it was found") as caught:
         read_clipboard_image()
     assert hint in caught.value.hint

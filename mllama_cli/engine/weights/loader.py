@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ class StoredWeights:
 
     def __init__(
         self,
-        folder: Path,
+        reader: CheckpointReader,
         raw: dict[str, Any],
         config: MllamaConfig,
         network: Network,
@@ -40,7 +39,7 @@ class StoredWeights:
     ) -> None:
         """Raise CheckpointError if the files do not match ``config`` (``raw`` as stored)."""
         self.config, self.network, self.device = config, network, device
-        self.reader = CheckpointReader(folder)
+        self.reader = reader
         load_quantized_linears(network, raw)
         expected = {name: tensor.shape for name, tensor in network.named_parameters()}
         tied = config.text_config.tie_word_embeddings and "lm_head.weight" not in self.reader.tensors

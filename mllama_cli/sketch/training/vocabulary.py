@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from mllama_cli.processing.tokenizer_file import BUILT_IN_QUOTED, BUILT_IN_WORDS
 from mllama_cli.sketch.questions.samples import make_group, make_sample
 
 VOCABULARY_SIZE = 1024
@@ -26,11 +27,6 @@ SPECIAL_TOKENS = (
     "<|python_tag|>",
 )
 IMAGE_TOKEN = "<|image|>"
-
-# A character inside quotes: the next quote after it is a closing one, which precedes a space, punctuation or the end;
-# an opening one precedes a letter or digit.
-_QUOTED = r'[^"](?=[^"]{0,40}"(?:[\s.,;:!?]|$))'
-_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}|\n+| ?[^\s\p{L}\p{N}]+|\s+"
 
 CHAT_TEMPLATE = """\
 {#- The built-in model's own template. System messages are left out: it was trained without them. Of several pictures in
@@ -68,8 +64,8 @@ def build_tokenizer(samples: int = 6000, seed: int = 1 << 39) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_QUOTED), "isolated"),
-            pre_tokenizers.Split(Regex(_WORDS), "isolated"),
+            pre_tokenizers.Split(Regex(BUILT_IN_QUOTED), "isolated"),
+            pre_tokenizers.Split(Regex(BUILT_IN_WORDS), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
