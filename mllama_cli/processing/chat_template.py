@@ -85,7 +85,17 @@ class ChatTemplate:
 
 def template_messages(conversation: Conversation) -> list[TemplateMessage]:
     """Return messages in transformers' form: content is a string, or a list of parts if there are images."""
-    return [{"role": message.role, "content": _content(message)} for message in conversation]
+    return [{"role": message.role, "content": _content(message), **_tool_fields(message)} for message in conversation]
+
+
+def _tool_fields(message: Message) -> TemplateMessage:
+    # Templates ask whether a key is there, so an empty one must not be.
+    fields = {
+        "tool_calls": [call.for_template() for call in message.tool_calls],
+        "name": message.name,
+        "tool_call_id": message.call_id,
+    }
+    return {key: value for key, value in fields.items() if value}
 
 
 def fold_system(conversation: Conversation) -> Conversation:

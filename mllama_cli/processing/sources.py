@@ -13,10 +13,20 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError, ImageNotFoundError, UsageError
+from mllama_cli.core.filetypes import image_format
 from mllama_cli.core.text import suggest
 from mllama_cli.processing.limits import DEFAULT_LIMITS, Limits, too_many_bytes
+from mllama_cli.system.files import expanded, is_file, is_folder
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+=*\s*")
+_MIN_BASE64 = 64
+"""Characters: shorter base64 is no picture, and a path is hardly longer without a dot."""
+_MAX_NAME = 200
+
+DATA_URL_NAME, BASE64_NAME = INLINE_NAMES = ("the data: URL", "the base64 text")
+"""What images are called that have no name of their own."""
+
 _SOURCE_HINT = "Give a path, an http(s) URL, a data: URL, or - for stdin."
 
 
@@ -24,8 +34,8 @@ def read_image(source: str | Path, stdin: BinaryIO | None = None, *, limits: Lim
     """Return an image file's bytes, which ``open_image`` decodes.
 
     Args:
-        source: a path (``~`` is the home folder), an http, https, file: or data: URL, or "-" for stdin. A Path object
-            is always a path.
+        source: a path (``~`` is the home folder), an http, https, file: or data: URL, a picture's bytes in base64, or
+            "-" for stdin. A Path object is always a path.
         stdin: the stream that "-" reads; the process's own by default.
 
     Raises:
@@ -38,11 +48,15 @@ def read_image(source: str | Path, stdin: BinaryIO | None = None, *, limits: Lim
         return _read_path(source, str(source), limits)
     if source == "-":
         return _read_stdin(stdin, limits)
-    if source[:5].lower() == "data:":
-        return _read_data_url(source, limits)
-    match = _SCHEME.match(source)
+    trimmed = source.strip()
+    if trimmed[:5].lower() == "data:":
+        return _read_data_url(trimmed, limits)
+    match = _SCHEME.match(trimmed)
     if match is None:
+        if (data := picture_in_base64(source, limits)) is not None and not is_file(expanded(source)):
+            return ImagePart(data, BASE64_NAME)
         return _read_path(Path(source), source, limits)
+    source = trimmed
     scheme = match[1].lower()
     if scheme in ("http", "https"):
         from mllama_cli.processing.fetch import fetch_image
@@ -51,6 +65,24 @@ def read_image(source: str | Path, stdin: BinaryIO | None = None, *, limits: Lim
     if scheme == "file":
         return _read_file_url(source, limits)
     raise UsageError(f"{source}: pictures cannot be read from {scheme}:// addresses", _SOURCE_HINT)
+
+
+def picture_in_base64(text: str, limits: Limits = DEFAULT_LIMITS) -> bytes | None:
+    """Return the bytes of a picture that ``text`` encodes in base64; None if it is anything else.
+
+    Raise ImageError for a picture of more than ``limits.max_bytes``.
+    """
+    if len(text) < _MIN_BASE64 or _BASE64.fullmatch(text[:_MIN_BASE64]) is None:
+        return None
+    head = "".join(text[:_MIN_BASE64].split())
+    try:
+        if image_format(decode_base64(head[: len(head) // 4 * 4], BASE64_NAME)) is None:
+            return None
+        return decode_base64(text, BASE64_NAME, limits) if _BASE64.fullmatch(text) else None
+    except ImageError:
+        if len(text) * 3 // 4 > limits.max_bytes:  # a picture, but too large
+            raise
+        return None
 
 
 def decode_base64(text: str, name: str, limits: Limits = DEFAULT_LIMITS) -> bytes:
@@ -86,7 +118,7 @@ def _read_stdin(stdin: BinaryIO | None, limits: Limits) -> ImagePart:
 
 
 def _read_data_url(url: str, limits: Limits) -> ImagePart:
-    name = "the data: URL"
+    name = DATA_URL_NAME
     header, comma, payload = url[5:].partition(",")
     if not comma:
         raise UsageError(f"{name} has no comma before its data", "Its form is data:image/png;base64,iVBORw0...")
@@ -119,8 +151,7 @@ def _read_path(path: Path, name: str, limits: Limits, *, expand: bool = True) ->
     except PermissionError as error:
         raise _unreadable(name, error) from error
     except (OSError, RuntimeError) as error:  # RuntimeError: ~name of a user who does not exist
-        shown = name if len(name) <= 200 else f"{name[:100]}... ({len(name)} characters)"
-        raise ImageNotFoundError(f"no such picture: {shown}", _near(path)) from error
+        raise _missing(path, name) from error
     if stat.S_ISDIR(status.st_mode):
         raise ImageNotFoundError(f"{name} is a folder", "Give a picture file.")
     # Devices and sockets may never end or may act when opened; the shell's <(command) is a FIFO.
@@ -157,10 +188,21 @@ def _unreadable(name: str, error: OSError) -> ImageError:
     return ImageError(f"{name} cannot be read: {error.strerror or error}", "Check the file's permissions.")
 
 
+def _missing(path: Path, name: str) -> ImageNotFoundError:
+    if len(name) <= _MAX_NAME:
+        return ImageNotFoundError(f"no such picture: {name}", _near(path))
+    shown = f"{name[:100]}... ({len(name)} characters)"
+    if _BASE64.fullmatch(name):
+        return ImageNotFoundError(
+            f"no such picture: {shown}", "This looks like base64, but not like that of a whole picture file."
+        )
+    return ImageNotFoundError(f"no such picture: {shown}", "A path is not that long. Check it.")
+
+
 def _near(path: Path) -> str:
     """Return a hint for a missing path: the most similar name in its folder, or that there is no such folder."""
     folder = path.parent
-    if not folder.is_dir():
+    if not is_folder(folder):
         return f"There is no folder {folder}."
     try:
         names = [entry.name for entry in itertools.islice(folder.iterdir(), 5000)]
