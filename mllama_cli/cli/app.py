@@ -1,5 +1,6 @@
 """The `mllama` command: register its subcommands and turn errors into exit codes."""
 
+import io
 import os
 import sys
 from typing import Annotated, Any
@@ -30,6 +31,7 @@ class MllamaGroup(TyperGroup):
         try:
             if sys.stdout is None:  # `>&-`
                 raise MllamaError("stdout is closed, so the answer has nowhere to go", "Use >/dev/null to drop it.")
+            _require_current_folder()
             result = super().invoke(ctx)
             sys.stdout.flush()
             return result
@@ -65,6 +67,9 @@ class MllamaGroup(TyperGroup):
         for parameter in self.params:  # Typer appends its own after __init__
             if parameter.name in ("install_completion", "show_completion"):
                 parameter.hidden = True  # type: ignore[attr-defined]  # `mllama completion` is the documented way
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # ASCII under LC_ALL=POSIX: an answer with a few ? beats none
         try:
             return super().main(*args, **extra)
         except OSError as error:
@@ -77,6 +82,14 @@ class MllamaGroup(TyperGroup):
             where = f": {error.filename}" if error.filename else ""
             Terminal().error(f"{error.strerror or error}{where}", "--debug shows where it happened.")
             sys.exit(ExitStatus.FAILURE)
+
+
+def _require_current_folder() -> None:
+    try:
+        os.getcwd()  # noqa: PTH109 - Path.cwd() would do the same
+    except OSError as error:
+        # MKL ends the process without it, and no relative path means anything.
+        raise MllamaError("The current folder is gone, or may not be read", "Go to another with cd.") from error
 
 
 def _drop_output() -> None:

@@ -62,7 +62,7 @@ def download(
 
     terminal = Terminal()
     if offline or is_offline():
-        terminal.stdout.write(f"{hub.find_offline(repo, revision)}\n")
+        terminal.result(f"{hub.find_offline(repo, revision)}\n")
         return
     todo = plan(repo, revision)
     if dry_run:
@@ -70,7 +70,7 @@ def download(
         return
     with DownloadView(terminal, repo) as view:
         folder = hub.download(todo, view.event)
-    terminal.stdout.write(f"{folder}\n")
+    terminal.result(f"{folder}\n")
 
 
 def _print_plan(terminal: "Terminal", todo: "DownloadPlan") -> None:

@@ -91,7 +91,7 @@ class OneAnswer(AnswerView):
                 "time_to_first_token": round(stats.time_to_first_token, 4),
                 "tokens_per_second": round(stats.tokens_per_second, 2),
             }
-        self.terminal.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self.terminal.result(json.dumps(record, ensure_ascii=False) + "\n")
         self.terminal.stdout.flush()
 
     def say_why_it_ended(self, max_tokens: int) -> None:

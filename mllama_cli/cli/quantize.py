@@ -198,4 +198,4 @@ def _print_summary(terminal: "Terminal", summary: "QuantizeSummary", as_json: bo
             f"{error.bits}-bit: relative squared error {100 * error.mean:.2g}% on average over {error.matrices} "
             f"matrices, at worst {100 * error.worst:.2g}% in {short(error.worst_name)}"
         )
-    terminal.stdout.write(f"{summary.folder}\n")
+    terminal.result(f"{summary.folder}\n")

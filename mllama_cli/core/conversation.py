@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Literal
 
 from mllama_cli.core.errors import UsageError
+from mllama_cli.core.text import replace_surrogates
 from mllama_cli.core.tool_calls import ToolCall
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -14,9 +15,12 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 @dataclass(frozen=True)
 class TextPart:
-    """A piece of text, verbatim."""
+    """A piece of text, verbatim but for lone surrogates (of an argument that is not UTF-8), which become U+FFFD."""
 
     text: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", replace_surrogates(self.text))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,6 @@
 """Calls of functions in a conversation, as plain data; the chat template says how the model sees them."""
 
 import json
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +17,6 @@ class ToolCall:
         """Return the call in OpenAI's format."""
         named = {"id": self.id} if self.id else {}
         return {**named, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
-
-    def for_template(self) -> dict[str, Any]:
-        """Return the call in transformers' form: like OpenAI's, with the arguments as an object if they are JSON."""
-        call = self.as_dict()
-        with suppress(ValueError, RecursionError):  # models write arguments that are cut short, too
-            call["function"]["arguments"] = json.loads(self.arguments)
-        return call
 
 
 def read_calls(value: Any) -> tuple[ToolCall, ...]:

@@ -1,6 +1,5 @@
 """List the models on this machine and resolve model names. Imports neither torch nor huggingface_hub."""
 
-import json
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +13,7 @@ from mllama_cli.core.errors import CheckpointError, ModelNotFoundError
 from mllama_cli.core.text import suggest
 from mllama_cli.hub.cache import current_snapshot, repos, snapshot
 from mllama_cli.system.files import expanded, files_below, is_file, is_folder, subfolders
+from mllama_cli.system.json_file import read_json
 from mllama_cli.system.paths import built_in_model, data_folder
 
 MODEL_ALIASES = {
@@ -177,19 +177,19 @@ def _quantized(declared: Any) -> str:
 def _has_template(folder: Path) -> bool:
     if is_file(folder / "chat_template.jinja") or is_file(folder / "chat_template.json"):
         return True
-    try:
-        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
-    except (OSError, ValueError, AttributeError):
-        return False
+    return bool(_object(folder / "tokenizer_config.json").get("chat_template"))
 
 
 def config_of(folder: Path) -> dict[str, Any]:
     """Return the contents of config.json; empty if it is missing or damaged."""
+    return _object(folder / "config.json")
+
+
+def _object(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(path)
+    except CheckpointError:
         return {}
-    return config if isinstance(config, dict) else {}
 
 
 def is_mllama(folder: Path) -> bool:

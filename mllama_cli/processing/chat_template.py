@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +13,10 @@ from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
-from mllama_cli.core.errors import TemplateError
-from mllama_cli.system.json_file import read_json
+from mllama_cli.core.errors import COPY_AGAIN, CheckpointError, TemplateError, UsageError
+from mllama_cli.core.tool_calls import ToolCall
+from mllama_cli.system.json_file import parse_json, read_json
+from mllama_cli.system.text_file import read_text
 
 TemplateMessage = dict[str, Any]
 
@@ -40,7 +43,7 @@ class ChatTemplate:
         source: Any = None
         jinja, *configs = (folder / name for name in TEMPLATE_FILES)
         if jinja.is_file():
-            source = jinja.read_text(encoding="utf-8")
+            source = read_text(jinja, error=CheckpointError, hint=COPY_AGAIN, pipes=False)
         elif config := next((file for file in configs if file.is_file()), None):
             source = read_json(config).get("chat_template")
         if isinstance(source, list):  # several named templates
@@ -84,18 +87,28 @@ class ChatTemplate:
 
 
 def template_messages(conversation: Conversation) -> list[TemplateMessage]:
-    """Return messages in transformers' form: content is a string, or a list of parts if there are images."""
+    """Return messages in transformers' form: content is a string, or a list of parts if there are images.
+
+    Calls are like OpenAI's, with the arguments as an object if they are JSON.
+    """
     return [{"role": message.role, "content": _content(message), **_tool_fields(message)} for message in conversation]
 
 
 def _tool_fields(message: Message) -> TemplateMessage:
     # Templates ask whether a key is there, so an empty one must not be.
     fields = {
-        "tool_calls": [call.for_template() for call in message.tool_calls],
+        "tool_calls": [_call(call) for call in message.tool_calls],
         "name": message.name,
         "tool_call_id": message.call_id,
     }
     return {key: value for key, value in fields.items() if value}
+
+
+def _call(call: ToolCall) -> TemplateMessage:
+    fields = call.as_dict()
+    with suppress(UsageError):  # models write arguments that are cut short, too
+        fields["function"]["arguments"] = parse_json(call.arguments.encode(errors="replace"), call.name)
+    return fields
 
 
 def fold_system(conversation: Conversation) -> Conversation:

@@ -11,7 +11,7 @@ from PIL import Image
 from mllama_cli.core.conversation import ImagePart, Part, TextPart
 from mllama_cli.core.errors import MllamaError, UsageError
 from mllama_cli.processing.images import encode_image
-from mllama_cli.processing.sources import INLINE_NAMES, decode_base64, picture_in_base64
+from mllama_cli.processing.sources import INLINE_NAMES, decode_base64, is_base64_picture
 
 Reader = Callable[[str | Path], ImagePart]
 
@@ -58,7 +58,7 @@ def check_lost(item: Mapping[Any, Any], known: Collection[str], where: str) -> N
 
 def _holds_picture(value: Any, depth: int = 8) -> bool:
     if isinstance(value, str):
-        return value.lstrip()[:11].lower() == "data:image/" or picture_in_base64(value[:400]) is not None
+        return value.lstrip()[:11].lower() == "data:image/" or is_base64_picture(value[:400])
     if depth and isinstance(value, Mapping):
         value = list(value.values())
     return bool(depth) and isinstance(value, list) and any(_holds_picture(each, depth - 1) for each in value)

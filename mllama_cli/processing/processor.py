@@ -3,17 +3,20 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import TemplateError, UsageError
+from mllama_cli.core.text import replace_surrogates
 from mllama_cli.processing.chat_template import ChatTemplate, RefusedError, fold_system, template_messages
 from mllama_cli.processing.image_processor import ImageTiles, MllamaImageProcessor
 from mllama_cli.processing.prepared import prepare_image, text_only
 from mllama_cli.processing.tokenizer import MllamaTokenizer
 
 IMAGE_TOKEN = "<|image|>"
+_PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 
 SEVERAL_TURNS = (
     "There are images in several turns: text sees only the latest group of images before it (the model's own rule)."
@@ -39,6 +42,7 @@ class MllamaProcessor:
     """Convert conversations to ModelInputs.
 
     ``image_processor`` is None for text-only checkpoints, ``chat_template`` for base models.
+    ``max_tokens`` is the model's context: a text that is far longer is refused before it is tokenized.
     """
 
     def __init__(
@@ -47,20 +51,25 @@ class MllamaProcessor:
         image_processor: MllamaImageProcessor | None,
         chat_template: ChatTemplate | None,
         image_token_id: int,
+        max_tokens: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.chat_template = chat_template
         self.image_token_id = image_token_id
+        self.max_tokens = max_tokens
 
     @classmethod
-    def from_pretrained(cls, folder: Path, image_token_id: int = 128256, *, vision: bool = True) -> "MllamaProcessor":
+    def from_pretrained(
+        cls, folder: Path, image_token_id: int = 128256, *, vision: bool = True, max_tokens: int | None = None
+    ) -> "MllamaProcessor":
         tokenizer = MllamaTokenizer.from_pretrained(folder)
         return cls(
             tokenizer,
             MllamaImageProcessor.from_pretrained(folder) if vision else None,
             ChatTemplate.from_pretrained(folder, tokenizer.special_names),
             image_token_id,
+            max_tokens,
         )
 
     def __call__(self, conversation: Conversation) -> ModelInputs:
@@ -78,9 +87,11 @@ class MllamaProcessor:
         notes = [SEVERAL_TURNS] if conversation.image_turns > 1 else []
         prefill = conversation.prefill
         asked = Conversation(conversation.messages[:-1]) if prefill else conversation
-        # An unused character of the private use area masks special tokens in the text: they must stay text.
-        text = prefill + json.dumps(template_messages(asked), ensure_ascii=False)
-        marker = next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in text)
+        # An unused private use character masks special tokens in the text: they must stay text.
+        used = set(prefill + json.dumps(template_messages(asked), ensure_ascii=False))
+        marker = next((chr(code) for code in chain(*_PRIVATE_USE) if chr(code) not in used), None)
+        if marker is None:
+            raise UsageError("The text has every private use character of Unicode", "Remove those that mean nothing.")
         try:
             prompt = self.chat_template.render(self._masked(template_messages(asked), marker))
         except RefusedError:
@@ -94,7 +105,7 @@ class MllamaProcessor:
         if any(message.role == "tool" and not self._shows(prompt, message.text, marker) for message in asked):
             notes.append("This model's chat template leaves out tool messages.")
         prompt += self.tokenizer.mask(prefill, marker)
-        ids = self.tokenizer.encode_markup(prompt, self.tokenizer.placeholders(marker))
+        ids = self.tokenizer.encode_markup(prompt, self.tokenizer.placeholders(marker), self.max_tokens)
         return replace(self._inputs(ids, conversation.images, notes), prefill=prefill)
 
     def raw(self, text: str, images: Sequence[ImagePart] = (), prefill: str = "") -> ModelInputs:
@@ -103,7 +114,7 @@ class MllamaProcessor:
         Special tokens in the text are parsed as such. Images replace <|image|>, else they precede everything.
         ``prefill`` follows on a line of its own and begins the answer.
         """
-        prefill = prefill.rstrip(" \t")
+        text, prefill = replace_surrogates(text), replace_surrogates(prefill).rstrip(" \t")
         text = f"{text}\n{prefill}" if prefill else text
         if images:
             self.require_vision()
@@ -115,7 +126,8 @@ class MllamaProcessor:
             while body.startswith(IMAGE_TOKEN):
                 body = body.removeprefix(IMAGE_TOKEN)
             text = text[: len(text) - len(body)] + bos + body
-        return replace(self._inputs(self.tokenizer.encode_markup(text), tuple(images), []), prefill=prefill)
+        ids = self.tokenizer.encode_markup(text, max_tokens=self.max_tokens)
+        return replace(self._inputs(ids, tuple(images), []), prefill=prefill)
 
     def tiles(self, image: ImagePart) -> ImageTiles:
         """Return the vision tower's input for one image, which is decoded unless it was prepared for this model."""

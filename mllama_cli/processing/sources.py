@@ -14,15 +14,15 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError, ImageNotFoundError, UsageError
 from mllama_cli.core.filetypes import image_format
-from mllama_cli.core.text import suggest
+from mllama_cli.core.text import one_line, suggest
 from mllama_cli.processing.limits import DEFAULT_LIMITS, Limits, too_many_bytes
 from mllama_cli.system.files import expanded, is_file, is_folder
+from mllama_cli.system.text_file import read_limited
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
-_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+=*\s*")
-_MIN_BASE64 = 64
-"""Characters: shorter base64 is no picture, and a path is hardly longer without a dot."""
-_MAX_NAME = 200
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{64,}+={0,2}\s*")  # shorter base64 is no picture
+_MAX_NAME = 150
+"""Characters of a missing file's name that an error quotes."""
 
 DATA_URL_NAME, BASE64_NAME = INLINE_NAMES = ("the data: URL", "the base64 text")
 """What images are called that have no name of their own."""
@@ -34,7 +34,7 @@ def read_image(source: str | Path, stdin: BinaryIO | None = None, *, limits: Lim
     """Return an image file's bytes, which ``open_image`` decodes.
 
     Args:
-        source: a path (``~`` is the home folder), an http, https, file: or data: URL, a picture's bytes in base64, or
+        source: a path (``~`` is the home folder), an http, https, file: or data: URL, the base64 text of a picture, or
             "-" for stdin. A Path object is always a path.
         stdin: the stream that "-" reads; the process's own by default.
 
@@ -48,15 +48,15 @@ def read_image(source: str | Path, stdin: BinaryIO | None = None, *, limits: Lim
         return _read_path(source, str(source), limits)
     if source == "-":
         return _read_stdin(stdin, limits)
-    trimmed = source.strip()
-    if trimmed[:5].lower() == "data:":
-        return _read_data_url(trimmed, limits)
-    match = _SCHEME.match(trimmed)
+    address = source.strip()
+    if address[:5].lower() == "data:":
+        return _read_data_url(address, limits)
+    match = _SCHEME.match(address)
     if match is None:
-        if (data := picture_in_base64(source, limits)) is not None and not is_file(expanded(source)):
-            return ImagePart(data, BASE64_NAME)
+        if is_base64_picture(source) and not is_file(expanded(source)):
+            return ImagePart(decode_base64(source, BASE64_NAME, limits), BASE64_NAME)
         return _read_path(Path(source), source, limits)
-    source = trimmed
+    source = address
     scheme = match[1].lower()
     if scheme in ("http", "https"):
         from mllama_cli.processing.fetch import fetch_image
@@ -67,22 +67,15 @@ def read_image(source: str | Path, stdin: BinaryIO | None = None, *, limits: Lim
     raise UsageError(f"{source}: pictures cannot be read from {scheme}:// addresses", _SOURCE_HINT)
 
 
-def picture_in_base64(text: str, limits: Limits = DEFAULT_LIMITS) -> bytes | None:
-    """Return the bytes of a picture that ``text`` encodes in base64; None if it is anything else.
-
-    Raise ImageError for a picture of more than ``limits.max_bytes``.
-    """
-    if len(text) < _MIN_BASE64 or _BASE64.fullmatch(text[:_MIN_BASE64]) is None:
-        return None
-    head = "".join(text[:_MIN_BASE64].split())
+def is_base64_picture(text: str) -> bool:
+    """Return whether ``text`` is base64, without any "data:" before it, that begins like a picture's."""
+    if not _BASE64.fullmatch(text):
+        return False
     try:
-        if image_format(decode_base64(head[: len(head) // 4 * 4], BASE64_NAME)) is None:
-            return None
-        return decode_base64(text, BASE64_NAME, limits) if _BASE64.fullmatch(text) else None
+        head = decode_base64("".join(text[:200].split())[:64], BASE64_NAME)
     except ImageError:
-        if len(text) * 3 // 4 > limits.max_bytes:  # a picture, but too large
-            raise
-        return None
+        return False
+    return image_format(head) is not None  # a long path may look alike
 
 
 def decode_base64(text: str, name: str, limits: Limits = DEFAULT_LIMITS) -> bytes:
@@ -126,16 +119,19 @@ def _read_data_url(url: str, limits: Limits) -> ImagePart:
         raise too_many_bytes(name, limits)
     if header.lower().rstrip().endswith(";base64"):
         return ImagePart(decode_base64(unquote(payload), name, limits), name)
-    data = unquote_to_bytes(payload)
+    data = unquote_to_bytes(payload.encode(errors="surrogatepass"))
     if len(data) > limits.max_bytes:
         raise too_many_bytes(name, limits)
     return ImagePart(_not_empty(data, name), name)
 
 
 def _read_file_url(url: str, limits: Limits) -> ImagePart:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:  # file://[x.png
+        raise UsageError(f"{url} is not a valid URL", "Give the file's path.") from error
     if parts.netloc not in ("", "localhost"):
-        raise UsageError(f"{url} names a file on another machine ({parts.netloc})", "Mount it and give its path.")
+        raise UsageError(f"{url} names a file on another machine ({parts.hostname})", "Mount it and give its path.")
     path = unquote(parts.path)
     if os.name == "nt":  # file:///C:/a.png
         path = path.lstrip("/")
@@ -145,13 +141,13 @@ def _read_file_url(url: str, limits: Limits) -> ImagePart:
 def _read_path(path: Path, name: str, limits: Limits, *, expand: bool = True) -> ImagePart:
     if not name.strip() or "\0" in name:
         raise UsageError(f"{name!r} is not a path", _SOURCE_HINT)
+    path = expanded(path) if expand else path
     try:
-        path = path.expanduser() if expand else path
         status = path.stat()
     except PermissionError as error:
         raise _unreadable(name, error) from error
-    except (OSError, RuntimeError) as error:  # RuntimeError: ~name of a user who does not exist
-        raise _missing(path, name) from error
+    except (OSError, ValueError) as error:
+        raise ImageNotFoundError(f"no such picture: {one_line(name, _MAX_NAME)}", _near(path)) from error
     if stat.S_ISDIR(status.st_mode):
         raise ImageNotFoundError(f"{name} is a folder", "Give a picture file.")
     # Devices and sockets may never end or may act when opened; the shell's <(command) is a FIFO.
@@ -168,14 +164,10 @@ def _read_path(path: Path, name: str, limits: Limits, *, expand: bool = True) ->
 
 
 def _read_limited(stream: BinaryIO, name: str, limits: Limits) -> bytes:
-    chunks: list[bytes] = []
-    total = 0
-    while chunk := stream.read(1 << 20):
-        chunks.append(chunk)
-        total += len(chunk)
-        if total > limits.max_bytes:
-            raise too_many_bytes(name, limits)
-    return b"".join(chunks)
+    data = read_limited(stream, limits.max_bytes)
+    if data is None:
+        raise too_many_bytes(name, limits)
+    return data
 
 
 def _not_empty(data: bytes, name: str) -> bytes:
@@ -188,22 +180,15 @@ def _unreadable(name: str, error: OSError) -> ImageError:
     return ImageError(f"{name} cannot be read: {error.strerror or error}", "Check the file's permissions.")
 
 
-def _missing(path: Path, name: str) -> ImageNotFoundError:
-    if len(name) <= _MAX_NAME:
-        return ImageNotFoundError(f"no such picture: {name}", _near(path))
-    shown = f"{name[:100]}... ({len(name)} characters)"
-    if _BASE64.fullmatch(name):
-        return ImageNotFoundError(
-            f"no such picture: {shown}", "This looks like base64, but not like that of a whole picture file."
-        )
-    return ImageNotFoundError(f"no such picture: {shown}", "A path is not that long. Check it.")
-
-
 def _near(path: Path) -> str:
     """Return a hint for a missing path: the most similar name in its folder, or that there is no such folder."""
+    if "@" in str(path):  # an address with a password, mistyped: its parts would not be recognised as that
+        return "Check the path."
+    if len(str(path)) > _MAX_NAME and _BASE64.fullmatch(str(path)):
+        return "This looks like base64, but not like that of a whole picture file."
     folder = path.parent
     if not is_folder(folder):
-        return f"There is no folder {folder}."
+        return f"There is no folder {one_line(str(folder), _MAX_NAME)}."
     try:
         names = [entry.name for entry in itertools.islice(folder.iterdir(), 5000)]
     except OSError:
