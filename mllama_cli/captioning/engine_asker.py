@@ -16,13 +16,23 @@ class EngineAsker:
     """An Asker. The engine's weights must be loaded.
 
     Args:
+        prefill: the text that every answer begins with.
         batch_size: images captioned at once; None for as many as memory allows.
     """
 
-    def __init__(self, engine: Engine, sampling: Sampling, system: str = "", batch_size: int | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        sampling: Sampling,
+        system: str = "",
+        batch_size: int | None = None,
+        *,
+        prefill: str = "",
+    ) -> None:
         self._engine = engine
         self._sampling = sampling
         self._system = system
+        self._prefill = prefill
         self._batch_size = batch_size
 
     @property
@@ -44,7 +54,7 @@ class EngineAsker:
         processor = self._engine.processor
         images = (question.image,)
         if processor.chat_template is None:  # a base model
-            inputs = processor.raw(question.prompt, images)
+            inputs = processor.raw(question.prompt, images, self._prefill)
         else:
-            inputs = processor(Conversation.ask(question.prompt, images, self._system))
+            inputs = processor(Conversation.ask(question.prompt, images, self._system).with_prefill(self._prefill))
         return BatchRequest(question.key, inputs, sampling=self._sampling)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mllama_cli.chat.storage.saved import short_name
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, Part, TextPart
 from mllama_cli.core.errors import UsageError
-from mllama_cli.core.events import Event, GenerationStats, Token
+from mllama_cli.core.events import Event, GenerationStats, Prefilled, Token
 
 if TYPE_CHECKING:
     from mllama_cli.core.sampling import Sampling
@@ -116,7 +116,7 @@ class Dialogue:
         answered = False
         try:
             for event in self.session.stream(self._with_system(asked), sampling or self.sampling):
-                if isinstance(event, Token):
+                if isinstance(event, Token | Prefilled):
                     said.append(event.text)
                 elif isinstance(event, GenerationStats):
                     answered = True

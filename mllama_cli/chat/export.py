@@ -23,7 +23,7 @@ from mllama_cli.system.safe_files import neighbor_name, replacing
 JSON_SUFFIXES = (".json",)
 MARKDOWN_SUFFIXES = (".md", ".markdown")
 
-SPEAKERS = {"system": "System", "user": "You", "assistant": "Assistant"}
+SPEAKERS = {"system": "System", "user": "You", "assistant": "Assistant", "tool": "Tool"}
 """Headings of messages by role."""
 
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")

@@ -75,6 +75,10 @@ class CaptionPrompt:
         str | None,
         prompt_option("-s", "--system", "--system-prompt", metavar="TEXT", help="How the model should behave."),
     ] = None
+    prefill: Annotated[
+        str,
+        prompt_option(metavar="TEXT", help='Begin every answer with this ("A photo of"); the model goes on.'),
+    ] = ""
     prefix: Annotated[str, prompt_option(metavar="TEXT", help="Text before every caption, such as a trigger word.")] = (
         ""
     )
@@ -247,4 +251,5 @@ class CaptionRequest:
         facts = [*sorted(roots), model, repr(sorted(sampling.items())), prompt.template.text, cuts]
         facts += [prompt.system or "", output.existing, self.separator, output.file_extension]
         facts += [os.path.realpath(output.output) if output.output else ""]
+        facts += [f"prefill {prompt.prefill}"] if prompt.prefill else []
         return hashlib.sha256(json.dumps(facts).encode("utf-8", "surrogateescape")).hexdigest()[:32]

@@ -97,7 +97,7 @@ def _events(
     # Greedy unless asked otherwise, so that a resumed run gives the same captions.
     greedy = Sampling.from_defaults(replace(engine.generation_config, do_sample=False), **sampling)
     prompt, batching = request.prompt, request.batching
-    asker = EngineAsker(engine, greedy, prompt.system or "", batching.slots)
+    asker = EngineAsker(engine, greedy, prompt.system or "", batching.slots, prefill=prompt.prefill)
     # One image needs no workers, which take half a second to start.
     workers = 0 if batching.workers is None and len(plan.pending) <= 2 else batching.workers
     yield from caption_images(plan, asker, destination, prompt.template, prompt.postprocess, workers=workers)

@@ -3,9 +3,11 @@
 Imported when the program starts, so it imports nothing heavy.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -51,6 +53,10 @@ class ChatInput:
         str | None,
         input_option(metavar="FILE", help="A conversation as JSON: a list of {role, content} (- for stdin)."),
     ] = None
+    prefill: Annotated[
+        str | None,
+        input_option(metavar="TEXT", help="Begin the answer with this; the model goes on with it."),
+    ] = None
     raw: Annotated[bool, input_option("--raw", help="Send the prompt verbatim, without the chat template.")] = False
     no_stdin: Annotated[bool, input_option("--no-stdin", help="Do not read stdin (for `while read` loops).")] = False
 
@@ -95,7 +101,8 @@ class ChatRequest:
     def is_interactive(self, terminal: "Terminal") -> bool:
         """Return whether to chat: a user is at the terminal and no question was given."""
         asked, output = self.asked, self.output
-        given = asked.words or asked.prompt or asked.messages or asked.raw or output.no_stream or output.as_json
+        given = asked.words or asked.prompt or asked.messages or asked.raw or asked.prefill is not None
+        given = given or output.no_stream or output.as_json
         return terminal.stdin_is_tty and terminal.stdout_is_tty and not given
 
     def system(self, saved: "SavedChat | None") -> str | None:
@@ -105,9 +112,10 @@ class ChatRequest:
             return self.settings.system
         return asked.system
 
-    def sampling_for(self, engine: "Engine") -> Sampling:
-        """Return a model's own defaults, overridden by the config file, overridden by flags."""
-        return Sampling.from_defaults(engine.generation_config, **{**self.settings.sampling, **self.sampling})
+    def sampling_for(self, engine: "Engine", asked: Mapping[str, Any] = MappingProxyType({})) -> Sampling:
+        """Return a model's own defaults, overridden by the config file, then by what was ``asked``, then by flags."""
+        given = {**self.settings.sampling, **asked, **self.sampling}
+        return Sampling.from_defaults(engine.generation_config, **given)
 
     @property
     def saves(self) -> bool:

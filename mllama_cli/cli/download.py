@@ -18,11 +18,13 @@ def download(
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="An alias (11b, 11b-base, 90b, 90b-base) or a hub id.",
+            help="An alias (11b, 11b-base, 90b, 90b-base), a hub id or a model's web address.",
             autocompletion=complete.aliases,
         ),
     ] = None,
-    revision: Annotated[str, typer.Option(metavar="REV", help="A branch, tag or commit.")] = "main",
+    revision: Annotated[
+        str | None, typer.Option(metavar="REV", help="A branch, tag or commit (default: main).")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show files and sizes; download nothing.")] = False,
     offline: Annotated[
         bool,
@@ -37,17 +39,20 @@ def download(
     [bold]mllama download 11b[/]
     """
     from mllama_cli.core.errors import ModelNotFoundError, UsageError
-    from mllama_cli.hub.catalog import MODEL_ALIASES, hub_id
+    from mllama_cli.hub.catalog import MODEL_ALIASES, hub_address
 
     if not model:
         names = ", ".join(f"{alias} ({id_})" for alias, id_ in MODEL_ALIASES.items())
         raise UsageError("No model given", f"Known names: {names}. Any hub id works too.")
-    repo = hub_id(model)
+    repo, named = hub_address(model)
     if repo is None:
         hint = (
             f"{suggest(model, MODEL_ALIASES)}Known names: {', '.join(MODEL_ALIASES)}. A hub id looks like owner/name."
         )
         raise ModelNotFoundError(f"{model!r} is neither an alias nor a hub id", hint)
+    if named is not None and revision not in (None, named):
+        raise UsageError(f"The address names revision {named}, and --revision {revision}", "Leave one of them out.")
+    revision = revision or named or "main"
 
     from mllama_cli.hub import download as hub
     from mllama_cli.hub.client import is_offline

@@ -25,7 +25,7 @@ def run_question(
     terminal: Terminal, engine: "Engine", request: "ChatRequest", question: "Question", saved: "SavedChat | None"
 ) -> None:
     """Answer one question and append it to the chat it continues. Raise typer.Exit after Ctrl-C."""
-    output, sampling = request.output, request.sampling_for(engine)
+    output, sampling = request.output, request.sampling_for(engine, question.sampling)
     answer = OneAnswer(terminal, engine, stream=not (output.no_stream or output.as_json))
     answer.run(question.inputs(engine.processor), sampling)
     if output.as_json:

@@ -1,9 +1,10 @@
 """Build the question of `mllama chat` from arguments, files and stdin, checked before any model is loaded."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mllama_cli.chat.dialogue import default_question
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
@@ -15,16 +16,21 @@ from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
     from mllama_cli.cli.chat_request import ChatInput
+    from mllama_cli.processing.messages import MessagesRequest
     from mllama_cli.processing.processor import MllamaProcessor, ModelInputs
 
 
 @dataclass(frozen=True)
 class Question:
-    """A conversation for the chat template, or raw text and images for a base model."""
+    """A conversation for the chat template, or raw text and images for a base model.
+
+    ``sampling`` has the parameters that the request in a file of --messages sets.
+    """
 
     conversation: Conversation | None = None
     raw_text: str = ""
     raw_images: tuple[ImagePart, ...] = ()
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def images(self) -> tuple[ImagePart, ...]:
@@ -70,9 +76,15 @@ def build_question(asked: "ChatInput", terminal: Terminal, *, before: Conversati
     if messages is not None:
         if system or raw:
             raise UsageError("--messages is a conversation: it takes no --system or --raw", "Put it into the file.")
-        conversation = _conversation(messages, terminal)
+        request = _request(messages, terminal)
         text = "\n\n".join(part for part in (asked.prompt or "", " ".join(words)) if part.strip())
-        return Question(_with_next(conversation, text, read_images(images, terminal), messages))
+        conversation = _with_next(request.conversation, text, read_images(images, terminal), messages)
+        if conversation.prefill and asked.prefill:
+            raise UsageError(
+                f"--messages {messages} ends with the beginning of an answer, and so does --prefill",
+                "Leave one of them out.",
+            )
+        return Question(conversation.with_prefill(asked.prefill or ""), sampling=request.sampling)
 
     parts = [_piped_text(terminal)] if not (asked.no_stdin or stdin_wanted) else []
     parts += [asked.prompt or "", " ".join(words)]
@@ -84,13 +96,15 @@ def build_question(asked: "ChatInput", terminal: Terminal, *, before: Conversati
             'Try: mllama chat --image photo.jpg "What is this?"',
         )
     if raw:
-        if system:
-            raise UsageError("--raw has no place for --system", "Write it into the prompt.")
+        if system or asked.prefill:
+            flag = "--system" if system else "--prefill"
+            raise UsageError(f"--raw has no place for {flag}", "Write it into the prompt.")
         return Question(raw_text=text, raw_images=attached)
     if not text:
         text = default_question(len(attached))
         terminal.note(f"No question given, so: {text}")
-    return Question(_after(before or Conversation(), system).with_user(text, attached))
+    conversation = _after(before or Conversation(), system).with_user(text, attached)
+    return Question(conversation.with_prefill(asked.prefill or ""))
 
 
 def _after(before: Conversation, system: str | None) -> Conversation:
@@ -102,17 +116,21 @@ def _after(before: Conversation, system: str | None) -> Conversation:
 
 
 def _with_next(conversation: Conversation, text: str, images: tuple[ImagePart, ...], source: str) -> Conversation:
-    """Return a conversation from a file, which ends with a question or gets the command line's, not both."""
-    role = conversation.messages[-1].role
+    """Return a conversation from a file, which ends with a question or gets the command line's, not both.
+
+    One that ends with the assistant is to be gone on with, unless the command line asks the next question.
+    """
     given = bool(text or images)
-    if given and role == "user":
+    if given and conversation.messages[-1].role == "user":
         raise UsageError(f"--messages {source} already ends with a question", "Leave out the one on the command line.")
-    if not given and role != "user":
-        raise UsageError(
-            f"--messages {source} ends with a message of the {role}, so there is nothing to answer",
-            f'Add the next question: mllama chat --messages {source} "..."',
-        )
     if not given:
+        try:
+            conversation.require_answerable()
+        except UsageError as error:
+            raise UsageError(
+                f"--messages {source}: {error.message}",
+                f'Add the next question: mllama chat --messages {shlex.quote(source)} "..."',
+            ) from error
         return conversation
     return conversation.with_user(text or default_question(len(images)), images)
 
@@ -150,9 +168,12 @@ def read_images(sources: Sequence[str], terminal: Terminal) -> tuple[ImagePart, 
     return tuple(read_image(source, _binary_stdin(terminal) if source == "-" else None) for source in sources)
 
 
-def _conversation(source: str, terminal: Terminal) -> Conversation:
-    from mllama_cli.processing.messages import load_messages
+def _request(source: str, terminal: Terminal) -> "MessagesRequest":
+    from mllama_cli.processing.messages import load_request
 
     if source == "-" and terminal.stdin_is_tty:
         raise UsageError("--messages - reads JSON from stdin, but stdin is the terminal", "Pipe it in, or name a file.")
-    return load_messages(source, _binary_stdin(terminal) if source == "-" else None, to_answer=False)
+    request = load_request(source, _binary_stdin(terminal) if source == "-" else None, to_answer=False)
+    if request.ignored:
+        terminal.note(f"--messages {source}: without effect here: {', '.join(request.ignored)}.")
+    return request

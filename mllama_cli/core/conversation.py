@@ -2,13 +2,15 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
+from mllama_cli.core.errors import UsageError
 from mllama_cli.core.text import replace_surrogates
+from mllama_cli.core.tool_calls import ToolCall
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,16 @@ Part = TextPart | ImagePart
 
 @dataclass(frozen=True)
 class Message:
-    """One turn: a role and its parts."""
+    """One turn: a role and its parts.
+
+    ``tool_calls`` are an assistant's; ``name`` and ``call_id`` say which of them a message of role "tool" answers.
+    """
 
     role: Role
     parts: tuple[Part, ...]
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str = ""
+    call_id: str = ""
 
     @property
     def text(self) -> str:
@@ -68,12 +76,16 @@ class Message:
 
     def with_images(self, change: Callable[[ImagePart], ImagePart]) -> "Message":
         """Return the same message with ``change`` applied to each image."""
-        return Message(self.role, tuple(change(part) if isinstance(part, ImagePart) else part for part in self.parts))
+        parts = tuple(change(part) if isinstance(part, ImagePart) else part for part in self.parts)
+        return replace(self, parts=parts)
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages in order. Immutable: ``with_`` methods return a longer conversation."""
+    """Messages in order. Immutable: ``with_`` methods return a longer conversation.
+
+    A last message of the assistant is unfinished: the answer goes on with its text (``prefill``).
+    """
 
     messages: tuple[Message, ...] = ()
 
@@ -88,7 +100,35 @@ class Conversation:
         return Conversation((*self.messages, Message("user", parts)))
 
     def with_assistant(self, text: str) -> "Conversation":
-        return Conversation((*self.messages, Message("assistant", (TextPart(text),))))
+        """Add an answer or the beginning of one. A whole answer takes the place of the prefill that it begins with."""
+        before = self.messages[:-1] if self.prefill and text.startswith(self.prefill) else self.messages
+        return Conversation((*before, Message("assistant", (TextPart(text),))))
+
+    def with_prefill(self, text: str) -> "Conversation":
+        """Begin the answer with ``text``, unless it is blank."""
+        return self.with_assistant(text) if text.strip() else self
+
+    @property
+    def prefill(self) -> str:
+        """The text that the answer must begin with; empty unless the last message is the assistant's.
+
+        Blanks at its end are left out: tokens of words begin with their blank, so the model writes its own.
+        """
+        last = self.messages[-1] if self.messages else None
+        return last.text.rstrip(" \t") if last is not None and last.role == "assistant" else ""
+
+    def require_answerable(self) -> None:
+        """Raise UsageError unless the last message can be answered or, if the assistant's, gone on with."""
+        last = self.messages[-1] if self.messages else None
+        if last is None or last.role == "system" or all(each.role in ("system", "assistant") for each in self):
+            what = "the last message is from the system, so" if last is not None and last.role == "system" else ""
+            raise UsageError(f"{what} there is no question to answer".strip(), "End with a message of the user.")
+        if last.role == "assistant" and (last.tool_calls or not self.prefill):
+            what = "a tool call" if last.tool_calls else "an empty message"
+            raise UsageError(
+                f"the last message is {what} of the assistant, so there is nothing to answer",
+                "Add the tool's result or the next question.",
+            )
 
     def with_images(self, change: Callable[[ImagePart], ImagePart]) -> "Conversation":
         """Return the same conversation with ``change`` applied to each image."""

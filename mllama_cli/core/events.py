@@ -43,6 +43,13 @@ class ReadingPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Prefilled:
+    """The beginning of an answer that the request gave, reported before the first token, which goes on with it."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """One generated token. ``text`` may be empty while a character's bytes are incomplete.
 
@@ -132,6 +139,7 @@ Event = (
     | LoadProgress
     | EncodingImage
     | ReadingPrompt
+    | Prefilled
     | Token
     | GenerationStats
     | DownloadProgress

@@ -92,7 +92,7 @@ class Sampling:
         f"longest answer, in tokens (default: {MAX_TOKENS})",
         lambda value: value >= 1,
         "be 1 or more",
-        aliases=("num_predict", "max_new_tokens"),
+        aliases=("num_predict", "max_new_tokens", "max_completion_tokens"),
     )
     seed: int | None = declare(
         None,
@@ -129,3 +129,15 @@ PARAMETERS = parameters_of(Sampling)
 
 SETTABLE = {name: parameter for name, parameter in PARAMETERS.items() if parameter.help}
 """The parameters that have a flag and a config key, and that `/set` accepts."""
+
+_ALIASES = {alias: name for name, parameter in SETTABLE.items() for alias in parameter.aliases}
+
+
+def parameter_name(name: str) -> str:
+    """Return our name of a parameter that other tools may call differently.
+
+    >>> parameter_name("num_predict"), parameter_name("top-p")
+    ('max_tokens', 'top_p')
+    """
+    name = name.replace("-", "_")
+    return _ALIASES.get(name, name)

@@ -45,11 +45,14 @@ class Completion:
     Args:
         eos: ids that end an answer.
         room: tokens that the context leaves for the answer.
+        prefill: what ``text`` begins with. Stop strings are not looked for in it.
     """
 
-    def __init__(self, tokenizer: MllamaTokenizer, sampling: Sampling, eos: Container[int], room: int) -> None:
+    def __init__(
+        self, tokenizer: MllamaTokenizer, sampling: Sampling, eos: Container[int], room: int, prefill: str = ""
+    ) -> None:
         self.ids: list[int] = []
-        self.text = ""
+        self.text = prefill
         self.finish_reason: FinishReason | None = None
         self.budget = min(sampling.max_tokens, room)
         self._eos = eos

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mllama_cli.core.conversation import Conversation, ImagePart
-from mllama_cli.core.errors import ContextLengthError, UsageError
-from mllama_cli.core.events import EncodingImage, Event, GenerationStats, Notice, ReadingPrompt, Token
+from mllama_cli.core.errors import ContextLengthError
+from mllama_cli.core.events import EncodingImage, Event, GenerationStats, Notice, Prefilled, ReadingPrompt, Token
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.completion import Completion
 from mllama_cli.engine.device import Clock, is_out_of_memory, make_current, memory_shortage
@@ -36,12 +36,13 @@ class Session:
         self._notices: set[str] = set()
 
     def stream(self, conversation: Conversation, sampling: Sampling | None = None) -> Iterator[Event]:
-        """Yield the events of the answer to a conversation that ends with the user, GenerationStats last.
+        """Yield the events of the answer to a conversation, GenerationStats last.
+
+        If the conversation ends with the assistant, the answer goes on with that text (``Prefilled``).
 
         Raise ContextLengthError, TemplateError, ImageError or UsageError before the first token.
         """
-        if not conversation.messages or conversation.messages[-1].role != "user":
-            raise UsageError("The last message must be the user's", "Add a question to answer.")
+        conversation.require_answerable()
         yield from self.stream_inputs(self.model.processor(conversation), sampling)
 
     def stream_inputs(self, inputs: ModelInputs, sampling: Sampling | None = None) -> Iterator[Event]:
@@ -90,6 +91,8 @@ class Session:
                     self.ids.append(answer.ids[-1])  # a token is in the cache by the time the next one is there
                 else:
                     encode_seconds, first_token = clock.seconds(started, encoded), time.perf_counter()
+                    if inputs.prefill:
+                        yield Prefilled(inputs.prefill)
                 piece = answer.push(token.id)
                 if answer.finish_reason != "stop":
                     yield Token(token.id, piece, token.logprob, token.top_logprobs)

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
 from mllama_cli.checkpoint.files import is_complete, other_layout
 from mllama_cli.core.config import MODEL_TYPES
 from mllama_cli.core.errors import CheckpointError, ModelNotFoundError
 from mllama_cli.core.text import suggest
-from mllama_cli.hub.cache import current_snapshot, repos
+from mllama_cli.hub.cache import current_snapshot, repos, snapshot
 from mllama_cli.system.files import expanded, files_below, is_file, is_folder, subfolders
 from mllama_cli.system.json_file import read_json
 from mllama_cli.system.paths import built_in_model, data_folder
@@ -25,6 +26,14 @@ BUILT_IN = "sketch"
 """The name of the built-in model."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ADDRESS = re.compile(
+    r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://|hf:)"
+    r"(?!(?:datasets|spaces|docs|collections|papers|models|api|blog)/)(?:models/)?"
+    r"(?P<repo>[\w.-]+/[\w.-]+?)(?:\.git)?"
+    r"(?:/(?:tree|blob|resolve|raw|commit|commits)/(?P<revision>[^/?#]+)[^?#]*|/(?:discussions|edit|settings)\b[^?#]*)?"
+    r"/?(?:[?#].*)?",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -50,8 +59,20 @@ def models_folder() -> Path:
 
 
 def hub_id(name: str) -> str | None:
-    """Return the Hub id of an alias, or ``name`` itself if it has the form of one."""
-    return MODEL_ALIASES.get(name.lower()) or (name if _HUB_ID.fullmatch(name) else None)
+    """Return the Hub id of an alias or a web address, or ``name`` itself if it has the form of one."""
+    return hub_address(name)[0]
+
+
+def hub_address(name: str) -> tuple[str | None, str | None]:
+    """Return the Hub id of ``name``, and the revision if it is a web address that names one.
+
+    >>> hub_address("https://huggingface.co/owner/name/tree/v2"), hub_address("hf.co/owner/name")
+    (('owner/name', 'v2'), ('owner/name', None))
+    """
+    if (match := _HUB_ADDRESS.fullmatch(name.strip())) is not None:
+        revision = match["revision"]
+        return match["repo"], unquote(revision) if revision else None
+    return MODEL_ALIASES.get(name.lower()) or (name if _HUB_ID.fullmatch(name) else None), None
 
 
 def resolve(name: str) -> Path:
@@ -74,9 +95,11 @@ def resolve(name: str) -> Path:
         return local
     if is_built_in(name):
         return built_in_model()
-    repo = hub_id(name)
-    if repo is not None and (snapshot := current_snapshot(repo)) is not None:
-        return snapshot
+    repo, revision = hub_address(name)
+    if repo is not None:
+        found = current_snapshot(repo) if revision is None else snapshot(repo, revision)
+        if found is not None:
+            return found
     if is_file(folder):
         raise ModelNotFoundError(f"{name} is a file, and a model is a folder", "Name the folder that holds it.")
     raise _unknown(name, repo)
@@ -110,9 +133,9 @@ def installed() -> list[ModelEntry]:
     """Return all models on this machine except the built-in one, local ones first, by name."""
     local = [_entry(folder.name, folder, "local") for folder in subfolders(models_folder()) if is_mllama(folder)]
     hub = [
-        _entry(repo, snapshot, "hub cache", snapshot.name)
+        _entry(repo, folder, "hub cache", folder.name)
         for repo in repos()
-        if (snapshot := current_snapshot(repo)) is not None and is_mllama(snapshot)
+        if (folder := current_snapshot(repo)) is not None and is_mllama(folder)
     ]
     return [*local, *hub]
 
@@ -188,8 +211,9 @@ def _unknown(name: str, repo: str | None) -> ModelNotFoundError:
         what = f"{name} ({repo})" if repo != name else name
         # Long ids resemble one another: accept only a typo of a letter or two.
         meant = suggest(name, [*here, *MODEL_ALIASES.values()], cutoff=0.9) if repo == name else ""
+        revision = hub_address(name)[1]
         return ModelNotFoundError(
-            f"Model {what} is not on this machine",
+            f"Model {what} is not on this machine{f' in revision {revision}' if revision else ''}",
             f"{meant}{'Else get' if meant else 'Get'} it with `mllama download {name}`: nothing is downloaded unasked.",
         )
     known = [*here, *MODEL_ALIASES]

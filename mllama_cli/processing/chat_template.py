@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
-from mllama_cli.core.errors import COPY_AGAIN, CheckpointError, TemplateError
+from mllama_cli.core.errors import COPY_AGAIN, CheckpointError, TemplateError, UsageError
+from mllama_cli.core.tool_calls import ToolCall
 from mllama_cli.system.files import is_file
-from mllama_cli.system.json_file import read_json
+from mllama_cli.system.json_file import parse_json, read_json
 from mllama_cli.system.text_file import read_text
 
 TemplateMessage = dict[str, Any]
@@ -156,8 +157,28 @@ def _end(worker: "subprocess.Popen[str]") -> None:
 
 
 def template_messages(conversation: Conversation) -> list[TemplateMessage]:
-    """Return messages in transformers' form: content is a string, or a list of parts if there are images."""
-    return [{"role": message.role, "content": _content(message)} for message in conversation]
+    """Return messages in transformers' form: content is a string, or a list of parts if there are images.
+
+    Calls are like OpenAI's, with the arguments as an object if they are JSON.
+    """
+    return [{"role": message.role, "content": _content(message), **_tool_fields(message)} for message in conversation]
+
+
+def _tool_fields(message: Message) -> TemplateMessage:
+    # Templates ask whether a key is there, so an empty one must not be.
+    fields = {
+        "tool_calls": [_call(call) for call in message.tool_calls],
+        "name": message.name,
+        "tool_call_id": message.call_id,
+    }
+    return {key: value for key, value in fields.items() if value}
+
+
+def _call(call: ToolCall) -> TemplateMessage:
+    fields = call.as_dict()
+    with suppress(UsageError):  # models write arguments that are cut short, too
+        fields["function"]["arguments"] = parse_json(call.arguments.encode(errors="replace"), call.name)
+    return fields
 
 
 def fold_system(conversation: Conversation) -> Conversation:

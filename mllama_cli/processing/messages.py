@@ -1,164 +1,184 @@
-"""Convert JSON in OpenAI's and transformers' chat formats to a Conversation."""
+"""Convert JSON in OpenAI's, ollama's and transformers' chat formats to a Conversation."""
 
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from PIL import Image
-
-from mllama_cli.core.conversation import Conversation, ImagePart, Message, Part, Role, TextPart
-from mllama_cli.core.errors import MllamaError, UsageError
-from mllama_cli.processing.images import encode_image
-from mllama_cli.processing.sources import decode_base64, read_image
+from mllama_cli.core.conversation import Conversation, Message, Part, Role, TextPart
+from mllama_cli.core.errors import UsageError
+from mllama_cli.core.sampling import SETTABLE, parameter_name
+from mllama_cli.core.tool_calls import read_calls
+from mllama_cli.processing.message_parts import Reader, check_lost, kind_of, read_part, read_picture, valid_text
+from mllama_cli.processing.sources import read_image
 from mllama_cli.system.files import expanded
 from mllama_cli.system.json_file import parse_json
 from mllama_cli.system.text_file import read_file, read_stream
 
-Reader = Callable[[str | Path], ImagePart]
-
-_ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_TEXT_TYPES = ("text", "input_text", "output_text")
-_IMAGE_TYPES = ("image", "image_url", "input_image")
+_ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "ipython": "tool",
+    "function": "tool",
+}
+_MESSAGE_KEYS = (
+    "role", "content", "images", "refusal", "tool_calls", "function_call", "tool_call_id", "name", "tool_name",
+)  # fmt: skip
+_ABOUT_KEYS = (
+    "messages", "options", "model", "stream", "stream_options", "n", "user", "store", "metadata", "keep_alive",
+    "id", "object", "name", "title", "created", "updated", "settings",
+)  # fmt: skip
+"""Keys of a request, or of a chat that `mllama history export` wrote, that change nothing here."""
 _JSON_HINT = 'Expected: [{"role": "user", "content": "..."}, ...], content a string or a list of text and image parts.'
-_TEXT_HINT = 'Expected: {"type": "text", "text": "..."}'
-_IMAGE_HINT = (
-    'Expected: {"type": "image", "path": ...} with "path", "url" or "base64", '
-    'or {"type": "image_url", "image_url": {"url": ...}}'
-)
 
 
-def load_messages(
+@dataclass(frozen=True)
+class MessagesRequest:
+    """A conversation, and what else a whole request asks for.
+
+    ``sampling`` has the parameters that we know, by our names; ``ignored`` the names of what has no effect here.
+    """
+
+    conversation: Conversation
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+
+
+def load_request(
     source: str | Path, stdin: BinaryIO | None = None, *, read: Reader = read_image, to_answer: bool = True
-) -> Conversation:
-    """Return the conversation in a JSON file, or on ``stdin`` if ``source`` is "-".
+) -> MessagesRequest:
+    """Return the request in a JSON file, or on ``stdin`` if ``source`` is "-".
 
     Relative image paths in it are relative to the current folder. Raises UsageError for a file that is missing, not
-    JSON, or not in the form that ``parse_messages`` expects.
+    JSON, or not in the form that ``parse_request`` expects.
     """
     name = "stdin" if source == "-" else str(source)
     data = read_stream(stdin or sys.stdin.buffer, name) if source == "-" else read_file(expanded(name))
     if not data.strip():
         raise UsageError(f"{name} is empty, where JSON messages were expected", _JSON_HINT)
     lines_hint = "JSON Lines are not supported: wrap the messages in [ ]."
-    return parse_messages(parse_json(data, name, hint=_JSON_HINT, lines_hint=lines_hint), read, to_answer=to_answer)
+    return parse_request(parse_json(data, name, hint=_JSON_HINT, lines_hint=lines_hint), read, to_answer=to_answer)
+
+
+def load_messages(
+    source: str | Path, stdin: BinaryIO | None = None, *, read: Reader = read_image, to_answer: bool = True
+) -> Conversation:
+    """Return the conversation alone of ``load_request``."""
+    return load_request(source, stdin, read=read, to_answer=to_answer).conversation
 
 
 def parse_messages(data: object, read: Reader = read_image, *, to_answer: bool = True) -> Conversation:
-    """Return a list of {role, content}, or an object with such a list under "messages", as a Conversation.
+    """Return the conversation alone of ``parse_request``."""
+    return parse_request(data, read, to_answer=to_answer).conversation
+
+
+def parse_request(data: object, read: Reader = read_image, *, to_answer: bool = True) -> MessagesRequest:
+    """Return a list of {role, content}, or a request with such a list under "messages".
 
     Args:
         data: content is a string or a list of parts. A text part is {"type": "text" or "input_text", "text"}. An image
-            part is {"type": "image_url" or "input_image", "image_url"} with a string or {"url"}, or {"type": "image"}
-            with one of "url", "path", "image" (as ``read`` takes them; "image" may also be a PIL image or bytes),
-            "base64" or "data" (the file's bytes); "name" is what the image is called where its bytes are given.
-            "developer" is another name for system.
+            part has type "image", "image_url" or "input_image" and one of "url", "path", "image" (as ``read`` takes
+            them; "image" may also be a PIL image or bytes), "image_url" with a string or {"url"}, "base64" or "data"
+            (the file's bytes); "name" is what the image is called where its bytes are given. A message may have
+            ollama's "images", a list of paths or base64, which come before its text. "developer" is another name for
+            system, "ipython" and "function" are for tool. System messages without text are left out.
         read: gets the image behind a path or URL.
-        to_answer: require that the last message is the user's.
+        to_answer: require that the last message can be answered, or gone on with if it is the assistant's.
 
-    Raises UsageError with the position, as in messages[2].content[0], and what was expected there. Errors of ``read``
-    keep their type and get the position too.
+    Raises UsageError with the position, as in messages[2].content[0], and what was expected there, also for an unknown
+    key whose content would be lost. Errors of ``read`` keep their type and get the position too.
     """
+    request: Mapping[str, Any] = {}
     if isinstance(data, dict):
         if "messages" not in data:
             raise UsageError('the object has no "messages"', _JSON_HINT)
-        data = data["messages"]
+        request, data = data, data["messages"]
     if not isinstance(data, list):
-        raise UsageError(f"messages must be a list, not {_kind(data)}", _JSON_HINT)
-    if not data:
+        raise UsageError(f"messages must be a list, not {kind_of(data)}", _JSON_HINT)
+    sampling, ignored = _settings(request)
+    read_all = [_message(item, f"messages[{index}]", read) for index, item in enumerate(data)]
+    conversation = Conversation(tuple(message for message in read_all if message.parts or message.role != "system"))
+    if not conversation.messages:
         raise UsageError("there are no messages", _JSON_HINT)
-    messages = tuple(_message(item, f"messages[{index}]", read) for index, item in enumerate(data))
-    if to_answer and messages[-1].role != "user":
-        raise UsageError(
-            f"messages[{len(messages) - 1}], the last one, is from the {messages[-1].role}",
-            "The last message must be the user's: it is the one that is answered.",
-        )
-    return Conversation(messages)
+    if to_answer:
+        conversation.require_answerable()
+    return MessagesRequest(conversation, sampling, ignored)
+
+
+def _settings(request: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the sampling parameters of a request, and the names of what is ignored."""
+    options = request.get("options")
+    settings = {**request, **(options if isinstance(options, dict) else {})}  # ollama's are in an object of their own
+    sampling: dict[str, Any] = {}
+    others: dict[str, Any] = {}
+    for key, value in settings.items():
+        if (name := parameter_name(str(key))) not in SETTABLE:
+            others[key] = value
+        elif value is not None and value != []:
+            sampling[name] = SETTABLE[name].converted(value, f"the request's {key}")
+    # OpenAI's response_format may hold a schema, which describes the answer and is no content.
+    check_lost(others, (*_ABOUT_KEYS, "tools", "functions", "format", "response_format"), "the request")
+    ignored = (key for key, value in others.items() if key not in _ABOUT_KEYS and value not in (None, False, [], {}))
+    return sampling, tuple(ignored)
 
 
 def _message(item: object, where: str, read: Reader) -> Message:
     if not isinstance(item, dict):
-        raise UsageError(f"{where} must be an object, not {_kind(item)}", _JSON_HINT)
-    for key in ("role", "content"):
-        if key not in item:
-            raise UsageError(f'{where} has no "{key}"', _JSON_HINT)
-    role = _ROLES.get(item["role"]) if isinstance(item["role"], str) else None
+        raise UsageError(f"{where} must be an object, not {kind_of(item)}", _JSON_HINT)
+    check_lost(item, _MESSAGE_KEYS, where)
+    role = _ROLES.get(item["role"]) if isinstance(item.get("role"), str) else None
+    if "role" not in item:
+        raise UsageError(f'{where} has no "role"', _JSON_HINT)
     if role is None:
-        raise UsageError(f"{where}: role {item['role']!r} is not supported", "Roles are system, user and assistant.")
-    content = item["content"]
-    if isinstance(content, str):
-        content = [{"type": "text", "text": content}] if content else []
-    if not isinstance(content, list):
-        raise UsageError(f"{where}.content must be a string or a list of parts, not {_kind(content)}", _JSON_HINT)
-    if not content:
+        raise UsageError(
+            f"{where}: role {item['role']!r} is not supported", "Roles are system, user, assistant and tool."
+        )
+    images, calls = item.get("images") or [], item.get("tool_calls") or []
+    if item.get("function_call"):  # OpenAI's older form of a single call
+        calls = [{"function": item["function_call"]}]
+    if "content" not in item and not images and not calls:
+        raise UsageError(f'{where} has no "content"', _JSON_HINT)
+    parts = (*_images(images, where, read), *_content(item, where, read))
+    # Exports of other tools have empty turns: of a user's there is nothing to answer, the others' are kept.
+    if not parts and role == "user":
         raise UsageError(f"{where}.content is empty", _JSON_HINT)
-    parts = tuple(_part(part, f"{where}.content[{index}]", read) for index, part in enumerate(content))
-    message = Message(role, parts)
+    if calls and role != "assistant":
+        raise UsageError(f"{where}: a tool call in a message of the {role}", "Only the assistant calls tools.")
+    try:
+        tool_calls = read_calls(calls)
+    except ValueError as error:
+        raise UsageError(
+            f"{where}.tool_calls {error}", 'Expected: [{"function": {"name": ..., "arguments": ...}}]'
+        ) from error
+    for call in tool_calls:
+        valid_text(call.name + call.arguments + call.id, f"{where}.tool_calls")
+    names = (item.get("name") or item.get("tool_name"), item.get("tool_call_id")) if role == "tool" else ("", "")
+    name, call_id = (valid_text(each, where) if isinstance(each, str) else "" for each in names)
+    message = Message(role, parts, tool_calls, name, call_id)
     if message.images and role != "user":
         raise UsageError(f"{where}: a picture in a message of the {role}", "Pictures belong in the user's messages.")
     return message
 
 
-def _part(part: object, where: str, read: Reader) -> Part:
-    if not isinstance(part, dict):
-        raise UsageError(f"{where} must be an object, not {_kind(part)}", _TEXT_HINT)
-    kind = part.get("type")
-    if kind in _TEXT_TYPES:
-        if not isinstance(part.get("text"), str):
-            raise UsageError(f'{where} has no string "text"', _TEXT_HINT)
-        return TextPart(_valid_text(part["text"], where))
-    if kind not in _IMAGE_TYPES:
-        raise UsageError(f"{where}: part of type {kind!r} is not supported", "Types are text, image and image_url.")
-    try:
-        return _image(part, where, read)
-    except MllamaError as error:
-        if error.message.startswith(where):
-            raise
-        raise type(error)(f"{where}: {error.message}", error.hint) from error
+def _images(images: object, where: str, read: Reader) -> list[Part]:
+    """Return ollama's list of pictures."""
+    if not isinstance(images, list):
+        raise UsageError(f"{where}.images must be a list, not {kind_of(images)}", "Expected: paths, or base64.")
+    places = [f"{where}.images[{index}]" for index in range(len(images))]
+    return [read_picture(image, "images", place, read, place) for image, place in zip(images, places, strict=True)]
 
 
-def _valid_text(text: str, where: str) -> str:
-    """Return ``text``. Raise UsageError for half a surrogate pair, which JSON allows but no tokenizer can encode."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(
-            f"{where}: half a surrogate pair at character {error.start}", "Write the whole character, or leave it out."
-        ) from error
-    return text
-
-
-def _image(part: dict[Any, Any], where: str, read: Reader) -> ImagePart:
-    keys = ("url", "path", "image", "base64", "data") if part["type"] == "image" else ("image_url",)
-    given = [key for key in keys if part.get(key) is not None]
-    if len(given) != 1:
-        what = "names its picture more than once" if given else "names no picture"
-        raise UsageError(f"{where} {what}", _IMAGE_HINT)
-    key, value = given[0], part[given[0]]
-    label = name if isinstance(name := part.get("name"), str) and name else where
-    if key == "image_url" and isinstance(value, dict):
-        key, value = "image_url.url", value.get("url")
-    if key == "image" and isinstance(value, Image.Image):
-        return encode_image(value, label)
-    if key in ("image", "data") and isinstance(value, bytes):
-        return ImagePart(value, label)
-    if key in ("path", "image") and isinstance(value, Path):
-        return read(value)
-    if not isinstance(value, str):
-        raise UsageError(f'{where}: "{key}" must be a string, not {_kind(value)}', _IMAGE_HINT)
-    if value == "-":
-        raise UsageError(f'{where}: "{key}" cannot be stdin', "Give a path or a URL, or the bytes in base64.")
-    is_data_url = value[:5].lower() == "data:"
-    if key in ("base64", "data") and not is_data_url:
-        return ImagePart(decode_base64(value, where), label)
-    image = read(value)
-    return replace(image, name=label) if is_data_url else image
-
-
-def _kind(value: object) -> str:
-    """Return JSON's name of the type of ``value``."""
-    if value is None:
-        return "null"
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
-    return names.get(type(value), type(value).__name__)
+def _content(item: dict[str, Any], where: str, read: Reader) -> list[Part]:
+    content = item.get("content")
+    if content is None:
+        content = item.get("refusal") or ""
+    if isinstance(content, str):
+        return [TextPart(valid_text(content, f"{where}.content"))] if content else []
+    if not isinstance(content, list):
+        raise UsageError(f"{where}.content must be a string or a list of parts, not {kind_of(content)}", _JSON_HINT)
+    parts = [read_part(part, f"{where}.content[{index}]", read) for index, part in enumerate(content)]
+    return [part for part in parts if part != TextPart("")] if item.get("role") in ("system", "developer") else parts

@@ -1,11 +1,13 @@
 """Convert conversations to model inputs, with the chat template, the tokenizer and the image processor."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
-from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
+from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import TemplateError, UsageError
 from mllama_cli.core.text import replace_surrogates
 from mllama_cli.processing.chat_template import ChatTemplate, RefusedError, fold_system, template_messages
@@ -32,6 +34,8 @@ class ModelInputs:
     images: tuple[ImagePart, ...] = ()
     notes: tuple[str, ...] = ()
     """Notes for the user about how the prompt was built."""
+    prefill: str = ""
+    """The text at the end of ``ids`` that the answer begins with."""
 
 
 class MllamaProcessor:
@@ -69,7 +73,10 @@ class MllamaProcessor:
         )
 
     def __call__(self, conversation: Conversation) -> ModelInputs:
-        """Return the prompt of a conversation by the checkpoint's own template, up to the start of the answer."""
+        """Return the prompt of a conversation by the checkpoint's own template, up to the start of the answer.
+
+        If the conversation ends with the assistant, the beginning of the answer is part of the prompt.
+        """
         if self.chat_template is None:
             raise TemplateError(
                 "This checkpoint has no chat template, so it is a base model",
@@ -78,33 +85,39 @@ class MllamaProcessor:
         if conversation.images:
             self.require_vision()
         notes = [SEVERAL_TURNS] if conversation.image_turns > 1 else []
+        prefill = conversation.prefill
+        asked = Conversation(conversation.messages[:-1]) if prefill else conversation
         # An unused private use character masks special tokens in the text: they must stay text.
-        used = {character for message in conversation for character in message.text}
+        used = set(prefill + json.dumps(template_messages(asked), ensure_ascii=False))
         marker = next((chr(code) for code in chain(*_PRIVATE_USE) if chr(code) not in used), None)
         if marker is None:
             raise UsageError("The text has every private use character of Unicode", "Remove those that mean nothing.")
-        masked = Conversation(tuple(self._masked(message, marker) for message in conversation))
         try:
-            prompt = self.chat_template.render(template_messages(masked))
+            prompt = self.chat_template.render(self._masked(template_messages(asked), marker))
         except RefusedError:
             if not (conversation.images and any(message.role == "system" for message in conversation)):
                 raise
-            prompt = self.chat_template.render(template_messages(fold_system(masked)))
+            prompt = self.chat_template.render(self._masked(template_messages(fold_system(asked)), marker))
             notes.append(
                 "This model's chat template takes no system message along with images: "
                 "the system text now opens the first user message."
             )
+        if any(message.role == "tool" and not self._shows(prompt, message.text, marker) for message in asked):
+            notes.append("This model's chat template leaves out tool messages.")
+        prompt += self.tokenizer.mask(prefill, marker)
         ids = self.tokenizer.encode_markup(prompt, self.tokenizer.placeholders(marker), self.max_tokens)
-        return self._inputs(ids, conversation.images, notes)
+        return replace(self._inputs(ids, conversation.images, notes), prefill=prefill)
 
-    def raw(self, text: str, images: Sequence[ImagePart] = ()) -> ModelInputs:
+    def raw(self, text: str, images: Sequence[ImagePart] = (), prefill: str = "") -> ModelInputs:
         """Return the prompt for a base model: image tokens, begin_of_text, then the text verbatim.
 
         Special tokens in the text are parsed as such. Images replace <|image|>, else they precede everything.
+        ``prefill`` follows on a line of its own and begins the answer.
         """
+        text, prefill = replace_surrogates(text), replace_surrogates(prefill).rstrip(" \t")
+        text = f"{text}\n{prefill}" if prefill else text
         if images:
             self.require_vision()
-        text = replace_surrogates(text)
         bos = self.tokenizer.special_names.get("bos_token", "")
         if IMAGE_TOKEN not in text:
             text = IMAGE_TOKEN * len(images) + text
@@ -113,7 +126,8 @@ class MllamaProcessor:
             while body.startswith(IMAGE_TOKEN):
                 body = body.removeprefix(IMAGE_TOKEN)
             text = text[: len(text) - len(body)] + bos + body
-        return self._inputs(self.tokenizer.encode_markup(text, max_tokens=self.max_tokens), tuple(images), [])
+        ids = self.tokenizer.encode_markup(text, max_tokens=self.max_tokens)
+        return replace(self._inputs(ids, tuple(images), []), prefill=prefill)
 
     def tiles(self, image: ImagePart) -> ImageTiles:
         """Return the vision tower's input for one image, which is decoded unless it was prepared for this model."""
@@ -126,12 +140,21 @@ class MllamaProcessor:
             raise text_only()
         return self.image_processor
 
-    def _masked(self, message: Message, marker: str) -> Message:
-        parts = (
-            TextPart(self.tokenizer.mask(part.text, marker)) if isinstance(part, TextPart) else part
-            for part in message.parts
-        )
-        return Message(message.role, tuple(parts))
+    def _shows(self, prompt: str, text: str, marker: str) -> bool:
+        """Return whether a rendered prompt has a message's text, verbatim or as JSON."""
+        masked = self.tokenizer.mask(text.strip(), marker)
+        return masked in prompt or json.dumps(masked, ensure_ascii=False)[1:-1] in prompt
+
+    def _masked(self, value: Any, marker: str) -> Any:
+        """Return messages for the template with special tokens masked in every text, those of tool calls included."""
+        match value:
+            case str():
+                return self.tokenizer.mask(value, marker)
+            case list():
+                return [self._masked(each, marker) for each in value]
+            case dict():
+                return {self._masked(key, marker): self._masked(each, marker) for key, each in value.items()}
+        return value
 
     def _inputs(self, ids: list[int], images: tuple[ImagePart, ...], notes: list[str]) -> ModelInputs:
         found = ids.count(self.image_token_id)

@@ -16,14 +16,17 @@ from mllama_cli.core.errors import ImageError, ImageNotFoundError, UsageError
 from mllama_cli.core.filetypes import image_format
 from mllama_cli.core.text import one_line, suggest
 from mllama_cli.processing.limits import DEFAULT_LIMITS, Limits, too_many_bytes
-from mllama_cli.system.files import expanded, is_folder
+from mllama_cli.system.files import expanded, is_file, is_folder
 from mllama_cli.system.text_file import read_limited
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
-_ADDRESS = re.compile(r"\s*(?:data:|[A-Za-z][A-Za-z0-9+.-]+://)", re.IGNORECASE)
-_BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{100,}={0,2}\s*")
-MAX_NAME = 200
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{64,}+={0,2}\s*")  # shorter base64 is no picture
+_MAX_NAME = 150
 """Characters of a missing file's name that an error quotes."""
+
+DATA_URL_NAME, BASE64_NAME = INLINE_NAMES = ("the data: URL", "the base64 text")
+"""What images are called that have no name of their own."""
+
 _SOURCE_HINT = "Give a path, an http(s) URL, a data: URL, or - for stdin."
 
 
@@ -45,13 +48,15 @@ def read_image(source: str | Path, stdin: BinaryIO | None = None, *, limits: Lim
         return _read_path(source, str(source), limits)
     if source == "-":
         return _read_stdin(stdin, limits)
-    if _ADDRESS.match(source):
-        source = source.strip()
-    if source[:5].lower() == "data:":
-        return _read_data_url(source, limits)
-    match = _SCHEME.match(source)
+    address = source.strip()
+    if address[:5].lower() == "data:":
+        return _read_data_url(address, limits)
+    match = _SCHEME.match(address)
     if match is None:
-        return _bare_base64(source, limits) or _read_path(Path(source), source, limits)
+        if is_base64_picture(source) and not is_file(expanded(source)):
+            return ImagePart(decode_base64(source, BASE64_NAME, limits), BASE64_NAME)
+        return _read_path(Path(source), source, limits)
+    source = address
     scheme = match[1].lower()
     if scheme in ("http", "https"):
         from mllama_cli.processing.fetch import fetch_image
@@ -60,6 +65,17 @@ def read_image(source: str | Path, stdin: BinaryIO | None = None, *, limits: Lim
     if scheme == "file":
         return _read_file_url(source, limits)
     raise UsageError(f"{source}: pictures cannot be read from {scheme}:// addresses", _SOURCE_HINT)
+
+
+def is_base64_picture(text: str) -> bool:
+    """Return whether ``text`` is base64, without any "data:" before it, that begins like a picture's."""
+    if not _BASE64.fullmatch(text):
+        return False
+    try:
+        head = decode_base64("".join(text[:200].split())[:64], BASE64_NAME)
+    except ImageError:
+        return False
+    return image_format(head) is not None  # a long path may look alike
 
 
 def decode_base64(text: str, name: str, limits: Limits = DEFAULT_LIMITS) -> bytes:
@@ -75,19 +91,6 @@ def decode_base64(text: str, name: str, limits: Limits = DEFAULT_LIMITS) -> byte
     except (binascii.Error, ValueError) as error:
         raise ImageError(f"{name} is not valid base64", "Encode the picture again: base64 -w0 picture.png") from error
     return _not_empty(data, name)
-
-
-def _bare_base64(text: str, limits: Limits) -> ImagePart | None:
-    """Return the picture that ``text`` encodes, without any "data:" before it; None if it is not that."""
-    if not _BASE64.fullmatch(text):
-        return None
-    name = "the base64 text"
-    try:
-        if image_format(decode_base64("".join(text[:200].split())[:64], name)) is None:  # a long path may look alike
-            return None
-    except ImageError:
-        return None
-    return ImagePart(decode_base64(text, name, limits), name)
 
 
 def _read_stdin(stdin: BinaryIO | None, limits: Limits) -> ImagePart:
@@ -108,7 +111,7 @@ def _read_stdin(stdin: BinaryIO | None, limits: Limits) -> ImagePart:
 
 
 def _read_data_url(url: str, limits: Limits) -> ImagePart:
-    name = "the data: URL"
+    name = DATA_URL_NAME
     header, comma, payload = url[5:].partition(",")
     if not comma:
         raise UsageError(f"{name} has no comma before its data", "Its form is data:image/png;base64,iVBORw0...")
@@ -144,7 +147,7 @@ def _read_path(path: Path, name: str, limits: Limits, *, expand: bool = True) ->
     except PermissionError as error:
         raise _unreadable(name, error) from error
     except (OSError, ValueError) as error:
-        raise ImageNotFoundError(f"no such picture: {one_line(name, MAX_NAME)}", _near(path)) from error
+        raise ImageNotFoundError(f"no such picture: {one_line(name, _MAX_NAME)}", _near(path)) from error
     if stat.S_ISDIR(status.st_mode):
         raise ImageNotFoundError(f"{name} is a folder", "Give a picture file.")
     # Devices and sockets may never end or may act when opened; the shell's <(command) is a FIFO.
@@ -181,9 +184,11 @@ def _near(path: Path) -> str:
     """Return a hint for a missing path: the most similar name in its folder, or that there is no such folder."""
     if "@" in str(path):  # an address with a password, mistyped: its parts would not be recognised as that
         return "Check the path."
+    if len(str(path)) > _MAX_NAME and _BASE64.fullmatch(str(path)):
+        return "This looks like base64, but not like that of a whole picture file."
     folder = path.parent
     if not is_folder(folder):
-        return f"There is no folder {one_line(str(folder), MAX_NAME)}."
+        return f"There is no folder {one_line(str(folder), _MAX_NAME)}."
     try:
         names = [entry.name for entry in itertools.islice(folder.iterdir(), 5000)]
     except OSError:

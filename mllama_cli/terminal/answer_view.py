@@ -15,6 +15,7 @@ from mllama_cli.core.events import (
     GenerationStats,
     LoadProgress,
     Notice,
+    Prefilled,
     ReadingPrompt,
     Token,
 )
@@ -58,7 +59,7 @@ class AnswerView:
 
     def _show(self, event: Event, status: "StatusLine") -> None:
         match event:
-            case Token(text=text):
+            case Token(text=text) | Prefilled(text=text):
                 status.clear()
                 self.text += text
                 if self._writer is not None:

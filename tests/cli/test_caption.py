@@ -55,6 +55,18 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def test_captions_begin_with_their_prefill(folder: Path) -> None:
+    picture = str(folder / "drawing.png")
+    plain = run_here("caption", picture, "--workers", "0").out
+    begun = run_here("caption", picture, "--workers", "0", "--prefill", "A photo of ").out
+    assert begun.startswith("A photo of ")
+    assert begun != plain
+    record = json.loads(run_here("caption", picture, "--workers", "0", "--prefill", "A photo of", "--json").out)
+    assert record["caption"] == begun.strip()
+    prefixed = run_here("caption", picture, "--workers", "0", "--prefill", "A photo of", "--prefix", "ohwx, ").out
+    assert prefixed == f"ohwx, {begun}"
+
+
 def test_captions_are_written_next_to_their_pictures(folder: Path) -> None:
     result = run_here("caption", str(folder), "--workers", "0")
     assert (result.code, result.out) == (3, "")

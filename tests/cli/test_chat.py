@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mllama_cli.chat.storage.saved import SavedChat
+from mllama_cli.chat.storage.store import ChatStore
 from mllama_cli.cli.chat_request import ChatInput
 from mllama_cli.cli.question import build_question
 from mllama_cli.core.conversation import Conversation, ImagePart
@@ -179,6 +181,12 @@ def test_a_conversation_from_a_file_continues_with_the_question_on_the_command_l
     wanted = "".join(e.text for e in engine.stream(talk, Sampling(max_tokens=12)) if isinstance(e, Token))
     assert chat("--messages", str(file), "-i", str(png), "Who", "is it?").out.rstrip("\n") == wanted.rstrip("\n")
 
+    begun = Conversation.ask("Hi").with_assistant("Hello.")
+    rest = "".join(e.text for e in engine.stream(begun, Sampling(max_tokens=12)) if isinstance(e, Token))
+    assert chat("--messages", str(file)).out.rstrip("\n") == ("Hello." + rest).rstrip("\n")
+    assert "Leave one" in chat("--messages", str(file), "--prefill", "Hi").err
+
+    file.write_text(json.dumps([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": ""}]))
     nothing = chat("--messages", str(file))
     assert nothing.code == 2
     assert "nothing to answer" in nothing.err
@@ -186,6 +194,36 @@ def test_a_conversation_from_a_file_continues_with_the_question_on_the_command_l
     two = chat("--messages", str(file), "And?")
     assert two.code == 2
     assert "already ends with a question" in two.err
+
+
+@pytest.mark.parametrize("flags", [(), ("--no-stream",), ("--json",)])
+def test_an_answer_begins_with_its_prefill(engine: Engine, png: Path, flags: tuple[str, ...]) -> None:
+    begun = Conversation.ask("What is this?", (ImagePart(png.read_bytes()),)).with_prefill("A photo of")
+    rest = "".join(e.text for e in engine.stream(begun, Sampling(max_tokens=12)) if isinstance(e, Token))
+    result = chat("-i", str(png), "What is this?", "--prefill", "A photo of ", *flags)
+    said = json.loads(result.out)["answer"] if flags == ("--json",) else result.out
+    assert said.rstrip("\n") == ("A photo of" + rest).rstrip("\n")
+    assert "--prefill" in chat("--raw", "x", "--prefill", "y").err
+
+
+def test_the_answer_to_a_saved_chat_is_saved_with_its_prefill(models: Path) -> None:
+    saved = ChatStore().save(SavedChat.new("tiny"), Conversation.ask("Hi").with_assistant("Hello."))
+    answer = chat("--resume", str(saved.id), "Who?", "--prefill", "I am").out.rstrip("\n")
+    *before, last = ChatStore().load(str(saved.id)).conversation
+    assert answer.startswith("I am")
+    assert (len(before), last.role) == (3, "assistant")
+    assert last.text.startswith("I am")
+    ChatStore().delete([saved.id])
+
+
+def test_a_whole_request_sets_the_sampling_and_flags_come_first(engine: Engine, tmp_path: Path) -> None:
+    file = tmp_path / "request.json"
+    request = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3, "tools": [{}]}
+    file.write_text(json.dumps(request))
+    three = run_here("chat", "--device", "cpu", "--messages", str(file))
+    assert "cut at 3 tokens" in three.err
+    assert "without effect here: tools" in three.err
+    assert "cut at 5 tokens" in chat("--messages", str(file), count=5).err
 
 
 def test_pictures_in_two_turns_say_once_what_is_seen(png: Path, tmp_path: Path) -> None:

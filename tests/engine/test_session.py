@@ -1,14 +1,16 @@
 """A live conversation: what is cached, what is encoded, and that neither changes an answer."""
 
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 
-from mllama_cli.core.conversation import Conversation, ImagePart
+from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
 from mllama_cli.core.errors import ContextLengthError, MemoryShortageError, UsageError
-from mllama_cli.core.events import EncodingImage, Event, GenerationStats, Notice, Token
+from mllama_cli.core.events import EncodingImage, Event, GenerationStats, Notice, Prefilled, Token
 from mllama_cli.core.sampling import Sampling
+from mllama_cli.core.tool_calls import ToolCall
 from mllama_cli.engine.device import make_current
 from mllama_cli.engine.engine import Engine, load
 from mllama_cli.engine.forward import DecodeInput, Decoder
@@ -182,9 +184,38 @@ def test_an_answer_ends_where_the_context_does(engine: Engine) -> None:
     assert (stats.finish_reason, stats.completion_tokens) == ("length", 3)
 
 
-def test_the_user_must_speak_last(engine: Engine) -> None:
-    with pytest.raises(UsageError, match="last message"):
-        list(engine.stream(Conversation.ask("Hi").with_assistant("Hello"), GREEDY))
+def test_an_answer_goes_on_with_its_prefill(engine: Engine) -> None:
+    question = Conversation.ask("What is this?", (picture(),))
+    whole = text_of(engine.stream(question, GREEDY))
+    *events, stats = engine.stream(question.with_prefill("A photo of "), replace(GREEDY, stop=("photo",)))
+    assert events[-stats.completion_tokens - 1] == Prefilled("A photo of")
+    rest = text_of(iter(events))
+    assert rest
+    assert rest != whole
+    # Its tokens are the prompt's, so answering goes on as if they had been generated.
+    inputs = engine.processor(question)
+    longer = replace(inputs, ids=(*inputs.ids, *engine.processor.tokenizer.encode("A photo of")))
+    assert text_of(engine.session().stream_inputs(longer, GREEDY)) == rest
+    assert stats.prompt_tokens == len(longer.ids)
+    [reply] = engine.answer_batch([question.with_prefill("A photo of")], GREEDY)
+    assert reply.text == "A photo of" + rest
+    talk = question.with_prefill("A photo of ").with_assistant(reply.text)
+    assert talk == question.with_assistant(reply.text)
+
+
+@pytest.mark.parametrize(
+    "conversation",
+    [
+        Conversation(),
+        Conversation((Message("system", (TextPart("Be brief."),)),)),
+        Conversation().with_assistant("Hello"),
+        Conversation.ask("Hi").with_assistant("  "),
+        Conversation((*Conversation.ask("Hi"), Message("assistant", (), (ToolCall("f"),)))),
+    ],
+)
+def test_what_has_no_answer_is_refused(engine: Engine, conversation: Conversation) -> None:
+    with pytest.raises(UsageError, match="to answer"):
+        list(engine.stream(conversation, GREEDY))
 
 
 def test_repetition_penalty_works_with_an_image_token_in_the_context(engine: Engine) -> None:

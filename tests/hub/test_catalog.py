@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mllama_cli.core.errors import CheckpointError, ModelNotFoundError
-from mllama_cli.hub.catalog import default_model, installed, resolve
+from mllama_cli.hub.catalog import default_model, hub_address, installed, resolve
+from mllama_cli.hub.remove import plan_removal
 from mllama_cli.system.paths import built_in_model
 from tests.checkpoints import make_checkpoint
 
@@ -132,3 +133,60 @@ def test_a_file_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "weights.gguf").write_bytes(b"GGUF")
     with pytest.raises(ModelNotFoundError, match="is a file"):
         resolve("weights.gguf")
+
+
+@pytest.mark.parametrize(
+    ("address", "revision"),
+    [
+        ("https://huggingface.co/{}", None),
+        ("http://huggingface.co/{}/", None),
+        ("https://www.huggingface.co/{}?library=transformers", None),
+        ("HTTPS://HuggingFace.co/{}#uses", None),
+        ("huggingface.co/{}", None),
+        ("hf.co/{}", None),
+        ("https://hf.co/{}.git", None),
+        ("hf://{}", None),
+        (" https://huggingface.co/{}\n", None),
+        ("https://huggingface.co/{}/discussions/3", None),
+        ("https://huggingface.co/{}/tree/main", "main"),
+        ("hf.co/{}/tree/v2/", "v2"),
+        ("https://huggingface.co/{}/tree/refs%2Fpr%2F1", "refs/pr/1"),
+        ("https://huggingface.co/{}/blob/v2/config.json?download=true", "v2"),
+        ("https://huggingface.co/{}/resolve/v2/sub/model.safetensors", "v2"),
+    ],
+)
+def test_a_web_address_is_a_name(tmp_path: Path, address: str, revision: str | None) -> None:
+    address = address.format(REPO)
+    assert hub_address(address) == (REPO, revision)
+    with pytest.raises(ModelNotFoundError, match="not on this machine"):
+        resolve(address)
+    main = in_cache(tmp_path, "a" * 40, main=True)
+    if revision in (None, "main"):
+        assert resolve(address) == main
+    else:
+        with pytest.raises(ModelNotFoundError, match=f"in revision {revision}"):
+            resolve(address)
+        other = in_cache(tmp_path, "b" * 40)
+        file = main.parents[1] / "refs" / revision
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("b" * 40)
+        assert resolve(address) == other
+    assert plan_removal(address).name == REPO
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://huggingface.co/datasets/owner/name",
+        "https://huggingface.co/spaces/owner/name",
+        "https://huggingface.co/owner",
+        "https://huggingface.co/",
+        "https://huggingface.co.example.com/owner/name",
+        "https://example.com/owner/name",
+        "https://huggingface.co/owner/name/../../x",
+    ],
+)
+def test_other_addresses_are_no_models(address: str) -> None:
+    assert hub_address(address) == (None, None)
+    with pytest.raises(ModelNotFoundError):
+        resolve(address)

@@ -13,9 +13,11 @@ from PIL import Image
 
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
 from mllama_cli.core.errors import ContextLengthError, TemplateError, UsageError
+from mllama_cli.core.tool_calls import ToolCall
 from mllama_cli.processing.chat_template import ChatTemplate, fold_system, template_messages
 from mllama_cli.processing.processor import MllamaProcessor
 from mllama_cli.processing.tokenizer import MllamaTokenizer
+from mllama_cli.system.paths import built_in_model
 from tests.checkpoints import BOS, VOCABULARY, byte_tokenizer, write_preprocessor, write_tokenizer
 
 IMAGE = 128256
@@ -85,6 +87,54 @@ def _released_tokenizer(folder: Path) -> MllamaTokenizer:
     if folder not in _CACHE:
         _CACHE[folder] = MllamaTokenizer.from_pretrained(folder)
     return _CACHE[folder]
+
+
+@pytest.mark.parametrize("prefill", ["I am", "```json\n", " <|eot_id|>", "Ça va"])
+@pytest.mark.parametrize("name", ["question", "image", "turns"])
+def test_a_prefill_equals_transformers_unfinished_message(
+    released: MllamaProcessor, peer: Any, name: str, prefill: str
+) -> None:
+    conversation = CONVERSATIONS[name].with_assistant(prefill)
+    inputs = released(conversation)
+    assert inputs.prefill == prefill
+    assert inputs.ids == (*released(CONVERSATIONS[name]).ids, *released.tokenizer.encode(prefill))
+    if "<|" not in prefill:  # which transformers takes for the special token
+        text = peer.apply_chat_template(as_messages(conversation), continue_final_message=True, tokenize=False)
+        # transformers cuts white space off.
+        expected = peer.tokenizer(text.rstrip() + prefill[len(prefill.rstrip()) :], add_special_tokens=False)
+        assert list(inputs.ids) == expected["input_ids"]
+    assert released(CONVERSATIONS[name].with_assistant(f"{prefill}  ")).prefill == prefill
+
+
+CALLS = (ToolCall("f", '{"x": "<|eot_id|> é"}', "1"),)
+TOOLS = Conversation(
+    (
+        *Conversation.ask("Hi"),
+        Message("assistant", (), CALLS),
+        Message("tool", (TextPart("42 <b>"),), name="f", call_id="1"),
+    )
+)
+
+
+def test_tool_messages_go_to_the_template(released: MllamaProcessor, peer: Any) -> None:
+    text = peer.apply_chat_template(as_messages(TOOLS), add_generation_prompt=True, tokenize=False)
+    inputs = released(TOOLS)
+    said = text.replace("<|eot_id|> é", "MARK")
+    expected = released.tokenizer.decode(released.tokenizer.encode_markup(said))
+    assert released.tokenizer.decode(inputs.ids) == expected.replace("MARK", "<|eot_id|> é")
+    assert inputs.ids.count(128009) == said.count("<|eot_id|>"), "no argument can forge a special token"
+    assert not inputs.notes
+
+
+@pytest.mark.parametrize("depth", [50, 900, 100_000])
+def test_arguments_of_any_depth_go_to_the_template(small: MllamaProcessor, depth: int) -> None:
+    call = Message("assistant", (), (ToolCall("f", "[" * depth + "]" * depth),))
+    assert small(Conversation((*Conversation.ask("Hi"), call, Message("tool", (TextPart("4"),))))).ids
+
+
+def test_a_template_that_leaves_out_tool_messages_is_noted() -> None:
+    built_in = MllamaProcessor.from_pretrained(built_in_model())
+    assert "tool messages" in built_in(TOOLS).notes[0]
 
 
 def test_system_text_with_an_image_is_folded_because_the_released_template_refuses_it(

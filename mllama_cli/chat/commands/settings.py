@@ -6,13 +6,10 @@ from typing import Any
 from mllama_cli.chat.commands.command import Command, switched
 from mllama_cli.chat.shell import Shell
 from mllama_cli.core.errors import UsageError
-from mllama_cli.core.sampling import SETTABLE
+from mllama_cli.core.sampling import SETTABLE, parameter_name
 from mllama_cli.core.settings import THEMES
 from mllama_cli.core.text import suggest
 from mllama_cli.hub.catalog import ModelEntry, built_in, installed
-
-PARAMETER_ALIASES = {alias: name for name, parameter in SETTABLE.items() for alias in parameter.aliases}
-
 
 SET_USAGE = (
     "/set parameter NAME VALUE, /set system TEXT, /set verbose on|off, /set preview on|off, "
@@ -56,7 +53,7 @@ def _set(shell: Shell, argument: str) -> None:
 
 
 def _set_parameter(shell: Shell, name: str, value: str) -> None:
-    name = PARAMETER_ALIASES.get(name.replace("-", "_"), name.replace("-", "_"))
+    name = parameter_name(name)
     if name == "num_ctx":
         raise UsageError(f"The context size is the model's: {shell.dialogue.context} tokens", "")
     if name not in SETTABLE:

@@ -31,6 +31,8 @@ class BatchRequest:
 class BatchReply:
     """An answer or an ``error``. ``seconds`` count from when the request got its slot.
 
+    ``text`` begins with the request's prefill, which is not in ``ids``.
+
     ``logprobs`` has one entry for each of ``ids`` if the request's ``Sampling`` asks for them.
     """
 

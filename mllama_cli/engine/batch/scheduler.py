@@ -128,9 +128,10 @@ class Scheduler:
         first = len(self._running)
         admitted = []
         for slot, request in enumerate(self._admission.batch, first):
-            sampling, ids = request.sampling or model.default_sampling(), request.inputs.ids
-            slots.sampler.admit(slot, sampling, ids)
-            answer = Completion(model.processor.tokenizer, sampling, model.eos, model.max_context - len(ids))
+            sampling, inputs = request.sampling or model.default_sampling(), request.inputs
+            slots.sampler.admit(slot, sampling, inputs.ids)
+            room = model.max_context - len(inputs.ids)
+            answer = Completion(model.processor.tokenizer, sampling, model.eos, room, inputs.prefill)
             admitted.append(_Running(request, started, answer))
         self._running += admitted
         self._admission.admitted()  # only now, so that running out of memory before withdraws them
