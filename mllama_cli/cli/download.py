@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mllama_cli.cli import complete
+from mllama_cli.cli.common import say_how_to_use
 from mllama_cli.cli.options import Debug
 from mllama_cli.core.text import human_size, suggest
 
@@ -37,7 +38,7 @@ def download(
     [bold]mllama download 11b[/]
     """
     from mllama_cli.core.errors import ModelNotFoundError, UsageError
-    from mllama_cli.hub.catalog import MODEL_ALIASES, hub_id
+    from mllama_cli.hub.catalog import MODEL_ALIASES, hub_id, short_name
 
     if not model:
         names = ", ".join(f"{alias} ({id_})" for alias, id_ in MODEL_ALIASES.items())
@@ -63,9 +64,11 @@ def download(
     if dry_run:
         _print_plan(terminal, todo)
         return
-    with DownloadView(terminal, repo) as view:
+    with DownloadView(terminal, short_name(repo)) as view:
         folder = hub.download(todo, view.event)
     terminal.stdout.write(f"{folder}\n")
+    terminal.stdout.flush()
+    say_how_to_use(terminal, short_name(repo))
 
 
 def _print_plan(terminal: "Terminal", todo: "DownloadPlan") -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mllama_cli.cli import complete
-from mllama_cli.cli.common import ExitStatus, load_settings, print_json
+from mllama_cli.cli.common import ExitStatus, load_settings, name_for_use, print_json, say_how_to_use
 from mllama_cli.cli.options import AsJson, Debug, Device
 from mllama_cli.core.text import human_size
 
@@ -199,3 +199,5 @@ def _print_summary(terminal: "Terminal", summary: "QuantizeSummary", as_json: bo
             f"matrices, at worst {100 * error.worst:.2g}% in {short(error.worst_name)}"
         )
     terminal.stdout.write(f"{summary.folder}\n")
+    terminal.stdout.flush()
+    say_how_to_use(terminal, name_for_use(Path(summary.folder)))

@@ -91,15 +91,58 @@ def is_built_in(name: str) -> bool:
 
 def default_model() -> ModelEntry:
     """Return the only downloaded or local model, else the built-in one. Raise ModelNotFoundError for several."""
-    entries = [entry for entry in installed() if entry.complete]
-    if not entries:
-        return built_in()
-    if len(entries) == 1:
-        return entries[0]
-    names = ", ".join(entry.name for entry in entries)
+    entries = runnable()
+    if len(entries) <= 1:
+        return entries[0] if entries else built_in()
     raise ModelNotFoundError(
-        f"There are several models on this machine: {names}", "Name one with -m, or set MLLAMA_MODEL."
+        f"There are several models on this machine: {', '.join(entry.name for entry in entries)}",
+        "Name one with -m, or choose a default: `mllama config set model NAME`.",
     )
+
+
+def runnable() -> list[ModelEntry]:
+    """Return the complete models on this machine, without the built-in one."""
+    return [entry for entry in installed() if entry.complete]
+
+
+def short_name(name: str) -> str:
+    """Return the alias of a Hub id if it has one: what one types.
+
+    >>> short_name("meta-llama/Llama-3.2-11B-Vision-Instruct"), short_name("owner/name")
+    ('11b', 'owner/name')
+    """
+    return next((alias for alias, id_ in MODEL_ALIASES.items() if id_ == name), name)
+
+
+def remember_used(name: str) -> None:
+    """Keep the name of a model for ``last_used``.
+
+    Paths and the built-in model are not remembered; neither is anything if the file cannot be written.
+    """
+    if is_built_in(name) or (local_model(name) is None and hub_id(name) is None) or is_folder(expanded(name)):
+        return
+    file = _last_model_file()
+    try:
+        if not is_file(file) or file.read_text(encoding="utf-8") != name:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(name, encoding="utf-8")
+    except (OSError, ValueError):
+        pass
+
+
+def last_used() -> ModelEntry | None:
+    """Return the model that was remembered last, if it is still complete on this machine."""
+    try:
+        name = _last_model_file().read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    if local_model(name) is None:
+        name = hub_id(name) or name
+    return next((entry for entry in runnable() if entry.name == name), None)
+
+
+def _last_model_file() -> Path:
+    return data_folder() / "last-model"
 
 
 def installed() -> list[ModelEntry]:
