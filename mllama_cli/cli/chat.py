@@ -21,7 +21,7 @@ def chat(
 
     Without a question, on a terminal, opens the interactive chat.
 
-    [bold]mllama chat --image photo.jpg "What is this?"[/]
+    Example: mllama chat --image photo.jpg "What is this?"
     """
     from mllama_cli.cli.interactive import find_chat, run_chat
     from mllama_cli.cli.oneshot import run_question, say_what_continues

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mllama_cli.cli import complete
+from mllama_cli.cli.commands import Commands
 from mllama_cli.cli.common import config_path, load_settings, print_json
 from mllama_cli.cli.options import MODEL_VARIABLE, AsJson, Debug
 
@@ -21,7 +22,7 @@ Key = Annotated[
     typer.Argument(metavar="KEY", help="A setting (see `mllama config show`).", autocompletion=complete.setting_names),
 ]
 
-config = typer.Typer(no_args_is_help=True, help="Show and change defaults: model, sampling, display.")
+config = Commands(help="Show and change defaults: model, sampling, display.")
 
 
 @config.command()

@@ -35,7 +35,7 @@ def download(
 
     Resumes an interrupted download. HF_TOKEN, HF_HOME and HF_ENDPOINT are respected.
 
-    [bold]mllama download 11b[/]
+    Example: mllama download 11b
     """
     from mllama_cli.core.errors import ModelNotFoundError, UsageError
     from mllama_cli.hub.catalog import MODEL_ALIASES, hub_id, short_name

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mllama_cli.cli import complete
+from mllama_cli.cli.commands import Commands
 from mllama_cli.cli.common import confirmed, print_json, require_confirmation
 from mllama_cli.cli.options import AsJson, Debug, Yes
 from mllama_cli.core.text import replace_surrogates, strip_control
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from mllama_cli.chat.storage.saved import ChatSummary, SavedChat
     from mllama_cli.terminal.console import Terminal
 
-history = typer.Typer(no_args_is_help=True, help="List, show, export and delete saved chats.")
+history = Commands(help="List, show, export and delete saved chats.")
 
 ChatName = Annotated[
     str, typer.Argument(metavar="CHAT", help="A name, the start of one, or a number.", autocompletion=complete.chats)

@@ -66,7 +66,7 @@ def quantize(
 
     Vision, embeddings and norms are not quantized; sensitive layers get 8 bits. A stopped run resumes.
 
-    [bold]mllama quantize 11b[/] and then [bold]mllama chat -m 11b-int4[/]
+    Example: mllama quantize 11b, and then mllama chat -m 11b-int4
     """
     from mllama_cli.hub.catalog import resolve
     from mllama_cli.terminal.answer_view import StatusLine
