@@ -72,23 +72,19 @@ def download(
 
 
 def _print_plan(terminal: "Terminal", todo: "DownloadPlan") -> None:
-    from rich.table import Table
+    from mllama_cli.terminal.tables import print_facts, print_table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("FILE", no_wrap=True)
-    table.add_column("SIZE", justify="right", no_wrap=True)
-    table.add_column("CACHED", no_wrap=True)
-    for file in todo.files:
-        state = "yes" if file.cached else human_size(file.here) if file.here else "no"
-        table.add_row(file.name, human_size(file.size), state)
-    terminal.out.print(table)
-    summary = Table(box=None, pad_edge=False, show_header=False)
-    summary.add_column(style="bold", no_wrap=True)
-    summary.add_column(no_wrap=True)
-    summary.add_row("total", human_size(todo.total))
-    summary.add_row("already cached", human_size(todo.here))
-    summary.add_row("to download", human_size(todo.missing))
-    summary.add_row("free disk", human_size(todo.free))
-    summary.add_row("folder", str(todo.folder))
+    cached = ("yes" if file.cached else human_size(file.here) if file.here else "no" for file in todo.files)
+    rows = [(file.name, human_size(file.size), state) for file, state in zip(todo.files, cached, strict=True)]
+    print_table(terminal, ("FILE", "SIZE", "CACHED"), rows, right=("SIZE",))
     terminal.out.print()
-    terminal.out.print(summary)
+    print_facts(
+        terminal,
+        [
+            ("total", human_size(todo.total)),
+            ("already cached", human_size(todo.here)),
+            ("to download", human_size(todo.missing)),
+            ("free disk", human_size(todo.free)),
+            ("folder", todo.folder),
+        ],
+    )

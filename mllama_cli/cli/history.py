@@ -39,6 +39,7 @@ def list_chats(
     from rich.text import Text
 
     from mllama_cli.chat.storage.store import ChatStore
+    from mllama_cli.hub.catalog import short_name
     from mllama_cli.terminal.console import Terminal
 
     terminal = Terminal()
@@ -58,8 +59,9 @@ def list_chats(
     table.add_column("IMAGES", no_wrap=True, justify="right")
     table.add_column("MODEL")
     table.add_column("DATE", no_wrap=True)
+    screen = terminal.stdout_is_tty
     for chat in chats:
-        model = strip_control(chat.model)
+        model = strip_control(short_name(chat.model) if screen else chat.model)
         texts = (str(chat.id), chat.name or "", chat.title, str(chat.messages), str(chat.images), model)
         cells = [Text(text, no_wrap=True, overflow="ellipsis") for text in texts]
         table.add_row(*cells, f"{chat.updated:%Y-%m-%d %H:%M}")

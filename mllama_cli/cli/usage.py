@@ -48,7 +48,7 @@ def unknown_command(words: list[str], commands: Iterable[str]) -> UsageError:
         question = [each for each in rest if each not in pictures] or ["What is this?"]
         flags = (part for each in pictures for part in ("-i", each))
         meant = f"mllama chat {shlex.join([*flags, *question])}"
-    elif (near := suggest(word, commands, show=lambda name: f"`mllama {name}`")) and " " not in word:
+    elif (near := suggest(word, commands, cutoff=0.7, show=lambda name: f"`mllama {name}`")) and " " not in word:
         return UsageError(f"There is no command {word!r}", f"{near}`mllama --help` lists the commands.")
     elif _is_model(word):
         meant = f"mllama chat -m {shlex.join(words)}"
@@ -85,7 +85,7 @@ def reworded(error: Any) -> UsageError:
     parameter = getattr(error, "param", None)
     if parameter is None:
         return UsageError(_one_line(error.format_message()), hint)
-    label = max(parameter.opts, key=len) if parameter.param_type_name == "option" else _label(parameter)
+    label = "/".join(parameter.opts) if parameter.param_type_name == "option" else _label(parameter)
     message = _one_line(error.message)
     if not message or message.startswith("Missing"):
         return UsageError(f"{label} is missing", hint)
