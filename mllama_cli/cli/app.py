@@ -23,6 +23,9 @@ from mllama_cli.cli.usage import reworded, unknown_command
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.version import __version__
 
+_WORDS: list[str] = []
+"""The command line, as options that were not parsed yet count for errors too."""
+
 
 class MllamaGroup(Group):
     """Turn our errors into one line on stderr and an exit code; ``--debug`` on a command shows the traceback."""
@@ -37,20 +40,18 @@ class MllamaGroup(Group):
         except MllamaError as error:
             if ctx.meta.get(DEBUG_KEY):
                 raise
-            from mllama_cli.terminal.console import Terminal
-
-            Terminal().error(error.message, error.hint)
+            _report(error)
             raise typer.Exit(error.exit_code) from None
         except (RuntimeError, MemoryError) as error:
             if ctx.meta.get(DEBUG_KEY) or isinstance(error, typer.Exit | typer.Abort):
                 raise
             from mllama_cli.engine.device import is_out_of_memory, memory_shortage
-            from mllama_cli.terminal.console import Terminal
 
             if not is_out_of_memory(error):
                 raise
             shortage = memory_shortage()
-            Terminal().error(shortage.message, f"{shortage.hint} --debug shows where it happened.")
+            shortage.hint = f"{shortage.hint} --debug shows where it happened."
+            _report(shortage)
             raise typer.Exit(shortage.exit_code) from None
         except KeyboardInterrupt:
             if ctx.meta.get(DEBUG_KEY):
@@ -63,6 +64,7 @@ class MllamaGroup(Group):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Report usage and write errors here too, as help and version are printed before a command is invoked."""
+        _WORDS[:] = (args[0] if args else extra.get("args")) or sys.argv[1:]
         try:
             sys.exit(super().main(*args, **{**extra, "standalone_mode": False}) or ExitStatus.DONE)
         except BrokenPipeError:
@@ -72,11 +74,9 @@ class MllamaGroup(Group):
             # A full disk behind stdout, a folder without read permission: the system's message says it best.
             if "--debug" in sys.argv:
                 raise
-            from mllama_cli.terminal.console import Terminal
-
             _drop_output()
             where = f": {error.filename}" if error.filename else ""
-            Terminal().error(f"{error.strerror or error}{where}", "--debug shows where it happened.")
+            _report(MllamaError(f"{error.strerror or error}{where}", "--debug shows where it happened."))
             sys.exit(ExitStatus.FAILURE)
         except Exception as error:
             # Typer has its own copy of click in some versions, so its errors are known by their method.
@@ -85,10 +85,8 @@ class MllamaGroup(Group):
             if type(error).__name__ == "NoArgsIsHelpError":
                 typer.echo(error.format_message())
                 sys.exit(ExitStatus.USAGE)
-            from mllama_cli.terminal.console import Terminal
-
             ours = reworded(error)
-            Terminal().error(ours.message, ours.hint)
+            _report(ours)
             sys.exit(ours.exit_code)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
@@ -104,6 +102,20 @@ class MllamaGroup(Group):
         elif word not in self.commands and not word.startswith("-") and not ctx.resilient_parsing:
             raise unknown_command(args, [name for name, each in self.commands.items() if not each.hidden])
         return super().resolve_command(ctx, args)
+
+
+def _report(error: MllamaError) -> None:
+    """Print an error on stderr: as two lines, or with --json as an object."""
+    from mllama_cli.terminal.console import Terminal
+
+    terminal = Terminal()
+    if "--json" not in _WORDS:
+        terminal.error(error.message, error.hint)
+    elif terminal.stderr is not None:
+        import json
+
+        about = {"message": error.message, "hint": error.hint, "code": int(error.exit_code)}
+        terminal.stderr.write(json.dumps({"error": about}) + "\n")
 
 
 def _drop_output() -> None:

@@ -107,8 +107,10 @@ def say_how_to_use(terminal: "Terminal", name: str) -> None:
 
 
 def print_json(terminal: "Terminal", data: Any) -> None:
-    """Print indented JSON. Lone surrogates, which stdout cannot encode, become U+FFFD."""
-    terminal.stdout.write(replace_surrogates(json.dumps(data, ensure_ascii=False, indent=2)) + "\n")
+    """Print JSON: on a terminal indented, else one line. Lone surrogates, which stdout cannot encode, become U+FFFD."""
+    terminal.stdout.write(
+        replace_surrogates(json.dumps(data, ensure_ascii=False, indent=2 if terminal.stdout_is_tty else None)) + "\n"
+    )
 
 
 def require_confirmation(terminal: "Terminal", *, given: bool) -> None:

@@ -1,6 +1,5 @@
 """Answer one question: the text or one JSON object on stdout, status on stderr."""
 
-import json
 from collections.abc import Generator
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mllama_cli.chat.storage.saved import SavedChat, now
-from mllama_cli.cli.common import ExitStatus
+from mllama_cli.cli.common import ExitStatus, print_json
 from mllama_cli.core.events import Event, FinishReason
 from mllama_cli.terminal.answer_view import AnswerView, AnswerWriter, stats_line
 from mllama_cli.terminal.console import Terminal
@@ -114,7 +113,7 @@ class OneAnswer(AnswerView):
                 "time_to_first_token": round(stats.time_to_first_token, 4),
                 "tokens_per_second": round(stats.tokens_per_second, 2),
             }
-        self.terminal.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
+        print_json(self.terminal, record)
         self.terminal.stdout.flush()
 
     def say_why_it_ended(self, max_tokens: int) -> None:

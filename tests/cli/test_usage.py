@@ -1,5 +1,6 @@
 """Help texts and usage errors: plain, short, and pointing on."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -97,3 +98,18 @@ def test_run_and_help_are_what_other_tools_call_chat_and_help() -> None:
     assert run_here("help", "chat").out == run_here("chat", "--help").out
     assert run_here("help", "history", "list").out == run_here("history", "list", "--help").out
     assert run_here("help").out == run_here("--help").out
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [("show nosuch --json", 2), ("chat --json -m nosuch hi", 2), ("list --json --bogus", 2),
+     ("chat --json --top-k x", 2),
+     ("chat --json -i nosuch.png hi", 2), ("history show nobody --json", 2)],
+)  # fmt: skip
+def test_with_json_errors_are_json_too(line: str, code: int) -> None:
+    result = run_here(*shlex.split(line))
+    assert (result.code, result.out) == (code, "")
+    error = json.loads(result.err)["error"]
+    assert error["code"] == code
+    assert error["message"]
+    assert error["hint"]
