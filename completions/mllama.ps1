@@ -6,7 +6,7 @@ $scriptblock = {
     $Env:_MLLAMA_COMPLETE = "complete_powershell"
     $Env:_TYPER_COMPLETE_ARGS = $commandAst.ToString()
     $Env:_TYPER_COMPLETE_WORD_TO_COMPLETE = $wordToComplete
-    mllama | ForEach-Object {
+    mllama 2>$null | ForEach-Object {
         $commandArray = $_ -Split ":::"
         $command = $commandArray[0]
         $helpString = $commandArray[1]

@@ -119,11 +119,17 @@ class Handler(BaseHTTPRequestHandler):
             start = int(given.removeprefix("bytes=").split("-")[0])
         body = data[start:]
         self.send_response(206 if given else 200)
-        self.send_header("Content-Length", str(len(body)))
+        if self.server.endless:
+            self.send_header("Connection", "close")
+        else:
+            self.send_header("Content-Length", str(len(body)))
         if given:
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         self.end_headers()
         fault = self.server.fault
+        if self.server.endless and self.command == "GET":
+            while not self.server.closing.is_set():
+                self.wfile.write(body or b"more")
         if self.command == "HEAD":
             return
         if fault is None or fault.times <= 0 or len(body) <= fault.after:
@@ -162,6 +168,8 @@ class Hub(ThreadingHTTPServer):
     requests: list[Request] = field(default_factory=list)
     blobs: dict[str, bytes] = field(default_factory=dict)
     fault: Fault | None = None
+    endless: bool = False
+    """Repeat the bytes of large files for ever."""
     status: int = 0
     """The status to answer every request with."""
     tells_404: bool = True

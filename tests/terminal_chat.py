@@ -12,24 +12,32 @@ import pexpect
 from tests.console import SCRIPT
 from tests.terminal.window import Window
 
-PROMPT = ">>> Ask anything, /? for help"
+PROMPT = ">>> Ask, or drop a picture here"
 PATIENCE = 60
 """Seconds to wait for something to appear: machines differ."""
 
 ENTER, ALT_ENTER, TAB, UP = "\r", "\x1b\r", "\t", "\x1b[A"
-CTRL_C, CTRL_D, CTRL_G, CTRL_J, CTRL_R, CTRL_U = "\x03", "\x04", "\x07", "\x0a", "\x12", "\x15"
+CTRL_C, CTRL_D, CTRL_G, CTRL_J, CTRL_R, CTRL_U, CTRL_Z = "\x03", "\x04", "\x07", "\x0a", "\x12", "\x15", "\x1a"
 PASTE, END_PASTE = "\x1b[200~", "\x1b[201~"
 
 
 class TerminalChat:
     """A running `mllama` command with its window. Use as a context manager."""
 
-    def __init__(self, *arguments: str, cwd: Path, env: Mapping[str, str], columns: int = 100, rows: int = 30) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        cwd: Path,
+        env: Mapping[str, str],
+        columns: int = 100,
+        rows: int = 30,
+        program: Path | str = SCRIPT,
+    ) -> None:
         self.window = Window(columns, rows, raw=True)
         # The emulator answers what prompt_toolkit asks the terminal, such as where the cursor is.
         self.window.screen.write_process_input = self.type  # type: ignore[method-assign]
         self.process = pexpect.spawn(
-            str(SCRIPT),
+            str(program),
             list(arguments),
             cwd=str(cwd),
             env={**os.environ, "TERM": "xterm-256color", **env},

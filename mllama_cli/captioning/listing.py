@@ -5,13 +5,16 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageNotFoundError, UsageError
-from mllama_cli.core.filetypes import IMAGE_SUFFIXES
+from mllama_cli.core.filetypes import IMAGE_SUFFIXES, looks_like_image
+
+_TEXT_SUFFIXES = (".txt", ".caption", ".tags", ".json", ".jsonl", ".csv", ".tsv", ".md", ".xml", ".yaml", ".yml")
+"""What stands beside pictures by the thousand: not opened to see whether it is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +64,14 @@ class CaptionPlan:
 
 @dataclass(frozen=True)
 class Listing:
-    """Images in order, and subfolders that could not be listed, each with the reason."""
+    """Images in order, and subfolders that could not be listed, each with the reason.
+
+    ``left_out`` are the files in folders that are images, but whose names do not end like one's.
+    """
 
     entries: list[ImageEntry]
     unreadable: list[tuple[str, str]]
+    left_out: list[str] = field(default_factory=list)
 
     def plan(self, is_done: Callable[[ImageEntry], bool]) -> CaptionPlan:
         """Return a plan without the images that are done."""
@@ -92,13 +99,19 @@ def find_images(
         for entry in search.named(path):
             found.setdefault(_same(entry.path), entry)
     for path in listed:
+        if "\0" in path:
+            search.unreadable.append((path, "a path cannot contain a NUL"))
+            continue
         for entry in search.below(path) if os.path.isdir(path) else [ImageEntry(path, path)]:
             found.setdefault(_same(entry.path), entry)
     if not found and not search.unreadable:
         where = ", ".join(paths) or "the list"
         hint = "" if recursive or not paths else " -r recurses into subfolders."
+        if search.left_out:
+            hint += f" {search.left_out[0]} is one by its content: name such files themselves, or rename them."
         raise UsageError(f"There are no pictures in {where}", f"Pictures are files such as .jpg and .png.{hint}")
-    return Listing(list(found.values()), search.unreadable)
+    left_out = [path for path in search.left_out if _same(path) not in found]
+    return Listing(list(found.values()), search.unreadable, left_out)
 
 
 def shard_of(entries: Sequence[ImageEntry], index: int, count: int) -> list[ImageEntry]:
@@ -129,6 +142,7 @@ class _Search:
     def __init__(self, recursive: bool, pattern: str | None) -> None:
         self.recursive, self.pattern = recursive, pattern
         self.unreadable: list[tuple[str, str]] = []
+        self.left_out: list[str] = []
 
     def named(self, path: str) -> Iterator[ImageEntry]:
         expanded = os.path.expanduser(path)
@@ -166,8 +180,12 @@ class _Search:
                     continue
                 if entry.is_dir():
                     folders.append(entry.name)
-                elif _is_image(entry.name) and (self.pattern is None or fnmatch(entry.name, self.pattern)):
+                elif self.pattern is not None and not fnmatch(entry.name, self.pattern):
+                    continue
+                elif _is_image(entry.name):
                     files.append(entry.name)
+                elif _is_misnamed_image(entry):
+                    self.left_out.append(_join(folder, entry.name))
         for name in sorted(files, key=natural_key):
             yield ImageEntry(_join(folder, name), below + name)
         for name in sorted(folders, key=natural_key) if self.recursive else ():
@@ -184,6 +202,16 @@ def _join(folder: str, name: str) -> str:
 
 def _is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _is_misnamed_image(entry: os.DirEntry[str]) -> bool:
+    try:
+        if entry.name.lower().endswith(_TEXT_SUFFIXES) or not entry.is_file():
+            return False
+        with open(entry.path, "rb") as file:
+            return looks_like_image(file.read(32))
+    except OSError:
+        return False
 
 
 def _same(path: str) -> str:

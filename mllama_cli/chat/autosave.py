@@ -1,6 +1,7 @@
 """Save a dialogue as it grows. A write failure is reported once, and the chat continues unsaved."""
 
-from dataclasses import asdict
+import shlex
+from dataclasses import asdict, replace
 from typing import Any
 
 from mllama_cli.chat.dialogue import Dialogue
@@ -13,17 +14,21 @@ from mllama_cli.terminal.console import Terminal
 
 
 class Autosave:
-    """Keeps the store in step with a dialogue. Without a ``store`` (--no-log) nothing is saved."""
+    """Keeps the store in step with a dialogue. Without a ``store`` (--no-log) nothing is saved.
+
+    ``failed`` is set once writing failed; only /save tries again.
+    """
 
     def __init__(self, terminal: Terminal, store: ChatStore | None, current: SavedChat | None = None) -> None:
         self.terminal = terminal
         self.store = store
         self.current = current
+        self.failed = False
 
     @property
     def label(self) -> str:
         """The chat's name or number in /load and `mllama history`, or why it has none."""
-        if self.store is None:
+        if self.store is None or self.failed:
             return "not saved"
         if self.current is None:
             return "nothing yet"
@@ -31,25 +36,35 @@ class Autosave:
 
     def save(self, dialogue: Dialogue) -> None:
         """Save the dialogue's current state."""
-        if self.store is None or (self.current is None and not dialogue.conversation.messages):
+        if self.store is None or self.failed or (self.current is None and not dialogue.conversation.messages):
             return
-        name = dialogue.engine.name
         try:
-            self.current = self.store.save(
-                self.current or SavedChat.new(name), dialogue.conversation, model=name, settings=_settings(dialogue)
-            )
+            self.current = self._write(self.store, dialogue)
         except MllamaError as error:
             self.terminal.error(error.message, error.hint)
-            self.terminal.note("This chat is no longer saved.")
-            self.store = None
+            self.terminal.note("This chat is no longer saved. /export FILE writes it to a file, /save tries again.")
+            self.failed = True
 
     def saved(self, dialogue: Dialogue) -> SavedChat:
-        """Save and return the chat. Raise UsageError if nothing is saved or nothing was asked yet."""
-        self.require_store()
-        self.save(dialogue)
-        if self.current is None:
-            raise UsageError("This chat is still empty", "Ask something first; chats are saved as they go.")
+        """Save and return the chat. Raise UsageError without a store or a question, ChatStoreError if that fails."""
+        store = self.require_store()
+        self.snapshot(dialogue)
+        self.current = self._write(store, dialogue)
+        self.failed = False
         return self.current
+
+    def snapshot(self, dialogue: Dialogue) -> SavedChat:
+        """Return the chat as it is in memory, saved or not. Raise UsageError if nothing was asked yet."""
+        if self.current is None and not dialogue.conversation.messages:
+            raise UsageError("This chat is still empty", "Ask something first.")
+        name = dialogue.engine.name
+        chat = self.current or SavedChat.new(name)
+        return replace(chat, conversation=dialogue.conversation, model=name, settings=_settings(dialogue))
+
+    def _write(self, store: ChatStore, dialogue: Dialogue) -> SavedChat:
+        name = dialogue.engine.name
+        before = self.current or SavedChat.new(name)
+        return store.save(before, dialogue.conversation, model=name, settings=_settings(dialogue))
 
     def detach(self) -> None:
         """Save what follows as another chat."""
@@ -58,7 +73,7 @@ class Autosave:
     def branch(self) -> None:
         """Like ``detach``, with a note that the chat so far stays saved in full."""
         if self.current is not None:
-            self.terminal.note(f"The whole chat so far stays saved: `mllama history show {self.label}`.")
+            self.terminal.note(f"The whole chat so far stays saved: `mllama history show {shlex.quote(self.label)}`.")
         self.detach()
 
     def require_store(self) -> ChatStore:

@@ -1,9 +1,10 @@
 """A dialogue with a model: the conversation, attachments of the next message, and the engine's session."""
 
 from collections.abc import Generator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from mllama_cli.chat.storage.saved import short_name
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, Part, TextPart
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.events import Event, GenerationStats, Token
@@ -17,6 +18,29 @@ REGENERATE_TEMPERATURE = 0.7
 """Used for another answer when sampling is greedy, which would only repeat the old one."""
 
 
+@dataclass(frozen=True)
+class AttachedText:
+    """The text of a file, attached to the next message. ``source`` tells the same file given twice."""
+
+    source: str
+    name: str
+    text: str
+
+    @property
+    def chip(self) -> str:
+        lines = len(self.text.splitlines())
+        return f"{self.name} {lines} line{'s' * (lines != 1)}"
+
+
+@dataclass(frozen=True)
+class _Edit:
+    """What was attached before the last question was taken up for editing, and the question's own images."""
+
+    images: "list[PreparedImage]"
+    texts: list[AttachedText]
+    own: "list[PreparedImage]"
+
+
 class Dialogue:
     """A growing conversation. Only questions that were answered, at least in part, stay in it."""
 
@@ -27,7 +51,9 @@ class Dialogue:
         self.system = system
         self.conversation = Conversation()
         self.attachments: list[PreparedImage] = []
-        self.attached_text: list[str] = []
+        self.attached_text: list[AttachedText] = []
+        self._undone: list[tuple[Message, ...]] = []
+        self._edit: _Edit | None = None
         self.stats: GenerationStats | None = None
         self.prompt_tokens = 0
 
@@ -59,11 +85,21 @@ class Dialogue:
 
         return prepare_image(image, self.engine.processor.require_vision().config)
 
+    @property
+    def chips(self) -> list[str]:
+        """What is attached to the next message, in the order of /detach."""
+        return [*(short_name(image.name) for image in self.attachments), *(file.chip for file in self.attached_text)]
+
+    def attach_text(self, file: AttachedText) -> None:
+        """Keep a text for the next message, once for each file."""
+        self.attached_text = [each for each in self.attached_text if each.source != file.source] + [file]
+
     def compose(self, text: str) -> Message:
         """Return the next message: attached images, then attached texts, then the typed text."""
         if not text.strip() and not self.attached_text and self.attachments:
             text = default_question(len(self.attachments))
-        whole = "\n\n".join([*self.attached_text, text] if text.strip() else self.attached_text)
+        files = [f"{file.name}:\n{file.text}" for file in self.attached_text]
+        whole = "\n\n".join([*files, text] if text.strip() else files)
         parts: list[Part] = [*self.attachments]
         if whole:
             parts.append(TextPart(whole))
@@ -75,7 +111,7 @@ class Dialogue:
         If the generator is closed or interrupted, the partial answer is added. A question that fails before the first
         token changes neither the conversation nor the attachments.
         """
-        asked = Conversation((*self.conversation.messages, message))
+        asked = Conversation((*self.earlier, message))
         said: list[str] = []
         answered = False
         try:
@@ -91,6 +127,48 @@ class Dialogue:
             if answered or text.strip():
                 self.conversation = asked.with_assistant(text)
                 self.attachments, self.attached_text = [], []
+                self._undone, self._edit = [], None
+
+    @property
+    def earlier(self) -> tuple[Message, ...]:
+        """The messages before the next question: all, or those before the one that is being edited."""
+        messages = self.conversation.messages
+        return messages if self._edit is None else messages[: self._last_question()]
+
+    @property
+    def editing(self) -> bool:
+        return self._edit is not None
+
+    def begin_edit(self) -> str:
+        """Return the last question's text. The next question replaces it once it is answered. Raise UsageError."""
+        question = self.conversation.messages[self._last_question()]
+        own = [self.prepare(image) for image in question.images]
+        self._edit = _Edit(self.attachments, self.attached_text, own)
+        self.attachments, self.attached_text = list(own), []
+        return question.text
+
+    def cancel_edit(self) -> None:
+        """Leave the last question as it is. What was attached meanwhile stays attached."""
+        if self._edit is None:
+            return
+        edit, self._edit = self._edit, None
+        new = [image for image in self.attachments if not any(image is each for each in edit.own)]
+        self.attachments, self.attached_text = [*edit.images, *new], [*edit.texts, *self.attached_text]
+
+    def undo(self) -> Message:
+        """Remove the last question and its answer, and return the question. Raise UsageError if there is none."""
+        before = self.conversation.messages
+        question = self.pop_last_turn()
+        self._undone.append(before[len(self.conversation) :])
+        return question
+
+    def redo(self) -> Message:
+        """Restore what ``undo`` removed last, and return its question. Raise UsageError if there is nothing."""
+        if not self._undone:
+            raise UsageError("There is nothing to restore", "/redo brings back what /undo removed.")
+        turn = self._undone.pop()
+        self.conversation = Conversation((*self.conversation.messages, *turn))
+        return turn[0]
 
     def regenerate(self) -> Generator[Event]:
         """Yield another answer to the last question; if none comes, the old one stays. Raise UsageError."""
@@ -110,12 +188,21 @@ class Dialogue:
 
     def pop_last_turn(self) -> Message:
         """Remove the last question and its answer, and return the question. Raise UsageError if there is none."""
+        index = self._last_question()
+        question = self.conversation.messages[index]
+        self.conversation = Conversation(self.conversation.messages[:index])
+        return question
+
+    def _last_question(self) -> int:
         asked = [index for index, message in enumerate(self.conversation.messages) if message.role == "user"]
         if not asked:
             raise UsageError("There is no last question: nothing was asked yet", "")
-        question = self.conversation.messages[asked[-1]]
-        self.conversation = Conversation(self.conversation.messages[: asked[-1]])
-        return question
+        return asked[-1]
+
+    def fits(self, message: Message) -> bool:
+        """Return whether a message alone, with the system prompt, leaves room for an answer in the context."""
+        inputs = self.engine.processor(self._with_system(Conversation((message,))))
+        return len(inputs.ids) < self.context
 
     def drop_oldest(self) -> int:
         """Remove the oldest question and its answer. Return the number of messages removed."""
@@ -125,10 +212,16 @@ class Dialogue:
         self.conversation = Conversation(messages[dropped:])
         return dropped
 
+    def start_over(self) -> None:
+        """Forget the conversation, but not what is attached to the next message."""
+        self.conversation = Conversation()
+        self._undone, self._edit = [], None
+
     def clear(self) -> None:
         """Start a new conversation with the same model and settings."""
         self.conversation = Conversation()
         self.attachments, self.attached_text = [], []
+        self._undone, self._edit = [], None
         self.stats, self.prompt_tokens = None, 0
 
     def switch(self, engine: "Engine") -> None:
@@ -153,6 +246,6 @@ def default_question(images: int) -> str:
 
 
 def chip(image: "PreparedImage") -> str:
-    """Return an attached image's name, size in pixels and tiles, as the prompt shows them."""
+    """Return an image's name, size in pixels and tiles."""
     tiles = image.canvas.num_tiles
-    return f"{image.name.rpartition('/')[2]} {image.width}x{image.height}, {tiles} tile{'s' * (tiles > 1)}"
+    return f"{short_name(image.name)} {image.width}x{image.height}, {tiles} tile{'s' * (tiles > 1)}"

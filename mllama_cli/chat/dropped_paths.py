@@ -12,11 +12,11 @@ For each word of the message (quotes and backslashes hold a word together, as in
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from mllama_cli.core.errors import ImageNotFoundError
 from mllama_cli.core.filetypes import IMAGE_SUFFIXES
+from mllama_cli.system.files import expanded, is_file, is_folder
 
 _ENDING = re.compile(r"[.,;:!?)\]}»”’]+$")
 _WINDOWS = re.compile(r"^(?:[A-Za-z]:[\\/]|\\\\\w)")
@@ -117,19 +117,18 @@ def _as_file(word: str) -> str | None:
     path = _local(word)
     # macOS puts a narrow no-break space before AM and PM in screenshot names; some pastes lose it.
     for variant in (path, re.sub(r" (?=[AP]M\b)", "\u202f", path)):
-        try:
-            if Path(variant).expanduser().is_file():
-                return variant
-        except (OSError, ValueError, RuntimeError):
-            continue
+        if is_file(expanded(variant)):
+            return variant
     return None
 
 
 def _local(word: str) -> str:
     if not word.lower().startswith("file:"):
         return word
-    parts = urlsplit(word)
-    path = unquote(parts.path)
+    try:
+        path = unquote(urlsplit(word).path)
+    except ValueError:  # file://[x.png
+        return word
     # file:///C:/Users/...
     return path[1:] if re.match(r"^/[A-Za-z]:/", path) else path
 
@@ -141,7 +140,7 @@ def _only_a_path(word: str) -> bool:
         return True
     # "png/jpg" and "and/or.png" are prose; a folder that exists makes it a path.
     folder = word.rpartition("/")[0]
-    return bool(folder) and Path(folder).is_dir()
+    return bool(folder) and is_folder(expanded(folder))
 
 
 def _looks_like_image(word: str) -> bool:

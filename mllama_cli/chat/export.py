@@ -17,6 +17,7 @@ from mllama_cli.core.conversation import ImagePart, Message, Part, TextPart
 from mllama_cli.core.errors import MllamaError, UsageError
 from mllama_cli.core.filetypes import image_suffix, media_type
 from mllama_cli.core.text import replace_surrogates
+from mllama_cli.system.files import exists, is_file, is_folder
 
 JSON_SUFFIXES = (".json",)
 MARKDOWN_SUFFIXES = (".md", ".markdown")
@@ -88,6 +89,8 @@ def write_export(saved: SavedChat, path: Path, *, overwrite: bool = False) -> tu
         raise MllamaError(
             f"{error.filename or path} cannot be written: {error.strerror or error}", "Choose another path."
         ) from error
+    except ValueError as error:  # a name with a NUL
+        raise UsageError(f"{path} is not a file name: {error}", "Choose another name.") from error
     return (path, *(folder / name for name in files.values()))
 
 
@@ -140,14 +143,14 @@ def _plain(text: str) -> str:
 
 
 def _check_free(path: Path, folder: Path | None, overwrite: bool) -> None:
-    if not path.parent.is_dir():
+    if not is_folder(path.parent):
         raise UsageError(f"There is no folder {path.parent}", "Create it first, or choose another path.")
-    if path.exists() and not path.is_file():
+    if exists(path) and not is_file(path):
         raise UsageError(f"{path} is not a regular file", "Choose another name.")
-    if folder is not None and folder.exists() and not folder.is_dir():
+    if folder is not None and exists(folder) and not is_folder(folder):
         raise UsageError(f"{folder}, where the images go, is not a folder", "Choose another name.")
     for target in (path, folder):
-        if target is not None and target.exists() and not overwrite:
+        if target is not None and exists(target) and not overwrite:
             raise UsageError(
                 f"{target} already exists", "Choose another name; `mllama history export --force` overwrites it."
             )

@@ -1,12 +1,13 @@
 """The state of the interactive chat, on which messages and slash commands act."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from mllama_cli.chat.autosave import Autosave
 from mllama_cli.chat.dialogue import Dialogue
-from mllama_cli.core.conversation import Conversation, ImagePart, Message
+from mllama_cli.chat.storage.saved import SavedChat, printable, short_name, shortened
+from mllama_cli.core.conversation import ImagePart, Message
 from mllama_cli.core.errors import ContextLengthError, MemoryShortageError, MllamaError
 from mllama_cli.core.events import Event, GenerationStats
 from mllama_cli.terminal.answer_view import AnswerView, StatusLine, stats_line
@@ -25,8 +26,15 @@ CONTEXT_WARNING = 0.9
 class LineSource(Protocol):
     """Reads the user's lines (``terminal.prompt.ChatPrompt``, or a list in tests)."""
 
+    cleared: bool
+    """Whether the user cleared the line before the last message."""
+
     def ask(self, chips: list[str], default: str = "") -> str:
         """Return the next message. Raise EOFError when the user leaves."""
+        ...
+
+    def drop_queue(self) -> str:
+        """Return, instead of sending it, what was typed ahead."""
         ...
 
     def choose(self, question: str, choices: str) -> str:
@@ -40,7 +48,13 @@ class DisplayOptions:
 
     verbose: bool = False
     preview: bool = True
-    theme: str = "dark"
+    theme: str = "auto"
+    background: str = ""
+    """The terminal's background: dark, light, or empty if it is unknown."""
+
+    @property
+    def markdown_theme(self) -> str:
+        return self.theme if self.theme != "auto" else self.background or "auto"
 
 
 class Shell:
@@ -69,30 +83,39 @@ class Shell:
         self.leaving = False
         self._warned_of_context = False
 
-    def attach(self, source: str) -> "PreparedImage":
-        """Attach an image by path or URL and show its thumbnail."""
+    def attach(self, *sources: str) -> "list[PreparedImage]":
+        """Attach images by path or URL, all or none, and show their thumbnails."""
         from mllama_cli.processing.sources import read_image
 
+        images = []
         with StatusLine(self.terminal) as status:
-            if "://" in source:
-                status.show(f"Fetching {source}")
-            image = read_image(source)
-        return self.attach_image(image)
+            for source in sources:
+                if "://" in source:
+                    status.show(f"Fetching {source}")
+                images.append(self.dialogue.prepare(read_image(source)))
+        return self.attach_images(images)
 
-    def attach_image(self, image: ImagePart) -> "PreparedImage":
-        """Attach an image and show its thumbnail."""
-        prepared = self.dialogue.attach(image)
-        self.show_image(prepared)
-        return prepared
+    def attach_images(self, images: Iterable[ImagePart]) -> "list[PreparedImage]":
+        """Attach images and show their thumbnails side by side."""
+        first = len(self.dialogue.attachments) + 1
+        attached = [self.dialogue.attach(image) for image in images]
+        if self.display.preview and attached:
+            from mllama_cli.terminal.graphics import Thumbnail, show_thumbnails
 
-    def show_image(self, image: "PreparedImage", *, large: bool = False) -> None:
-        """Draw an image in the terminal: a thumbnail if previews are on, or ``large`` in any case."""
-        if not (self.display.preview or large):
-            return
+            show_thumbnails(
+                self.terminal,
+                [
+                    Thumbnail(image.canvas.image(), f"{number} {short_name(image.name)}")
+                    for number, image in enumerate(attached, first)
+                ],
+            )
+        return attached
+
+    def show_image(self, image: "PreparedImage") -> None:
+        """Draw an image in the terminal, large."""
         from mllama_cli.terminal.graphics import show_preview
 
-        size = {"max_columns": 80, "max_rows": 40} if large else {"max_columns": 32, "max_rows": 10}
-        show_preview(self.terminal, image.canvas.image(), **size)
+        show_preview(self.terminal, image.canvas.image(), max_columns=80, max_rows=40)
 
     def send(self, message: Message, *, typed: str = "") -> None:
         """Ask and show the answer; if the context is too small, let the user choose what to drop.
@@ -109,26 +132,29 @@ class Shell:
                     self.draft = typed
                 raise
             except ContextLengthError as error:
+                self.draft = "\n".join(filter(None, [typed, self.source.drop_queue()]))
+                if not self.dialogue.earlier or not self.dialogue.fits(message):
+                    raise ContextLengthError(
+                        f"This message alone is too long: {error.message[0].lower()}{error.message[1:]}",
+                        "Shorten it (Ctrl-G opens your editor), or clear the line with Ctrl-C. Nothing was removed.",
+                    ) from error
                 self.terminal.error(error.message, "")
-                if not self.dialogue.conversation.messages:
-                    self.draft = typed
-                    raise ContextLengthError("This one message alone is too long", "Shorten it.") from error
                 choice = self.source.choose(
                     "Drop the [o]ldest question and answer, start a [n]ew conversation, or [k]eep everything?", "onk"
                 )
                 if choice == "k":
-                    self.draft = typed
                     return
+                self.draft = self.draft.removeprefix(typed).lstrip("\n")
                 if choice == "n":
                     self.autosave.detach()
-                    self.dialogue.conversation = Conversation()
+                    self.dialogue.start_over()
                 else:
                     self.autosave.branch()
                     self.dialogue.drop_oldest()
 
     def show_answer(self, events: Generator[Event]) -> None:
         """Show an answer as it arrives. Ctrl-C stops it and keeps the partial answer."""
-        view = AnswerView(self.terminal, MarkdownView(self.terminal, theme=self.display.theme))
+        view = AnswerView(self.terminal, MarkdownView(self.terminal, theme=self.display.markdown_theme))
         try:
             view.show(events)
         except MllamaError:
@@ -136,17 +162,31 @@ class Shell:
                 self.autosave.save(self.dialogue)
             raise
         if view.interrupted:
-            self.terminal.note("Stopped. The answer so far stays in the conversation.")
+            self.stopped("Stopped. The answer so far stays in the conversation." if view.text.strip() else "Stopped.")
         self.autosave.save(self.dialogue)
         if view.stats is not None:
             self._note_statistics(view.stats)
         self._separate()
 
-    def show_last_answer(self) -> None:
-        """Show the last answer again, if there is one."""
+    def stopped(self, note: str = "Stopped.") -> None:
+        """Say that Ctrl-C stopped something, and give back what was typed ahead instead of sending it."""
+        self.terminal.note(note)
+        self.draft = "\n".join(filter(None, [self.draft, self.source.drop_queue()]))
+
+    def show_resumed(self, saved: SavedChat) -> None:
+        """Show which chat is continued, and its last question and answer."""
+        messages, images = len(saved.conversation.messages), len(saved.conversation.images)
+        self.terminal.note(
+            f"Continuing {saved.name or saved.id}: {messages} message{'s' * (messages != 1)}"
+            + (f", {images} image{'s' * (images != 1)}" if images else "")
+            + f", {saved.updated:%Y-%m-%d %H:%M}"
+        )
+        questions = [message for message in saved.conversation if message.role == "user"]
+        if questions and (text := shortened(printable(questions[-1].text))):
+            self.terminal.note(f">>> {text}")
         if not self.dialogue.last_answer:
             return
-        view = MarkdownView(self.terminal, theme=self.display.theme)
+        view = MarkdownView(self.terminal, theme=self.display.markdown_theme)
         view.write(self.dialogue.last_answer)
         view.finish()
         self._separate()

@@ -1,5 +1,6 @@
 """The `mllama` command: register its subcommands and turn errors into exit codes."""
 
+import io
 import os
 import sys
 from typing import Annotated, Any
@@ -34,6 +35,7 @@ class MllamaGroup(Group):
         try:
             if sys.stdout is None:  # `>&-`
                 raise MllamaError("stdout is closed, so the answer has nowhere to go", "Use >/dev/null to drop it.")
+            _require_current_folder()
             result = super().invoke(ctx)
             sys.stdout.flush()
             return result
@@ -65,6 +67,9 @@ class MllamaGroup(Group):
     def main(self, *args: Any, **extra: Any) -> Any:
         """Report usage and write errors here too, as help and version are printed before a command is invoked."""
         _WORDS[:] = (args[0] if args else extra.get("args")) or sys.argv[1:]
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # ASCII under LC_ALL=POSIX: an answer with a few ? beats none
         try:
             sys.exit(super().main(*args, **{**extra, "standalone_mode": False}) or ExitStatus.DONE)
         except BrokenPipeError:
@@ -114,8 +119,22 @@ def _report(error: MllamaError) -> None:
     elif terminal.stderr is not None:
         import json
 
-        about = {"message": error.message, "hint": error.hint, "code": int(error.exit_code)}
+        from mllama_cli.core.text import hide_passwords
+
+        about = {
+            "message": hide_passwords(error.message),
+            "hint": hide_passwords(error.hint),
+            "code": int(error.exit_code),
+        }
         terminal.stderr.write(json.dumps({"error": about}) + "\n")
+
+
+def _require_current_folder() -> None:
+    try:
+        os.getcwd()  # noqa: PTH109 - Path.cwd() would do the same
+    except OSError as error:
+        # MKL ends the process without it, and no relative path means anything.
+        raise MllamaError("The current folder is gone, or may not be read", "Go to another with cd.") from error
 
 
 def _drop_output() -> None:

@@ -76,7 +76,7 @@ def bench(
             }
             for f in figures
         ]
-        terminal.stdout.write(json.dumps({**record, "figures": rows}) + "\n")
+        terminal.result(json.dumps({**record, "figures": rows}) + "\n")
         return
     from rich.table import Table
 

@@ -5,12 +5,12 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from mllama_cli.captioning.listing import Listing, find_images, read_list, shard_of
 from mllama_cli.cli.caption_request import CaptionInput
 from mllama_cli.core.errors import UsageError
-from mllama_cli.system.files import expanded
+from mllama_cli.system.files import expanded, is_file
+from mllama_cli.system.text_file import decode, read_file, read_stream
 
 _LIST_HINT = "Pipe one in: find . -name '*.jpg' | mllama caption -"
 
@@ -32,11 +32,14 @@ def find_inputs(inputs: CaptionInput) -> FoundInputs:
     named = [path for path in paths if path != "-"]
     listing = find_images(named, listed=listed, recursive=inputs.recursive, pattern=inputs.glob)
     if part is not None:
-        listing = Listing(shard_of(listing.entries, *part), listing.unreadable if part[0] == 1 else [])
+        first = part[0] == 1
+        listing = Listing(
+            shard_of(listing.entries, *part), listing.unreadable if first else [], listing.left_out if first else []
+        )
     return FoundInputs(
         listing,
         roots=(*(os.path.realpath(expanded(path)) for path in named), *list_digest, str(part)),
-        single_file=len(named) == 1 and not listed and expanded(named[0]).is_file(),
+        single_file=len(named) == 1 and not listed and is_file(expanded(named[0])),
     )
 
 
@@ -51,16 +54,13 @@ def _read_lists(paths: Sequence[str], files_from: str | None, null: bool) -> tup
         if null:
             raise UsageError("-0 is for a list of paths", "Add - (a list on stdin) or --files-from FILE.")
         return [], ()
-    try:
-        if source == "-":
-            if sys.stdin is None or sys.stdin.isatty():
-                raise UsageError("The list of paths should come from stdin, but stdin is the terminal", _LIST_HINT)
-            data = sys.stdin.buffer.read()
-        else:
-            data = Path(source).expanduser().read_bytes()
-    except OSError as error:
-        raise UsageError(f"{source} cannot be read: {error.strerror}", "Check the path.") from None
-    listed = read_list(os.fsdecode(data), nul=null)
+    if source == "-":
+        if sys.stdin is None or sys.stdin.isatty():
+            raise UsageError("The list of paths should come from stdin, but stdin is the terminal", _LIST_HINT)
+        data = read_stream(sys.stdin.buffer, "stdin")
+    else:
+        data = read_file(expanded(source))
+    listed = read_list(decode(data, source, errors="surrogateescape"), nul=null)
     if not listed and paths in ([], ["-"]):
         raise UsageError("The list of paths is empty", _LIST_HINT)
     return listed, (hashlib.sha256(data).hexdigest(),)

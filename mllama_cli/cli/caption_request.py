@@ -95,17 +95,14 @@ class CaptionPrompt:
     @cached_property
     def template(self) -> "PromptTemplate":
         from mllama_cli.captioning.prompts import DEFAULT_PROMPT, STYLES, PromptTemplate
+        from mllama_cli.system.files import expanded
+        from mllama_cli.system.text_file import read_text
 
         if self.prompt is not None:
             return PromptTemplate(self.prompt)
         if self.prompt_file is None:
             return PromptTemplate(STYLES.get(self.style or "", DEFAULT_PROMPT))
-        try:
-            return PromptTemplate(self.prompt_file.expanduser().read_text(encoding="utf-8-sig").strip())
-        except UnicodeDecodeError:
-            raise UsageError(f"{self.prompt_file} is not UTF-8 text", "Name a text file.") from None
-        except OSError as error:
-            raise UsageError(f"{self.prompt_file} cannot be read: {error.strerror}", "Check the path.") from None
+        return PromptTemplate(read_text(expanded(str(self.prompt_file))).strip())
 
     @property
     def postprocess(self) -> "Postprocess":

@@ -19,7 +19,7 @@ from mllama_cli.cli.common import ExitStatus, load_settings, resolve_model
 from mllama_cli.cli.options import ComputeOptions
 from mllama_cli.core.caption_events import Captioned, CaptionEvent, CaptionFailed, CaptionsPlanned, Existing
 from mllama_cli.core.errors import MllamaError, UsageError
-from mllama_cli.core.text import strip_control
+from mllama_cli.system.files import expanded
 from mllama_cli.terminal.caption_view import CaptionView
 from mllama_cli.terminal.console import Terminal
 
@@ -31,6 +31,12 @@ def run_captions(request: CaptionRequest) -> None:
     """Caption the images. Raise MllamaError, or typer.Exit if images failed or Ctrl-C was pressed."""
     terminal = Terminal()
     inputs = find_inputs(request.inputs)
+    if left_out := inputs.listing.left_out:
+        others = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+        terminal.note(
+            f"Left out {left_out[0]}{others}: pictures whose names do not end like a picture's. "
+            "Name such files themselves, or rename them."
+        )
     compute = request.compute.with_defaults(load_settings())
     name, folder = resolve_model(compute.model, terminal)
     sampling = {"max_tokens": request.prompt.max_tokens, **request.sampling}
@@ -143,19 +149,17 @@ class _Printer:
             return
         if self._single and isinstance(event, CaptionFailed):
             view.stop()
-            self._terminal.error(strip_control(f"{event.record.path}: {event.record.error}"), event.hint)
+            self._terminal.error(f"{event.record.path}: {event.record.error}", event.hint)
         if self._json:
             # A file name may be any bytes, which a text stream takes only escaped.
             plain = event.record.path.isprintable()
-            self._terminal.stdout.write(json.dumps(as_json(event.record), ensure_ascii=not plain) + "\n")
-            self._terminal.stdout.flush()
+            self._terminal.result(json.dumps(as_json(event.record), ensure_ascii=not plain) + "\n")
         elif isinstance(event, Captioned):
             if self._preview:
                 self._show(event, view)
             if self._single:
                 view.stop()
-                self._terminal.stdout.write(event.record.caption + "\n")
-                self._terminal.stdout.flush()
+                self._terminal.result(event.record.caption + "\n")
 
     def _show(self, event: Captioned, view: CaptionView) -> None:
         from mllama_cli.processing.images import open_image
@@ -169,8 +173,7 @@ class _Printer:
         with view.paused():
             show_preview(self._terminal, image, max_columns=32, max_rows=10)
             if not self._single:
-                shown = f"{event.record.path}: {event.record.caption}"
-                self._terminal.out.print(strip_control(shown))
+                self._terminal.result(f"{event.record.path}: {event.record.caption}\n")
 
 
 @contextmanager
@@ -180,7 +183,7 @@ def _error_list(path: Path | None) -> Iterator[Callable[[CaptionFailed], None]]:
         yield lambda event: None
         return
     try:
-        file = path.expanduser().open("w", encoding="utf-8", errors="surrogateescape")
+        file = expanded(path).open("w", encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise UsageError(f"--errors {path} cannot be written: {error.strerror}", "Name another file.") from None
 

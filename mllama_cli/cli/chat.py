@@ -28,6 +28,7 @@ def chat(
     from mllama_cli.cli.question import Question, build_question, read_images
     from mllama_cli.terminal.answer_view import StatusLine
     from mllama_cli.terminal.console import Terminal
+    from mllama_cli.terminal.type_ahead import TypeAhead
 
     terminal, settings = Terminal(), load_settings()
     request = ChatRequest(asked, saving, output, compute.with_defaults(settings), sampling, settings)
@@ -44,10 +45,13 @@ def chat(
     name, folder = resolve_model(request.compute.model or (saved.model if saved else None), terminal)
     question = question.prepared(folder)
 
-    with StatusLine(terminal) as status:
-        status.show("Starting")  # mostly the import of torch
-        engine = request.compute.open_engine(folder, name)
-    if interactive:
-        run_chat(terminal, engine, request, question.images, saved)
-    else:
-        run_question(terminal, engine, request, question, saved)
+    with TypeAhead(terminal, prompts=interactive) as type_ahead:
+        if interactive:
+            type_ahead.ask_background()
+        with StatusLine(terminal) as status:
+            status.show("Starting")  # mostly the import of torch
+            engine = request.compute.open_engine(folder, name)
+        if interactive:
+            run_chat(terminal, engine, request, question.images, saved, type_ahead)
+        else:
+            run_question(terminal, engine, request, question, saved)

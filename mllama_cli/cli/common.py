@@ -6,7 +6,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mllama_cli.core.text import replace_surrogates
+from mllama_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from mllama_cli.core.settings import Settings
@@ -29,7 +29,9 @@ class ExitStatus(IntEnum):
 def config_path() -> Path:
     """Return MLLAMA_CONFIG, else config.toml in the user's config folder. It may not exist."""
     if given := os.environ.get("MLLAMA_CONFIG"):
-        return Path(os.path.expanduser(given))  # noqa: PTH111 - leaves the ~ of an unknown user alone
+        from mllama_cli.system.files import expanded
+
+        return expanded(given)
     from mllama_cli.system.paths import config_folder
 
     return config_folder() / "config.toml"
@@ -37,9 +39,21 @@ def config_path() -> Path:
 
 def load_settings() -> "Settings":
     """Return the settings of the config file, which flags override. Raise UsageError if it is invalid."""
-    from mllama_cli.core.settings import read_settings
-
     return read_settings(config_path())
+
+
+def read_settings(path: Path) -> "Settings":
+    """Return the settings in a config file; empty ones if it does not exist. Raise UsageError if it is invalid."""
+    from mllama_cli.core.settings import Settings, parse_settings
+    from mllama_cli.system.json_file import read_toml
+
+    try:
+        table = read_toml(path, "Example line: temperature = 0.5")
+    except UsageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return Settings()
+        raise
+    return parse_settings(table, str(path))
 
 
 def resolve_model(asked: str | None, terminal: "Terminal") -> tuple[str, Path]:
@@ -70,7 +84,6 @@ def resolve_model(asked: str | None, terminal: "Terminal") -> tuple[str, Path]:
 
 def _chosen_model(terminal: "Terminal") -> "ModelEntry":
     """Let the user choose one of the models by its number. Raise UsageError if none was chosen."""
-    from mllama_cli.core.errors import UsageError
     from mllama_cli.hub.catalog import remember_used, runnable, short_name
 
     entries = runnable()
@@ -108,9 +121,7 @@ def say_how_to_use(terminal: "Terminal", name: str) -> None:
 
 def print_json(terminal: "Terminal", data: Any) -> None:
     """Print JSON: on a terminal indented, else one line. Lone surrogates, which stdout cannot encode, become U+FFFD."""
-    terminal.stdout.write(
-        replace_surrogates(json.dumps(data, ensure_ascii=False, indent=2 if terminal.stdout_is_tty else None)) + "\n"
-    )
+    terminal.result(json.dumps(data, ensure_ascii=False, indent=2 if terminal.stdout_is_tty else None) + "\n")
 
 
 def require_confirmation(terminal: "Terminal", *, given: bool) -> None:

@@ -30,7 +30,7 @@ def path(debug: Debug = False) -> None:
     """Print the path of the config file, which may not exist."""
     from mllama_cli.terminal.console import Terminal
 
-    Terminal().stdout.write(f"{config_path()}\n")
+    Terminal().result(f"{config_path()}\n")
 
 
 @config.command()
@@ -77,7 +77,7 @@ def get(key: Key, debug: Debug = False) -> None:
     value, _ = _effective(key, load_settings())
     if value is None:
         raise typer.Exit(1)
-    Terminal().stdout.write(_as_text(value) + "\n")
+    Terminal().result(_as_text(value) + "\n")
 
 
 @config.command("set", context_settings={"ignore_unknown_options": True})  # -1 is a value
@@ -124,7 +124,7 @@ def _effective(name: str, settings: "Settings") -> tuple[Any, str]:
 
 def _default_of(name: str) -> str:
     """Return what counts where a setting is not set, in parentheses, as it is no value of the file."""
-    known = {"device": "auto", "dtype": "auto", "preview": "on", "verbose": "off", "log": "all"}
+    known = {"device": "auto", "dtype": "auto", "theme": "auto", "preview": "on", "verbose": "off", "log": "all"}
     if name in known:
         return f"({known[name]})"
     from mllama_cli.core.config import GenerationConfig
@@ -148,9 +148,11 @@ def _as_text(value: Any) -> str:
 def _document() -> "TOMLDocument":
     import tomlkit
 
+    from mllama_cli.system.text_file import read_text
+
     load_settings()  # raises for an invalid file instead of overwriting it
     file = config_path()
-    return tomlkit.parse(file.read_text(encoding="utf-8-sig") if file.is_file() else "")
+    return tomlkit.parse(read_text(file) if file.is_file() else "")
 
 
 def _write(document: "TOMLDocument") -> None:

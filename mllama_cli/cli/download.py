@@ -58,7 +58,7 @@ def download(
 
     terminal = Terminal()
     if offline or is_offline():
-        terminal.stdout.write(f"{hub.find_offline(repo, revision)}\n")
+        terminal.result(f"{hub.find_offline(repo, revision)}\n")
         return
     todo = plan(repo, revision)
     if dry_run:
@@ -66,8 +66,7 @@ def download(
         return
     with DownloadView(terminal, short_name(repo)) as view:
         folder = hub.download(todo, view.event)
-    terminal.stdout.write(f"{folder}\n")
-    terminal.stdout.flush()
+    terminal.result(f"{folder}\n")
     say_how_to_use(terminal, short_name(repo))
 
 

@@ -9,7 +9,7 @@ from mllama_cli.cli import complete
 from mllama_cli.cli.commands import Commands
 from mllama_cli.cli.common import confirmed, print_json, require_confirmation
 from mllama_cli.cli.options import AsJson, Debug, Yes
-from mllama_cli.core.text import replace_surrogates, strip_control
+from mllama_cli.core.text import one_line
 
 if TYPE_CHECKING:
     from mllama_cli.chat.storage.saved import ChatSummary, SavedChat
@@ -61,7 +61,7 @@ def list_chats(
     table.add_column("DATE", no_wrap=True)
     screen = terminal.stdout_is_tty
     for chat in chats:
-        model = strip_control(short_name(chat.model) if screen else chat.model)
+        model = one_line(short_name(chat.model) if screen else chat.model)
         texts = (str(chat.id), chat.name or "", chat.title, str(chat.messages), str(chat.images), model)
         cells = [Text(text, no_wrap=True, overflow="ellipsis") for text in texts]
         table.add_row(*cells, f"{chat.updated:%Y-%m-%d %H:%M}")
@@ -78,7 +78,7 @@ def show(name: ChatName, as_json: AsJson = False, debug: Debug = False) -> None:
     terminal = Terminal()
     saved = ChatStore().load(name)
     if as_json:
-        _print(terminal, export_json(saved))
+        terminal.result(export_json(saved))
     else:
         _print_transcript(terminal, saved)
 
@@ -102,9 +102,8 @@ def export(
     if file == "-":
         # Names instead of megabytes of base64, which would push the text off the screen.
         on_screen = terminal.stdout_is_tty
-        _print(
-            terminal,
-            export_markdown(saved, (lambda image: quote(image.name, errors="replace")) if on_screen else data_url),
+        terminal.result(
+            export_markdown(saved, (lambda image: quote(image.name, errors="replace")) if on_screen else data_url)
         )
         return
     written = write_export(saved, Path(file), overwrite=force)
@@ -157,21 +156,18 @@ def _print_transcript(terminal: "Terminal", saved: "SavedChat") -> None:
     from mllama_cli.core.conversation import ImagePart
 
     screen = terminal.stdout_is_tty
-    heading = f"{saved.id}  {saved.name or saved.title}\n{strip_control(saved.model)}, {saved.created:%Y-%m-%d %H:%M}\n"
-    _print(terminal, heading)
+    heading = f"{saved.id}  {saved.name or saved.title}\n{one_line(saved.model)}, {saved.created:%Y-%m-%d %H:%M}\n"
+    terminal.result(heading)
     for message in saved.whole:
         if screen:
-            terminal.out.print(f"\n{SPEAKERS[message.role]}:", style="bold")
+            terminal.out.print()
+            terminal.out.print(f"{SPEAKERS[message.role]}:", style="bold")
         else:
-            _print(terminal, f"\n{SPEAKERS[message.role]}:\n")
+            terminal.result(f"\n{SPEAKERS[message.role]}:\n")
         for part in message.parts:
             said = f"[image: {part.name}]" if isinstance(part, ImagePart) else part.text.rstrip("\n")
-            _print(terminal, strip_control(said) if screen else said)
-            _print(terminal, "\n")
-
-
-def _print(terminal: "Terminal", text: str) -> None:
-    terminal.stdout.write(replace_surrogates(text))
+            terminal.result(said)
+            terminal.result("\n")
 
 
 def _record(chat: "ChatSummary") -> dict[str, Any]:

@@ -6,26 +6,14 @@ from typing import TYPE_CHECKING
 
 from mllama_cli.cli import complete
 from mllama_cli.core.conversation import ImagePart
-from mllama_cli.core.errors import ChatNotFoundError, MllamaError, UsageError
+from mllama_cli.core.errors import ChatNotFoundError, UsageError
 from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
     from mllama_cli.chat.storage.saved import SavedChat
-    from mllama_cli.chat.storage.store import ChatStore
     from mllama_cli.cli.chat_request import ChatRequest
     from mllama_cli.engine.engine import Engine
-
-
-def _open_store(terminal: Terminal) -> "ChatStore | None":
-    """Open the saved chats. Report an error and return None if that fails."""
-    from mllama_cli.chat.storage.store import ChatStore
-
-    try:
-        return ChatStore()
-    except MllamaError as error:
-        terminal.error(error.message, error.hint)
-        terminal.note("This chat is not saved.")
-        return None
+    from mllama_cli.terminal.type_ahead import TypeAhead
 
 
 def find_chat(name: str | None, *, last: bool) -> "SavedChat | None":
@@ -48,6 +36,7 @@ def run_chat(
     request: "ChatRequest",
     images: Sequence[ImagePart],
     saved: "SavedChat | None",
+    type_ahead: "TypeAhead",
 ) -> None:
     """Load the model, greet, and chat until the user leaves.
 
@@ -58,6 +47,7 @@ def run_chat(
     from mllama_cli.chat.dialogue import Dialogue
     from mllama_cli.chat.repl import Repl
     from mllama_cli.chat.shell import DisplayOptions, Shell
+    from mllama_cli.chat.storage.store import ChatStore
     from mllama_cli.terminal.answer_view import StatusLine
     from mllama_cli.terminal.prompt import ChatPrompt
 
@@ -72,7 +62,7 @@ def run_chat(
 
         return loaded(request.compute.open_engine(resolve(name), name), vision=bool(dialogue.conversation.images))
 
-    store = _open_store(terminal) if request.saves else None
+    store = ChatStore() if request.saves else None
     system = request.system(saved)
     dialogue = Dialogue(engine, request.sampling_for(engine), system or "")
     if saved is not None:
@@ -87,6 +77,7 @@ def run_chat(
         commands=COMMANDS,
         complete_models=lambda: complete.models(""),
         complete_chats=lambda: [chat.name or str(chat.id) for chat in store.chats()] if store else [],
+        type_ahead=type_ahead,
     )
     shell = Shell(
         terminal,
@@ -98,14 +89,15 @@ def run_chat(
         display=DisplayOptions(
             verbose=request.verbose,
             preview=not request.output.no_preview and request.settings.preview is not False,
-            theme=request.settings.theme or "dark",
+            theme=request.settings.theme or "auto",
+            background=type_ahead.background(),
         ),
     )
     terminal.err.print(engine.name, style="bold", end="  ")
     terminal.note("/? for help, /bye leaves")
-    shell.show_last_answer()
-    for image in images:
-        shell.attach_image(image)
+    if saved is not None:
+        shell.show_resumed(saved)
+    shell.attach_images(images)
     Repl(shell).run()
 
 

@@ -7,7 +7,7 @@ import typer
 from mllama_cli.cli import complete
 from mllama_cli.cli.common import confirmed, print_json, require_confirmation
 from mllama_cli.cli.options import AsJson, Debug, Yes
-from mllama_cli.core.text import human_size
+from mllama_cli.core.text import human_size, one_line
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -57,8 +57,9 @@ def _row(entry: "ModelEntry", *, alias: bool, name: bool) -> tuple["str | Text",
 
     from mllama_cli.hub.catalog import short_name
 
-    called = short_name(entry.name) if alias else entry.name
-    both = Text(called).append(f" {entry.name}", style="dim") if name and called != entry.name else called
+    full = one_line(entry.name)
+    called = short_name(full) if alias else full
+    both = Text(called).append(f" {full}", style="dim") if name and called != full else called
     kind = entry.kind + ("" if entry.complete else ", incomplete")
     date, where = f"{entry.modified:%Y-%m-%d}", entry.where.removesuffix(" cache")
     return both, human_size(entry.size), kind, date, where

@@ -114,7 +114,6 @@ class OneAnswer(AnswerView):
                 "tokens_per_second": round(stats.tokens_per_second, 2),
             }
         print_json(self.terminal, record)
-        self.terminal.stdout.flush()
 
     def say_why_it_ended(self, max_tokens: int) -> None:
         """Report an answer that hit a limit."""

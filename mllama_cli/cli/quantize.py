@@ -197,6 +197,5 @@ def _print_summary(terminal: "Terminal", summary: "QuantizeSummary", as_json: bo
             f"{error.bits}-bit: relative squared error {100 * error.mean:.2g}% on average over {error.matrices} "
             f"matrices, at worst {100 * error.worst:.2g}% in {short(error.worst_name)}"
         )
-    terminal.stdout.write(f"{summary.folder}\n")
-    terminal.stdout.flush()
+    terminal.result(f"{summary.folder}\n")
     say_how_to_use(terminal, name_for_use(Path(summary.folder)))

@@ -9,6 +9,8 @@ from mllama_cli.chat.dialogue import default_question
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.filetypes import IMAGE_SUFFIXES
+from mllama_cli.system.files import expanded, is_file
+from mllama_cli.system.text_file import MAX_PROMPT_BYTES, decode, read_stream
 from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
@@ -118,7 +120,7 @@ def _with_next(conversation: Conversation, text: str, images: tuple[ImagePart, .
 def _words(words: Sequence[str]) -> Sequence[str]:
     # `-i *.jpg` gives only the first image to -i; the others arrive as words.
     for word in words:
-        if word.lower().endswith(IMAGE_SUFFIXES) and Path(word).expanduser().is_file():
+        if word.lower().endswith(IMAGE_SUFFIXES) and is_file(expanded(word)):
             raise UsageError(
                 f"{word} is an image, but it is where the question goes", f"Write -i before each image: -i {word}"
             )
@@ -132,13 +134,9 @@ def _binary_stdin(terminal: Terminal) -> BinaryIO:
 def _piped_text(terminal: Terminal) -> str:
     if terminal.stdin is None or terminal.stdin.closed or terminal.stdin_is_tty:
         return ""
-    data = _binary_stdin(terminal).read()
-    try:
-        return data.decode("utf-8-sig").rstrip("\r\n")
-    except UnicodeDecodeError:
-        raise UsageError(
-            "stdin is not UTF-8 text", "For an image on stdin use --image - ; else convert the text."
-        ) from None
+    data = read_stream(_binary_stdin(terminal), "stdin", limit=MAX_PROMPT_BYTES)
+    hint = "For an image on stdin use --image - ; else convert the text."
+    return decode(data, "stdin", hint=hint).rstrip("\r\n")
 
 
 def read_images(sources: Sequence[str], terminal: Terminal) -> tuple[ImagePart, ...]:

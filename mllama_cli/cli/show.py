@@ -41,7 +41,7 @@ def show(
     if template:
         if chat_template is None:
             raise TemplateError(f"{name} has no chat template: it is a base model", "Use it with `mllama chat --raw`.")
-        terminal.stdout.write(chat_template.source.rstrip("\n") + "\n")
+        terminal.result(chat_template.source.rstrip("\n") + "\n")
         return
     found = inspect(folder)
     if as_json:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.filetypes import IMAGE_SUFFIXES
-from mllama_cli.core.text import strip_control, suggest
+from mllama_cli.core.text import one_line, suggest
 
 OTHER_NAMES = {
     "models": "list",
@@ -39,7 +39,7 @@ _REWORDED = (
 
 def unknown_command(words: list[str], commands: Iterable[str]) -> UsageError:
     """Return the error for a first word that is no command, with the command that it was probably meant for."""
-    words = [_printable(word, 200) for word in words[:20]]
+    words = [one_line(word, 200) for word in words[:20]]
     word, rest = words[0], words[1:]
     if word in OTHER_NAMES:
         meant = f"mllama {OTHER_NAMES[word]} {shlex.join(rest)}".strip()
@@ -61,12 +61,6 @@ def unknown_command(words: list[str], commands: Iterable[str]) -> UsageError:
     return UsageError(f"There is no command {word!r}", f"Did you mean: {meant}")
 
 
-def _printable(text: str, length: int) -> str:
-    """Return the start of a text that may hold anything, on one line."""
-    text = " ".join(strip_control(text).split())
-    return text if len(text) <= length else f"{text[:length]}..."
-
-
 def _is_model(word: str) -> bool:
     from mllama_cli.hub.catalog import MODEL_ALIASES, is_built_in, local_model, short_name
 
@@ -80,13 +74,13 @@ def reworded(error: Any) -> UsageError:
     hint = f"`{path} --help` shows how it is used."
     if (name := getattr(error, "option_name", None)) and hasattr(error, "possibilities"):
         return UsageError(
-            f"There is no option {_printable(name, 60)}", f"{suggest(name, error.possibilities or ())}{hint}"
+            f"There is no option {one_line(name, 60)}", f"{suggest(name, error.possibilities or ())}{hint}"
         )
     parameter = getattr(error, "param", None)
     if parameter is None:
-        return UsageError(_one_line(error.format_message()), hint)
+        return UsageError(_sentence(error.format_message()), hint)
     label = "/".join(parameter.opts) if parameter.param_type_name == "option" else _label(parameter)
-    message = _one_line(error.message)
+    message = _sentence(error.message)
     if not message or message.startswith("Missing"):
         return UsageError(f"{label} is missing", hint)
     for pattern, ours in _REWORDED:
@@ -95,7 +89,7 @@ def reworded(error: Any) -> UsageError:
         message = f"must be one of {choices[2].replace(chr(39), '')}, not {choices[1]}"
     elif message.startswith("must ") and (given := _given(error)) is not None:
         message += f", not {given!r}"
-    message = _printable(message, 300)
+    message = one_line(message, 300)
     return UsageError(f"{label} {message}" if message.startswith("must ") else f"{label}: {message}", hint)
 
 
@@ -109,5 +103,6 @@ def _label(parameter: Any) -> str:
     return str(parameter.metavar or parameter.name.upper())
 
 
-def _one_line(text: str) -> str:
-    return _printable(text, 300).rstrip(".")
+def _sentence(text: str) -> str:
+    """Return a message of Typer's, which may quote anything, on one line."""
+    return " ".join(one_line(text, 300).split()).rstrip(".")

@@ -6,14 +6,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from mllama_cli.core.text import replace_surrogates
+
 Role = Literal["system", "user", "assistant"]
 
 
 @dataclass(frozen=True)
 class TextPart:
-    """A piece of text, verbatim."""
+    """A piece of text, verbatim but for lone surrogates (of an argument that is not UTF-8), which become U+FFFD."""
 
     text: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", replace_surrogates(self.text))
 
 
 @dataclass(frozen=True, eq=False)

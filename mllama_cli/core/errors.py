@@ -18,6 +18,8 @@ MllamaError                    exit code 1
 `-- RemovalError               a model that must not or could not be deleted
 """
 
+from mllama_cli.core.text import hide_passwords
+
 COPY_AGAIN = "Download or copy the file again."
 """The hint for a damaged model file."""
 
@@ -28,14 +30,16 @@ class MllamaError(Exception):
     Args:
         message: one line that says what is wrong, with the name of the file, model or option.
         hint: one line that says what to do about it.
+
+    Neither shows the passwords of addresses in it.
     """
 
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = hide_passwords(message)
+        self.hint = hide_passwords(hint)
+        super().__init__(self.message)
 
 
 class UsageError(MllamaError):
@@ -98,3 +102,16 @@ class CaptionError(MllamaError):
 
 class RemovalError(MllamaError):
     """A model that must not or could not be deleted."""
+
+
+def unusable_proxy(error: Exception) -> DownloadError:
+    """Return what a web client means that cannot be made: a SOCKS proxy without socksio, or a malformed proxy."""
+    if isinstance(error, ImportError):
+        return DownloadError(
+            "the proxy setting cannot be used: SOCKS needs the socksio package",
+            "Run `pip install socksio`, or unset ALL_PROXY.",
+        )
+    # The client's own text may quote a part of the proxy's password.
+    return DownloadError(
+        "the proxy setting cannot be used: it is not a valid address", "Check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY."
+    )

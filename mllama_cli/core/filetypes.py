@@ -13,7 +13,7 @@ class ImageFormat:
         media_type: as in a data: URL.
         suffixes: of file names; the first is for files that we write.
         magic: (offset, bytes) pairs, of which a file has one.
-        common: search folders for such files, and name the format in messages. Others are read when named.
+        common: name the format in messages.
     """
 
     name: str
@@ -34,17 +34,23 @@ def _brands(*names: bytes) -> tuple[tuple[int, bytes], ...]:
 
 # Only formats of actual pictures. Pillow reads more, among them EPS, which would start Ghostscript.
 IMAGE_FORMATS = (
-    ImageFormat("JPEG", "Jpeg", "image/jpeg", (".jpg", ".jpeg"), ((0, b"\xff\xd8\xff"),)),
-    ImageFormat("PNG", "Png", "image/png", (".png",), ((0, b"\x89PNG\r\n\x1a\n"),)),
+    ImageFormat(
+        "JPEG", "Jpeg", "image/jpeg", (".jpg", ".jpeg", ".jfif", ".jpe", ".jfi", ".jif", ".mpo"),
+        ((0, b"\xff\xd8\xff"),),
+    ),
+    ImageFormat("PNG", "Png", "image/png", (".png", ".apng"), ((0, b"\x89PNG\r\n\x1a\n"),)),
     ImageFormat("WebP", "WebP", "image/webp", (".webp",), ((8, b"WEBP"),)),
     ImageFormat("GIF", "Gif", "image/gif", (".gif",), ((0, b"GIF8"),)),
     ImageFormat("BMP", "Bmp", "image/bmp", (".bmp",), ((0, b"BM"),)),
-    ImageFormat("TIFF", "Tiff", "image/tiff", (".tif", ".tiff"), ((0, b"II*\0"), (0, b"MM\0*"))),
-    ImageFormat("AVIF", "Avif", "image/avif", (".avif",), _brands(b"avif", b"avis")),
+    ImageFormat(
+        "TIFF", "Tiff", "image/tiff", (".tif", ".tiff"),
+        ((0, b"II*\0"), (0, b"MM\0*"), (0, b"II+\0"), (0, b"MM\0+")),
+    ),
+    ImageFormat("AVIF", "Avif", "image/avif", (".avif", ".avifs"), _brands(b"avif", b"avis")),
     ImageFormat("ICO", "Ico", "image/x-icon", (".ico",), ((0, b"\0\0\1\0"),), common=False),
     ImageFormat(
-        "JPEG2000", "Jpeg2K", "image/jp2", (".jp2", ".j2k"), ((0, b"\0\0\0\x0cjP  "), (0, b"\xff\x4f\xff\x51")),
-        common=False,
+        "JPEG2000", "Jpeg2K", "image/jp2", (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
+        ((0, b"\0\0\0\x0cjP  "), (0, b"\xff\x4f\xff\x51")), common=False,
     ),
     ImageFormat(
         "PPM", "Ppm", "image/x-portable-anymap", (".ppm", ".pgm", ".pbm", ".pnm"),
@@ -52,13 +58,13 @@ IMAGE_FORMATS = (
     ),
     ImageFormat("QOI", "Qoi", "image/qoi", (".qoi",), ((0, b"qoif"),), common=False),
     ImageFormat(
-        "HEIC", "pillow_heif", "image/heic", (".heic",),
+        "HEIC", "pillow_heif", "image/heic", (".heic", ".heics", ".hif"),
         _brands(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"),
     ),
-    ImageFormat("HEIF", "pillow_heif", "image/heif", (".heif",), _brands(b"mif1", b"msf1")),
+    ImageFormat("HEIF", "pillow_heif", "image/heif", (".heif", ".heifs"), _brands(b"mif1", b"msf1")),
 )  # fmt: skip
 
-IMAGE_SUFFIXES = tuple(suffix for row in IMAGE_FORMATS if row.common for suffix in row.suffixes)
+IMAGE_SUFFIXES = tuple(suffix for row in IMAGE_FORMATS for suffix in row.suffixes)
 
 *_first, _last = (row.name for row in IMAGE_FORMATS if row.common)
 FORMAT_NAMES = f"{', '.join(_first)} or {_last}"
@@ -68,6 +74,15 @@ FORMAT_NAMES = f"{', '.join(_first)} or {_last}"
 def image_format(data: bytes) -> ImageFormat | None:
     """Return the format by magic number, or None. Only decoding tells whether the rest is valid."""
     return next((row for row in IMAGE_FORMATS if row.matches(data)), None)
+
+
+def looks_like_image(head: bytes) -> bool:
+    """Return whether a file of unknown name, of which ``head`` is the start, is surely an image.
+
+    Two bytes, as of BMP and PPM, are also how texts begin.
+    """
+    found = image_format(head)
+    return found is not None and all(len(magic) > 2 for _, magic in found.magic)
 
 
 def media_type(data: bytes) -> str:

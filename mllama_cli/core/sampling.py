@@ -94,7 +94,12 @@ class Sampling:
         "be 1 or more",
         aliases=("num_predict", "max_new_tokens"),
     )
-    seed: int | None = declare(None, "makes a sampled answer repeatable")
+    seed: int | None = declare(
+        None,
+        "makes a sampled answer repeatable",
+        lambda value: value is None or -(2**63) <= value < 2**64,
+        "be from -2^63 to 2^64 - 1",
+    )
     stop: tuple[str, ...] = declare(
         (), "end the answer before this text (repeatable)", all, "not contain an empty text"
     )

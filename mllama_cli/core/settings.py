@@ -1,10 +1,8 @@
 """The user's config file: its keys and their values."""
 
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from mllama_cli.core.errors import UsageError
@@ -12,7 +10,7 @@ from mllama_cli.core.parameter import Parameter, declare, one_of, parameters_of
 from mllama_cli.core.sampling import SETTABLE
 from mllama_cli.core.text import suggest
 
-THEMES = ("dark", "light", "none")
+THEMES = ("auto", "dark", "light", "none")
 LOG_CHOICES = ("all", "chats", "none")
 DTYPE_CHOICES = ("auto", "bfloat16", "float16", "float32")
 QUANTIZATIONS = ("int4", "int8")
@@ -53,20 +51,12 @@ KEYS = dict(_keys())
 """The file's keys, in the order in which they are listed."""
 
 
-def read_settings(path: Path) -> Settings:
-    """Return the settings in a config file; empty ones if it does not exist.
+def parse_settings(data: Mapping[str, Any], where: str) -> Settings:
+    """Return the settings of a config file's table.
 
-    Raises UsageError, with the file and the key, for a file that is not TOML, an unknown key or a wrong value.
+    Raises UsageError, with ``where`` and the key, for an unknown key or a wrong value.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        return Settings()
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}", "Check who owns the file.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}", "Example line: temperature = 0.5") from error
-    values = {key: find_key(key, str(path)).converted(value, f"{path}: {key}") for key, value in data.items()}
+    values = {key: find_key(key, where).converted(value, f"{where}: {key}") for key, value in data.items()}
     sampling = {key: values.pop(key) for key in SETTABLE if key in values}
     return Settings(**values, sampling=sampling)
 

@@ -7,6 +7,17 @@ from collections.abc import Callable, Iterable
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _SURROGATES = re.compile("[\ud800-\udfff]")  # half of a pair: cannot be encoded
 _LINE_ENDS = re.compile("[\u2028\u2029]")
+_DIRECTION = re.compile("[\u202a-\u202e\u2066-\u2069]")  # embeddings and overrides, which reorder what follows
+
+# The start of an address up to the end of the user's name. People also write http:/host and http:host.
+_ADDRESS = re.compile(
+    r"(?P<start>[a-z][a-z0-9+.-]{1,19}+:[/\\]++|(?:https?|ftp):|(?<![\w:/.])//)(?!\[)[^\s/?#:@]*+(?P<end>:|\Z)",
+    re.IGNORECASE,
+)
+_PORT = re.compile(r"[0-9]*(?=[/?#\s]|\Z)")
+
+MAX_LINE = 500
+"""Characters of a line of status, an error or a cell of a table on a terminal."""
 
 
 def suggest(
@@ -66,3 +77,51 @@ def strip_control(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return _LINE_ENDS.sub(" ", replace_surrogates(_CONTROL.sub("", text)))
+
+
+def hide_passwords(text: str) -> str:
+    """Return text with the user and password of each address in it replaced by ``***``.
+
+    It knows addresses that no parser takes, such as those with a ``/``, ``#`` or blank in the password: what is not
+    valid is quoted in errors. Where a port and an ``@`` in the path look the same as a password, they are hidden too.
+
+    >>> hide_passwords("http://bob:hunter2@host/a.png: not there")
+    'http://***@host/a.png: not there'
+    """
+    *before, rest = text.split("@")
+    shown: list[str] = []
+    inside = False
+    for piece in before:
+        inside = inside and not any(map(str.isspace, piece))  # a password with @ in it
+        if inside:
+            continue
+        start = _login_start(piece)
+        inside = start is not None
+        shown.append(piece if start is None else f"{piece[:start]}***")
+    return "@".join([*shown, rest])
+
+
+def _login_start(text: str) -> int | None:
+    """Return where the user's name begins, if the end of ``text`` is that of an address before its @."""
+    last_word = len(text) - len((["", *text.split()])[-1]) if text and not text[-1].isspace() else len(text)
+    for match in _ADDRESS.finditer(text):
+        is_port = match["end"] and _PORT.match(text, match.end())
+        if not is_port or match.start() >= last_word:
+            return match.end("start")
+    return None
+
+
+def one_line(text: str, limit: int = MAX_LINE) -> str:
+    """Return untrusted text as a line that a terminal may show: no control characters, line ends or passwords.
+
+    A text longer than ``limit`` loses its middle, since paths and addresses end with what matters.
+
+    >>> one_line("a\\nmllama: all is well\\x1b[2J"), one_line("abcdefghij" * 8, 40)
+    ('a mllama: all is well[2J', 'abcdefghijabcd… (80 characters) …defghij')
+    """
+    line = _DIRECTION.sub("", strip_control(re.sub(r"[\r\n\t]+", " ", hide_passwords(text)))).strip("\n")
+    if len(line) <= limit:
+        return line
+    gap = f"… ({len(line)} characters) …"
+    end = max(limit - len(gap), 0) // 3
+    return f"{line[: limit - len(gap) - end]}{gap}{line[len(line) - end :]}"

@@ -68,11 +68,11 @@ class LoadedModel:
         network = empty_network(config)
         weights = StoredWeights(folder, raw, config, network, chosen, dtype, quantize)
         set_exact(network, exact)
-        vision = config.vision_config is not None
+        vision, context = config.vision_config is not None, config.text_config.max_position_embeddings
         return cls(
             network,
             config,
-            MllamaProcessor.from_pretrained(folder, config.image_token_index, vision=vision),
+            MllamaProcessor.from_pretrained(folder, config.image_token_index, vision=vision, max_tokens=context),
             device=chosen,
             dtype=weights.dtype,
             generation_config=generation_config,

@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
-from mllama_cli.system.files import is_file, subfolders
+from mllama_cli.core.errors import UsageError
+from mllama_cli.system.files import expanded, is_file, subfolders
+from mllama_cli.system.text_file import read_text
 
 
 def hub_cache() -> Path:
@@ -36,8 +38,8 @@ def snapshot(repo: str, revision: str) -> Path | None:
     """Return the folder of a branch, tag or commit; None if the cache has no config.json of it."""
     folder = repo_folder(repo)
     try:
-        commit = (folder / "refs" / revision).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError):
+        commit = read_text(folder / "refs" / revision, limit=200, pipes=False).strip()
+    except UsageError:
         commit = revision
     found = folder / "snapshots" / commit
     return found if commit and is_file(found / "config.json") else None
@@ -52,4 +54,4 @@ def current_snapshot(repo: str) -> Path | None:
 
 
 def _expanded(path: str) -> Path:
-    return Path(os.path.expandvars(path)).expanduser()
+    return expanded(os.path.expandvars(path))

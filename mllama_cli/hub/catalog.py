@@ -1,6 +1,5 @@
 """List the models on this machine and resolve model names. Imports neither torch nor huggingface_hub."""
 
-import json
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,12 +8,15 @@ from typing import Any, Literal
 
 from mllama_cli.checkpoint.files import is_complete
 from mllama_cli.core.config import MODEL_TYPES
-from mllama_cli.core.errors import CheckpointError, ModelNotFoundError
+from mllama_cli.core.errors import CheckpointError, ModelNotFoundError, UsageError
 from mllama_cli.core.text import suggest
 from mllama_cli.hub.cache import current_snapshot, repos
 from mllama_cli.system.files import expanded, files_below, is_file, is_folder, subfolders
+from mllama_cli.system.json_file import read_json
 from mllama_cli.system.paths import built_in_model, data_folder
+from mllama_cli.system.text_file import read_text
 
+MAX_NAME_BYTES = 4096
 MODEL_ALIASES = {
     "11b": "meta-llama/Llama-3.2-11B-Vision-Instruct",
     "11b-base": "meta-llama/Llama-3.2-11B-Vision",
@@ -123,7 +125,7 @@ def remember_used(name: str) -> None:
         return
     file = _last_model_file()
     try:
-        if not is_file(file) or file.read_text(encoding="utf-8") != name:
+        if _last_model() != name:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(name, encoding="utf-8")
     except (OSError, ValueError):
@@ -132,13 +134,18 @@ def remember_used(name: str) -> None:
 
 def last_used() -> ModelEntry | None:
     """Return the model that was remembered last, if it is still complete on this machine."""
-    try:
-        name = _last_model_file().read_text(encoding="utf-8")
-    except (OSError, ValueError):
+    if (name := _last_model()) is None:
         return None
     if local_model(name) is None:
         name = hub_id(name) or name
     return next((entry for entry in runnable() if entry.name == name), None)
+
+
+def _last_model() -> str | None:
+    try:
+        return read_text(_last_model_file(), limit=MAX_NAME_BYTES, pipes=False)
+    except UsageError:
+        return None
 
 
 def _last_model_file() -> Path:
@@ -197,19 +204,19 @@ def _quantized(declared: Any) -> str:
 def _has_template(folder: Path) -> bool:
     if is_file(folder / "chat_template.jinja") or is_file(folder / "chat_template.json"):
         return True
-    try:
-        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
-    except (OSError, ValueError, AttributeError):
-        return False
+    return bool(_object(folder / "tokenizer_config.json").get("chat_template"))
 
 
 def config_of(folder: Path) -> dict[str, Any]:
     """Return the contents of config.json; empty if it is missing or damaged."""
+    return _object(folder / "config.json")
+
+
+def _object(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(path)
+    except CheckpointError:
         return {}
-    return config if isinstance(config, dict) else {}
 
 
 def is_mllama(folder: Path) -> bool:

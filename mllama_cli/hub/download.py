@@ -11,10 +11,10 @@ from mllama_cli.core.errors import DownloadError, ModelNotFoundError
 from mllama_cli.core.events import DownloadProgress
 from mllama_cli.core.text import human_size
 from mllama_cli.hub.cache import hub_cache, repo_folder, snapshot
-from mllama_cli.hub.client import NoProgressBar, cache_lock, quiet
+from mllama_cli.hub.client import cache_lock, link, quiet
 from mllama_cli.hub.errors import translated
 from mllama_cli.hub.plan import DownloadPlan, HubFile
-from mllama_cli.hub.transfer import SHA256, Transfer
+from mllama_cli.hub.transfer import Transfer
 
 _STREAMS = 4
 """Files at once, since a single connection to a CDN rarely saturates the network."""
@@ -102,26 +102,20 @@ def _fetch(plan: DownloadPlan, progress: Callable[[DownloadProgress], None]) -> 
 
 
 def _fetch_one(plan: DownloadPlan, file: HubFile, counter: "_Counter", stop: threading.Event) -> None:
-    from huggingface_hub import hf_hub_download, hf_hub_url
+    from huggingface_hub import hf_hub_url
 
     cache = hub_cache()
     folder = repo_folder(plan.repo)
-    # Large files, which huggingface_hub would not resume: weights and the tokenizer's tables.
-    streamed = bool(SHA256.fullmatch(file.etag)) or (file.name.endswith(".safetensors") and bool(file.etag))
-    if streamed and not file.cached:
-        with cache_lock(cache, folder.name, file.etag):  # a second command waits, then finds the finished file
-            blob = folder / "blobs" / file.etag
-            if blob.is_file():
-                counter.add(file.size - file.here, file.name)
-            else:
-                url = hf_hub_url(plan.repo, file.name, revision=plan.commit)
-                transfer = Transfer(url, blob, file.size, on_bytes=lambda n: counter.add(n, file.name), stop=stop)
-                counter.add(transfer.adopt() - file.here, file.name)
-                transfer.run()
-    # Creates the link in the snapshot, or a copy if the file system has no links.
-    hf_hub_download(plan.repo, file.name, revision=plan.commit, cache_dir=cache, tqdm_class=NoProgressBar)
-    if not streamed:
-        counter.add(file.size - file.here, file.name)
+    blob = folder / "blobs" / file.etag
+    with cache_lock(cache, folder.name, file.etag):  # a second command waits, then finds the finished file
+        if blob.is_file():
+            counter.add(file.size - file.here, file.name)
+        else:
+            url = hf_hub_url(plan.repo, file.name, revision=plan.commit)
+            transfer = Transfer(url, blob, file.size, on_bytes=lambda n: counter.add(n, file.name), stop=stop)
+            counter.add(transfer.adopt() - file.here, file.name)
+            transfer.run()
+        link(blob, plan.folder / file.name)
 
 
 class _Counter:

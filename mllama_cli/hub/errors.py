@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from mllama_cli.core.errors import DownloadError, MllamaError, ModelNotFoundError
 from mllama_cli.core.text import suggest
 from mllama_cli.hub.catalog import MODEL_ALIASES
-from mllama_cli.hub.client import client_error, hub_url
+from mllama_cli.hub.client import client_error, hub_url, require_client
 from mllama_cli.system.files import is_disk_full
 
 RESUME = "What has arrived is kept: run the same command again to resume."
@@ -123,6 +123,7 @@ def _near(repo: str) -> str:
 @contextmanager
 def translated(repo: str, revision: str) -> Iterator[None]:
     """Raise the errors inside as ours."""
+    require_client()
     try:
         yield
     except Exception as error:

@@ -13,6 +13,7 @@ from mllama_cli.core.config import GenerationConfig, MllamaConfig
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.hub.catalog import kind
 from mllama_cli.system.json_file import read_json
+from mllama_cli.system.text_file import read_text
 
 BITS_IN_MEMORY = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
 _PACKED_SUFFIX, _SHAPE_SUFFIX = ".weight_packed", ".weight_shape"  # of compressed-tensors
@@ -137,16 +138,19 @@ def _part(name: str, config: MllamaConfig) -> str:
 def _license(folder: Path) -> str:
     """Return the first line of the licence file, else the licence in the model card's header, else an empty text."""
     for name in ("LICENSE", "LICENSE.txt", "LICENSE.md"):
-        if (folder / name).is_file():
-            lines = (folder / name).read_text(encoding="utf-8", errors="replace").splitlines()
+        if lines := _text(folder / name).splitlines():
             return next((line.strip() for line in lines if line.strip()), "")
     return _license_of_card(folder / "README.md")
 
 
 def _license_of_card(card: Path) -> str:
-    if not card.is_file():
-        return ""
-    text = card.read_text(encoding="utf-8", errors="replace")
-    header = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    header = re.match(r"---\n(.*?)\n---\n", _text(card), re.DOTALL)
     found = re.search(r"^license: *(\S.*)$", header[1], re.MULTILINE) if header else None
     return found[1] if found else ""
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_text(path, error=CheckpointError, pipes=False, errors="replace")
+    except CheckpointError:
+        return ""

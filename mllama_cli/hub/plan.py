@@ -1,7 +1,6 @@
 """Plan a download: a model's files on the Hub, and how much of each has already arrived."""
 
 import shutil
-import tempfile
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Any
 from mllama_cli.checkpoint.files import INDEX_FILE, SINGLE_FILE, index_names
 from mllama_cli.core.config import MODEL_TYPES
 from mllama_cli.core.errors import CheckpointError, DownloadError
-from mllama_cli.core.version import __version__
 from mllama_cli.hub.cache import hub_cache, repo_folder
-from mllama_cli.hub.client import NoProgressBar, hub_url, quiet
+from mllama_cli.hub.client import get_bytes, hub_url, quiet
 from mllama_cli.hub.errors import translated
+from mllama_cli.hub.listing import hub_listing
 from mllama_cli.hub.transfer import abandoned_partials
-from mllama_cli.system.json_file import read_json
+from mllama_cli.system.json_file import MAX_JSON_BYTES, parse_object, read_json
 
 COMPANION_FILES = (
     "config.json", INDEX_FILE, "generation_config.json", "preprocessor_config.json", "processor_config.json",
@@ -69,15 +68,7 @@ def plan(repo: str, revision: str = "main") -> DownloadPlan:
 
 
 def _plan(repo: str, revision: str) -> DownloadPlan:
-    from huggingface_hub import HfApi
-
-    info = HfApi(library_name="mllama", library_version=__version__).model_info(
-        repo, revision=revision, files_metadata=True
-    )
-    listing = {s.rfilename: s for s in info.siblings or []}
-    commit = info.sha
-    if not commit:
-        raise DownloadError(f"{hub_url()} does not say which commit {revision!r} is", "Check HF_ENDPOINT.")
+    commit, listing = hub_listing(repo, revision)
     # Checked before downloading 20 GB. A gated repository refuses here.
     config = _read_json(repo, commit, "config.json") if "config.json" in listing else {}
     kind = config.get("model_type")
@@ -91,9 +82,7 @@ def _plan(repo: str, revision: str) -> DownloadPlan:
     folder = repo_folder(repo)
     files = []
     for name in [*sorted(beside), *sorted(weights)]:
-        sibling = listing[name]
-        etag = (sibling.lfs.sha256 if sibling.lfs else None) or sibling.blob_id or ""
-        size = (sibling.lfs.size if sibling.lfs else None) or sibling.size or 0
+        size, etag = listing[name]
         here = _bytes_here(folder, commit, name, etag, size)
         files.append(HubFile(name, size, etag, here))
     return DownloadPlan(repo, revision, commit, folder / "snapshots" / commit, tuple(files), free_space(hub_cache()))
@@ -119,20 +108,17 @@ def _weights(repo: str, commit: str, names: set[str]) -> set[str]:
 
 
 def _read_json(repo: str, commit: str, name: str) -> dict[str, Any]:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_url
 
     cached = repo_folder(repo) / "snapshots" / commit / name
-    with tempfile.TemporaryDirectory() as scratch:
-        path = cached
-        if not cached.is_file():
-            path = Path(hf_hub_download(repo, name, revision=commit, cache_dir=scratch, tqdm_class=NoProgressBar))
-        try:
-            return read_json(path)
-        except CheckpointError as error:
-            raise DownloadError(
-                f"{name} of {repo} is not valid JSON",
-                f"If it is sound at {hub_url()}/{repo}, run `mllama rm {repo}` and download it again.",
-            ) from error
+    data = b"" if cached.is_file() else get_bytes(hf_hub_url(repo, name, revision=commit), MAX_JSON_BYTES)
+    try:
+        return read_json(cached) if cached.is_file() else parse_object(data, name, error=CheckpointError, hint="")
+    except CheckpointError as error:
+        raise DownloadError(
+            f"{name} of {repo} is not valid JSON",
+            f"If it is sound at {hub_url()}/{repo}, run `mllama rm {repo}` and download it again.",
+        ) from error
 
 
 def _bytes_here(folder: Path, commit: str, name: str, etag: str, size: int) -> int:

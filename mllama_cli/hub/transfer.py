@@ -1,9 +1,9 @@
-"""Download one large file into the Hugging Face cache, resuming an earlier attempt from its last byte.
+"""Download one file into the Hugging Face cache, resuming an earlier attempt from its last byte.
 
-huggingface_hub (2.x) deletes partial files, which may be gigabytes of weights, when a download ends early. So weights
-are streamed here, and huggingface_hub only links them. As in huggingface_hub, each process writes its own partial file,
-so that without a working lock a file is downloaded twice but not damaged. The file's name identifies its writer;
-abandoned files are taken over.
+huggingface_hub (2.x) deletes partial files, which may be gigabytes of weights, when a download ends early, and writes
+whatever comes. So files are streamed here, up to the size that the Hub declares. As in huggingface_hub, each process
+writes its own partial file, so that without a working lock a file is downloaded twice but not damaged. The file's name
+identifies its writer; abandoned files are taken over.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mllama_cli.core.errors import DownloadError
-from mllama_cli.hub.client import client_error, streaming
+from mllama_cli.hub.client import body, client_error, streaming
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 _GIT_SHA1 = re.compile(r"[0-9a-f]{40}")
@@ -96,15 +96,21 @@ class Transfer:
             if start and response.status_code != 206:  # a proxy that knows no ranges starts over
                 self._drop()
             with self.partial.open("ab") as file:
-                for chunk in response.iter_bytes():  # of any size, so that a slow connection can be stopped
+                room = self.size - self._length()
+                for chunk in body(response):
+                    chunk = chunk[:room]
+                    room -= len(chunk)
                     file.write(chunk)
                     if self._digest:
                         self._digest.update(chunk)
                     self._on_bytes(len(chunk))
                     if self._stop.is_set():
                         raise CancelledError
+                    if not room:  # the checksum says whether it is the file; what may follow has no end
+                        return
 
     def _finish(self) -> None:
+        self.partial.touch()  # an empty file has not been streamed
         if self._length() != self.size or (self._digest and self._digest.hexdigest() != self.blob.name):
             self._drop()
             what = f"{self.url.rsplit('/', 1)[-1]}: checksum mismatch; the partial file was deleted"

@@ -12,8 +12,9 @@ from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
-from mllama_cli.core.errors import TemplateError
+from mllama_cli.core.errors import COPY_AGAIN, CheckpointError, TemplateError
 from mllama_cli.system.json_file import read_json
+from mllama_cli.system.text_file import read_text
 
 TemplateMessage = dict[str, Any]
 
@@ -40,7 +41,7 @@ class ChatTemplate:
         source: Any = None
         jinja, *configs = (folder / name for name in TEMPLATE_FILES)
         if jinja.is_file():
-            source = jinja.read_text(encoding="utf-8")
+            source = read_text(jinja, error=CheckpointError, hint=COPY_AGAIN, pipes=False)
         elif config := next((file for file in configs if file.is_file()), None):
             source = read_json(config).get("chat_template")
         if isinstance(source, list):  # several named templates

@@ -8,6 +8,7 @@ from pathlib import Path
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError, MllamaError
 from mllama_cli.core.filetypes import IMAGE_SUFFIXES
+from mllama_cli.system.files import is_file
 
 CLIPBOARD_NAME = "clipboard.png"
 
@@ -28,12 +29,14 @@ def read_clipboard_image() -> ImagePart:
         found.save(buffer, "PNG", compress_level=1)
         return ImagePart(buffer.getvalue(), CLIPBOARD_NAME)
     for path in found or []:
-        if str(path).lower().endswith(IMAGE_SUFFIXES) and Path(path).is_file():
+        if str(path).lower().endswith(IMAGE_SUFFIXES) and is_file(path):
             return ImagePart(Path(path).read_bytes(), str(path))
     raise ImageError("There is no picture in the clipboard", "Copy one first, or use /image PATH.")
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, NotImplementedError):  # Pillow's text names its own function
+        return "no program that reads it was found"
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from mllama_cli.core.conversation import ImagePart
-from mllama_cli.core.errors import DownloadError, ImageError, UsageError
+from mllama_cli.core.errors import DownloadError, ImageError, UsageError, unusable_proxy
+from mllama_cli.core.text import hide_passwords
 from mllama_cli.processing.limits import DEFAULT_LIMITS, Limits, too_many_bytes
 from mllama_cli.processing.sniff import not_a_picture
 from mllama_cli.system.interrupts import ThreadPool
@@ -33,7 +34,7 @@ def fetch_image(url: str, limits: Limits = DEFAULT_LIMITS) -> ImagePart:
     is not an image), ImageError (over ``limits.max_bytes``, or empty), UsageError (not a valid URL).
     """
     _require_valid(url)
-    name = _without_credentials(url)
+    name = hide_passwords(url)
     # asyncio's timeout, unlike a socket's, also covers a hanging name server and a server that sends its headers or
     # body byte by byte.
     if not _inside_a_loop():
@@ -96,8 +97,8 @@ def _client(limits: Limits) -> "httpx.AsyncClient":
                 "Accept-Encoding": "identity",
             },
         )
-    except (ImportError, ValueError) as error:  # a SOCKS proxy without socksio, or a malformed one
-        raise DownloadError(f"the proxy setting cannot be used: {error}", "Check HTTPS_PROXY and ALL_PROXY.") from error
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        raise unusable_proxy(error) from error
 
 
 async def _read(reply: "httpx.Response", name: str, limits: Limits) -> bytes:
@@ -105,9 +106,16 @@ async def _read(reply: "httpx.Response", name: str, limits: Limits) -> bytes:
         code = reply.status_code
         hint = _STATUS_HINTS.get(code, "Try again later." if code >= 500 else "Check the address.")
         raise DownloadError(f"{name}: the server answered {code} {reply.reason_phrase}".rstrip(), hint)
+    # httpx would decompress before anything can be counted: kilobytes may unfold to gigabytes.
+    encoding = reply.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise DownloadError(
+            f"{name}: the server compressed the picture ({encoding[:40]}) though it was asked not to",
+            "Save it with a browser and give the file.",
+        )
     body = bytearray()
     checked = False
-    async for chunk in reply.aiter_bytes():
+    async for chunk in reply.aiter_raw():
         body += chunk
         if len(body) > limits.max_bytes:
             raise too_many_bytes(name, limits)
@@ -137,16 +145,10 @@ def _require_valid(url: str) -> None:
         host, _ = parts.hostname, parts.port  # reading the port checks its range
         httpx.URL(url)
     except (ValueError, httpx.InvalidURL) as error:
-        raise UsageError(f"{url} is not a valid URL: {error}", "Check the address.") from error
+        reason = "" if "@" in url else f": {error}"  # it may quote a part of the password
+        raise UsageError(f"{url} is not a valid URL{reason}", "Check the address.") from error
     if not host or any(character.isspace() for character in parts.netloc):
         raise UsageError(f"{url} is not a valid URL: it has no proper host", "Check the address.")
-
-
-def _without_credentials(url: str) -> str:
-    """Return ``url`` without user:password@, so that it can be shown."""
-    scheme, _, rest = url.partition("://")
-    authority, slash, path = rest.partition("/")
-    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
 
 
 def _reason(error: Exception) -> str:

@@ -1,6 +1,5 @@
 """Convert JSON in OpenAI's and transformers' chat formats to a Conversation."""
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +12,9 @@ from mllama_cli.core.conversation import Conversation, ImagePart, Message, Part,
 from mllama_cli.core.errors import MllamaError, UsageError
 from mllama_cli.processing.images import encode_image
 from mllama_cli.processing.sources import decode_base64, read_image
+from mllama_cli.system.files import expanded
+from mllama_cli.system.json_file import parse_json
+from mllama_cli.system.text_file import read_file, read_stream
 
 Reader = Callable[[str | Path], ImagePart]
 
@@ -30,38 +32,17 @@ _IMAGE_HINT = (
 def load_messages(
     source: str | Path, stdin: BinaryIO | None = None, *, read: Reader = read_image, to_answer: bool = True
 ) -> Conversation:
-    """Return the conversation in a JSON file (UTF-8), or on ``stdin`` if ``source`` is "-".
+    """Return the conversation in a JSON file, or on ``stdin`` if ``source`` is "-".
 
     Relative image paths in it are relative to the current folder. Raises UsageError for a file that is missing, not
     JSON, or not in the form that ``parse_messages`` expects.
     """
     name = "stdin" if source == "-" else str(source)
-    try:
-        data = (stdin or sys.stdin.buffer).read() if source == "-" else Path(source).expanduser().read_bytes()
-    except FileNotFoundError as error:
-        raise UsageError(f"no such file: {name}", "Check the path given with --messages.") from error
-    except IsADirectoryError as error:
-        raise UsageError(f"{name} is a folder", "Give a JSON file of messages.") from error
-    except (OSError, RuntimeError) as error:
-        raise UsageError(
-            f"{name} cannot be read: {getattr(error, 'strerror', None) or error}", "Check its permissions."
-        ) from error
-    return parse_messages(_decode(data, name), read, to_answer=to_answer)
-
-
-def _decode(data: bytes, name: str) -> object:
+    data = read_stream(stdin or sys.stdin.buffer, name) if source == "-" else read_file(expanded(name))
     if not data.strip():
         raise UsageError(f"{name} is empty, where JSON messages were expected", _JSON_HINT)
-    try:
-        return json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{name} is not UTF-8 text (byte {error.start})", "Save it as UTF-8.") from error
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        hint = "JSON Lines are not supported: wrap the messages in [ ]." if error.msg == "Extra data" else _JSON_HINT
-        raise UsageError(f"{name} is not valid JSON: {error.msg} at {where}", hint) from error
-    except RecursionError as error:
-        raise UsageError(f"{name} is nested too deeply", _JSON_HINT) from error
+    lines_hint = "JSON Lines are not supported: wrap the messages in [ ]."
+    return parse_messages(parse_json(data, name, hint=_JSON_HINT, lines_hint=lines_hint), read, to_answer=to_answer)
 
 
 def parse_messages(data: object, read: Reader = read_image, *, to_answer: bool = True) -> Conversation:

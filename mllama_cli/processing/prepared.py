@@ -1,5 +1,6 @@
 """Images with their decoded canvas, so that each is decoded only once. Doesn't import torch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from mllama_cli.core.config import ImageProcessorConfig, MllamaConfig
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import CheckpointError, UsageError
 from mllama_cli.processing.canvas import Canvas, draw_canvas
-from mllama_cli.processing.images import open_image
+from mllama_cli.processing.images import open_sized
 from mllama_cli.system.json_file import read_json
 
 
@@ -29,16 +30,21 @@ class PreparedImage(ImagePart):
     config: ImageProcessorConfig
 
 
-def prepare_image(part: ImagePart, config: ImageProcessorConfig) -> PreparedImage:
+def prepare_image(
+    part: ImagePart, config: ImageProcessorConfig, admit: Callable[[int], None] | None = None
+) -> PreparedImage:
     """Decode an image, turn it upright and draw its canvas, unless it is already prepared for ``config``.
+
+    ``admit`` is that of ``open_sized``.
 
     Raises ImageError.
     """
     if isinstance(part, PreparedImage) and part.config == config:
         return part
-    image = open_image(part)
-    canvas = draw_canvas(image, config)
-    return PreparedImage(part.data, part.name, canvas=canvas, width=image.width, height=image.height, config=config)
+    image = open_sized(part, admit)
+    width, height = image.size
+    canvas = draw_canvas(image.pixels, config)
+    return PreparedImage(part.data, part.name, canvas=canvas, width=width, height=height, config=config)
 
 
 def text_only() -> UsageError:

@@ -2,16 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
 from mllama_cli.core.errors import TemplateError, UsageError
+from mllama_cli.core.text import replace_surrogates
 from mllama_cli.processing.chat_template import ChatTemplate, RefusedError, fold_system, template_messages
 from mllama_cli.processing.image_processor import ImageTiles, MllamaImageProcessor
 from mllama_cli.processing.prepared import prepare_image, text_only
 from mllama_cli.processing.tokenizer import MllamaTokenizer
 
 IMAGE_TOKEN = "<|image|>"
+_PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 
 SEVERAL_TURNS = (
     "There are images in several turns: text sees only the latest group of images before it (the model's own rule)."
@@ -35,6 +38,7 @@ class MllamaProcessor:
     """Convert conversations to ModelInputs.
 
     ``image_processor`` is None for text-only checkpoints, ``chat_template`` for base models.
+    ``max_tokens`` is the model's context: a text that is far longer is refused before it is tokenized.
     """
 
     def __init__(
@@ -43,20 +47,25 @@ class MllamaProcessor:
         image_processor: MllamaImageProcessor | None,
         chat_template: ChatTemplate | None,
         image_token_id: int,
+        max_tokens: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.chat_template = chat_template
         self.image_token_id = image_token_id
+        self.max_tokens = max_tokens
 
     @classmethod
-    def from_pretrained(cls, folder: Path, image_token_id: int = 128256, *, vision: bool = True) -> "MllamaProcessor":
+    def from_pretrained(
+        cls, folder: Path, image_token_id: int = 128256, *, vision: bool = True, max_tokens: int | None = None
+    ) -> "MllamaProcessor":
         tokenizer = MllamaTokenizer.from_pretrained(folder)
         return cls(
             tokenizer,
             MllamaImageProcessor.from_pretrained(folder) if vision else None,
             ChatTemplate.from_pretrained(folder, tokenizer.special_names),
             image_token_id,
+            max_tokens,
         )
 
     def __call__(self, conversation: Conversation) -> ModelInputs:
@@ -69,9 +78,11 @@ class MllamaProcessor:
         if conversation.images:
             self.require_vision()
         notes = [SEVERAL_TURNS] if conversation.image_turns > 1 else []
-        # An unused character of the private use area masks special tokens in the text: they must stay text.
-        text = "".join(message.text for message in conversation)
-        marker = next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in text)
+        # An unused private use character masks special tokens in the text: they must stay text.
+        used = {character for message in conversation for character in message.text}
+        marker = next((chr(code) for code in chain(*_PRIVATE_USE) if chr(code) not in used), None)
+        if marker is None:
+            raise UsageError("The text has every private use character of Unicode", "Remove those that mean nothing.")
         masked = Conversation(tuple(self._masked(message, marker) for message in conversation))
         try:
             prompt = self.chat_template.render(template_messages(masked))
@@ -83,7 +94,7 @@ class MllamaProcessor:
                 "This model's chat template takes no system message along with images: "
                 "the system text now opens the first user message."
             )
-        ids = self.tokenizer.encode_markup(prompt, self.tokenizer.placeholders(marker))
+        ids = self.tokenizer.encode_markup(prompt, self.tokenizer.placeholders(marker), self.max_tokens)
         return self._inputs(ids, conversation.images, notes)
 
     def raw(self, text: str, images: Sequence[ImagePart] = ()) -> ModelInputs:
@@ -93,6 +104,7 @@ class MllamaProcessor:
         """
         if images:
             self.require_vision()
+        text = replace_surrogates(text)
         bos = self.tokenizer.special_names.get("bos_token", "")
         if IMAGE_TOKEN not in text:
             text = IMAGE_TOKEN * len(images) + text
@@ -101,7 +113,7 @@ class MllamaProcessor:
             while body.startswith(IMAGE_TOKEN):
                 body = body.removeprefix(IMAGE_TOKEN)
             text = text[: len(text) - len(body)] + bos + body
-        return self._inputs(self.tokenizer.encode_markup(text), tuple(images), [])
+        return self._inputs(self.tokenizer.encode_markup(text, max_tokens=self.max_tokens), tuple(images), [])
 
     def tiles(self, image: ImagePart) -> ImageTiles:
         """Return the vision tower's input for one image, which is decoded unless it was prepared for this model."""

@@ -13,10 +13,17 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError, ImageNotFoundError, UsageError
-from mllama_cli.core.text import suggest
+from mllama_cli.core.filetypes import image_format
+from mllama_cli.core.text import one_line, suggest
 from mllama_cli.processing.limits import DEFAULT_LIMITS, Limits, too_many_bytes
+from mllama_cli.system.files import expanded, is_folder
+from mllama_cli.system.text_file import read_limited
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_ADDRESS = re.compile(r"\s*(?:data:|[A-Za-z][A-Za-z0-9+.-]+://)", re.IGNORECASE)
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{100,}={0,2}\s*")
+MAX_NAME = 200
+"""Characters of a missing file's name that an error quotes."""
 _SOURCE_HINT = "Give a path, an http(s) URL, a data: URL, or - for stdin."
 
 
@@ -24,8 +31,8 @@ def read_image(source: str | Path, stdin: BinaryIO | None = None, *, limits: Lim
     """Return an image file's bytes, which ``open_image`` decodes.
 
     Args:
-        source: a path (``~`` is the home folder), an http, https, file: or data: URL, or "-" for stdin. A Path object
-            is always a path.
+        source: a path (``~`` is the home folder), an http, https, file: or data: URL, the base64 text of a picture, or
+            "-" for stdin. A Path object is always a path.
         stdin: the stream that "-" reads; the process's own by default.
 
     Raises:
@@ -38,11 +45,13 @@ def read_image(source: str | Path, stdin: BinaryIO | None = None, *, limits: Lim
         return _read_path(source, str(source), limits)
     if source == "-":
         return _read_stdin(stdin, limits)
+    if _ADDRESS.match(source):
+        source = source.strip()
     if source[:5].lower() == "data:":
         return _read_data_url(source, limits)
     match = _SCHEME.match(source)
     if match is None:
-        return _read_path(Path(source), source, limits)
+        return _bare_base64(source, limits) or _read_path(Path(source), source, limits)
     scheme = match[1].lower()
     if scheme in ("http", "https"):
         from mllama_cli.processing.fetch import fetch_image
@@ -66,6 +75,19 @@ def decode_base64(text: str, name: str, limits: Limits = DEFAULT_LIMITS) -> byte
     except (binascii.Error, ValueError) as error:
         raise ImageError(f"{name} is not valid base64", "Encode the picture again: base64 -w0 picture.png") from error
     return _not_empty(data, name)
+
+
+def _bare_base64(text: str, limits: Limits) -> ImagePart | None:
+    """Return the picture that ``text`` encodes, without any "data:" before it; None if it is not that."""
+    if not _BASE64.fullmatch(text):
+        return None
+    name = "the base64 text"
+    try:
+        if image_format(decode_base64("".join(text[:200].split())[:64], name)) is None:  # a long path may look alike
+            return None
+    except ImageError:
+        return None
+    return ImagePart(decode_base64(text, name, limits), name)
 
 
 def _read_stdin(stdin: BinaryIO | None, limits: Limits) -> ImagePart:
@@ -94,16 +116,19 @@ def _read_data_url(url: str, limits: Limits) -> ImagePart:
         raise too_many_bytes(name, limits)
     if header.lower().rstrip().endswith(";base64"):
         return ImagePart(decode_base64(unquote(payload), name, limits), name)
-    data = unquote_to_bytes(payload)
+    data = unquote_to_bytes(payload.encode(errors="surrogatepass"))
     if len(data) > limits.max_bytes:
         raise too_many_bytes(name, limits)
     return ImagePart(_not_empty(data, name), name)
 
 
 def _read_file_url(url: str, limits: Limits) -> ImagePart:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:  # file://[x.png
+        raise UsageError(f"{url} is not a valid URL", "Give the file's path.") from error
     if parts.netloc not in ("", "localhost"):
-        raise UsageError(f"{url} names a file on another machine ({parts.netloc})", "Mount it and give its path.")
+        raise UsageError(f"{url} names a file on another machine ({parts.hostname})", "Mount it and give its path.")
     path = unquote(parts.path)
     if os.name == "nt":  # file:///C:/a.png
         path = path.lstrip("/")
@@ -113,14 +138,13 @@ def _read_file_url(url: str, limits: Limits) -> ImagePart:
 def _read_path(path: Path, name: str, limits: Limits, *, expand: bool = True) -> ImagePart:
     if not name.strip() or "\0" in name:
         raise UsageError(f"{name!r} is not a path", _SOURCE_HINT)
+    path = expanded(path) if expand else path
     try:
-        path = path.expanduser() if expand else path
         status = path.stat()
     except PermissionError as error:
         raise _unreadable(name, error) from error
-    except (OSError, RuntimeError) as error:  # RuntimeError: ~name of a user who does not exist
-        shown = name if len(name) <= 200 else f"{name[:100]}... ({len(name)} characters)"
-        raise ImageNotFoundError(f"no such picture: {shown}", _near(path)) from error
+    except (OSError, ValueError) as error:
+        raise ImageNotFoundError(f"no such picture: {one_line(name, MAX_NAME)}", _near(path)) from error
     if stat.S_ISDIR(status.st_mode):
         raise ImageNotFoundError(f"{name} is a folder", "Give a picture file.")
     # Devices and sockets may never end or may act when opened; the shell's <(command) is a FIFO.
@@ -137,14 +161,10 @@ def _read_path(path: Path, name: str, limits: Limits, *, expand: bool = True) ->
 
 
 def _read_limited(stream: BinaryIO, name: str, limits: Limits) -> bytes:
-    chunks: list[bytes] = []
-    total = 0
-    while chunk := stream.read(1 << 20):
-        chunks.append(chunk)
-        total += len(chunk)
-        if total > limits.max_bytes:
-            raise too_many_bytes(name, limits)
-    return b"".join(chunks)
+    data = read_limited(stream, limits.max_bytes)
+    if data is None:
+        raise too_many_bytes(name, limits)
+    return data
 
 
 def _not_empty(data: bytes, name: str) -> bytes:
@@ -159,9 +179,11 @@ def _unreadable(name: str, error: OSError) -> ImageError:
 
 def _near(path: Path) -> str:
     """Return a hint for a missing path: the most similar name in its folder, or that there is no such folder."""
+    if "@" in str(path):  # an address with a password, mistyped: its parts would not be recognised as that
+        return "Check the path."
     folder = path.parent
-    if not folder.is_dir():
-        return f"There is no folder {folder}."
+    if not is_folder(folder):
+        return f"There is no folder {one_line(str(folder), MAX_NAME)}."
     try:
         names = [entry.name for entry in itertools.islice(folder.iterdir(), 5000)]
     except OSError:

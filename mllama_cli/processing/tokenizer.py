@@ -8,8 +8,13 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
+from mllama_cli.core.errors import COPY_AGAIN, CheckpointError, ContextLengthError
 from mllama_cli.system.json_file import read_json
+
+_CHARACTERS_PER_TOKEN = 8
+"""More than any ordinary text has on average."""
+_PIECE_CHARACTERS = 1 << 14
+_CUT_TOKENS = 16
 
 
 class MllamaTokenizer:
@@ -55,11 +60,16 @@ class MllamaTokenizer:
         ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
         return ids
 
-    def encode_markup(self, text: str, restore: Sequence[tuple[str, str]] = ()) -> list[int]:
+    def encode_markup(
+        self, text: str, restore: Sequence[tuple[str, str]] = (), max_tokens: int | None = None
+    ) -> list[int]:
         """Return the ids of text in which special tokens are parsed. No begin_of_text is added.
 
-        ``restore`` has (placeholder, text) pairs, which are replaced after the special tokens were parsed.
+        ``restore`` has (placeholder, text) pairs, which are replaced after the special tokens were parsed. Raise
+        ContextLengthError if the text is far longer than ``max_tokens``.
         """
+        if max_tokens is not None and len(text) > _CHARACTERS_PER_TOKEN * max_tokens:
+            self._require_fits(text, max_tokens)
         ids: list[int] = []
         for piece in self._special.split(text):
             if piece in self.special_ids:
@@ -69,6 +79,21 @@ class MllamaTokenizer:
                 piece = piece.replace(placeholder, original)
             ids.extend(self.encode(piece))
         return ids
+
+    def _require_fits(self, text: str, max_tokens: int) -> None:
+        """Tokenize piece by piece, since megabytes at once take gigabytes, and only until it is clear that it is long.
+
+        A cut may add a few tokens, so ``_CUT_TOKENS`` of each piece do not count.
+        """
+        count = 0
+        for start in range(0, len(text), _PIECE_CHARACTERS):
+            count += max(0, len(self.encode(text[start : start + _PIECE_CHARACTERS])) - _CUT_TOKENS)
+            if count > max_tokens:
+                raise ContextLengthError(
+                    f"The conversation is more than {max_tokens} tokens long, which is more than this model can read "
+                    f"(its context is {max_tokens})",
+                    "Shorten the text or start a new conversation.",
+                )
 
     def mask(self, text: str, marker: str) -> str:
         """Replace each special token by a placeholder of ``marker``, which must not occur in the text, and a number."""

@@ -1,6 +1,8 @@
 """Helpers for files and folders that may be inaccessible, have impossible names or fill the disk."""
 
 import errno
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,28 +11,37 @@ from mllama_cli.core.errors import CheckpointError
 _FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no EDQUOT
 
 
-def is_file(path: Path) -> bool:
-    """Return whether a path is a file; an inaccessible path or an impossible name counts as absent."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
-
-
-def is_folder(path: Path) -> bool:
-    """Return whether a path is a folder; an inaccessible path or an impossible name counts as absent."""
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
-
-
-def expanded(name: str) -> Path:
+def expanded(name: str | Path) -> Path:
     """Return the path with ~ expanded. The ~name of an unknown user is kept."""
     try:
         return Path(name).expanduser()
     except RuntimeError:
         return Path(name)
+
+
+def status_of(path: str | Path) -> os.stat_result | None:
+    """Return what the system says about a path: None if it is absent or inaccessible, or its name impossible."""
+    try:
+        return os.stat(path)  # noqa: PTH116 - also takes what no Path can be
+    except (OSError, ValueError):  # ValueError: a name with a NUL or a lone surrogate
+        return None
+
+
+def exists(path: str | Path) -> bool:
+    """Return whether there is anything at a path, as ``status_of`` sees it."""
+    return status_of(path) is not None
+
+
+def is_file(path: str | Path) -> bool:
+    """Return whether a path is a regular file, as ``status_of`` sees it."""
+    status = status_of(path)
+    return status is not None and stat.S_ISREG(status.st_mode)
+
+
+def is_folder(path: str | Path) -> bool:
+    """Return whether a path is a folder, as ``status_of`` sees it."""
+    status = status_of(path)
+    return status is not None and stat.S_ISDIR(status.st_mode)
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -1,22 +1,100 @@
-"""Read the JSON files of a checkpoint folder."""
+"""Read JSON and TOML that others wrote, within limits of size, nesting and digits."""
 
 import json
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
+from mllama_cli.core.errors import COPY_AGAIN, CheckpointError, MllamaError, UsageError
+from mllama_cli.system.text_file import decode, read_file
+
+MAX_JSON_BYTES = 16 * 2**20
+"""Largest JSON file of a checkpoint or answer of a hub: an index of 100,000 tensors has 10 MB."""
+MAX_TOML_BYTES = 2**20
+
+_MAX_VALUES = 1_000_000
+_MAX_DEPTH = 64
+_MAX_DIGITS = 100
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file. Raise CheckpointError if the file is missing, damaged or not an object."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        data = read_file(path, limit=MAX_JSON_BYTES, error=CheckpointError, pipes=False)
+    except CheckpointError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
         raise CheckpointError(f"{path.name} is missing in {path.parent}", "The model folder is incomplete.") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}", COPY_AGAIN) from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object", COPY_AGAIN)
-    return data
+    return parse_object(data, str(path), error=CheckpointError, hint=COPY_AGAIN)
+
+
+def parse_object(data: bytes, name: str, *, error: type[MllamaError], hint: str) -> dict[str, Any]:
+    """Return the object in JSON text. Raise ``error`` if it is not valid or not an object."""
+    value = parse_json(data, name, error=error, hint=hint)
+    if not isinstance(value, dict):
+        raise error(f"{name} does not hold a JSON object", hint)
+    return value
+
+
+def parse_json(
+    data: bytes, name: str, *, error: type[MllamaError] = UsageError, hint: str = "", lines_hint: str = ""
+) -> Any:
+    """Return the value of JSON text. Raise ``error``, with ``name``, if it is not valid or absurdly large or deep.
+
+    ``lines_hint`` is the hint where more text follows the value, as in JSON Lines.
+    """
+
+    def loads(text: str) -> Any:
+        if sum(map(text.count, ",[{")) > _MAX_VALUES:
+            raise ValueError(f"it has more than {_MAX_VALUES:,} values")
+        try:
+            return json.loads(text, parse_int=_integer)
+        except json.JSONDecodeError as problem:
+            if problem.msg == "Extra data" and lines_hint:
+                raise error(f"{name} is not valid JSON: Extra data at {_where(problem)}", lines_hint) from problem
+            raise ValueError(f"{problem.msg} at {_where(problem)}") from problem
+
+    return _parse(loads, data, name, "JSON", error, hint)
+
+
+def read_toml(path: Path, hint: str = "") -> dict[str, Any]:
+    """Return the table in a TOML file. Raise UsageError; its cause is FileNotFoundError if the file is missing."""
+    data = read_file(path, limit=MAX_TOML_BYTES, pipes=False)
+    table: dict[str, Any] = _parse(tomllib.loads, data, str(path), "TOML", UsageError, hint)
+    return table
+
+
+def _parse(loads: Callable[[str], Any], data: bytes, name: str, kind: str, error: type[MllamaError], hint: str) -> Any:
+    text = decode(data, name, error)
+    try:
+        value = loads(text)
+        _require_plain(value)
+    except RecursionError as problem:
+        raise error(f"{name} is nested too deeply", hint) from problem
+    except ValueError as problem:
+        raise error(f"{name} is not valid {kind}: {problem}", hint) from problem
+    return value
+
+
+def _require_plain(value: Any) -> None:
+    """Raise RecursionError or ValueError for what would fail wherever it is shown or computed with."""
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        if any(isinstance(each, int) and abs(each) >= 10**_MAX_DIGITS for each in level):
+            raise ValueError(f"it has a number of more than {_MAX_DIGITS} digits")
+        inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        level = [value for values in inner for value in values]
+        if not level:
+            return
+    raise RecursionError
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"it has a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _where(problem: json.JSONDecodeError) -> str:
+    return f"line {problem.lineno}, column {problem.colno}"

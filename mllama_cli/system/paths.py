@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from mllama_cli.system.files import expanded
+
 
 def data_folder() -> Path:
     """Return the folder of models and saved chats: MLLAMA_HOME, else ``mllama`` in the user's data folder.
@@ -11,7 +13,7 @@ def data_folder() -> Path:
     """
     home = os.environ.get("MLLAMA_HOME")
     if home:
-        return Path(os.path.expanduser(home))  # noqa: PTH111 - unlike Path's, it keeps the ~name of an unknown user
+        return expanded(home)
     import platformdirs
 
     return Path(platformdirs.user_data_dir("mllama", appauthor=False))

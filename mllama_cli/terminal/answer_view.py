@@ -18,7 +18,7 @@ from mllama_cli.core.events import (
     ReadingPrompt,
     Token,
 )
-from mllama_cli.core.text import strip_control
+from mllama_cli.core.text import one_line, strip_control
 from mllama_cli.terminal.console import Terminal
 
 
@@ -126,6 +126,7 @@ class StatusLine:
         """Show a step, and a ``bar`` after it."""
         if not self._terminal.stderr_is_tty:
             return
+        text = one_line(text)
         line = Text.assemble(text, " ", bar) if bar else Text(text)  # not str, which Rich would parse as markup
         if self._status is None:
             self._status = self._terminal.err.status(line)

@@ -96,7 +96,7 @@ class CaptionView:
             line += f", {self.tokens / max(seconds, 1e-9):.0f} tokens/s)" if self._verbose else ")"
         self._terminal.note(f"{line}.")
         for path, reason in self.failures[:MAX_LISTED_FAILURES]:
-            self._terminal.err.print(f"  {strip_control(path)}: {strip_control(reason)}", style="red")
+            self._terminal.err.print(f"  {path}: {reason}", style="red")
         if len(self.failures) > MAX_LISTED_FAILURES:
             self._terminal.note(f"  and {len(self.failures) - MAX_LISTED_FAILURES} more (--errors FILE lists them all)")
 

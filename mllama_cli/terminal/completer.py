@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Literal
 
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -14,6 +13,7 @@ from prompt_toolkit.document import Document
 from mllama_cli.core.filetypes import IMAGE_SUFFIXES
 from mllama_cli.core.sampling import SETTABLE
 from mllama_cli.core.settings import THEMES
+from mllama_cli.system.files import expanded
 
 SET_OPTIONS = ("parameter", "system", "verbose", "quiet", "preview", "nopreview", "theme")
 MAX_ENTRIES = 5000
@@ -97,6 +97,8 @@ class ChatCompleter(Completer):
                 yield from _names(argument.removeprefix("parameter ").lstrip(), SETTABLE)
             elif argument.startswith("theme "):
                 yield from _names(argument.removeprefix("theme "), THEMES)
+            elif argument.startswith(("verbose ", "preview ")):
+                yield from _names(argument.partition(" ")[2], ("on", "off"))
             else:
                 yield from _names(argument, SET_OPTIONS)
 
@@ -106,9 +108,9 @@ def paths(word: str, *, images_only: bool) -> Iterator[Completion]:
     typed = re.sub(r"\\(.)", r"\1", word)
     folder, slash, start = typed.rpartition("/")
     try:
-        with os.scandir(Path(f"{folder}{slash}" or ".").expanduser()) as entries:
+        with os.scandir(expanded(f"{folder}{slash}" or ".")) as entries:
             found = [entry for entry in islice(entries, MAX_ENTRIES) if entry.name.startswith(start)]
-    except (OSError, RuntimeError, ValueError):
+    except (OSError, ValueError):
         return
     ranked = []
     for entry in found:

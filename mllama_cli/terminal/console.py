@@ -1,11 +1,41 @@
 """The standard streams of a command, and what they can show."""
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TextIO
+from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+from mllama_cli.core.text import MAX_LINE, one_line, replace_surrogates, strip_control
+
+
+class SafeConsole(Console):
+    """A console on which names, models and servers cannot send escape sequences or forge lines.
+
+    A string, also one in the cell of a table, becomes one line of at most ``line_limit`` characters; a ``Text`` may
+    have several lines, but no control characters.
+    """
+
+    def __init__(self, *, line_limit: int, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+        self._line_limit = line_limit
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(one_line(text, self._line_limit), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else strip_control(segment.text)
+            yield segment if text == segment.text else Segment(text, segment.style)
+
+
+PIPED_WIDTH = 10_000
+PREFIX = "mllama: "
+"""What the line of an error begins with."""
 
 
 @dataclass
@@ -36,13 +66,20 @@ class Terminal:
         """
         # Piped tables are for grep and cut: never wrapped, neither at a default of 80 columns nor at $COLUMNS.
         piped = not self.stdout_is_tty
-        width = 10_000 if piped else None
-        return Console(file=self.stdout, highlight=False, markup=False, emoji=False, soft_wrap=piped, width=width)
+        width = PIPED_WIDTH if piped else None
+        limit = PIPED_WIDTH // 2 if piped else MAX_LINE
+        return SafeConsole(file=self.stdout, soft_wrap=piped, width=width, line_limit=limit)
 
     @cached_property
     def err(self) -> Console:
         """For status, progress, notes and errors."""
-        return Console(file=self.stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        # On a terminal wrapped at blanks, which the terminal itself does not do; else never.
+        return SafeConsole(file=self.stderr, soft_wrap=not self.stderr_is_tty, line_limit=MAX_LINE)
+
+    def result(self, text: str) -> None:
+        """Write text to stdout as it is; without control characters if that is a terminal."""
+        self.stdout.write(strip_control(text) if self.stdout_is_tty else replace_surrogates(text))
+        self.stdout.flush()
 
     def note(self, text: str) -> None:
         """Print a line to stderr, also if that is not a terminal."""
@@ -50,8 +87,9 @@ class Terminal:
 
     def error(self, text: str, hint: str = "") -> None:
         """Print what is wrong, then on a second line what to do about it."""
-        self.err.print("mllama: ", style="bold red", end="")
-        self.err.print(text)
+        line = Text(one_line(f"{PREFIX}{text}"))
+        line.stylize("bold red", 0, len(PREFIX))
+        self.err.print(line)
         if hint:
             self.err.print(hint, style="dim")
 

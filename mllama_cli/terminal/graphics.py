@@ -7,8 +7,13 @@ import os
 import shutil
 import struct
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TextIO
 
+from rich.cells import set_cell_size
+
+from mllama_cli.core.text import strip_control
 from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
@@ -18,31 +23,95 @@ CELL_RATIO = 2
 """Height of a character cell divided by its width, about."""
 SIXEL_COLOURS = 256
 SIXEL_BAND = 6
+HALF_BLOCK = "▀"
+THUMBNAIL_COLUMNS, THUMBNAIL_ROWS = 32, 10
+MIN_NAME_COLUMNS = 12
+GAP = 2
+"""Columns between thumbnails."""
 KITTY_CHUNK = 4096
 """Base64 characters in a kitty escape sequence, at most."""
 
 
+@dataclass(frozen=True)
+class Thumbnail:
+    """A small RGB image and the name below it."""
+
+    image: "Image"
+    name: str
+
+
+def show_thumbnails(terminal: Terminal, thumbnails: Sequence[Thumbnail]) -> None:
+    """Draw images side by side with their names, in as many rows as it takes; several are drawn half as high."""
+    if not _draws(terminal):
+        return
+    window = shutil.get_terminal_size()
+    columns = min(THUMBNAIL_COLUMNS, window.columns - 1)
+    rows = min(THUMBNAIL_ROWS if len(thumbnails) == 1 else THUMBNAIL_ROWS // 2, window.lines - 3)
+    if columns < 1 or rows < 1:
+        return
+    line: list[tuple[Thumbnail, int, int]] = []
+    used = 0
+    for thumbnail in thumbnails:
+        size = cells(thumbnail.image.size, columns, rows)
+        width = max(size[0], MIN_NAME_COLUMNS) + GAP
+        if line and used + width > window.columns:
+            terminal.stdout.write(_side_by_side(line))
+            line, used = [], 0
+        line.append((thumbnail, *size))
+        used += width
+    terminal.stdout.write(_side_by_side(line))
+    terminal.stdout.flush()
+
+
+def _side_by_side(line: Sequence[tuple[Thumbnail, int, int]]) -> str:
+    """Draw from the top left corner of the room that newlines made, and put the names below."""
+    height = max(rows for _, _, rows in line)
+    drawn, names, left = "\n" * height + f"\x1b[{height}A", "", 0
+    for thumbnail, columns, rows in line:
+        width = max(columns, MIN_NAME_COLUMNS)
+        right = f"\x1b[{left}C" if left else ""
+        picture = _encode(thumbnail.image, columns, rows)
+        if graphics_protocol():
+            drawn += f"\r{right}\x1b7{picture.rstrip(chr(10))}\x1b8\r"
+        else:
+            drawn += "".join(f"\r{right}{row}\n" for row in picture.splitlines()) + f"\x1b[{rows}A"
+        name = thumbnail.name if len(thumbnail.name) <= width else f"{thumbnail.name[: width - 1]}…"
+        names += set_cell_size(strip_control(name), width + GAP)
+        left += width + GAP
+    return f"{drawn}\r\x1b[{height}B{names.rstrip()}\n"
+
+
+def _draws(terminal: Terminal) -> bool:
+    """Return whether images can be drawn on this terminal at all."""
+    if not terminal.stdout_is_tty or os.environ.get("TERM", "") in ("", "dumb"):
+        return False
+    if graphics_protocol():
+        return True
+    return not os.environ.get("NO_COLOR") and _can_write(terminal.stdout, HALF_BLOCK)
+
+
 def show_preview(terminal: Terminal, image: "Image", *, max_columns: int, max_rows: int) -> None:
     """Draw an RGB ``image`` in at most that many cells, and end the line. Do nothing if stdout is not a terminal."""
-    if not terminal.stdout_is_tty or os.environ.get("TERM", "") in ("", "dumb"):
+    if not _draws(terminal):
         return
     window = shutil.get_terminal_size()
     columns, rows = cells(image.size, min(max_columns, window.columns - 1), min(max_rows, window.lines - 2))
     if columns < 1 or rows < 1:
         return
+    terminal.stdout.write(_encode(image, columns, rows))
+    terminal.stdout.flush()
+
+
+def _encode(image: "Image", columns: int, rows: int) -> str:
     match graphics_protocol():
         case "kitty":
-            drawn = _kitty(image, columns, rows)
+            return _kitty(image, columns, rows)
         case "iterm2":
-            drawn = _iterm2(image, columns, rows)
+            return _iterm2(image, columns, rows)
         case "sixel":
-            drawn = _sixel_cells(image, columns, rows)
-        case _ if os.environ.get("NO_COLOR"):
-            return
+            return _sixel_cells(image, columns, rows)
         case _:
-            drawn = _half_blocks(image, columns, rows, true_colour=_true_colour())
-    terminal.stdout.write(drawn)
-    terminal.stdout.flush()
+            return _half_blocks(image, columns, rows, true_colour=_true_colour())
 
 
 def graphics_protocol() -> str:
@@ -80,6 +149,14 @@ def cells(size: tuple[int, int], max_columns: int, max_rows: int) -> tuple[int, 
     width, height = size
     scale = min(max_columns / width, max_rows * CELL_RATIO / height)
     return max(1, round(width * scale)), max(1, round(height * scale / CELL_RATIO))
+
+
+def _can_write(stream: TextIO, text: str) -> bool:
+    try:
+        text.encode(stream.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _kitty(image: "Image", columns: int, rows: int) -> str:
@@ -165,7 +242,7 @@ def _half_blocks(image: "Image", columns: int, rows: int, *, true_colour: bool =
         line = ""
         for column in range(columns):
             top, bottom = (pixels[(2 * row + half) * columns + column] for half in (0, 1))
-            line += f"\x1b[{_colour(38, top, true_colour)};{_colour(48, bottom, true_colour)}m▀"
+            line += f"\x1b[{_colour(38, top, true_colour)};{_colour(48, bottom, true_colour)}m{HALF_BLOCK}"
         lines.append(f"{line}\x1b[0m\n")
     return "".join(lines)
 

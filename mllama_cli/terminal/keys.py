@@ -2,11 +2,12 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prompt_toolkit.application import run_in_terminal
 from prompt_toolkit.filters import is_searching
-from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.key_binding import KeyBindings, KeyPress, KeyPressEvent
+from prompt_toolkit.keys import Keys
 
 TRIPLE_QUOTES = '"""'
 
@@ -27,8 +28,11 @@ def without_quotes(text: str) -> str:
     return text
 
 
-def chat_keys(say: Callable[[str], None]) -> KeyBindings:
-    """Bind Enter to send, Alt-Enter and Ctrl-J to new line, Ctrl-G to edit, Ctrl-C to clear; ``say`` prints a note."""
+def chat_keys(say: Callable[[str], None], cleared: Callable[[], None]) -> KeyBindings:
+    """Bind Enter to send, Alt-Enter and Ctrl-J to new line, Ctrl-G to edit, Ctrl-C to clear.
+
+    ``say`` prints a note; ``cleared`` is called when the line is cleared.
+    """
     keys = KeyBindings()
     typing = ~is_searching  # during a search with Ctrl-R these keys end it
 
@@ -49,6 +53,7 @@ def chat_keys(say: Callable[[str], None]) -> KeyBindings:
 
     @keys.add("c-c", filter=typing)
     def _(event: KeyPressEvent) -> None:
+        cleared()
         if event.current_buffer.text:
             event.current_buffer.reset()
         else:
@@ -62,6 +67,19 @@ def chat_keys(say: Callable[[str], None]) -> KeyBindings:
             event.current_buffer.open_in_editor()
 
     return keys
+
+
+def typed_text(keys: Sequence[KeyPress]) -> str:
+    """Return the text that these keys write, a line for each Enter."""
+    text = ""
+    for press in keys:
+        if press.key in (Keys.ControlM, Keys.ControlJ):
+            text += "\n"
+        elif press.key in (Keys.Backspace, Keys.ControlH):
+            text = text[:-1]
+        elif press.key == Keys.BracketedPaste or not isinstance(press.key, Keys):
+            text += press.data.replace("\r\n", "\n").replace("\r", "\n")
+    return text.strip("\n")
 
 
 def _editor() -> str | None:

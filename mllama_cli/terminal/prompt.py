@@ -5,18 +5,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.application import get_app
+from prompt_toolkit.filters import is_searching
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import History, InMemoryHistory
 from prompt_toolkit.input import Input
+from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
+from prompt_toolkit.input.vt100_parser import Vt100Parser
+from prompt_toolkit.key_binding import KeyPress
 from prompt_toolkit.output import ColorDepth, Output
 from prompt_toolkit.styles import Style
+from prompt_toolkit.utils import get_cwidth
 
 from mllama_cli.terminal.completer import ChatCompleter, CommandHelp
 from mllama_cli.terminal.console import Terminal
-from mllama_cli.terminal.keys import chat_keys, without_quotes
+from mllama_cli.terminal.keys import chat_keys, typed_text, without_quotes
 from mllama_cli.terminal.line_history import PrivateHistory
+from mllama_cli.terminal.type_ahead import TypeAhead
 
-PLACEHOLDER = "Ask anything, /? for help"
+PLACEHOLDER = "Ask, or drop a picture here"
+MAX_CHIP_ROWS = 3
 PROMPT_STYLE = Style.from_dict({"chip": "reverse", "placeholder": "ansibrightblack", "hint": "ansibrightblack"})
 
 
@@ -27,7 +35,11 @@ class ChatPrompt:
         history_file: where typed messages are saved; None keeps them only in memory.
         commands: the slash commands that Tab completes.
         complete_models, complete_chats: return the names that Tab completes after a command that takes them.
+        type_ahead: keeps what is typed while no prompt stands.
         source, sink: replace the terminal in tests.
+
+    Attributes:
+        cleared: whether Ctrl-C cleared the line since the last ``ask`` began.
     """
 
     def __init__(
@@ -38,10 +50,13 @@ class ChatPrompt:
         commands: Sequence[CommandHelp],
         complete_models: Callable[[], Sequence[str]],
         complete_chats: Callable[[], Sequence[str]],
+        type_ahead: TypeAhead | None = None,
         source: Input | None = None,
         sink: Output | None = None,
     ) -> None:
         self._terminal = terminal
+        self._type_ahead = type_ahead
+        self.cleared = False
         plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
         history: History = InMemoryHistory()
         if history_file is not None:
@@ -50,14 +65,15 @@ class ChatPrompt:
             os.environ["VISUAL"] = editor  # which prompt_toolkit tries first
         self._session: PromptSession[str] = PromptSession(
             history=history,
-            key_bindings=chat_keys(terminal.note),
+            key_bindings=chat_keys(terminal.note, self._note_cleared),
             completer=ChatCompleter(commands, complete_models, complete_chats),
             complete_while_typing=False,
             complete_in_thread=True,
             multiline=True,
             enable_open_in_editor=False,
+            enable_suspend=True,
             tempfile_suffix=".md",
-            placeholder=[("class:placeholder", PLACEHOLDER)],
+            placeholder=None if plain else _placeholder,  # without colours it would look like typed text
             style=PROMPT_STYLE,
             color_depth=ColorDepth.DEPTH_1_BIT if plain else None,
             prompt_continuation=[("class:hint", "... ")],
@@ -67,11 +83,15 @@ class ChatPrompt:
         )
 
     def ask(self, chips: Sequence[str], default: str = "") -> str:
-        """Return the next non-empty message; ``chips`` are attached images. Raise EOFError when the user leaves."""
+        """Return the next non-empty message; ``chips`` are what is attached. Raise EOFError when the user leaves."""
+        self.cleared = False
+        if self._type_ahead is not None:
+            store_typeahead(self._session.input, _keys(self._type_ahead.take()))
         while True:
             try:
-                text = self._session.prompt(self._prompt(chips), default=default)
+                text = self._session.prompt(lambda: _prompt(chips), default=default)
             except KeyboardInterrupt:
+                self.cleared = True
                 self._terminal.note("Ctrl-D or /bye leaves.")
                 default = ""
                 continue
@@ -79,6 +99,11 @@ class ChatPrompt:
             text = without_quotes(text)
             if text.strip():
                 return text
+
+    def drop_queue(self) -> str:
+        """Return what was typed ahead as text, and do not send it."""
+        keys = get_typeahead(self._session.input)
+        return typed_text(keys + _keys(self._type_ahead.take() if self._type_ahead is not None else ""))
 
     def choose(self, question: str, choices: str) -> str:
         """Return one of the letters ``choices``; the last one for Enter, Ctrl-C or Ctrl-D."""
@@ -93,8 +118,55 @@ class ChatPrompt:
             if answer[0] in choices:
                 return answer[0]
 
-    def _prompt(self, chips: Sequence[str]) -> StyleAndTextTuples:
-        shown: StyleAndTextTuples = []
-        for chip in chips:
-            shown += [("class:chip", f"[{chip}]"), ("", " ")]
-        return [*shown, *([("", "\n")] if chips else []), ("bold", ">>> ")]
+    def _note_cleared(self) -> None:
+        self.cleared = True
+
+
+def _placeholder() -> StyleAndTextTuples:
+    return [] if is_searching() else [("class:placeholder", PLACEHOLDER)]
+
+
+def _prompt(chips: Sequence[str]) -> StyleAndTextTuples:
+    shown: StyleAndTextTuples = []
+    for row in chip_rows(chips, get_app().output.get_size().columns - 1):
+        for chip in row:
+            shown += [("class:chip", chip), ("", " ")]
+        shown.append(("", "\n"))
+    return [*shown, ("bold", ">>> ")]
+
+
+def chip_rows(chips: Sequence[str], width: int) -> list[list[str]]:
+    """Return numbered chips in rows of at most ``width`` cells; if there are too many rows, how many chips are left.
+
+    >>> chip_rows(["a.png", "b.png", "c.png"], 20)
+    [['[1 a.png]', '[2 b.png]'], ['[3 c.png]']]
+    """
+    rows: list[list[str]] = [[]]
+    for number, name in enumerate(chips, 1):
+        rest = len(chips) - number
+        reserved = len(f" +{rest} more") if rest else 0  # in the last row
+        chip = _cut(f"[{number} {name}]", width)
+        used = sum(get_cwidth(each) + 1 for each in rows[-1])
+        if used and used + get_cwidth(chip) > width - reserved * (len(rows) == MAX_CHIP_ROWS):
+            if len(rows) == MAX_CHIP_ROWS:
+                rows[-1].append(f"+{rest + 1} more")
+                return rows
+            rows.append([])
+        if not rows[-1] and len(rows) == MAX_CHIP_ROWS:
+            chip = _cut(chip, width - reserved)
+        rows[-1].append(chip)
+    return rows if chips else []
+
+
+def _cut(chip: str, width: int) -> str:
+    while get_cwidth(chip) > max(width, 8):
+        chip = chip[: -3 if chip.endswith("…]") else -2] + "…]"
+    return chip
+
+
+def _keys(typed: str) -> list[KeyPress]:
+    """Return the keys that a terminal sends as this text."""
+    keys: list[KeyPress] = []
+    parser = Vt100Parser(keys.append)
+    parser.feed_and_flush(typed)
+    return keys

@@ -20,7 +20,7 @@ def print_table(
     wrapped: Collection[str] = (),
 ) -> None:
     """Print rows under titles. Only the ``wrapped`` columns shrink, at blanks; ``right`` ones are aligned right."""
-    cells = [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
+    cells = [[cell if isinstance(cell, Text) else terminal.out.render_str(cell) for cell in row] for row in rows]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, title in enumerate(titles):
         texts = [title, *(row[index].plain for row in cells)]
@@ -50,7 +50,7 @@ def print_facts(terminal: Terminal, rows: Iterable[tuple[str, str | Path]]) -> N
         table = Table(box=None, show_header=False, pad_edge=False)
         table.add_column(no_wrap=True, min_width=width)
         table.add_column(overflow="fold")
-        table.add_row(name, Text(str(value)))
+        table.add_row(name, str(value))
         terminal.out.print(table)
 
 

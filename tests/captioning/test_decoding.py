@@ -147,3 +147,40 @@ def test_a_missing_file_is_an_error_of_its_own(tmp_path: Path) -> None:
     path = str(tmp_path / "gone.png")
     with pytest.raises(MllamaError, match="no such picture"):
         decode(ImageEntry(path, path), CONFIG)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_an_image_that_takes_too_long_is_named_and_the_others_are_decoded(images: list[str], tmp_path: Path) -> None:
+    stuck = tmp_path / "stuck.png"  # waits for ever, as a decoder in C does: deaf to everything but a kill
+    os.mkfifo(stuck)
+    with DecodingPool(CONFIG, 2, seconds=2) as pool:
+        decoded = list(results(pool, [images[0], str(stuck), *images[1:]]))
+    late = decoded.pop(1)
+    assert isinstance(late, MllamaError)
+    assert late.message == f"{stuck} takes longer than 2 seconds to read and decode"
+    assert len(decoded) == len(images)
+    assert all(isinstance(result, PreparedImage) for result in decoded)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_closing_ends_workers_that_are_stuck(images: list[str], tmp_path: Path) -> None:
+    stuck = tmp_path / "stuck.png"
+    os.mkfifo(stuck)
+    with DecodingPool(CONFIG, 1) as pool:
+        items = pool.decode(Job(ImageEntry(path, path)) for path in [images[0], str(stuck)])
+        while next(items) is None:
+            pass
+        assert next(items) is None
+        workers = [each for server in psutil.Process().children() for each in server.children()]
+        assert workers
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
+
+
+def test_large_images_take_turns(images: list[str]) -> None:
+    paths = []
+    for path in images[:2]:
+        Image.new("L", (7100, 7100)).save(path, compress_level=1)
+        paths.append(path)
+    with DecodingPool(CONFIG, 3) as pool:
+        assert [type(result) for result in results(pool, paths + images[2:])] == [PreparedImage] * len(images)

@@ -121,3 +121,27 @@ def test_a_hundred_thousand_files_are_listed_in_little_memory(tmp_path: Path) ->
     count, collided, kilobytes = map(int, done.stdout.split())
     assert (count, collided) == (100_000, 0)
     assert kilobytes < 200_000
+
+
+def test_pictures_whose_names_hide_it_are_counted(tmp_path: Path) -> None:
+    png, jpeg = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"
+    for name, data in {
+        "a.jfif": jpeg,
+        "b.ICO": b"\0\0\1\0",
+        "c": png,
+        "d.dat": jpeg,
+        "e.txt": png,
+        "f.md": b"BM",
+    }.items():
+        (tmp_path / name).write_bytes(data)
+    os.mkfifo(tmp_path / "pipe")
+    listing = find_images([str(tmp_path)])
+    assert [entry.name for entry in listing.entries] == ["a.jfif", "b.ICO"]
+    assert sorted(listing.left_out) == [str(tmp_path / "c"), str(tmp_path / "d.dat")]
+    assert find_images([str(tmp_path), str(tmp_path / "c")]).left_out == [str(tmp_path / "d.dat")]
+    assert find_images([str(tmp_path)], pattern="*.jfif").left_out == []
+    for name in ("a.jfif", "b.ICO"):
+        (tmp_path / name).unlink()
+    with pytest.raises(UsageError) as caught:
+        find_images([str(tmp_path)])
+    assert "is one by its content" in caught.value.hint

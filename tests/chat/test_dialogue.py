@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mllama_cli.chat.dialogue import Dialogue, chip
+from mllama_cli.chat.dialogue import AttachedText, Dialogue, chip
 from mllama_cli.core.conversation import ImagePart, Message, TextPart
 from mllama_cli.core.errors import ContextLengthError, ImageError, UsageError
 from mllama_cli.core.events import EncodingImage, GenerationStats, Token
@@ -16,6 +16,8 @@ from tests.checkpoints import END, EOM, EOT, make_checkpoint, text_only_config
 
 PHOTO = ImagePart((Path(__file__).parents[1] / "data" / "drawing.png").read_bytes(), "some/drawing.png")
 OTHER = ImagePart((Path(__file__).parents[1] / "data" / "card.png").read_bytes(), "card.png")
+
+NOTES = AttachedText("/a/notes.txt", "notes.txt", "some notes")
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +83,12 @@ def test_an_answer_that_is_stopped_stays_as_far_as_it_was_said(dialogue: Dialogu
 
 def test_an_interruption_before_the_first_word_takes_nothing_away(dialogue: Dialogue) -> None:
     dialogue.attach(PHOTO)
-    dialogue.attached_text.append("notes")
+    dialogue.attach_text(NOTES)
     with closing(_asked(dialogue, "What?")) as events:
         next(events)
     assert roles(dialogue) == []
     assert dialogue.attachments == [PHOTO]
-    assert dialogue.attached_text == ["notes"]
+    assert dialogue.attached_text == [NOTES]
 
 
 def test_a_question_that_is_too_long_changes_nothing(dialogue: Dialogue) -> None:
@@ -151,7 +153,7 @@ def test_a_system_message_is_sent_but_is_no_turn(dialogue: Dialogue) -> None:
 
 
 def test_attached_text_comes_before_what_is_typed(dialogue: Dialogue) -> None:
-    dialogue.attached_text.append("notes.txt:\nsome notes")
+    dialogue.attach_text(NOTES)
     assert dialogue.compose("Sum up.").text == "notes.txt:\nsome notes\n\nSum up."
     assert dialogue.compose("").text == "notes.txt:\nsome notes"
 

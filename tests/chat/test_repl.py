@@ -1,6 +1,8 @@
 """The interactive chat without its line editor: every command with good and bad arguments, over a real engine."""
 
 import json
+import re
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -13,7 +15,7 @@ from PIL import Image
 
 from mllama_cli.chat.autosave import Autosave
 from mllama_cli.chat.commands.registry import COMMANDS, find_command
-from mllama_cli.chat.dialogue import Dialogue, chip
+from mllama_cli.chat.dialogue import Dialogue
 from mllama_cli.chat.repl import Repl
 from mllama_cli.chat.shell import DisplayOptions, Shell
 from mllama_cli.chat.storage.store import ChatStore
@@ -39,12 +41,18 @@ class Typed:
         self.lines: list[str] = []
         self.choices: list[str] = []
         self.shown: list[tuple[list[str], str]] = []
+        self.queue = ""
+        self.cleared = False
 
     def ask(self, chips: list[str], default: str = "") -> str:
         self.shown.append((chips, default))
         if not self.lines:
             raise EOFError
         return self.lines.pop(0)
+
+    def drop_queue(self) -> str:
+        queue, self.queue = self.queue, ""
+        return queue
 
     def choose(self, question: str, choices: str) -> str:
         self.shown.append(([question], choices))
@@ -119,7 +127,7 @@ def test_questions_are_answered_until_the_person_leaves(harness: ChatHarness) ->
 def test_a_picture_waits_for_its_question(harness: ChatHarness) -> None:
     said = harness.type(f"/image {PHOTO}", "What is this?")
     assert "Attached drawing.png" in said
-    assert [chips for chips, _ in harness.typed.shown] == [[], [chip(harness.dialogue.prepare(photo()))], []]
+    assert [chips for chips, _ in harness.typed.shown] == [[], ["drawing.png"], []]
     (question, _) = harness.dialogue.conversation
     assert question.images[0].data == photo().data
     assert question.text == "What is this?"
@@ -144,7 +152,7 @@ def test_a_missing_picture_is_an_error_and_nothing_is_sent(harness: ChatHarness)
 
 def test_pictures_can_be_listed_and_taken_away(harness: ChatHarness) -> None:
     assert "No images" in harness.type("/images")
-    assert "No image is attached" in harness.type("/detach 1")
+    assert "Nothing is attached" in harness.type("/detach 1")
     card = str(DATA / "card.png")
     said = harness.type(f"/image {PHOTO}", f"/image {card}", "/images", "/detach 5", "/detach 1", "/images")
     assert "1. drawing.png" in said
@@ -158,6 +166,10 @@ def test_previews_are_shown_on_demand(harness: ChatHarness, monkeypatch: pytest.
     shown: list[tuple[int, int]] = []
     monkeypatch.setattr(
         "mllama_cli.terminal.graphics.show_preview", lambda terminal, image, **size: shown.append(image.size)
+    )
+    monkeypatch.setattr(
+        "mllama_cli.terminal.graphics.show_thumbnails",
+        lambda terminal, thumbnails: shown.extend(each.image.size for each in thumbnails),
     )
     assert "no image to show" in harness.type("/preview")
     harness.type(f"/image {PHOTO}")
@@ -191,13 +203,119 @@ def test_conversations_are_cleared_undone_edited_and_regenerated(harness: ChatHa
     assert "nothing was asked" in harness.type("/regen")
     harness.type(f"/image {PHOTO}", "One?", "Two?", "/regen", "/undo")
     assert [m.text for m in harness.dialogue.conversation if m.role == "user"] == ["One?"]
-    harness.type("/edit")
-    assert harness.typed.shown[-1] == ([chip(harness.dialogue.prepare(photo()))], "One?")
-    harness.type("One, changed?")
+    harness.type("/edit", "One, changed?")
+    assert harness.typed.shown[-2] == (["drawing.png"], "One?")
     assert harness.dialogue.conversation.messages[0].text == "One, changed?"
     assert harness.dialogue.conversation.images[0].data == photo().data
     harness.type("/clear")
     assert harness.roles == []
+
+
+def test_editing_loses_nothing_before_the_new_question_is_answered(harness: ChatHarness, store: ChatStore) -> None:
+    def questions() -> list[str]:
+        kept = store.last()
+        assert kept is not None
+        said = [[m.text for m in chat if m.role == "user"] for chat in (kept.whole, harness.dialogue.conversation)]
+        assert said[0] == said[1]
+        return said[0]
+
+    harness.type(f"/image {PHOTO}", "One?", "Two?", "/edit")
+    assert harness.typed.shown[-1] == ([], "Two?")
+    assert questions() == ["One?", "Two?"]
+    harness.type("/edit", "/images")
+    assert questions() == ["One?", "Two?"]
+    harness.type("/undo", f"/image {PHOTO}", "/edit")
+    assert harness.typed.shown[-1] == (["drawing.png"], "One?")
+    harness.typed.cleared = True
+    harness.type("/edit", "A new one?")
+    harness.typed.cleared = False
+    assert questions() == ["One?", "A new one?"]
+    assert len(harness.dialogue.conversation.images) == 2, "the attached one went with the new question"
+    harness.type("/edit", "/nowhere/at/all.png too?")
+    assert questions() == ["One?", "A new one?"]
+    harness.type("/edit", "Three?")
+    assert questions() == ["One?", "Three?"]
+
+
+def test_an_edited_question_that_is_too_long_leaves_the_old_one(harness: ChatHarness) -> None:
+    harness.type("One?", "/edit", "x" * 3000)
+    assert [m.text for m in harness.dialogue.conversation if m.role == "user"] == ["One?"]
+    assert harness.typed.shown[-1] == ([], "x" * 3000)
+
+
+def test_what_undo_removes_can_be_restored(harness: ChatHarness, store: ChatStore) -> None:
+    harness.type("One?", "Two?")
+    before = harness.dialogue.conversation
+    harness.type("/undo", "/undo", "/redo", "/redo")
+    assert harness.dialogue.conversation == before
+    kept = store.last()
+    assert kept is not None
+    assert kept.conversation == before
+    assert "nothing to restore" in harness.type("/undo", "Three?", "/redo")
+
+
+@pytest.mark.parametrize("pattern", ["*.png", "p?.png", "{tmp}/p*", "{tmp}", ".", "{tmp}/*.PNG", "p[0-9].png"])
+def test_images_are_attached_by_pattern_and_folder(harness: ChatHarness, tmp_path: Path, pattern: str) -> None:
+    for name in ("p1.png", "p2.png"):
+        Image.new("RGB", (30, 20), "red").save(tmp_path / name)
+    (tmp_path / "p.txt").write_text("")
+    (tmp_path / "p4.PNG").mkdir()
+    (tmp_path / "p4.PNG").rmdir()
+    harness.type(f"/image {pattern.format(tmp=tmp_path)}")
+    expected = [] if "PNG" in pattern else ["p1.png", "p2.png"]
+    assert harness.dialogue.chips == expected
+
+
+def test_many_images_are_asked_about(harness: ChatHarness, tmp_path: Path) -> None:
+    for number in range(9):
+        Image.new("RGB", (30, 20), "red").save(tmp_path / f"{number}.png")
+    harness.typed.choices = ["n", "y"]
+    harness.type("/image *.png")
+    assert harness.dialogue.chips == []
+    harness.type("/image *.png")
+    assert len(harness.dialogue.chips) == 9
+
+
+def test_models_and_chats_are_listed_without_a_name(harness: ChatHarness) -> None:
+    said = harness.type("/model")
+    assert "1. " in said
+    assert "sketch" in said
+    assert "no saved chats" in harness.type("/load")
+    harness.type("One?", "/save first of all")
+    said = harness.type("/load")
+    assert "first of all" in said
+    assert "One?" in said
+
+
+def test_a_hint_can_be_pasted_into_a_shell(harness: ChatHarness) -> None:
+    for name in ("my first chat", "it's", "a;b"):
+        said = harness.type("One?", f"/save {name}")
+        command = said[said.index("`mllama") + 1 : said.rindex("`")]
+        assert shlex.split(command) == ["mllama", "chat", "--resume", name]
+
+
+def test_what_is_typed_ahead_is_not_sent_after_ctrl_c_nor_taken_for_a_choice(
+    harness: ChatHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.typed.queue = "and then?"
+    with monkeypatch.context() as patch:
+        patch.setattr(harness.out, "write", interrupt_after(1, harness.out.write))
+        harness.type("Go on.")
+    assert harness.typed.shown[-1] == ([], "and then?")
+    harness.type("/clear", "x" * 700, "y" * 700)
+    harness.typed.queue = "o"
+    harness.typed.choices = ["k"]
+    harness.type("z" * 700)
+    assert harness.typed.shown[-1] == ([], "z" * 700 + "\no")
+
+
+def test_a_message_that_is_too_long_alone_costs_no_other(harness: ChatHarness) -> None:
+    harness.type("One?", "Two?")
+    said = harness.type("v" * 3000)
+    assert "This message alone is too long" in said
+    assert "Nothing was removed" in said
+    assert harness.typed.shown[-1] == ([], "v" * 3000)
+    assert harness.roles == ["user", "assistant"] * 2
 
 
 def test_text_of_a_file_goes_with_the_next_message(harness: ChatHarness, tmp_path: Path) -> None:
@@ -207,7 +325,12 @@ def test_text_of_a_file_goes_with_the_next_message(harness: ChatHarness, tmp_pat
     said = harness.type("/read nope.txt", "/read binary", "/read empty", "/read", f"/read {tmp_path}")
     assert said.count("mllama: ") == 5
     assert "not UTF-8" in said
-    harness.type("/read my notes.txt", "Sum up.")
+    harness.type("/read my notes.txt", "/read ./my notes.txt", f"/read {tmp_path}/my notes.txt")
+    assert harness.typed.shown[-1] == (["my notes.txt 1 line"], "")
+    assert "1. my notes.txt 1 line" in harness.type("/images")
+    harness.type(f"/image {PHOTO}", "/detach 2")
+    assert harness.typed.shown[-1] == (["drawing.png"], "")
+    harness.type("/detach", "/read my notes.txt", "Sum up.")
     assert harness.dialogue.conversation.messages[0].text == "my notes.txt:\na note\n\nSum up."
 
 
@@ -248,12 +371,20 @@ def test_parameters_are_set_under_both_tools_names(harness: ChatHarness) -> None
         ("/set parameter top_k 1.5", "must be a whole number"),
         ("/set parameter temperature -1", "must be 0 or more"),
         ("/set parameter num_ctx 4096", "the model's: 2048 tokens"),
-        ("/model", "needs a name"),
+        ("/set verbose loud", "takes on or off, not 'loud'"),
+        ("/set quiet off", "does not know 'quiet off'"),
+        ("/set preview 2", "takes on or off"),
+        ("/set theme pink", "does not know"),
+        ("/show xx", "takes no argument, not 'xx'"),
+        ("/images all", "takes no argument"),
+        ("/undo 2", "takes no argument"),
+        ("/redo", "nothing to restore"),
+        ("/edit", "nothing was asked"),
+        ("/help nothing", "no command /nothing"),
         ("/model nope", "no model nope"),
         ("/imagee x.png", "Did you mean /image?"),
         ("/save", "needs a name"),
         ("/save x", "still empty"),
-        ("/load", "needs the name"),
         ("/load nope", "nope"),
         ("/export", "needs a file name"),
         ("/export x.md", "still empty"),
@@ -277,8 +408,16 @@ def test_system_verbose_and_show(harness: ChatHarness) -> None:
     harness.type("/set system 'Be long.'", "/set quiet")
     assert harness.dialogue.system == "Be long."
     assert "tokens/s" not in harness.type("Two?")
-    harness.type("/system")
+    assert "Be long." in harness.type("/system")
+    assert harness.dialogue.system == "Be long."
+    harness.type("/system none")
     assert harness.dialogue.system == ""
+    assert "no system message" in harness.type("/set system")
+    harness.type("/set verbose on", "/set verbose off", "/set preview on")
+    assert not harness.shell.display.verbose
+    assert harness.shell.display.preview
+    harness.type("/set preview off")
+    assert not harness.shell.display.preview
 
 
 def test_another_model_goes_on_with_the_conversation(harness: ChatHarness) -> None:
@@ -293,6 +432,25 @@ def test_help_names_every_command(harness: ChatHarness) -> None:
         said = harness.type(line)
         for command in COMMANDS:
             assert all(f"/{name}" in said for name in command.names)
+            assert command.call in said
+
+
+@pytest.mark.parametrize("columns", [30, 60, 69, 70, 100])
+def test_help_explains_in_windows_of_any_width(
+    harness: ChatHarness, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    harness.terminal.stderr = harness.err = Stream(tty=True)
+    said = re.sub(r"\x1b\[[\d;]*m", "", harness.type("/help"))
+    assert max(map(len, said.splitlines())) <= columns
+    words = " ".join(said.split())
+    for command in COMMANDS:
+        assert command.call in words
+    if columns < 70:
+        for command in COMMANDS:
+            assert command.help in words
+    assert "drop a picture" in words.lower()
+    assert "theme" in harness.type("/help set")
 
 
 def test_a_message_that_begins_with_a_path_is_no_command(tmp_path: Path) -> None:
@@ -456,7 +614,6 @@ def test_a_full_context_asks_what_should_go(harness: ChatHarness) -> None:
     harness.typed.choices = ["n"]
     harness.type("w" * 1500)
     assert [m.text[0] for m in harness.dialogue.conversation if m.role == "user"] == ["w"]
-    harness.typed.choices = ["n"]
     said = harness.type("v" * 3000)
     assert "alone is too long" in said
 
@@ -468,3 +625,89 @@ def test_a_nearly_full_context_is_told_once(harness: ChatHarness) -> None:
 
 def photo() -> ImagePart:
     return ImagePart(Path(PHOTO).read_bytes(), PHOTO)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "/read ~nosuch/x.txt",
+        "/read a\0b",
+        f"/read {'a' * 300}/x.txt",
+        "/export ~nosuch/x.md",
+        f"/export {'a' * 300}/x.md",
+        f"/export {'a' * 300}.md",
+        "/export a\0b.md",
+        f"/image {'a' * 300}/x.png",
+        "/image ~nosuch/x.png",
+        "/image file://[x.png",
+        "/image http://[x.png",
+        f"please see {'a' * 300}/x.png thanks",
+        f"'{'a' * 300}/x.png'",
+        "file://[x.png",
+        "see file://[::1/x.png",
+        "~nosuch/x.png",
+        f"/{'a' * 300}",
+        "/\0",
+        "\udc80/x.png",
+        "/load \udc80",
+        "/model ~nosuch/model",
+        "/save a\0b",
+        "/set parameter seed 1\0",
+        "/history \0\udc80",
+    ],
+    ids=lambda line: repr(line[:24]),
+)
+def test_no_line_ends_the_chat(harness: ChatHarness, line: str) -> None:
+    harness.type("Hello?", line)
+    harness.type("Still there?")
+    assert [m.text for m in harness.dialogue.conversation if m.role == "user"][-1] == "Still there?"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(5, "Input/output error", "x.png"), ValueError("odd\n\x1b[2J"), RuntimeError("strange"), KeyError("k")],
+)
+def test_an_unforeseen_error_is_one_line(harness: ChatHarness, error: Exception) -> None:
+    def load_engine(name: str) -> Engine:
+        raise error
+
+    harness.shell.load_engine = load_engine
+    said = harness.type("/model other").splitlines()
+    assert len(said) == 2
+    assert said[0].startswith("mllama: ")
+    assert "The chat goes on." in said[1]
+    harness.type("Still there?")
+    assert harness.roles == ["user", "assistant"]
+
+
+def test_a_prompt_that_only_looks_like_a_name_is_asked(harness: ChatHarness) -> None:
+    for text in (f"{'word ' * 60} name this picture shapes.png", "~5 shapes? name them like shapes.png"):
+        harness.type(text)
+        assert harness.dialogue.conversation.messages[-2].text == text
+
+
+def test_a_chat_that_cannot_be_saved_says_why_and_can_be_exported(
+    engines: tuple[Engine, Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "blocked").write_text("a file where the folder should be")
+    harness = ChatHarness(engines[0], ChatStore(tmp_path / "blocked" / "chats.db"), engines[1])
+    assert "no longer saved" in harness.type("Hello?")
+    for command in ("/save trip", "/load trip", "/history"):
+        said = harness.type(command)
+        assert "--no-log" not in said
+        assert "mllama: " in said or "no saved chats" in said, said
+    harness.type("/export talk.md", "/export talk.json")
+    assert "Hello?" in (tmp_path / "talk.md").read_text()
+    assert json.loads((tmp_path / "talk.json").read_text())["messages"][0]["content"] == "Hello?"
+    (tmp_path / "blocked").unlink()
+    assert "Saved as trip" in harness.type("/save trip")
+    assert ChatStore(tmp_path / "blocked" / "chats.db").load("trip").conversation.messages[0].text == "Hello?"
+
+
+def test_an_unsaved_chat_is_exported_from_memory(engines: tuple[Engine, Engine], tmp_path: Path) -> None:
+    harness = ChatHarness(engines[0], None, engines[1])
+    assert "still empty" in harness.type(f"/export {tmp_path}/a.md")
+    harness.type("Hello?", f"/export {tmp_path}/a.md")
+    assert "Hello?" in (tmp_path / "a.md").read_text()
+    assert "--no-log" in harness.type("/save trip")

@@ -174,6 +174,16 @@ def test_prompts_by_style_file_and_variable(folder: Path, tmp_path: Path) -> Non
     assert detailed.out.startswith("A red circle in the top left")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_list_in_any_encoding_with_a_line_that_is_no_path(folder: Path, tmp_path: Path, encoding: str) -> None:
+    paths = tmp_path / "list.txt"
+    paths.write_text(f"{folder}/card.png\n{folder}/\0.png\n{folder}/drawing.png\n", encoding=encoding)
+    result = run_here("caption", "--files-from", str(paths), "--workers", "0")
+    assert (result.code, result.out) == (3, ""), result.err
+    assert "cannot contain a NUL" in result.err
+    assert {"card.txt", "drawing.txt"} < set(names(folder))
+
+
 def test_fail_fast_stops_at_the_first(folder: Path) -> None:
     result = run_here("caption", str(folder), "--fail-fast", "--workers", "0", "--batch-size", "1")
     assert result.code in (1, 3)
@@ -195,6 +205,11 @@ def test_fail_fast_stops_at_the_first(folder: Path) -> None:
         ([".", "-p", "{nmae}"], "unknown variable {nmae}"),
         ([".", "-p", "a", "--prompt-file", "b"], "both say what is asked"),
         ([".", "--prompt-file", "gone.txt"], "gone.txt cannot be read"),
+        ([".", "--prompt-file", "~nosuch/x"], "cannot be read"),
+        ([".", "--prompt-file", "/dev/zero"], "neither a file nor a pipe"),
+        ([".", "--prompt-file", "card.png"], "card.png is not UTF-8 text"),
+        (["--files-from", "/dev/zero"], "neither a file nor a pipe"),
+        (["--files-from", "~nosuch/x"], "cannot be read"),
         ([".", "-o", "captions.txt"], "written as .jsonl or .csv"),
         ([".", "-o", "a.csv", "--existing", "append"], "changes caption files"),
         ([".", "-o", "a.csv", "--sidecar"], "two places"),

@@ -1,13 +1,15 @@
 """The config file: what it may say, `mllama config`, and that flags and environment go before it."""
 
 import json
+import os
 import stat
 from pathlib import Path
 
 import pytest
 
+from mllama_cli.cli.common import read_settings
 from mllama_cli.core.errors import UsageError
-from mllama_cli.core.settings import KEYS, Settings, read_settings
+from mllama_cli.core.settings import KEYS, Settings
 from tests.checkpoints import make_checkpoint
 from tests.console import Result, run_here
 
@@ -46,10 +48,14 @@ def test_values_come_as_they_are_written(tmp_path: Path) -> None:
         ("top_k = 1.5", "top_k must be a whole number", ""),
         ("top_k = true", "top_k must be a whole number", ""),
         ("preview = 1", "preview must be true or false", ""),
-        ('theme = "blue"', "theme must be one of dark, light, none, not 'blue'", "colours"),
+        ('theme = "blue"', "theme must be one of auto, dark, light, none, not 'blue'", "colours"),
         ('device = "tpu"', "device must be auto, cpu, cuda or cuda:N, not 'tpu'", ""),
         ("temperature = -1", "temperature must be 0 or more, not -1.0", "0 is greedy"),
         ('stop = ["A", ""]', "stop must not contain an empty text", ""),
+        ("seed = 18446744073709551616", "seed must be from -2^63 to 2^64 - 1", "repeatable"),
+        ("temperature = 1" + "0" * 5000, "is not valid TOML", "Example line"),
+        ("temperature = 1" + "0" * 400, "more than 100 digits", "Example line"),
+        ("stop = " + "[" * 3000, "nested too deeply", "Example line"),
         ("stop = [1]", "stop must be a list of texts", ""),
         ("model = 11b", "is not valid TOML", "Example line"),
     ],
@@ -146,3 +152,12 @@ def test_a_broken_file_is_one_clear_error_in_chat(file: Path) -> None:
     result = run_here("chat", "hello", stdin=b"")
     assert (result.code, result.out) == (2, "")
     assert "no setting 'colour'" in result.err
+
+
+def test_a_config_that_is_no_file_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero"), tmp_path / ("x" * 300)):
+        monkeypatch.setenv("MLLAMA_CONFIG", str(path))
+        for arguments in (("show",), ("set", "seed", "1"), ("get", "seed")):
+            result = run_here("config", *arguments)
+            assert (result.code, len(result.error_lines)) == (2, 2), result.err

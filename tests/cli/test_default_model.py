@@ -1,5 +1,6 @@
 """The model that runs where none is named."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,9 @@ def test_no_choice_is_a_usage_error_that_names_the_cure(typed: bytes) -> None:
 def test_nobody_is_asked_without_a_terminal() -> None:
     result = ask(stdin=b"", screen=False)
     assert (result.code, result.out) == (2, "")
-    assert "first, second" in result.error_lines[0]
-    assert "mllama config set model NAME" in result.error_lines[1]
+    error = json.loads(result.err)["error"]
+    assert "first, second" in error["message"]
+    assert "mllama config set model NAME" in error["hint"]
 
 
 def test_the_model_used_last_runs_again_until_it_is_deleted(home: Path) -> None:

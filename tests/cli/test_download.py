@@ -384,3 +384,19 @@ def test_disk_that_fills_up_on_the_way(here: User, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("mllama_cli.hub.transfer.Transfer._stream", full)
     assert_fails(run_here("download", NAME), 1, "disk is full", "kept")
+
+
+def test_endless_files_are_taken_up_to_their_size(user: User) -> None:
+    user.hub.repos[NAME].files["LICENSE.txt"] = b""
+    user.hub.endless = True
+    result = user.run(NAME)
+    assert result.code == 0, result.err
+    assert user.has_whole_model()
+
+
+@pytest.mark.parametrize("token", ["hf_secret".encode("utf-16"), b"\xe9" * 20])
+def test_a_token_file_that_is_not_text_is_named(user: User, tmp_path: Path, token: bytes) -> None:
+    file = tmp_path / "home" / "token"
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(token)
+    assert_fails(user.run(NAME), 1, f"token file {file} is not UTF-8 text", "hf auth login")

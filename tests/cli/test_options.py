@@ -12,11 +12,12 @@ import typer
 from typer.testing import CliRunner
 
 from mllama_cli.chat.commands.registry import find_command
+from mllama_cli.cli.common import read_settings
 from mllama_cli.cli.options import ComputeOptions, SamplingOptions, option_groups
 from mllama_cli.core.config import GenerationConfig
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.sampling import PARAMETERS, SETTABLE, Sampling
-from mllama_cli.core.settings import KEYS, Settings, read_settings
+from mllama_cli.core.settings import KEYS, Settings
 from tests.checkpoints import make_checkpoint
 from tests.console import run_here
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mllama_cli.core.settings import read_settings
+from mllama_cli.cli.common import read_settings
 from tests.checkpoints import make_checkpoint
 from tests.console import Result, run_here
 

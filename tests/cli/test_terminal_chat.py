@@ -18,6 +18,7 @@ from tests.terminal_chat import (
     CTRL_G,
     CTRL_J,
     CTRL_R,
+    CTRL_Z,
     END_PASTE,
     ENTER,
     PASTE,
@@ -78,12 +79,12 @@ def texts(messages: list[dict[str, object]]) -> list[str]:
 def test_a_photo_on_the_command_line_is_attached_and_asked_about(pictures: Path, env: dict[str, str]) -> None:
     with TerminalChat("chat", "--image", "drawing.png", cwd=pictures, env=env) as chat:
         chat.at_prompt()
-        assert "[drawing.png 640x480, 4 tiles]" in chat.text
+        assert "[1 drawing.png]" in chat.text
         assert "▀▀▀▀" in chat.text
         assert "There are 3 circles." in chat.ask("How many circles are there?")
         assert "The star is yellow." in chat.ask("What colour is the star?")
         assert chat.text.count("There are 3 circles.") == 1
-        assert chat.text.count("[drawing.png") == 1, "attached to the first question alone"
+        assert chat.text.count("[1 drawing.png]") == 1, "attached to the first question alone"
         assert chat.leave() == 0
 
 
@@ -116,6 +117,36 @@ def test_ctrl_c_at_an_empty_prompt_hints_and_ctrl_d_leaves(chat: TerminalChat) -
     chat.type(CTRL_C)
     chat.wait("Ctrl-D or /bye leaves.")
     assert chat.leave(CTRL_D) == 0
+
+
+def test_what_is_typed_ahead_is_sent_line_by_line(pictures: Path, env: dict[str, str]) -> None:
+    with TerminalChat("chat", "--no-preview", cwd=pictures, env=env) as chat:
+        chat.wait("Starting")
+        chat.type(f"drawing.png How many circles are there?{ENTER}Where is the star?{ENTER}/copy{ENTER}/sys")
+        chat.wait("Copied the answer")
+        chat.wait(lambda c: c.row() == ">>> /sys")
+        for text in ("How many circles", "Where is the star?", "/copy"):
+            (line,) = (line for line in chat.lines if text in line)
+            assert line.startswith(">>> "), "it stands at the prompt and nowhere else"
+        chat.type(CTRL_C)
+        assert chat.leave() == 0
+    assert texts(saved(env))[::2] == ["How many circles are there?", "Where is the star?"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs a shell with job control")
+def test_ctrl_z_suspends_at_the_prompt(pictures: Path, env: dict[str, str]) -> None:
+    shell = TerminalChat("--norc", "--noprofile", "-i", cwd=pictures, env={**env, "PS1": "$ "}, program="bash")
+    with shell as chat:
+        chat.type(f"{SCRIPT} chat{ENTER}")
+        chat.at_prompt()
+        chat.type(CTRL_Z)
+        chat.wait("Stopped")
+        chat.type(f"echo $((40 + 2)) in the shell{ENTER}")
+        chat.wait("42 in the shell")
+        chat.type(f"fg{ENTER}")
+        chat.wait(lambda c: c.row() == PROMPT)
+        chat.type(f"hello{ENTER}")
+        chat.wait("Hello!")
 
 
 def test_several_lines(chat: TerminalChat, env: dict[str, str]) -> None:
@@ -199,7 +230,7 @@ def test_a_picture_that_is_dragged_into_the_window(chat: TerminalChat, pictures:
     (pictures / "card.png").rename(odd)
     escaped = str(odd).replace(" ", "\\ ").replace("(", "\\(").replace(")", "\\)")
     chat.ask(escaped)
-    assert "[my card (1).png" in chat.text
+    assert "[1 my card (1).png]" in chat.text
     assert "HELLO" in chat.ask("What does it say?")
     assert "HELLO" in chat.ask(f"What does it say? '{odd}'")
     missing = chat.ask("/nowhere/photo.jpg what is this?")
@@ -267,6 +298,8 @@ COMMANDS = [
     ("/set parameter num_predict 3", "max_tokens = 3"),
     ("What colour is the text?", "The answer was cut at 3 tokens"),
     ("/undo", "Removed: What colour is the text?"),
+    ("/redo", "Restored: What colour is the text?"),
+    ("/undo", "Removed: What colour is the text?"),
     ("/set parameter repeat_penalty 1.1", "repetition_penalty = 1.1"),
     ("/set parameter temperature hot", "temperature must be a number"),
     ("/set parameter num_ctx 4096", "The context size is the model's: 2048"),
@@ -275,6 +308,9 @@ COMMANDS = [
     ("hello", "tokens/s"),
     ("/set", "/set needs a setting"),
     ("/system Be brief.", "System message set."),
+    ("/system", "Be brief."),
+    ("/model", "1.  sketch"),
+    ("/help set", "theme"),
     ("/show", "tokens used"),
     ("/save", "needs a name"),
     ("/save cards", "Saved as cards"),

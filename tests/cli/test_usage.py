@@ -113,3 +113,9 @@ def test_with_json_errors_are_json_too(line: str, code: int) -> None:
     assert error["code"] == code
     assert error["message"]
     assert error["hint"]
+
+
+def test_json_errors_hide_passwords() -> None:
+    result = run_here("chat", "--json", "-i", "http://bob:hunter2@127.0.0.1:1/a.png", "hi")
+    assert json.loads(result.err)["error"]["message"]
+    assert "hunter2" not in result.err

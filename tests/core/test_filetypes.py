@@ -46,8 +46,10 @@ def test_other_bytes_have_no_format() -> None:
     assert (media_type(b"?"), image_suffix(b"")) == ("application/octet-stream", ".img")
 
 
-def test_folders_are_searched_for_common_formats_alone() -> None:
-    assert {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"} == set(
-        IMAGE_SUFFIXES
-    )
+def test_one_list_of_suffixes_has_all_that_is_decoded() -> None:
+    assert {
+        *(".jpg", ".jpeg", ".jfif", ".jpe", ".jfi", ".jif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif"),
+        *(".tiff", ".avif", ".avifs", ".ico", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".qoi"),
+        *(".heic", ".hif", ".heif"),
+    } <= set(IMAGE_SUFFIXES)
     assert FORMAT_NAMES == "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC or HEIF"

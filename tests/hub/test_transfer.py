@@ -4,6 +4,7 @@ import hashlib
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,13 +30,14 @@ def transfer(blob: Path, monkeypatch: pytest.MonkeyPatch, data: bytes = DATA) ->
 
     class Response:
         status_code = 206
+        headers: dict[str, str] = {}  # noqa: RUF012
 
         def __enter__(self) -> "Response":
             return self
 
         def __exit__(self, *_: object) -> None: ...
 
-        def iter_bytes(self) -> list[bytes]:
+        def iter_raw(self) -> list[bytes]:
             return [data[made.partial.stat().st_size if made.partial.exists() else 0 :]]
 
     monkeypatch.setattr("mllama_cli.hub.transfer.streaming", lambda url, start: Response())
@@ -95,3 +97,27 @@ def test_every_name_that_the_hub_gives_is_a_checksum(
     assert list(tmp_path.iterdir()) == []
     transfer(blob, monkeypatch)[0].run()
     assert blob.read_bytes() == DATA
+
+
+def test_what_follows_the_declared_size_is_not_read(blob: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, grown = transfer(blob, monkeypatch)
+
+    class Endless:
+        status_code = 200
+        headers: dict[str, str] = {}  # noqa: RUF012
+
+        def __enter__(self) -> "Endless":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def iter_raw(self) -> Iterator[bytes]:
+            yield DATA[:10]
+            yield DATA[10:] + b"more"
+            raise AssertionError("read on")
+
+    monkeypatch.setattr("mllama_cli.hub.transfer.streaming", lambda url, start: Endless())
+    made.adopt()
+    made.run()
+    assert blob.read_bytes() == DATA
+    assert sum(grown) == len(DATA)

@@ -1,10 +1,12 @@
 """A web server on 127.0.0.1 that behaves well or badly, by path."""
 
+import gzip
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -88,6 +90,16 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         while not self.server.closing.is_set():
             self.wfile.write(chunk)
+
+    def get_packed(self) -> None:
+        """Kilobytes that unfold to a gigabyte, in the encodings that the path names."""
+        body = gzip.compress(gzip.compress(bytes(1 << 20)) * 1000)
+        self.send_response(200)
+        self.send_header("Content-Type", "image/png")
+        self.send_header("Content-Encoding", unquote(self.path.rsplit("/", 1)[1]))
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def get_drip(self) -> None:
         self.send_response(200)

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Iterator
+from urllib.parse import quote
 
 import pytest
 
@@ -73,7 +74,7 @@ def test_inside_a_running_loop_as_in_notebooks(server: Server) -> None:
 def test_passwords_are_not_shown(server: Server) -> None:
     host = server.url.removeprefix("http://")
     part = read_image(f"http://me:secret@{host}/picture.png")
-    assert part.name == f"http://{host}/picture.png"
+    assert part.name == f"http://***@{host}/picture.png"
     assert server.requests[-1][1]["Authorization"].startswith("Basic ")
     assert "secret" not in refused(f"http://me:secret@{host}/status/404").message
 
@@ -119,6 +120,19 @@ def test_an_endless_body_is_dropped_as_soon_as_it_passes_the_limit(server: Serve
     with pytest.raises(ImageError, match="is larger than 1 MiB"):
         read_image(f"{server.url}/{path}", limits=Limits(1 << 20, 1, 20))
     assert server.broken.wait(5)  # the connection was closed on the server
+
+
+@pytest.mark.parametrize(
+    "encoding", ["gzip", "gzip, gzip", "deflate", "br", "zstd", "x-gzip", "identity, gzip", "unknown"]
+)
+def test_a_compressed_body_is_refused_unread(server: Server, encoding: str) -> None:
+    with pytest.raises(DownloadError, match=rf"compressed the picture \({encoding}\)"):
+        read_image(f"{server.url}/packed/{quote(encoding)}")
+
+
+def test_a_body_that_says_identity_is_taken_as_it_is(server: Server) -> None:
+    with pytest.raises(DownloadError, match="gave"):
+        read_image(f"{server.url}/packed/Identity")
 
 
 def test_a_slow_server_has_the_whole_time_limit(server: Server) -> None:

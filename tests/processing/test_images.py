@@ -2,6 +2,7 @@
 
 import struct
 import sys
+import warnings
 from io import BytesIO
 from pathlib import Path
 
@@ -115,7 +116,8 @@ def test_sixteen_bit_grey_is_turned_too() -> None:
 
 def test_damaged_exif_does_not_cost_the_picture() -> None:
     data = file_of(smooth(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01")
-    with pytest.warns(UserWarning, match="EXIF"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         assert opened(data).size == (64, 48)
 
 
@@ -269,7 +271,7 @@ def test_a_truncated_file_is_cut_short(format: str, options: dict, keep: float) 
     assert caught.value.hint
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO"])
 def test_no_damage_gives_another_error(format: str) -> None:
     """Every file with bytes overwritten, or cut, opens or raises ImageError: no other exception gets out."""

@@ -195,7 +195,9 @@ def test_the_reader_is_handed_on(tmp_path: Path) -> None:
         (b" \n", "m.json is empty"),
         (b"[{]", "is not valid JSON: Expecting property name enclosed in double quotes at line 1, column 3"),
         (b'{"role": "user"}\n{"role": "user"}', "is not valid JSON: Extra data at line 2, column 1"),
-        ("[]".encode("utf-16"), "is not UTF-8 text (byte 0)"),
+        ("[]".encode("utf-16")[:-1], "is not UTF-16 text (byte 4)"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[" + b"1" * 5000 + b"]", "a number of 5000 digits"),
         (b'["\xff"]', "is not UTF-8 text (byte 2)"),
         (b"[" * 100_000, "is nested too deeply"),
         (b"[]", "there are no messages"),
@@ -211,7 +213,7 @@ def test_bad_files(tmp_path: Path, data: bytes, words: str) -> None:
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no such file"):
+    with pytest.raises(UsageError, match="No such file"):
         load_messages(tmp_path / "m.json")
     with pytest.raises(UsageError, match="is a folder"):
         load_messages(tmp_path)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
-from mllama_cli.core.errors import TemplateError, UsageError
+from mllama_cli.core.errors import ContextLengthError, TemplateError, UsageError
 from mllama_cli.processing.chat_template import ChatTemplate, fold_system, template_messages
 from mllama_cli.processing.processor import MllamaProcessor
 from mllama_cli.processing.tokenizer import MllamaTokenizer
@@ -131,6 +131,43 @@ def test_no_message_can_forge_a_special_token(small: MllamaProcessor, text: str)
     start = next(i for i, (a, b) in enumerate(zip(ids, [*plain, -1], strict=False)) if a != b) if text else 0
     assert bytes(ids[start : start + len(text.encode())]) == text.encode()
     assert ids[:start] + ids[start + len(text.encode()) :] == plain
+
+
+def test_text_may_have_any_private_use_characters(small: MllamaProcessor) -> None:
+    basic = "".join(map(chr, range(0xE000, 0xF900)))
+    prompt = f"{basic}{BOS}\ue0000;"
+    assert prompt in small.tokenizer.decode(small(Conversation.ask(prompt)).ids)
+    every = basic + "".join(map(chr, (*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))))
+    with pytest.raises(UsageError, match="every private use character"):
+        small(Conversation.ask(every))
+
+
+@pytest.mark.parametrize("text", ["Hi\udcff", "\ud800", "a\udfff\ud800b"])
+def test_lone_surrogates_are_replaced(small: MllamaProcessor, text: str) -> None:
+    clean = text.encode("utf-8", "replace").decode().replace("?", "\ufffd")
+    assert small(Conversation.ask(text)) == small(Conversation.ask(clean))
+    assert small.raw(text) == small.raw(clean)
+
+
+@pytest.mark.parametrize("text", ["word " * 100_000, "a" * 500_000, "\U0001f44d" * 100_000])
+def test_a_prompt_far_over_the_context_is_refused_without_tokenizing_all_of_it(
+    small: MllamaProcessor, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    encode = MllamaTokenizer.encode
+
+    def counting(self: MllamaTokenizer, piece: str) -> list[int]:
+        encoded.append(len(piece))
+        return encode(self, piece)
+
+    monkeypatch.setattr(MllamaTokenizer, "encode", counting)
+    limited = MllamaProcessor(small.tokenizer, None, small.chat_template, IMAGE, max_tokens=100)
+    for ask in (lambda: limited(Conversation.ask(text)), lambda: limited.raw(text)):
+        encoded.clear()
+        with pytest.raises(ContextLengthError, match="its context is 100"):
+            ask()
+        assert sum(encoded) < 50_000
+    assert limited.raw("a" * 50) == small.raw("a" * 50)
 
 
 def test_folding_keeps_the_order_of_the_parts() -> None:

@@ -35,6 +35,13 @@ def error_of(source: str | Path, kind: type[MllamaError], **options: object) -> 
     return caught.value
 
 
+@pytest.mark.parametrize("data", ["\udcff", "\ud800\udfff", "%ff\udc80", "caf\xe9"])
+@pytest.mark.parametrize("form", ["data:,{}", "data:image/png;base64,{}"])
+def test_a_data_url_of_any_characters_is_bytes_or_an_error(data: str, form: str) -> None:
+    with contextlib.suppress(ImageError):
+        assert read_image(form.format(data)).data
+
+
 # Paths
 
 

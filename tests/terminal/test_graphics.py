@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from mllama_cli.terminal.console import Terminal
-from mllama_cli.terminal.graphics import cells, graphics_protocol, show_preview, sixel
+from mllama_cli.terminal.graphics import Thumbnail, cells, graphics_protocol, show_preview, show_thumbnails, sixel
 from tests.console import Stream
+from tests.terminal.window import Window
 
 VARIABLES = (
     "TMUX",
@@ -184,3 +185,47 @@ def test_it_fits_its_place_and_the_window(
     columns, rows = cells(size, 32, 10)
     assert 1 <= columns <= 32
     assert 1 <= rows <= 10
+
+
+@pytest.mark.parametrize(("columns", "per_row"), [(80, 4), (40, 2), (16, 1)])
+def test_thumbnails_stand_side_by_side_over_their_names(
+    halves: Image.Image, monkeypatch: pytest.MonkeyPatch, columns: int, per_row: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    out = Stream(tty=True)
+    names = ["1 a.png", "2 a very long name.png", "3 \x1b[2Jc.png", "4 d.png"]
+    show_thumbnails(Terminal(Stream(tty=True), out, Stream(tty=True)), [Thumbnail(halves, name) for name in names])
+    lines = Window(columns, 60).feed(out.text()).lines
+    named = [line for line in lines if line.lstrip()[:1].isdigit()]
+    assert [len(re.findall(r"\d \S", line)) for line in named] == [per_row] * (4 // per_row)
+    assert "2 a very lo…" in "\n".join(named)
+    assert len(lines) == 6 * (4 // per_row), "half as high as one alone"
+    pictures = [line for line in lines if "▀" in line]
+    assert all(len(line.split("  ")) >= per_row for line in pictures), "a gap between them"
+
+
+@pytest.mark.parametrize("env", [{"TERM": "xterm-kitty"}, {"TERM_PROGRAM": "iTerm.app"}, {"TERM": "foot"}])
+def test_thumbnails_by_a_protocol_leave_the_cursor_below_the_names(
+    halves: Image.Image, monkeypatch: pytest.MonkeyPatch, env: dict[str, str]
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    out = Stream(tty=True)
+    show_thumbnails(
+        Terminal(Stream(tty=True), out, Stream(tty=True)), [Thumbnail(halves, "1 a.png"), Thumbnail(halves, "2 b.png")]
+    )
+    without = re.sub(r"\x1b_G.*?\x1b\\|\x1b\]1337;.*?\x07|\x1bP.*?\x1b\\", "", out.text(), flags=re.DOTALL)
+    window = Window(80, 24).feed(without)
+    assert window.lines == [*[""] * 5, "1 a.png       2 b.png"]
+    assert (window.screen.cursor.x, window.screen.cursor.y) == (0, 6)
+
+
+@pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"COLUMNS": "1"}])
+def test_no_thumbnails_where_they_cannot_be_seen(
+    halves: Image.Image, monkeypatch: pytest.MonkeyPatch, env: dict[str, str]
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    out = Stream(tty=True)
+    show_thumbnails(Terminal(Stream(tty=True), out, Stream(tty=True)), [Thumbnail(halves, "1 a.png")])
+    assert out.text() == ""

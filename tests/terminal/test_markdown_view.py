@@ -5,6 +5,7 @@ import random
 import re
 
 import pytest
+from rich.style import Style
 
 from mllama_cli.terminal.console import Terminal
 from mllama_cli.terminal.markdown import view as markdown_view
@@ -226,3 +227,66 @@ def test_in_a_pipe_the_source_is_written_as_it_is() -> None:
         view.write(piece)
     view.finish()
     assert out.text() == ANSWER
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        r"$$\int x^2 \, dx$$",
+        r"$$\begin{pmatrix} a & b \\ c & d \end{pmatrix}$$",
+        r"$a_1 \, b_2 * c * d$",
+        r"\(a\_b \\ *c*\)",
+        r"\[a_b_c \! d\]",
+        r"\begin{align} a &= b \\ c &= d \end{align}",
+        r"$\$5 \cdot x$",
+        r"$$\text{a \$ sign}$$",
+    ],
+)
+@pytest.mark.parametrize("context", ["{}", "It is {} here.", "- item {}", "> {}", "## {}", "1. a\n2. {}"])
+def test_a_formula_keeps_its_backslashes(formula: str, context: str) -> None:
+    lines = block_lines(context.format(formula), markdown_theme("none"), 200)
+    assert formula in "\n".join(line.plain for line in lines)
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("$$", "$$"), (r"\[", r"\]"), (r"\begin{align*}", r"\end{align*}")])
+def test_a_formula_of_several_lines_is_no_list_and_no_quotation(
+    opening: str, closing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    formula = f"{opening}\na_1 \\\\ b_1\n- c * d * e\n> 0 \\, x\n1. y\n# z\n{closing}"
+    text = f"Before:\n\n{formula}\n\nAfter *this*."
+    for step in (1, 7, len(text)):
+        pieces = [text[start : start + step] for start in range(0, len(text), step)]
+        shown = "\n".join(Shown(monkeypatch).write(*pieces).finish())
+        assert formula in shown
+        assert "After this." in shown
+
+
+@pytest.mark.parametrize("text", ["From $5 to $7 *now*.", "$$$ is *much*.", "US$ 5 and $ 6 *here*", r"a \*b\* *c*"])
+def test_prices_are_not_formulas(text: str) -> None:
+    (line,) = block_lines(text, markdown_theme("none"), 200)
+    assert line.plain == text.replace(r"\*", "#").replace("*", "").replace("#", "*")
+
+
+CODE = {
+    "python": "from dataclasses import dataclass\n@x\ndef f(x: int = 3) -> str:  # no\n    return 'a' + b[0]\n",
+    "javascript": "const a = (b, c) => { return `x${b}`; } // no\n",
+    "bash": 'for x in *; do echo "$x" | grep -v y; done # no\n',
+    "html": "<a href='b'>text &amp;</a>\n",
+    "json": '{"a": [1, true, null]}\n',
+    "diff": "+added\n-removed\n unchanged\n",
+}
+
+
+@pytest.mark.parametrize("language", CODE)
+@pytest.mark.parametrize("theme", ["auto", "dark", "light", "none"])
+def test_no_text_is_nearly_white_or_nearly_black(theme: str, language: str) -> None:
+    for line in block_lines(f"```{language}\n{CODE[language]}```", markdown_theme(theme), 80):
+        for span in line.spans:
+            style = Style.parse(span.style) if isinstance(span.style, str) else span.style
+            if style.color is None:
+                continue
+            assert style.color.name not in ("white", "bright_white", "black")
+            if style.color.triplet is not None:
+                assert 40 < sum(style.color.triplet) / 3 < 235
+            if theme == "auto":
+                assert style.color.is_system_defined

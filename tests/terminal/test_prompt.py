@@ -1,5 +1,6 @@
 """The line where a person types, key by key."""
 
+import re
 import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from prompt_toolkit.output import DummyOutput
 from mllama_cli.terminal.completer import ChatCompleter, CommandHelp
 from mllama_cli.terminal.console import Terminal
 from mllama_cli.terminal.keys import is_open, without_quotes
-from mllama_cli.terminal.prompt import ChatPrompt
+from mllama_cli.terminal.prompt import ChatPrompt, chip_rows
 from tests.console import Stream
 
 COMMANDS = [
@@ -204,6 +205,51 @@ def test_what_tab_completes_is_found_as_a_picture(
     for completion in keyboard.completed("./"):
         assert find_images(f"what is {completion}").paths[0].removeprefix("./") in names
     assert len(keyboard.completed("./")) == len(names)
+
+
+def test_keys_typed_ahead_are_sent_one_message_after_the_other(keyboard: Keyboard) -> None:
+    keys = f"first{ENTER}/regen{ENTER}sec\x7fcond\x1b[D!{ENTER}rest"
+    assert keyboard.type(keys) == "first"
+    assert keyboard.prompt.ask([]) == "/regen"
+    assert keyboard.prompt.ask([]) == "secon!d"
+    assert keyboard.prompt.drop_queue() == "rest"
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        (f"{ENTER}", ""),
+        (f"one{ENTER}two", "one\ntwo"),
+        ("日本 tw\x7fo", "日本 to"),
+        (f"{UP}up{TAB}", "up"),
+        (PASTE.format("a\rb"), "a\nb"),
+    ],
+)
+def test_the_queue_is_dropped_as_text(keyboard: Keyboard, keys: str, text: str) -> None:
+    assert keyboard.type(f"sent{ENTER}{keys}") == "sent"
+    assert keyboard.prompt.drop_queue() == text
+    assert keyboard.prompt.drop_queue() == ""
+
+
+def test_clearing_the_line_is_noticed(keyboard: Keyboard) -> None:
+    assert keyboard.type(f"{CTRL_C}new{ENTER}", default="old") == "new"
+    assert keyboard.prompt.cleared
+    assert keyboard.type(f"{ENTER}", default="old") == "old"
+    assert not keyboard.prompt.cleared
+
+
+@pytest.mark.parametrize("width", [20, 30, 60, 79, 200])
+@pytest.mark.parametrize("count", [1, 2, 4, 9, 40])
+def test_every_chip_is_shown_or_counted(width: int, count: int) -> None:
+    names = [f"{'long ' * (number % 4)}name {number}.png" for number in range(count)]
+    rows = chip_rows(names, width)
+    assert len(rows) <= 3
+    assert all(len(" ".join(row)) <= width for row in rows)
+    chips = [chip for row in rows for chip in row]
+    left = re.fullmatch(r"\+(\d+) more", chips[-1])
+    shown = chips[:-1] if left else chips
+    assert [int(chip[1:].split()[0].rstrip("…]")) for chip in shown] == list(range(1, len(shown) + 1))
+    assert len(shown) + (int(left[1]) if left else 0) == count
 
 
 def test_triple_quotes() -> None:

@@ -49,3 +49,14 @@ def test_labels_are_whole_and_a_path_is_on_one_line(columns: int, monkeypatch: p
     lines = [line.strip() for line in plain(stream).splitlines()]
     assert any(re.match(r"already cached\s+1.2", line) for line in lines)
     assert str(folder) in lines
+
+
+@pytest.mark.parametrize("tty", [False, True])
+def test_a_cell_cannot_forge_a_line(tty: bool) -> None:
+    out = Stream(tty=tty)
+    terminal = Terminal(Stream(), out, Stream())
+    print_table(terminal, ("NAME", "SIZE"), [("a\nmllama: well\x1b[2J", "1 GB")])
+    print_facts(terminal, [("licence", "a\nmllama: well\x1b[2J")])
+    assert out.text().count("\n") == 3
+    assert "[2J" in out.text()
+    assert "\x1b[2J" not in out.text()

@@ -1,6 +1,8 @@
 """Slash commands for images."""
 
+import glob
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mllama_cli.chat.commands.command import Command, require
@@ -8,23 +10,51 @@ from mllama_cli.chat.dialogue import chip
 from mllama_cli.chat.dropped_paths import find_images
 from mllama_cli.chat.shell import Shell
 from mllama_cli.core.errors import UsageError
+from mllama_cli.core.filetypes import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     from mllama_cli.processing.prepared import PreparedImage
 
+MANY_IMAGES = 8
+"""Above this number of images, /image asks."""
+
 
 def _image(shell: Shell, argument: str) -> None:
-    require(argument, "image", "a path or a URL")
+    sources = _sources(require(argument, "image", "a path or a URL"))
+    if len(sources) > MANY_IMAGES and shell.source.choose(f"Attach {len(sources)} images? [y]es or [n]o", "yn") == "n":
+        return
+    for image in shell.attach(*sources):
+        _note_attached(shell, image)
+
+
+def _sources(argument: str) -> Sequence[str]:
+    """Return the images that an argument means: a folder's, a pattern's, or paths and URLs as they are pasted."""
+    if found := _images_in(argument):
+        return found
     # Paths as a terminal pastes them: quoted, escaped, several at once. Anything else is one path with spaces.
-    found = find_images(argument)
-    for source in [argument] if found.text.strip() or not found.paths else found.paths:
-        _note_attached(shell, shell.attach(source))
+    dropped = find_images(argument)
+    return [argument] if dropped.text.strip() or not dropped.paths else dropped.paths
+
+
+def _images_in(pattern: str) -> list[str]:
+    """Return the images in a folder or of a pattern, sorted; none for what is neither."""
+    try:
+        path = Path(pattern).expanduser()
+        if path.is_dir():
+            found = path.iterdir()
+        elif path.exists() or not glob.has_magic(pattern) or "://" in pattern:
+            return []
+        else:
+            found = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+        return sorted(str(each) for each in found if each.name.lower().endswith(IMAGE_SUFFIXES))
+    except (OSError, ValueError, RuntimeError, NotImplementedError):  # a name that the system does not take
+        return []
 
 
 def _paste(shell: Shell, argument: str) -> None:
     from mllama_cli.processing.clipboard import read_clipboard_image
 
-    _note_attached(shell, shell.attach_image(read_clipboard_image()))
+    _note_attached(shell, *shell.attach_images([read_clipboard_image()]))
 
 
 def _note_attached(shell: Shell, image: "PreparedImage") -> None:
@@ -35,25 +65,28 @@ def _images(shell: Shell, argument: str) -> None:
     waiting, asked = shell.dialogue.attachments, shell.dialogue.conversation.images
     for number, image in enumerate(waiting, 1):
         shell.terminal.note(f"{number}. {chip(image)} (sent with your next message)")
+    for number, file in enumerate(shell.dialogue.attached_text, len(waiting) + 1):
+        shell.terminal.note(f"{number}. {file.chip} (sent with your next message)")
     for part in asked:
         shell.terminal.note(f"-  {part.name} (in the conversation)")
-    if not waiting and not asked:
+    if not shell.dialogue.chips and not asked:
         shell.terminal.note("No images. /image PATH attaches one.")
 
 
 def _detach(shell: Shell, argument: str) -> None:
-    waiting = shell.dialogue.attachments
+    waiting = shell.dialogue.chips
     if not waiting:
-        raise UsageError("No image is attached", "/image PATH attaches one.")
+        raise UsageError("Nothing is attached", "/image PATH attaches an image, /read FILE a text.")
     if argument == "all" or (not argument and len(waiting) == 1):
-        detached = list(waiting)
+        numbers = list(range(len(waiting)))
     elif _is_number(argument, waiting):
-        detached = [waiting[int(argument) - 1]]
+        numbers = [int(argument) - 1]
     else:
         raise UsageError(f"/detach needs a number from 1 to {len(waiting)}, or all", "/images lists them.")
-    for image in detached:
-        waiting.remove(image)
-        shell.terminal.note(f"Detached {chip(image)}.")
+    for number in sorted(numbers, reverse=True):
+        images, texts = shell.dialogue.attachments, shell.dialogue.attached_text
+        gone = images.pop(number) if number < len(images) else texts.pop(number - len(images))
+        shell.terminal.note(f"Detached {gone.name.rpartition('/')[2]}.")
 
 
 def _preview(shell: Shell, argument: str) -> None:
@@ -64,9 +97,9 @@ def _preview(shell: Shell, argument: str) -> None:
     elif argument and not _is_number(argument, waiting):
         raise UsageError("/preview takes the number of an attached image, on or off", "/images lists them.")
     elif waiting:
-        shell.show_image(waiting[int(argument) - 1 if argument else -1], large=True)
+        shell.show_image(waiting[int(argument) - 1 if argument else -1])
     elif asked:
-        shell.show_image(shell.dialogue.prepare(asked[-1]), large=True)
+        shell.show_image(shell.dialogue.prepare(asked[-1]))
     else:
         raise UsageError("There is no image to show", "/image PATH attaches one.")
 
@@ -76,9 +109,15 @@ def _is_number(argument: str, waiting: Sequence[object]) -> bool:
 
 
 IMAGE_COMMANDS = (
-    Command(("image", "attach"), "PATH|URL", "image", "Attach an image to your next message.", _image),
+    Command(
+        ("image", "attach"),
+        "PATH|URL",
+        "image",
+        "Attach images: a file, a URL, a folder or a pattern such as *.png.",
+        _image,
+    ),
     Command(("paste",), "", "none", "Attach the image in the clipboard.", _paste),
-    Command(("images",), "", "none", "List attached images.", _images),
-    Command(("detach",), "N", "number", "Remove an attached image.", _detach),
+    Command(("images",), "", "none", "List what is attached.", _images),
+    Command(("detach",), "N|all", "number", "Remove an attached image or text.", _detach),
     Command(("preview",), "[N|on|off]", "number", "Show an image enlarged; turn thumbnails on or off.", _preview),
 )

@@ -1,25 +1,51 @@
 """List all slash commands, and find the one that a line calls."""
 
-from pathlib import Path
+from collections.abc import Iterable
+
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
 from mllama_cli.chat.commands import images, saved, settings, talk
 from mllama_cli.chat.commands.command import Command
 from mllama_cli.chat.shell import Shell
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.text import suggest
+from mllama_cli.system.files import exists
 
 
 def _help(shell: Shell, argument: str) -> None:
-    from rich.table import Table
+    if argument:
+        name = argument.removeprefix("/").lower()
+        if name not in _BY_NAME:
+            raise UsageError(f"There is no command /{name}", suggest(name, _BY_NAME, show="/{}".format))
+        _print_help(shell, [(_BY_NAME[name].call, _explained(_BY_NAME[name]))])
+        return
+    for title, commands in GROUPS:
+        shell.terminal.err.print(Text(title, "bold underline"))
+        _print_help(shell, [(command.call, _explained(command)) for command in commands])
+    shell.terminal.err.print(Text("Keys", "bold underline"))
+    _print_help(shell, KEY_HELP)
+    shell.terminal.note("Drop a picture on the window, or write its path into your message, to attach it.")
 
+
+def _explained(command: Command) -> str:
+    others = ", ".join(f"/{name}" for name in command.names[1:])
+    return command.help + (f" (also {others})" if others else "")
+
+
+def _print_help(shell: Shell, rows: Iterable[tuple[str, str]]) -> None:
+    """Print what is typed and what it does in two columns, or in a narrow window below each other."""
+    if shell.terminal.err.width < NARROW:
+        for typed, explained in rows:
+            shell.terminal.err.print(Text(typed, "bold"))
+            shell.terminal.err.print(Padding(Text(explained), (0, 0, 0, 4)))
+        return
     table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
+    table.add_column(style="bold", no_wrap=True, min_width=max(len(command.call) for command in COMMANDS))
     table.add_column()
-    for command in COMMANDS:
-        others = ", ".join(f"/{name}" for name in command.names[1:])
-        table.add_row(command.call, command.help + (f" (also {others})" if others else ""))
-    for keys, what in KEY_HELP:
-        table.add_row(keys, what)
+    for typed, explained in rows:
+        table.add_row(Text(typed), Text(explained))
     shell.terminal.err.print(table)
 
 
@@ -29,20 +55,30 @@ def _bye(shell: Shell, argument: str) -> None:
 
 KEY_HELP = (
     ("Enter", 'Send. Alt-Enter and Ctrl-J start a new line; so does Enter after an opening """.'),
-    ("Ctrl-C", "Stop the answer and keep it so far; while typing, clear the line."),
+    ("Ctrl-C", "Stop the answer and keep it so far; what was typed ahead is not sent. While typing, clear the line."),
     ("Ctrl-G", "Write in your editor ($VISUAL, $EDITOR)."),
     ("Up, Ctrl-R", "Recall earlier messages; search them."),
     ("Tab", "Complete commands, paths and names."),
+    ("Ctrl-Z", "Suspend; fg continues."),
     ("Ctrl-D", "Leave."),
 )
-COMMANDS = (
-    *images.IMAGE_COMMANDS,
-    *talk.TALK_COMMANDS,
-    *settings.SETTINGS_COMMANDS,
-    *saved.SAVED_COMMANDS,
-    Command(("help", "?"), "", "none", "Show this list.", _help),
-    Command(("bye", "exit", "quit"), "", "none", "Leave.", _bye),
+NARROW = 70
+"""Columns of a window below which /help puts explanations below the commands."""
+
+GROUPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
+    ("Images", images.IMAGE_COMMANDS),
+    ("Answers", talk.ANSWER_COMMANDS),
+    ("Conversation", (*talk.TALK_COMMANDS, *saved.SAVED_COMMANDS)),
+    ("Model", settings.SETTINGS_COMMANDS),
+    (
+        "Other",
+        (
+            Command(("help", "?"), "[COMMAND]", "text", "Show this list, or how a command is used.", _help),
+            Command(("bye", "exit", "quit"), "", "none", "Leave.", _bye),
+        ),
+    ),
 )
+COMMANDS = tuple(command for _, commands in GROUPS for command in commands)
 _BY_NAME = {name: command for command in COMMANDS for name in command.names}
 
 
@@ -58,15 +94,8 @@ def find_command(line: str) -> tuple[Command, str] | None:
     name, _, more = word.partition("\n")
     if name.lower() in _BY_NAME:
         return _BY_NAME[name.lower()], f"{more}{argument}".strip()
-    if "/" in name or "\\" in name or _exists(text) or _exists("/" + name):
+    if "/" in name or "\\" in name or exists(text) or exists("/" + name):
         return None
     raise UsageError(
         f"There is no command /{name}", f"{suggest(name, _BY_NAME, show='/{}'.format)}/? lists all commands."
     )
-
-
-def _exists(path: str) -> bool:
-    try:
-        return Path(path).exists()
-    except OSError:  # a name that is too long for the system
-        return False

@@ -1,9 +1,10 @@
 """Slash commands for saved chats."""
 
-from pathlib import Path
+import shlex
 
 from mllama_cli.chat.commands.command import Command, require
 from mllama_cli.chat.shell import Shell
+from mllama_cli.system.files import expanded
 
 HISTORY_LENGTH = 15
 """Chats that /history shows."""
@@ -13,15 +14,15 @@ def _save(shell: Shell, argument: str) -> None:
     name = require(argument, "save", "a name")
     autosave = shell.autosave
     autosave.current = autosave.require_store().rename(autosave.saved(shell.dialogue), name)
-    shell.terminal.note(f"Saved as {name}. `mllama chat --resume {name}` continues it.")
+    shell.terminal.note(f"Saved as {name}. `mllama chat --resume {shlex.quote(name)}` continues it.")
 
 
 def _load(shell: Shell, argument: str) -> None:
-    name = require(argument, "load", "the name or number of a saved chat")
-    saved = shell.autosave.open(name, shell.dialogue)
-    questions = sum(message.role == "user" for message in saved.conversation)
-    shell.terminal.note(f"Continuing {saved.name or saved.id}: {questions} question{'s' * (questions != 1)}.")
-    shell.show_last_answer()
+    if not argument:
+        _history(shell, "")
+        shell.terminal.note("/load NAME or ID continues one of them.")
+        return
+    shell.show_resumed(shell.autosave.open(argument, shell.dialogue))
 
 
 def _history(shell: Shell, argument: str) -> None:
@@ -42,14 +43,14 @@ def _history(shell: Shell, argument: str) -> None:
 def _export(shell: Shell, argument: str) -> None:
     from mllama_cli.chat.export import write_export
 
-    path = Path(require(argument, "export", "a file name that ends in .md or .json")).expanduser()
-    write_export(shell.autosave.saved(shell.dialogue), path)
+    path = expanded(require(argument, "export", "a file name that ends in .md or .json"))
+    write_export(shell.autosave.snapshot(shell.dialogue), path)
     shell.terminal.note(f"Wrote {path}.")
 
 
 SAVED_COMMANDS = (
     Command(("save",), "NAME", "chat", "Name this chat.", _save),
-    Command(("load",), "NAME", "chat", "Continue a saved chat.", _load),
+    Command(("load",), "[NAME]", "chat", "Continue a saved chat; alone, list them.", _load),
     Command(("history",), "[TEXT]", "text", "List saved chats, newest first.", _history),
     Command(("export",), "FILE.md|.json", "path", "Write this chat to a file.", _export),
 )

@@ -1,20 +1,34 @@
 """Slash commands for the model, sampling and display."""
 
+from pathlib import Path
 from typing import Any
 
-from mllama_cli.chat.commands.command import Command, require
+from mllama_cli.chat.commands.command import Command, switched
 from mllama_cli.chat.shell import Shell
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.sampling import SETTABLE
 from mllama_cli.core.settings import THEMES
 from mllama_cli.core.text import suggest
+from mllama_cli.hub.catalog import ModelEntry, built_in, installed
 
 PARAMETER_ALIASES = {alias: name for name, parameter in SETTABLE.items() for alias in parameter.aliases}
 
 
+SET_USAGE = (
+    "/set parameter NAME VALUE, /set system TEXT, /set verbose on|off, /set preview on|off, "
+    f"/set theme {'|'.join(THEMES)}"
+)
+
+
 def _system(shell: Shell, argument: str) -> None:
-    shell.dialogue.system = argument
-    shell.terminal.note("System message set." if argument else "System message removed.")
+    if not argument:
+        system = shell.dialogue.system
+        shell.terminal.note(
+            f"System message: {system}" if system else "There is no system message. /system TEXT sets one."
+        )
+        return
+    shell.dialogue.system = "" if argument.lower() == "none" else argument
+    shell.terminal.note("System message set." if shell.dialogue.system else "System message removed.")
 
 
 def _set(shell: Shell, argument: str) -> None:
@@ -25,11 +39,11 @@ def _set(shell: Shell, argument: str) -> None:
         _set_parameter(shell, name, value.strip())
     elif what == "system":
         _system(shell, rest.strip("\"'"))
-    elif what in ("verbose", "quiet"):
-        shell.display.verbose = what == "verbose"
+    elif what == "verbose" or argument == "quiet":
+        shell.display.verbose = what == "verbose" and switched(rest, "set verbose")
         shell.terminal.note(f"Statistics after each answer: {'yes' if shell.display.verbose else 'no'}.")
-    elif what in ("preview", "nopreview"):
-        shell.display.preview = what == "preview"
+    elif what == "preview" or argument == "nopreview":
+        shell.display.preview = what == "preview" and switched(rest, "set preview")
         shell.terminal.note(f"Previews: {'yes' if shell.display.preview else 'no'}.")
     elif what == "theme" and rest in THEMES:
         shell.display.theme = rest
@@ -37,8 +51,7 @@ def _set(shell: Shell, argument: str) -> None:
     else:
         raise UsageError(
             f"/set does not know {argument!r}" if argument else "/set needs a setting",
-            "/set parameter NAME VALUE, /set system TEXT, verbose, quiet, preview, nopreview, "
-            f"theme {'|'.join(THEMES)}",
+            SET_USAGE,
         )
 
 
@@ -96,8 +109,32 @@ def _show(shell: Shell, argument: str) -> None:
     shell.terminal.err.print(table)
 
 
+def _models() -> list[ModelEntry]:
+    """Return the models that a number after /model chooses from, newest first."""
+    return [*sorted(installed(), key=lambda entry: entry.modified, reverse=True), built_in()]
+
+
+def _list_models(shell: Shell) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_column(no_wrap=True)
+    for number, entry in enumerate(_models(), 1):
+        here = entry.name == shell.dialogue.engine.name
+        table.add_row(f"{number}.", entry.name, "now" if here else f"{entry.modified:%Y-%m-%d}")
+    shell.terminal.err.print(table)
+    shell.terminal.note("/model NUMBER or NAME continues with another one.")
+
+
 def _model(shell: Shell, argument: str) -> None:
-    name = require(argument, "model", "a name or a folder")
+    if not argument:
+        _list_models(shell)
+        return
+    name = argument
+    if name.isdecimal() and not Path(name).is_dir() and 1 <= int(name) <= len(models := _models()):
+        name = models[int(name) - 1].name
     engine = shell.load_engine(name)
     shell.dialogue.switch(engine)
     shell.dialogue.sampling = shell.default_sampling(engine)
@@ -107,8 +144,8 @@ def _model(shell: Shell, argument: str) -> None:
 
 
 SETTINGS_COMMANDS = (
-    Command(("system",), "TEXT", "text", "Set the system message, or remove it if empty.", _system),
-    Command(("set",), "parameter NAME VALUE | verbose | ...", "parameter", "Change sampling and display.", _set),
+    Command(("model",), "[NAME]", "model", "Continue with another model; alone, list them.", _model),
+    Command(("system",), "[TEXT|none]", "text", "Set or remove the system message; alone, show it.", _system),
+    Command(("set",), "NAME VALUE", "parameter", f"Change sampling and display: {SET_USAGE}", _set),
     Command(("show",), "", "none", "Show the model, the parameters and context usage.", _show),
-    Command(("model",), "NAME", "model", "Continue with another model.", _model),
 )

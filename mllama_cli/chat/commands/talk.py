@@ -1,15 +1,15 @@
 """Slash commands for the conversation itself."""
 
+import os
 import re
-from pathlib import Path
 
 from mllama_cli.chat.commands.command import Command, require
+from mllama_cli.chat.dialogue import AttachedText, default_question
 from mllama_cli.chat.shell import Shell
 from mllama_cli.chat.storage.saved import printable, shortened
 from mllama_cli.core.errors import UsageError
-
-MAX_TEXT_BYTES = 4 * 2**20
-"""Largest file that /read takes, far more than any context holds."""
+from mllama_cli.system.files import expanded
+from mllama_cli.system.text_file import read_text
 
 
 def _clear(shell: Shell, argument: str) -> None:
@@ -23,34 +23,29 @@ def _regen(shell: Shell, argument: str) -> None:
 
 
 def _undo(shell: Shell, argument: str) -> None:
-    question = shell.dialogue.pop_last_turn()
+    question = shell.dialogue.undo()
     shell.autosave.save(shell.dialogue)
-    shell.terminal.note(f"Removed: {shortened(printable(question.text))}")
+    shell.terminal.note(f"Removed: {shortened(printable(question.text))} (/redo restores it)")
+
+
+def _redo(shell: Shell, argument: str) -> None:
+    question = shell.dialogue.redo()
+    shell.autosave.save(shell.dialogue)
+    shell.terminal.note(f"Restored: {shortened(printable(question.text))}")
 
 
 def _edit(shell: Shell, argument: str) -> None:
-    question = shell.dialogue.pop_last_turn()
-    for image in question.images:
-        shell.dialogue.attach(image)
-    shell.autosave.save(shell.dialogue)
-    shell.draft = question.text
+    shell.draft = shell.dialogue.begin_edit() or default_question(len(shell.dialogue.attachments))
 
 
 def _read(shell: Shell, argument: str) -> None:
-    path = Path(require(_unquoted(argument), "read", "a file")).expanduser()
-    try:
-        if path.stat().st_size > MAX_TEXT_BYTES:
-            raise UsageError(f"{path} is larger than {MAX_TEXT_BYTES >> 20} MiB", "No context is that long.")
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is not UTF-8 text", "/image attaches an image.") from None
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}", "Check the path.") from None
+    path = expanded(require(_unquoted(argument), "read", "a file"))
+    text = read_text(path, hint="/image attaches an image.")
     if not text.strip():
         raise UsageError(f"{path} is empty", "")
-    shell.dialogue.attached_text.append(f"{path.name}:\n{text.rstrip()}")
-    lines = len(text.splitlines())
-    shell.terminal.note(f"{path.name} ({lines} line{'s' * (lines != 1)}) will be sent with your next message.")
+    file = AttachedText(os.path.realpath(path), path.name, text.rstrip())
+    shell.dialogue.attach_text(file)
+    shell.terminal.note(f"Attached {file.chip}. It goes with your next message.")
 
 
 def _copy(shell: Shell, argument: str) -> None:
@@ -78,11 +73,14 @@ def _unquoted(path: str) -> str:
     return re.sub(r"\\(.)", r"\1", path) if "\\ " in path else path
 
 
-TALK_COMMANDS = (
-    Command(("clear", "new"), "", "none", "Start a new conversation.", _clear),
+ANSWER_COMMANDS = (
     Command(("regen", "regenerate", "retry"), "", "none", "Answer the last question again.", _regen),
     Command(("undo",), "", "none", "Remove the last question and its answer.", _undo),
-    Command(("edit",), "", "none", "Edit the last question and ask it again.", _edit),
-    Command(("read",), "FILE", "path", "Add the text of a file to your next message.", _read),
+    Command(("redo",), "", "none", "Restore what /undo removed.", _redo),
+    Command(("edit",), "", "none", "Edit the last question; the new one replaces it when it is answered.", _edit),
     Command(("copy",), "[code]", "text", "Copy the last answer, or its last code block.", _copy),
+)
+TALK_COMMANDS = (
+    Command(("clear", "new"), "", "none", "Start a new conversation.", _clear),
+    Command(("read",), "FILE", "path", "Attach the text of a file to your next message.", _read),
 )

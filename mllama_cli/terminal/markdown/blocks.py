@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mllama_cli.core.text import strip_control
+from mllama_cli.terminal.markdown.formulas import keep_formula_blocks
 from mllama_cli.terminal.markdown.inline import inline_text
-from mllama_cli.terminal.markdown.theme import MarkdownTheme
+from mllama_cli.terminal.markdown.theme import MarkdownTheme, syntax_theme
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
@@ -71,6 +72,9 @@ def _block(token: "Token", inside: "Sequence[Token]", theme: MarkdownTheme, widt
             return [Text.assemble(("│ ", theme.quote), line) for line in lines]
         case "table_open":
             return _table(inside, theme, width)
+        case "math_block":
+            formula = strip_control(token.content).split("\n")
+            return [line for row in formula for line in _wrapped(Text(row), width)]
         case "hr":
             return [Text("─" * min(width, 40), theme.rule)]
         case _:
@@ -102,7 +106,7 @@ def _code(code: str, info: str, theme: MarkdownTheme) -> list[Text]:
     language = strip_control(info).split()[0] if info.split() else ""
     if not theme.syntax or not language:
         return [Text(line, theme.code if not language else "") for line in code.split("\n")]
-    text = Syntax("", language, theme=theme.syntax, background_color="default").highlight(code)
+    text = Syntax("", language, theme=syntax_theme(theme.syntax), background_color="default").highlight(code)
     lines = list(text.split("\n", allow_blank=True))
     # The highlighter appends an empty line.
     while len(lines) > len(code.split("\n")):
@@ -167,4 +171,6 @@ def _parser() -> "MarkdownIt":
     from markdown_it import MarkdownIt
 
     # "reference" would hide the lines that define links.
-    return MarkdownIt("commonmark").enable("table").disable(["reference", "inline"])
+    parser = MarkdownIt("commonmark").enable("table").disable(["reference", "inline"])
+    keep_formula_blocks(parser)
+    return parser

@@ -1,21 +1,17 @@
 """Render inline Markdown: emphasis, code spans, links; LaTeX and HTML stay as written."""
 
-import re
 from functools import cache
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from mllama_cli.core.text import strip_control
+from mllama_cli.terminal.markdown.formulas import keep_formulas_inline
 from mllama_cli.terminal.markdown.theme import MarkdownTheme
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
-    from markdown_it.rules_inline import StateInline
     from markdown_it.token import Token
-
-DOLLAR_MATH = re.compile(r"\$(?=\S)[^$\n]{0,198}?(?<=[^\s\\])\$(?!\d)|\$\$(?=\S)[^$\n]{0,198}?\$\$")
-"""``$x$`` as in pandoc: no space next to the dollars inside, no digit after, one line; so prices are not formulas."""
 
 _STYLES = {"strong_open": "strong", "em_open": "emphasis", "s_open": "struck"}
 
@@ -77,32 +73,7 @@ def _parser() -> "MarkdownIt":
     from markdown_it import MarkdownIt
 
     parser = MarkdownIt("commonmark").enable("strikethrough").disable("html_inline")
-    parser.inline.ruler.before("escape", "latex", _latex)
-    parser.inline.ruler.before("escape", "dollar", _dollar)
+    keep_formulas_inline(parser)
     # Show URLs as written, not percent-encoded.
     parser.normalizeLink = lambda url: url  # type: ignore[method-assign]
     return parser
-
-
-def _latex(state: "StateInline", silent: bool) -> bool:
-    r"""Keep ``\(x\)`` and ``\[x\]``: Markdown would remove the backslashes and turn ``_`` into italics."""
-    opening = state.src[state.pos : state.pos + 2]
-    if opening not in ("\\(", "\\["):
-        return False
-    end = state.src.find("\\)" if opening == "\\(" else "\\]", state.pos + 2)
-    # An unfinished formula is still LaTeX, so its opening stays.
-    return _verbatim(state, silent, end + 2 if end >= 0 else state.pos + 2)
-
-
-def _dollar(state: "StateInline", silent: bool) -> bool:
-    if state.src[state.pos] != "$":
-        return False
-    found = DOLLAR_MATH.match(state.src, state.pos)
-    return found is not None and _verbatim(state, silent, found.end())
-
-
-def _verbatim(state: "StateInline", silent: bool, end: int) -> bool:
-    if not silent:
-        state.pending += state.src[state.pos : end].replace("\n", " ")
-    state.pos = end
-    return True

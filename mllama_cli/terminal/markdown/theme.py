@@ -1,6 +1,11 @@
 """Markdown colours for a dark, light or unknown background. No background is set, as it would be copied along."""
 
 from dataclasses import dataclass
+from functools import cache
+
+from rich.color import Color
+from rich.style import Style
+from rich.syntax import Syntax, SyntaxTheme, TokenType
 
 from mllama_cli.core.errors import UsageError
 
@@ -24,6 +29,8 @@ class MarkdownTheme:
 
 
 _THEMES = {
+    # The 16 ANSI colours without white and black, which the terminal's own scheme keeps readable.
+    "auto": MarkdownTheme("ansi_light", "cyan", "underline", "blue", ("bold magenta", "bold cyan", "bold")),
     "dark": MarkdownTheme(
         "monokai", "bright_cyan", "underline", "bright_blue", ("bold bright_magenta", "bold bright_cyan", "bold")
     ),
@@ -37,3 +44,34 @@ def markdown_theme(name: str) -> MarkdownTheme:
     if name not in _THEMES:
         raise UsageError(f"There is no theme {name!r}", f"Themes: {', '.join(_THEMES)}.")
     return _THEMES[name]
+
+
+@cache
+def syntax_theme(name: str) -> SyntaxTheme:
+    """Return the theme of code blocks of that name, without colours that some background would hide."""
+    return _Readable(Syntax.get_theme(name))
+
+
+class _Readable(SyntaxTheme):
+    """Another theme whose near-white and near-black text has the terminal's own colour, readable on any background."""
+
+    def __init__(self, theme: SyntaxTheme) -> None:
+        self._theme = theme
+
+    def get_style_for_token(self, token_type: TokenType) -> Style:
+        style = self._theme.get_style_for_token(token_type)
+        if style.color is None or not _is_extreme(style.color):
+            return style
+        return Style(bold=style.bold, italic=style.italic, underline=style.underline)
+
+    def get_background_style(self) -> Style:
+        return self._theme.get_background_style()
+
+
+def _is_extreme(colour: Color) -> bool:
+    """Return whether a colour is nearly white or nearly black."""
+    if colour.triplet is None:
+        return colour.name in ("white", "bright_white", "black")
+    red, green, blue = colour.triplet.normalized
+    lightness = 0.299 * red + 0.587 * green + 0.114 * blue
+    return max(colour.triplet) - min(colour.triplet) < 64 and not 0.2 < lightness < 0.8

@@ -25,10 +25,12 @@ class MarkdownView:
     block only the end is shown until it is finished.
     """
 
-    def __init__(self, terminal: Terminal, *, theme: str = "dark") -> None:
+    def __init__(self, terminal: Terminal, *, theme: str = "auto") -> None:
         self._console = terminal.out
         self._out = terminal.stdout
-        self._theme = markdown_theme(theme)
+        # The dark and light themes rounded to 16 colours would be neither.
+        few = self._console.color_system == "standard" and theme in ("dark", "light")
+        self._theme = markdown_theme("auto" if few else theme)
         self._plain = None
         if not terminal.stdout_is_tty or self._console.is_dumb_terminal:
             self._plain = AnswerWriter(terminal)
