@@ -41,14 +41,14 @@ class Stream(TextIOWrapper):
         return buffer.getvalue().decode()
 
 
-def run_here(*arguments: str, stdin: bytes | None = None, screen: bool = False) -> Result:
-    """Run the app in this process. ``stdin`` None is a terminal without input.
+def run_here(*arguments: str, stdin: bytes | None = None, typed: bytes = b"", screen: bool = False) -> Result:
+    """Run the app in this process. ``stdin`` None is a terminal on which ``typed`` is entered.
 
     stdout and stderr are pipes, or with ``screen`` a terminal of $COLUMNS columns.
     """
     from mllama_cli.cli.app import app
 
-    streams = Stream(stdin or b"", tty=stdin is None), Stream(tty=screen), Stream(tty=screen)
+    streams = Stream(stdin or typed, tty=stdin is None), Stream(tty=screen), Stream(tty=screen)
     with pytest.MonkeyPatch.context() as patch:
         for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
             patch.setattr(sys, name, stream)

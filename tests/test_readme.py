@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mllama_cli.cli.common import BUILT_IN_NOTE
 from mllama_cli.sketch import evaluate
 from tests.checkpoints import make_checkpoint
 from tests.console import run_here, run_script
@@ -64,7 +65,8 @@ def test_the_first_command_says_what_the_readme_says(tmp_path: Path, monkeypatch
     assert found
     result = run_script(*shlex.split(found[1].replace("tests/data", str(ROOT / "tests/data"))))
     assert result.code == 0
-    assert result.err + result.out == found[2]
+    # On a terminal the built-in model is announced.
+    assert f"{BUILT_IN_NOTE}\n{result.err}{result.out}" == found[2]
 
 
 ROOMS = "|".join(path.parent.name for path in (ROOT / "mllama_cli").glob("*/__init__.py"))

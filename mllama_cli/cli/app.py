@@ -6,11 +6,11 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from mllama_cli.cli.bench import bench
 from mllama_cli.cli.caption import caption
 from mllama_cli.cli.chat import chat
+from mllama_cli.cli.commands import Commands, Group
 from mllama_cli.cli.common import ExitStatus
 from mllama_cli.cli.completion import completion
 from mllama_cli.cli.config import config
@@ -20,11 +20,15 @@ from mllama_cli.cli.models import list_models, remove
 from mllama_cli.cli.options import DEBUG_KEY
 from mllama_cli.cli.quantize import quantize
 from mllama_cli.cli.show import show
+from mllama_cli.cli.usage import reworded, unknown_command
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.version import __version__
 
+_WORDS: list[str] = []
+"""The command line, as options that were not parsed yet count for errors too."""
 
-class MllamaGroup(TyperGroup):
+
+class MllamaGroup(Group):
     """Turn our errors into one line on stderr and an exit code; ``--debug`` on a command shows the traceback."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -38,20 +42,18 @@ class MllamaGroup(TyperGroup):
         except MllamaError as error:
             if ctx.meta.get(DEBUG_KEY):
                 raise
-            from mllama_cli.terminal.console import Terminal
-
-            Terminal().error(error.message, error.hint)
+            _report(error)
             raise typer.Exit(error.exit_code) from None
         except (RuntimeError, MemoryError) as error:
             if ctx.meta.get(DEBUG_KEY) or isinstance(error, typer.Exit | typer.Abort):
                 raise
             from mllama_cli.engine.device import is_out_of_memory, memory_shortage
-            from mllama_cli.terminal.console import Terminal
 
             if not is_out_of_memory(error):
                 raise
             shortage = memory_shortage()
-            Terminal().error(shortage.message, f"{shortage.hint} --debug shows where it happened.")
+            shortage.hint = f"{shortage.hint} --debug shows where it happened."
+            _report(shortage)
             raise typer.Exit(shortage.exit_code) from None
         except KeyboardInterrupt:
             if ctx.meta.get(DEBUG_KEY):
@@ -63,25 +65,68 @@ class MllamaGroup(TyperGroup):
             raise typer.Exit(ExitStatus.DONE) from None
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Report write errors here too, as help and version are printed before a command is invoked."""
-        for parameter in self.params:  # Typer appends its own after __init__
-            if parameter.name in ("install_completion", "show_completion"):
-                parameter.hidden = True  # type: ignore[attr-defined]  # `mllama completion` is the documented way
+        """Report usage and write errors here too, as help and version are printed before a command is invoked."""
+        _WORDS[:] = (args[0] if args else extra.get("args")) or sys.argv[1:]
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")  # ASCII under LC_ALL=POSIX: an answer with a few ? beats none
         try:
-            return super().main(*args, **extra)
+            sys.exit(super().main(*args, **{**extra, "standalone_mode": False}) or ExitStatus.DONE)
+        except BrokenPipeError:
+            _drop_output()
+            sys.exit(ExitStatus.DONE)
         except OSError as error:
             # A full disk behind stdout, a folder without read permission: the system's message says it best.
             if "--debug" in sys.argv:
                 raise
-            from mllama_cli.terminal.console import Terminal
-
             _drop_output()
             where = f": {error.filename}" if error.filename else ""
-            Terminal().error(f"{error.strerror or error}{where}", "--debug shows where it happened.")
+            _report(MllamaError(f"{error.strerror or error}{where}", "--debug shows where it happened."))
             sys.exit(ExitStatus.FAILURE)
+        except Exception as error:
+            # Typer has its own copy of click in some versions, so its errors are known by their method.
+            if not hasattr(error, "format_message"):
+                raise
+            if type(error).__name__ == "NoArgsIsHelpError":
+                typer.echo(error.format_message())
+                sys.exit(ExitStatus.USAGE)
+            ours = reworded(error)
+            _report(ours)
+            sys.exit(ours.exit_code)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Read `run MODEL` as `chat -m MODEL` and `help COMMAND` as `COMMAND --help`; point on from unknown words."""
+        word, *rest = args
+        if word == "run":
+            args = ["chat", *(["-m"] if rest and not rest[0].startswith("-") else []), *rest]
+        elif word == "help" and rest:
+            args = [*rest, "--help"]
+        elif word == "help":
+            typer.echo(ctx.get_help())
+            ctx.exit()
+        elif word not in self.commands and not word.startswith("-") and not ctx.resilient_parsing:
+            raise unknown_command(args, [name for name, each in self.commands.items() if not each.hidden])
+        return super().resolve_command(ctx, args)
+
+
+def _report(error: MllamaError) -> None:
+    """Print an error on stderr: as two lines, or with --json as an object."""
+    from mllama_cli.terminal.console import Terminal
+
+    terminal = Terminal()
+    if "--json" not in _WORDS:
+        terminal.error(error.message, error.hint)
+    elif terminal.stderr is not None:
+        import json
+
+        from mllama_cli.core.text import hide_passwords
+
+        about = {
+            "message": hide_passwords(error.message),
+            "hint": hide_passwords(error.hint),
+            "code": int(error.exit_code),
+        }
+        terminal.stderr.write(json.dumps({"error": about}) + "\n")
 
 
 def _require_current_folder() -> None:
@@ -100,14 +145,13 @@ def _drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-app = typer.Typer(
+app = Commands(
     name="mllama",
     cls=MllamaGroup,
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 200},
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
     help="Chat with Llama 3.2 Vision models about your pictures, on your own GPU or CPU.",
+    epilog="`mllama run MODEL` is `mllama chat -m MODEL`; `mllama help COMMAND` is `mllama COMMAND --help`.",
 )
 
 

@@ -28,7 +28,7 @@ def caption(
     Existing captions are kept, so running the same command again resumes a stopped run.
     The caption of a single picture is printed, not written.
 
-    [bold]mllama caption photos/[/]
+    Example: mllama caption photos/
     """
     from mllama_cli.cli.caption_run import run_captions
 

@@ -21,10 +21,10 @@ def chat(
 
     Without a question, on a terminal, opens the interactive chat.
 
-    [bold]mllama chat --image photo.jpg "What is this?"[/]
+    Example: mllama chat --image photo.jpg "What is this?"
     """
     from mllama_cli.cli.interactive import find_chat, run_chat
-    from mllama_cli.cli.oneshot import run_question
+    from mllama_cli.cli.oneshot import run_question, say_what_continues
     from mllama_cli.cli.question import Question, build_question, read_images
     from mllama_cli.terminal.answer_view import StatusLine
     from mllama_cli.terminal.console import Terminal
@@ -40,6 +40,8 @@ def chat(
     else:
         asked = replace(asked, system=request.system(saved))
         question = build_question(asked, terminal, before=saved.whole if saved else None)
+        if saved is not None and saving.resume_last:
+            say_what_continues(terminal, saved)
     name, folder = resolve_model(request.compute.model or (saved.model if saved else None), terminal)
     question = question.prepared(folder)
 

@@ -119,7 +119,11 @@ class ChatRequest:
 
     @property
     def saves(self) -> bool:
-        return not self.saving.no_log and self.settings.log is not False
+        return not self.saving.no_log and self.settings.log != "none"
+
+    def saves_question(self, terminal: "Terminal", *, continued: bool) -> bool:
+        """Return whether one question is kept: one that continues a saved chat, or one asked on a terminal."""
+        return self.saves and (continued or (terminal.stdout_is_tty and self.settings.log != "chats"))
 
     @property
     def verbose(self) -> bool:

@@ -10,6 +10,7 @@ from mllama_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from mllama_cli.core.settings import Settings
+    from mllama_cli.hub.catalog import ModelEntry
     from mllama_cli.terminal.console import Terminal
 
 BUILT_IN_NOTE = "This is the small built-in model: it knows only simple drawings. For a real one: mllama download 11b"
@@ -56,23 +57,71 @@ def read_settings(path: Path) -> "Settings":
 
 
 def resolve_model(asked: str | None, terminal: "Terminal") -> tuple[str, Path]:
-    """Return name and folder of the model to run: as asked, else the only installed one, else the built-in one.
+    """Return name and folder of the model to run: as asked, else the default.
 
-    Falling back to the built-in model prints a note. Raise ModelNotFoundError or CheckpointError.
+    The default is the only installed model, of several the one used last on a terminal or one chosen from a list
+    there, and without any the built-in one, with a note. Raise ModelNotFoundError, CheckpointError or UsageError.
     """
-    from mllama_cli.hub.catalog import default_model, resolve
+    from mllama_cli.core.errors import ModelNotFoundError
+    from mllama_cli.hub.catalog import default_model, last_used, remember_used, resolve
 
     if asked is not None:
-        return asked, resolve(asked)
-    entry = default_model()
-    if entry.where == "package":
+        folder = resolve(asked)
+        if terminal.stderr_is_tty:
+            remember_used(asked)
+        return asked, folder
+    try:
+        entry = default_model()
+    except ModelNotFoundError:
+        last = last_used()
+        if last is None and not (terminal.stdin_is_tty and terminal.stderr_is_tty):
+            raise
+        entry = last or _chosen_model(terminal)
+    if entry.where == "package" and terminal.stderr_is_tty:
         terminal.note(BUILT_IN_NOTE)
     return entry.name, entry.path
 
 
+def _chosen_model(terminal: "Terminal") -> "ModelEntry":
+    """Let the user choose one of the models by its number. Raise UsageError if none was chosen."""
+    from mllama_cli.hub.catalog import remember_used, runnable, short_name
+
+    entries = runnable()
+    terminal.err.print("Which model? It stays the one in use until you name another with -m.")
+    for number, entry in enumerate(entries, start=1):
+        terminal.err.print(f"  {number}  {short_name(entry.name)}")
+    for _ in range(3):
+        terminal.err.print(f"Number (1 to {len(entries)}): ", end="")
+        answer = terminal.stdin.readline()
+        word = answer.strip()
+        if word.isascii() and word.isdigit() and 1 <= int(word) <= len(entries):
+            remember_used(entries[int(word) - 1].name)
+            return entries[int(word) - 1]
+        if not word:
+            break
+    raise UsageError("No model was chosen", "Name one with -m, or choose a default: `mllama config set model NAME`.")
+
+
+def name_for_use(folder: Path) -> str:
+    """Return what -m takes for a model's folder: the name of one in the models folder, else the path."""
+    from mllama_cli.hub.catalog import models_folder
+
+    return folder.name if folder.parent == models_folder() else str(folder)
+
+
+def say_how_to_use(terminal: "Terminal", name: str) -> None:
+    """Say on a terminal how to run a new model and how to make it the default."""
+    import shlex
+
+    if terminal.stderr_is_tty:
+        word = shlex.quote(name)
+        terminal.note(f"Use it: mllama chat -m {word}")
+        terminal.note(f"Make it the default: mllama config set model {word}")
+
+
 def print_json(terminal: "Terminal", data: Any) -> None:
-    """Print indented JSON. Lone surrogates, which stdout cannot encode, become U+FFFD."""
-    terminal.result(json.dumps(data, ensure_ascii=False, indent=2) + "\n")
+    """Print JSON: on a terminal indented, else one line. Lone surrogates, which stdout cannot encode, become U+FFFD."""
+    terminal.result(json.dumps(data, ensure_ascii=False, indent=2 if terminal.stdout_is_tty else None) + "\n")
 
 
 def require_confirmation(terminal: "Terminal", *, given: bool) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mllama_cli.cli import complete
+from mllama_cli.cli.commands import Commands
 from mllama_cli.cli.common import config_path, load_settings, print_json
 from mllama_cli.cli.options import MODEL_VARIABLE, AsJson, Debug
 
@@ -21,7 +22,7 @@ Key = Annotated[
     typer.Argument(metavar="KEY", help="A setting (see `mllama config show`).", autocompletion=complete.setting_names),
 ]
 
-config = typer.Typer(no_args_is_help=True, help="Show and change defaults: model, sampling, display.")
+config = Commands(help="Show and change defaults: model, sampling, display.")
 
 
 @config.command()
@@ -38,10 +39,9 @@ def show(
     debug: Debug = False,
 ) -> None:
     """Show every setting, its value, and where it comes from."""
-    from rich.table import Table
-
     from mllama_cli.core.settings import KEYS
     from mllama_cli.terminal.console import Terminal
+    from mllama_cli.terminal.tables import print_table
 
     terminal = Terminal()
     settings = load_settings()
@@ -50,12 +50,21 @@ def show(
         record = {name: {"value": value, "from": source} for name, (value, source) in found.items()}
         print_json(terminal, record)
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("SETTING", "VALUE", "FROM", "MEANING"):
-        table.add_column(title, no_wrap=title != "MEANING")
-    for name, (value, source) in found.items():
-        table.add_row(name, "" if value is None else _as_text(value), source, KEYS[name].help)
-    terminal.out.print(table)
+    rows = [
+        (name, _default_of(name) if value is None else _as_text(value), source, KEYS[name].help)
+        for name, (value, source) in found.items()
+    ]
+    # The file is named once, as its path would take the room of the rest.
+    file = str(config_path())
+    short = [(name, value, "config file" if source == file else source, help_) for name, value, source, help_ in rows]
+    print_table(
+        terminal,
+        ("SETTING", "VALUE", "FROM", "MEANING"),
+        short if terminal.stdout_is_tty else rows,
+        wrapped=("VALUE", "MEANING"),
+    )
+    if terminal.stdout_is_tty and any(source == file for _, _, source, _ in rows):
+        terminal.out.print(f"config file: {file}", soft_wrap=True)
 
 
 @config.command()
@@ -111,6 +120,21 @@ def _effective(name: str, settings: "Settings") -> tuple[Any, str]:
         return os.environ[MODEL_VARIABLE], MODEL_VARIABLE
     value = settings.get(name)
     return (None, "default") if value is None else (value, str(config_path()))
+
+
+def _default_of(name: str) -> str:
+    """Return what counts where a setting is not set, in parentheses, as it is no value of the file."""
+    known = {"device": "auto", "dtype": "auto", "theme": "auto", "preview": "on", "verbose": "off", "log": "all"}
+    if name in known:
+        return f"({known[name]})"
+    from mllama_cli.core.config import GenerationConfig
+    from mllama_cli.core.sampling import SETTABLE, Sampling
+
+    if name not in SETTABLE:
+        return ""
+    if hasattr(GenerationConfig, name):
+        return "(the model's)"
+    return f"({getattr(Sampling(), name) or 'none'})"
 
 
 def _as_text(value: Any) -> str:

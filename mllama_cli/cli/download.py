@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mllama_cli.cli import complete
+from mllama_cli.cli.common import say_how_to_use
 from mllama_cli.cli.options import Debug
 from mllama_cli.core.text import human_size, suggest
 
@@ -36,10 +37,10 @@ def download(
 
     Resumes an interrupted download. HF_TOKEN, HF_HOME and HF_ENDPOINT are respected.
 
-    [bold]mllama download 11b[/]
+    Example: mllama download 11b
     """
     from mllama_cli.core.errors import ModelNotFoundError, UsageError
-    from mllama_cli.hub.catalog import MODEL_ALIASES, hub_address
+    from mllama_cli.hub.catalog import MODEL_ALIASES, hub_address, short_name
 
     if not model:
         names = ", ".join(f"{alias} ({id_})" for alias, id_ in MODEL_ALIASES.items())
@@ -68,29 +69,26 @@ def download(
     if dry_run:
         _print_plan(terminal, todo)
         return
-    with DownloadView(terminal, repo) as view:
+    with DownloadView(terminal, short_name(repo)) as view:
         folder = hub.download(todo, view.event)
     terminal.result(f"{folder}\n")
+    say_how_to_use(terminal, short_name(repo))
 
 
 def _print_plan(terminal: "Terminal", todo: "DownloadPlan") -> None:
-    from rich.table import Table
+    from mllama_cli.terminal.tables import print_facts, print_table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("FILE", no_wrap=True)
-    table.add_column("SIZE", justify="right", no_wrap=True)
-    table.add_column("CACHED", no_wrap=True)
-    for file in todo.files:
-        state = "yes" if file.cached else human_size(file.here) if file.here else "no"
-        table.add_row(file.name, human_size(file.size), state)
-    terminal.out.print(table)
-    summary = Table(box=None, pad_edge=False, show_header=False)
-    summary.add_column(style="bold", no_wrap=True)
-    summary.add_column(no_wrap=True)
-    summary.add_row("total", human_size(todo.total))
-    summary.add_row("already cached", human_size(todo.here))
-    summary.add_row("to download", human_size(todo.missing))
-    summary.add_row("free disk", human_size(todo.free))
-    summary.add_row("folder", str(todo.folder))
+    cached = ("yes" if file.cached else human_size(file.here) if file.here else "no" for file in todo.files)
+    rows = [(file.name, human_size(file.size), state) for file, state in zip(todo.files, cached, strict=True)]
+    print_table(terminal, ("FILE", "SIZE", "CACHED"), rows, right=("SIZE",))
     terminal.out.print()
-    terminal.out.print(summary)
+    print_facts(
+        terminal,
+        [
+            ("total", human_size(todo.total)),
+            ("already cached", human_size(todo.here)),
+            ("to download", human_size(todo.missing)),
+            ("free disk", human_size(todo.free)),
+            ("folder", todo.folder),
+        ],
+    )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mllama_cli.cli import complete
+from mllama_cli.cli.commands import Commands
 from mllama_cli.cli.common import confirmed, print_json, require_confirmation
 from mllama_cli.cli.options import AsJson, Debug, Yes
 from mllama_cli.core.text import one_line
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from mllama_cli.chat.storage.saved import ChatSummary, SavedChat
     from mllama_cli.terminal.console import Terminal
 
-history = typer.Typer(no_args_is_help=True, help="List, show, export and delete saved chats.")
+history = Commands(help="List, show, export and delete saved chats.")
 
 ChatName = Annotated[
     str, typer.Argument(metavar="CHAT", help="A name, the start of one, or a number.", autocompletion=complete.chats)
@@ -38,6 +39,7 @@ def list_chats(
     from rich.text import Text
 
     from mllama_cli.chat.storage.store import ChatStore
+    from mllama_cli.hub.catalog import short_name
     from mllama_cli.terminal.console import Terminal
 
     terminal = Terminal()
@@ -57,8 +59,9 @@ def list_chats(
     table.add_column("IMAGES", no_wrap=True, justify="right")
     table.add_column("MODEL")
     table.add_column("DATE", no_wrap=True)
+    screen = terminal.stdout_is_tty
     for chat in chats:
-        model = one_line(chat.model)
+        model = one_line(short_name(chat.model) if screen else chat.model)
         texts = (str(chat.id), chat.name or "", chat.title, str(chat.messages), str(chat.images), model)
         cells = [Text(text, no_wrap=True, overflow="ellipsis") for text in texts]
         table.add_row(*cells, f"{chat.updated:%Y-%m-%d %H:%M}")

@@ -1,21 +1,25 @@
 """`mllama list` and `mllama rm`: list and delete the models on this machine."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mllama_cli.cli import complete
 from mllama_cli.cli.common import confirmed, print_json, require_confirmation
 from mllama_cli.cli.options import AsJson, Debug, Yes
-from mllama_cli.core.text import human_size
+from mllama_cli.core.text import human_size, one_line
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from mllama_cli.hub.catalog import ModelEntry
 
 
 def list_models(as_json: AsJson = False, debug: Debug = False) -> None:
     """List the models on this machine: name, size, kind, date."""
-    from rich.table import Table
-
     from mllama_cli.hub.catalog import built_in, installed
     from mllama_cli.terminal.console import Terminal
+    from mllama_cli.terminal.tables import fits, print_table
 
     terminal = Terminal()
     entries = [*installed(), built_in()]
@@ -27,7 +31,7 @@ def list_models(as_json: AsJson = False, debug: Debug = False) -> None:
                     "name": entry.name,
                     "size": entry.size,
                     "kind": entry.kind,
-                    "modified": entry.modified.isoformat(timespec="seconds"),
+                    "modified": entry.modified.astimezone().isoformat(timespec="seconds"),
                     "where": entry.where,
                     "revision": entry.revision,
                     "complete": entry.complete,
@@ -37,21 +41,28 @@ def list_models(as_json: AsJson = False, debug: Debug = False) -> None:
             ],
         )
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    # On a narrow screen KIND is wrapped, so that a name can be copied.
-    table.add_column("NAME", no_wrap=True, min_width=max(len(entry.name) for entry in entries))
-    table.add_column("SIZE", no_wrap=True, justify="right")
-    table.add_column("KIND")
-    table.add_column("DATE", no_wrap=True)
-    table.add_column("WHERE", no_wrap=True)
-    for entry in entries:
-        unfinished = "" if entry.complete else ", incomplete"
-        date = f"{entry.modified:%Y-%m-%d}"
-        where = entry.where.removesuffix(" cache")
-        table.add_row(entry.name, human_size(entry.size), entry.kind + unfinished, date, where)
-    terminal.out.print(table)
+    titles = ("NAME", "SIZE", "KIND", "DATE", "WHERE")
+    on_screen = terminal.stdout_is_tty  # scripts get the ids alone
+    rows = [_row(entry, alias=on_screen, name=True) for entry in entries]
+    if on_screen and not fits(terminal, titles, rows):
+        rows = [_row(entry, alias=True, name=False) for entry in entries]
+    print_table(terminal, titles, rows, right=("SIZE",), wrapped=("KIND",))
     if len(entries) == 1:
         terminal.note("The built-in model knows only simple drawings. Get a real one with `mllama download 11b`.")
+
+
+def _row(entry: "ModelEntry", *, alias: bool, name: bool) -> tuple["str | Text", ...]:
+    """Return a model's cells: its alias if it has one, its name dim behind that, or one of them."""
+    from rich.text import Text
+
+    from mllama_cli.hub.catalog import short_name
+
+    full = one_line(entry.name)
+    called = short_name(full) if alias else full
+    both = Text(called).append(f" {full}", style="dim") if name and called != full else called
+    kind = entry.kind + ("" if entry.complete else ", incomplete")
+    date, where = f"{entry.modified:%Y-%m-%d}", entry.where.removesuffix(" cache")
+    return both, human_size(entry.size), kind, date, where
 
 
 def remove(

@@ -1,21 +1,21 @@
 """Answer one question: the text or one JSON object on stdout, status on stderr."""
 
-import json
 from collections.abc import Generator
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mllama_cli.cli.common import ExitStatus
+from mllama_cli.chat.storage.saved import SavedChat, now
+from mllama_cli.cli.common import ExitStatus, print_json
 from mllama_cli.core.events import Event, FinishReason
 from mllama_cli.terminal.answer_view import AnswerView, AnswerWriter, stats_line
 from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
-    from mllama_cli.chat.storage.saved import SavedChat
     from mllama_cli.cli.chat_request import ChatRequest
     from mllama_cli.cli.question import Question
+    from mllama_cli.core.conversation import Conversation
     from mllama_cli.core.sampling import Sampling
     from mllama_cli.engine.engine import Engine
     from mllama_cli.processing.processor import ModelInputs
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def run_question(
     terminal: Terminal, engine: "Engine", request: "ChatRequest", question: "Question", saved: "SavedChat | None"
 ) -> None:
-    """Answer one question and append it to the chat it continues. Raise typer.Exit after Ctrl-C."""
+    """Answer one question and save it, in the chat that it continues if there is one. Raise typer.Exit after Ctrl-C."""
     output, sampling = request.output, request.sampling_for(engine, question.sampling)
     answer = OneAnswer(terminal, engine, stream=not (output.no_stream or output.as_json))
     answer.run(question.inputs(engine.processor), sampling)
@@ -35,12 +35,34 @@ def run_question(
     answer.say_why_it_ended(sampling.max_tokens)
     if request.verbose:
         answer.print_statistics()
-    if saved is not None and not request.saving.no_log and question.conversation is not None and answer.text:
-        from mllama_cli.chat.storage.store import ChatStore
-
-        ChatStore().save(saved, question.conversation.with_assistant(answer.text))
+    if question.conversation is not None and answer.text:
+        whole = question.conversation.with_assistant(answer.text)
+        if request.saves_question(terminal, continued=saved is not None):
+            _save(terminal, saved or SavedChat.new(engine.name), whole)
     if answer.interrupted:
         raise typer.Exit(ExitStatus.INTERRUPTED)
+
+
+def say_what_continues(terminal: Terminal, saved: "SavedChat") -> None:
+    """Say on stderr which chat a question continues, as the last one need not be the one that is meant."""
+    count = len(saved.conversation.messages)
+    minutes = max(0, round((now() - saved.updated).total_seconds() / 60))
+    age = f"{minutes} min" if minutes < 100 else f"{minutes // 60} h" if minutes < 3000 else f"{minutes // 1440} days"
+    name = f"{saved.id} ({saved.name})" if saved.name else str(saved.id)
+    terminal.note(f'Continuing {name} "{saved.title}" ({count} message{"s" * (count != 1)}, {age} ago)')
+
+
+def _save(terminal: Terminal, chat: SavedChat, whole: "Conversation") -> None:
+    """Save the chat. A new one that cannot be saved costs a note, not the answer's exit code."""
+    from mllama_cli.chat.storage.store import ChatStore
+    from mllama_cli.core.errors import MllamaError
+
+    try:
+        ChatStore().save(chat, whole)
+    except MllamaError as error:
+        if chat.id:
+            raise
+        terminal.note(f"This question was not saved: {error.message}")
 
 
 class OneAnswer(AnswerView):
@@ -91,8 +113,7 @@ class OneAnswer(AnswerView):
                 "time_to_first_token": round(stats.time_to_first_token, 4),
                 "tokens_per_second": round(stats.tokens_per_second, 2),
             }
-        self.terminal.result(json.dumps(record, ensure_ascii=False) + "\n")
-        self.terminal.stdout.flush()
+        print_json(self.terminal, record)
 
     def say_why_it_ended(self, max_tokens: int) -> None:
         """Report an answer that hit a limit."""

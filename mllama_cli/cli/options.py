@@ -35,6 +35,8 @@ DEBUG_KEY = "mllama.debug"
 MODEL_VARIABLE = "MLLAMA_MODEL"
 """Environment variable that takes precedence over the config file's model."""
 
+_METAVARS = {str: "TEXT", int: "N", float: "NUMBER"}
+
 input_option = partial(typer.Option, rich_help_panel="Input")
 output_option = partial(typer.Option, rich_help_panel="Output")
 compute_option = partial(typer.Option, rich_help_panel="Model and device")
@@ -170,7 +172,7 @@ def _members(group: Any) -> Iterator[inspect.Parameter]:
                 each.flag,
                 *each.flags,
                 help=f"{each.help[0].upper()}{each.help[1:]}.",
-                metavar="TEXT" if each.type is str else None,
+                metavar=_METAVARS[each.type],
             )
             yield _member(each.name, Annotated[hint | None, option], None)
     elif is_dataclass(group):

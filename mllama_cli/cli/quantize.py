@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mllama_cli.cli import complete
-from mllama_cli.cli.common import ExitStatus, load_settings, print_json
+from mllama_cli.cli.common import ExitStatus, load_settings, name_for_use, print_json, say_how_to_use
 from mllama_cli.cli.options import AsJson, Debug, Device
 from mllama_cli.core.text import human_size
 
@@ -66,7 +66,7 @@ def quantize(
 
     Vision, embeddings and norms are not quantized; sensitive layers get 8 bits. A stopped run resumes.
 
-    [bold]mllama quantize 11b[/] and then [bold]mllama chat -m 11b-int4[/]
+    Example: mllama quantize 11b, and then mllama chat -m 11b-int4
     """
     from mllama_cli.hub.catalog import resolve
     from mllama_cli.terminal.answer_view import StatusLine
@@ -96,7 +96,7 @@ def quantize(
         return
     summary: QuantizeSummary | None = None
     try:
-        with DownloadView(terminal, destination.name, verb="Quantizing") as view:
+        with DownloadView(terminal, destination.name) as view:
             for event in run(plan, destination, device=where, force=force):
                 if isinstance(event, Notice):
                     terminal.note(event.text)
@@ -139,11 +139,10 @@ def _destination(given: str | None, source: str, folder: Path, bits: int, group_
 
 
 def _print_plan(terminal: "Terminal", plan: "QuantizePlan", destination: Path, as_json: bool) -> None:
-    from rich.table import Table
-
     from mllama_cli.hub.plan import free_space
     from mllama_cli.quantization.quantize import WORKING_MEMORY
     from mllama_cli.quantization.summary import summarize
+    from mllama_cli.terminal.tables import print_facts, print_table
 
     rows = summarize(plan)
     free = free_space(destination)
@@ -159,26 +158,26 @@ def _print_plan(terminal: "Terminal", plan: "QuantizePlan", destination: Path, a
         }
         print_json(terminal, record)
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("LAYERS")
-    table.add_column("BECOME", no_wrap=True)
-    for title in ("TENSORS", "BEFORE", "AFTER"):
-        table.add_column(title, no_wrap=True, justify="right")
-    for row in rows:
-        table.add_row(row.layers, row.scheme, str(row.tensors), human_size(row.before), human_size(row.after))
-    terminal.out.print(table)
-    sums = Table(box=None, pad_edge=False, show_header=False)
-    sums.add_column(style="bold", no_wrap=True)
-    sums.add_column(no_wrap=True)
-    sums.add_row("size", f"{human_size(plan.size_before)} -> {human_size(plan.size_after)}")
-    sums.add_row("bits per weight", f"{plan.bits_per_weight:.2f}")
-    sums.add_row("files", str(len(plan.shards)))
-    sums.add_row("free disk", human_size(free))
-    sums.add_row("memory to quantize", f"at most {human_size(WORKING_MEMORY)}")
-    sums.add_row("memory to run", f"{human_size(plan.size_after)} and what a conversation takes")
-    sums.add_row("folder", str(destination))
+    print_table(
+        terminal,
+        ("LAYERS", "BECOME", "TENSORS", "BEFORE", "AFTER"),
+        [(row.layers, row.scheme, str(row.tensors), human_size(row.before), human_size(row.after)) for row in rows],
+        right=("TENSORS", "BEFORE", "AFTER"),
+        wrapped=("LAYERS",),
+    )
     terminal.out.print()
-    terminal.out.print(sums)
+    print_facts(
+        terminal,
+        [
+            ("size", f"{human_size(plan.size_before)} -> {human_size(plan.size_after)}"),
+            ("bits per weight", f"{plan.bits_per_weight:.2f}"),
+            ("files", str(len(plan.shards))),
+            ("free disk", human_size(free)),
+            ("memory to quantize", f"at most {human_size(WORKING_MEMORY)}"),
+            ("memory to run", f"{human_size(plan.size_after)} and what a conversation takes"),
+            ("folder", destination),
+        ],
+    )
 
 
 def _print_summary(terminal: "Terminal", summary: "QuantizeSummary", as_json: bool) -> None:
@@ -199,3 +198,4 @@ def _print_summary(terminal: "Terminal", summary: "QuantizeSummary", as_json: bo
             f"matrices, at worst {100 * error.worst:.2g}% in {short(error.worst_name)}"
         )
     terminal.result(f"{summary.folder}\n")
+    say_how_to_use(terminal, name_for_use(Path(summary.folder)))

@@ -1,5 +1,6 @@
 """`mllama show`: describe a model."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,13 +28,12 @@ def show(
     debug: Debug = False,
 ) -> None:
     """Show a model's architecture, parameters, memory, chat template and defaults."""
-    from rich.table import Table
-
     from mllama_cli.core.errors import TemplateError
     from mllama_cli.hub.catalog import resolve
     from mllama_cli.hub.inspect import inspect
     from mllama_cli.processing.chat_template import ChatTemplate
     from mllama_cli.terminal.console import Terminal
+    from mllama_cli.terminal.tables import print_facts
 
     terminal = Terminal()
     folder = resolve(name)
@@ -47,25 +47,20 @@ def show(
     if as_json:
         print_json(terminal, _record(name, found, chat_template is not None))
         return
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for key, value in _rows(name, found, chat_template is not None):
-        table.add_row(key, value)
-    terminal.out.print(table)
+    print_facts(terminal, _rows(name, found, chat_template is not None))
 
 
 def _human_count(count: int) -> str:
     return f"{count / 1e9:.2f} B" if count >= 1e8 else f"{count / 1e6:.2f} M"
 
 
-def _rows(name: str, found: "Inspection", has_template: bool) -> list[tuple[str, str]]:
+def _rows(name: str, found: "Inspection", has_template: bool) -> list[tuple[str, str | Path]]:
     text, vision = found.config.text_config, found.config.vision_config
     cross = len(text.cross_attention_layers)
     generation = found.generation
-    rows = [
+    rows: list[tuple[str, str | Path]] = [
         ("name", name),
-        ("path", str(found.path)),
+        ("path", found.path),
         ("kind", found.kind),
         ("parameters", f"{_human_count(found.total)} ({_by_part(found)})"),
         (

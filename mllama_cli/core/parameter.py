@@ -27,6 +27,7 @@ class Parameter:
 
     ``must`` puts ``check`` into words. ``flags`` are flags in addition to ``flag``; ``aliases`` are other tools' names,
     mostly ollama's, that `/set` accepts. ``truncates`` marks parameters that drop unlikely tokens when sampling.
+    ``booleans`` are what false and true meant before the parameter became a text.
     """
 
     help: str = ""
@@ -35,6 +36,7 @@ class Parameter:
     flags: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     truncates: bool = False
+    booleans: tuple[str, str] | None = None
     name: str = ""
     type: type = str
     repeated: bool = False
@@ -53,6 +55,8 @@ class Parameter:
     def converted(self, value: Any, label: str) -> Any:
         """Return a config file's value in this parameter's type. Raise UsageError for a wrong type or range."""
         values = value if self.repeated and isinstance(value, list | tuple) else [value]
+        if self.booleans is not None:
+            values = [self.booleans[each] if type(each) is bool else each for each in values]
         if self.type is float:
             with suppress(OverflowError):  # an int beyond any float stays one, which is reported
                 values = [float(each) if type(each) is int else each for each in values]
@@ -66,7 +70,7 @@ class Parameter:
     def parsed(self, text: str, label: str) -> Any:
         """Return the value of a text that was typed in a shell or chat. Raise UsageError if it has none."""
         value: Any = text
-        if self.type is bool:
+        if self.type is bool or self.booleans is not None:
             value = _TRUTH.get(text.lower(), text)
         elif self.type in (int, float):
             with suppress(ValueError):  # ``converted`` then reports the text

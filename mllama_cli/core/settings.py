@@ -11,6 +11,7 @@ from mllama_cli.core.sampling import SETTABLE
 from mllama_cli.core.text import suggest
 
 THEMES = ("auto", "dark", "light", "none")
+LOG_CHOICES = ("all", "chats", "none")
 DTYPE_CHOICES = ("auto", "bfloat16", "float16", "float32")
 QUANTIZATIONS = ("int4", "int8")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -28,7 +29,12 @@ class Settings:
     theme: str | None = declare(None, "colours of the interactive chat", *one_of(THEMES))
     preview: bool | None = declare(None, "small pictures in the interactive chat")
     verbose: bool | None = declare(None, "statistics after each answer")
-    log: bool | None = declare(None, "keep interactive chats")
+    log: str | None = declare(
+        None,
+        "what is saved: all (also questions on a terminal), chats or none",
+        *one_of(LOG_CHOICES),
+        booleans=("none", "chats"),
+    )
 
     def get(self, key: str) -> Any:
         """Return the value of a key; None if it is not set."""

@@ -9,13 +9,15 @@ from urllib.parse import unquote
 
 from mllama_cli.checkpoint.files import is_complete, other_layout
 from mllama_cli.core.config import MODEL_TYPES
-from mllama_cli.core.errors import CheckpointError, ModelNotFoundError
+from mllama_cli.core.errors import CheckpointError, ModelNotFoundError, UsageError
 from mllama_cli.core.text import suggest
 from mllama_cli.hub.cache import current_snapshot, repos, snapshot
 from mllama_cli.system.files import expanded, files_below, is_file, is_folder, subfolders
 from mllama_cli.system.json_file import read_json
 from mllama_cli.system.paths import built_in_model, data_folder
+from mllama_cli.system.text_file import read_text
 
+MAX_NAME_BYTES = 4096
 MODEL_ALIASES = {
     "11b": "meta-llama/Llama-3.2-11B-Vision-Instruct",
     "11b-base": "meta-llama/Llama-3.2-11B-Vision",
@@ -118,15 +120,63 @@ def is_built_in(name: str) -> bool:
 
 def default_model() -> ModelEntry:
     """Return the only downloaded or local model, else the built-in one. Raise ModelNotFoundError for several."""
-    entries = [entry for entry in installed() if entry.complete]
-    if not entries:
-        return built_in()
-    if len(entries) == 1:
-        return entries[0]
-    names = ", ".join(entry.name for entry in entries)
+    entries = runnable()
+    if len(entries) <= 1:
+        return entries[0] if entries else built_in()
     raise ModelNotFoundError(
-        f"There are several models on this machine: {names}", "Name one with -m, or set MLLAMA_MODEL."
+        f"There are several models on this machine: {', '.join(entry.name for entry in entries)}",
+        "Name one with -m, or choose a default: `mllama config set model NAME`.",
     )
+
+
+def runnable() -> list[ModelEntry]:
+    """Return the complete models on this machine, without the built-in one."""
+    return [entry for entry in installed() if entry.complete]
+
+
+def short_name(name: str) -> str:
+    """Return the alias of a Hub id if it has one: what one types.
+
+    >>> short_name("meta-llama/Llama-3.2-11B-Vision-Instruct"), short_name("owner/name")
+    ('11b', 'owner/name')
+    """
+    return next((alias for alias, id_ in MODEL_ALIASES.items() if id_ == name), name)
+
+
+def remember_used(name: str) -> None:
+    """Keep the name of a model for ``last_used``.
+
+    Paths and the built-in model are not remembered; neither is anything if the file cannot be written.
+    """
+    if is_built_in(name) or (local_model(name) is None and hub_id(name) is None) or is_folder(expanded(name)):
+        return
+    file = _last_model_file()
+    try:
+        if _last_model() != name:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(name, encoding="utf-8")
+    except (OSError, ValueError):
+        pass
+
+
+def last_used() -> ModelEntry | None:
+    """Return the model that was remembered last, if it is still complete on this machine."""
+    if (name := _last_model()) is None:
+        return None
+    if local_model(name) is None:
+        name = hub_id(name) or name
+    return next((entry for entry in runnable() if entry.name == name), None)
+
+
+def _last_model() -> str | None:
+    try:
+        return read_text(_last_model_file(), limit=MAX_NAME_BYTES, pipes=False)
+    except UsageError:
+        return None
+
+
+def _last_model_file() -> Path:
+    return data_folder() / "last-model"
 
 
 def installed() -> list[ModelEntry]:

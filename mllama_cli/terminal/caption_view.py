@@ -1,4 +1,4 @@
-"""Progress of a captioning run on stderr: a bar with the last caption, else a line every few seconds; a summary."""
+"""Progress of a captioning run on stderr: a bar with the last caption, nothing elsewhere; a summary."""
 
 import time
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from types import TracebackType
 
 from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from mllama_cli.core.caption_events import (
@@ -20,7 +20,7 @@ from mllama_cli.core.caption_events import (
 )
 from mllama_cli.core.text import strip_control
 from mllama_cli.terminal.console import Terminal
-from mllama_cli.terminal.progress import PROGRESS_LINE_SECONDS, clock
+from mllama_cli.terminal.progress import clock
 
 MAX_LISTED_FAILURES = 20
 
@@ -37,7 +37,8 @@ class CaptionView:
         self._live: Live | None = None
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._started = self._last_line = time.monotonic()
+        self._slots = 1
+        self._started = time.monotonic()
 
     def __enter__(self) -> "CaptionView":
         return self
@@ -66,7 +67,7 @@ class CaptionView:
         match event:
             case CaptionsPlanned(total, skipped):
                 self.total, self.skipped = total, skipped
-                self._started = self._last_line = time.monotonic()
+                self._started = time.monotonic()
                 self._begin()
             case Captioned(record):
                 self.done += 1
@@ -78,6 +79,7 @@ class CaptionView:
                 self.failed += 1
                 self.failures.append((record.path, record.error))
             case BatchSize(slots):
+                self._slots = min(slots, self.total - self.skipped)
                 if self._verbose:
                     self._terminal.note(f"{slots} picture{'s' * (slots != 1)} at once")
         self._draw()
@@ -105,9 +107,7 @@ class CaptionView:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[counts]}", markup=False),
-            TimeRemainingColumn(),
             console=self._terminal.err,
-            speed_estimate_period=60,
         )
         self._task = self._bar.add_task("", total=self.total - self.skipped, counts="")
         self._show()
@@ -122,7 +122,9 @@ class CaptionView:
     def _renderable(self) -> RenderableType:
         assert self._bar is not None
         if self._last is None:
-            return self._bar
+            at_once = f"{self._slots} pictures" if self._slots > 1 else "the first picture"
+            waited = clock(time.monotonic() - self._started)
+            return Group(self._bar, Text(f"looking at {at_once}, {waited}", style="dim"))
         path, caption = self._last
         shown = Text(no_wrap=True, overflow="ellipsis")
         shown.append(strip_control(path.rpartition("/")[2]), style="bold")
@@ -130,13 +132,16 @@ class CaptionView:
         return Group(self._bar, shown)
 
     def _draw(self) -> None:
-        handled = self.done + self.failed
-        pace = self.done / max(time.monotonic() - self._started, 1e-9)
-        counts = f"{self.skipped} skipped, {self.failed} failed, {pace:.1f} images/s"
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=handled, counts=counts)
-        elif not self._terminal.stderr_is_tty and time.monotonic() - self._last_line >= PROGRESS_LINE_SECONDS:
-            self._last_line = time.monotonic()
+            self._bar.update(self._task, completed=self.done + self.failed, counts=self._counts())
+
+    def _counts(self) -> str:
+        """Return what is done and, by the same figures, the time that is left."""
+        handled = self.done + self.failed
+        pace = handled / max(time.monotonic() - self._started, 1e-9)
+        parts = [f"{self.skipped} skipped"] if self.skipped else []
+        parts += [f"{self.failed} failed"] if self.failed else []
+        if handled:
             left = self.total - self.skipped - handled
-            remaining = f", {clock(left / pace)} left" if pace else ""
-            self._terminal.note(f"{handled} of {self.total - self.skipped}: {counts}{remaining}")
+            parts += [f"{pace:.1f} images/s" if pace >= 0.1 else f"{1 / pace:.0f} s each", f"{clock(left / pace)} left"]
+        return ", ".join(parts)

@@ -26,14 +26,15 @@ def ask(question: str, *images: str, stdin: bytes = b"") -> Result:
     return result
 
 
-def test_with_no_model_named_the_built_in_one_answers_and_says_so_in_one_line() -> None:
-    result = run_script("chat", "--image", str(DATA / "drawing.png"), "How many circles are there?")
-    assert result.code == 0
-    assert "3" in result.out
-    assert result.out.count("\n") == 1
-    (note,) = result.error_lines
-    assert "built-in" in note
-    assert "mllama download 11b" in note
+def test_with_no_model_named_the_built_in_one_answers_and_says_so_on_a_terminal() -> None:
+    question = ("chat", "--device", "cpu", "--image", str(DATA / "drawing.png"), "How many circles are there?")
+    piped = run_script(*question)
+    assert (piped.code, piped.err) == (0, "")
+    assert "3" in piped.out
+    assert piped.out.count("\n") == 1
+    shown = run_here(*question, screen=True)
+    assert "built-in" in shown.err
+    assert "mllama download 11b" in shown.err
 
 
 @pytest.mark.parametrize(

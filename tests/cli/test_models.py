@@ -289,11 +289,14 @@ def test_names_are_whole_on_a_terminal_of_80_columns(tmp_path: Path, monkeypatch
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
-    for screen in (True, False):
+    for screen, name in (True, "11b"), (False, "meta-llama/Llama-3.2-11B-Vision-Instruct"):
         line = re.sub(r"\x1b\[\d*m", "", run_here("list", screen=screen).out).splitlines()[1]
-        assert line.split()[0] == "meta-llama/Llama-3.2-11B-Vision-Instruct"
+        assert line.split()[0] == name
         assert "instruct" in line.split()
         assert len(line) <= 80
+    monkeypatch.setenv("COLUMNS", "120")
+    wide = re.sub(r"\x1b\[\d*m", "", run_here("list", screen=True).out)
+    assert "11b meta-llama/Llama-3.2-11B-Vision-Instruct" in wide
 
 
 def test_a_piped_table_is_never_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

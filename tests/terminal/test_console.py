@@ -47,7 +47,8 @@ def assert_harmless(shown: str, *, lines: int | None, limit: int = MAX_LINE) -> 
 
 @pytest.mark.parametrize("sample", HOSTILE)
 @pytest.mark.parametrize("tty", [False, True])
-def test_an_error_is_a_line_and_its_hint_another(sample: str, tty: bool) -> None:
+def test_an_error_is_a_line_and_its_hint_another(sample: str, tty: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")  # a narrower terminal wraps the line
     screen = Screen(tty=tty)
     screen.terminal.error(HOSTILE[sample], HOSTILE[sample])
     shown = screen.err.text()
@@ -57,7 +58,8 @@ def test_an_error_is_a_line_and_its_hint_another(sample: str, tty: bool) -> None
 
 @pytest.mark.parametrize("sample", HOSTILE)
 @pytest.mark.parametrize("tty", [False, True])
-def test_a_note_is_one_line(sample: str, tty: bool) -> None:
+def test_a_note_is_one_line(sample: str, tty: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")  # a narrower terminal wraps the line
     screen = Screen(tty=tty)
     screen.terminal.note(f"Deleted {HOSTILE[sample]}.")
     assert_harmless(screen.err.text(), lines=1)
