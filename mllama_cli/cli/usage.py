@@ -38,7 +38,7 @@ _REWORDED = (
 
 
 def unknown_command(words: list[str], commands: Iterable[str]) -> UsageError:
-    """Return the error for a first word that is no command, with the command that it was probably meant for."""
+    """Return the error for a first word that is not a command, with the command that it was probably meant for."""
     words = [one_line(word, 200) for word in words[:20]]
     word, rest = words[0], words[1:]
     if word in OTHER_NAMES:

@@ -38,7 +38,7 @@ STEPS_BEFORE_CAPTURE = 3
 STATE = ("rest", "exp_avg", "exp_avg_sq")
 
 
-def write_settings(folder: Path) -> None:
+def write_settings(folder: Path, tile_size: int) -> None:
     """Write the remaining files of a checkpoint folder: preprocessor and generation config."""
     settings = {
         "image_processor_type": "MllamaImageProcessor",
@@ -52,7 +52,7 @@ def write_settings(folder: Path) -> None:
         "max_image_tiles": 4,
         "resample": 2,
         "rescale_factor": 1 / 255,
-        "size": {"height": model_config.TILE_SIZE, "width": model_config.TILE_SIZE},
+        "size": {"height": tile_size, "width": tile_size},
     }
     generation = {
         "bos_token_id": model_config.BOS,
@@ -184,7 +184,7 @@ def export(state: Path, folder: Path, settings: dict[str, Any] | None = None) ->
     write_checkpoint(folder, load_file(state / "weights.safetensors"), config)
     if not (folder / "tokenizer.json").is_file():
         write_vocabulary(folder)
-    write_settings(folder)
+    write_settings(folder, config["vision_config"]["image_size"])
 
 
 def parser() -> argparse.ArgumentParser:
