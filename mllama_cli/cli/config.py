@@ -123,7 +123,7 @@ def _effective(name: str, settings: "Settings") -> tuple[Any, str]:
 
 
 def _default_of(name: str) -> str:
-    """Return what counts where a setting is not set, in parentheses, as it is no value of the file."""
+    """Return what counts where a setting is not set, in parentheses, as the file does not set it."""
     known = {"device": "auto", "dtype": "auto", "theme": "auto", "preview": "on", "verbose": "off", "log": "all"}
     if name in known:
         return f"({known[name]})"

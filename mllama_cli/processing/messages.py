@@ -120,7 +120,7 @@ def _settings(request: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ..
             others[key] = value
         elif value is not None and value != []:
             sampling[name] = SETTABLE[name].converted(value, f"the request's {key}")
-    # OpenAI's response_format may hold a schema, which describes the answer and is no content.
+    # OpenAI's response_format may hold a schema, which describes the answer: it is not content.
     check_lost(others, (*_ABOUT_KEYS, "tools", "functions", "format", "response_format"), "the request")
     ignored = (key for key, value in others.items() if key not in _ABOUT_KEYS and value not in (None, False, [], {}))
     return sampling, tuple(ignored)

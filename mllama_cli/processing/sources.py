@@ -20,7 +20,7 @@ from mllama_cli.system.files import expanded, is_file, is_folder
 from mllama_cli.system.text_file import read_limited
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
-_BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{64,}+={0,2}\s*")  # shorter base64 is no picture
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{64,}+={0,2}\s*")  # a picture is never shorter
 _MAX_NAME = 150
 """Characters of a missing file's name that an error quotes."""
 

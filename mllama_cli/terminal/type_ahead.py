@@ -24,7 +24,7 @@ class TypeAhead:
     """Turns the terminal's echo off, and keeps Enter as it was typed. Use as a context manager around all prompts.
 
     With echo, typed text would appear inside the answer; in the terminal's line mode, Enter would reach the prompt as
-    Ctrl-J, which begins a new line. Does nothing where stdin is no terminal.
+    Ctrl-J, which begins a new line. Does nothing if stdin is not a terminal.
 
     Args:
         prompts: whether a prompt follows. If not, what is typed is left to the shell.
