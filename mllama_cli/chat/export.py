@@ -29,6 +29,11 @@ SPEAKERS = {"system": "System", "user": "You", "assistant": "Assistant", "tool":
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
 
 
+def speaker(message: Message) -> str:
+    """Return the heading of a message: who says it, and of a tool's answer which tool."""
+    return f"{SPEAKERS[message.role]} {message.name}".rstrip()
+
+
 def export_json(saved: SavedChat) -> str:
     """Return a JSON object with the chat's messages in OpenAI's format under "messages", ending in a newline.
 
@@ -57,7 +62,7 @@ def export_markdown(saved: SavedChat, address: Callable[[ImagePart], str] | None
     about = f"{saved.model}, {saved.created:%Y-%m-%d %H:%M}"
     blocks = [f"# {_plain(saved.name or saved.title)}", f"*{_plain(about)}*"]
     for message in saved.whole:
-        blocks += [f"## {SPEAKERS[message.role]}", *_blocks(message, address or data_url)]
+        blocks += [f"## {_plain(speaker(message))}", *_blocks(message, address or data_url)]
     return replace_surrogates("\n\n".join(blocks)) + "\n"
 
 
@@ -101,10 +106,23 @@ def data_url(image: ImagePart) -> str:
 
 
 def _message(message: Message) -> dict[str, object]:
+    record: dict[str, object] = {"role": message.role, "content": _content(message)}
+    if message.tool_calls:
+        record["tool_calls"] = [call.as_dict() for call in message.tool_calls]
+    if message.name:
+        record["name"] = message.name
+    if message.call_id:
+        record["tool_call_id"] = message.call_id
+    return record
+
+
+def _content(message: Message) -> object:
+    if not message.parts and message.tool_calls:
+        return None
     texts = [part for part in message.parts if isinstance(part, TextPart)]
     if len(message.parts) == len(texts) == 1 and texts[0].text:
-        return {"role": message.role, "content": texts[0].text}
-    return {"role": message.role, "content": [_part(part) for part in message.parts or (TextPart(""),)]}
+        return texts[0].text
+    return [_part(part) for part in message.parts or (TextPart(""),)]
 
 
 def _part(part: Part) -> dict[str, object]:
@@ -120,7 +138,14 @@ def _blocks(message: Message, address: Callable[[ImagePart], str]) -> list[str]:
             blocks.append(f"![{_plain(short_name(part.name))}]({address(part)})")
         elif part.text.strip():
             blocks.append(_closed(part.text.strip("\n")))
+    blocks += [_code(f"{call.name}({call.arguments})") for call in message.tool_calls]
     return blocks
+
+
+def _code(text: str) -> str:
+    """Return ``text`` as a code block, whatever backticks are in it."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}\n{text}\n{fence}"
 
 
 def _closed(text: str) -> str:

@@ -152,7 +152,9 @@ def _called(chat: "ChatSummary") -> str:
 
 def _print_transcript(terminal: "Terminal", saved: "SavedChat") -> None:
     """Print the messages in order; on a terminal without control characters and with the speakers in bold."""
-    from mllama_cli.chat.export import SPEAKERS
+    from rich.text import Text
+
+    from mllama_cli.chat.export import speaker
     from mllama_cli.core.conversation import ImagePart
 
     screen = terminal.stdout_is_tty
@@ -161,13 +163,15 @@ def _print_transcript(terminal: "Terminal", saved: "SavedChat") -> None:
     for message in saved.whole:
         if screen:
             terminal.out.print()
-            terminal.out.print(f"{SPEAKERS[message.role]}:", style="bold")
+            terminal.out.print(Text(f"{one_line(speaker(message))}:"), style="bold")
         else:
-            terminal.result(f"\n{SPEAKERS[message.role]}:\n")
+            terminal.result(f"\n{one_line(speaker(message))}:\n")
         for part in message.parts:
             said = f"[image: {part.name}]" if isinstance(part, ImagePart) else part.text.rstrip("\n")
             terminal.result(said)
             terminal.result("\n")
+        for call in message.tool_calls:
+            terminal.result(f"[call: {call.name}({call.arguments})]\n")
 
 
 def _record(chat: "ChatSummary") -> dict[str, Any]:

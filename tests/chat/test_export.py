@@ -14,6 +14,7 @@ from mllama_cli.chat.export import data_url, export_json, export_markdown, write
 from mllama_cli.chat.storage.saved import SavedChat
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
 from mllama_cli.core.errors import MllamaError, UsageError
+from mllama_cli.core.tool_calls import ToolCall
 from mllama_cli.processing.messages import load_messages
 from tests.conftest import ROOT
 
@@ -24,6 +25,14 @@ TALK = (
     .with_assistant("A *cat* 🐈.\n\n```\ncode\n```")
     .with_user("And now?", (replace(PHOTO, name="again"),))
     .with_assistant("")
+)
+TOOLS = Conversation(
+    (
+        *Conversation.ask("Weather?"),
+        Message("assistant", (), (ToolCall("sky", '{"city": "```Oslo"}', "call_1"), ToolCall("sea"))),
+        Message("tool", (TextPart("rain"),), name="sky", call_id="call_1"),
+        Message("assistant", (TextPart("It rains."),), (ToolCall("sea"),)),
+    )
 )
 WHEN = datetime(2026, 8, 1, 12, 30, 15, tzinfo=UTC)
 
@@ -37,6 +46,7 @@ def saved(conversation: Conversation, **fields: object) -> SavedChat:
     [
         TALK,
         Conversation.ask('日本語 \x00\x1b \u2028 "quoted" \\ \'').with_assistant(" \n"),
+        TOOLS,
         Conversation((Message("user", (TextPart(""), DRAWING, TextPart("b"), TextPart("c"), PHOTO)),)),
     ],
 )
@@ -113,6 +123,11 @@ def test_markdown_as_a_string_has_its_pictures_in_it() -> None:
 def test_a_code_block_that_an_answer_was_stopped_in_is_ended(answer: str, end: str) -> None:
     talk = Conversation.ask("Code?").with_assistant(answer).with_user("More")
     assert f"{end}\n\n## You\n\nMore\n" in export_markdown(saved(talk))
+
+
+def test_markdown_has_calls_of_tools_and_who_answered() -> None:
+    text = export_markdown(saved(TOOLS))
+    assert '## Assistant\n\n````\nsky({"city": "```Oslo"})\n````\n\n```\nsea({})\n```\n\n## Tool sky\n\nrain\n' in text
 
 
 def test_nothing_is_written_over_unasked(tmp_path: Path) -> None:

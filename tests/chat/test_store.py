@@ -2,14 +2,18 @@
 
 import sqlite3
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from mllama_cli.chat.storage.saved import SavedChat
+from mllama_cli.chat.storage.schema import SCHEMA
 from mllama_cli.chat.storage.store import ChatStore
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
-from mllama_cli.core.errors import ChatNotFoundError, UsageError
+from mllama_cli.core.errors import ChatNotFoundError, ChatStoreError, UsageError
+from mllama_cli.core.tool_calls import ToolCall
+from mllama_cli.system.database import Database, Schema
 
 PHOTO = ImagePart(b"\xff\xd8\xff" + bytes(range(256)) * 500, "~/Bilder/Kätzchen 1.jpg")
 OTHER = ImagePart(b"\x89PNG\r\n\x1a\n other", "https://example.org/b.png")
@@ -37,6 +41,15 @@ STRANGE = [
     Conversation((Message("user", ()), Message("assistant", (TextPart(""),)))),
     Conversation((Message("user", (TextPart("a"), PHOTO, TextPart(""), PHOTO, TextPart("b"))),)),
     Conversation.ask("long " * 200_000),
+    Conversation(
+        (
+            *Conversation.ask("Weather in Oslo and Bergen?"),
+            Message("assistant", (TextPart("I ask."),), (ToolCall("sky", '{"city": "Å \\ud800"}', "call_1"),)),
+            Message("tool", (TextPart("rain"),), name="sky", call_id="call_1"),
+            Message("assistant", (), (ToolCall("sky", "not JSON"), ToolCall("\ud800", "{}", "3"))),
+            Message("tool", (), name="\udcff"),
+        )
+    ),
 ]
 
 
@@ -163,6 +176,45 @@ def test_lists_are_newest_first_with_counts_and_titles(store: ChatStore) -> None
     assert last.id == first.id
     assert [chat.id for chat in store.chats(limit=2)] == [first.id, third.id]
     assert store.chats(limit=0) == []
+
+
+def test_a_wrong_clock_does_not_make_a_chat_the_last_for_ever(
+    store: ChatStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("mllama_cli.chat.storage.store.now", lambda: datetime(2099, 1, 1, tzinfo=UTC))
+        future = keep(store, Conversation.ask("Saved while the clock was wrong"))
+    second = keep(store, Conversation.ask("Saved later"))
+    assert [chat.id for chat in store.chats()] == [second.id, future.id]
+    last = store.last()
+    assert last is not None
+    assert last.id == second.id
+    store.save(future, future.conversation.with_assistant("Right."))
+    assert store.chats()[0].id == future.id
+
+
+def test_chats_of_the_first_version_keep_their_order(store: ChatStore) -> None:
+    old = Schema(SCHEMA.migrations[:1], SCHEMA.error, SCHEMA.moved_by)
+    with Database(store.path, old).writing() as connection:
+        for number, day in ((1, 3), (2, 1), (3, 2), (4, 2)):
+            connection.execute(
+                "INSERT INTO chats VALUES (?, NULL, 'Hi', '11b', ?, ?, '{}', 'x')",
+                (number, *(f"2026-01-0{day}T00:00:00+00:00",) * 2),
+            )
+            connection.execute("INSERT INTO messages VALUES (?, ?, 0, 'user')", (number, number))
+            connection.execute("INSERT INTO parts VALUES (?, 0, 'Hi', NULL, NULL)", (number,))
+    assert [chat.id for chat in store.chats()] == [1, 4, 3, 2]
+    assert store.load(2).conversation == Conversation.ask("Hi")
+    assert keep(store, Conversation.ask("New")).id == store.chats()[0].id == 5
+
+
+def test_damaged_tool_calls_are_one_clear_error(store: ChatStore) -> None:
+    kept = keep(store, STRANGE[-1])
+    for damage in ("[", "[1]", "{}", "[" * 100_000):
+        with sqlite3.connect(store.path) as connection:
+            connection.execute("UPDATE messages SET tool_calls = ? WHERE position = 1", (damage,))
+        with pytest.raises(ChatStoreError, match="tool calls"):
+            ChatStore(store.path).load(kept.id)
 
 
 def test_titles_cannot_steer_the_terminal(store: ChatStore) -> None:

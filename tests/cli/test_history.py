@@ -10,8 +10,9 @@ import pytest
 
 from mllama_cli.chat.storage.saved import SavedChat
 from mllama_cli.chat.storage.store import ChatStore
-from mllama_cli.core.conversation import Conversation, ImagePart
+from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
 from mllama_cli.core.errors import ChatStoreError
+from mllama_cli.core.tool_calls import ToolCall
 from mllama_cli.processing.messages import load_messages
 from tests.conftest import ROOT
 from tests.console import run_here
@@ -97,6 +98,17 @@ def test_show_is_a_plain_transcript() -> None:
         "Assistant:\nA cat, *perhaps*.",
         "You:\nSure?\n",
     ]
+
+
+def test_show_has_calls_of_tools_and_who_answered() -> None:
+    call, answer = ToolCall("sky", '{"city": "Oslo"}', "call_1"), TextPart("rain")
+    asked = (*CAT.messages[:1], Message("assistant", (), (call,)), Message("tool", (answer,), name="sky"))
+    keep(Conversation(asked), "tools")
+    for screen in (False, True):
+        shown = re.sub(r"\x1b\[[\d;]*m", "", run_here("history", "show", "tools", screen=screen).out)
+        assert '\nAssistant:\n[call: sky({"city": "Oslo"})]\n\nTool sky:\nrain\n' in shown
+    (Path("talk.json")).write_text(run_here("history", "show", "tools", "--json").out, encoding="utf-8")
+    assert load_messages("talk.json", to_answer=False).messages[1:] == asked
 
 
 def test_a_saved_chat_cannot_steer_the_terminal_nor_break_a_pipe() -> None:

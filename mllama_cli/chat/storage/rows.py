@@ -11,8 +11,9 @@ from typing import get_args
 from mllama_cli.chat.storage.names import unreadable
 from mllama_cli.chat.storage.saved import ChatSummary, SavedChat
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, Part, Role, TextPart
+from mllama_cli.core.tool_calls import ToolCall, read_calls
 
-_NEWEST_FIRST = "ORDER BY updated DESC, id DESC"
+_NEWEST_FIRST = "ORDER BY sequence DESC, id DESC"
 
 
 def update(connection: sqlite3.Connection, before: SavedChat, wanted: SavedChat) -> SavedChat:
@@ -103,7 +104,8 @@ def containing(connection: sqlite3.Connection, query: str) -> set[int]:
     wanted = _folded(query.strip())
     rows = connection.execute(
         """SELECT id, name FROM chats WHERE name IS NOT NULL
-        UNION ALL SELECT chat, coalesce(text, name) FROM messages JOIN parts ON message = messages.id"""
+        UNION ALL SELECT chat, coalesce(text, parts.name) FROM messages JOIN parts ON message = messages.id
+        UNION ALL SELECT chat, tool_calls FROM messages WHERE tool_calls <> ''"""
     )
     return {number for number, text in rows if wanted in _folded(_text(text))}
 
@@ -112,7 +114,8 @@ def insert_messages(connection: sqlite3.Connection, chat: int, conversation: Con
     """Write the messages from ``start`` on, and their images unless they are stored already."""
     for position, message in enumerate(conversation.messages[start:], start):
         row = connection.execute(
-            "INSERT INTO messages (chat, position, role) VALUES (?, ?, ?)", (chat, position, message.role)
+            "INSERT INTO messages (chat, position, role, tool_calls, name, call_id) VALUES (?, ?, ?, ?, ?, ?)",
+            (chat, position, message.role, _stored_calls(message), _stored(message.name), _stored(message.call_id)),
         )
         for index, part in enumerate(message.parts):
             text, image, name = None, None, None
@@ -130,9 +133,10 @@ def insert_messages(connection: sqlite3.Connection, chat: int, conversation: Con
 def _put(connection: sqlite3.Connection, chat: SavedChat) -> int:
     """Insert or update a chat's own row, except its name. Return its number, which is new for ``id`` 0."""
     row = connection.execute(
-        """INSERT INTO chats (id, title, model, created, updated, settings, state) VALUES (?, ?, ?, ?, ?, ?, ?)
+        """INSERT INTO chats (id, title, model, created, updated, settings, state, sequence)
+        VALUES (?, ?, ?, ?, ?, ?, ?, (SELECT coalesce(max(sequence), 0) + 1 FROM chats))
         ON CONFLICT (id) DO UPDATE SET title = excluded.title, model = excluded.model, updated = excluded.updated,
-            settings = excluded.settings, state = excluded.state""",
+            settings = excluded.settings, state = excluded.state, sequence = excluded.sequence""",
         (
             chat.id or None,
             chat.title,
@@ -150,12 +154,14 @@ def _read_conversation(connection: sqlite3.Connection, chat: int) -> Conversatio
     """Return all messages of a chat. Raise ChatStoreError for an unknown role or an image that has changed."""
     images: dict[str, bytes] = {}  # an image that is shown twice is read once
     messages = []
-    rows = connection.execute("SELECT id, role FROM messages WHERE chat = ? ORDER BY position", (chat,)).fetchall()
-    for number, role in rows:
+    rows = connection.execute(
+        "SELECT id, role, tool_calls, name, call_id FROM messages WHERE chat = ? ORDER BY position", (chat,)
+    ).fetchall()
+    for number, role, calls, name, call_id in rows:
         if role not in get_args(Role):
             raise unreadable(chat, f"a message has the unknown role {role!r}")
         parts: list[Part] = []
-        for text, digest, name in connection.execute(
+        for text, digest, image_name in connection.execute(
             "SELECT text, image, name FROM parts WHERE message = ? ORDER BY position", (number,)
         ).fetchall():
             if digest is None:
@@ -164,12 +170,25 @@ def _read_conversation(connection: sqlite3.Connection, chat: int) -> Conversatio
             if digest not in images:
                 row = connection.execute("SELECT data FROM images WHERE digest = ?", (digest,)).fetchone()
                 images[digest] = bytes(row[0]) if row else b""
-            image = ImagePart(images[digest], _text(name))
+            image = ImagePart(images[digest], _text(image_name))
             if image.digest != digest:  # free: the engine needs the digest anyway, and the part caches it
                 raise unreadable(chat, f"the image {image.name} has changed")
             parts.append(image)
-        messages.append(Message(role, tuple(parts)))
+        messages.append(Message(role, tuple(parts), _read_calls(calls, chat), _text(name), _text(call_id)))
     return Conversation(tuple(messages))
+
+
+def _stored_calls(message: Message) -> str:
+    """Return a message's tool calls as JSON text, which escapes lone surrogates; empty for none."""
+    return json.dumps([call.as_dict() for call in message.tool_calls]) if message.tool_calls else ""
+
+
+def _read_calls(stored: str, chat: int) -> tuple[ToolCall, ...]:
+    """Invert ``_stored_calls``."""
+    try:
+        return read_calls(json.loads(stored)) if stored else ()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise unreadable(chat, "its tool calls are damaged") from error
 
 
 def _stored(text: str) -> str | bytes:

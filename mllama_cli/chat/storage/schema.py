@@ -35,6 +35,18 @@ _MIGRATIONS = (
         )""",
         "CREATE INDEX parts_image ON parts (image) WHERE image IS NOT NULL",
     ),
+    (
+        # The order of saving, as the clock may have been wrong: `last` is the chat with the largest number.
+        "ALTER TABLE chats ADD COLUMN sequence INTEGER NOT NULL DEFAULT 0",
+        """UPDATE chats SET sequence = (
+            SELECT count(*) FROM chats AS other
+            WHERE other.updated < chats.updated OR (other.updated = chats.updated AND other.id <= chats.id)
+        )""",
+        # JSON as OpenAI has it; '' for none. The others are of a message that answers a call.
+        "ALTER TABLE messages ADD COLUMN tool_calls TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE messages ADD COLUMN name TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE messages ADD COLUMN call_id TEXT NOT NULL DEFAULT ''",
+    ),
 )
 """Statements that upgrade the schema from version n, the index here, to n + 1. Only ever append."""
 
