@@ -17,7 +17,7 @@ from mllama_cli.core.conversation import ImagePart, Message, Part, TextPart
 from mllama_cli.core.errors import MllamaError, UsageError
 from mllama_cli.core.filetypes import image_suffix, media_type
 from mllama_cli.core.text import replace_surrogates
-from mllama_cli.system.files import exists, is_file, is_folder
+from mllama_cli.system.files import exists, is_file, is_folder, resolved
 from mllama_cli.system.safe_files import neighbor_name, replacing
 
 JSON_SUFFIXES = (".json",)
@@ -90,7 +90,7 @@ def write_export(saved: SavedChat, path: Path, *, overwrite: bool = False) -> tu
             if as_json
             else export_markdown(saved, lambda image: f"{quote(folder.name, errors='replace')}/{files[image.digest]}")
         )
-        _write(path.resolve(), text.encode())  # a link that --force names is written through
+        _write(resolved(path), text.encode())  # a link that --force names is written through
     except OSError as error:
         raise MllamaError(
             f"{error.filename or path} cannot be written: {error.strerror or error}", "Choose another path."

@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -148,26 +147,28 @@ def _as_text(value: Any) -> str:
 def _document() -> "TOMLDocument":
     import tomlkit
 
+    from mllama_cli.system.files import is_file
     from mllama_cli.system.text_file import read_text
 
     load_settings()  # raises for an invalid file instead of overwriting it
     file = config_path()
-    return tomlkit.parse(read_text(file) if file.is_file() else "")
+    return tomlkit.parse(read_text(file) if is_file(file) else "")
 
 
 def _write(document: "TOMLDocument") -> None:
     """Write the file atomically, readable only by its owner: a system prompt may be private."""
-    import tempfile
-
     import tomlkit
 
-    file = config_path().resolve()  # writes through a link, as dotfiles often are
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    from mllama_cli.core.errors import MllamaError
+    from mllama_cli.system.files import resolved
+    from mllama_cli.system.safe_files import replacing
+
+    file = resolved(config_path())  # writes through a link, as dotfiles often are
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            out.write(tomlkit.dumps(document))
-        Path(name).replace(file)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(str(file), mode=0o600) as out:
+            out.write(tomlkit.dumps(document).encode())
+    except OSError as error:
+        raise MllamaError(
+            f"{file} cannot be written: {error.strerror or error}", "MLLAMA_CONFIG names another file."
+        ) from error

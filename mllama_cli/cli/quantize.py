@@ -123,7 +123,7 @@ def _bits_for(text: str) -> tuple[str, int]:
 def _destination(given: str | None, source: str, folder: Path, bits: int, group_size: int) -> Path:
     """Return the folder to write: a path if ``given`` has a slash, else a name in the models folder."""
     from mllama_cli.hub.catalog import models_folder
-    from mllama_cli.system.files import expanded
+    from mllama_cli.system.files import expanded, resolved
 
     if given:
         if "/" in given or "\\" in given or given.startswith(("~", ".")):
@@ -131,7 +131,7 @@ def _destination(given: str | None, source: str, folder: Path, bits: int, group_
         return models_folder() / given
     name = source.rstrip("/").rpartition("/")[2]
     if name in ("", ".", "..", "~"):
-        name = folder.resolve().name
+        name = resolved(folder).name
     if folder.parent.name == "snapshots" and name == folder.name:  # a commit's hash is not a name
         name = folder.parent.parent.name.rpartition("--")[2]
     size = {128: "", 0: "-channel"}.get(group_size, f"-g{group_size}")

@@ -19,6 +19,11 @@ def expanded(name: str | Path) -> Path:
         return Path(name)
 
 
+def resolved(path: Path) -> Path:
+    """Return the absolute path behind links. Of links in a circle, which Path.resolve may refuse, return one."""
+    return Path(os.path.realpath(path))
+
+
 def status_of(path: str | Path) -> os.stat_result | None:
     """Return what the system says about a path: None if it is absent or inaccessible, or its name impossible."""
     try:

@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from mllama_cli.system.safe_files import (
     UnsafeFileError,
+    is_own,
     open_regular,
     remove_plain,
     replacing,
@@ -67,9 +68,9 @@ class Lock:
         return cls.acquire(os.path.join(folder, f".mllama-{short_digest(name)}.lock"))
 
     @contextmanager
-    def replacing(self, target: str) -> Iterator[BinaryIO]:
+    def replacing(self, target: str, *, mode: int = 0o666) -> Iterator[BinaryIO]:
         """Do as the function of that name. The next holder of the lock removes what a killed process leaves."""
-        with replacing(target, self._random) as file:
+        with replacing(target, self._random, mode=mode) as file:
             yield file
 
     def release(self) -> None:
@@ -109,8 +110,7 @@ class Lock:
             whole = LOCK_MARKER + b"0" * 16 + b"\n"
             if found is None and not (len(text) < len(whole) and whole.startswith(text[: len(LOCK_MARKER)])):
                 raise UnsafeFileError(self._path, "is not a lock of mllama")
-            status = os.fstat(self._file)
-            if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
+            if not is_own(os.fstat(self._file)):
                 raise UnsafeFileError(self._path, "belongs to another user")
             if found:
                 remove_plain(temporary_path(os.path.dirname(self._path), found[1].decode()))

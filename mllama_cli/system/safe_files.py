@@ -82,6 +82,11 @@ def require_plain(path: str, status: os.stat_result) -> None:
         raise UnsafeFileError(path, "has another name (it is a hard link)")
 
 
+def is_own(status: os.stat_result) -> bool:
+    """Return whether ``status`` is that of a file of this process's user; always true on Windows."""
+    return not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
+
+
 def read_regular(path: str, limit: int, *, follow: bool = False) -> bytes:
     """Return the bytes of a regular file of at most ``limit`` bytes. Raise OSError for anything else."""
     if not follow and stat.S_ISLNK(os.lstat(path).st_mode):
@@ -105,13 +110,13 @@ def neighbor_name(name: str, suffix: str) -> str:
 
 
 @contextmanager
-def replacing(target: str, random: str = "") -> Iterator[BinaryIO]:
+def replacing(target: str, random: str = "", *, mode: int = 0o666) -> Iterator[BinaryIO]:
     """Give a temporary file that replaces ``target`` in one step at the end, unless the block raises.
 
-    A link at ``target`` is replaced, not followed.
+    A link at ``target`` is replaced, not followed. ``mode`` are the new file's permissions, less the umask.
     """
     temporary = temporary_path(os.path.dirname(target), random or secrets.token_hex(8))
-    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o666)
+    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, mode)
     try:
         with open(file, "wb") as opened:
             yield opened

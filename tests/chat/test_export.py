@@ -203,3 +203,12 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
         write_export(saved(TALK), path, overwrite=True)
     assert [file.name for file in tmp_path.iterdir()] == ["talk.json"]
     assert path.read_text() == "old"
+
+
+def test_links_in_a_circle_are_replaced_where_asked(tmp_path: Path) -> None:
+    circle = tmp_path / "circle.json"
+    circle.symlink_to(circle)
+    with pytest.raises(UsageError, match="already exists"):
+        write_export(saved(TALK), circle)
+    write_export(saved(TALK), circle, overwrite=True)
+    assert load_messages(circle, to_answer=False) == TALK

@@ -161,3 +161,17 @@ def test_a_config_that_is_no_file_is_one_line(tmp_path: Path, monkeypatch: pytes
         for arguments in (("show",), ("set", "seed", "1"), ("get", "seed")):
             result = run_here("config", *arguments)
             assert (result.code, len(result.error_lines)) == (2, 2), result.err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links and permissions as POSIX has them")
+def test_the_file_is_private_and_written_through_a_link(file: Path, tmp_path: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.symlink_to(tmp_path / "dotfiles.toml")
+    assert run_here("config", "set", "system", "Be kind.").code == 0
+    assert file.is_symlink()
+    assert (tmp_path / "dotfiles.toml").read_text() == 'system = "Be kind."\n'
+    assert (tmp_path / "dotfiles.toml").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "dotfiles.toml").unlink()
+    (tmp_path / "dotfiles.toml").mkdir()
+    refused = run_here("config", "set", "seed", "1")
+    assert (refused.code, len(refused.error_lines)) == (2, 2)

@@ -2,6 +2,8 @@
 
 import os
 import sqlite3
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,6 +16,7 @@ import pytest
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.system import database
 from mllama_cli.system.database import Database, Schema
+from tests.conftest import ROOT
 
 
 class NotesError(MllamaError):
@@ -207,6 +210,110 @@ def test_where_nothing_may_be_written_reading_continues(foreign: Path) -> None:
     assert "cannot be written" in error.message
     assert "NOTES_HOME" in error.hint
     assert "Permission denied" in refusal(foreign / "new" / "notes.db").message
+
+
+def test_a_link_is_followed_to_a_database_of_ours_only(path: Path, tmp_path: Path) -> None:
+    write(path)
+    link = tmp_path / "link.db"
+    link.symlink_to(path)
+    write(link, "through the link")
+    assert read(path) == ["Hi", "through the link"]
+    for content in (b"", b"mine"):
+        mine = tmp_path / "mine.txt"
+        mine.write_bytes(content)
+        mine.chmod(0o644)
+        link.unlink()
+        link.symlink_to(mine)
+        refusal(link)
+        with pytest.raises(NotesError):
+            read(link)
+        assert mine.read_bytes() == content
+        assert mine.stat().st_mode & 0o777 == 0o644
+    mine.unlink()
+    assert "link to nothing" in refusal(link).message
+    assert not mine.exists()
+    link.unlink()
+    link.symlink_to(link)
+    refusal(link)
+
+
+@pytest.mark.parametrize("suffix", ["-journal", "-wal", "-shm"])
+def test_a_planted_journal_is_refused(path: Path, tmp_path: Path, suffix: str) -> None:
+    write(path)
+    (tmp_path / "victim").write_bytes(b"mine")
+    journal = Path(f"{path}{suffix}")
+    journal.symlink_to(tmp_path / "victim")
+    assert f"notes.db{suffix} is a link" in refusal(path).message
+    assert (tmp_path / "victim").read_bytes() == b"mine"
+    journal.unlink()
+    assert read(path) == ["Hi"]
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can give files away")
+def test_another_users_file_is_read_but_gets_nothing(path: Path) -> None:
+    write(path)
+    os.chown(path, 65534, -1)
+    path.chmod(0o644)
+    assert read(path) == ["Hi"]
+    assert "belongs to another user" in refusal(path).message
+    assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (65534, 0o644)
+    os.chown(path, 0, -1)
+    journal = path.with_name("notes.db-journal")
+    journal.touch()
+    os.chown(journal, 65534, -1)
+    assert "belongs to another user" in refusal(path).message
+    path.unlink()
+    journal.unlink()
+    path.touch()
+    os.chown(path, 65534, -1)
+    assert "belongs to another user" in refusal(path).message
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes as POSIX has them")
+def test_a_pipe_in_the_way_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "notes.db")
+    with pytest.raises(NotesError, match="not a regular file"):
+        write(tmp_path / "notes.db")
+
+
+FULL = """
+import os, sqlite3, sys
+from pathlib import Path
+from mllama_cli.core.errors import MllamaError
+from tests.system.test_database import SCHEMA, Database, read
+folder, free = Path(sys.argv[1]), int(sys.argv[2])
+notes = Database(folder / "notes.db", SCHEMA)
+with notes.writing() as connection:
+    for letter in "abcdefgh":
+        connection.execute("INSERT INTO notes (text) VALUES (?)", (letter * 100_000,))
+room = os.statvfs(folder)
+(folder / "other").write_bytes(b"1" * (room.f_bavail * room.f_frsize - free))
+before = notes.path.stat().st_size
+try:
+    count = notes.delete(lambda connection: connection.execute("DELETE FROM notes WHERE text < 'd'").rowcount)
+    assert count == 3 and before - notes.path.stat().st_size >= 290_000
+except MllamaError as error:
+    print(error.message)
+    count = 0
+assert len(read(notes.path)) == 8 - count
+with sqlite3.connect(notes.path) as connection:
+    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert connection.execute("PRAGMA auto_vacuum").fetchone() == (1,)
+print(count)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mounts a small disk as Linux does")
+@pytest.mark.parametrize(("free", "deleted"), [(100_000, "3\n"), (0, "full\n0\n")])
+def test_deleting_frees_a_full_disk(tmp_path: Path, free: int, deleted: str) -> None:
+    mounted = ["unshare", "--mount", "--map-root-user", "sh", "-c", 'mount -t tmpfs -o size=2m none "$0" && "$@"']
+    try:
+        subprocess.run([*mounted, str(tmp_path), "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no right to mount a disk")
+    command = [*mounted, str(tmp_path), sys.executable, "-c", FULL, str(tmp_path), str(free)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stdout.endswith(deleted), done.stderr
 
 
 def test_a_file_or_folder_in_the_way(tmp_path: Path) -> None:

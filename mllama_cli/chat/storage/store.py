@@ -126,10 +126,14 @@ class ChatStore:
         """Delete chats and the images that no other chat shows. Return the number of chats deleted."""
         if not self._database.exists:
             return 0
-        with self._database.writing() as connection:
-            count = sum(rows.delete(connection, number) for number in set(ids))
+        wanted = set(ids)
+
+        def work(connection: sqlite3.Connection) -> int:
+            count = sum(rows.delete(connection, number) for number in wanted)
             rows.delete_unused_images(connection)
-        return count
+            return count
+
+        return self._database.delete(work)
 
     @contextmanager
     def _reading(self, wanted: str = "") -> Iterator[sqlite3.Connection]:
