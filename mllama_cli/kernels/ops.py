@@ -74,15 +74,19 @@ def needs_grad(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
-def prepare(device: torch.device) -> None:
-    """Compile ahead of time what the first product on this device needs."""
+def prepare(device: torch.device) -> str:
+    """Compile ahead of time what the first product on this device needs.
+
+    Return in one line what the user should know: why that failed, or has to be done at every start; else "".
+    """
     if device.type != "cpu":
-        return
-    from mllama_cli.kernels.cpu.build import find_compiler
-    from mllama_cli.kernels.cpu.native import disabled, native
+        return ""
+    from mllama_cli.kernels.cpu.compiler import find_compiler
+    from mllama_cli.kernels.cpu.native import disabled, native, native_note
 
     if native() is None and strict_kernels() and not disabled() and find_compiler() is not None:
-        raise RuntimeError("the C++ kernels could not be built")
+        raise RuntimeError(f"the C++ kernels could not be built. {native_note()}")
+    return native_note()
 
 
 def upload(tensor: Tensor, device: torch.device | str) -> Tensor:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from mllama_cli.kernels.cpu import build
+from mllama_cli.kernels.cpu.build import build_library
+from mllama_cli.kernels.cpu.compiler import find_compiler
 from mllama_cli.kernels.cpu.native import Native
 from mllama_cli.kernels.packed import PackedWeight, dequantize
 from tests.kernels.matrices import error, exact, packed_matrix, rounded_to_int8, rows
@@ -28,9 +29,9 @@ ROWS = (*range(1, 10), 13)
 
 @pytest.fixture(scope="module", params=["vectors", "plain loops"])
 def kernels(request: pytest.FixtureRequest) -> Native:
-    if build.find_compiler() is None:
+    if find_compiler() is None:
         pytest.skip("no C++ compiler")
-    library = build.library(vectors=request.param == "vectors")
+    library = build_library(vectors=request.param == "vectors").library
     assert library is not None, "kernels.cpp does not compile"
     return Native(library)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.kernels import cuda, ops
 from mllama_cli.kernels import packed as reference
-from mllama_cli.kernels.cpu import build, linear, native, torch_ops
+from mllama_cli.kernels.cpu import compiler, linear, native, torch_ops
 from mllama_cli.kernels.packed import PackedWeight
 from tests.kernels.matrices import error, exact, packed_matrix, rows
 
@@ -29,7 +29,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     elif way == "torch's":
         monkeypatch.setenv("MLLAMA_CPU_KERNELS", "off")
     else:
-        monkeypatch.setattr(native, "_compiled", lambda: None)
+        monkeypatch.setattr(native, "_built", lambda: (None, "c++ failed"))
     return way
 
 
@@ -98,9 +98,9 @@ def test_gradients_flow_where_they_are_wanted(way: str) -> None:
 
 
 def test_off_means_that_our_kernels_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert native.native() is not None or native.library() is None
+    assert native.native() is not None or native.build_library().library is None
     monkeypatch.setenv("MLLAMA_CPU_KERNELS", "off")
-    monkeypatch.setattr(native, "_compiled", lambda: pytest.fail("compiled"))
+    monkeypatch.setattr(native, "_built", lambda: pytest.fail("compiled"))
     assert native.native() is None
     ops.prepare(torch.device("cpu"))
     ops.quantized_linear(rows(1, 64), packed_matrix(32, 64, 4))
@@ -199,14 +199,14 @@ def test_cpu_kernels_that_cannot_be_compiled_are_an_error_only_where_kernels_are
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("MLLAMA_STRICT_KERNELS", raising=False)
-    monkeypatch.setattr(native, "_compiled", lambda: None)
-    monkeypatch.setattr(build, "find_compiler", lambda: ["c++"])
-    ops.prepare(torch.device("cpu"))
+    monkeypatch.setattr(native, "_built", lambda: (None, "c++ failed"))
+    monkeypatch.setattr(compiler, "find_compiler", lambda: ["c++"])
+    assert ops.prepare(torch.device("cpu")) == "Falling back to PyTorch on this CPU, which is slower: c++ failed"
     monkeypatch.setenv("MLLAMA_STRICT_KERNELS", "1")
     with pytest.raises(RuntimeError, match="could not be built"):
         ops.prepare(torch.device("cpu"))
     monkeypatch.setenv("MLLAMA_CPU_KERNELS", "off")
-    ops.prepare(torch.device("cpu"))
+    assert ops.prepare(torch.device("cpu")) == ""
     monkeypatch.delenv("MLLAMA_CPU_KERNELS")
-    monkeypatch.setattr(build, "find_compiler", lambda: None)
+    monkeypatch.setattr(compiler, "find_compiler", lambda: None)
     ops.prepare(torch.device("cpu"))

@@ -74,7 +74,8 @@ class StoredWeights:
         check_fits(WeightSizes.of(self._sizes(names)).on_gpu(self.plan), self.device)
         if "vision" in wanted and self.plan.notice:
             yield Notice(self.plan.notice)
-        ops.prepare(self.device)
+        if (note := ops.prepare(self.device)) and not self.loaded:
+            yield Notice(note)
         yield from self._fill(names, wanted, self.plan)
         self.loaded.update(wanted)
 

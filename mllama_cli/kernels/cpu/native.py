@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from mllama_cli.kernels.cpu.build import library
+from mllama_cli.kernels.cpu.build import build_library
 from mllama_cli.kernels.packed import PackedWeight
 
 MAX_GEMV_ROWS = 8
@@ -144,14 +144,23 @@ def _check(code: int) -> None:
 
 
 @lru_cache(maxsize=1)
-def _compiled() -> Native | None:
-    loaded = library()
-    return Native(loaded) if loaded else None
+def _built() -> tuple[Native | None, str]:
+    """Return the compiled kernels, if they can be had, and what the user should know about them."""
+    built = build_library()
+    return (Native(built.library) if built.library else None), built.note
 
 
 def native() -> Native | None:
     """Return the compiled kernels; None without a compiler, or if they are ``disabled``."""
-    return None if disabled() else _compiled()
+    return None if disabled() else _built()[0]
+
+
+def native_note() -> str:
+    """Return in one line why the kernels are slow to start or missing; empty if they are not, or not wanted."""
+    note = "" if disabled() else _built()[1]
+    if not note or native() is not None:
+        return note and f"The CPU kernels work, but {note}"
+    return f"Falling back to PyTorch on this CPU, which is slower: {note}"
 
 
 def disabled() -> bool:
