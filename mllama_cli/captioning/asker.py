@@ -6,6 +6,7 @@ from typing import Protocol
 
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.errors import MllamaError
+from mllama_cli.core.events import FinishReason
 from mllama_cli.processing.prepared import PreparedImage
 
 
@@ -26,6 +27,8 @@ class Answer:
     text: str = ""
     tokens: int = 0
     seconds: float = 0.0
+    finish_reason: FinishReason = "stop"
+    prompt_tokens: int = 0
     error: MllamaError | None = None
 
 

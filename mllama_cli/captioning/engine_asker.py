@@ -48,7 +48,15 @@ class EngineAsker:
         replies = run_batch(self._engine.model, requests, slots=self._batch_size, on_slots=on_batch_size)
         with closing(replies):
             for reply in replies:
-                yield Answer(reply.key, reply.text, reply.completion_tokens, reply.seconds, reply.error)
+                yield Answer(
+                    reply.key,
+                    reply.text,
+                    reply.completion_tokens,
+                    reply.seconds,
+                    reply.finish_reason,
+                    reply.prompt_tokens,
+                    reply.error,
+                )
 
     def _request(self, question: Question) -> BatchRequest:
         processor = self._engine.processor

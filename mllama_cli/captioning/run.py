@@ -112,7 +112,7 @@ class CaptionPipeline:
                 known = unwritable(entry.path, error) if isinstance(error, OSError) else error
                 if is_disk_full(error):
                     raise known from error
-                self._events.append(self.failed(record, known.message, known.hint))
+                self._events.append(self.failed(record, known.message, known.hint, known.kind))
             else:
                 job = Job(entry, lease, record)
                 self._in_progress.add(job)
@@ -176,24 +176,25 @@ class CaptionPipeline:
         caption = self.postprocess(answer.text)
         record = replace(job.record, caption=caption, tokens=answer.tokens, seconds=answer.seconds)
         try:
-            return Captioned(record, job.lease.write(record))
+            written_to = job.lease.write(record)
+            return Captioned(record, written_to, answer.finish_reason, answer.prompt_tokens)
         except MllamaError as error:
             if is_disk_full(error):
                 raise
-            return self.failed(record, error.message, error.hint)
+            return self.failed(record, error.message, error.hint, error.kind)
 
     def _give_up(self, job: Job, error: MllamaError) -> CaptionFailed:
         # Failures are shown with the path first: don't repeat it.
         reason = error.message.removeprefix(f"{Path(job.entry.path)} ")
-        event = self.failed(job.record, reason, error.hint)
+        event = self.failed(job.record, reason, error.hint, error.kind)
         self._in_progress.discard(job)
         job.lease.release(event.record)
         return event
 
-    def failed(self, record: CaptionRecord, reason: str, hint: str = "") -> CaptionFailed:
+    def failed(self, record: CaptionRecord, reason: str, hint: str = "", kind: str = "caption") -> CaptionFailed:
         """Count a failure and return its event."""
         self.failures += 1
-        return CaptionFailed(replace(record, error=reason), hint)
+        return CaptionFailed(replace(record, error=reason), hint, kind)
 
     def release_all(self) -> None:
         """Release the leases of the jobs that will not be finished."""

@@ -35,12 +35,17 @@ def speaker(message: Message) -> str:
 
 
 def export_json(saved: SavedChat) -> str:
-    """Return a JSON object with the chat's messages in OpenAI's format under "messages", ending in a newline.
+    """Return ``export_record`` as JSON text, ending in a newline.
 
     ``load_messages`` reads the same conversation back, system prompt and image names included. It refuses lone
     surrogates and messages without parts, so those become U+FFFD and an empty text.
     """
-    record = {
+    return replace_surrogates(json.dumps(export_record(saved), ensure_ascii=False, indent=2)) + "\n"
+
+
+def export_record(saved: SavedChat) -> dict[str, object]:
+    """Return a JSON object with what belongs to a chat, and its messages in OpenAI's format under "messages"."""
+    return {
         "id": saved.id,
         "name": saved.name,
         "title": saved.title,
@@ -50,7 +55,6 @@ def export_json(saved: SavedChat) -> str:
         "settings": saved.settings,
         "messages": [_message(message) for message in saved.whole],
     }
-    return replace_surrogates(json.dumps(record, ensure_ascii=False, indent=2)) + "\n"
 
 
 def export_markdown(saved: SavedChat, address: Callable[[ImagePart], str] | None = None) -> str:

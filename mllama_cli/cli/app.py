@@ -11,7 +11,7 @@ from mllama_cli.cli.bench import bench
 from mllama_cli.cli.caption import caption
 from mllama_cli.cli.chat import chat
 from mllama_cli.cli.commands import Commands, Group
-from mllama_cli.cli.common import ExitStatus
+from mllama_cli.cli.common import ExitStatus, error_fields
 from mllama_cli.cli.completion import completion
 from mllama_cli.cli.config import config
 from mllama_cli.cli.download import download
@@ -22,6 +22,7 @@ from mllama_cli.cli.quantize import quantize
 from mllama_cli.cli.show import show
 from mllama_cli.cli.usage import reworded, unknown_command
 from mllama_cli.core.errors import MllamaError
+from mllama_cli.core.text import hide_passwords
 from mllama_cli.core.version import __version__
 
 _WORDS: list[str] = []
@@ -119,14 +120,8 @@ def _report(error: MllamaError) -> None:
     elif terminal.stderr is not None:
         import json
 
-        from mllama_cli.core.text import hide_passwords
-
-        about = {
-            "message": hide_passwords(error.message),
-            "hint": hide_passwords(error.hint),
-            "code": int(error.exit_code),
-        }
-        terminal.stderr.write(json.dumps({"error": about}) + "\n")
+        about = error_fields(error.message, hide_passwords(error.hint), error.kind)  # a hint may have been added to
+        terminal.stderr.write(json.dumps({"error": {**about, "code": int(error.exit_code)}}) + "\n")
 
 
 def _require_current_folder() -> None:

@@ -1,13 +1,12 @@
 """`mllama bench`: measure how fast a model runs on this machine."""
 
-import json
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mllama_cli.cli import complete
-from mllama_cli.cli.common import load_settings, resolve_model
+from mllama_cli.cli.common import load_settings, print_json, resolve_model
 from mllama_cli.cli.options import AsJson, ComputeOptions, Debug, Device, Dtype
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def bench(
             }
             for f in figures
         ]
-        terminal.result(json.dumps({**record, "figures": rows}) + "\n")
+        print_json(terminal, {**record, "figures": rows})
         return
     from rich.table import Table
 

@@ -15,7 +15,7 @@ from mllama_cli.captioning.records import as_json
 from mllama_cli.captioning.sidecars import Sidecars, sidecar_paths
 from mllama_cli.cli.caption_inputs import find_inputs
 from mllama_cli.cli.caption_request import CaptionRequest
-from mllama_cli.cli.common import ExitStatus, load_settings, resolve_model
+from mllama_cli.cli.common import ExitStatus, error_fields, load_settings, resolve_model, usage_fields
 from mllama_cli.cli.options import ComputeOptions
 from mllama_cli.core.caption_events import Captioned, CaptionEvent, CaptionFailed, CaptionsPlanned, Existing
 from mllama_cli.core.errors import MllamaError, UsageError
@@ -160,7 +160,7 @@ class _Printer:
         if self._json:
             # A file name may be any bytes, which a text stream takes only escaped.
             plain = event.record.path.isprintable()
-            self._terminal.result(json.dumps(as_json(event.record), ensure_ascii=not plain) + "\n")
+            self._terminal.result(json.dumps(_record(event), ensure_ascii=not plain) + "\n")
         elif isinstance(event, Captioned):
             if self._preview:
                 self._show(event, view)
@@ -181,6 +181,17 @@ class _Printer:
             show_preview(self._terminal, image, max_columns=32, max_rows=10)
             if not self._single:
                 self._terminal.result(f"{event.record.path}: {event.record.caption}\n")
+
+
+def _record(event: Captioned | CaptionFailed) -> dict[str, Any]:
+    """Return an image's object: an answer as `chat --json` has it, and the columns of a file of captions."""
+    record = event.record
+    answer: dict[str, Any] = {"path": record.path, "model": record.model}
+    if isinstance(event, Captioned):
+        answer |= {"text": record.caption, "finish_reason": event.finish_reason}
+        answer["usage"] = usage_fields(event.prompt_tokens, record.tokens, 1)
+        return {**answer, **as_json(record)}
+    return {**answer, "text": None, **as_json(record), "error": error_fields(record.error, event.hint, event.kind)}
 
 
 @contextmanager

@@ -124,6 +124,16 @@ def print_json(terminal: "Terminal", data: Any) -> None:
     terminal.result(json.dumps(data, ensure_ascii=False, indent=2 if terminal.stdout_is_tty else None) + "\n")
 
 
+def error_fields(message: str, hint: str, kind: str) -> dict[str, str]:
+    """Return an error as it is in all JSON output."""
+    return {"message": message, "hint": hint, "kind": kind}
+
+
+def usage_fields(prompt_tokens: int, completion_tokens: int, images: int) -> dict[str, int]:
+    """Return what an answer took, as it is in all JSON output."""
+    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "images": images}
+
+
 def require_confirmation(terminal: "Terminal", *, given: bool) -> None:
     """Raise UsageError if there is no terminal to ask on before deleting and --yes was not ``given``."""
     if not given and not terminal.stdin_is_tty:

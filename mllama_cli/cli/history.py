@@ -71,14 +71,14 @@ def list_chats(
 @history.command()
 def show(name: ChatName, as_json: AsJson = False, debug: Debug = False) -> None:
     """Print a saved chat; --json includes the pictures, for `mllama chat --messages`."""
-    from mllama_cli.chat.export import export_json
+    from mllama_cli.chat.export import export_record
     from mllama_cli.chat.storage.store import ChatStore
     from mllama_cli.terminal.console import Terminal
 
     terminal = Terminal()
     saved = ChatStore().load(name)
     if as_json:
-        terminal.result(export_json(saved))
+        print_json(terminal, export_record(saved))
     else:
         _print_transcript(terminal, saved)
 
@@ -176,7 +176,9 @@ def _print_transcript(terminal: "Terminal", saved: "SavedChat") -> None:
 
 def _record(chat: "ChatSummary") -> dict[str, Any]:
     times = {"created": chat.created, "updated": chat.updated}
-    return {**vars(chat), **{name: time.isoformat(timespec="seconds") for name, time in times.items()}}
+    about = {name: value for name, value in vars(chat).items() if name not in ("messages", "images")}
+    about |= {name: time.isoformat(timespec="seconds") for name, time in times.items()}
+    return {**about, "message_count": chat.messages, "image_count": chat.images}
 
 
 def _count(number: int, what: str) -> str:

@@ -31,7 +31,7 @@ def list_models(as_json: AsJson = False, debug: Debug = False) -> None:
                     "name": entry.name,
                     "size": entry.size,
                     "kind": entry.kind,
-                    "modified": entry.modified.astimezone().isoformat(timespec="seconds"),
+                    "updated": entry.modified.astimezone().isoformat(timespec="seconds"),
                     "where": entry.where,
                     "revision": entry.revision,
                     "complete": entry.complete,

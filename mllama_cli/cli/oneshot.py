@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mllama_cli.chat.storage.saved import SavedChat, now
-from mllama_cli.cli.common import ExitStatus, print_json
+from mllama_cli.cli.common import ExitStatus, print_json, usage_fields
 from mllama_cli.core.events import Event, FinishReason
 from mllama_cli.terminal.answer_view import AnswerView, AnswerWriter, stats_line
 from mllama_cli.terminal.console import Terminal
@@ -95,16 +95,14 @@ class OneAnswer(AnswerView):
         reason: FinishReason = stats.finish_reason if stats else "cancelled"
         record: dict[str, Any] = {
             "model": self.engine.name,
-            "answer": self.text,
+            "text": self.text,
+            "answer": self.text,  # the earlier name
             "finish_reason": reason,
             "notices": self.notices,
         }
         if stats:
-            record["usage"] = {
-                "prompt_tokens": stats.prompt_tokens,
-                "completion_tokens": stats.completion_tokens,
-                "images": stats.images,
-            }
+            record["usage"] = usage_fields(stats.prompt_tokens, stats.completion_tokens, stats.images)
+            record["seconds"] = round(stats.time_to_first_token + stats.decode_seconds, 3)
             record["timings"] = {
                 "load_seconds": round(self.load_seconds, 4),
                 "encode_seconds": round(stats.encode_seconds, 4),

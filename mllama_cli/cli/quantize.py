@@ -148,7 +148,7 @@ def _print_plan(terminal: "Terminal", plan: "QuantizePlan", destination: Path, a
     free = free_space(destination)
     if as_json:
         record: dict[str, Any] = {
-            "folder": str(destination),
+            "path": str(destination),
             "layers": [{**vars(row), "scheme": row.scheme} for row in rows],
             "size_before": plan.size_before,
             "size_after": plan.size_after,
@@ -186,7 +186,8 @@ def _print_summary(terminal: "Terminal", summary: "QuantizeSummary", as_json: bo
     from mllama_cli.quantization.policy import short
 
     if as_json:
-        print_json(terminal, dataclasses.asdict(summary))
+        record = dataclasses.asdict(summary)
+        print_json(terminal, {"path": record.pop("folder"), **record})
         return
     terminal.note(
         f"{human_size(summary.size_before)} -> {human_size(summary.size_after)}: "

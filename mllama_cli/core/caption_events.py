@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from mllama_cli.core.events import FinishReason
+
 Existing = Literal["skip", "overwrite", "append", "prepend"]
 """What to do with existing captions."""
 EXISTING: tuple[Existing, ...] = get_args(Existing)
@@ -38,6 +40,8 @@ class Captioned:
 
     record: CaptionRecord
     written_to: str = ""
+    finish_reason: FinishReason = "stop"
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +54,11 @@ class CaptionSkipped:
 
 @dataclass(frozen=True, slots=True)
 class CaptionFailed:
-    """An image could not be captioned: ``record.error`` says why, ``hint`` what to do."""
+    """An image could not be captioned: ``record.error`` says why, ``hint`` what to do; ``kind`` is the error's."""
 
     record: CaptionRecord
     hint: str = ""
+    kind: str = "caption"
 
 
 @dataclass(frozen=True, slots=True)

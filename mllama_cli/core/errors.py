@@ -18,6 +18,8 @@ MllamaError                    exit code 1
 `-- RemovalError               a model that must not or could not be deleted
 """
 
+import re
+
 from mllama_cli.core.text import hide_passwords
 
 COPY_AGAIN = "Download or copy the file again."
@@ -40,6 +42,14 @@ class MllamaError(Exception):
         self.message = hide_passwords(message)
         self.hint = hide_passwords(hint)
         super().__init__(self.message)
+
+    @property
+    def kind(self) -> str:
+        """The type for scripts: the class's name without "Error" in snake_case, as "chat_not_found", or "failure"."""
+        if type(self) is MllamaError:
+            return "failure"
+        name = type(self).__name__.removesuffix("Error")
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
 class UsageError(MllamaError):

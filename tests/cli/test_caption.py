@@ -112,7 +112,7 @@ def test_json_lines_on_stdout_for_a_list_on_stdin(folder: Path) -> None:
     records = {Path(r["path"]).name: r for r in map(json.loads, result.out.splitlines())}
     assert result.code == 3
     assert "HELLO" in records["card.png"]["caption"]
-    assert "no such picture" in records["gone.png"]["error"]
+    assert "no such picture" in records["gone.png"]["error"]["message"]
     assert names(folder) == ["bad.jpg", "card.png", "drawing 2.png", "drawing.png"]
 
 

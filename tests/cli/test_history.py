@@ -55,7 +55,9 @@ def test_list_for_scripts() -> None:
     keep(CAT, "cat")
     keep(Conversation.ask("Hello"))
     everything = json.loads(run_here("history", "list", "--json").out)
-    assert [(chat["id"], chat["name"], chat["title"], chat["messages"], chat["images"]) for chat in everything] == [
+    assert [
+        (chat["id"], chat["name"], chat["title"], chat["message_count"], chat["image_count"]) for chat in everything
+    ] == [
         (2, None, "Hello", 1, 0),
         (1, "cat", "What is this?", 2, 1),
     ]

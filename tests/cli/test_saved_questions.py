@@ -28,7 +28,7 @@ def ask(*arguments: str, screen: bool = True) -> Result:
 
 
 def counts() -> list[int]:
-    return [chat["messages"] for chat in json.loads(run_here("history", "list", "--json").out)]
+    return [chat["message_count"] for chat in json.loads(run_here("history", "list", "--json").out)]
 
 
 def test_a_question_on_a_terminal_is_kept_and_continued() -> None:
