@@ -7,9 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from pathlib import Path
 
-from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageNotFoundError, UsageError
 from mllama_cli.core.filetypes import IMAGE_SUFFIXES, looks_like_image
 
@@ -38,12 +36,6 @@ class ImageEntry:
     @property
     def stem(self) -> str:
         return os.path.splitext(self.name)[0]
-
-    def read(self) -> ImagePart:
-        """Return the file's bytes. Raise MllamaError if it cannot be read."""
-        from mllama_cli.processing.sources import read_image
-
-        return read_image(Path(self.path))
 
 
 @dataclass(frozen=True)
