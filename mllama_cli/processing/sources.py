@@ -13,7 +13,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError, ImageNotFoundError, UsageError
-from mllama_cli.core.filetypes import image_format
+from mllama_cli.core.filetypes import image_format, looks_like_image
 from mllama_cli.core.text import one_line, suggest
 from mllama_cli.processing.limits import DEFAULT_LIMITS, Limits, too_many_bytes
 from mllama_cli.system.files import expanded, is_file, is_folder
@@ -76,6 +76,17 @@ def is_base64_picture(text: str) -> bool:
     except ImageError:
         return False
     return image_format(head) is not None  # a long path may look alike
+
+
+def is_image_file(path: str | Path) -> bool:
+    """Return whether a file of any name is surely an image by its first bytes."""
+    if not is_file(path):
+        return False
+    try:
+        with Path(path).open("rb") as file:
+            return looks_like_image(file.read(32))
+    except OSError:
+        return False
 
 
 def decode_base64(text: str, name: str, limits: Limits = DEFAULT_LIMITS) -> bytes:
