@@ -93,6 +93,11 @@ class ChatTemplate:
             raise RefusedError(f"The chat template refuses this conversation: {message}")
         if kind == "unsafe":
             raise TemplateError(f"The chat template does something unsafe: {message}", "Do not use this model.")
+        if kind == "no_bos":
+            raise TemplateError(
+                "The chat template writes bos_token, but no file of the model says which token that is",
+                "Copy tokenizer_config.json or special_tokens_map.json from the original model.",
+            )
         if kind is not None:
             what = "cannot be parsed" if kind == "parse" else "failed"
             raise TemplateError(f"The chat template {what}: {message}", _WITHOUT)
