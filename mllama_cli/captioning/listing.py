@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from pathlib import Path
 
-from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageNotFoundError, UsageError
-from mllama_cli.core.filetypes import IMAGE_SUFFIXES, looks_like_image
+from mllama_cli.core.filetypes import IMAGE_SUFFIXES
+from mllama_cli.processing.sources import is_image_file
+from mllama_cli.system.files import expanded, is_folder
 
 _TEXT_SUFFIXES = (".txt", ".caption", ".tags", ".json", ".jsonl", ".csv", ".tsv", ".md", ".xml", ".yaml", ".yml")
 """What stands beside pictures by the thousand: not opened to see whether it is one."""
@@ -38,12 +38,6 @@ class ImageEntry:
     @property
     def stem(self) -> str:
         return os.path.splitext(self.name)[0]
-
-    def read(self) -> ImagePart:
-        """Return the file's bytes. Raise MllamaError if it cannot be read."""
-        from mllama_cli.processing.sources import read_image
-
-        return read_image(Path(self.path))
 
 
 @dataclass(frozen=True)
@@ -102,7 +96,7 @@ def find_images(
         if "\0" in path:
             search.unreadable.append((path, "a path cannot contain a NUL"))
             continue
-        for entry in search.below(path) if os.path.isdir(path) else [ImageEntry(path, path)]:
+        for entry in search.below(path) if is_folder(path) else [ImageEntry(path, path)]:
             found.setdefault(_same(entry.path), entry)
     if not found and not search.unreadable:
         where = ", ".join(paths) or "the list"
@@ -145,17 +139,17 @@ class _Search:
         self.left_out: list[str] = []
 
     def named(self, path: str) -> Iterator[ImageEntry]:
-        expanded = os.path.expanduser(path)
-        if os.path.isdir(expanded):
-            yield from self.below(expanded)
-        elif os.path.lexists(expanded):
-            yield ImageEntry(expanded, os.path.basename(expanded))
-        elif glob.has_magic(expanded):
-            matches = sorted(glob.glob(expanded, recursive=True), key=natural_key)
+        named = str(expanded(path))
+        if is_folder(named):
+            yield from self.below(named)
+        elif os.path.lexists(named):
+            yield ImageEntry(named, os.path.basename(named))
+        elif glob.has_magic(named):
+            matches = sorted(glob.glob(named, recursive=True), key=natural_key)
             if not matches:
                 raise ImageNotFoundError(f"{path} matches nothing", "Check the pattern.")
             for match in matches:
-                if os.path.isdir(match):
+                if is_folder(match):
                     yield from self.below(match)
                 elif _is_image(match):
                     yield ImageEntry(match, match)
@@ -184,8 +178,8 @@ class _Search:
                     continue
                 elif _is_image(entry.name):
                     files.append(entry.name)
-                elif _is_misnamed_image(entry):
-                    self.left_out.append(_join(folder, entry.name))
+                elif _is_misnamed_image(path := _join(folder, entry.name)):
+                    self.left_out.append(path)
         for name in sorted(files, key=natural_key):
             yield ImageEntry(_join(folder, name), below + name)
         for name in sorted(folders, key=natural_key) if self.recursive else ():
@@ -204,14 +198,8 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def _is_misnamed_image(entry: os.DirEntry[str]) -> bool:
-    try:
-        if entry.name.lower().endswith(_TEXT_SUFFIXES) or not entry.is_file():
-            return False
-        with open(entry.path, "rb") as file:
-            return looks_like_image(file.read(32))
-    except OSError:
-        return False
+def _is_misnamed_image(path: str) -> bool:
+    return not path.lower().endswith(_TEXT_SUFFIXES) and is_image_file(path)
 
 
 def _same(path: str) -> str:

@@ -52,7 +52,7 @@ def caption_images(
     prompt: PromptTemplate,
     postprocess: Postprocess,
     *,
-    workers: int | None = None,
+    pool: DecodingPool,
 ) -> Generator[CaptionEvent]:
     """Yield CaptionsPlanned first, then an event for each image that was not done already.
 
@@ -60,7 +60,7 @@ def caption_images(
     images in progress are released.
 
     Args:
-        workers: processes that decode; None for one for each CPU but one, 0 for none.
+        pool: decodes the images; it is closed at the end.
 
     Raises:
         CaptionError: the disk is full.
@@ -72,7 +72,7 @@ def caption_images(
         yield CaptionsPlanned(plan.total, plan.skipped)
         for folder, reason in plan.unreadable:
             yield pipeline.failed(CaptionRecord(folder, model=asker.model), f"cannot be listed: {reason}")
-        with DecodingPool(asker.image_config, workers) as pool:
+        with pool:
             decoded = pipeline.decode(pipeline.acquire(plan.pending), pool)
             with closing(pipeline.ask(decoded)) as answered:
                 yield from pipeline.write(answered)
@@ -120,7 +120,7 @@ class CaptionPipeline:
 
     def decode(self, jobs: Iterable[Job], pool: DecodingPool) -> Iterator[tuple[Job, PreparedImage] | None]:
         """Stage 2: yield each job with its image, decoded ahead by ``pool``; None while the next is not ready."""
-        for item in pool.decode(jobs):
+        for item in pool.decode(jobs, self.asker.image_config):
             if item is None:
                 yield None
                 continue

@@ -81,9 +81,9 @@ class Dialogue:
 
     def prepare(self, image: ImagePart) -> "PreparedImage":
         """Decode an image for this model, unless it is decoded already. Raise ImageError or UsageError."""
-        from mllama_cli.processing.prepared import prepare_image
+        from mllama_cli.processing.decoding import decode_image
 
-        return prepare_image(image, self.engine.processor.require_vision().config)
+        return decode_image(image, self.engine.processor.require_vision().config)
 
     @property
     def chips(self) -> list[str]:

@@ -6,6 +6,7 @@ For each word of the message (quotes and backslashes hold a word together, as in
   my\\ photo.jpg, file:///a/b%20c.png, C:\\Users\\me\\d.jpg. So is an http(s) URL whose path has an image suffix.
 - A word with an image suffix that can only be a path (it has a folder in it, begins with ~ or ., is a file: URL, is
   quoted or escaped, or is the whole message) but names no file is an error: it is never sent as text.
+- A word of any other suffix that can only be a path is attached if the file is an image by its content.
 - Any other word is text: a bare "figure.png" that does not exist, folders, files of other kinds.
 """
 
@@ -16,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from mllama_cli.core.errors import ImageNotFoundError
 from mllama_cli.core.filetypes import IMAGE_SUFFIXES
+from mllama_cli.processing.sources import is_image_file
 from mllama_cli.system.files import expanded, is_file, is_folder
 
 _ENDING = re.compile(r"[.,;:!?)\]}»”’]+$")
@@ -58,7 +60,7 @@ def find_images(text: str) -> DroppedImages:
     DroppedImages(text='What does the .png suffix mean?', paths=())
     """
     whole = text.strip()
-    if (path := _as_file(whole)) is not None:  # some terminals paste a path with spaces unquoted
+    if (path := _as_file(whole) or _as_misnamed(whole)) is not None:  # some terminals paste a path with spaces unquoted
         return DroppedImages("", (path,))
     kept = ""
     paths: list[str] = []
@@ -69,8 +71,10 @@ def find_images(text: str) -> DroppedImages:
         if found is None and not word.sure and (match := _ENDING.search(word.meant)):
             # The sentence's full stop is not part of the name.
             found, ending = _as_image(word.meant[: match.start()]), match.group()
+        bare = word.meant if word.sure else _ENDING.sub("", word.meant)
+        if found is None and (word.sure or _only_a_path(bare)) and (found := _as_misnamed(bare)):
+            ending = word.meant[len(bare) :]
         if found is None:
-            bare = word.meant if word.sure else _ENDING.sub("", word.meant)
             if _looks_like_image(bare) and (word.sure or _only_a_path(bare) or word.written == whole):
                 raise ImageNotFoundError(f"no such picture: {bare}", "Check the path; quote it if it has spaces in it.")
             continue
@@ -120,6 +124,12 @@ def _as_file(word: str) -> str | None:
         if is_file(expanded(variant)):
             return variant
     return None
+
+
+def _as_misnamed(word: str) -> str | None:
+    """Return the path of an image whose name does not end like one's."""
+    path = _local(word)
+    return path if path and is_image_file(expanded(path)) else None
 
 
 def _local(word: str) -> str:

@@ -1,6 +1,7 @@
 """Write a checkpoint folder in the Hub's layout."""
 
 import json
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mllama_cli.checkpoint.names import hub_name
+from mllama_cli.system.safe_files import replacing, temporary_path
 
 SHARD_BYTES = 5 * 10**9
 
@@ -48,12 +50,14 @@ def write_checkpoint(
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.replace(path)
+    temporary = Path(temporary_path(str(path.parent), secrets.token_hex(8)))  # safetensors opens files by name
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with replacing(str(path)) as file:
+        file.write(text.encode())

@@ -10,7 +10,7 @@ from mllama_cli.captioning.listing import Listing, find_images, read_list, shard
 from mllama_cli.cli.caption_request import CaptionInput
 from mllama_cli.core.errors import UsageError
 from mllama_cli.system.files import expanded, is_file
-from mllama_cli.system.text_file import decode, read_file, read_stream
+from mllama_cli.system.text_file import MAX_LIST_BYTES, decode, read_file, read_stream
 
 _LIST_HINT = "Pipe one in: find . -name '*.jpg' | mllama caption -"
 
@@ -57,9 +57,9 @@ def _read_lists(paths: Sequence[str], files_from: str | None, null: bool) -> tup
     if source == "-":
         if sys.stdin is None or sys.stdin.isatty():
             raise UsageError("The list of paths should come from stdin, but stdin is the terminal", _LIST_HINT)
-        data = read_stream(sys.stdin.buffer, "stdin")
+        data = read_stream(sys.stdin.buffer, "stdin", limit=MAX_LIST_BYTES)
     else:
-        data = read_file(expanded(source))
+        data = read_file(expanded(source), limit=MAX_LIST_BYTES)
     listed = read_list(decode(data, source, errors="surrogateescape"), nul=null)
     if not listed and paths in ([], ["-"]):
         raise UsageError("The list of paths is empty", _LIST_HINT)

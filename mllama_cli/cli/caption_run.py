@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
+from mllama_cli.captioning.decoding import DecodingPool
 from mllama_cli.captioning.destinations import CaptionDestination, NullDestination
 from mllama_cli.captioning.journal import CaptionJournal
 from mllama_cli.captioning.listing import CaptionPlan, Listing
@@ -59,9 +60,11 @@ def run_captions(request: CaptionRequest) -> None:
         with ExitStack() as stack:
             stack.callback(destination.finish, exhausted=False, complete=False)
             list_error = stack.enter_context(_error_list(request.output.errors))
+            pool = stack.enter_context(DecodingPool(request.batching.workers))
+            pool.start()  # it is ready when the model is
             try:
                 engine = _engine(terminal, compute, folder, name)
-                events = _events(request, engine, sampling, plan, destination)
+                events = _events(request, engine, sampling, plan, destination, pool)
                 with closing(events), view:
                     for event in events:
                         view.event(event)
@@ -87,6 +90,7 @@ def _events(
     sampling: Mapping[str, Any],
     plan: CaptionPlan,
     destination: CaptionDestination,
+    pool: DecodingPool,
 ) -> Generator[CaptionEvent]:
     from dataclasses import replace
 
@@ -98,9 +102,7 @@ def _events(
     greedy = Sampling.from_defaults(replace(engine.generation_config, do_sample=False), **sampling)
     prompt, batching = request.prompt, request.batching
     asker = EngineAsker(engine, greedy, prompt.system or "", batching.slots, prefill=prompt.prefill)
-    # One image needs no workers, which take half a second to start.
-    workers = 0 if batching.workers is None and len(plan.pending) <= 2 else batching.workers
-    yield from caption_images(plan, asker, destination, prompt.template, prompt.postprocess, workers=workers)
+    yield from caption_images(plan, asker, destination, prompt.template, prompt.postprocess, pool=pool)
 
 
 def _engine(terminal: Terminal, compute: ComputeOptions, folder: Path, name: str) -> "Engine":
@@ -169,12 +171,13 @@ class _Printer:
                 self._terminal.result(event.record.caption + "\n")
 
     def _show(self, event: Captioned, view: CaptionView) -> None:
-        from mllama_cli.processing.images import open_image
+        from mllama_cli.core.config import ImageProcessorConfig
+        from mllama_cli.processing.decoding import decode_image
         from mllama_cli.processing.sources import read_image
         from mllama_cli.terminal.graphics import show_preview
 
         try:
-            image = open_image(read_image(Path(event.record.path)))
+            image = decode_image(read_image(Path(event.record.path)), ImageProcessorConfig()).canvas.image()
         except MllamaError:  # deleted since
             return
         with view.paused():

@@ -44,12 +44,15 @@ class Question:
         """
         if not self.images:
             return self
-        from mllama_cli.processing.prepared import image_config_of, prepare_image
+        from mllama_cli.processing.decoding import decode_image, expect_images
+
+        expect_images(self.images)
+        from mllama_cli.processing.prepared import image_config_of
 
         config = image_config_of(folder)
         if self.conversation is not None:
-            return replace(self, conversation=self.conversation.with_images(lambda part: prepare_image(part, config)))
-        return replace(self, raw_images=tuple(prepare_image(part, config) for part in self.raw_images))
+            return replace(self, conversation=self.conversation.with_images(lambda part: decode_image(part, config)))
+        return replace(self, raw_images=tuple(decode_image(part, config) for part in self.raw_images))
 
     def inputs(self, processor: "MllamaProcessor") -> "ModelInputs":
         if self.conversation is None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from mllama_cli.core.errors import CheckpointError, UsageError
-from mllama_cli.core.parameter import declare, from_zero_to, one_of, one_to, parameters_of, positive
+from mllama_cli.core.parameter import between, declare, from_zero_to, one_of, one_to, parameters_of, positive
 from mllama_cli.core.text import shown
 
 Json = Mapping[str, Any]
@@ -287,8 +287,8 @@ class ImageProcessorConfig:
     tile_size: int = declare(560, "", *one_to(MAX_IMAGE_SIZE))
     max_image_tiles: int = declare(4, "", *one_to(MAX_TILES))
     image_mean: tuple[float, ...] = declare((0.48145466, 0.4578275, 0.40821073), "", *from_zero_to(1000))
-    image_std: tuple[float, ...] = declare((0.26862954, 0.26130258, 0.27577711), "", *positive(1000))
-    rescale_factor: float = declare(1 / 255, "", *positive(1000))
+    image_std: tuple[float, ...] = declare((0.26862954, 0.26130258, 0.27577711), "", *between(1e-6, 1000))
+    rescale_factor: float = declare(1 / 255, "", *between(1e-6, 1000))
 
     @classmethod
     def from_dict(cls, data: Json, where: str = "preprocessor_config.json") -> "ImageProcessorConfig":

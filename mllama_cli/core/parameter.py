@@ -108,6 +108,11 @@ def positive(most: float) -> Range:
     return lambda value: all(0 < each <= most for each in _each(value)), f"be above 0 and at most {most:g}"
 
 
+def between(least: float, most: float) -> Range:
+    """Return ``check`` and ``must`` of a number, or of numbers, from ``least`` to ``most``."""
+    return lambda value: all(least <= each <= most for each in _each(value)), f"be from {least:g} to {most:g}"
+
+
 def _each(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 

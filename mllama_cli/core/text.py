@@ -15,6 +15,13 @@ _ADDRESS = re.compile(
     r"(?P<start>[a-z][a-z0-9+.-]{1,19}+:[/\\]++|(?:https?|ftp):|(?<![\w:/.])//)(?!\[)[^\s/?#:@]*+(?P<end>:|\Z)",
     re.IGNORECASE,
 )
+# A parameter of an address by which a server knows who may read: token=, access_token=, X-Amz-Signature=, apiKey=.
+_SECRET_PARAMETER = re.compile(
+    r"(?P<name>[?&#;](?:[a-z0-9_.-]{0,40}[-_.])?(?:access|auth|id|refresh|session|security|private|shared|api|client)?"
+    r"(?:token|sig|signature|secret|password|passwd|pwd|pass|credentials?|key|auth|authorization|jwt|policy|session)=)"
+    r"[^\s&#;\"'<>]+",
+    re.IGNORECASE,
+)
 _PORT = re.compile(r"[0-9]*(?=[/?#\s]|\Z)")
 
 MAX_LINE = 500
@@ -93,14 +100,17 @@ def strip_control(text: str) -> str:
 
 
 def hide_passwords(text: str) -> str:
-    """Return text with the user and password of each address in it replaced by ``***``.
+    """Return text with the user and password of each address in it, and its secret parameters, replaced by ``***``.
 
     It knows addresses that no parser takes, such as those with a ``/``, ``#`` or blank in the password: what is not
     valid is quoted in errors. Where a port and an ``@`` in the path look the same as a password, they are hidden too.
 
     >>> hide_passwords("http://bob:hunter2@host/a.png: not there")
     'http://***@host/a.png: not there'
+    >>> hide_passwords("https://host/a.png?width=5&X-Amz-Signature=fe5f80f77d5fa3beca038a248ff027d0 is gone")
+    'https://host/a.png?width=5&X-Amz-Signature=*** is gone'
     """
+    text = _SECRET_PARAMETER.sub(r"\g<name>***", text)
     *before, rest = text.split("@")
     shown: list[str] = []
     inside = False

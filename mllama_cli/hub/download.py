@@ -15,6 +15,7 @@ from mllama_cli.hub.client import cache_lock, link, quiet
 from mllama_cli.hub.errors import translated
 from mllama_cli.hub.plan import DownloadPlan, HubFile
 from mllama_cli.hub.transfer import Transfer
+from mllama_cli.system.files import is_file
 
 _STREAMS = 4
 """Files at once, since a single connection to a CDN rarely saturates the network."""
@@ -37,7 +38,7 @@ def find_offline(repo: str, revision: str = "main") -> Path:
 
 def is_whole(folder: Path) -> bool:
     """Return whether a folder has everything that a model needs to run."""
-    return is_complete(folder) and (folder / "config.json").is_file() and (folder / "tokenizer.json").is_file()
+    return is_complete(folder) and is_file(folder / "config.json") and is_file(folder / "tokenizer.json")
 
 
 def download(plan: DownloadPlan, progress: Callable[[DownloadProgress], None] = lambda event: None) -> Path:
@@ -78,7 +79,7 @@ def _fetch(plan: DownloadPlan, progress: Callable[[DownloadProgress], None]) -> 
                 outcomes.put(error)
 
     # Including files whose blob another revision downloaded: they still need their link in this snapshot.
-    files = [file for file in plan.files if not (plan.folder / file.name).is_file()]
+    files = [file for file in plan.files if not is_file(plan.folder / file.name)]
     for file in files:
         waiting.put(file)
     # Daemons, so that Ctrl-C need not wait for a stalled connection.
@@ -108,7 +109,7 @@ def _fetch_one(plan: DownloadPlan, file: HubFile, counter: "_Counter", stop: thr
     folder = repo_folder(plan.repo)
     blob = folder / "blobs" / file.etag
     with cache_lock(cache, folder.name, file.etag):  # a second command waits, then finds the finished file
-        if blob.is_file():
+        if is_file(blob):
             counter.add(file.size - file.here, file.name)
         else:
             url = hf_hub_url(plan.repo, file.name, revision=plan.commit)

@@ -12,6 +12,7 @@ from mllama_cli.checkpoint.names import canonical
 from mllama_cli.core.config import GenerationConfig, MllamaConfig, section
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.hub.catalog import kind
+from mllama_cli.system.files import is_file
 from mllama_cli.system.json_file import read_json
 from mllama_cli.system.text_file import read_text
 
@@ -90,7 +91,7 @@ def inspect(folder: Path) -> Inspection:
         path=folder,
         kind=kind(folder),
         config=config,
-        generation=GenerationConfig.from_dict(read_json(generation) if generation.is_file() else {}),
+        generation=GenerationConfig.from_dict(read_json(generation) if is_file(generation) else {}),
         parameters=parameters,
         stored=stored,
         size=size,

@@ -14,6 +14,7 @@ from mllama_cli.hub.client import get_bytes, hub_url, quiet
 from mllama_cli.hub.errors import translated
 from mllama_cli.hub.listing import hub_listing
 from mllama_cli.hub.transfer import abandoned_partials
+from mllama_cli.system.files import exists, is_file
 from mllama_cli.system.json_file import MAX_JSON_BYTES, parse_object, read_json
 
 COMPANION_FILES = (
@@ -111,9 +112,9 @@ def _read_json(repo: str, commit: str, name: str) -> dict[str, Any]:
     from huggingface_hub import hf_hub_url
 
     cached = repo_folder(repo) / "snapshots" / commit / name
-    data = b"" if cached.is_file() else get_bytes(hf_hub_url(repo, name, revision=commit), MAX_JSON_BYTES)
+    data = b"" if is_file(cached) else get_bytes(hf_hub_url(repo, name, revision=commit), MAX_JSON_BYTES)
     try:
-        return read_json(cached) if cached.is_file() else parse_object(data, name, error=CheckpointError, hint="")
+        return read_json(cached) if is_file(cached) else parse_object(data, name, error=CheckpointError, hint="")
     except CheckpointError as error:
         raise DownloadError(
             f"{name} of {repo} is not valid JSON",
@@ -123,13 +124,13 @@ def _read_json(repo: str, commit: str, name: str) -> dict[str, Any]:
 
 def _bytes_here(folder: Path, commit: str, name: str, etag: str, size: int) -> int:
     blob = folder / "blobs" / etag
-    if (folder / "snapshots" / commit / name).is_file() or (etag and blob.is_file()):
+    if is_file(folder / "snapshots" / commit / name) or (etag and is_file(blob)):
         return size
     return min(max(abandoned_partials(blob).values(), default=0), size)
 
 
 def free_space(folder: Path) -> int:
     """Return the free bytes of a folder's file system; the folder need not exist."""
-    while not folder.exists() and folder != folder.parent:
+    while not exists(folder) and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free

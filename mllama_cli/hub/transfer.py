@@ -19,6 +19,8 @@ from pathlib import Path
 
 from mllama_cli.core.errors import DownloadError
 from mllama_cli.hub.client import body, client_error, streaming
+from mllama_cli.system.files import exists, is_file, status_of
+from mllama_cli.system.safe_files import open_regular
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 _GIT_SHA1 = re.compile(r"[0-9a-f]{40}")
@@ -52,7 +54,7 @@ class Transfer:
         self._hash_partial()
         retries = 0
         while (before := self._length()) < self.size:
-            if self.blob.is_file():  # without a working lock, another process may have finished it
+            if is_file(self.blob):  # without a working lock, another process may have finished it
                 return
             failure: Exception = DownloadError(f"The Hub ends {self.url} too early", "Run the same command again.")
             try:
@@ -74,7 +76,7 @@ class Transfer:
         """Take over an earlier attempt's partial file, and return its length in bytes."""
         self.blob.parent.mkdir(parents=True, exist_ok=True)
         for file in abandoned_partials(self.blob):
-            if self.partial.exists():
+            if exists(self.partial):
                 break
             with suppress(FileNotFoundError):  # another process took it
                 file.rename(self.partial)
@@ -84,7 +86,7 @@ class Transfer:
 
     def _hash_partial(self) -> None:
         """Add the bytes of an earlier attempt to the digest."""
-        if self._digest and self.partial.exists():
+        if self._digest and exists(self.partial):
             with self.partial.open("rb") as file:
                 while chunk := file.read(_READ_BYTES):
                     if self._stop.is_set():
@@ -95,7 +97,7 @@ class Transfer:
         with streaming(self.url, start) as response:
             if start and response.status_code != 206:  # a proxy that knows no ranges starts over
                 self._drop()
-            with self.partial.open("ab") as file:
+            with os.fdopen(open_regular(str(self.partial), os.O_WRONLY | os.O_APPEND, create=True), "ab") as file:
                 room = self.size - self._length()
                 for chunk in body(response):
                     chunk = chunk[:room]
@@ -126,7 +128,8 @@ class Transfer:
         self._digest = _digest_for(self.blob.name, self.size)
 
     def _length(self) -> int:
-        return self.partial.stat().st_size if self.partial.exists() else 0
+        status = status_of(self.partial)
+        return status.st_size if status else 0
 
 
 def partial_file(blob: Path, process: int) -> Path:

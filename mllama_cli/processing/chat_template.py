@@ -1,9 +1,7 @@
 """The checkpoint's own Jinja chat template."""
 
 import json
-import os
 import subprocess
-import sys
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -14,6 +12,7 @@ from typing import Any
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
 from mllama_cli.core.errors import COPY_AGAIN, CheckpointError, TemplateError, UsageError
 from mllama_cli.core.tool_calls import ToolCall
+from mllama_cli.processing.worker_process import end_worker, start_worker
 from mllama_cli.system.files import is_file
 from mllama_cli.system.json_file import parse_json, read_json
 from mllama_cli.system.text_file import read_text
@@ -49,7 +48,7 @@ class ChatTemplate:
         self.source = source
         self.variables = dict(variables or {})
         self._seconds = seconds
-        self._worker: subprocess.Popen[str] | None = None
+        self._worker: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
     @classmethod
@@ -94,6 +93,11 @@ class ChatTemplate:
             raise RefusedError(f"The chat template refuses this conversation: {message}")
         if kind == "unsafe":
             raise TemplateError(f"The chat template does something unsafe: {message}", "Do not use this model.")
+        if kind == "no_bos":
+            raise TemplateError(
+                "The chat template writes bos_token, but no file of the model says which token that is",
+                "Copy tokenizer_config.json or special_tokens_map.json from the original model.",
+            )
         if kind is not None:
             what = "cannot be parsed" if kind == "parse" else "failed"
             raise TemplateError(f"The chat template {what}: {message}", _WITHOUT)
@@ -109,7 +113,7 @@ class ChatTemplate:
         try:
             assert worker.stdin is not None
             assert worker.stdout is not None
-            worker.stdin.write(request + "\n")
+            worker.stdin.write(request.encode() + b"\n")
             worker.stdin.flush()
             line = worker.stdout.readline()
             reply: dict[str, str] = json.loads(line)
@@ -123,37 +127,20 @@ class ChatTemplate:
             watch.cancel()
         return reply
 
-    def _start(self) -> "subprocess.Popen[str]":
-        worker = subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__).with_name("template_worker.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            encoding="utf-8",
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            start_new_session=True,  # Ctrl-C is for us
-        )
+    def _start(self) -> "subprocess.Popen[bytes]":
+        worker = start_worker("template_worker.py")
         self._worker = worker
-        self._finalizer = weakref.finalize(self, _end, worker)
+        self._finalizer = weakref.finalize(self, end_worker, worker)
         assert worker.stdin is not None
         with suppress(OSError):  # a worker that could not start is reported by the first answer
             first = {"source": self.source, "seconds": self._seconds, "memory": MAX_MEMORY}
-            worker.stdin.write(json.dumps(first) + "\n")
+            worker.stdin.write(json.dumps(first).encode() + b"\n")
         return worker
 
     def _stop(self) -> None:
         if self._worker is not None:
             self._finalizer()
             self._worker = None
-
-
-def _end(worker: "subprocess.Popen[str]") -> None:
-    worker.kill()
-    worker.wait()
-    for stream in (worker.stdin, worker.stdout):
-        if stream is not None:
-            with suppress(OSError):
-                stream.close()
 
 
 def template_messages(conversation: Conversation) -> list[TemplateMessage]:

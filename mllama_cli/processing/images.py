@@ -13,12 +13,8 @@ from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError
 from mllama_cli.core.filetypes import FORMAT_NAMES, IMAGE_FORMATS
 from mllama_cli.processing.color import is_plain_rgb, to_rgb
-from mllama_cli.processing.memory_budget import (
-    MAX_JPEG_SCANS,
-    decoder_reduces,
-    plan_decoding,
-    too_large,
-)
+from mllama_cli.processing.limits import MAX_JPEG_SCANS, too_many_pixels
+from mllama_cli.processing.memory_budget import DecodingPlan, decoder_reduces, plan_decoding
 from mllama_cli.processing.side_data import PNG_SIGNATURE, JpegPixels, jpeg_endings, jpeg_pixels, png_pixels
 from mllama_cli.processing.sniff import not_a_picture
 
@@ -35,6 +31,14 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+Admit = Callable[[DecodingPlan], bool]
+"""Whether an image may be decoded here, once it is known what that takes. It may wait until there is room."""
+
+
+class NotAdmittedError(Exception):
+    """The ``Admit`` function refused an image before its pixels were decoded."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,10 @@ def open_image(part: ImagePart) -> Image.Image:
     return open_sized(part).pixels
 
 
-def open_sized(part: ImagePart, admit: Callable[[int], None] | None = None) -> OpenedImage:
+def open_sized(part: ImagePart, admit: Admit | None = None) -> OpenedImage:
     """Decode as ``open_image`` does, and return the size before any reduction as well.
 
-    ``admit`` is called with the bytes of memory that decoding will take, and may wait until there is room.
+    Raises NotAdmittedError as well, if ``admit`` refuses.
     """
     if not part.data:
         raise ImageError(f"{part.name} is empty (0 bytes)", "Give a picture file with something in it.")
@@ -66,17 +70,17 @@ def open_sized(part: ImagePart, admit: Callable[[int], None] | None = None) -> O
         with warnings.catch_warnings():  # what decoders think of metadata is not for the user
             warnings.simplefilter("ignore")
             return _decode(part, admit)
-    except ImageError:
+    except (ImageError, NotAdmittedError):
         raise
     except MemoryError as error:
         raise ImageError(f"{part.name} does not fit in memory", "Make the picture smaller first.") from error
     except Image.DecompressionBombError as error:
-        raise too_large(part.name, "it") from error
+        raise too_many_pixels(part.name, "it") from error
     except Exception as error:  # on hostile files decoders raise nearly anything, even IndexError and struct.error
         raise _damaged(part, error) from error
 
 
-def _decode(part: ImagePart, admit: Callable[[int], None] | None) -> OpenedImage:
+def _decode(part: ImagePart, admit: Admit | None) -> OpenedImage:
     jpeg: JpegPixels | None = None
     if part.data.startswith(PNG_SIGNATURE):
         part = ImagePart(png_pixels(part.data), part.name)
@@ -103,9 +107,10 @@ def _decode(part: ImagePart, admit: Callable[[int], None] | None) -> OpenedImage
         converted=not is_plain_rgb(image),
         turned=turned,
         coefficient_bytes=jpeg.coefficient_bytes if jpeg else 0,
+        passes=jpeg.scans if jpeg else 1,
     )
-    if admit is not None:
-        admit(plan.needed)
+    if admit is not None and not admit(plan):
+        raise NotAdmittedError
     if jpeg and not jpeg.has_end:
         image = _without_end(jpeg, part, image)
     reduction = plan.reduction

@@ -1,8 +1,30 @@
-"""Size and time limits for reading images."""
+"""Every limit on an image: the bytes of its file, the pixels, the memory and the time to decode it."""
 
 from dataclasses import dataclass
 
 from mllama_cli.core.errors import ImageError
+
+MAX_PICTURE_BYTES = 900_000_000
+"""The most that one picture may take while it is decoded, converted and turned."""
+LARGE_PICTURE_BYTES = 300_000_000
+"""Pictures that take more memory than this are decoded one at a time."""
+WORKER_BYTES = MAX_PICTURE_BYTES + 400_000_000
+"""What a decoding process may allocate, should a file deceive the estimate of what its decoder takes."""
+
+QUICK_PICTURE_BYTES = 250_000_000
+"""A JPEG or PNG that takes no more memory than this, some 25 million pixels, need not be decoded in a worker."""
+QUICK_PICTURE_PASSES = 12
+"""The same for the scans of a progressive JPEG: encoders make about ten."""
+
+MAX_PICTURE_SECONDS = 60.0
+"""The time for reading and decoding one picture."""
+
+MAX_PIXELS = 178_956_970
+"""The largest width x height; also Pillow's own limit, which some of its decoders apply themselves."""
+MAX_SLOW_PIXELS = 16_000_000
+"""The largest width x height for decoders written in Python, which take about a second for a million pixels."""
+MAX_JPEG_SCANS = 100
+"""Each pass over the picture takes time."""
 
 
 @dataclass(frozen=True)
@@ -21,3 +43,12 @@ def too_many_bytes(name: str, limits: Limits) -> ImageError:
     size = limits.max_bytes
     shown = f"{size >> 20} MiB" if size >= 1 << 20 else f"{size} bytes"
     return ImageError(f"{name} is larger than {shown}", "Make the picture smaller, or convert it to JPEG, first.")
+
+
+def too_many_pixels(name: str, size: str) -> ImageError:
+    return ImageError(
+        f"{name} is too large: {size} has more than {MAX_PIXELS // 1_000_000} million pixels", SMALLER_HINT
+    )
+
+
+SMALLER_HINT = "Make it smaller first; the model sees at most 4 tiles of 560 x 560 pixels anyway."

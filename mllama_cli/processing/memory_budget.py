@@ -6,17 +6,14 @@ from typing import NamedTuple
 from PIL import Image
 
 from mllama_cli.core.errors import ImageError
+from mllama_cli.processing.limits import (
+    MAX_PICTURE_BYTES,
+    MAX_PIXELS,
+    MAX_SLOW_PIXELS,
+    SMALLER_HINT,
+    too_many_pixels,
+)
 
-MAX_PICTURE_BYTES = 900_000_000
-"""The most that one picture may take while it is decoded, converted and turned."""
-MAX_PIXELS = 178_956_970
-"""The largest width x height; also Pillow's own limit, which some of its decoders apply themselves."""
-MAX_SLOW_PIXELS = 16_000_000
-"""The largest width x height for decoders written in Python, which take about a second for a million pixels."""
-MAX_JPEG_SCANS = 100
-"""Encoders make about ten; each pass over the picture takes time."""
-
-_SMALLER = "Make it smaller first; the model sees at most 4 tiles of 560 x 560 pixels anyway."
 REDUCTIONS = (1, 2, 4, 8)
 _DECODER_BYTES = {"WEBP": 13, "AVIF": 13, "HEIF": 13, "GIF": 2}
 """Bytes for each pixel that a decoder takes beside the decoded image; 0 for those that go row by row."""
@@ -28,14 +25,28 @@ _J2K_START = re.compile(rb"\xff\x4f\xff\x51")
 
 
 class DecodingPlan(NamedTuple):
-    """The factor by which an image is reduced while it is decoded, and the bytes that this takes at most."""
+    """How an image is decoded, and what that takes.
+
+    Attributes:
+        reduction: the factor by which it is reduced meanwhile.
+        needed: the bytes of memory that this takes at most.
+        passes: over the image: the scans of a JPEG.
+    """
 
     reduction: int
     needed: int
+    passes: int = 1
 
 
 def plan_decoding(
-    image: Image.Image, data: bytes, name: str, *, converted: bool, turned: bool, coefficient_bytes: float = 0
+    image: Image.Image,
+    data: bytes,
+    name: str,
+    *,
+    converted: bool,
+    turned: bool,
+    coefficient_bytes: float = 0,
+    passes: int = 1,
 ) -> DecodingPlan:
     """Return how an opened image is decoded within the budget, reduced as little as possible.
 
@@ -44,7 +55,7 @@ def plan_decoding(
     width, height = image.size
     pixels = width * height
     if pixels > MAX_PIXELS:
-        raise too_large(name, f"{width} x {height}")
+        raise too_many_pixels(name, f"{width} x {height}")
     slow = any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ()))
     if slow and max(pixels, len(data) // 4) > MAX_SLOW_PIXELS:
         raise ImageError(
@@ -54,18 +65,11 @@ def plan_decoding(
     for reduction in REDUCTIONS:
         needed = _bytes_needed(image, data, reduction, converted, turned, coefficient_bytes)
         if needed <= MAX_PICTURE_BYTES:
-            return DecodingPlan(reduction, int(needed))
+            return DecodingPlan(reduction, int(needed), passes)
     size = f"{width} x {height} pixels of this kind take more than {MAX_PICTURE_BYTES // 1_000_000} MB to decode"
     raise ImageError(
         f"{name} is too large: {size}",
-        _SMALLER,
-    )
-
-
-def too_large(name: str, size: str) -> ImageError:
-    return ImageError(
-        f"{name} is too large: {size} has more than {MAX_PIXELS // 1_000_000} million pixels",
-        _SMALLER,
+        SMALLER_HINT,
     )
 
 

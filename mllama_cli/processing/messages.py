@@ -33,6 +33,8 @@ _ABOUT_KEYS = (
     "id", "object", "name", "title", "created", "updated", "settings",
 )  # fmt: skip
 """Keys of a request, or of a chat that `mllama history export` wrote, that change nothing here."""
+_MAX_VALUES = 100_000
+"""Values in the JSON of a conversation: some 30,000 messages."""
 _JSON_HINT = 'Expected: [{"role": "user", "content": "..."}, ...], content a string or a list of text and image parts.'
 
 
@@ -61,7 +63,8 @@ def load_request(
     if not data.strip():
         raise UsageError(f"{name} is empty, where JSON messages were expected", _JSON_HINT)
     lines_hint = "JSON Lines are not supported: wrap the messages in [ ]."
-    return parse_request(parse_json(data, name, hint=_JSON_HINT, lines_hint=lines_hint), read, to_answer=to_answer)
+    values = parse_json(data, name, hint=_JSON_HINT, lines_hint=lines_hint, max_values=_MAX_VALUES)
+    return parse_request(values, read, to_answer=to_answer)
 
 
 def load_messages(

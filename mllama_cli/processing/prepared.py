@@ -1,6 +1,5 @@
 """Images with their decoded canvas, so that each is decoded only once. Doesn't import torch."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from mllama_cli.core.config import ImageProcessorConfig, MllamaConfig, MllamaVis
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import CheckpointError, UsageError
 from mllama_cli.processing.canvas import Canvas, draw_canvas, supported_aspect_ratios
-from mllama_cli.processing.images import open_sized
+from mllama_cli.processing.images import Admit, open_sized
 from mllama_cli.system.files import is_file
 from mllama_cli.system.json_file import read_json
 
@@ -31,14 +30,11 @@ class PreparedImage(ImagePart):
     config: ImageProcessorConfig
 
 
-def prepare_image(
-    part: ImagePart, config: ImageProcessorConfig, admit: Callable[[int], None] | None = None
-) -> PreparedImage:
-    """Decode an image, turn it upright and draw its canvas, unless it is already prepared for ``config``.
+def prepare_image(part: ImagePart, config: ImageProcessorConfig, admit: Admit | None = None) -> PreparedImage:
+    """Decode an image in this process, turn it upright and draw its canvas, unless it is already prepared so.
 
-    ``admit`` is that of ``open_sized``.
-
-    Raises ImageError.
+    ``decoding`` does this under limits of time and memory. Raises ImageError, and NotAdmittedError if ``admit``
+    refuses.
     """
     if isinstance(part, PreparedImage) and part.config == config:
         return part

@@ -11,8 +11,9 @@ from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import TemplateError, UsageError
 from mllama_cli.core.text import replace_surrogates
 from mllama_cli.processing.chat_template import ChatTemplate, RefusedError, fold_system, template_messages
+from mllama_cli.processing.decoding import decode_image
 from mllama_cli.processing.image_processor import ImageTiles, MllamaImageProcessor
-from mllama_cli.processing.prepared import prepare_image, text_only
+from mllama_cli.processing.prepared import text_only
 from mllama_cli.processing.tokenizer import MllamaTokenizer
 
 IMAGE_TOKEN = "<|image|>"
@@ -132,7 +133,7 @@ class MllamaProcessor:
     def tiles(self, image: ImagePart) -> ImageTiles:
         """Return the vision tower's input for one image, which is decoded unless it was prepared for this model."""
         processor = self.require_vision()
-        return processor.normalise(prepare_image(image, processor.config).canvas)
+        return processor.normalise(decode_image(image, processor.config).canvas)
 
     def require_vision(self) -> MllamaImageProcessor:
         """Return the image processor. Raise UsageError if the model is text-only."""

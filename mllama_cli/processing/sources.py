@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import io
 import itertools
 import os
 import re
@@ -13,7 +14,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError, ImageNotFoundError, UsageError
-from mllama_cli.core.filetypes import image_format
+from mllama_cli.core.filetypes import image_format, looks_like_image
 from mllama_cli.core.text import one_line, suggest
 from mllama_cli.processing.limits import DEFAULT_LIMITS, Limits, too_many_bytes
 from mllama_cli.system.files import expanded, is_file, is_folder
@@ -21,6 +22,7 @@ from mllama_cli.system.text_file import read_limited
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{64,}+={0,2}\s*")  # a picture is never shorter
+_BASE64_PIECE = 1 << 20  # a multiple of four
 _MAX_NAME = 150
 """Characters of a missing file's name that an error quotes."""
 
@@ -78,6 +80,17 @@ def is_base64_picture(text: str) -> bool:
     return image_format(head) is not None  # a long path may look alike
 
 
+def is_image_file(path: str | Path) -> bool:
+    """Return whether a file of any name is surely an image by its first bytes."""
+    if not is_file(path):
+        return False
+    try:
+        with Path(path).open("rb") as file:
+            return looks_like_image(file.read(32))
+    except OSError:
+        return False
+
+
 def decode_base64(text: str, name: str, limits: Limits = DEFAULT_LIMITS) -> bytes:
     """Return the bytes that ``text`` encodes; white space, missing padding and the URL-safe alphabet are accepted.
 
@@ -86,11 +99,14 @@ def decode_base64(text: str, name: str, limits: Limits = DEFAULT_LIMITS) -> byte
     compact = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
     if len(compact) * 3 // 4 > limits.max_bytes:
         raise too_many_bytes(name, limits)
+    data = io.BytesIO()
     try:
-        data = base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
+        for start in range(0, len(compact), _BASE64_PIECE):  # at once it would take several copies of the text
+            piece = compact[start : start + _BASE64_PIECE]
+            data.write(base64.b64decode(piece + "=" * (-len(piece) % 4), validate=True))
     except (binascii.Error, ValueError) as error:
         raise ImageError(f"{name} is not valid base64", "Encode the picture again: base64 -w0 picture.png") from error
-    return _not_empty(data, name)
+    return _not_empty(data.getvalue(), name)
 
 
 def _read_stdin(stdin: BinaryIO | None, limits: Limits) -> ImagePart:

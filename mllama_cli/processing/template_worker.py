@@ -13,7 +13,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any, NoReturn
 
-from jinja2 import Environment, TemplateError, nodes
+from jinja2 import Environment, TemplateError, Undefined, UndefinedError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
@@ -26,6 +26,15 @@ class _RefusedError(Exception):
 
 class _TooLongError(Exception):
     """The prompt is longer than the limit."""
+
+
+class _UnknownVariable(Undefined):
+    """Is written as an empty text, as in transformers, but for bos_token: no prompt may begin without it unseen."""
+
+    def __str__(self) -> str:
+        if self._undefined_name == "bos_token":
+            self._fail_with_undefined_error()
+        return super().__str__()
 
 
 class GenerationTag(Extension):
@@ -42,7 +51,10 @@ class GenerationTag(Extension):
 def environment() -> Environment:
     """Return the sandbox with what transformers gives to templates."""
     made = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationTag]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=_UnknownVariable,
+        extensions=["jinja2.ext.loopcontrols", GenerationTag],
     )
     made.filters["tojson"] = _to_json
     made.globals["raise_exception"] = _refuse
@@ -66,6 +78,8 @@ def answer(work: Callable[[], str]) -> dict[str, str]:
         kind, message = "failed", "it takes too much memory"
     except SyntaxError as error:  # of the Python that Jinja makes of it: {% break %} outside of a loop
         kind, message = "parse", str(error.msg)
+    except UndefinedError as error:
+        kind, message = "no_bos" if "'bos_token' is undefined" in str(error) else "failed", str(error)
     except TemplateError as error:
         kind, message = "failed", str(error)
     except Exception as error:

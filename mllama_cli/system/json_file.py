@@ -38,7 +38,13 @@ def parse_object(data: bytes, name: str, *, error: type[MllamaError], hint: str)
 
 
 def parse_json(
-    data: bytes, name: str, *, error: type[MllamaError] = UsageError, hint: str = "", lines_hint: str = ""
+    data: bytes,
+    name: str,
+    *,
+    error: type[MllamaError] = UsageError,
+    hint: str = "",
+    lines_hint: str = "",
+    max_values: int = _MAX_VALUES,
 ) -> Any:
     """Return the value of JSON text. Raise ``error``, with ``name``, if it is not valid or absurdly large or deep.
 
@@ -46,8 +52,8 @@ def parse_json(
     """
 
     def loads(text: str) -> Any:
-        if sum(map(text.count, ",[{")) > _MAX_VALUES:
-            raise ValueError(f"it has more than {_MAX_VALUES:,} values")
+        if sum(map(text.count, ",[{")) > max_values:
+            raise ValueError(f"it has more than {max_values:,} values")
         try:
             return json.loads(text, parse_int=_integer)
         except json.JSONDecodeError as problem:

@@ -8,8 +8,10 @@ from typing import BinaryIO
 
 from mllama_cli.core.errors import MllamaError, UsageError
 
-MAX_TEXT_BYTES = 64 * 2**20
-"""Largest text of any kind: messages with pictures in base64, long lists of paths."""
+MAX_TEXT_BYTES = 16 * 2**20
+"""Largest text of any kind, such as messages with pictures in base64. Reading it takes about four times as much."""
+MAX_LIST_BYTES = 64 * 2**20
+"""Largest list of paths: a million of them."""
 MAX_PROMPT_BYTES = 4 * 2**20
 """Largest prompt or template, far more than any context holds."""
 

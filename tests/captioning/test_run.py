@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from mllama_cli.captioning.asker import Answer, Question
+from mllama_cli.captioning.decoding import DecodingPool
 from mllama_cli.captioning.destinations import CaptionDestination
 from mllama_cli.captioning.listing import find_images
 from mllama_cli.captioning.postprocess import Postprocess
@@ -52,7 +53,7 @@ def run(folder: Path, reader: Reader, destination: CaptionDestination | None = N
     listing = find_images([str(folder)])
     destination = destination or Sidecars(sidecar_paths(listing.entries, ".txt")[0])
     plan = listing.plan(destination.is_done)
-    return caption_images(plan, reader, destination, PromptTemplate("How wide?"), Postprocess(), workers=0)
+    return caption_images(plan, reader, destination, PromptTemplate("How wide?"), Postprocess(), pool=DecodingPool(0))
 
 
 def names(folder: Path) -> list[str]:

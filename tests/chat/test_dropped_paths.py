@@ -88,6 +88,29 @@ def test_what_can_only_be_a_path_must_be_there(folder: Path, typed: str) -> None
         find_images(typed)
 
 
+@pytest.mark.parametrize(
+    ("typed", "text", "paths"),
+    [
+        ("sub/download", "", ["sub/download"]),
+        ("What is in sub/download?", "What is in?", ["sub/download"]),
+        ("./photo.bin what is it?", "what is it?", ["./photo.bin"]),
+        ("~/photo.bin, a.png", "", ["~/photo.bin", "a.png"]),
+        ("'photo.bin' what is it?", "what is it?", ["photo.bin"]),
+        ("photo.bin", "", ["photo.bin"]),
+        ("Is photo.bin a good name?", "Is photo.bin a good name?", []),
+        ("What does ./notes.txt say?", "What does ./notes.txt say?", []),
+        ("sub/folder and sub/missing", "sub/folder and sub/missing", []),
+    ],
+)
+def test_a_path_of_another_suffix_is_an_image_by_its_content(
+    folder: Path, typed: str, text: str, paths: list[str]
+) -> None:
+    for name in ("sub/download", "photo.bin"):
+        (folder / name).write_bytes(b"\x89PNG\r\n\x1a\n")
+    (folder / "sub" / "folder").mkdir()
+    assert find_images(typed) == DroppedImages(text, tuple(paths))
+
+
 def test_file_urls(folder: Path) -> None:
     url = "file://" + quote(str(folder / "my photo.jpg"))
     assert find_images(f"{url} what?") == DroppedImages("what?", (str(folder / "my photo.jpg"),))

@@ -90,7 +90,10 @@ def test_a_resized_vocabulary_has_the_rows_of_the_file(tmp_path: Path, rows: int
 @pytest.mark.parametrize(
     ("change", "named"),
     [({"size": {"shortest_edge": 560}}, "shortest_edge"), ({"max_image_tiles": 9}, "9 tiles"),
-     ({"size": {"height": 28, "width": 28}}, "28 pixels"), ({"max_image_tiles": 10**9}, "max_image_tiles")],
+     ({"size": {"height": 28, "width": 28}}, "28 pixels"), ({"max_image_tiles": 10**9}, "max_image_tiles"),
+     ({"rescale_factor": float("inf")}, "rescale_factor must be from"), ({"rescale_factor": float("nan")}, "not nan"),
+     ({"rescale_factor": 0}, "rescale_factor"), ({"image_std": [1e-46, 1, 1]}, "image_std must be from"),
+     ({"image_mean": [0, float("nan"), 0]}, "image_mean"), ({"image_std": 0.5}, "image_std")],
 )  # fmt: skip
 def test_the_preprocessor_must_fit_the_vision_tower(tmp_path: Path, change: dict[str, Any], named: str) -> None:
     write_json(tmp_path / "config.json", config_dict())

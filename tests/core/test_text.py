@@ -68,8 +68,22 @@ def test_a_password_is_hidden_in_any_address(address: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["token", "access_token", "accessToken", "sig", "Signature", "X-Amz-Signature", "X-Amz-Security-Token", "api_key",
+     "X-Goog-Credential", "apikey", "client_secret", "hf.token", "pwd"],
+)  # fmt: skip
+def test_a_secret_parameter_is_hidden_and_the_others_stay(name: str) -> None:
+    for start in ("?", "?w=5&", "#"):
+        address = f"https://host/a.png{start}{name}="
+        assert hide_passwords(f"{address}Hun%2Fter2~x.y: gone") == f"{address}*** gone"
+        assert hide_passwords(f"'{address}hunter2&h=6' is gone") == f"'{address}***&h=6' is gone"
+
+
+@pytest.mark.parametrize(
     "text",
     [
+        "https://host/a.png?width=5&design=2&page=3&monkey=1",
+        "token=5 sig=3",
         "https://commons.wikimedia.org/wiki/File:Foo@2x.png",
         "https://host/@user/a.png",
         "http://[::1]:80/a@2x.png",

@@ -267,3 +267,18 @@ def test_where_the_template_is_looked_for(tmp_path: Path) -> None:
     assert rendered() == "J"
     (tmp_path / "chat_template.jinja").write_text("F{{ [1, '<é>'] | tojson }}")
     assert rendered() == 'F[1, "<é>"]'
+
+
+@pytest.mark.parametrize(
+    "use", ["{{ bos_token }}", "{{- bos_token | trim }}", "{{ bos_token + 'x' }}", "{{ 'x' ~ bos_token }}"]
+)
+def test_a_template_that_writes_an_unknown_bos_token_is_an_error(use: str) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    with pytest.raises(TemplateError, match="writes bos_token, but no file of the model says which token"):
+        ChatTemplate(f"{use}Hi").render(messages)
+    assert ChatTemplate(f"{use}Hi", {"bos_token": "<s>"}).render(messages).endswith("Hi")
+
+
+def test_a_template_may_ask_whether_there_is_a_bos_token_and_use_other_unknown_names() -> None:
+    source = "{% if bos_token is defined %}a{% endif %}{% if bos_token %}b{% endif %}{{ eos_token }}{{ tools }}c"
+    assert ChatTemplate(source).render([{"role": "user", "content": "Hi"}]) == "c"

@@ -1,0 +1,269 @@
+"""Decode images in worker processes, or at once where that is sure to be quick and small.
+
+A worker has limits of memory and time. An image that kills its worker, or takes too long, fails alone. Workers start
+when they are needed and end with this process. This module imports neither numpy nor PIL, so that a worker may start
+while the caller imports those.
+"""
+
+import functools
+import json
+import math
+import os
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from mllama_cli.core.config import ImageProcessorConfig
+from mllama_cli.core.conversation import ImagePart
+from mllama_cli.core.errors import ImageError, ImageNotFoundError, MllamaError, UsageError
+from mllama_cli.processing.limits import (
+    DEFAULT_LIMITS,
+    MAX_PICTURE_SECONDS,
+    QUICK_PICTURE_BYTES,
+    QUICK_PICTURE_PASSES,
+)
+from mllama_cli.processing.side_data import PNG_SIGNATURE
+from mllama_cli.processing.worker_process import end_worker, start_worker
+
+if TYPE_CHECKING:
+    from mllama_cli.processing.memory_budget import DecodingPlan
+    from mllama_cli.processing.prepared import PreparedImage
+
+MAX_WORKERS = 16
+
+_ERRORS: Mapping[str, type[MllamaError]] = {
+    error.__name__: error for error in (ImageError, ImageNotFoundError, UsageError)
+}
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+_MAX_LINE = 1 << 20
+_MAX_PAYLOAD = DEFAULT_LIMITS.max_bytes + (1 << 28)
+
+
+class _DiedError(Exception):
+    """The worker ended in the midst of an image."""
+
+
+class Decoder:
+    """Up to ``workers`` processes that decode images. Any number of threads may use it at once.
+
+    ``seconds`` is the time for each image, from when a worker takes it. Of images that need much memory one is decoded
+    at a time.
+    """
+
+    def __init__(self, workers: int | None = None, *, seconds: float = MAX_PICTURE_SECONDS) -> None:
+        self.workers = default_workers() if workers is None else workers
+        self._seconds = seconds
+        self._slots = threading.Semaphore(self.workers)
+        self._turn = threading.Lock()  # of large images
+        self._lock = threading.Lock()
+        self._idle: list[_Worker] = []
+        self._busy: set[_Worker] = set()
+        self._process = os.getpid()
+        self._closed = threading.Event()
+
+    def decode(
+        self, image: ImagePart, config: ImageProcessorConfig, *, seconds: float | None = None
+    ) -> "PreparedImage":
+        """Return an image with its canvas, unless it has one for ``config`` already. ``seconds`` is its own limit.
+
+        Raises ImageError if something is wrong with it.
+        """
+        if type(image) is not ImagePart:
+            from mllama_cli.processing.prepared import PreparedImage
+
+            if isinstance(image, PreparedImage) and image.config == config:
+                return image
+        return self._decoded(image.name, image, config, seconds)
+
+    def decode_file(self, path: str, config: ImageProcessorConfig) -> "PreparedImage":
+        """Read an image file in a worker, too, and decode it. Raise MllamaError."""
+        return self._decoded(path, None, config, None)
+
+    def start(self) -> None:
+        """Start a worker ahead of the first image, without waiting for it."""
+        with self._lock:
+            if not self._idle and not self._busy and not self._closed.is_set():
+                self._idle.append(_Worker())
+
+    def close(self) -> None:
+        """Kill the workers. Images that are being decoded fail."""
+        with self._lock:
+            self._closed.set()
+            workers = [*self._idle, *self._busy]
+            self._idle.clear()
+        for worker in workers:
+            worker.kill()
+
+    def _decoded(
+        self, name: str, image: ImagePart | None, config: ImageProcessorConfig, seconds: float | None
+    ) -> "PreparedImage":
+        seconds = self._seconds if seconds is None else seconds
+        with self._slots:
+            for _ in range(2):  # once more, in case that the system killed the worker for another process's memory
+                with self._worker() as worker:
+                    try:
+                        return self._ask(worker, name, image, config, seconds)
+                    except (_DiedError, OSError):
+                        worker.kill()
+                if worker.is_late:
+                    raise ImageError(
+                        f"{name} takes longer than {seconds:g} seconds to read and decode",
+                        "Save it again as PNG or JPEG, or make it smaller.",
+                    )
+        raise ImageError(f"{name} crashes the image decoder", "The file may be damaged: try to save it again as PNG.")
+
+    @contextmanager
+    def _worker(self) -> "Iterator[_Worker]":
+        """Give a worker of this thread's own. One that is left by an error, as by Ctrl-C, is killed."""
+        with self._lock:
+            if self._closed.is_set():
+                raise ImageError("The image decoder was closed")
+            if self._process != os.getpid():  # after a fork the pipes are the other process's
+                self._process, self._idle, self._busy = os.getpid(), [], set()
+            worker = self._idle.pop() if self._idle else _Worker()
+            self._busy.add(worker)
+        try:
+            yield worker
+        except MllamaError:
+            raise
+        except BaseException:
+            worker.kill()
+            raise
+        finally:
+            with self._lock:
+                self._busy.discard(worker)
+                if self._closed.is_set():
+                    worker.kill()
+                elif worker.is_alive:
+                    self._idle.append(worker)
+
+    def _ask(
+        self, worker: "_Worker", name: str, image: ImagePart | None, config: ImageProcessorConfig, seconds: float
+    ) -> "PreparedImage":
+        request: dict[str, Any] = {"name": name, "config": asdict(config)}
+        if image is not None:
+            request["bytes"] = len(image.data)
+        answer, payload = worker.ask(request, b"" if image is None else image.data, seconds)
+        if "large" in answer:
+            with self._turn:
+                answer, payload = worker.ask({}, b"", seconds)
+        if "error" in answer:
+            raise _ERRORS.get(answer["error"], ImageError)(answer["message"], answer["hint"])
+        try:
+            return _prepared(answer, payload, name, image, config)
+        except (ValueError, LookupError, TypeError) as error:  # its memory is damaged
+            raise _DiedError from error
+
+
+def _prepared(
+    answer: Mapping[str, Any], payload: bytes, name: str, image: ImagePart | None, config: ImageProcessorConfig
+) -> "PreparedImage":
+    import numpy as np
+
+    from mllama_cli.processing.canvas import Canvas
+    from mllama_cli.processing.prepared import PreparedImage
+
+    shape = (answer["tiles"], 3, config.tile_size, config.tile_size)
+    count = math.prod(shape)
+    height, width = answer["size"]
+    canvas = Canvas(
+        np.frombuffer(payload, np.uint8, count).reshape(shape),
+        answer["columns"],
+        answer["aspect_ratio_id"],
+        (height, width),
+    )
+    data = payload[count:] if image is None else image.data
+    return PreparedImage(data, name, canvas=canvas, width=answer["width"], height=answer["height"], config=config)
+
+
+class _Worker:
+    """A process that decodes one image after the other."""
+
+    def __init__(self) -> None:
+        try:
+            self._process = start_worker("decoding_worker.py", _ONE_THREAD)
+        except OSError as error:
+            hint = "Close other programs, or raise the limit of processes (ulimit -u)."
+            raise MllamaError(f"The image decoder cannot be started: {error.strerror}", hint) from error
+        self._end = weakref.finalize(self, end_worker, self._process)
+        self._requests, self._answers = self._process.stdin, self._process.stdout
+        self.is_late = False
+
+    @property
+    def is_alive(self) -> bool:
+        return self._end.alive
+
+    def kill(self) -> None:
+        self._end()
+
+    def ask(self, head: Mapping[str, Any], data: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
+        """Return an answer and the bytes that follow it. Raise _DiedError or OSError if none comes in time."""
+        assert self._requests is not None
+        assert self._answers is not None
+        watch = threading.Timer(seconds, self._too_late)
+        watch.daemon = True
+        watch.start()
+        try:
+            self._requests.write(json.dumps(head).encode() + b"\n")
+            self._requests.write(data)
+            self._requests.flush()
+            answer: dict[str, Any] = json.loads(self._answers.readline(_MAX_LINE))
+            size = min(answer.get("payload", 0), _MAX_PAYLOAD)
+            payload = self._answers.read(size)
+        except ValueError as error:  # half an answer, or a pipe that was closed
+            raise _DiedError from error
+        finally:
+            watch.cancel()
+        if len(payload) < size or self.is_late:
+            raise _DiedError
+        return answer, payload
+
+    def _too_late(self) -> None:
+        self.is_late = True
+        self._process.kill()
+
+
+def default_workers() -> int:
+    """Return the number of usable CPUs less one for the model, up to MAX_WORKERS."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(usable - 1, MAX_WORKERS))
+
+
+@functools.cache
+def shared_decoder() -> Decoder:
+    """Return the decoder that all of this process shares but caption runs, which end theirs."""
+    return Decoder()
+
+
+def decode_image(
+    image: ImagePart, config: ImageProcessorConfig, *, seconds: float = MAX_PICTURE_SECONDS
+) -> "PreparedImage":
+    """Decode an image of the user's own. Raise ImageError.
+
+    A JPEG or PNG of ordinary size is decoded at once: time and memory are bounded by its header, and the first worker
+    would delay a chat's first answer by a fifth of a second. All others go to the shared decoder.
+    """
+    if _may_be_quick(image):
+        from mllama_cli.processing.images import NotAdmittedError
+        from mllama_cli.processing.prepared import prepare_image
+
+        with suppress(NotAdmittedError):
+            return prepare_image(image, config, _is_quick)
+    return shared_decoder().decode(image, config, seconds=seconds)
+
+
+def expect_images(images: Iterable[ImagePart]) -> None:
+    """Start the shared decoder's first worker if one of these images needs it, without waiting for it."""
+    if not all(map(_may_be_quick, images)):
+        shared_decoder().start()
+
+
+def _may_be_quick(image: ImagePart) -> bool:
+    return image.data.startswith((PNG_SIGNATURE, b"\xff\xd8\xff"))
+
+
+def _is_quick(plan: "DecodingPlan") -> bool:
+    return plan.needed <= QUICK_PICTURE_BYTES and plan.passes <= QUICK_PICTURE_PASSES

@@ -1,0 +1,36 @@
+"""Start and end Python processes of our own for work on strangers' files.
+
+They are ordinary child processes, not multiprocessing's, which would run the user's script once more in each.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+
+def start_worker(script: str, more: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
+    """Run a file of this folder with pipes for stdin and stdout, and ``more`` in its environment. Raise OSError.
+
+    Ctrl-C does not reach it. What it writes to stderr is dropped.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-P", str(Path(__file__).with_name(script))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **(more or {})},
+        start_new_session=True,
+    )
+
+
+def end_worker(worker: "subprocess.Popen[bytes]") -> None:
+    """Kill a worker and close its pipes."""
+    worker.kill()
+    worker.wait()
+    for stream in (worker.stdin, worker.stdout):
+        if stream is not None:
+            with suppress(OSError):
+                stream.close()
