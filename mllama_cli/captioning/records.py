@@ -85,27 +85,27 @@ def records(data: IO[bytes], form: Format) -> Iterator[tuple[bytes, dict[str, An
             if values is not None or line.endswith(b"\n") or len(line) == MAX_RECORD_BYTES:
                 yield line, values
         return
-    pieces: list[bytes] = []
-    length = quotes = 0
+    raw = bytearray()
+    quotes = 0
     columns: list[str] | None = None
     for line in lines:
-        pieces.append(line)
-        length += len(line)
+        raw += line
         quotes += line.count(b'"')
-        if quotes % 2 and length < MAX_RECORD_BYTES:
+        too_long = len(raw) >= MAX_RECORD_BYTES
+        if quotes % 2 and not too_long:
             continue  # inside a quoted caption
-        raw = b"".join(pieces)
-        row = _row(raw)
-        if not line.endswith(b"\n") and (columns is None or len(row) != len(columns) or not row[1:2]):
-            if length >= MAX_RECORD_BYTES:
-                yield raw, None
+        row = [] if too_long else _row(bytes(raw))
+        if too_long:
+            yield bytes(raw), None
+        elif not line.endswith(b"\n") and (columns is None or len(row) != len(columns) or not row[1:2]):
             continue
-        if columns is None:
+        elif columns is None:
             columns = row
-            yield raw, None
+            yield bytes(raw), None
         else:
-            yield raw, dict(zip(columns, row, strict=False)) if len(row) == len(columns) else None
-        pieces, length, quotes = [], 0, 0
+            yield bytes(raw), dict(zip(columns, row, strict=False)) if len(row) == len(columns) else None
+        raw.clear()
+        quotes = 0
 
 
 def _row(raw: bytes) -> list[str]:
