@@ -17,6 +17,11 @@ settings.load_profile("tests")
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help_text = "seconds for which each test of tests/fuzz tries random inputs; by default 1, always the same ones"
+    parser.addoption("--fuzz-seconds", type=float, default=None, help=help_text)
+
+
 @pytest.fixture(autouse=True)
 def _no_settings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the settings and the line history of the user who runs the tests."""

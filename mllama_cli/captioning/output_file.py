@@ -110,7 +110,7 @@ class OutputFile:
         done, kept, failed, last = self._scan(self._file, self._partial)
         if failed:
             with _reader(self._file) as old, self._lock.replacing(self._partial) as new:
-                for raw, values in records(iter(old), self.form):
+                for raw, values in records(old, self.form):
                     if values is None or not values.get("error"):
                         new.write(raw if raw.endswith(b"\n") else raw + b"\n")
             self._file.close()
@@ -130,7 +130,7 @@ class OutputFile:
         kept, failed = 0, 0
         raw = b""
         with _reader(file) as lines:
-            for raw, values in records(iter(lines), self.form):
+            for raw, values in records(lines, self.form):
                 kept += len(raw)
                 if values is None or not is_record(values):
                     if not (self.form == "csv" and kept == len(raw) and raw == header("csv")):

@@ -6,11 +6,14 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from mllama_cli.core.caption_events import CaptionRecord
 
 Format = Literal["jsonl", "csv"]
+
+MAX_RECORD_BYTES = 16 * 2**20
+"""Longest record, far more than a prompt and an answer have."""
 
 _CUT_TEXT = re.compile(r'"(?:[^"\\]|\\.)*\\?|n|nu|nul|', re.DOTALL)
 _CUT_NUMBER = re.compile(r"-?\d*\.?\d*(?:e[+-]?\d*)?")
@@ -61,46 +64,62 @@ def is_cut_record(data: bytes) -> bool:
             return True
         try:
             value, position = json.JSONDecoder().raw_decode(text, position)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             return False
         if not isinstance(value, str | None if column.type is str else int | float):
             return False
     return text[position:] in ("", "}")
 
 
-def records(data: Iterator[bytes], form: Format) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+def records(data: IO[bytes], form: Format) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
     """Yield (raw bytes, values) of each complete line in ``data``; values are None if it is not a record.
 
     A last line that lacks nothing but its end is complete, too: editors write such. An incomplete line at the end is
-    left out; it starts where the yielded bytes end.
+    left out; it starts where the yielded bytes end. What is longer than ``MAX_RECORD_BYTES`` comes in pieces that are
+    not records.
     """
+    lines = iter(lambda: data.readline(MAX_RECORD_BYTES), b"")
     if form == "jsonl":
-        for line in data:
+        for line in lines:
             values = _parsed(line)
-            if values is not None or line.endswith(b"\n"):
+            if values is not None or line.endswith(b"\n") or len(line) == MAX_RECORD_BYTES:
                 yield line, values
         return
-    raw = b""
+    raw = bytearray()
+    quotes = 0
     columns: list[str] | None = None
-    for line in data:
+    for line in lines:
         raw += line
-        if raw.count(b'"') % 2:
+        quotes += line.count(b'"')
+        too_long = len(raw) >= MAX_RECORD_BYTES
+        if quotes % 2 and not too_long:
             continue  # inside a quoted caption
-        row = next(csv.reader(io.StringIO(raw.decode("utf-8", "surrogateescape"), newline="")), [])
-        if not line.endswith(b"\n") and (columns is None or len(row) != len(columns) or not row[1]):
+        row = [] if too_long else _row(bytes(raw))
+        if too_long:
+            yield bytes(raw), None
+        elif not line.endswith(b"\n") and (columns is None or len(row) != len(columns) or not row[1:2]):
             continue
-        if columns is None:
+        elif columns is None:
             columns = row
-            yield raw, None
+            yield bytes(raw), None
         else:
-            yield raw, dict(zip(columns, row, strict=False)) if len(row) == len(columns) else None
-        raw = b""
+            yield bytes(raw), dict(zip(columns, row, strict=False)) if len(row) == len(columns) else None
+        raw.clear()
+        quotes = 0
+
+
+def _row(raw: bytes) -> list[str]:
+    """Return the fields of one CSV record; none if the reader refuses it."""
+    try:
+        return next(csv.reader(io.StringIO(raw.decode("utf-8", "surrogateescape"), newline="")), [])
+    except csv.Error:  # a field beyond its limit
+        return []
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(line.decode("utf-8", "surrogateescape"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -3,7 +3,6 @@
 Format: 8 bytes little-endian length, that many bytes of JSON {name: {dtype, shape, data_offsets}}, then the data.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 from mllama_cli.core.text import shown
+from mllama_cli.system.json_file import parse_object
 
 MAX_HEADER_BYTES = 16 * 2**20
 """The 90B has about 1500 tensors, whose entries take 200 kB."""
@@ -67,15 +67,17 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
                     f"{path} is a Git LFS pointer: git fetched the name of the weights, not the weights",
                     "Run `git lfs pull` in that folder, or get the model with `mllama download`.",
                 )
-            if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+            if size < 8 or length > size - 8:
                 raise _damaged(path, "its header is cut short")
-            header = json.loads(file.read(length))
+            if length > MAX_HEADER_BYTES:
+                raise _damaged(path, f"its header has {length} bytes, more than any model's")
+            data = file.read(length)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}", "Check the file and its rights.") from error
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, "its header is not valid JSON") from error
-    if not isinstance(header, dict):
-        raise _damaged(path, "its header is not a JSON object")
+    try:
+        header = parse_object(data, "its header", error=CheckpointError, hint=COPY_AGAIN)
+    except CheckpointError as error:
+        raise _damaged(path, error.message) from error
     if len(header) > MAX_TENSORS:
         raise _damaged(path, f"it has {len(header)} tensors, more than any model")
     begin = 8 + length

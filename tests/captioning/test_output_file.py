@@ -9,6 +9,7 @@ import pytest
 
 from mllama_cli.captioning.listing import ImageEntry
 from mllama_cli.captioning.output_file import OutputFile
+from mllama_cli.captioning.records import MAX_RECORD_BYTES
 from mllama_cli.core.caption_events import CaptionRecord
 from mllama_cli.core.errors import CaptionError, UsageError
 
@@ -203,3 +204,24 @@ def test_only_two_endings_are_known(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(CaptionError, match="cannot be written: No such file or directory"):
         OutputFile(str(tmp_path / "no" / "captions.csv"))
+
+
+FOREIGN = {
+    "deep": b"[" * 5000 + b"\n",
+    "a long number": b'{"path": "a.png", "caption": ' + b"9" * 5000,
+    "a number of many digits in a line": b"9" * 5000 + b"\n",
+    "a field beyond what the csv module reads": b"x" * 200_000 + b"\n1\n",
+    "a quote that is never closed": b'path,"' + b"x\n" * 100_000,
+    "one column": b"path\nmine",
+    "a line without end": b"x" * (MAX_RECORD_BYTES + 9),
+    "a quoted field without end": b'"' + b"x" * (MAX_RECORD_BYTES + 9),
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_of_anything_else_is_refused_and_kept(path: Path, content: bytes, overwrite: bool) -> None:
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="holds something other than captions"):
+        OutputFile(str(path), overwrite=overwrite, run="x")
+    assert path.read_bytes() == content

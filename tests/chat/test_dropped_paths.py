@@ -140,13 +140,3 @@ def test_any_name_is_found_as_terminals_write_it(tmp_path: Path, name: str) -> N
         assert find_images(f"what is {written}").paths == (path,), written
     assert find_images(path).paths == (path,)
     file.unlink()
-
-
-@settings(max_examples=200)
-@given(text=st.text(max_size=60))
-def test_no_text_breaks_it_and_text_without_pictures_stays_as_it_is(text: str) -> None:
-    try:
-        found = find_images(text)
-    except ImageNotFoundError:
-        return
-    assert found.text == text or found.paths

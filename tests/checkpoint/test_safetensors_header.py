@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mllama_cli.checkpoint.header import STORED_DTYPES, read_header
+from mllama_cli.checkpoint.header import MAX_HEADER_BYTES, MAX_TENSORS, STORED_DTYPES, read_header
 from mllama_cli.core.errors import CheckpointError
 
 
@@ -66,6 +66,39 @@ def test_an_entry_that_makes_no_sense_is_named(tmp_path: Path, changes: dict[str
 @pytest.mark.parametrize("header", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000], ids=lambda header: repr(header[:9]))
 def test_a_header_that_is_no_json_object(tmp_path: Path, header: bytes) -> None:
     with pytest.raises(CheckpointError, match=r"x\.safetensors is not a sound safetensors file"):
+        read_header(file_with(tmp_path / "x.safetensors", header))
+
+
+@pytest.mark.parametrize("metadata", [5, [], "pt", {"format": 1}, {"format": {"a": "b"}}], ids=str)
+def test_metadata_that_is_not_texts(tmp_path: Path, metadata: object) -> None:
+    header = json.dumps({"__metadata__": metadata}).encode()
+    with pytest.raises(CheckpointError, match="its __metadata__ is not a list of texts"):
+        read_header(file_with(tmp_path / "x.safetensors", header))
+    assert read_header(file_with(tmp_path / "x.safetensors", b'{"__metadata__": {"format": "pt"}}')) == {}
+
+
+def test_more_tensors_than_any_model_has(tmp_path: Path) -> None:
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({str(number): empty for number in range(MAX_TENSORS + 1)}).encode()
+    with pytest.raises(CheckpointError, match=f"it has {MAX_TENSORS + 1} tensors"):
+        read_header(file_with(tmp_path / "x.safetensors", header))
+
+
+def test_a_header_larger_than_any_model_has_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    with path.open("wb") as file:
+        file.write((MAX_HEADER_BYTES + 1).to_bytes(8, "little"))
+        file.truncate(MAX_HEADER_BYTES + 100)
+    with pytest.raises(CheckpointError, match=f"its header has {MAX_HEADER_BYTES + 1} bytes"):
+        read_header(path)
+    path.write_bytes((2**63).to_bytes(8, "little") + b"{}")
+    with pytest.raises(CheckpointError, match="cut short"):
+        read_header(path)
+
+
+def test_a_header_of_millions_of_values_is_not_read(tmp_path: Path) -> None:
+    header = b'{"w": [' + b"[]," * 1_100_000 + b"[]]}"
+    with pytest.raises(CheckpointError, match="values"):
         read_header(file_with(tmp_path / "x.safetensors", header))
 
 

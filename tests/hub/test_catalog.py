@@ -1,5 +1,6 @@
 """Which models are on this machine, and where: names, places and the rule for the default."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mllama_cli.core.errors import CheckpointError, ModelNotFoundError
-from mllama_cli.hub.catalog import default_model, hub_address, installed, resolve
+from mllama_cli.hub.catalog import config_of, default_model, hub_address, installed, kind, resolve
+from mllama_cli.hub.inspect import inspect
 from mllama_cli.hub.remove import plan_removal
 from mllama_cli.system.paths import built_in_model
 from tests.checkpoints import make_checkpoint
@@ -190,3 +192,18 @@ def test_other_addresses_are_no_models(address: str) -> None:
     assert hub_address(address) == (None, None)
     with pytest.raises(ModelNotFoundError):
         resolve(address)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_json_that_is_nested_too_deeply_counts_as_damaged(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"a":' * 100_000)
+    assert config_of(tmp_path) == {}
+    assert kind(tmp_path) == "base"
+
+
+def test_a_layer_with_thousands_of_digits_is_only_a_name(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "model")
+    weight = {"dtype": "I8", "shape": [2], "data_offsets": [0, 2]}
+    header = json.dumps({f"model.language_model.layers.{'9' * 5000}.w": weight}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
+    assert inspect(folder).parameters["text"] == 2

@@ -3,7 +3,6 @@
 import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +16,8 @@ from mllama_cli.processing import memory_budget
 from mllama_cli.processing.color import to_rgb
 from mllama_cli.processing.images import open_image
 from mllama_cli.processing.prepared import prepare_image
-from tests.processing.pictures import file_of, noise, png_chunk, raw_png
+from tests.processing.pictures import ICON_HEAD, SIDE, file_of, j2k, noise, png_chunk, raw_png, raw_png_of, tiff
 
-SIDE = 13_377
-ICON_HEAD = b"\0\0\1\0\1\0" + struct.pack("<BBBBHHII", 0, 0, 0, 0, 1, 32, 1 << 30, 22)
 PEAK = """
 import sys
 from pathlib import Path
@@ -33,33 +30,6 @@ except ImageError as error:
     print(error.message, file=sys.stderr)
 print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])  # ru_maxrss counts the parent before exec
 """
-
-
-def j2k(width: int, height: int, components: int = 1, block: int = 4, tile: int = 1 << 31) -> bytes:
-    """An empty JPEG 2000 codestream."""
-
-    def segment(marker: int, payload: bytes) -> bytes:
-        return bytes((0xFF, marker)) + struct.pack(">H", len(payload) + 2) + payload
-
-    size = struct.pack(">H8IH", 0, width, height, 0, 0, min(tile, width), min(tile, height), 0, 0, components)
-    start = segment(0x51, size + b"\x07\x01\x01" * components)
-    coding = segment(0x52, bytes((0, 0, 0, 1, 0, 5, block, block, 0, 1)))
-    quantizing = segment(0x5C, b"\x40" * 17)
-    return (
-        b"\xff\x4f" + start + coding + quantizing + b"\xff\x90" + struct.pack(">HHIBB", 10, 0, 14, 0, 1) + b"\xff\x93"
-    )
-
-
-def tiff(width: int, height: int, bits: int, samples: int, tags: dict[int, int]) -> bytes:
-    """A TIFF without pixels."""
-    all_tags = {256: width, 257: height, 258: bits, 259: 8, 262: 1, 273: 8, 277: samples, 279: 8, 339: 3, **tags}
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(all_tags.items()))
-    return b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(all_tags)) + entries + bytes(12)
-
-
-def rows(width: int, height: int, row_bytes: int) -> bytes:
-    packer = zlib.compressobj(1)
-    return b"".join(packer.compress(bytes(row_bytes + 1)) for _ in range(height)) + packer.flush()
 
 
 @pytest.mark.parametrize(
@@ -155,10 +125,3 @@ def test_the_worst_pictures_take_less_than_a_gigabyte(data: object, tmp_path: Pa
     command = [sys.executable, "-c", PEAK, str(tmp_path / "p")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 1_000_000
-
-
-def raw_png_of(width: int, height: int, depth: int, color_type: int, *chunks: bytes) -> bytes:
-    channels = {0: 1, 6: 4}[color_type]
-    whole = raw_png(width, height, depth, color_type, b"", *chunks)
-    start = whole.index(b"IDAT") - 4
-    return whole[:start] + png_chunk(b"IDAT", rows(width, height, width * channels * depth // 8)) + whole[-12:]

@@ -1,8 +1,6 @@
 """What a file carries besides its pixels never costs the picture, nor says a word."""
 
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from io import BytesIO
 
@@ -14,7 +12,7 @@ from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError
 from mllama_cli.processing.images import open_image
 from mllama_cli.processing.side_data import PNG_SIGNATURE
-from tests.processing.pictures import file_of, noise, png_chunk
+from tests.processing.pictures import JPEG_SEGMENTS, PNG_CHUNKS, file_of, noise, png_chunk
 
 
 @pytest.fixture(autouse=True)
@@ -30,33 +28,6 @@ def pixels(data: bytes) -> list:
 
 def drawing() -> Image.Image:
     return Image.linear_gradient("L").resize((160, 120)).convert("RGB")
-
-
-def broken(chunk: bytes) -> bytes:
-    return chunk[:-4] + b"\1\2\3\4"
-
-
-def segment(marker: int, payload: bytes) -> bytes:
-    return bytes((0xFF, marker)) + struct.pack(">H", len(payload) + 2) + payload
-
-
-PNG_CHUNKS = {
-    "text over 1 MB": png_chunk(b"tEXt", b"workflow\0" + b"x" * 1_100_000),
-    "compressed text over 1 MB": png_chunk(b"zTXt", b"prompt\0\0" + zlib.compress(bytes(1_100_000))),
-    "international text over 1 MB": png_chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(b"x" * 1_100_000)),
-    "64 MB of texts": png_chunk(b"zTXt", b"prompt\0\0" + zlib.compress(bytes(1_000_000))) * 70,
-    "profile over 1 MB": png_chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(1_100_000))),
-    "profile of an unknown method": png_chunk(b"iCCP", b"p\0\7abc"),
-    "damaged text": broken(png_chunk(b"tEXt", b"a\0b")),
-    "damaged size": broken(png_chunk(b"pHYs", bytes(9))),
-    "damaged exif": broken(png_chunk(b"eXIf", b"MM\0*")),
-    "nonsense in exif": png_chunk(b"eXIf", b"MM\0*\xff\xff\xff\xff"),
-    "damaged compressed text": png_chunk(b"zTXt", b"a\0\0not zlib"),
-    **{f"short {kind.decode()}": png_chunk(kind, b"\0") for kind in (b"pHYs", b"gAMA", b"cHRM", b"acTL", b"fcTL")},
-    "empty sRGB": png_chunk(b"sRGB", b""),
-    "no frames": png_chunk(b"acTL", bytes(8)),
-    "a name that is none": png_chunk(b"\0\xff12", b"x"),
-}
 
 
 @pytest.mark.parametrize("chunk", PNG_CHUNKS.values(), ids=PNG_CHUNKS)
@@ -93,21 +64,6 @@ def test_a_png_keeps_palette_transparency_and_orientation() -> None:
 def test_a_png_that_breaks_off_in_its_header_is_an_error(length: int) -> None:
     with pytest.raises(ImageError):
         pixels((PNG_SIGNATURE + png_chunk(b"tEXt", b"a\0b") + file_of(noise())[8:])[:length])
-
-
-JPEG_SEGMENTS = {
-    "empty APP0": segment(0xE0, b""),
-    "short JFIF": segment(0xE0, b"JFIF\0\1"),
-    "short Adobe": segment(0xEE, b"Adobe\0"),
-    "another APP14": segment(0xEE, b"x"),
-    "short profile": segment(0xE2, b"ICC_PROFILE\0"),
-    "damaged MPF": segment(0xE2, b"MPF\0II*\0\xff\xff\xff\xff"),
-    "damaged Photoshop": segment(0xED, b"Photoshop 3.0\x008BIM\4"),
-    "damaged EXIF": segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"),
-    "endless EXIF": segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\xff\xff\xff\xff\0\0\0\0"),
-    "damaged XMP": segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation='99'"),
-    "a comment with markers in it": segment(0xFE, b"\xff\xda\xff\xd9" * 90),
-}
 
 
 @pytest.mark.parametrize("extra", JPEG_SEGMENTS.values(), ids=JPEG_SEGMENTS)

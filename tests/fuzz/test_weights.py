@@ -1,0 +1,67 @@
+"""Headers of safetensors files, and the index of several."""
+
+import json
+import struct
+from pathlib import Path
+
+from hypothesis import strategies as st
+
+from mllama_cli.checkpoint.files import INDEX_FILE, other_layout, weight_files
+from mllama_cli.checkpoint.header import read_header
+from mllama_cli.checkpoint.reader import CheckpointReader
+from mllama_cli.hub.inspect import inspect
+from tests.checkpoints import config_dict, write_json
+from tests.fuzz.conftest import Fuzz
+from tests.fuzz.inputs import changed, damaged
+
+HEADER = {
+    "__metadata__": {"format": "pt"},
+    "language_model.model.layers.0.w.weight_packed": {"dtype": "I32", "shape": [2, 1], "data_offsets": [0, 8]},
+    "language_model.model.layers.0.w.weight_shape": {"dtype": "I64", "shape": [2], "data_offsets": [8, 24]},
+    "vision_model.w": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [24, 32]},
+}
+INDEX = {"metadata": {"total_size": 32}, "weight_map": {"a": "model.safetensors", "b": "model.safetensors"}}
+
+
+def file_with(header: object) -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + struct.pack("<4Q", 0, 2, 8, 0)
+
+
+def test_a_header(fuzz: Fuzz, tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", config_dict())
+    file = tmp_path / "model.safetensors"
+
+    def read(data: bytes) -> None:
+        file.write_bytes(data)
+        for info in read_header(file).values():
+            assert 8 <= info.start <= info.end <= len(data)
+        inspect(tmp_path)
+        CheckpointReader(tmp_path)
+
+    read(file_with(HEADER))
+    fuzz(read, changed(HEADER).map(file_with) | damaged([file_with(HEADER)]))
+
+
+def test_an_index(fuzz: Fuzz, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(file_with(HEADER))
+
+    def read(data: bytes) -> None:
+        (tmp_path / INDEX_FILE).write_bytes(data)
+        for file in weight_files(tmp_path):
+            assert file.exists()
+        CheckpointReader(tmp_path)
+
+    good = json.dumps(INDEX).encode()
+    read(good)
+    fuzz(read, changed(INDEX).map(lambda value: json.dumps(value).encode()) | damaged([good]))
+
+
+def test_the_description_of_an_adapter(fuzz: Fuzz, tmp_path: Path) -> None:
+    def read(data: bytes) -> None:
+        (tmp_path / "adapter_config.json").write_bytes(data)
+        what = other_layout(tmp_path)
+        assert what is not None
+        assert len(what[0]) < 400
+
+    fuzz(read, st.binary(max_size=30) | changed({"base_model_name_or_path": "x"}).map(lambda v: json.dumps(v).encode()))
