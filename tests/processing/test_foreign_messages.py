@@ -1,14 +1,11 @@
 """Messages as other tools write them: ollama, exported histories, whole requests; and any JSON at all."""
 
 import base64
-from contextlib import suppress
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
-from mllama_cli.core.errors import ImageNotFoundError, MllamaError
+from mllama_cli.core.errors import ImageNotFoundError
 from mllama_cli.core.tool_calls import ToolCall
 from mllama_cli.processing.messages import parse_messages, parse_request
 from tests.processing.message_json import (
@@ -156,23 +153,3 @@ def test_tools_of_exported_histories(role: str) -> None:
         Message("user", (TextPart("hi"),)),
     )
     assert parse_messages(data[:4]).messages[-1].role == "tool", "the model answers to a tool's result"
-
-
-JSON_VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=9)
-    | st.sampled_from([DATA_URL, ENCODED]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
-    max_leaves=6,
-)
-KEYS = st.sampled_from(["role", "content", "images", "tool_calls", "function_call", "refusal", "name", "tool_call_id"])
-ROLES = st.fixed_dictionaries({"role": st.sampled_from(["user", "system", "assistant", "tool"])})
-
-
-@given(st.lists(st.builds(dict.__or__, st.dictionaries(KEYS, JSON_VALUES, max_size=3), ROLES), max_size=3))
-def test_any_messages_are_read_or_refused(data: list) -> None:
-    with suppress(MllamaError):
-        parse_messages(data, fake_read)
