@@ -82,6 +82,15 @@ def find_images(text: str) -> DroppedImages:
     return DroppedImages(_tidy(kept + text[last:]), tuple(paths))
 
 
+def unquoted_words(text: str) -> list[str]:
+    """Return the words of a text as a shell would split it, without their quotes and backslashes.
+
+    >>> unquoted_words("'my photos/*.jpg' a\\\\ b.png")
+    ['my photos/*.jpg', 'a b.png']
+    """
+    return [word.meant for word in _words(text)]
+
+
 def _words(text: str) -> Iterator[_Word]:
     """Yield words as a shell would split them, as written and unquoted."""
     for match in _WORD.finditer(text):
