@@ -20,7 +20,7 @@ def show(
         typer.Argument(
             metavar="MODEL",
             help="A folder, an installed model, an alias or a hub id.",
-            autocompletion=complete.installed_models,
+            autocompletion=complete.runnable_models,
         ),
     ],
     template: Annotated[bool, typer.Option("--template", help="Print only the chat template.")] = False,
