@@ -72,7 +72,7 @@ def find_images(text: str) -> DroppedImages:
         if found is None:
             bare = word.meant if word.sure else _ENDING.sub("", word.meant)
             if _looks_like_image(bare) and (word.sure or _only_a_path(bare) or word.written == whole):
-                raise ImageNotFoundError(f"no such picture: {bare}", "Check the path; quote it if it has spaces in it.")
+                raise ImageNotFoundError(f"no such picture: {bare}", _hint(bare))
             continue
         paths.append(found)
         kept += text[last : word.start] + "\0" + ending
@@ -129,6 +129,13 @@ def _as_file(word: str) -> str | None:
         if is_file(expanded(variant)):
             return variant
     return None
+
+
+def _hint(word: str) -> str:
+    from mllama_cli.processing.sources import hint_for_missing
+
+    near = hint_for_missing(expanded(_local(word)))
+    return near if near.startswith("Did") else "Check the path; quote it if it has spaces in it."
 
 
 def _local(word: str) -> str:

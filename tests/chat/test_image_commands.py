@@ -37,6 +37,13 @@ def test_a_missing_picture_is_an_error_and_nothing_is_sent(harness: ChatHarness)
     assert harness.roles == []
 
 
+@pytest.mark.parametrize("line", ["/image phoot.png", "/image ./phoot.png", "what is ./phoot.png?", "'phoot.png'"])
+def test_a_misspelt_picture_is_guessed(harness: ChatHarness, tmp_path: Path, line: str) -> None:
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "photo.png")
+    assert "Did you mean photo.png?" in harness.type(line)
+    assert harness.roles == []
+
+
 def test_pictures_can_be_listed_and_taken_away(harness: ChatHarness) -> None:
     assert "No images" in harness.type("/images")
     assert "Nothing is attached" in harness.type("/detach 1")

@@ -44,6 +44,7 @@ def test_a_message_that_is_too_long_alone_costs_no_other(harness: ChatHarness) -
     assert "This message alone is too long" in said
     assert "Nothing was removed" in said
     assert harness.typed.shown[-1] == ([], "v" * 3000)
+    assert "This message alone is too long" in harness.type("a word " * 10000), "not even tokenized"
     assert harness.roles == ["user", "assistant"] * 2
 
 
