@@ -141,7 +141,8 @@ def _words(words: Sequence[str]) -> Sequence[str]:
     for word in words:
         if word.lower().endswith(IMAGE_SUFFIXES) and is_file(expanded(word)):
             raise UsageError(
-                f"{word} is an image, but it is where the question goes", f"Write -i before each image: -i {word}"
+                f"{word} is an image, but it is where the question goes",
+                f"Write -i before each image (-i {word}), or quote the pattern: -i '*.jpg'",
             )
     return words
 

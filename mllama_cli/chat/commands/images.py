@@ -20,18 +20,20 @@ def _image(shell: Shell, argument: str) -> None:
     sources = typed_images(require(argument, "image", "a path or a URL"))
     if len(sources) > MANY_IMAGES and shell.source.choose(f"Attach {len(sources)} images? [y]es or [n]o", "yn") == "n":
         return
-    for image in shell.attach(*sources):
-        _note_attached(shell, image)
+    _note_attached(shell, shell.attach(*sources))
 
 
 def _paste(shell: Shell, argument: str) -> None:
     from mllama_cli.processing.clipboard import read_clipboard_image
 
-    _note_attached(shell, *shell.attach_images([read_clipboard_image()]))
+    _note_attached(shell, shell.attach_images([read_clipboard_image()]))
 
 
-def _note_attached(shell: Shell, image: "PreparedImage") -> None:
-    shell.terminal.note(f"Attached {chip(image)}. Now ask about it.")
+def _note_attached(shell: Shell, images: "Sequence[PreparedImage]") -> None:
+    *others, last = images
+    for image in others:
+        shell.terminal.note(f"Attached {chip(image)}.")
+    shell.terminal.note(f"Attached {chip(last)}. Now ask about {'them' if others else 'it'}.")
 
 
 def _images(shell: Shell, argument: str) -> None:

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from functools import cache
 
+from pygments.token import Token
 from rich.color import Color
 from rich.style import Style
-from rich.syntax import Syntax, SyntaxTheme, TokenType
+from rich.syntax import ANSISyntaxTheme, Syntax, SyntaxTheme, TokenType
 
 from mllama_cli.core.errors import UsageError
 
@@ -29,13 +30,28 @@ class MarkdownTheme:
 
 
 _THEMES = {
-    # The 16 ANSI colours without white and black, which the terminal's own scheme keeps readable.
-    "auto": MarkdownTheme("ansi_light", "cyan", "underline", "blue", ("bold magenta", "bold cyan", "bold")),
+    # Magenta and red of the 16 ANSI colours are readable on white and on black: blue is not on black, the others are
+    # not on white.
+    "auto": MarkdownTheme("ansi_both", "magenta", "underline", "dim", ("bold magenta", "bold", "bold italic")),
     "dark": MarkdownTheme(
         "monokai", "bright_cyan", "underline", "bright_blue", ("bold bright_magenta", "bold bright_cyan", "bold")
     ),
     "light": MarkdownTheme("friendly", "blue", "underline", "blue", ("bold magenta", "bold blue", "bold")),
     "none": MarkdownTheme("", "bold", "underline", "dim", ("bold underline", "bold", "bold italic")),
+}
+
+
+_ANSI_BOTH: dict[TokenType, Style] = {
+    Token.Keyword: Style(color="magenta"),
+    Token.Operator.Word: Style(color="magenta"),
+    Token.Name.Tag: Style(color="magenta"),
+    Token.Name.Decorator: Style(color="magenta"),
+    Token.Name.Function: Style(bold=True),
+    Token.Name.Class: Style(bold=True),
+    Token.Literal: Style(color="red"),
+    Token.Comment: Style(dim=True, italic=True),
+    Token.Generic.Heading: Style(bold=True),
+    Token.Generic.Deleted: Style(color="red"),
 }
 
 
@@ -49,6 +65,8 @@ def markdown_theme(name: str) -> MarkdownTheme:
 @cache
 def syntax_theme(name: str) -> SyntaxTheme:
     """Return the theme of code blocks of that name, without colours that some background would hide."""
+    if name == "ansi_both":
+        return ANSISyntaxTheme(_ANSI_BOTH)
     return _Readable(Syntax.get_theme(name))
 
 
