@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from functools import cache
 
-from pygments.token import Token
 from rich.color import Color
 from rich.style import Style
 from rich.syntax import ANSISyntaxTheme, Syntax, SyntaxTheme, TokenType
@@ -42,16 +41,16 @@ _THEMES = {
 
 
 _ANSI_BOTH: dict[TokenType, Style] = {
-    Token.Keyword: Style(color="magenta"),
-    Token.Operator.Word: Style(color="magenta"),
-    Token.Name.Tag: Style(color="magenta"),
-    Token.Name.Decorator: Style(color="magenta"),
-    Token.Name.Function: Style(bold=True),
-    Token.Name.Class: Style(bold=True),
-    Token.Literal: Style(color="red"),
-    Token.Comment: Style(dim=True, italic=True),
-    Token.Generic.Heading: Style(bold=True),
-    Token.Generic.Deleted: Style(color="red"),
+    ("Keyword",): Style(color="magenta"),
+    ("Operator", "Word"): Style(color="magenta"),
+    ("Name", "Tag"): Style(color="magenta"),
+    ("Name", "Decorator"): Style(color="magenta"),
+    ("Name", "Function"): Style(bold=True),
+    ("Name", "Class"): Style(bold=True),
+    ("Literal",): Style(color="red"),
+    ("Comment",): Style(dim=True, italic=True),
+    ("Generic", "Heading"): Style(bold=True),
+    ("Generic", "Deleted"): Style(color="red"),
 }
 
 
