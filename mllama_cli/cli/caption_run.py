@@ -24,6 +24,7 @@ from mllama_cli.system.files import expanded
 from mllama_cli.system.safe_files import UnsafeFileError, open_marked
 from mllama_cli.terminal.caption_view import CaptionView
 from mllama_cli.terminal.console import Terminal
+from mllama_cli.terminal.type_ahead import TypeAhead
 
 if TYPE_CHECKING:
     from mllama_cli.engine.engine import Engine
@@ -60,6 +61,7 @@ def run_captions(request: CaptionRequest) -> None:
         with ExitStack() as stack:
             stack.callback(destination.finish, exhausted=False, complete=False)
             list_error = stack.enter_context(_error_list(request.output.errors))
+            stack.enter_context(TypeAhead(terminal, prompts=False))
             pool = stack.enter_context(DecodingPool(request.batching.workers))
             pool.start()  # it is ready when the model is
             try:
