@@ -317,7 +317,7 @@ def test_a_tiny_picture_is_fine(tmp_path: Path) -> None:
         (["Hi"], b"\xe9t\xe9", "UTF-8"),
         (["Hi"], b"word " * 2**20, "stdin is larger than 4 MiB"),
         (["--messages", "/dev/zero"], None, "/dev/zero is neither a file nor a pipe"),
-        (["--messages", "-"], b"[" * 2**26 + b"[", "stdin is larger than 64 MiB"),
+        (["--messages", "-"], b"[" * 2**26 + b"[", "stdin is larger than 16 MiB"),
         (["Hi", "--seed", "18446744073709551616"], None, "Seed must be from"),
         (["Hi", "--seed", "9" * 5000], None, "seed"),
         (["--no-such-flag"], None, "--no-such-flag"),
