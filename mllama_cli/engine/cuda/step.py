@@ -23,8 +23,8 @@ class State:
         self.tokens = torch.zeros(batch, dtype=torch.int32, device=device)
         self.positions = torch.zeros(batch, dtype=torch.int32, device=device)
         self.ranges = torch.zeros(batch, 2, dtype=torch.int32, device=device)
-        self.self_attn = Addresses(len(config.self_attention_layers), dtype, device)
-        self.cross_attn = Addresses(max(len(config.cross_attention_layers), 1), dtype, device)
+        self.self_attn = Addresses(batch, len(config.self_attention_layers), dtype, device)
+        self.cross_attn = Addresses(batch, max(len(config.cross_attention_layers), 1), dtype, device)
         self.logits = torch.zeros(batch, config.vocab_size, dtype=dtype, device=device)
 
 

@@ -3,7 +3,7 @@
 Addresses and lengths of keys and values are read from device memory, so that one captured graph serves caches that
 grow, other images and other conversations:
 
-- ``Addresses``: each layer's keys and values [batch, kv_heads, tokens, head_dim],
+- ``Addresses``: each row's own keys and values in each layer, [kv_heads, tokens, head_dim], wherever they are,
 - ``limits`` in self-attention: int32 [B], the new row's position; it sees all keys up to and including its own,
 - ``limits`` in cross-attention: int32 [B, 2], the first vision token and the end of the range.
 """
@@ -39,7 +39,7 @@ def load_block(keys, values, block, stop, HALF: tl.constexpr, DIM: tl.constexpr,
 @triton.jit(do_not_specialize=["cache_index"])
 def attention_kernel(
     query, key, value, norm, rotation, base, table, strides, limits, partial, partial_max, partial_sum, arrived, out,
-    eps, scale, query_stride, key_stride, cache_index,
+    eps, scale, query_stride, key_stride, table_stride, cache_index,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, QUERIES: tl.constexpr, DIM: tl.constexpr,
     HALF: tl.constexpr, SPLITS: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK: tl.constexpr, INTERLEAVE: tl.constexpr, CROSS: tl.constexpr,
@@ -62,9 +62,10 @@ def attention_kernel(
     near = rows < GROUP
     # Addresses, limits and older keys do not change during a step: only the projections have to be waited for.
     # All offsets are multiples of 16 elements, so that 16 bytes can be read at once.
-    offset = batch * tl.multiple_of(tl.load(strides), 16) + head * tl.multiple_of(tl.load(strides + 1), 16)
-    keys = base + (tl.multiple_of(tl.load(table + 2 * cache_index), 16) + offset)
-    values = base + (tl.multiple_of(tl.load(table + 2 * cache_index + 1), 16) + offset)
+    offset = head * tl.multiple_of(tl.load(strides + batch), 16)
+    entry = table + batch * table_stride + 2 * cache_index
+    keys = base + (tl.multiple_of(tl.load(entry), 16) + offset)
+    values = base + (tl.multiple_of(tl.load(entry + 1), 16) + offset)
     if CROSS:
         begin = tl.load(limits + 2 * batch)
         end = tl.load(limits + 2 * batch + 1)
@@ -171,29 +172,35 @@ def attention_kernel(
 
 
 class Addresses:
-    """The layers' keys and values as device memory: offsets from ``base`` and two strides, in elements.
+    """The rows' keys and values in device memory: offsets from ``base`` and a stride between heads, in elements.
 
-    Refilled in stream order when tensors move: kernels launched earlier still see the old addresses.
+    ``table`` is [rows, layers, 2], ``strides`` [rows]. Rows may share memory that a step only reads. Changed in stream
+    order: kernels launched earlier still see the old addresses.
     """
 
-    def __init__(self, layers: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, rows: int, layers: int, dtype: torch.dtype, device: torch.device) -> None:
         self.base = torch.zeros(16, dtype=dtype, device=device)
-        self.table = torch.zeros(layers, 2, dtype=torch.int64, device=device)
-        self.strides = torch.zeros(2, dtype=torch.int64, device=device)
+        self.table = torch.zeros(rows, layers, 2, dtype=torch.int64, device=device)
+        self.strides = torch.zeros(rows, dtype=torch.int64, device=device)
 
-    def fill(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """Point to one pair of tensors [batch, kv_heads, tokens, head_dim] a layer, all of the same layout."""
+    def set(self, row: int, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        """Point a row to a pair of tensors [1, kv_heads, tokens, head_dim] for each layer, all of the same layout."""
         origin, size = self.base.data_ptr(), self.base.element_size()
         offsets = [[(t.data_ptr() - origin) // size for t in pair] for pair in zip(keys, values, strict=True)]
-        strides = [keys[0].stride(0), keys[0].stride(1)]
-        assert all(t.stride() == keys[0].stride() for t in (*keys, *values))
-        assert keys[0].stride(2) == keys[0].shape[3]
-        assert all(number % 16 == 0 for row in (*offsets, strides) for number in row)
-        self.table.copy_(staged(offsets, self.table))
-        self.strides.copy_(staged(strides, self.strides))
+        stride = keys[0].stride(1)
+        assert all(t.stride()[1:] == (stride, t.shape[3], 1) for t in (*keys, *values))
+        assert all(number % 16 == 0 for pair in offsets for number in pair)
+        assert stride % 16 == 0
+        self.table[row].copy_(staged(offsets, self.table))
+        self.strides[row].copy_(staged(stride, self.strides))
+
+    def move(self, source: int, target: int) -> None:
+        """Point row ``target`` to where row ``source`` does."""
+        self.table[target].copy_(self.table[source])
+        self.strides[target].copy_(self.strides[source])
 
 
-def staged(values: Sequence[object], like: Tensor) -> Tensor:
+def staged(values: object, like: Tensor) -> Tensor:
     """Return a tensor of ``like``'s dtype and device, copied from pinned memory so that the host need not wait."""
     source = torch.tensor(values, dtype=like.dtype)
     return source.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else source
@@ -255,7 +262,7 @@ def decode_attention(
         rotation if rotation is not None else query,
         addresses.base, addresses.table, addresses.strides, limits,
         scratch.sums, scratch.largest, scratch.total, scratch.arrived, out, eps, LOG2_E * dim**-0.5,
-        query.stride(0), key.stride(0), cache_index,
+        query.stride(0), key.stride(0), addresses.table.stride(0), cache_index,
         kv_heads, group, max(16, queries), queries, dim, dim // 2, scratch.splits, min(scratch.splits, 16), block,
         out_interleave, rotation is None, device=device, warps=warps,
     )  # fmt: skip
