@@ -18,6 +18,7 @@ from mllama_cli.engine.batch.slots import Slots
 from mllama_cli.engine.device import batch_stream, is_out_of_memory, make_current
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.sampling import ChosenToken, PendingTokens
+from mllama_cli.kernels.sdpa import has_decode_attention
 
 MIN_PREFILL_BATCH = 4
 """Requests to wait for before a prefill on a GPU interrupts the steps of others, if nobody watches them."""
@@ -44,7 +45,7 @@ class Scheduler:
         limit = min(max_context or model.max_context, model.max_context)
         self.admission = Admission(model, memory, limit, self.active, self._failures)
         self._model, self._memory = model, memory
-        self._slots = Slots.of(model, memory.slots)
+        self._slots = make_slots(model, memory.slots)
         self._launched: deque[tuple[list[Request], PendingTokens]] = deque()
         """Tokens that are not read yet, in order of launch."""
         self._prompt: Prompt | None = None
@@ -297,7 +298,7 @@ class Scheduler:
             self._release(self.active.index(request))
         admission.withdraw(restarted)
         if not self.active:
-            self._slots = Slots.of(self._model, self._memory.slots)  # captured graphs hold memory too
+            self._slots = make_slots(self._model, self._memory.slots)  # captured graphs hold memory too
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
         alone = in_flight[0] if len(in_flight) == 1 else None
@@ -328,3 +329,12 @@ class Scheduler:
             self._stream = batch_stream(self._model.device, "step")
             self._stream.wait_stream(torch.cuda.current_stream(self._model.device))
         return torch.cuda.stream(self._stream)
+
+
+def make_slots(model: LoadedModel, count: int) -> Slots:
+    """Return slots that step from captured graphs where our kernels run."""
+    if has_decode_attention(model.device, model.dtype, model.config.text_config.head_dim):
+        from mllama_cli.engine.batch.captured_slots import CapturedSlots
+
+        return CapturedSlots(model, count)
+    return Slots(model, count)

@@ -11,7 +11,6 @@ from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.sampling import PendingTokens, Sampler
 from mllama_cli.kernels.ops import upload
-from mllama_cli.kernels.sdpa import has_decode_attention
 from mllama_cli.model.cache import KVCache, LayerKV
 from mllama_cli.model.layers import grouped_attention
 from mllama_cli.model.visibility import CrossView
@@ -57,16 +56,6 @@ class Slots:
         """Those of the busy slots."""
         self._tokens = torch.zeros(count, dtype=torch.long, device=model.device)
         self._cross: tuple[_SlotsCross | None, CrossView | None] | None = None
-
-    @staticmethod
-    def of(model: LoadedModel, count: int) -> "Slots":
-        """Return slots that step from captured graphs where our kernels run."""
-        head_dim = model.config.text_config.head_dim
-        if has_decode_attention(model.device, model.dtype, head_dim):
-            from mllama_cli.engine.batch.captured_slots import CapturedSlots
-
-            return CapturedSlots(model, count)
-        return Slots(model, count)
 
     @property
     def busy(self) -> int:
@@ -155,11 +144,8 @@ class _SlotsSelf:
     def attend(
         self, cache_index: int, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, mask: Tensor | None
     ) -> Tensor:
-        rows = range(len(self._caches))
-        parts = [
-            self._caches[row].attend(cache_index, *(t[row : row + 1] for t in (q, k, v, positions)), mask)
-            for row in rows
-        ]
+        rows = zip(self._caches, q.split(1), k.split(1), v.split(1), positions.split(1), strict=True)
+        parts = [cache.attend(cache_index, *one, mask) for cache, *one in rows]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 

@@ -16,7 +16,6 @@ from mllama_cli.engine.batch import admission, captured_slots, scheduler
 from mllama_cli.engine.batch.captured_slots import CapturedSlots
 from mllama_cli.engine.batch.request import BatchRequest
 from mllama_cli.engine.batch.run import run_batch
-from mllama_cli.engine.batch.slots import Slots
 from mllama_cli.engine.engine import load
 from tests.checkpoints import config_dict, make_checkpoint
 from tests.engine.conftest import picture
@@ -48,7 +47,7 @@ def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(captured_slots, "capture", eager)
     monkeypatch.setattr(captured_slots, "batch_stream", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(Slots, "of", staticmethod(CapturedSlots))
+    monkeypatch.setattr(scheduler, "make_slots", CapturedSlots)
     monkeypatch.setitem(scheduler.STEPS_AHEAD, "cpu", 1)
     monkeypatch.setitem(admission.PREFETCH, "cpu", 2)
 
