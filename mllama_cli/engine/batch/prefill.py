@@ -40,30 +40,45 @@ class Prompt:
     def encoded(self, images: ImageCache) -> list[list[LayerKV]]:
         return [images.get(digest) for digest in self.images]
 
-    def read(self, model: LoadedModel, images: ImageCache, most: int) -> Tensor | None:
-        """Feed up to ``most`` tokens; return the last one's logits [1, vocab_size] when all are fed."""
+    def cross(self, images: ImageCache) -> CrossKVCache | None:
+        """Return the images' keys and values, joined once."""
         if self._cross is None:
             self._cross = CrossKVCache.from_images([self.encoded(images)])
+        return self._cross
+
+    def read(self, model: LoadedModel, images: ImageCache, most: int) -> Tensor | None:
+        """Feed up to ``most`` tokens; return the last one's logits [1, vocab_size] when all are fed."""
         ids = upload(torch.tensor([self.new[:most]]), model.device)
-        logits = forward(model.network, ids, self.cache, self._cross, [self.spans])
+        logits = forward(model.network, ids, self.cache, self.cross(images), [self.spans])
         return logits if self.fed == len(self.request.ids) else None
 
 
-def read_together(model: LoadedModel, prompts: Sequence[Prompt], images: ImageCache) -> Tensor:
-    """Feed all of several prompts, padded to the longest; return their last logits [prompts, vocab_size]."""
-    kept, new = [prompt.fed for prompt in prompts], [prompt.new for prompt in prompts]
-    longest = max(map(len, new))
-    batch = KVCache(model.config.text_config, len(prompts), dtype=model.dtype, device=model.device)
-    batch.reserve(max(kept) + longest)
-    for row, prompt in enumerate(prompts):
-        batch.copy_from(prompt.cache, 0, prompt.fed, to_row=row)
-    pad = model.config.text_config.pad_token_id
-    ids = upload(torch.tensor([[*each, *[pad] * (longest - len(each))] for each in new]), model.device)
-    cross = CrossKVCache.from_images([prompt.encoded(images) for prompt in prompts])
-    logits = forward(model.network, ids, batch, cross, [prompt.spans for prompt in prompts], list(map(len, new)))
-    for row, prompt in enumerate(prompts):
-        prompt.cache.copy_from(batch, row, len(prompt.request.ids))
-    return logits
+class PromptReader:
+    """Read several prompts in one pass."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.model = model
+
+    def reads_at_once(self, prompts: Sequence[Prompt]) -> bool:
+        """Return whether these take less time together than a slice of a long prompt."""
+        return len(prompts) > 1
+
+    def read_together(self, prompts: Sequence[Prompt], images: ImageCache) -> Tensor:
+        """Feed all of several prompts, padded to the longest; return their last logits [prompts, vocab_size]."""
+        model = self.model
+        kept, new = [prompt.fed for prompt in prompts], [prompt.new for prompt in prompts]
+        longest = max(map(len, new))
+        batch = KVCache(model.config.text_config, len(prompts), dtype=model.dtype, device=model.device)
+        batch.reserve(max(kept) + longest)
+        for row, prompt in enumerate(prompts):
+            batch.copy_from(prompt.cache, 0, prompt.fed, to_row=row)
+        pad = model.config.text_config.pad_token_id
+        ids = upload(torch.tensor([[*each, *[pad] * (longest - len(each))] for each in new]), model.device)
+        cross = CrossKVCache.from_images([prompt.encoded(images) for prompt in prompts])
+        logits = forward(model.network, ids, batch, cross, [prompt.spans for prompt in prompts], list(map(len, new)))
+        for row, prompt in enumerate(prompts):
+            prompt.cache.copy_from(batch, row, len(prompt.request.ids))
+        return logits
 
 
 def visible_images(request: Request) -> list[int]:

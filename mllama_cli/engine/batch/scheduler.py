@@ -11,7 +11,7 @@ from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.events import GenerationStats, Prefilled, ReadingPrompt, Token
 from mllama_cli.engine.batch.admission import Admission
 from mllama_cli.engine.batch.capacity import MAX_PREFILL_BATCH, Memory, max_prefill_batch
-from mllama_cli.engine.batch.prefill import Prompt, fits_together, read_together
+from mllama_cli.engine.batch.prefill import Prompt, PromptReader, fits_together
 from mllama_cli.engine.batch.prefix_cache import CachedText
 from mllama_cli.engine.batch.request import Request
 from mllama_cli.engine.batch.slots import Slots
@@ -45,7 +45,7 @@ class Scheduler:
         limit = min(max_context or model.max_context, model.max_context)
         self.admission = Admission(model, memory, limit, self.active, self._failures)
         self._model, self._memory = model, memory
-        self._slots = make_slots(model, memory.slots)
+        self._slots, self._reader = make_slots(model, memory.slots)
         self._launched: deque[tuple[list[Request], PendingTokens]] = deque()
         """Tokens that are not read yet, in order of launch."""
         self._prompt: Prompt | None = None
@@ -152,11 +152,11 @@ class Scheduler:
         for prompt in prompts:
             prompt.request.encoded = now
             prompt.request.report(ReadingPrompt(0, len(prompt.new)))
-        if len(prompts) == 1:
-            self._prompt = prompts[0]
+        if self._reader.reads_at_once(prompts):
+            self._start(prompts, self._reader.read_together(prompts, self.admission.images))
+        else:
+            (self._prompt,) = prompts
             self._read_slice(slice_tokens)
-            return
-        self._start(prompts, read_together(self._model, prompts, self.admission.images))
 
     def _ready(self, slice_tokens: int) -> list[Prompt]:
         """Return the prompts to read next: the first whose images are there, and those that fit into one pass with it.
@@ -298,7 +298,7 @@ class Scheduler:
             self._release(self.active.index(request))
         admission.withdraw(restarted)
         if not self.active:
-            self._slots = make_slots(self._model, self._memory.slots)  # captured graphs hold memory too
+            self._slots, self._reader = make_slots(self._model, self._memory.slots)  # captured graphs hold memory too
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
         alone = in_flight[0] if len(in_flight) == 1 else None
@@ -331,10 +331,11 @@ class Scheduler:
         return torch.cuda.stream(self._stream)
 
 
-def make_slots(model: LoadedModel, count: int) -> Slots:
-    """Return slots that step from captured graphs where our kernels run."""
+def make_slots(model: LoadedModel, count: int) -> tuple[Slots, PromptReader]:
+    """Return slots and what reads prompts, by captured graphs where our kernels run."""
     if has_decode_attention(model.device, model.dtype, model.config.text_config.head_dim):
+        from mllama_cli.engine.batch.captured_prompts import CapturedPromptReader
         from mllama_cli.engine.batch.captured_slots import CapturedSlots
 
-        return CapturedSlots(model, count)
-    return Slots(model, count)
+        return CapturedSlots(model, count), CapturedPromptReader(model)
+    return Slots(model, count), PromptReader(model)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mllama_cli.engine.cuda.step import State
 from mllama_cli.engine.forward import Network
-from mllama_cli.kernels.cuda.attention import Scratch, decode_attention, splits_for
+from mllama_cli.kernels.cuda.attention import Scratch, decode_attention, splits_for, store_rows
 from mllama_cli.model.rope import rotation
 from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer, MllamaSelfAttentionDecoderLayer
 
@@ -18,12 +18,17 @@ CROSS_SPLITS = 2
 
 
 class SlotStep:
-    """A step of the first ``rows`` rows of ``state``; ``sees`` bool [rows of the state] says which see an image."""
+    """A step of the first ``rows`` rows of ``state``; ``sees`` bool [rows of the state] says which see an image.
 
-    def __init__(self, network: Network, state: State, sees: Tensor, rows: int, *, with_images: bool) -> None:
+    With ``several``, rows may be successive positions of the same conversation.
+    """
+
+    def __init__(
+        self, network: Network, state: State, sees: Tensor, rows: int, *, with_images: bool, several: bool = False
+    ) -> None:
         config, device, dtype = network.language_model.config, state.tokens.device, state.logits.dtype
         self.network, self.state, self.rows, self.with_images = network, state.first(rows), rows, with_images
-        self.sees = sees[:rows]
+        self.sees, self.several = sees[:rows], several
         self.kv_heads, self.dim = config.num_key_value_heads, config.head_dim
         heads = config.num_attention_heads
         self.self_scratch = Scratch(rows, heads, self.dim, splits_for(rows, self.kv_heads), device)
@@ -55,9 +60,14 @@ class SlotStep:
     def _self_layer(self, layer: MllamaSelfAttentionDecoderLayer, x: Tensor, rope: Tensor) -> Tensor:
         attention, normed = layer.self_attn, layer.input_layernorm(x)
         q, k, v = (project(normed).flatten(0, 1) for project in (attention.q_proj, attention.k_proj, attention.v_proj))
+        caches, index = self.state.self_attn, layer.cache_index
+        if self.several:
+            store_rows(
+                k, v, rope, caches, self.state.positions, cache_index=index, kv_heads=self.kv_heads, dim=self.dim
+            )
         decode_attention(
-            q, self.attended[:, 0], self.self_scratch, self.state.self_attn, self.state.positions,
-            cache_index=layer.cache_index, kv_heads=self.kv_heads, dim=self.dim, key=k, value=v, rotation=rope,
+            q, self.attended[:, 0], self.self_scratch, caches, self.state.positions, cache_index=index,
+            kv_heads=self.kv_heads, dim=self.dim, key=k, value=v, rotation=rope, stored=self.several,
         )  # fmt: skip
         x = attention.o_proj.forward_add(self.attended, x)
         result: Tensor = layer.mlp(layer.post_attention_layernorm(x), x)

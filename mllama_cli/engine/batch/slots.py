@@ -145,7 +145,7 @@ class _SlotsSelf:
         self, cache_index: int, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, mask: Tensor | None
     ) -> Tensor:
         rows = zip(self._caches, q.split(1), k.split(1), v.split(1), positions.split(1), strict=True)
-        parts = [cache.attend(cache_index, *one, mask) for cache, *one in rows]
+        parts = [cache.attend(cache_index, one_q, one_k, one_v, at, mask) for cache, one_q, one_k, one_v, at in rows]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 

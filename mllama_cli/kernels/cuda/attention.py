@@ -42,7 +42,7 @@ def attention_kernel(
     eps, scale, query_stride, key_stride, table_stride, cache_index,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, QUERIES: tl.constexpr, DIM: tl.constexpr,
     HALF: tl.constexpr, SPLITS: tl.constexpr, CHUNK: tl.constexpr,
-    BLOCK: tl.constexpr, INTERLEAVE: tl.constexpr, CROSS: tl.constexpr,
+    BLOCK: tl.constexpr, INTERLEAVE: tl.constexpr, CROSS: tl.constexpr, STORED: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """Attend from the query heads of one key head to one split of the keys in each program.
@@ -80,7 +80,7 @@ def attention_kernel(
     active = (end - begin + blocks * BLOCK - 1) // (blocks * BLOCK)
     if split >= active:
         return
-    if not CROSS:  # mostly the only block; the new row is not in it yet and is inserted below
+    if not (CROSS or STORED):  # mostly the only block; the new row is not in it yet and is inserted below
         key_first, key_second, block_values = load_block(keys, values, start, stop, HALF, DIM, BLOCK)
     gdc_wait(PDL)
 
@@ -96,16 +96,17 @@ def attention_kernel(
         sin = tl.load(rotation + batch * DIM + HALF + half)
         first = (q1 * cos[None, :] - q2 * sin[None, :]).to(element)
         second = (q2 * cos[None, :] + q1 * sin[None, :]).to(element)
-        own = batch * key_stride + head * DIM
-        k1 = tl.load(key + own + half).to(tl.float32)
-        k2 = tl.load(key + own + HALF + half).to(tl.float32)
-        new_first = (k1 * cos - k2 * sin).to(element)
-        new_second = (k2 * cos + k1 * sin).to(element)
-        new_value = tl.load(value + own + whole)
-        if start <= position and position < stop:  # this split holds the new row: write it into the cache
-            tl.store(keys + position * DIM + half, new_first)
-            tl.store(keys + position * DIM + HALF + half, new_second)
-            tl.store(values + position * DIM + whole, new_value)
+        if not STORED:
+            own = batch * key_stride + head * DIM
+            k1 = tl.load(key + own + half).to(tl.float32)
+            k2 = tl.load(key + own + HALF + half).to(tl.float32)
+            new_first = (k1 * cos - k2 * sin).to(element)
+            new_second = (k2 * cos + k1 * sin).to(element)
+            new_value = tl.load(value + own + whole)
+            if start <= position and position < stop:  # this split holds the new row: write it into the cache
+                tl.store(keys + position * DIM + half, new_first)
+                tl.store(keys + position * DIM + HALF + half, new_second)
+                tl.store(values + position * DIM + whole, new_value)
 
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -113,7 +114,7 @@ def attention_kernel(
     for block in range(start, stop, BLOCK):
         tokens = block + tl.arange(0, BLOCK)
         live = tokens < stop
-        if CROSS:  # several blocks: the compiler pipelines loads at the start of an iteration
+        if CROSS or STORED:  # several blocks: the compiler pipelines loads at the start of an iteration
             key_first, key_second, block_values = load_block(keys, values, block, stop, HALF, DIM, BLOCK)
         else:
             fresh = (tokens == position)[:, None]
@@ -129,7 +130,7 @@ def attention_kernel(
         total = total * shrink + tl.sum(weights, axis=1)
         sums = tl.dot(weights.to(element), block_values, sums * shrink[:, None], input_precision="ieee")
         largest = higher
-        if not CROSS:
+        if not (CROSS or STORED):
             key_first, key_second, block_values = load_block(keys, values, block + BLOCK, stop, HALF, DIM, BLOCK)
     HEADS: tl.constexpr = KV_HEADS * GROUP
     if active == 1:  # nothing to combine
@@ -171,6 +172,32 @@ def attention_kernel(
         tl.store(counter, 0)
 
 
+@triton.jit(do_not_specialize=["cache_index"])
+def store_kernel(
+    key, value, rotation, base, table, strides, positions, key_stride, table_stride, cache_index,
+    DIM: tl.constexpr, HALF: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Write one row's rotated key and its value into its cache, for one key head in each program."""
+    head = tl.program_id(0)
+    batch = tl.program_id(1)
+    half = tl.arange(0, HALF)
+    whole = tl.arange(0, DIM)
+    entry = table + batch * table_stride + 2 * cache_index
+    offset = head * tl.load(strides + batch) + tl.load(positions + batch) * DIM
+    keys = base + (tl.load(entry) + offset)
+    values = base + (tl.load(entry + 1) + offset)
+    cos = tl.load(rotation + batch * DIM + half)
+    sin = tl.load(rotation + batch * DIM + HALF + half)
+    gdc_wait(PDL)
+    own = batch * key_stride + head * DIM
+    first = tl.load(key + own + half).to(tl.float32)
+    second = tl.load(key + own + HALF + half).to(tl.float32)
+    element = key.dtype.element_ty
+    tl.store(keys + half, (first * cos - second * sin).to(element))
+    tl.store(keys + HALF + half, (second * cos + first * sin).to(element))
+    tl.store(values + whole, tl.load(value + own + whole))
+
+
 class Addresses:
     """The rows' keys and values in device memory: offsets from ``base`` and a stride between heads, in elements.
 
@@ -183,16 +210,19 @@ class Addresses:
         self.table = torch.zeros(rows, layers, 2, dtype=torch.int64, device=device)
         self.strides = torch.zeros(rows, dtype=torch.int64, device=device)
 
-    def set(self, row: int, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """Point a row to a pair of tensors [1, kv_heads, tokens, head_dim] for each layer, all of the same layout."""
+    def set(self, rows: int | slice, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        """Point one row or several to a pair of tensors [1, kv_heads, tokens, head_dim] for each layer.
+
+        All tensors have the same layout.
+        """
         origin, size = self.base.data_ptr(), self.base.element_size()
         offsets = [[(t.data_ptr() - origin) // size for t in pair] for pair in zip(keys, values, strict=True)]
         stride = keys[0].stride(1)
         assert all(t.stride()[1:] == (stride, t.shape[3], 1) for t in (*keys, *values))
         assert all(number % 16 == 0 for pair in offsets for number in pair)
         assert stride % 16 == 0
-        self.table[row].copy_(staged(offsets, self.table))
-        self.strides[row].copy_(staged(stride, self.strides))
+        self.table[rows].copy_(staged(offsets, self.table))
+        self.strides[rows].copy_(staged(stride, self.strides))
 
     def move(self, source: int, target: int) -> None:
         """Point row ``target`` to where row ``source`` does."""
@@ -236,6 +266,7 @@ def decode_attention(
     key: Tensor | None = None,
     value: Tensor | None = None,
     rotation: Tensor | None = None,
+    stored: bool = False,
     norm: Tensor | None = None,
     eps: float = 0.0,
     out_interleave: int = 1,
@@ -245,7 +276,8 @@ def decode_attention(
     """Write the attention of the new rows to out [B, heads * dim]; see the top of this file.
 
     Self-attention takes ``query`` [B, heads * dim], ``key`` and ``value`` [B, kv_heads * dim] before the ``rotation``
-    float32 [B, 2, dim / 2] (cosines and sines), and writes key and value into the cache at the row's position.
+    float32 [B, 2, dim / 2] (cosines and sines), and writes key and value into the cache at the row's position. Rows of
+    one conversation in the same launch would miss each other's keys: ``store_rows`` first, then ``stored``.
     Cross-attention takes ``query`` before its ``norm``. Rows may have any stride, keys the same as values.
     """
     heads = out.shape[1] // dim
@@ -264,5 +296,25 @@ def decode_attention(
         scratch.sums, scratch.largest, scratch.total, scratch.arrived, out, eps, LOG2_E * dim**-0.5,
         query.stride(0), key.stride(0), addresses.table.stride(0), cache_index,
         kv_heads, group, max(16, queries), queries, dim, dim // 2, scratch.splits, min(scratch.splits, 16), block,
-        out_interleave, rotation is None, device=device, warps=warps,
+        out_interleave, rotation is None, stored, device=device, warps=warps,
+    )  # fmt: skip
+
+
+def store_rows(
+    key: Tensor,
+    value: Tensor,
+    rotation: Tensor,
+    addresses: Addresses,
+    positions: Tensor,
+    *,
+    cache_index: int,
+    kv_heads: int,
+    dim: int,
+) -> None:
+    """Write new rows' key, rotated, and value [B, kv_heads * dim] into their caches at ``positions`` int32 [B]."""
+    assert key.stride(0) == value.stride(0)
+    launch(
+        store_kernel, (kv_heads, key.shape[0]), key, value, rotation, addresses.base, addresses.table,
+        addresses.strides, positions, key.stride(0), addresses.table.stride(0), cache_index, dim, dim // 2,
+        device=key.device, warps=1,
     )  # fmt: skip

@@ -12,7 +12,8 @@ from tests.triton_here import DEVICE  # isort: skip  (first: it prepares Triton)
 
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.batch import admission, captured_slots, scheduler
+from mllama_cli.engine.batch import admission, captured_prompts, captured_slots, scheduler
+from mllama_cli.engine.batch.captured_prompts import CapturedPromptReader
 from mllama_cli.engine.batch.captured_slots import CapturedSlots
 from mllama_cli.engine.batch.request import BatchRequest
 from mllama_cli.engine.batch.run import run_batch
@@ -44,10 +45,13 @@ def eager(run: Callable[[], Any], *_: object) -> tuple[Eager, Any]:
 @pytest.fixture
 def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mllama_cli.kernels.cuda.attention.TARGET_PROGRAMS", 16)  # the interpreter runs them one by one
-    monkeypatch.setattr(captured_slots, "capture", eager)
-    monkeypatch.setattr(captured_slots, "batch_stream", lambda *_: None)
+    for module in (captured_slots, captured_prompts):
+        monkeypatch.setattr(module, "capture", eager)
+        monkeypatch.setattr(module, "batch_stream", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(scheduler, "make_slots", CapturedSlots)
+    monkeypatch.setattr(
+        scheduler, "make_slots", lambda model, count: (CapturedSlots(model, count), CapturedPromptReader(model))
+    )
     monkeypatch.setitem(scheduler.STEPS_AHEAD, "cpu", 1)
     monkeypatch.setitem(admission.PREFETCH, "cpu", 2)
 
@@ -62,11 +66,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def requests_for(processor: Callable[[Conversation], Any]) -> list[BatchRequest]:
     red, blue = picture("red"), picture("blue", (120, 40))
     conversations = [
-        (Conversation.ask("Hello"), 5),
-        (Conversation.ask("What?", (red,)), 3),
-        (Conversation.ask("What differs?", (red, blue)), 6),
-        (Conversation.ask("And here?", (red,)), 2),
-        (Conversation.ask("Bye"), 4),
+        (Conversation.ask("Hi"), 4),
+        (Conversation.ask("?", (red,)), 2),
+        (Conversation.ask("", (red, blue)), 3),
+        (Conversation.ask("", (red,)), 2),
     ]
     return [
         BatchRequest(key, processor(asked), sampling=Sampling(max_tokens=most, temperature=key % 2, seed=key))
