@@ -1,5 +1,6 @@
 """Metrics for Prometheus: vLLM's names and meanings with our prefix, so that its dashboards need only the prefix."""
 
+import threading
 from collections.abc import Callable, Iterator
 from time import perf_counter
 
@@ -76,12 +77,14 @@ class Metrics:
 
 
 class AnswerRecorder:
-    """Take what an answer's listener hears, on any one thread, and ``cancelled`` where the client left."""
+    """Take what an answer's listener hears, on the engine's thread, and ``cancelled`` on any, where the client left."""
 
     def __init__(self, metrics: Metrics, prompt_tokens: int, request: RequestRecord) -> None:
         self._metrics, self._request = metrics, request
         self._prompt_tokens, self._generated = prompt_tokens, 0
-        self._last_token, self._ended = 0.0, False
+        self._last_token = 0.0
+        self._running = threading.Lock()
+        self._running.acquire()
 
     def __call__(self, event: Event | MllamaError) -> None:
         if isinstance(event, Token):
@@ -110,9 +113,10 @@ class AnswerRecorder:
         self._generated, self._last_token = count, now
 
     def _end(self, reason: str) -> None:
-        if self._ended:
+        try:
+            self._running.release()
+        except RuntimeError:  # it has ended already
             return
-        self._ended = True
         self._metrics.finished[reason].inc()
         if reason in ("stop", "length"):
             self._metrics.whole_answer.observe(perf_counter() - self._request.arrived)
