@@ -52,6 +52,9 @@ class AccessLog:
 
         try:
             await self.app(scope, receive, counted)
+        except Exception:
+            record.status = record.status or 500  # which is sent outside of this
+            raise
         finally:
             current_request.reset(token)
             if self.write is not None:

@@ -1,24 +1,30 @@
 """The ASGI application: routes, and what is around them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from mllama_cli.engine.engine import Engine
+from mllama_cli.serving.access_log import AccessLog
 from mllama_cli.serving.errors import HANDLERS
+from mllama_cli.serving.health import health, metrics, openapi
 from mllama_cli.serving.openai.chat import chat_completions
 from mllama_cli.serving.openai.models import get_model, list_models
 from mllama_cli.serving.service import Service
 from mllama_cli.serving.settings import ServerSettings
 
 
-def create_app(engine: Engine, settings: ServerSettings | None = None) -> Starlette:
+def create_app(
+    engine: Engine, settings: ServerSettings | None = None, *, log: Callable[[str], None] | None = None
+) -> Starlette:
     """Return an ASGI application that answers with an engine, whose weights are loaded when the application starts.
 
-    The application's lifespan must be run, as uvicorn does. ``app.state.service`` is its Service.
+    The application's lifespan must be run, as uvicorn does. ``app.state.service`` is its Service. ``log`` gets a line
+    about each request.
     """
     service = Service(engine, settings or ServerSettings())
 
@@ -33,7 +39,11 @@ def create_app(engine: Engine, settings: ServerSettings | None = None) -> Starle
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
             Route("/v1/models", list_models),
             Route("/v1/models/{name:path}", get_model),
+            Route("/health", health),
+            Route("/metrics", metrics),
+            Route("/openapi.json", openapi),
         ],
+        middleware=[Middleware(AccessLog, write=log)],
         exception_handlers=HANDLERS,
         lifespan=lifespan,
     )

@@ -19,6 +19,8 @@ from mllama_cli.serving.app import create_app
 from mllama_cli.serving.settings import ServerSettings
 
 DATA = Path(__file__).parents[1] / "data"
+HOT = 3
+"""A temperature at which the built-in model, which is sure of itself, gives another answer for each seed."""
 
 
 @dataclass(frozen=True)

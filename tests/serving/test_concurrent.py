@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from tests.serving.running import Server, image_base64, image_part, wait_until
+from tests.serving.running import HOT, Server, image_base64, image_part, wait_until
 
 QUESTIONS = ("Who are you?", "Hello!", "What can you do?", "Thank you!")
 ABOUT = ("Which colour does the star have?", "How many circles are there?", "Describe this picture.")
@@ -15,7 +15,7 @@ def mixed(count: int) -> list[tuple[str, dict[str, Any]]]:
     """Return requests of both dialects: text and images, greedy and sampled, short and long, streamed or not."""
     requests: list[tuple[str, dict[str, Any]]] = []
     for number in range(count):
-        sampling = {"temperature": number % 3 * 0.7, "seed": number}
+        sampling = {"temperature": number % 3 / 2 * HOT, "seed": number}
         text = ABOUT[number % 3] if number % 2 else QUESTIONS[number % 4]
         if number % 4 < 2:
             content: Any = [image_part("drawing.png"), {"type": "text", "text": text}] if number % 2 else text

@@ -6,7 +6,7 @@ from typing import Any
 import ollama
 import pytest
 
-from tests.serving.running import DATA, Server, image_base64, wait_until
+from tests.serving.running import DATA, HOT, Server, image_base64, wait_until
 
 WHO = [{"role": "user", "content": "Who are you?"}]
 
@@ -63,7 +63,7 @@ def test_options(client: ollama.Client) -> None:
     whole = said()
     cut = client.chat("sketch", WHO, options={"num_predict": 2})
     assert (cut.eval_count, cut.done_reason) == (2, "length")
-    assert said(temperature=2, seed=3) == said(temperature=2, seed=3)
+    assert said(temperature=HOT, seed=3) == said(temperature=HOT, seed=3)
     word = whole.split()[2]
     assert said(stop=[word]) == whole.partition(word)[0]
     assert said(num_ctx=4096, mirostat=0, num_gpu=1) == whole

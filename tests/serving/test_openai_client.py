@@ -7,11 +7,14 @@ from typing import Any
 import openai
 import pytest
 
-from tests.serving.running import Server, image_part, wait_until
+from tests.serving.running import HOT, Server, image_part, wait_until
 
 WHO: list[Any] = [{"role": "user", "content": "Who are you?"}]
 COLOUR: list[Any] = [
-    {"role": "user", "content": [image_part("drawing.png"), {"type": "text", "text": "Which colour does the star have?"}]}
+    {
+        "role": "user",
+        "content": [image_part("drawing.png"), {"type": "text", "text": "Which colour does the star have?"}],
+    }
 ]
 
 
@@ -86,18 +89,18 @@ def test_length_and_stop(client: openai.OpenAI) -> None:
 
 def test_a_seed_repeats_an_answer(client: openai.OpenAI) -> None:
     def sampled(seed: int) -> str:
-        return ask(client, WHO, temperature=2, seed=seed, max_tokens=20)
+        return ask(client, WHO, temperature=HOT, seed=seed, max_tokens=20)
 
     assert sampled(1) == sampled(1)
     assert len({sampled(seed) for seed in range(5)}) > 1
 
 
 def test_several_choices(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(model="sketch", messages=WHO, n=3, temperature=2, seed=4, max_tokens=12)
+    answer = client.chat.completions.create(model="sketch", messages=WHO, n=3, temperature=HOT, seed=4, max_tokens=12)
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
     assert len({choice.message.content for choice in answer.choices}) > 1
     stream = client.chat.completions.create(
-        model="sketch", messages=WHO, n=3, temperature=2, seed=4, max_tokens=12, stream=True
+        model="sketch", messages=WHO, n=3, temperature=HOT, seed=4, max_tokens=12, stream=True
     )
     texts = ["", "", ""]
     for chunk in stream:
@@ -119,10 +122,11 @@ def test_logprobs(client: openai.OpenAI) -> None:
 
 
 def test_penalties_and_bias_change_the_answer(client: openai.OpenAI, server: Server) -> None:
-    plain = ask(client, WHO)
-    assert ask(client, WHO, frequency_penalty=2, presence_penalty=2) != plain
-    cut = client.chat.completions.create(model="sketch", messages=WHO, logit_bias=server.endless, max_tokens=60)
+    biased: dict[str, Any] = {"logit_bias": server.endless, "max_tokens": 60}
+    cut = client.chat.completions.create(model="sketch", messages=WHO, **biased)
     assert cut.choices[0].finish_reason == "length"
+    for penalty in ("frequency_penalty", "presence_penalty"):
+        assert ask(client, WHO, **biased, **{penalty: 2}) != cut.choices[0].message.content
 
 
 def test_the_older_completions(client: openai.OpenAI) -> None:
