@@ -33,7 +33,8 @@ def _document() -> tuple[str, str]:
     """Return the page, and a policy that allows its own script and style and requests to this server alone."""
     html = Path(__file__).with_name("page.html").read_text("utf-8")
     script, style = (re.search(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL) for tag in ("script", "style"))
-    assert script is not None and style is not None
+    assert script is not None
+    assert style is not None
     policy = (
         f"default-src 'none'; script-src {_source(script[1])}; style-src {_source(style[1])}; img-src data: blob:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
