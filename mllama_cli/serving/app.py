@@ -1,0 +1,41 @@
+"""The ASGI application: routes, and what is around them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from mllama_cli.engine.engine import Engine
+from mllama_cli.serving.errors import HANDLERS
+from mllama_cli.serving.openai.chat import chat_completions
+from mllama_cli.serving.openai.models import get_model, list_models
+from mllama_cli.serving.service import Service
+from mllama_cli.serving.settings import ServerSettings
+
+
+def create_app(engine: Engine, settings: ServerSettings | None = None) -> Starlette:
+    """Return an ASGI application that answers with an engine, whose weights are loaded when the application starts.
+
+    The application's lifespan must be run, as uvicorn does. ``app.state.service`` is its Service.
+    """
+    service = Service(engine, settings or ServerSettings())
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await asyncio.to_thread(service.start)
+        yield
+        await service.close()
+
+    app = Starlette(
+        routes=[
+            Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+            Route("/v1/models", list_models),
+            Route("/v1/models/{name:path}", get_model),
+        ],
+        exception_handlers=HANDLERS,
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    return app

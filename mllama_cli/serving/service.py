@@ -1,0 +1,139 @@
+"""What the dialects share: one loaded model, its prompts and its answers."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from mllama_cli.core.conversation import Conversation, ImagePart
+from mllama_cli.core.errors import ContextLengthError, ShuttingDownError
+from mllama_cli.core.events import Event
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.batch.loop import EngineLoop, LoopStats
+from mllama_cli.engine.engine import Engine
+from mllama_cli.processing.prepared import prepare_image
+from mllama_cli.processing.processor import ModelInputs
+from mllama_cli.serving.answer import Answers, EngineRequest
+from mllama_cli.serving.images import image_reader
+from mllama_cli.serving.names import ServedNames
+from mllama_cli.serving.settings import ServerSettings
+
+PREPARING_THREADS = 4
+"""Requests whose images are decoded and whose prompts are tokenized at once."""
+
+
+class Service:
+    """One engine that answers for all clients, between ``start`` and ``close``.
+
+    Attributes:
+        read_image: reads what a client names as an image, as ``parse_messages`` expects it.
+        names: the names of the model.
+    """
+
+    def __init__(self, engine: Engine, settings: ServerSettings) -> None:
+        self.engine, self.settings = engine, settings
+        self.names = ServedNames(engine.name, engine.config)
+        self.read_image = image_reader(settings)
+        self.max_context = min(settings.max_context, engine.model.max_context)
+        """Tokens of a prompt and its answer."""
+        self._loop: EngineLoop | None = None
+        self._closing = False
+        self._live: set[Answers] = set()
+        self._threads = ThreadPoolExecutor(PREPARING_THREADS, "prepare")
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are taken: the weights are loaded, and the server is not shutting down."""
+        return self._loop is not None and not self._closing
+
+    def start(self) -> None:
+        """Load the weights that are missing and take requests from now on. Blocks meanwhile."""
+        for _ in self.engine.load_weights(vision=self.engine.has_vision):
+            pass
+        self._loop = EngineLoop(
+            self.engine.model,
+            slots=self.settings.slots,
+            max_context=self.max_context,
+            max_queue=self.settings.max_queue,
+        )
+
+    async def close(self, grace: float | None = None) -> None:
+        """Refuse new requests and those that wait, and let running answers end for ``grace`` seconds."""
+        self._closing = True
+        if self._loop is not None:
+            await asyncio.to_thread(self._loop.close, self.settings.grace if grace is None else grace)
+            self._loop = None
+        for answers in self._live:
+            answers.fail(ShuttingDownError("The server has shut down before the answer ended"))
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def stats(self) -> LoopStats:
+        """Return what the engine is doing; nothing before ``start`` and after ``close``."""
+        return self._loop.stats() if self._loop is not None else LoopStats(0, 0, 0)
+
+    async def inputs(self, conversation: Conversation) -> ModelInputs:
+        """Return the prompt of a conversation, its images decoded, by the checkpoint's chat template."""
+        return await self._prepared(lambda: self.engine.processor(self._with_canvases(conversation)))
+
+    async def raw_inputs(self, text: str, images: Sequence[ImagePart] = ()) -> ModelInputs:
+        """Return a prompt verbatim, without the chat template, its images decoded."""
+        return await self._prepared(lambda: self.engine.processor.raw(text, [*map(self._with_canvas, images)]))
+
+    def sampling(self, **asked: Any) -> Sampling:
+        """Return the checkpoint's own sampling, overridden by what was ``asked`` for (None: not asked for)."""
+        sampling = Sampling.from_defaults(self.engine.generation_config, **asked)
+        return replace(sampling, max_tokens=min(sampling.max_tokens, self.max_context))
+
+    async def answer(self, inputs: ModelInputs, sampling: Sampling) -> AsyncGenerator[Event, None]:
+        """Yield the events of one answer, GenerationStats last. Closing the generator cancels the request.
+
+        Raise QueueFullError, ShuttingDownError, ContextLengthError or what the engine raises.
+        """
+        async with aclosing(self.answers([(inputs, sampling)])) as batches:
+            async for batch in batches:
+                for _, event in batch:
+                    yield event
+
+    async def answers(self, requests: Sequence[EngineRequest]) -> AsyncGenerator[list[tuple[int, Event]], None]:
+        """Yield events of several answers, with the index of their request: each time all that have come.
+
+        Closing the generator cancels all requests, and so does the first error.
+        """
+        for inputs, _ in requests:
+            self._require_fits(inputs)
+        answers = Answers(self._running_loop(), requests)
+        self._live.add(answers)
+        try:
+            async for batch in answers.batches():
+                yield batch
+        finally:
+            answers.cancel()
+            self._live.discard(answers)
+
+    def _running_loop(self) -> EngineLoop:
+        if self._loop is None or self._closing:
+            raise ShuttingDownError("The server takes no requests now", "Ask again when it has started.")
+        return self._loop
+
+    def _require_fits(self, inputs: ModelInputs) -> None:
+        if len(inputs.ids) >= self.max_context:
+            raise ContextLengthError(
+                f"The conversation is {len(inputs.ids)} tokens long, and this server's context is {self.max_context} "
+                f"tokens, for the answer too",
+                "Shorten the text or start a new conversation.",
+            )
+
+    async def _prepared(self, work: "Any") -> ModelInputs:
+        self._running_loop()
+        inputs: ModelInputs = await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        return inputs
+
+    def _with_canvas(self, image: ImagePart) -> ImagePart:
+        image = prepare_image(image, self.engine.processor.require_vision().config)
+        _ = image.digest  # computed here, not on the engine's thread
+        return image
+
+    def _with_canvases(self, conversation: Conversation) -> Conversation:
+        return conversation.with_images(self._with_canvas)
