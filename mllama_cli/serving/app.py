@@ -9,8 +9,13 @@ from starlette.routing import Route
 
 from mllama_cli.engine.engine import Engine
 from mllama_cli.serving.errors import HANDLERS
+from mllama_cli.serving.ollama.chat import chat
+from mllama_cli.serving.ollama.generate import generate
+from mllama_cli.serving.ollama.models import ps, show, tags, version
+from mllama_cli.serving.ollama.refusals import change, embed, pull
 from mllama_cli.serving.openai.chat import chat_completions
 from mllama_cli.serving.openai.models import get_model, list_models
+from mllama_cli.serving.page import page
 from mllama_cli.serving.service import Service
 from mllama_cli.serving.settings import ServerSettings
 
@@ -30,9 +35,24 @@ def create_app(engine: Engine, settings: ServerSettings | None = None) -> Starle
 
     app = Starlette(
         routes=[
+            Route("/", page),
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
             Route("/v1/models", list_models),
             Route("/v1/models/{name:path}", get_model),
+            Route("/api/chat", chat, methods=["POST"]),
+            Route("/api/generate", generate, methods=["POST"]),
+            Route("/api/tags", tags),
+            Route("/api/ps", ps),
+            Route("/api/show", show, methods=["POST"]),
+            Route("/api/version", version),
+            Route("/api/pull", pull, methods=["POST"]),
+            Route("/api/push", change, methods=["POST"]),
+            Route("/api/create", change, methods=["POST"]),
+            Route("/api/copy", change, methods=["POST"]),
+            Route("/api/delete", change, methods=["DELETE"]),
+            Route("/api/blobs/{digest}", change, methods=["HEAD", "POST"]),
+            Route("/api/embed", embed, methods=["POST"]),
+            Route("/api/embeddings", embed, methods=["POST"]),
         ],
         exception_handlers=HANDLERS,
         lifespan=lifespan,

@@ -34,7 +34,9 @@ def image_reader(settings: ServerSettings) -> Reader:
                 raise UsageError("this server does not fetch images (--allow-image-urls lets it)", _SEND_BASE64)
             return fetch_image(text, limits, public_only=True)
         if scheme or (len(text) < _MAX_PATH and not is_base64_picture(text)):
-            raise UsageError("this is not an image in base64, and the server does not open files by their names", _SEND_BASE64)
+            raise UsageError(
+                "this is not an image in base64, and the server does not open files by their names", _SEND_BASE64
+            )
         return ImagePart(decode_base64(text, BASE64_NAME, limits), BASE64_NAME)
 
     return read
