@@ -1,14 +1,17 @@
 """The ASGI application: routes, and what is around them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from mllama_cli.engine.engine import Engine
+from mllama_cli.serving.access_log import AccessLog
 from mllama_cli.serving.errors import HANDLERS
+from mllama_cli.serving.health import health, metrics, openapi
 from mllama_cli.serving.ollama.chat import chat
 from mllama_cli.serving.ollama.generate import generate
 from mllama_cli.serving.ollama.models import ps, show, tags, version
@@ -20,10 +23,13 @@ from mllama_cli.serving.service import Service
 from mllama_cli.serving.settings import ServerSettings
 
 
-def create_app(engine: Engine, settings: ServerSettings | None = None) -> Starlette:
+def create_app(
+    engine: Engine, settings: ServerSettings | None = None, *, log: Callable[[str], None] | None = None
+) -> Starlette:
     """Return an ASGI application that answers with an engine, whose weights are loaded when the application starts.
 
-    The application's lifespan must be run, as uvicorn does. ``app.state.service`` is its Service.
+    The application's lifespan must be run, as uvicorn does. ``app.state.service`` is its Service. ``log`` gets a line
+    about each request.
     """
     service = Service(engine, settings or ServerSettings())
 
@@ -53,7 +59,11 @@ def create_app(engine: Engine, settings: ServerSettings | None = None) -> Starle
             Route("/api/blobs/{digest}", change, methods=["HEAD", "POST"]),
             Route("/api/embed", embed, methods=["POST"]),
             Route("/api/embeddings", embed, methods=["POST"]),
+            Route("/health", health),
+            Route("/metrics", metrics),
+            Route("/openapi.json", openapi),
         ],
+        middleware=[Middleware(AccessLog, write=log)],
         exception_handlers=HANDLERS,
         lifespan=lifespan,
     )
