@@ -5,11 +5,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from mllama_cli.engine.engine import Engine
+from mllama_cli.serving.bodies import BodyGuard
+from mllama_cli.serving.boundary import ErrorBoundary
 from mllama_cli.serving.errors import HANDLERS
+from mllama_cli.serving.guard import HostGuard, KeyGuard, OriginGuard
 from mllama_cli.serving.openai.chat import chat_completions
+from mllama_cli.serving.openai.completions import completions
 from mllama_cli.serving.openai.models import get_model, list_models
 from mllama_cli.serving.service import Service
 from mllama_cli.serving.settings import ServerSettings
@@ -20,7 +25,8 @@ def create_app(engine: Engine, settings: ServerSettings | None = None) -> Starle
 
     The application's lifespan must be run, as uvicorn does. ``app.state.service`` is its Service.
     """
-    service = Service(engine, settings or ServerSettings())
+    settings = settings or ServerSettings()
+    service = Service(engine, settings)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -31,8 +37,16 @@ def create_app(engine: Engine, settings: ServerSettings | None = None) -> Starle
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+            Route("/v1/completions", completions, methods=["POST"]),
             Route("/v1/models", list_models),
             Route("/v1/models/{name:path}", get_model),
+        ],
+        middleware=[
+            Middleware(ErrorBoundary),
+            Middleware(HostGuard, settings),
+            Middleware(OriginGuard, settings),
+            Middleware(KeyGuard, settings),
+            Middleware(BodyGuard, settings),
         ],
         exception_handlers=HANDLERS,
         lifespan=lifespan,
