@@ -1,14 +1,14 @@
 """What the dialects share: one loaded model, its prompts and its answers."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Literal
 
 from mllama_cli.core.conversation import Conversation, ImagePart
-from mllama_cli.core.errors import ContextLengthError, ShuttingDownError
+from mllama_cli.core.errors import ContextLengthError, ShuttingDownError, UsageError
 from mllama_cli.core.events import Event
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch.loop import EngineLoop, LoopStats
@@ -42,14 +42,14 @@ class Service:
         """Tokens of a prompt and its answer."""
         self.metrics = Metrics(self.names.main, self.stats, settings.max_queue)
         self._loop: EngineLoop | None = None
-        self._closing = False
+        self._end: asyncio.Task[None] | None = None
         self._live: set[Answers] = set()
         self._threads = ThreadPoolExecutor(PREPARING_THREADS, "prepare")
 
     @property
     def state(self) -> Literal["loading", "ok", "draining"]:
         """What the server does: it loads the weights, takes requests, or shuts down."""
-        return "draining" if self._closing else "ok" if self._loop is not None else "loading"
+        return "draining" if self._end is not None else "ok" if self._loop is not None else "loading"
 
     def start(self) -> None:
         """Load the weights that are missing and take requests from now on. Blocks meanwhile."""
@@ -62,18 +62,26 @@ class Service:
             max_queue=self.settings.max_queue,
         )
 
-    async def close(self, grace: float | None = None) -> None:
-        """Refuse new requests and those that wait, and let running answers end for ``grace`` seconds."""
-        self._closing = True
-        if self._loop is not None:
-            await asyncio.to_thread(self._loop.close, self.settings.grace if grace is None else grace)
-            self._loop = None
-        for answers in self._live:
-            answers.fail(ShuttingDownError("The server has shut down before the answer ended"))
+    async def close(self) -> None:
+        """Refuse new requests and those that wait, and let running answers end for ``settings.grace`` seconds."""
+        if self._end is None:
+            self._end = asyncio.create_task(self._close())
+        await self._end
+
+    async def _close(self) -> None:
+        if (loop := self._loop) is not None:
+            await asyncio.to_thread(loop.close, self.settings.grace)
+        self.abort()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    def abort(self) -> None:
+        """End all answers now, with an error."""
+        for answers in list(self._live):
+            answers.cancel()
+            answers.fail(ShuttingDownError("The server has shut down before the answer ended"))
+
     def stats(self) -> LoopStats:
-        """Return what the engine is doing; nothing before ``start`` and after ``close``."""
+        """Return what the engine is doing; nothing before ``start``."""
         return self._loop.stats() if self._loop is not None else LoopStats(0, 0, 0)
 
     async def inputs(self, conversation: Conversation) -> ModelInputs:
@@ -83,6 +91,13 @@ class Service:
     async def raw_inputs(self, text: str, images: Sequence[ImagePart] = ()) -> ModelInputs:
         """Return a prompt verbatim, without the chat template, its images decoded."""
         return await self._prepared(lambda: self.engine.processor.raw(text, [*map(self._with_canvas, images)]))
+
+    def token_inputs(self, ids: Sequence[int]) -> ModelInputs:
+        """Return a prompt given as token ids. Raise UsageError for ids that have no text."""
+        size = self.engine.config.text_config.vocab_size
+        if wrong := [id_ for id_ in ids if not 0 <= id_ < size]:
+            raise UsageError(f"the prompt has a token id of {wrong[0]}, and ids are from 0 to {size - 1}")
+        return ModelInputs(tuple(ids))
 
     def sampling(self, **asked: Any) -> Sampling:
         """Return the checkpoint's own sampling, overridden by what was ``asked`` for (None: not asked for)."""
@@ -120,7 +135,7 @@ class Service:
             self._live.discard(answers)
 
     def _running_loop(self) -> EngineLoop:
-        if self._loop is None or self._closing:
+        if self._loop is None or self._end is not None:
             raise ShuttingDownError("The server takes no requests now", "Ask again when it has started.")
         return self._loop
 
@@ -132,10 +147,9 @@ class Service:
                 "Shorten the text or start a new conversation.",
             )
 
-    async def _prepared(self, work: "Any") -> ModelInputs:
+    async def _prepared(self, work: Callable[[], ModelInputs]) -> ModelInputs:
         self._running_loop()
-        inputs: ModelInputs = await asyncio.get_running_loop().run_in_executor(self._threads, work)
-        return inputs
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _with_canvas(self, image: ImagePart) -> ImagePart:
         image = prepare_image(image, self.engine.processor.require_vision().config)
