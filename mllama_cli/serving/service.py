@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import ContextLengthError, ShuttingDownError, UsageError
@@ -17,6 +17,7 @@ from mllama_cli.processing.prepared import prepare_image
 from mllama_cli.processing.processor import ModelInputs
 from mllama_cli.serving.answer import Answers, EngineRequest
 from mllama_cli.serving.images import image_reader
+from mllama_cli.serving.metrics import Metrics
 from mllama_cli.serving.names import ServedNames
 from mllama_cli.serving.settings import ServerSettings
 
@@ -30,6 +31,7 @@ class Service:
     Attributes:
         read_image: reads what a client names as an image, as ``parse_messages`` expects it.
         names: the names of the model.
+        metrics: what Prometheus reads.
     """
 
     def __init__(self, engine: Engine, settings: ServerSettings) -> None:
@@ -38,15 +40,16 @@ class Service:
         self.read_image = image_reader(settings)
         self.max_context = min(settings.max_context, engine.model.max_context)
         """Tokens of a prompt and its answer."""
+        self.metrics = Metrics(self.names.main, self.stats, settings.max_queue)
         self._loop: EngineLoop | None = None
         self._end: asyncio.Task[None] | None = None
         self._live: set[Answers] = set()
         self._threads = ThreadPoolExecutor(PREPARING_THREADS, "prepare")
 
     @property
-    def is_ready(self) -> bool:
-        """Whether requests are taken: the weights are loaded, and the server is not shutting down."""
-        return self._loop is not None and self._end is None
+    def state(self) -> Literal["loading", "ok", "draining"]:
+        """What the server does: it loads the weights, takes requests, or shuts down."""
+        return "draining" if self._end is not None else "ok" if self._loop is not None else "loading"
 
     def start(self) -> None:
         """Load the weights that are missing and take requests from now on. Blocks meanwhile."""
@@ -118,13 +121,17 @@ class Service:
         """
         for inputs, _ in requests:
             self._require_fits(inputs)
-        answers = Answers(self._running_loop(), requests)
+        loop = self._running_loop()
+        recorders = [self.metrics.begin(len(inputs.ids)) for inputs, _ in requests]
+        answers = Answers(loop, requests, recorders)
         self._live.add(answers)
         try:
             async for batch in answers.batches():
                 yield batch
         finally:
             answers.cancel()
+            for recorder in recorders:
+                recorder.cancelled()
             self._live.discard(answers)
 
     def _running_loop(self) -> EngineLoop:
