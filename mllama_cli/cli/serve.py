@@ -102,14 +102,13 @@ def serve(
         max_queue=max_queue,
         max_context=max_context,
         grace=_seconds(grace, "--grace"),
-        verbose=verbose,
     )
     from mllama_cli.serving.sockets import bind, bind_file
 
     terminal = Terminal()
     bound = bind_file(uds) if uds is not None else bind(host, port)
     try:
-        _serve(terminal, compute.with_defaults(load_settings()), settings, bound, uds)
+        _serve(terminal, compute.with_defaults(load_settings()), settings, bound, uds, verbose)
     finally:
         bound.close()
         if uds is not None:
@@ -122,6 +121,7 @@ def _serve(
     settings: "ServerSettings",
     bound: "socket.socket",
     uds: Path | None,
+    verbose: bool,
 ) -> None:
     engine = _loaded(terminal, compute)
     import signal
@@ -129,7 +129,7 @@ def _serve(
     from mllama_cli.serving.app import create_app
     from mllama_cli.serving.run import serve as run
 
-    app = create_app(engine, settings)
+    app = create_app(engine, settings, log=terminal.note if verbose else None)
     name = app.state.service.names.main
 
     def ready() -> None:
