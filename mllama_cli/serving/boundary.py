@@ -6,6 +6,8 @@ from pathlib import PurePath
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mllama_cli.core.text import one_line
+from mllama_cli.serving.access_log import MAX_PATH
 from mllama_cli.serving.errors import error_response
 
 logger = logging.getLogger("mllama.serving")
@@ -33,7 +35,8 @@ class ErrorBoundary:
         except ClientDisconnect:
             return
         except Exception as error:
-            logger.error("%s %s failed: %s at %s", scope["method"], scope["path"], type(error).__name__, _place(error))
+            path = one_line(scope["path"], MAX_PATH)
+            logger.error("%s %s failed: %s at %s", scope["method"], path, type(error).__name__, _place(error))
             if begun:
                 return  # the server closes the connection, so that the answer does not look complete
             await error_response(scope["path"], 500, "The server failed to answer this request")(scope, receive, send)

@@ -97,7 +97,7 @@ class KeyGuard:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             given = headers.get("x-api-key", "")
-        return hmac.compare_digest(given.strip().encode("latin-1"), self._key)
+        return hmac.compare_digest(given.strip(" \t").encode("latin-1"), self._key)
 
 
 def _host_name(header: str) -> str:

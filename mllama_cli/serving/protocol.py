@@ -17,6 +17,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._in_head, self._head_bytes, self._heads = True, 0, 0
+        self._refused = False
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -41,13 +42,22 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_head, self._head_bytes = False, 0
         self._heads += 1
         self._stop_timer()
-        super().on_headers_complete()
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
+            self._refuse()
+        else:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self._refused:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._in_head = True
-        super().on_message_complete()
+        if not self._refused:
+            super().on_message_complete()
 
     def _refuse(self) -> None:
+        self._refused = True
         if not self.transport.is_closing():
             head = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
             self.transport.write(head)

@@ -40,7 +40,6 @@ class ServerSettings:
     max_body: int = MAX_BODY
     body_seconds: float = 60.0
     grace: float = 30.0
-    verbose: bool = False
 
     def __post_init__(self) -> None:
         if self.api_key is not None and not self.api_key.strip():

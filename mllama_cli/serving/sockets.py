@@ -31,14 +31,9 @@ def bind(host: str, port: int) -> socket.socket:
         if family == socket.AF_INET6 and host == "::":
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         bound.bind(address)
-        if port:
-            _require_unheard(family, address)
     except OSError as error:
         bound.close()
         raise _not_bound(error, host, port) from error
-    except MllamaError:
-        bound.close()
-        raise
     return bound
 
 
@@ -72,13 +67,6 @@ def port_taken(port: int) -> MllamaError:
     return MllamaError(
         f"Port {port} is taken{f' by {by}' if by else ''}", "Stop it, or choose another port with --port."
     )
-
-
-def _require_unheard(family: int, address: object) -> None:
-    """Raise OSError if another socket listens on the address, which SO_REUSEADDR lets one bind until then."""
-    probe = socket.socket(family, socket.SOCK_STREAM)
-    with probe:
-        probe.bind(address)  # type: ignore[arg-type]
 
 
 def _not_bound(error: OSError, host: str, port: int) -> MllamaError:

@@ -85,21 +85,28 @@ def _sampling(options: Any) -> dict[str, Any]:
     sampling: dict[str, Any] = {}
     for key, value in options.items():
         name = parameter_name(key)
-        if name not in SETTABLE or value is None or value == []:
+        if name not in SETTABLE:
             continue
         value = _as_ours(name, value)
-        if value is not None:
+        if value not in (None, []):
             sampling[name] = SETTABLE[name].converted(value, f"options.{key}")
     return sampling
 
 
 def _as_ours(name: str, value: Any) -> Any:
-    """Return a value as we write it: clients send whole numbers as 8.0, and ollama has values of its own for "all"."""
+    """Return a value as we write it, None for one that asks for nothing.
+
+    Clients send whole numbers as 8.0, and stop as an empty text; ollama has values of its own for "all" and "none".
+    """
+    if name == "stop":
+        return [each for each in value if each != ""] if isinstance(value, list) else value or None
     if SETTABLE[name].type is int and type(value) is float and value.is_integer():
         value = int(value)
     if type(value) not in (int, float):
         return value
     match name:
+        case "temperature" if value < 0:
+            return 0
         case "max_tokens" if value <= 0:
             return UNLIMITED
         case "seed" if value < 0:  # another one each time
