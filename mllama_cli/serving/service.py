@@ -13,10 +13,11 @@ from mllama_cli.core.events import Event
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch.loop import EngineLoop, LoopStats
 from mllama_cli.engine.engine import Engine
+from mllama_cli.processing.message_parts import Reader
 from mllama_cli.processing.prepared import prepare_image
 from mllama_cli.processing.processor import ModelInputs
 from mllama_cli.serving.answer import Answers, EngineRequest
-from mllama_cli.serving.images import image_reader
+from mllama_cli.serving.images import MAX_IMAGES, image_reader
 from mllama_cli.serving.metrics import Metrics
 from mllama_cli.serving.names import ServedNames
 from mllama_cli.serving.settings import ServerSettings
@@ -29,7 +30,6 @@ class Service:
     """One engine that answers for all clients, between ``start`` and ``close``.
 
     Attributes:
-        read_image: reads what a client names as an image, as ``parse_messages`` expects it.
         names: the names of the model.
         metrics: what Prometheus reads.
     """
@@ -37,7 +37,6 @@ class Service:
     def __init__(self, engine: Engine, settings: ServerSettings) -> None:
         self.engine, self.settings = engine, settings
         self.names = ServedNames(engine.name, engine.config)
-        self.read_image = image_reader(settings)
         self.max_context = min(settings.max_context, engine.model.max_context)
         """Tokens of a prompt and its answer."""
         self.metrics = Metrics(self.names.main, self.stats, settings.max_queue)
@@ -45,6 +44,11 @@ class Service:
         self._end: asyncio.Task[None] | None = None
         self._live: set[Answers] = set()
         self._threads = ThreadPoolExecutor(PREPARING_THREADS, "prepare")
+
+    @property
+    def read_image(self) -> Reader:
+        """A new reader, for one request, of what a client names as an image, as ``parse_messages`` expects it."""
+        return image_reader(self.settings)
 
     @property
     def state(self) -> Literal["loading", "ok", "draining"]:
@@ -86,10 +90,12 @@ class Service:
 
     async def inputs(self, conversation: Conversation) -> ModelInputs:
         """Return the prompt of a conversation, its images decoded, by the checkpoint's chat template."""
+        _require_few(conversation.images)
         return await self._prepared(lambda: self.engine.processor(self._with_canvases(conversation)))
 
     async def raw_inputs(self, text: str, images: Sequence[ImagePart] = ()) -> ModelInputs:
         """Return a prompt verbatim, without the chat template, its images decoded."""
+        _require_few(images)
         return await self._prepared(lambda: self.engine.processor.raw(text, [*map(self._with_canvas, images)]))
 
     def token_inputs(self, ids: Sequence[int]) -> ModelInputs:
@@ -158,3 +164,9 @@ class Service:
 
     def _with_canvases(self, conversation: Conversation) -> Conversation:
         return conversation.with_images(self._with_canvas)
+
+
+def _require_few(images: Sequence[ImagePart]) -> None:
+    """Raise UsageError for more images than one request may have: each takes megabytes before its prompt is known."""
+    if len(images) > MAX_IMAGES:
+        raise UsageError(f"the request has {len(images)} images, and at most {MAX_IMAGES} are read", "Send fewer.")
