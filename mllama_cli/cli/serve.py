@@ -76,6 +76,14 @@ def serve(
             metavar="N", min=16, help="Tokens of a prompt and its answer (default: 8192).", rich_help_panel=_LIMITS
         ),
     ] = 8192,
+    keep_alive: Annotated[
+        str,
+        typer.Option(
+            metavar="forever|TIME",
+            help="How long the weights stay in memory after an answer; the next request loads them again.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = "forever",
     grace: Annotated[
         str,
         typer.Option(
@@ -101,6 +109,7 @@ def serve(
         slots=_slots(slots),
         max_queue=max_queue,
         max_context=max_context,
+        keep_alive=None if keep_alive == "forever" else _seconds(keep_alive, "--keep-alive"),
         grace=_seconds(grace, "--grace"),
     )
     from mllama_cli.serving.sockets import bind, bind_file
@@ -123,17 +132,25 @@ def _serve(
     uds: Path | None,
     verbose: bool,
 ) -> None:
-    engine = _loaded(terminal, compute)
     import signal
 
+    from mllama_cli.hub.catalog import is_built_in
     from mllama_cli.serving.app import create_app
     from mllama_cli.serving.run import serve as run
 
-    app = create_app(engine, settings, log=terminal.note if verbose else None)
-    name = app.state.service.names.main
+    name, folder = resolve_model(compute.model, terminal)
+    if compute.model is None and is_built_in(name) and not terminal.stderr_is_tty:  # else it has been said
+        terminal.note(BUILT_IN_NOTE)
+    app = create_app(
+        _loaded(terminal, compute, folder, name),
+        settings,
+        log=terminal.note if verbose else None,
+        reopen=lambda: compute.open_engine(folder, name),
+    )
+    main_name = app.state.service.names.main
 
     def ready() -> None:
-        lines = file_lines(name, settings, uds) if uds else port_lines(name, settings, bound.getsockname()[1])
+        lines = file_lines(main_name, settings, uds) if uds else port_lines(main_name, settings, bound.getsockname()[1])
         for line in lines:
             terminal.err.print(line, soft_wrap=True, no_wrap=True)
 
@@ -141,13 +158,9 @@ def _serve(
         raise typer.Exit(ExitStatus.INTERRUPTED)
 
 
-def _loaded(terminal: "Terminal", compute: ComputeOptions) -> "Engine":
-    from mllama_cli.hub.catalog import is_built_in
+def _loaded(terminal: "Terminal", compute: ComputeOptions, folder: Path, name: str) -> "Engine":
     from mllama_cli.terminal.answer_view import StatusLine
 
-    name, folder = resolve_model(compute.model, terminal)
-    if compute.model is None and is_built_in(name) and not terminal.stderr_is_tty:  # else it has been said
-        terminal.note(BUILT_IN_NOTE)
     with StatusLine(terminal) as status:
         status.show("Starting")
         engine = compute.open_engine(folder, name)

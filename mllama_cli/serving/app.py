@@ -28,15 +28,19 @@ from mllama_cli.serving.settings import ServerSettings
 
 
 def create_app(
-    engine: Engine, settings: ServerSettings | None = None, *, log: Callable[[str], None] | None = None
+    engine: Engine,
+    settings: ServerSettings | None = None,
+    *,
+    log: Callable[[str], None] | None = None,
+    reopen: Callable[[], Engine] | None = None,
 ) -> Starlette:
     """Return an ASGI application that answers with an engine, whose weights are loaded when the application starts.
 
     The application's lifespan must be run, as uvicorn does. ``app.state.service`` is its Service. ``log`` gets a line
-    about each request.
+    about each request. ``reopen`` opens the same model again where ``settings.keep_alive`` drops its weights.
     """
     settings = settings or ServerSettings()
-    service = Service(engine, settings)
+    service = Service(engine, settings, reopen)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

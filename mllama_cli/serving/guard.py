@@ -56,9 +56,7 @@ class OriginGuard:
         self._origins = {origin.lower().rstrip("/") for origin in settings.cors}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope) if scope["type"] == "http" else {}
-        origin = headers.get("origin")
-        if origin is None:
+        if scope["type"] != "http" or (origin := (headers := Headers(scope=scope)).get("origin")) is None:
             return await self._app(scope, receive, send)
         listed = self._any or origin.lower() in self._origins
         if not listed and origin.lower().partition("://")[2] != headers.get("host", "").lower():

@@ -25,7 +25,7 @@ def json_response(data: Any, status: int = 200, headers: dict[str, str] | None =
 
 async def read_object(request: Request) -> dict[str, Any]:
     """Return the object that is a request's body, whatever its Content-Type. Raise UsageError if it is none."""
-    body = await request.body()
+    body = b"".join([chunk async for chunk in request.stream()])  # which request.body() would keep
     if not body.strip():
         raise UsageError("The request has no body, where a JSON object was expected", _BODY_HINT)
     return await asyncio.to_thread(parse_object, body, "The request's body", error=UsageError, hint=_BODY_HINT)

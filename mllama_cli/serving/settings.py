@@ -26,6 +26,8 @@ class ServerSettings:
         max_queue: requests that may wait for a slot.
         max_context: tokens of a prompt and its answer, if the model has as many.
         body_seconds: time for a client to send a request's body.
+        keep_alive: time after the last answer until the weights leave memory, to be loaded again for the next request;
+            None keeps them.
         grace: time for running answers to end when the server shuts down.
     """
 
@@ -39,6 +41,7 @@ class ServerSettings:
     max_context: int = DEFAULT_CONTEXT
     max_body: int = MAX_BODY
     body_seconds: float = 60.0
+    keep_alive: float | None = None
     grace: float = 30.0
 
     def __post_init__(self) -> None:

@@ -61,3 +61,9 @@ def test_an_image_over_the_limit_of_a_body_is_refused() -> None:
     for source in (encoded(PNG), f"data:image/png;base64,{encoded(PNG)}"):
         with pytest.raises(ImageError, match="larger than"):
             small(source)
+
+
+def test_the_downloads_of_a_request_share_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mllama_cli.serving.images.FETCH_SECONDS", 0.0)
+    with pytest.raises(DownloadError, match="not there after 0 s"):
+        image_reader(ServerSettings(allow_image_urls=True))("https://example.com/x.png")

@@ -136,6 +136,7 @@ def test_what_would_change_models_is_refused_in_ollamas_form(server: Server, pat
         ({"context": ["x"]}, "context[0]"),
         ({"context": [10**9]}, "context[0]"),
         ({"context": "1,2"}, "context must be a list"),
+        ({"images": [image_base64("drawing.png")] * 101}, "at most 100"),
         ({"images": "x"}, "images must be a list"),
         ({"images": [7]}, "images[0]"),
         ({"images": ["/etc/hostname"]}, "does not open files"),

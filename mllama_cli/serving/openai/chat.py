@@ -25,12 +25,12 @@ from mllama_cli.serving.service import Service
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation."""
     service: Service = request.app.state.service
-    body = await read_object(request)
-    conversation, asked, options = await asyncio.to_thread(parse, body, service.read_image)
+    conversation, asked, options = await asyncio.to_thread(parse, await read_object(request), service.read_image)
     if options.model:
         service.names.require(options.model)
     sampling = service.sampling(**asked)
     inputs = await service.inputs(conversation)
+    del conversation  # the files of its images, while the answer is awaited
     requests = [(inputs, each) for each in seeded(sampling, options.n)]
     form = ChatForm(service.engine.processor.tokenizer, with_logprobs=sampling.logprobs is not None)
     return await Reply(service, requests, form, options).respond(request)

@@ -41,8 +41,7 @@ _PROMPT_HINT = "Expected: a text, a list of texts, a list of token ids, or a lis
 async def completions(request: Request) -> Response:
     """Go on with one or more prompts."""
     service: Service = request.app.state.service
-    body = await read_object(request)
-    prompts, asked, options, echo = await asyncio.to_thread(parse, body)
+    prompts, asked, options, echo = await asyncio.to_thread(parse, await read_object(request))
     if options.model:
         service.names.require(options.model)
     sampling = service.sampling(**asked)

@@ -26,9 +26,14 @@ Json = dict[str, Any]
 class Form(Protocol):
     """How an endpoint writes its choices. ``index`` is that of the choice."""
 
-    id_prefix: str
-    whole_object: str
-    chunk_object: str
+    @property
+    def id_prefix(self) -> str: ...
+
+    @property
+    def whole_object(self) -> str: ...
+
+    @property
+    def chunk_object(self) -> str: ...
 
     def choice(self, index: int, piece: Piece) -> Json:
         """Return a whole answer."""
