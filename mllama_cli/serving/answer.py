@@ -88,7 +88,7 @@ class Answers:
         self._handles.clear()
 
     def fail(self, error: MllamaError) -> None:
-        """End the answers with an error, as an engine that has stopped tells them nothing. Call it in the event loop."""
+        """End the answers with an error, as a stopped engine tells them nothing. Call it in the event loop."""
         self._events.append((0, error))
         self._arrived.set()
 
