@@ -19,10 +19,11 @@ from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch.loop import EngineLoop, LoopStats
 from mllama_cli.engine.engine import Engine
 from mllama_cli.processing.memory_budget import LARGE_PICTURE_BYTES
+from mllama_cli.processing.message_parts import Reader
 from mllama_cli.processing.prepared import prepare_image
 from mllama_cli.processing.processor import ModelInputs
 from mllama_cli.serving.answer import Answers, EngineRequest, Waker
-from mllama_cli.serving.images import image_reader
+from mllama_cli.serving.images import MAX_IMAGES, image_reader
 from mllama_cli.serving.metrics import Metrics
 from mllama_cli.serving.names import ServedNames
 from mllama_cli.serving.settings import ServerSettings
@@ -35,7 +36,6 @@ class Service:
     """One engine that answers for all clients, between ``start`` and ``close``.
 
     Attributes:
-        read_image: reads what a client names as an image, as ``parse_messages`` expects it.
         names: the names of the model.
         metrics: what Prometheus reads.
 
@@ -45,7 +45,6 @@ class Service:
     def __init__(self, engine: Engine, settings: ServerSettings, reopen: Callable[[], Engine] | None = None) -> None:
         self.engine, self.settings = engine, settings
         self.names = ServedNames(engine.name, engine.config)
-        self.read_image = image_reader(settings)
         self.max_context = min(settings.max_context, engine.model.max_context)
         """Tokens of a prompt and its answer."""
         self.metrics = Metrics(self.names.main, self.stats, settings.max_queue)
@@ -64,6 +63,11 @@ class Service:
         self._large = threading.Lock()
         """Held while an image that takes much memory is decoded."""
         self._threads = ThreadPoolExecutor(PREPARING_THREADS, "prepare")
+
+    @property
+    def read_image(self) -> Reader:
+        """A new reader, for one request, of what a client names as an image, as ``parse_messages`` expects it."""
+        return image_reader(self.settings)
 
     @property
     def state(self) -> Literal["loading", "ok", "draining"]:
@@ -107,10 +111,12 @@ class Service:
 
     async def inputs(self, conversation: Conversation) -> ModelInputs:
         """Return the prompt of a conversation, its images decoded, by the checkpoint's chat template."""
+        _require_few(conversation.images)
         return await self._prepared(lambda: self.engine.processor(self._with_canvases(conversation)))
 
     async def raw_inputs(self, text: str, images: Sequence[ImagePart] = ()) -> ModelInputs:
         """Return a prompt verbatim, without the chat template, its images decoded."""
+        _require_few(images)
         return await self._prepared(lambda: self.engine.processor.raw(text, [*map(self._with_canvas, images)]))
 
     def token_inputs(self, ids: Sequence[int]) -> ModelInputs:
@@ -155,9 +161,30 @@ class Service:
             for recorder in recorders:
                 recorder.cancelled()
             self._live.discard(answers)
-            if self.settings.keep_alive is not None and not self._live and self._end is None:
-                self._stay()
-                self._idle = asyncio.get_running_loop().call_later(self.settings.keep_alive, self._leave)
+            self._rest()
+
+    async def load(self) -> None:
+        """Load the weights if they have left memory; they stay for ``settings.keep_alive``."""
+        await self._loaded_loop()
+        self._rest()
+
+    async def unload(self) -> None:
+        """Drop the weights now, unless a request runs or ``settings.keep_alive`` keeps them for good."""
+        self._require_open()
+        if self.settings.keep_alive is not None:
+            self._stay()
+            await self._unload()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the weights are in memory."""
+        return self._loop is not None
+
+    def _rest(self) -> None:
+        """Drop the weights after a while without requests."""
+        if self.settings.keep_alive is not None and not self._live and self._end is None:
+            self._stay()
+            self._idle = asyncio.get_running_loop().call_later(self.settings.keep_alive, self._leave)
 
     def _require_open(self) -> None:
         if self.state != "ok":
@@ -222,6 +249,12 @@ class Service:
 
     def _with_canvases(self, conversation: Conversation) -> Conversation:
         return conversation.with_images(self._with_canvas)
+
+
+def _require_few(images: Sequence[ImagePart]) -> None:
+    """Raise UsageError for more images than one request may have: each takes megabytes before its prompt is known."""
+    if len(images) > MAX_IMAGES:
+        raise UsageError(f"the request has {len(images)} images, and at most {MAX_IMAGES} are read", "Send fewer.")
 
 
 def _release_memory() -> None:

@@ -49,7 +49,7 @@ class Browser:
     def wait(self, script: str, seconds: float = 60) -> None:
         """Wait until a JavaScript expression is true."""
         end = time.monotonic() + seconds
-        while not self.run(script):
+        while not self.run(f"!!({script})"):
             assert time.monotonic() < end, f"never true: {script}\n{self.run('document.body.innerText')}"
             time.sleep(0.02)
 

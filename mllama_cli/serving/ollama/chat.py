@@ -25,7 +25,7 @@ async def chat(request: Request) -> Response:
     if options.model:
         service.names.require(options.model)
     if conversation is None:
-        return nothing_asked(service, options, _message)
+        return await nothing_asked(service, options, _message)
     sampling = service.sampling(**options.sampling)
     inputs = await service.inputs(conversation)
     return await Reply(service, options, inputs, sampling, _message, start).respond(request)

@@ -1,10 +1,10 @@
 """Read the fields that ollama's endpoints share. Unknown fields and options are ignored, as ollama does."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mllama_cli.core.duration import parse_duration
 from mllama_cli.core.sampling import MAX_LOGPROBS, SETTABLE, parameter_name
 from mllama_cli.core.text import shown
 from mllama_cli.serving.errors import FieldError
@@ -13,10 +13,6 @@ Body = Mapping[str, Any]
 
 UNLIMITED = 2**31 - 1
 """max_tokens of an answer that only the context limits; ollama's num_predict of 0 or less."""
-
-_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+")
-_AMOUNT = re.compile(r"(\d+\.?\d*|\.\d+)([a-zµμ]+)")
 
 
 @dataclass(frozen=True)
@@ -85,21 +81,28 @@ def _sampling(options: Any) -> dict[str, Any]:
     sampling: dict[str, Any] = {}
     for key, value in options.items():
         name = parameter_name(key)
-        if name not in SETTABLE or value is None or value == []:
+        if name not in SETTABLE:
             continue
         value = _as_ours(name, value)
-        if value is not None:
+        if value not in (None, []):
             sampling[name] = SETTABLE[name].converted(value, f"options.{key}")
     return sampling
 
 
 def _as_ours(name: str, value: Any) -> Any:
-    """Return a value as we write it: clients send whole numbers as 8.0, and ollama has values of its own for "all"."""
+    """Return a value as we write it, None for one that asks for nothing.
+
+    Clients send whole numbers as 8.0, and stop as an empty text; ollama has values of its own for "all" and "none".
+    """
+    if name == "stop":
+        return [each for each in value if each != ""] if isinstance(value, list) else value or None
     if SETTABLE[name].type is int and type(value) is float and value.is_integer():
         value = int(value)
     if type(value) not in (int, float):
         return value
     match name:
+        case "temperature" if value < 0:
+            return 0
         case "max_tokens" if value <= 0:
             return UNLIMITED
         case "seed" if value < 0:  # another one each time
@@ -121,16 +124,16 @@ def _logprobs(body: Body) -> dict[str, int]:
 
 
 def _seconds(value: Any) -> float | None:
-    """Return keep_alive in seconds: a number, or Go's form of a duration, such as 1h30m."""
+    """Return keep_alive in seconds: a number, or a length of time such as 1h30m; below zero it means for ever."""
     if value is None or value == "":
         return None
     if type(value) in (int, float):
         return float(value)
-    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+", value):
-        return float(value)
-    if not isinstance(value, str) or not _DURATION.fullmatch(value):
+    try:
+        if not isinstance(value, str):
+            raise ValueError("it is not a text")
+        return parse_duration(value.removeprefix("-")) * (-1 if value.startswith("-") else 1)
+    except ValueError as error:
         raise FieldError(
             "keep_alive", f"keep_alive is not a duration: {shown(value)}", 'Expected: seconds, or a text such as "5m".'
-        )
-    total = sum(float(amount) * _UNITS[unit] for amount, unit in _AMOUNT.findall(value))
-    return -total if value.startswith("-") else total
+        ) from error

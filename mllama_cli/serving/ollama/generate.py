@@ -40,7 +40,7 @@ async def generate(request: Request) -> Response:
     if options.model:
         service.names.require(options.model)
     if not prompt.text:
-        return nothing_asked(service, options, _response)
+        return await nothing_asked(service, options, _response)
     model = service.engine.model
     image_token = model.config.image_token_index
     if prompt.raw:

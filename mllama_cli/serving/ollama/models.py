@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -41,12 +42,15 @@ async def tags(request: Request) -> Response:
 
 
 async def ps(request: Request) -> Response:
-    """Return the model, which stays in memory as long as the server runs."""
+    """Return the model if its weights are in memory."""
     service: Service = request.app.state.service
+    if not service.is_loaded:
+        return json_response({"models": []})
+    keep = service.settings.keep_alive
     found = await _facts(service)
     entry = {
         **_entry(service, found, _names(service)[0]),
-        "expires_at": _NEVER,
+        "expires_at": _NEVER if keep is None else _timestamp(time.time() + keep),
         "size_vram": found.inspection.size if service.engine.device.type != "cpu" else 0,
         "context_length": service.max_context,
     }
@@ -94,7 +98,11 @@ def _read_facts(folder: Path) -> _Facts:
     sizes = [(file.name, file.stat().st_size) for file in files]
     digest = hashlib.sha256((folder / "config.json").read_bytes() + repr(sizes).encode()).hexdigest()
     newest = max(file.stat().st_mtime for file in files)
-    return _Facts(inspect(folder), digest, datetime.fromtimestamp(newest, UTC).isoformat().replace("+00:00", "Z"))
+    return _Facts(inspect(folder), digest, _timestamp(newest))
+
+
+def _timestamp(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
 def _names(service: Service) -> list[str]:

@@ -147,13 +147,14 @@ def envelope(model: str) -> Json:
     return {"model": model, "created_at": datetime.now(UTC).isoformat().replace("+00:00", "Z")}
 
 
-def nothing_asked(service: Service, options: Options, write: Callable[[str], Json]) -> Response:
-    """Return the answer to a request without a prompt, which in ollama loads the model, or unloads it.
-
-    The model of this server is loaded as long as it runs.
-    """
-    reason = "unload" if options.unloads else "load"
+async def nothing_asked(service: Service, options: Options, write: Callable[[str], Json]) -> Response:
+    """Answer a request without a prompt, which in ollama loads the model, or unloads it if ``keep_alive`` is 0."""
+    if options.unloads:
+        await service.unload()
+    else:
+        await service.load()
     model = options.model or service.names.main
+    reason = "unload" if options.unloads else "load"
     return json_response({**envelope(model), **write(""), "done": True, "done_reason": reason})
 
 
