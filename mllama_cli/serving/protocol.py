@@ -31,9 +31,9 @@ class LimitedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._in_head and self._head_timer is None:  # the next request of a connection that was kept alive
             self._start_timer()
-        heads = self._heads
+        in_head, heads = self._in_head, self._heads
         super().data_received(data)
-        if self._in_head and self._heads == heads:
+        if in_head and self._in_head and self._heads == heads:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse()

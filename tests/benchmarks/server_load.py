@@ -88,13 +88,13 @@ async def beside_long_prompts(client: Client, streams: int, tokens: int, length:
 
 async def follow_up(client: Client, images: Sequence[str], tokens: int) -> Row:
     """Ask a second question about each image."""
-    answers, begun = [], time.perf_counter()
+    answers = []
     for image in images:
         messages = question(QUESTION, image)
         first = await client.ask(messages, tokens)
         messages += [{"role": "assistant", "content": first.text}, *question("And what is on its left?")]
         answers.append(await client.ask(messages, tokens))
-    return summary("second question about an image, alone", answers, time.perf_counter() - begun)
+    return summary("second question about an image, alone", answers, sum(answer.times[-1] for answer in answers))
 
 
 async def measure(client: Client, given: argparse.Namespace) -> list[Row]:

@@ -16,7 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mllama_cli.engine.engine import Engine
 from mllama_cli.serving.app import create_app
+from mllama_cli.serving.protocol import LimitedProtocol
 from mllama_cli.serving.settings import ServerSettings
+from mllama_cli.serving.sockets import bind
 
 DATA = Path(__file__).parents[1] / "data"
 HOT = 3
@@ -66,9 +68,8 @@ def read_metrics(page: str) -> dict[str, float]:
 def serving(engine: Engine, settings: ServerSettings | None = None) -> Iterator[Server]:
     """Yield a server that answers with ``engine``, which no other server may use meanwhile."""
     app = create_app(engine, settings or ServerSettings(grace=0))
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(app, log_level="error", http="httptools", timeout_graceful_shutdown=1)
+    with bind("127.0.0.1", 0) as listener:
+        config = uvicorn.Config(app, log_level="error", http=LimitedProtocol, timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

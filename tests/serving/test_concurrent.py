@@ -1,10 +1,12 @@
 """Many clients at once: each gets the text that it gets alone."""
 
 import asyncio
+import socket
 from typing import Any
 
 import httpx
 
+from mllama_cli.serving.sockets import bind
 from tests.serving.running import HOT, Server, image_base64, image_part, wait_until
 
 QUESTIONS = ("Who are you?", "Hello!", "What can you do?", "Thank you!")
@@ -58,3 +60,10 @@ def test_a_client_that_does_not_read_holds_up_nobody(server: Server) -> None:
         for _ in range(3):
             assert text_of(server.post("/api/generate", {"model": "sketch", "prompt": "Hi", "stream": False}))
     wait_until(server.idle)
+
+
+def test_small_pieces_of_an_answer_are_sent_at_once() -> None:
+    with bind("127.0.0.1", 0) as listener:
+        listener.listen()
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+            assert accepted.proto == socket.IPPROTO_TCP  # else asyncio does not set TCP_NODELAY: 40 ms a piece

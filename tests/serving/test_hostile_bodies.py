@@ -96,6 +96,16 @@ def test_a_body_that_says_it_is_too_large_is_refused_unread(small: Server, path:
         assert client.recv(1000).startswith(b"HTTP/1.1 413 ")
 
 
+def test_a_large_body_may_come_after_its_head(small: Server) -> None:
+    body = json.dumps({"model": "sketch", "prompt": "Hi", "stream": False, "ignored": "x" * 200_000}).encode()
+    with small.connect() as client:
+        for _ in range(3):  # on a connection that is kept
+            client.sendall(b"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body))
+            time.sleep(0.05)
+            client.sendall(body)
+            assert client.recv(100_000).startswith(b"HTTP/1.1 200 ")
+
+
 def test_a_body_of_chunks_is_refused_when_it_becomes_too_large(small: Server) -> None:
     sent = 0
 

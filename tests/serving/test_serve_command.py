@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,6 +101,28 @@ def test_a_server_from_its_first_line_to_sigterm_during_an_answer() -> None:
         assert server.process.wait(60) == 0
         assert any("POST /v1/chat/completions 200" in line for line in server.lines)
         assert not any("Traceback" in line for line in server.lines)
+
+
+@pytest.mark.slow
+def test_sigterm_under_load_loses_no_running_answer() -> None:
+    with served("--port", "0", "--slots", "4") as server:
+        url = f"{server.url}/v1/chat/completions"
+
+        def ask(number: int) -> tuple[int, str]:
+            with httpx.stream("POST", url, json=body(60 + number, stream=True), timeout=60) as answer:
+                return answer.status_code, answer.read().decode()
+
+        with ThreadPoolExecutor(12) as threads:
+            asked = [threads.submit(ask, number) for number in range(12)]
+            wait_until(lambda: re.search(r"num_requests_waiting\{.*\} [1-9]", httpx.get(f"{server.url}/metrics").text))
+            server.process.send_signal(signal.SIGTERM)
+            answers = [each.result() for each in asked]
+        assert server.process.wait(60) == 0
+    assert {status for status, _ in answers} == {200, 503}
+    for status, text in answers:
+        if status == 200:
+            assert text.endswith("data: [DONE]\n\n")
+            assert '"finish_reason":"length"' in text
 
 
 @pytest.mark.slow
