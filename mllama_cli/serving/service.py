@@ -22,7 +22,7 @@ from mllama_cli.processing.memory_budget import LARGE_PICTURE_BYTES
 from mllama_cli.processing.message_parts import Reader
 from mllama_cli.processing.prepared import prepare_image
 from mllama_cli.processing.processor import ModelInputs
-from mllama_cli.serving.answer import Answers, EngineRequest
+from mllama_cli.serving.answer import Answers, EngineRequest, Waker
 from mllama_cli.serving.images import MAX_IMAGES, image_reader
 from mllama_cli.serving.metrics import Metrics
 from mllama_cli.serving.names import ServedNames
@@ -59,6 +59,7 @@ class Service:
         self._unloading: asyncio.Task[None] | None = None
         self._end: asyncio.Task[None] | None = None
         self._live: set[Answers] = set()
+        self._waker: Waker | None = None
         self._large = threading.Lock()
         """Held while an image that takes much memory is decoded."""
         self._threads = ThreadPoolExecutor(PREPARING_THREADS, "prepare")
@@ -149,7 +150,8 @@ class Service:
             self._require_fits(inputs)
         loop = await self._loaded_loop()
         recorders = [self.metrics.begin(len(inputs.ids)) for inputs, _ in requests]
-        answers = Answers(loop, requests, recorders)
+        self._waker = self._waker or Waker()
+        answers = Answers(loop, self._waker, requests, recorders)
         self._live.add(answers)
         try:
             async for batch in answers.batches():
