@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 
 from mllama_cli.core.errors import MllamaError
@@ -14,6 +14,25 @@ from mllama_cli.processing.processor import ModelInputs
 EngineRequest = tuple[ModelInputs, Sampling]
 
 
+class Waker:
+    """Wakes readers from the engine's thread: once for all whose events come in one burst, as those of a step do."""
+
+    def __init__(self) -> None:
+        self._asyncio = asyncio.get_running_loop()
+        self._waiting: deque[asyncio.Event] = deque()
+
+    def wake(self, reader: asyncio.Event) -> None:
+        """Set ``reader`` in the event loop. Call it on the engine's thread alone."""
+        self._waiting.append(reader)
+        if len(self._waiting) == 1:  # else a call is on its way, and sets this one too
+            with suppress(RuntimeError):  # the event loop has ended
+                self._asyncio.call_soon_threadsafe(self._set)
+
+    def _set(self) -> None:
+        while self._waiting:
+            self._waiting.popleft().set()
+
+
 class Answers:
     """The answers to several requests, which are submitted together and cancelled together.
 
@@ -21,8 +40,10 @@ class Answers:
     of its own. ``heard`` has a listener for each request, which is called on the engine's thread.
     """
 
-    def __init__(self, loop: EngineLoop, requests: Sequence[EngineRequest], heard: Sequence[Listener] = ()) -> None:
-        self._loop, self._asyncio = loop, asyncio.get_running_loop()
+    def __init__(
+        self, loop: EngineLoop, waker: Waker, requests: Sequence[EngineRequest], heard: Sequence[Listener] = ()
+    ) -> None:
+        self._loop, self._waker = loop, waker
         self._events: deque[tuple[int, Event | MllamaError]] = deque()
         self._arrived = asyncio.Event()
         self._running = len(requests)
@@ -35,7 +56,7 @@ class Answers:
             self.cancel()
             raise
 
-    async def batches(self) -> AsyncIterator[list[tuple[int, Event]]]:
+    async def batches(self) -> AsyncGenerator[list[tuple[int, Event]], None]:
         """Yield all events that have come, with their request's index, until each request has its GenerationStats.
 
         Raise the first error; the other requests are then cancelled.
@@ -67,8 +88,9 @@ class Answers:
         self._handles.clear()
 
     def fail(self, error: MllamaError) -> None:
-        """End the answers with an error, as an engine that has stopped tells them nothing."""
-        self._hear(0, error)
+        """End the answers with an error, as a stopped engine tells them nothing. Call it in the event loop."""
+        self._events.append((0, error))
+        self._arrived.set()
 
     def _listener(self, index: int, tell: Callable[[Event | MllamaError], None] | None) -> Listener:
         def listen(event: Event | MllamaError) -> None:
@@ -81,5 +103,4 @@ class Answers:
     def _hear(self, index: int, event: Event | MllamaError) -> None:
         self._events.append((index, event))
         if len(self._events) == 1:  # else the reader has been woken, and takes this event too
-            with suppress(RuntimeError):  # the event loop has ended
-                self._asyncio.call_soon_threadsafe(self._arrived.set)
+            self._waker.wake(self._arrived)

@@ -81,8 +81,9 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._send("Emulation.setEmulatedMedia", {"features": [scheme]})
 
-    def screenshot(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self._send("Page.captureScreenshot")["data"]))
+    def screenshot(self) -> bytes:
+        """Return what the window shows, as a PNG."""
+        return base64.b64decode(self._send("Page.captureScreenshot")["data"])
 
     def _send(self, method: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
         self._number += 1

@@ -42,3 +42,21 @@ async def test_weights_leave_and_come_back() -> None:
 def test_it_needs_to_know_how_to_open_the_model_again() -> None:
     with pytest.raises(UsageError, match="keep_alive"):
         create_app(_open(), ServerSettings(keep_alive=1))
+
+
+@pytest.mark.anyio
+async def test_ollamas_clients_load_and_unload_the_weights() -> None:
+    app = create_app(_open(), ServerSettings(keep_alive=3600, grace=0), reopen=_open)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost", timeout=60) as client,
+    ):
+
+        async def in_memory() -> int:
+            return len((await client.get("/api/ps")).json()["models"])
+
+        assert await in_memory() == 1
+        unloaded = await client.post("/api/generate", json={"model": "sketch", "keep_alive": 0})
+        assert (unloaded.json()["done_reason"], await in_memory()) == ("unload", 0)
+        loaded = await client.post("/api/chat", json={"model": "sketch", "messages": []})
+        assert (loaded.json()["done_reason"], await in_memory()) == ("load", 1)
