@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 from mllama_cli.captioning.listing import ImageEntry
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.errors import ImageError, MllamaError
-from mllama_cli.processing.memory_budget import MAX_PICTURE_BYTES
+from mllama_cli.processing.memory_budget import LARGE_PICTURE_BYTES, MAX_PICTURE_BYTES
 from mllama_cli.processing.prepared import PreparedImage, prepare_image
 from mllama_cli.system.interrupts import defer_interrupts
 
@@ -31,8 +31,6 @@ TASKS_PER_WORKER = 3
 
 MAX_PICTURE_SECONDS = 60.0
 """The time for reading and decoding one image in a worker."""
-LARGE_PICTURE_BYTES = 300_000_000
-"""Images that take more memory than this are decoded one at a time."""
 WORKER_BYTES = MAX_PICTURE_BYTES + 400_000_000
 """What a worker may allocate, should a file deceive the estimate of what its decoder takes."""
 

@@ -9,6 +9,8 @@ from mllama_cli.core.errors import ImageError
 
 MAX_PICTURE_BYTES = 900_000_000
 """The most that one picture may take while it is decoded, converted and turned."""
+LARGE_PICTURE_BYTES = 300_000_000
+"""Pictures that take more than this are decoded one at a time where several are decoded at once."""
 MAX_PIXELS = 178_956_970
 """The largest width x height; also Pillow's own limit, which some of its decoders apply themselves."""
 MAX_SLOW_PIXELS = 16_000_000
