@@ -22,9 +22,11 @@ def port_lines(name: str, settings: "ServerSettings", port: int) -> list[str]:
         f"Serving {name} on {url} (Ctrl-C stops it). Try it:",
         f"  curl {url}{_chat(name, has_key)}",
         f"  OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={key} {python}",
-        f"  OLLAMA_HOST={url} ollama run {shlex.quote(name)}",
     ]
-    return lines if has_key or _is_loopback(settings.host) else [*lines, _OPEN]
+    if has_key:  # which the ollama command cannot send
+        return lines
+    lines.append(f"  OLLAMA_HOST={url} ollama run {shlex.quote(name)}")
+    return lines if _is_loopback(settings.host) else [*lines, _OPEN]
 
 
 def file_lines(name: str, settings: "ServerSettings", path: Path) -> list[str]:

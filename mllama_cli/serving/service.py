@@ -8,7 +8,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, aclosing, suppress
 from dataclasses import replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -27,6 +28,8 @@ from mllama_cli.serving.images import MAX_IMAGES, image_reader
 from mllama_cli.serving.metrics import Metrics
 from mllama_cli.serving.names import ServedNames
 from mllama_cli.serving.settings import ServerSettings
+
+T = TypeVar("T")
 
 PREPARING_THREADS = min(16, max(4, os.cpu_count() or 1))
 """Requests whose images are decoded and whose prompts are tokenized at once."""
@@ -63,6 +66,8 @@ class Service:
         self._large = threading.Lock()
         """Held while an image that takes much memory is decoded."""
         self._threads = ThreadPoolExecutor(PREPARING_THREADS, "prepare")
+        self._control = ThreadPoolExecutor(1, "control")
+        """For loading and ending the engine, which must not wait for requests that are being read."""
 
     @property
     def read_image(self) -> Reader:
@@ -95,9 +100,10 @@ class Service:
     async def _close(self) -> None:
         self._stay()
         if (loop := self._loop) is not None:
-            await asyncio.to_thread(loop.close, self.settings.grace)
+            await self._controlled(partial(loop.close, self.settings.grace))
         self.abort()
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._control.shutdown(wait=False)
 
     def abort(self) -> None:
         """End all answers now, with an error."""
@@ -197,7 +203,7 @@ class Service:
         if self._loop is None:
             async with self._changing:
                 if self._loop is None:
-                    await asyncio.to_thread(self.start)
+                    await self._controlled(self.start)
             self._require_open()
         assert self._loop is not None
         return self._loop
@@ -217,13 +223,13 @@ class Service:
             if self._live or self._end is not None or (loop := self._loop) is None:
                 return
             with suppress(MllamaError):  # the model's files are gone: it stays in memory
-                engine = await asyncio.to_thread(self._reopen)
+                engine = await self._controlled(self._reopen)
                 if self._live or self._end is not None:
                     return
                 self.engine, self._loop = engine, None
-                await asyncio.to_thread(loop.close)
+                await self._controlled(loop.close)
                 del loop
-                await asyncio.to_thread(_release_memory)
+                await self._controlled(_release_memory)
 
     def _require_fits(self, inputs: ModelInputs) -> None:
         if len(inputs.ids) >= self.max_context:
@@ -232,6 +238,9 @@ class Service:
                 f"tokens, for the answer too",
                 "Shorten the text or start a new conversation.",
             )
+
+    async def _controlled(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._control, work)
 
     async def _prepared(self, work: Callable[[], ModelInputs]) -> ModelInputs:
         self._require_open()
