@@ -77,7 +77,8 @@ async def beside_long_prompts(client: Client, streams: int, tokens: int, length:
     short, longer = [await client.ask(question("word " * count), 1) for count in (100, 200)]
     words = max(1, round(length * 100 / (longer.prompt_tokens - short.prompt_tokens)))
     running = [asyncio.create_task(client.ask(question(f"Tell story {number}."), tokens)) for number in range(streams)]
-    begun, arrived = time.perf_counter(), []
+    arrived: list[Timed] = []
+    begun = time.perf_counter()
     while not all(task.done() for task in running):
         arrived.append(await client.ask(question(f"{len(arrived)} " + "word " * words), 1))
     answers = await asyncio.gather(*running)

@@ -21,11 +21,11 @@ def mixed(count: int) -> list[tuple[str, dict[str, Any]]]:
         text = ABOUT[number % 3] if number % 2 else QUESTIONS[number % 4]
         if number % 4 < 2:
             content: Any = [image_part("drawing.png"), {"type": "text", "text": text}] if number % 2 else text
-            body = {"messages": [{"role": "user", "content": content}], "max_tokens": 4 + number % 30, **sampling}
+            body = {"messages": [{"role": "user", "content": content}], "max_tokens": 4 + number % 16, **sampling}
             requests.append(("/v1/chat/completions", {"model": "sketch", **body}))
         else:
             images = [image_base64("drawing.png")] if number % 2 else []
-            options = {"num_predict": 4 + number % 30, **sampling}
+            options = {"num_predict": 4 + number % 16, **sampling}
             body = {"prompt": text, "images": images, "stream": False, "options": options}
             requests.append(("/api/generate", {"model": "sketch", **body}))
     return requests
