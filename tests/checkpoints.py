@@ -99,11 +99,16 @@ def random_network(config: dict[str, Any], seed: int = 0, *, equal_unused_tiles:
     return network
 
 
+def byte_alphabet() -> dict[int, str]:
+    """Return the printable character that stands for each byte in a byte-level vocabulary, as in GPT-2."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
 def byte_tokenizer() -> Tokenizer:
     """Return a byte-level tokenizer without merges: id = byte, then Llama 3's special tokens, then <|image|>."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # as in GPT-2, which the others follow
-    others = [byte for byte in range(256) if byte not in printable]
-    vocabulary = {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+    vocabulary = {character: byte for byte, character in byte_alphabet().items()}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()

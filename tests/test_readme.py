@@ -46,6 +46,7 @@ def test_every_option_that_the_readme_names_exists(option: str, monkeypatch: pyt
     commands = (
         "chat",
         "caption",
+        "serve",
         "quantize",
         "bench",
         "download",

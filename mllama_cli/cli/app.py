@@ -20,6 +20,7 @@ from mllama_cli.cli.history import history
 from mllama_cli.cli.models import list_models, remove
 from mllama_cli.cli.options import DEBUG_KEY
 from mllama_cli.cli.quantize import quantize
+from mllama_cli.cli.serve import serve
 from mllama_cli.cli.show import show
 from mllama_cli.cli.usage import reworded, unknown_command
 from mllama_cli.core.errors import MllamaError
@@ -170,6 +171,7 @@ def _root(
 
 app.command()(chat)
 app.command()(caption)
+app.command()(serve)
 app.command("list")(list_models)
 app.command("ls", hidden=True)(list_models)
 app.command()(show)

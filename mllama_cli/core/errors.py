@@ -15,6 +15,9 @@ MllamaError                    exit code 1
 |-- QuantizationError          a quantized model that could not be written
 |-- ChatStoreError             saved chats that cannot be read or written
 |-- CaptionError               captions that cannot be written
+|-- BusyError                  a server that takes no request now
+|   |-- QueueFullError         too many requests are waiting
+|   `-- ShuttingDownError      the server is ending
 `-- RemovalError               a model that must not or could not be deleted
 """
 
@@ -108,6 +111,18 @@ class ChatStoreError(MllamaError):
 
 class CaptionError(MllamaError):
     """Captions that cannot be written."""
+
+
+class BusyError(MllamaError):
+    """A server that takes no request now."""
+
+
+class QueueFullError(BusyError):
+    """Too many requests are waiting."""
+
+
+class ShuttingDownError(BusyError):
+    """The server is ending."""
 
 
 class RemovalError(MllamaError):

@@ -100,11 +100,15 @@ class Sampler:
         self._rows[row], self._rows[last] = self._rows[last], _Row(self._rows[row].index)
         self._groups.clear()
 
-    @torch.inference_mode()
     def choose(self, logits: Tensor, first: int = 0) -> list[ChosenToken | MllamaError]:
-        """Return the next token, or an error, of each row from ``first`` on, from logits [n, vocab_size].
+        """Do as ``launch`` does and wait for the result."""
+        return self.launch(logits, first).wait()
 
-        Rows with the same method are chosen together, and the host waits for a GPU once.
+    @torch.inference_mode()
+    def launch(self, logits: Tensor, first: int = 0) -> "PendingTokens":
+        """Choose the next token of each row from ``first`` on, from logits [n, vocab_size], without waiting.
+
+        Rows with the same method are chosen together.
         """
         count = logits.shape[0]
         rows = self._rows[first : first + count]
@@ -113,12 +117,12 @@ class Sampler:
         tokens = best_ids(logits)
         for group in self._grouped(first, count):
             tokens[group.positions] = self.tokens(logits[group.positions], group.indices, group.method)
-        asked = [row.sampling.logprobs for row in rows if row.sampling.logprobs is not None]
-        if not asked:
-            return [chosen_token(id_) for id_ in tokens.tolist()]
-        details = log_probabilities(logits, tokens, max(asked))
-        numbers = torch.cat((tokens[:, None].double(), details), dim=1).tolist()
-        return [chosen_token(int(n[0]), n[1:], row.sampling.logprobs) for n, row in zip(numbers, rows, strict=True)]
+        asked = [row.sampling.logprobs for row in rows]
+        most = max((count for count in asked if count is not None), default=None)
+        if most is None:
+            return PendingTokens(tokens, tokens[:, None], asked)
+        details = log_probabilities(logits, tokens, most)
+        return PendingTokens(tokens, torch.cat((tokens[:, None].double(), details), dim=1), asked)
 
     @torch.inference_mode()
     def refill(self, row: int) -> None:
@@ -169,6 +173,26 @@ class Sampler:
                     indices = [self._rows[first + position].index for position in some]
                     groups.append(_Group(method, *upload(torch.tensor([some, indices]), self._device)))
         return self._groups[key]
+
+
+class PendingTokens:
+    """Chosen tokens on their way to the host: ``ids`` int64 [n] on the device, -1 where logits are not finite."""
+
+    def __init__(self, ids: Tensor, numbers: Tensor, asked: Sequence[int | None]) -> None:
+        self.ids, self._asked = ids, asked
+        self._numbers, self._ready = numbers, None
+        if numbers.is_cuda:
+            self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self._numbers.copy_(numbers, non_blocking=True)
+            self._ready = torch.cuda.Event()
+            self._ready.record(torch.cuda.current_stream(numbers.device))
+
+    def wait(self) -> list[ChosenToken | MllamaError]:
+        """Return each row's token, or an error."""
+        if self._ready is not None:
+            self._ready.synchronize()
+        rows = zip(self._numbers.tolist(), self._asked, strict=True)
+        return [chosen_token(int(numbers[0]), numbers[1:], asked) for numbers, asked in rows]
 
 
 class _Group(NamedTuple):

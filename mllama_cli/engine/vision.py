@@ -1,7 +1,7 @@
 """Encode images to the keys and values that the cross-attention layers read, each image once."""
 
 from collections import OrderedDict
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,7 +11,7 @@ from mllama_cli.core.conversation import ImagePart
 from mllama_cli.engine.cuda.vision_graphs import VisionGraphs
 from mllama_cli.engine.device import batch_stream
 from mllama_cli.engine.forward import Network
-from mllama_cli.model.cache import LayerKV
+from mllama_cli.model.cache import CrossKVCache, LayerKV
 from mllama_cli.model.layers import result_of
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.processing.image_processor import ImageTiles
@@ -76,15 +76,15 @@ class ImageCache:
 
     Args:
         limit: bytes that ``trim`` leaves.
-        overlap: on a GPU, encode on a side stream, so that ``encode`` returns at once.
+        overlap: on a GPU, encode on a side stream, so that encoding returns at once.
     """
 
     def __init__(self, encoder: VisionEncoder, limit: int = 0, *, overlap: bool = False) -> None:
         self.limit = limit
+        self.nbytes = 0
         self._encoder = encoder
         self._overlap = overlap and encoder.device.type == "cuda"
         self._encoded: OrderedDict[str, list[LayerKV]] = OrderedDict()
-        self._bytes = 0
         self._stream: torch.cuda.Stream | None = None
         self._done: dict[str, torch.cuda.Event] = {}
 
@@ -93,6 +93,8 @@ class ImageCache:
 
     def ready(self, digest: str) -> bool:
         """Return whether the device has encoded this image."""
+        if digest not in self._encoded:
+            return False
         return digest not in self._done or self._done[digest].query()
 
     def get(self, digest: str) -> list[LayerKV]:
@@ -107,40 +109,48 @@ class ImageCache:
                     tensor.record_stream(current)
         return layers
 
-    def encode_steps(self, image: ImagePart) -> Iterator[int]:
-        """Encode an image and, on a CPU, yield the number of finished layers after each."""
-        tiles = self._encoder.tiles(image)
-        layers = yield from self._encoder.steps(tiles.pixel_values, tiles.aspect_ratio_id)
-        self._add(image.digest, layers)
+    def get_group(self, digests: Sequence[str]) -> list[LayerKV]:
+        """Return one or several encoded images joined into one, of which there is one copy for all that ask."""
+        key = group_key(digests)
+        if key not in self._encoded:
+            joined = CrossKVCache.from_images([[self.get(digest) for digest in digests]])
+            assert joined is not None
+            self._add(key, joined.layers)
+        return self.get(key)
 
-    def encode(self, images: Mapping[str, ImageTiles]) -> None:
-        """Encode images by digest, one after the other, since a few tiles keep any device busy."""
-        if not images:
-            return
-        with self._side_stream() as stream:
-            for digest, tiles in images.items():
-                self._add(digest, self._encoder.encode(tiles.pixel_values, tiles.aspect_ratio_id))
-                if stream is not None:
-                    self._done[digest] = event = torch.cuda.Event()
-                    event.record(stream)
+    def encode_steps(self, image: ImagePart, tiles: ImageTiles | None = None) -> Iterator[int]:
+        """Encode an image, decoded unless ``tiles`` are given; on a CPU, yield the number of finished layers."""
+        if tiles is None:
+            tiles = self._encoder.tiles(image)
+        with self._side_stream() as stream:  # nothing is yielded on a GPU
+            layers = yield from self._encoder.steps(tiles.pixel_values, tiles.aspect_ratio_id)
+            self._add(image.digest, layers)
+            if stream is not None:
+                self._done[image.digest] = event = torch.cuda.Event()
+                event.record(stream)
 
     def trim(self, kept: Collection[str] = ()) -> None:
         """Drop the least recently used images, down to the limit, but none of ``kept``."""
-        for digest in list(self._encoded):
-            if self._bytes <= self.limit:
-                return
-            if digest not in kept:
-                self._bytes -= encoded_bytes(self._encoded.pop(digest))
-                self._done.pop(digest, None)
+        while self.nbytes > self.limit and self.evict(kept):
+            pass
+
+    def evict(self, kept: Collection[str] = ()) -> bool:
+        """Drop the least recently used image that is not in ``kept``; return whether there was one."""
+        digest = next((digest for digest in self._encoded if digest not in kept), None)
+        if digest is None:
+            return False
+        self.nbytes -= encoded_bytes(self._encoded.pop(digest))
+        self._done.pop(digest, None)
+        return True
 
     def clear(self) -> None:
         self._encoded.clear()
         self._done.clear()
-        self._bytes = 0
+        self.nbytes = 0
 
     def _add(self, digest: str, layers: list[LayerKV]) -> None:
         self._encoded[digest] = layers
-        self._bytes += encoded_bytes(layers)
+        self.nbytes += encoded_bytes(layers)
 
     @contextmanager
     def _side_stream(self) -> Iterator[torch.cuda.Stream | None]:
@@ -153,6 +163,11 @@ class ImageCache:
             self._stream.wait_stream(torch.cuda.current_stream(device))  # weights may still be uploading
         with torch.cuda.stream(self._stream):
             yield self._stream
+
+
+def group_key(digests: Sequence[str]) -> str:
+    """Return the name under which images that are seen together are cached."""
+    return "+".join(digests)
 
 
 def encoded_bytes(layers: list[LayerKV]) -> int:

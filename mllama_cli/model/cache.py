@@ -7,17 +7,42 @@ import torch
 from torch import Tensor
 
 from mllama_cli.core.config import MllamaTextConfig
+from mllama_cli.model.layers import causal_attention, grouped_attention
+from mllama_cli.model.visibility import CrossView
 
 GROWTH = 256
 """The self KV cache grows in steps of at least this many positions."""
 
 
 class SelfCache(Protocol):
-    """The part of a self KV cache that a self-attention layer uses."""
+    """What a self-attention layer needs of a self KV cache."""
 
-    def write(self, cache_index: int, keys: Tensor, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values [B, kv_heads, L, head_dim] at ``positions`` [B, L]; return all that may be seen."""
+    def attend(
+        self, cache_index: int, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Store new rows' k and v [B, kv_heads, L, head_dim] at ``positions`` [B, L]; attend from q to all of them.
+
+        q is [B, heads, L, head_dim]; return [B, L, heads * head_dim].
+        """
         ...
+
+
+class CrossCache(Protocol):
+    """What a cross-attention layer needs of the vision tokens' keys and values."""
+
+    def attend(self, cache_index: int, q: Tensor, view: CrossView) -> Tensor:
+        """Attend from q [B, heads, L, head_dim] to the vision tokens that ``view`` shows each row.
+
+        Rows before the view's first segment are not in q. Return [B, L, heads * head_dim].
+        """
+        ...
+
+
+def attend_new_rows(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attend causally, or by ``mask``, from rows q to keys and values that end with the same rows."""
+    if q.shape[2] == 1 or mask is not None:
+        return grouped_attention(q, k, v, mask)
+    return causal_attention(q, k, v)
 
 
 def grown(length: int, capacity: int, limit: int) -> int:
@@ -47,6 +72,8 @@ class KVCache:
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(count)]
         self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(count)]
         self.lengths = [0] * batch
+        self.block: Tensor | None = None
+        """All keys and values, [2, layers, batch, kv_heads, capacity, head_dim], if they are one allocation."""
         self._consistent = True
         """False after growing failed midway: layers have different capacities, but none lost anything."""
 
@@ -76,11 +103,11 @@ class KVCache:
         filled = max(self.lengths)
         if not filled and self.keys:  # one allocation: many small ones would take longer than a short prompt
             old = self.keys[0]
-            fresh = old.new_zeros((2, len(self.keys), *old.shape[:2], capacity, old.shape[3]))
-            self.keys, self.values = list(fresh[0].unbind()), list(fresh[1].unbind())
+            self.block = old.new_zeros((2, len(self.keys), *old.shape[:2], capacity, old.shape[3]))
+            self.keys, self.values = list(self.block[0].unbind()), list(self.block[1].unbind())
             self._consistent = True
             return
-        self._consistent = False
+        self._consistent, self.block = False, None
         for tensors in (self.keys, self.values):
             for index, old in enumerate(tensors):
                 # Zeros, since a masked key has weight 0, and 0 times NaN from uninitialised memory would be NaN.
@@ -93,13 +120,25 @@ class KVCache:
         """Resize when old and new do not fit into memory together."""
         lengths, filled = self.lengths, max(self.lengths)
         held = [[t[:, :, :filled].cpu() for t in tensors] for tensors in (self.keys, self.values)]
-        self.lengths = [0] * len(lengths)
+        self.lengths, self.block = [0] * len(lengths), None
         self.keys, self.values = [[t[:, :, :0].clone() for t in tensors] for tensors in (self.keys, self.values)]
         self._resize(capacity)
         for tensors, kept in zip((self.keys, self.values), held, strict=True):
             for new, old in zip(tensors, kept, strict=True):
                 new[:, :, :filled] = old
         self.lengths = lengths
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
+    def attend(
+        self, cache_index: int, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        all_k, all_v = self.write(cache_index, k, v, positions)
+        if all_k.shape[2] > k.shape[2]:  # else use new rows: cuDNN would plan again for each cache's strides
+            k, v = all_k, all_v
+        return attend_new_rows(q, k, v, mask)
 
     def write(self, cache_index: int, keys: Tensor, values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values [B, kv_heads, L, head_dim] at ``positions`` [B, L]; return all up to the longest."""
@@ -113,6 +152,16 @@ class KVCache:
             stored_k[rows, :, positions] = keys.transpose(1, 2)
             stored_v[rows, :, positions] = values.transpose(1, 2)
         return stored_k[:, :, : start + count], stored_v[:, :, : start + count]
+
+    def copy_from(self, source: "KVCache", row: int, length: int, *, to_row: int = 0) -> None:
+        """Copy the first ``length`` positions of a row of another cache to ``to_row``. Reserve them first."""
+        if self.block is not None and source.block is not None:  # one launch instead of one for each tensor
+            self.block[:, :, to_row, :, :length] = source.block[:, :, row, :, :length]
+        else:
+            for mine, theirs in ((self.keys, source.keys), (self.values, source.values)):
+                for target, tensor in zip(mine, theirs, strict=True):
+                    target[to_row, :, :length] = tensor[row, :, :length]
+        self.lengths[to_row] = length
 
     def advance(self, counts: Sequence[int]) -> None:
         """Add the positions that a forward pass has filled."""
@@ -137,6 +186,23 @@ class CrossKVCache:
     def __init__(self, layers: list[LayerKV], image_tokens: Sequence[Sequence[int]]) -> None:
         self.layers = layers
         self.image_tokens = tuple(tuple(counts) for counts in image_tokens)
+
+    def attend(self, cache_index: int, q: Tensor, view: CrossView) -> Tensor:
+        keys, values = self.layers[cache_index]
+        if view.mask is not None:
+            return grouped_attention(q, keys, values, view.mask)
+        first = view.segments[0].row_start
+        return torch.cat(
+            [
+                grouped_attention(
+                    q[:, :, part.row_start - first : part.row_end - first],
+                    keys[:, :, part.key_start : part.key_end],
+                    values[:, :, part.key_start : part.key_end],
+                )
+                for part in view.segments
+            ],
+            dim=1,
+        )
 
     @classmethod
     def from_images(cls, batch: Sequence[Sequence[list[LayerKV]]]) -> "CrossKVCache | None":

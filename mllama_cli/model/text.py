@@ -8,14 +8,12 @@ from torch import Tensor, nn
 from mllama_cli.core.config import MllamaTextConfig
 from mllama_cli.kernels.ops import apply_rope, upload
 from mllama_cli.kernels.sdpa import has_flash_attention
-from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV, SelfCache
+from mllama_cli.model.cache import CrossCache, CrossKVCache, KVCache, LayerKV, SelfCache, attend_new_rows
 from mllama_cli.model.layers import (
     Embedding,
     Linear,
     MllamaTextMLP,
     MllamaTextRMSNorm,
-    causal_attention,
-    grouped_attention,
     heads,
 )
 from mllama_cli.model.rope import inverse_frequencies, rotation
@@ -54,13 +52,9 @@ class MllamaTextSelfAttention(_TextAttention):
         k = apply_rope(heads(self.k_proj(x), self.head_dim), context.cos, context.sin)
         v = heads(self.v_proj(x), self.head_dim)
         if context.cache is not None:
-            all_k, all_v = context.cache.write(cache_index, k, v, context.positions)
-            if all_k.shape[2] > k.shape[2]:  # else use new rows: cuDNN would plan again for each cache's strides
-                k, v = all_k, all_v
-        if x.shape[1] == 1 or context.mask is not None:
-            out = grouped_attention(q, k, v, context.mask)
+            out = context.cache.attend(cache_index, q, k, v, context.positions, context.mask)
         else:
-            out = causal_attention(q, k, v)
+            out = attend_new_rows(q, k, v, context.mask)
         result: Tensor = self.o_proj.forward_add(out, residual)
         return result
 
@@ -94,24 +88,9 @@ class MllamaTextCrossAttention(_TextAttention):
         keys = self.k_norm(self.k_proj(states).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)
         return keys.contiguous(), heads(self.v_proj(states), self.head_dim).contiguous()
 
-    def forward(self, x: Tensor, kv: LayerKV, view: CrossView) -> Tensor:
+    def forward(self, x: Tensor, cross: CrossCache, cache_index: int, view: CrossView) -> Tensor:
         q = self.q_norm(heads(self.q_proj(x), self.head_dim))
-        if view.mask is not None:
-            out = grouped_attention(q, *kv, view.mask)
-        else:
-            first = view.segments[0].row_start
-            out = torch.cat(
-                [
-                    grouped_attention(
-                        q[:, :, s.row_start - first : s.row_end - first],
-                        kv[0][:, :, s.key_start : s.key_end],
-                        kv[1][:, :, s.key_start : s.key_end],
-                    )
-                    for s in view.segments
-                ],
-                dim=1,
-            )
-        result: Tensor = self.o_proj(out)
+        result: Tensor = self.o_proj(cross.attend(cache_index, q, view))
         return result
 
 
@@ -131,11 +110,11 @@ class MllamaCrossAttentionDecoderLayer(nn.Module):
         self.cross_attn_attn_gate = nn.Parameter(torch.zeros(1))
         self.cross_attn_mlp_gate = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x: Tensor, kv: LayerKV, view: CrossView) -> Tensor:
+    def forward(self, x: Tensor, cross: CrossCache, view: CrossView) -> Tensor:
         # Every row from the first image token on sees some image, so the rows that see none are a prefix.
         first = view.segments[0].row_start if view.segments else 0
         seeing = x[:, first:] if first else x
-        attention = self.cross_attn(self.input_layernorm(seeing), kv, view)
+        attention = self.cross_attn(self.input_layernorm(seeing), cross, self.cache_index, view)
         seeing = self.gated(seeing, attention, view.row_mask)
         return torch.cat((x[:, :first], seeing), dim=1) if first else seeing
 
@@ -218,7 +197,7 @@ class MllamaTextModel(nn.Module):
         self,
         input_ids: Tensor,
         context: SelfAttentionContext,
-        cross: CrossKVCache | None = None,
+        cross: CrossCache | None = None,
         view: CrossView | None = None,
     ) -> Tensor:
         """Do as ``forward`` with the caller's positions and mask, such as those of short texts packed into one row."""
@@ -227,7 +206,7 @@ class MllamaTextModel(nn.Module):
             if not isinstance(layer, MllamaCrossAttentionDecoderLayer):
                 x = layer(x, context)
             elif view is not None and cross is not None:
-                x = layer(x, cross.layers[layer.cache_index], view)
+                x = layer(x, cross, view)
         result: Tensor = self.norm(x)
         return result
 

@@ -27,20 +27,23 @@ _STATUS_HINTS = {
 }
 
 
-def fetch_image(url: str, limits: Limits = DEFAULT_LIMITS) -> ImagePart:
+def fetch_image(url: str, limits: Limits = DEFAULT_LIMITS, *, public_only: bool = False) -> ImagePart:
     """Return the bytes behind an http(s) URL as an ImagePart.
 
+    With ``public_only``, no private, loopback, link-local or other special address is connected to, not after a
+    redirect either, and proxies are not used, since they resolve names themselves.
+
     Raises DownloadError (unreachable, too slow, an error status, too many redirects, a web page or something else that
-    is not an image), ImageError (over ``limits.max_bytes``, or empty), UsageError (not a valid URL).
+    is not an image), ImageError (over ``limits.max_bytes``, or empty), UsageError (not a valid URL, or not public).
     """
     _require_valid(url)
     name = hide_passwords(url)
     # asyncio's timeout, unlike a socket's, also covers a hanging name server and a server that sends its headers or
     # body byte by byte.
     if not _inside_a_loop():
-        return ImagePart(asyncio.run(_fetch(url, name, limits)), name)
+        return ImagePart(asyncio.run(_fetch(url, name, limits, public_only)), name)
     with ThreadPool(1) as pool:  # notebooks run a loop in the caller's thread, which cannot run another
-        return ImagePart(pool.submit(asyncio.run, _fetch(url, name, limits)).result(), name)
+        return ImagePart(pool.submit(asyncio.run, _fetch(url, name, limits, public_only)).result(), name)
 
 
 def _inside_a_loop() -> bool:
@@ -51,12 +54,16 @@ def _inside_a_loop() -> bool:
     return True
 
 
-async def _fetch(url: str, name: str, limits: Limits) -> bytes:
+async def _fetch(url: str, name: str, limits: Limits, public_only: bool) -> bytes:
     import httpx
 
     host = urlsplit(url).hostname
     try:
-        async with asyncio.timeout(limits.total_seconds), _client(limits) as client, client.stream("GET", url) as reply:
+        async with (
+            asyncio.timeout(limits.total_seconds),
+            _client(limits, public_only) as client,
+            client.stream("GET", url) as reply,
+        ):
             return await _read(reply, name, limits)
     except TimeoutError as error:
         raise DownloadError(
@@ -78,18 +85,22 @@ async def _fetch(url: str, name: str, limits: Limits) -> bytes:
         raise DownloadError(f"{name}: the download broke off ({_reason(error)})", "Try again.") from error
 
 
-def _client(limits: Limits) -> "httpx.AsyncClient":
+def _client(limits: Limits, public_only: bool) -> "httpx.AsyncClient":
     import httpx
 
     from mllama_cli.core.version import __version__
+    from mllama_cli.processing.public_hosts import PublicTransport
 
+    # A server that closes a kept connection during a redirect would look like a broken download.
+    connections = httpx.Limits(max_keepalive_connections=0)
     try:
         return httpx.AsyncClient(
             follow_redirects=True,
             max_redirects=_MAX_REDIRECTS,
             timeout=httpx.Timeout(None, connect=limits.connect_seconds),
-            # A server that closes a kept connection during a redirect would look like a broken download.
-            limits=httpx.Limits(max_keepalive_connections=0),
+            limits=connections,
+            transport=PublicTransport(httpx.AsyncHTTPTransport(limits=connections)) if public_only else None,
+            trust_env=not public_only,
             # Uncompressed, so that max_bytes limits what arrives; some servers refuse clients without a name.
             headers={
                 "User-Agent": f"mllama/{__version__}",

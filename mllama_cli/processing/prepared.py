@@ -1,6 +1,6 @@
 """Images with their decoded canvas, so that each is decoded only once. Doesn't import torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mllama_cli.core.config import ImageProcessorConfig, MllamaConfig, MllamaVisionConfig
@@ -28,6 +28,12 @@ class PreparedImage(ImagePart):
     width: int
     height: int
     config: ImageProcessorConfig
+
+    def without_file(self) -> "PreparedImage":
+        """Return the same image, digest included, without the bytes of its file, which no model needs any more."""
+        image = replace(self, data=b"")
+        image.__dict__["digest"] = self.digest
+        return image
 
 
 def prepare_image(part: ImagePart, config: ImageProcessorConfig, admit: Admit | None = None) -> PreparedImage:

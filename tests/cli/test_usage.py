@@ -51,7 +51,7 @@ def test_help_is_plain_text_that_fits(command: str) -> None:
         ("chat -i", "-i", ""),
         ("config frob", "No such command 'frob'", "mllama config --help"),
         ("chta", "no command 'chta'", "Did you mean `mllama chat`?"),
-        ("serve", "no command 'serve'", "mllama --help"),
+        ("frobnicate", "no command 'frobnicate'", "mllama --help"),
         ("models", "no command 'models'", "Did you mean: mllama list"),
         ("'What is this?'", "no command", "Did you mean: mllama chat 'What is this?'"),
         ("is there a cat?", "no command", "Did you mean: mllama chat 'is there a cat?'"),

@@ -26,12 +26,11 @@ def _ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(admission.PREFETCH, "cpu", AHEAD)
 
 
-@pytest.mark.parametrize("refill", [True, False], ids=["refilled", "waiting"])
 @pytest.mark.parametrize("slots", [1, 2, 5, 20])
-def test_answers_are_those_given_one_by_one(engine: Engine, slots: int, refill: bool) -> None:
+def test_answers_are_those_given_one_by_one(engine: Engine, slots: int) -> None:
     requests = requests_for(engine)
     expected = {request.key: alone(engine, request) for request in requests}
-    assert by_key(run_batch(engine.model, requests, slots=slots, refill=refill)) == expected
+    assert by_key(run_batch(engine.model, requests, slots=slots)) == expected
 
 
 def test_images_are_encoded_before_a_slot_is_free_and_no_further_ahead(

@@ -1,175 +1,248 @@
-"""Choose the requests to prefill next, and encode their images."""
+"""Admit requests in their order: reserve memory, reuse what caches hold, and encode images."""
 
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from mllama_cli.core.errors import ContextLengthError, MllamaError
-from mllama_cli.engine.batch.capacity import MAX_PREFILL_BATCH, max_prefill_batch
-from mllama_cli.engine.batch.request import BatchReply, BatchRequest
-from mllama_cli.engine.batch.slots import fits_together
+from mllama_cli.core.events import EncodingImage, Notice
+from mllama_cli.engine.batch.capacity import EXPECTED_NEW_TOKENS, MAX_PREFILL_BATCH, Memory
+from mllama_cli.engine.batch.prefill import visible_images
+from mllama_cli.engine.batch.prefix_cache import MIN_SHARED_PREFIX, CachedText, PrefixCache, shared_prefix
+from mllama_cli.engine.batch.request import Request
+from mllama_cli.engine.batch.slots import SlotCaches
+from mllama_cli.engine.completion import Completion
 from mllama_cli.engine.model import LoadedModel
-from mllama_cli.engine.vision import ImageCache
-from mllama_cli.processing.image_processor import ImageTiles
+from mllama_cli.engine.vision import ImageCache, group_key
+from mllama_cli.model.cache import KVCache
+from mllama_cli.model.visibility import image_spans
 
 PREFETCH = {"cpu": 0, "cuda": MAX_PREFILL_BATCH}
-"""Requests whose images are encoded before a slot is free, which overlaps with steps on a GPU."""
-
-MIN_PREFILL_BATCH = 4
-"""Requests to wait for before a prefill on a GPU interrupts the steps of others."""
-
-
-class RequestQueue:
-    """The caller's requests, pulled when needed, after those that are answered again."""
-
-    def __init__(self, source: Iterable[BatchRequest | None]) -> None:
-        self.failed = False
-        """Whether the source has raised, even for lack of memory: the error is the caller's own."""
-        self._source: Iterator[BatchRequest | None] | None = iter(source)
-        self._requeued: deque[BatchRequest] = deque()
-
-    @property
-    def empty(self) -> bool:
-        """Whether no request is left."""
-        return self._source is None and not self._requeued
-
-    def pull(self) -> BatchRequest | None:
-        """Return the next request; None if none is ready or left."""
-        if self._requeued:
-            return self._requeued.popleft()
-        if self._source is None:
-            return None
-        try:
-            return next(self._source)
-        except StopIteration:
-            self._source = None
-            return None
-        except BaseException:
-            self.failed = True
-            raise
-
-    def requeue(self, requests: Iterable[BatchRequest]) -> None:
-        """Put requests before all others, in this order."""
-        self._requeued.extendleft(reversed(list(requests)))
+"""Requests admitted beyond the free slots: a GPU encodes their images during the steps of others."""
 
 
 class Admission:
-    """Choose requests for the next prefill and, on a GPU, prefetch the images of those after them.
+    """Requests before they have a slot.
 
     Args:
-        refill: whether slots are filled as soon as they are free, so that a prefill waits for a few requests.
-        replies: collects replies to rejected requests. (A callback would be a reference cycle, which would keep the
-            slots' memory after the batch.)
+        active: the requests that have a slot, a list that its owner changes.
+        failures: collects requests that cannot be answered, with the reason. (Callbacks instead would be reference
+            cycles, which would keep the slots' memory after the batch.)
     """
 
-    def __init__(self, model: LoadedModel, queue: RequestQueue, *, refill: bool, replies: deque[BatchReply]) -> None:
-        self.queue = queue
-        self.images = ImageCache(model.vision, overlap=True)
+    def __init__(
+        self,
+        model: LoadedModel,
+        memory: Memory,
+        max_context: int,
+        active: list[Request],
+        failures: deque[tuple[Request, MllamaError]],
+    ) -> None:
+        self.waiting: deque[Request] = deque()
+        """In order of arrival; nothing is reserved for them."""
+        self.admitted: list[Request] = []
+        """In order of arrival; their memory is reserved, and their images are encoded or will be."""
+        self.images = ImageCache(model.vision, memory.kept_images, overlap=True)
+        self.prefixes = PrefixCache(memory.slots)
         self.prefetches = PREFETCH[model.device.type]
-        """Maximum number of requests whose images are prefetched."""
-        self.batch: list[BatchRequest] = []
-        """The next prefill batch, which is withdrawn if memory runs out before its prefill ends."""
-        self._waiting: deque[BatchRequest] = deque()
-        """Requests without a slot whose images are encoded or being encoded."""
-        self._model, self._replies = model, replies
-        self._min_batch = MIN_PREFILL_BATCH if refill else 1
+        self.images_encoded = self.image_hits = self.cached_tokens = 0
+        self._model, self._memory, self._max_context = model, memory, max_context
+        self._active, self._failures = active, failures
+        self._encoding: tuple[Request, Iterator[None]] | None = None
 
-    @property
-    def empty(self) -> bool:
-        """Whether all requests have been admitted."""
-        return self.queue.empty and not self._waiting
+    def admit(self, free: int) -> None:
+        """Admit requests for ``free`` slots and those to prefetch, as far as memory allows."""
+        while self.waiting and len(self.admitted) < free + self.prefetches:
+            request = self.waiting[0]
+            try:
+                if not self._reserve(request):
+                    return
+            except MllamaError as error:
+                self.waiting.popleft()
+                self._failures.append((request, error))
+                continue
+            self.waiting.popleft()
+            self.admitted.append(request)
+            for note in request.inputs.notes:
+                request.report(Notice(note))
+        self.images.trim(self._images_in_use())
 
-    def prefetch(self, slots: int) -> None:
-        """Start encoding the images of the next requests, up to a rejected one."""
-        while len(self._waiting) < min(self.prefetches, slots) and (request := self.queue.pull()):
-            self._waiting.append(request)
-            if not self._encode(request):
-                self._waiting.pop()
-                return
-
-    def should_prefill(self, slots: int, free: int) -> bool:
-        """Return whether to prefill before the next step.
-
-        On a GPU a prefill waits for several requests, since one takes as long. Nothing steps while free slots wait for
-        images: the GPU is busy encoding, and a step takes almost as long for few slots as for many.
-        """
-        return not self.prefetches or (bool(self._waiting) and free >= self._group(slots))
-
-    def collect(self, slots: int, free: int) -> bool:
-        """Fill ``batch`` with requests to prefill together; return whether one was rejected."""
-        group = self._group(slots)
-        most = min(free, max_prefill_batch(slots) if self.prefetches else MAX_PREFILL_BATCH)
-        while len(self.batch) < most and (request := self._next(group)):
-            self.batch.append(request)
-            if not self.prefetches and not self._encode(request):
-                self.batch.pop()
-                return True
-        return False
-
-    def admitted(self) -> None:
-        """Forget ``batch``, which is in its slots now."""
-        self.batch = []
-        self.images.trim({image.digest for request in self._waiting for image in request.inputs.images})
-
-    def withdraw(self) -> list[BatchRequest]:
-        """Forget all images; return the requests that were in ``batch`` or waiting."""
-        withdrawn = [*self.batch, *self._waiting]
-        self.batch = []
-        self._waiting.clear()
-        self.images.clear()
-        return withdrawn
-
-    def _group(self, slots: int) -> int:
-        """Return the minimum size of the next prefill batch."""
-        return min(self._min_batch, max_prefill_batch(slots), len(self._waiting))
-
-    def _next(self, group: int) -> BatchRequest | None:
-        """Return the next request if it can be prefilled with ``batch``, otherwise None.
-
-        The first ``group`` requests wait for their images; more are added only if theirs are encoded.
-        """
-        if not self.prefetches:
-            request = self.queue.pull()
-        elif self._waiting and (len(self.batch) < group or self._ready(self._waiting[0])):
-            request = self._waiting.popleft()
-        else:
-            request = None
-        if request and self.batch:
-            lengths = [len(other.inputs.ids) for other in (*self.batch, request)]
-            if not fits_together(lengths):
-                if self.prefetches:
-                    self._waiting.appendleft(request)
-                else:
-                    self.queue.requeue([request])
-                return None
-        return request
-
-    def _ready(self, request: BatchRequest) -> bool:
-        return all(self.images.ready(image.digest) for image in request.inputs.images)
-
-    def _encode(self, request: BatchRequest) -> bool:
-        """Encode a request's images; reject a request that cannot be answered. Return whether it is accepted."""
-        if request.inputs.images:
-            for _ in self._model.load(vision=True):
-                pass
+    def encode(self) -> bool:
+        """Encode images of the next admitted request that lacks some, on a CPU one layer; return whether it did."""
+        if self._encoding is None:
+            request = next((request for request in self.admitted if self._missing(request)), None)
+            if request is None:
+                return False
+            self._encoding = (request, self._encode_steps(request))
+        request, steps = self._encoding
         try:
-            self.images.encode(self._tiles(request))
+            if next(steps, self) is self:
+                self._encoding = None
         except MllamaError as error:
-            self._replies.append(BatchReply.failed(request, error))
-            return False
+            self._encoding = None
+            self.admitted.remove(request)
+            self._failures.append((request, error))
         return True
 
-    def _tiles(self, request: BatchRequest) -> dict[str, ImageTiles]:
-        """Return by digest the tiles of images that are not encoded. Raise ContextLengthError or ImageError."""
-        limit, length = self._model.max_context, len(request.inputs.ids)
-        if length >= limit:
+    def reuse(self, request: Request) -> None:
+        """Take more of the prompt's beginning from others that were read since this request was admitted."""
+        held, shared = self._longest_prefix(request)
+        if held is not None and shared > request.cached and request.caches is not None:
+            request.caches.cache.copy_from(held.cache, 0, shared)
+            request.cached = shared
+
+    def ready(self, request: Request) -> bool:
+        """Return whether the device has encoded a request's images."""
+        return all(self.images.ready(digest) for digest in self._visible(request))
+
+    def launched(self, request: Request) -> bool:
+        """Return whether a request's images are encoded or, on a GPU, being encoded."""
+        return not self._missing(request)
+
+    def remove(self, request: Request) -> None:
+        """Take out a request, wherever it is."""
+        if request in self.waiting:
+            self.waiting.remove(request)
+        if request in self.admitted:
+            self.admitted.remove(request)
+        if self._encoding is not None and self._encoding[0] is request:
+            self._encoding = None
+
+    def withdraw(self, requests: Iterable[Request] = ()) -> None:
+        """Put requests that had a slot, and all admitted ones, at the front of the queue; forget all caches."""
+        back = [*requests, *self.admitted]
+        for request in back:
+            request.reset()
+        self.waiting.extendleft(reversed(back))
+        self.admitted.clear()
+        self._encoding = None
+        self.forget_caches()
+
+    def count(self, request: Request) -> None:
+        """Count what caches gave to a request whose prompt is read."""
+        self.image_hits += len(visible_images(request)) - request.new_images
+        self.cached_tokens += request.cached
+
+    def forget_caches(self) -> None:
+        """Drop everything that no request uses."""
+        self.prefixes.clear()
+        while self.images.evict(self._images_in_use()):
+            pass
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values in use or kept."""
+        reserved = sum(request.reserved for request in (*self.admitted, *self._active))
+        return reserved + self.prefixes.nbytes + self.images.nbytes
+
+    def _reserve(self, request: Request) -> bool:
+        """Give a request its cache if there is memory for all that it may need; return whether there was.
+
+        Raise MemoryShortageError if there can never be, or ContextLengthError.
+        """
+        model, ids = self._model, request.ids
+        request.started = time.perf_counter()
+        room = self._max_context - len(ids)
+        if room <= 0:
             raise ContextLengthError(
-                f"A conversation of the batch is {length} tokens long; this model's context is {limit}",
-                "Shorten its text.",
+                f"The conversation is {len(ids)} tokens long, {1 - room} more than this model can "
+                f"read and still answer (its context is {self._max_context})",
+                "Shorten its text or start a new conversation.",
             )
-        images = request.inputs.images
-        given = request.tiles or [None] * len(images)
-        return {
-            image.digest: tiles or self._model.vision.tiles(image)
-            for image, tiles in zip(images, given, strict=True)
-            if image.digest not in self.images
-        }
+        answer = Completion(model.processor.tokenizer, request.sampling, model.eos, room, request.inputs.prefill)
+        expected = answer.budget if request.streams else min(answer.budget, EXPECTED_NEW_TOKENS)
+        length = len(ids) + expected
+        request.spans = image_spans(ids, model.config.image_token_index)
+        held, request.cached = self._longest_prefix(request)
+        while not self._fits(request, length):
+            if self._evict(held, request):
+                continue
+            if self.admitted or self._active:
+                return False
+            if held is None and request.streams:
+                raise self._memory.shortage(len(ids))
+            if held is None:
+                break  # the estimate is a cautious one, and nothing is lost if memory runs out
+            self.prefixes.remove(held)
+            held, request.cached = None, 0
+        request.caches = SlotCaches(self._cache_for(request, held, length))
+        request.reserved = self._memory.text_bytes(length)
+        request.answer = answer
+        return True
+
+    def _fits(self, request: Request, length: int) -> bool:
+        coming = sum(self._to_encode(other) for other in (*self.admitted, request))
+        needed = self._memory.text_bytes(length) + coming * self._memory.image_bytes
+        return self.cache_bytes + needed <= self._memory.limit
+
+    def _cache_for(self, request: Request, held: CachedText | None, length: int) -> KVCache:
+        """Return a cache of ``length`` positions that begins with what the request shares with ``held``."""
+        model, shared = self._model, request.cached
+        if held is not None and held in self.prefixes:
+            if 2 * shared < len(held.ids):
+                self.prefixes.touch(held)
+            else:  # such as the conversation so far, whose next turn this is
+                self.prefixes.remove(held)
+                if held.cache.capacity >= length:
+                    held.cache.truncate(shared)
+                    return held.cache
+        cache = KVCache(model.config.text_config, dtype=model.dtype, device=model.device)
+        cache.reserve(length)
+        if held is not None:
+            cache.copy_from(held.cache, 0, shared)
+        return cache
+
+    def _longest_prefix(self, request: Request) -> tuple[CachedText | None, int]:
+        """Return the text, kept or in a slot, with the longest common beginning, and the length of that."""
+        best, longest = None, MIN_SHARED_PREFIX - 1
+        image_token = self._model.config.image_token_index
+        active = [CachedText(each.ids, each.digests, each.caches.cache) for each in self._active if each.caches]
+        for text in (*self.prefixes, *active):
+            # At least one token remains to be fed, since its logits are needed.
+            shared = shared_prefix(request.ids[:-1], request.digests, text.ids, text.digests, image_token)
+            if shared > longest:
+                best, longest = text, shared
+        return (best, longest) if best else (None, 0)
+
+    def _evict(self, held: CachedText | None, request: Request) -> bool:
+        """Drop one thing that no request uses, but neither ``held`` nor the request's images."""
+        unused = next((text for text in self.prefixes if text is not held), None)
+        if unused is not None:
+            self.prefixes.remove(unused)
+            return True
+        return self.images.evict({*self._images_in_use(), *self._visible(request)})
+
+    def _visible(self, request: Request) -> list[str]:
+        return [request.digests[index] for index in visible_images(request)]
+
+    def _to_encode(self, request: Request) -> int:
+        return len({digest for digest in self._visible(request) if digest not in self.images})
+
+    def _missing(self, request: Request) -> bool:
+        return any(digest not in self.images for digest in self._visible(request))
+
+    def _images_in_use(self) -> Collection[str]:
+        used = set()
+        for request in (*self.admitted, *self._active):
+            seen = self._visible(request)
+            used.update(seen)
+            used.add(group_key(request.seen_at_the_end))
+        return used
+
+    def _encode_steps(self, request: Request) -> Iterator[None]:
+        visible = visible_images(request)
+        new = {request.digests[i]: i for i in visible if request.digests[i] not in self.images}
+        layers = self._model.vision.layers if new else 0
+        for _ in self._model.load(vision=True):
+            pass
+        for number, (digest, index) in enumerate(new.items(), 1):
+            if digest in self.images:
+                continue
+            request.report(EncodingImage(number, len(new), 0, layers))
+            tiles = request.tiles[index] if request.tiles else None
+            for layer in self.images.encode_steps(request.inputs.images[index], tiles):
+                request.report(EncodingImage(number, len(new), layer, layers))
+                yield
+            request.new_images += 1
+            self.images_encoded += 1
+            yield

@@ -1,21 +1,74 @@
 """Choose the number of slots and the size of prefill batches."""
 
+from dataclasses import dataclass
+
 from mllama_cli.core.config import MllamaConfig
+from mllama_cli.core.errors import MemoryShortageError
 from mllama_cli.engine.device import HEADROOM, free_bytes
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.weights.memory import image_bytes, position_bytes, prefill_bytes, vision_bytes
+from mllama_cli.model.cache import grown
 
 MAX_SLOTS = {"cpu": 32, "cuda": 64}
 """More slots gain almost nothing, since encoding images and prefilling take most of the time then."""
 
 EXPECTED_NEW_TOKENS = 512
-"""Tokens of an answer for which memory is planned, even if more are allowed."""
+"""Tokens of an answer for which memory is reserved, even if more are allowed, unless it streams."""
 
 MAX_PREFILL_BATCH = 8
 """Maximum requests in a prefill, which bounds the memory of their encoded images."""
 
 IMAGE_CACHE_BYTES = 2**30
 """Maximum bytes of cached images that no slot uses any more."""
+
+UNLIMITED = 2**62
+
+SERVED_CACHE_SHARE = 4
+"""A server keeps unused images up to this part of the memory that is free: questions about them may follow."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The bytes that requests may take, and what each part of a request takes.
+
+    Attributes:
+        slots: the number of slots.
+        limit: for keys and values, kept ones included.
+        kept_images: maximum for encoded images that no request uses.
+        position_bytes: of one position in the self KV cache.
+        image_bytes: of one image with the most tiles.
+        logit_bytes: of one slot's logits.
+    """
+
+    slots: int
+    limit: int
+    kept_images: int
+    position_bytes: int
+    image_bytes: int
+    logit_bytes: int
+
+    @classmethod
+    def of(cls, model: LoadedModel, slots: int, *, serves: bool) -> "Memory":
+        free, itemsize = free_bytes(model.device), model.dtype.itemsize
+        limit = max(0, free - HEADROOM - working_bytes(model.config, itemsize, model.prefill_chunk))
+        return cls(
+            slots,
+            limit,
+            limit // SERVED_CACHE_SHARE if serves else image_cache_bytes(free),
+            position_bytes(model.config, itemsize),
+            image_bytes(model.config, itemsize),
+            logit_bytes(model.config),
+        )
+
+    def text_bytes(self, length: int) -> int:
+        """Return the bytes of a slot with a cache of ``length`` positions."""
+        return grown(length, 0, UNLIMITED) * self.position_bytes + self.logit_bytes
+
+    def shortage(self, length: int) -> MemoryShortageError:
+        return MemoryShortageError(
+            f"There is not enough memory to answer this, even alone: its prompt has {length} tokens",
+            "Close other programs, ask with fewer images or less text, or use a smaller --dtype.",
+        )
 
 
 def automatic_slots(model: LoadedModel, prompt: int, images: int, max_tokens: int) -> int:
@@ -33,9 +86,7 @@ def slots_that_fit(
     There is also room for activations, for the image cache, and for the images of a prefill batch, once each and once
     concatenated.
     """
-    # On a GPU a prefill chunk and the vision tower run at the same time.
-    working = prefill_bytes(config, itemsize, chunk, chunk) + vision_bytes(config, itemsize)
-    free -= HEADROOM + working + image_cache_bytes(free)
+    free -= HEADROOM + working_bytes(config, itemsize, chunk) + image_cache_bytes(free)
     each, admitted = slot_bytes(config, itemsize, length, images), slot_bytes(config, itemsize, 0, images)
     for slots in range(most, 1, -1):
         together = max_prefill_batch(slots)
@@ -57,5 +108,15 @@ def image_cache_bytes(free: int) -> int:
 
 def slot_bytes(config: MllamaConfig, itemsize: int, length: int, images: int) -> int:
     """Return the bytes of a slot with ``length`` positions and ``images`` images with the most tiles."""
-    logits = 2 * 4 * config.text_config.vocab_size
-    return length * position_bytes(config, itemsize) + images * image_bytes(config, itemsize) + logits
+    text = length * position_bytes(config, itemsize) + logit_bytes(config)
+    return text + images * image_bytes(config, itemsize)
+
+
+def working_bytes(config: MllamaConfig, itemsize: int, chunk: int) -> int:
+    """Return the bytes of activations: on a GPU a prefill chunk and the vision tower run at the same time."""
+    return prefill_bytes(config, itemsize, chunk, chunk) + vision_bytes(config, itemsize)
+
+
+def logit_bytes(config: MllamaConfig) -> int:
+    """Return the bytes of a slot's logits, twice in float32."""
+    return 2 * 4 * config.text_config.vocab_size

@@ -1,12 +1,16 @@
 """Answer several conversations together."""
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence, Sized
 from dataclasses import dataclass
 
 from mllama_cli.core.conversation import Conversation
-from mllama_cli.core.events import FinishReason
+from mllama_cli.core.errors import MllamaError
+from mllama_cli.core.events import Event, FinishReason, GenerationStats
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.batch.request import BatchReply, BatchRequest
+from mllama_cli.engine.batch.capacity import Memory, automatic_slots
+from mllama_cli.engine.batch.request import BatchReply, BatchRequest, Request
 from mllama_cli.engine.batch.scheduler import Scheduler
 from mllama_cli.engine.model import LoadedModel
 
@@ -25,7 +29,6 @@ def run_batch(
     requests: Iterable[BatchRequest | None],
     *,
     slots: int | None = None,
-    refill: bool = True,
     on_slots: Callable[[int], None] | None = None,
 ) -> Generator[BatchReply]:
     """Answer any number of requests, ``slots`` of them at a time (None: as many as memory allows and are useful).
@@ -37,12 +40,41 @@ def run_batch(
     Args:
         requests: may yield None if no request is ready yet, so that others continue. While all slots are free the next
             one is pulled at once, so the source should wait a little itself.
-        refill: False leaves free slots empty until all answers have ended.
         on_slots: called with the number of slots when it is chosen and when it shrinks.
     """
     if slots is not None and slots < 1:
         raise ValueError(f"slots must be 1 or more, not {slots}")
-    return Scheduler(model, requests, slots, refill, on_slots or (lambda count: None)).run()
+    replies: deque[BatchReply] = deque()
+    source = iter(requests)
+    for first in source:
+        if first is not None:
+            break
+    else:
+        return
+    scheduler = Scheduler(model, Memory.of(model, slots or _slots_for(model, first, requests), serves=False))
+    most = scheduler.most
+    if slots is None and on_slots is not None:
+        on_slots(most)
+    scheduler.add(_Request(model, first, replies))
+    more = True
+    while more or not scheduler.idle:
+        while more and scheduler.room and not replies:
+            following = next(source, _END)
+            if following is None:
+                break
+            if isinstance(following, BatchRequest):
+                scheduler.add(_Request(model, following, replies))
+            else:
+                more = False
+        scheduler.advance()
+        if scheduler.most != most and on_slots is not None:
+            on_slots(scheduler.most)
+        most = scheduler.most
+        while replies:
+            yield replies.popleft()
+
+
+_END = object()
 
 
 def answer_batch(
@@ -61,3 +93,39 @@ def answer_batch(
         assert isinstance(reply.key, int)
         replies[reply.key] = Reply(reply.text, reply.ids, reply.finish_reason)
     return [reply for reply in replies if reply is not None]
+
+
+def _slots_for(model: LoadedModel, first: BatchRequest, requests: object) -> int:
+    """Return the number of slots that suit requests like the first one."""
+    if first.inputs.images:
+        for _ in model.load(vision=True):
+            pass
+    sampling = first.sampling or model.default_sampling()
+    slots = automatic_slots(model, len(first.inputs.ids), len(first.inputs.images), sampling.max_tokens)
+    return min(slots, max(1, len(requests))) if isinstance(requests, Sized) else slots
+
+
+class _Request(Request):
+    """A request of ``run_batch``, which appends its reply to ``replies``."""
+
+    def __init__(self, model: LoadedModel, asked: BatchRequest, replies: deque[BatchReply]) -> None:
+        sampling = asked.sampling or model.default_sampling()
+        super().__init__(asked.inputs, sampling, tiles=asked.tiles, streams=False)
+        self._key, self._replies = asked.key, replies
+
+    def report(self, event: Event | MllamaError) -> None:
+        if isinstance(event, MllamaError):
+            self._replies.append(BatchReply(self._key, prompt_tokens=len(self.ids), error=event))
+        elif isinstance(event, GenerationStats):
+            assert self.answer is not None
+            self._replies.append(
+                BatchReply(
+                    self._key,
+                    self.answer.text,
+                    tuple(self.answer.ids),
+                    event.finish_reason,
+                    event.prompt_tokens,
+                    time.perf_counter() - self.started,
+                    logprobs=tuple(self.chosen),
+                )
+            )

@@ -1,215 +1,341 @@
-"""Continuous batching: admit requests into free slots, step them, reply, and shrink when memory runs out."""
+"""Continuous batching: admit requests, read their prompts, step them, and report their tokens as they come."""
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sized
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from mllama_cli.core.errors import MemoryShortageError, MllamaError
-from mllama_cli.engine.batch.admission import Admission, RequestQueue
-from mllama_cli.engine.batch.capacity import automatic_slots, image_cache_bytes
-from mllama_cli.engine.batch.request import BatchReply, BatchRequest
-from mllama_cli.engine.batch.slots import Prompt, Slots
-from mllama_cli.engine.completion import Completion
-from mllama_cli.engine.device import batch_stream, free_bytes, is_out_of_memory, make_current
+from mllama_cli.core.errors import MllamaError
+from mllama_cli.core.events import GenerationStats, Prefilled, ReadingPrompt, Token
+from mllama_cli.engine.batch.admission import Admission
+from mllama_cli.engine.batch.capacity import MAX_PREFILL_BATCH, Memory, max_prefill_batch
+from mllama_cli.engine.batch.prefill import Prompt, PromptReader, fits_together
+from mllama_cli.engine.batch.prefix_cache import CachedText
+from mllama_cli.engine.batch.request import Request
+from mllama_cli.engine.batch.slots import Slots
+from mllama_cli.engine.device import batch_stream, is_out_of_memory, make_current
 from mllama_cli.engine.model import LoadedModel
-from mllama_cli.engine.sampling import ChosenToken
+from mllama_cli.engine.sampling import ChosenToken, PendingTokens
+from mllama_cli.kernels.sdpa import has_decode_attention
 
+MIN_PREFILL_BATCH = 4
+"""Requests to wait for before a prefill on a GPU interrupts the steps of others, if nobody watches them."""
 
-@dataclass(frozen=True)
-class _Running:
-    """A request in a slot."""
+SLICE_TOKENS = 512
+"""Prompt tokens between two steps of answers that somebody watches."""
 
-    request: BatchRequest
-    started: float
-    answer: Completion
-    chosen: list[ChosenToken] = field(default_factory=list)
-    """Those of ``answer.ids``, if log-probabilities are asked for."""
+STEPS_AHEAD = {"cpu": 0, "cuda": 1}
+"""Steps launched before the tokens of the step before are read, so that a GPU never waits for the host."""
 
 
 class Scheduler:
-    """Answer requests in ``slots`` slots (None: as many as memory allows)."""
+    """Answer requests in slots, driven by ``advance``.
 
-    def __init__(
-        self,
-        model: LoadedModel,
-        requests: Iterable[BatchRequest | None],
-        slots: int | None,
-        refill: bool,
-        on_slots: Callable[[int], None],
-    ) -> None:
-        self._model = model
-        self._size = slots
-        self._max_size = max(1, len(requests)) if isinstance(requests, Sized) else None
-        self._refill = refill
-        self._on_slots = on_slots
-        self._replies: deque[BatchReply] = deque()
-        self._admission = Admission(model, RequestQueue(requests), refill=refill, replies=self._replies)
-        self._slots: Slots | None = None
-        self._running: list[_Running] = []
+    ``most`` is the number of requests in slots at once; it shrinks when memory runs out.
+    """
+
+    def __init__(self, model: LoadedModel, memory: Memory, *, max_context: int | None = None) -> None:
+        make_current(model.device)
+        self.most = memory.slots
+        self.active: list[Request] = []
         """The requests of the busy slots, in order."""
-        self._draining = False
-        """Whether free slots stay empty until all answers have ended."""
-        self._tried_alone: BatchRequest | None = None
+        self._failures: deque[tuple[Request, MllamaError]] = deque()
+        limit = min(max_context or model.max_context, model.max_context)
+        self.admission = Admission(model, memory, limit, self.active, self._failures)
+        self._model, self._memory = model, memory
+        self._slots, self._reader = make_slots(model, memory.slots)
+        self._launched: deque[tuple[list[Request], PendingTokens]] = deque()
+        """Tokens that are not read yet, in order of launch."""
+        self._prompt: Prompt | None = None
+        """A long prompt that is read in slices."""
+        self._prompt_turn = True
+        self._tried_alone: Request | None = None
         self._stream: torch.cuda.Stream | None = None
 
-    def run(self) -> Generator[BatchReply]:
-        make_current(self._model.device)
-        while self._running or not self._admission.empty:
-            self._run_or_shrink(self._advance)
-            while self._replies:
-                yield self._replies.popleft()
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        waits = self.admission.waiting or self.admission.admitted
+        return not (waits or self.active or self._launched or self._failures)
+
+    @property
+    def requests(self) -> list[Request]:
+        """All requests that have not ended."""
+        return [*self.active, *self.admission.admitted, *self.admission.waiting]
+
+    @property
+    def room(self) -> int:
+        """The number of requests that ``add`` takes before they wait for others."""
+        waiting = len(self.admission.waiting) + len(self.admission.admitted)
+        return max(0, self.most - len(self.active) + self.admission.prefetches - waiting)
+
+    def add(self, request: Request) -> None:
+        self.admission.waiting.append(request)
+
+    def cancel(self, request: Request) -> None:
+        """Stop a request, wherever it is, and free what it holds; its listener hears nothing more."""
+        request.cancelled = True
+        if request in self.active:
+            self._release(self.active.index(request))
+        elif request in self.admission.admitted and self._prompt is not None and self._prompt.request is request:
+            self._prompt = None
+        self.admission.remove(request)
+
+    def advance(self) -> None:
+        """Do the next piece of work: at most one step, one prefill, and on a CPU one layer of an image."""
+        out_of_memory = False
+        try:
+            with self._on_stream():
+                self._advance()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            out_of_memory = True
+        if out_of_memory:  # not in the handler, where the traceback still holds tensors
+            self._retreat()
+        self._report_failures()
 
     def _advance(self) -> None:
-        """Admit requests or step those in slots; return early if there is a reply to yield."""
-        if self._slots is None and not self._initialise():
-            return
-        assert self._slots is not None
-        # With a single slot, don't prefetch, so that running out of memory is attributable to its request.
-        if self._slots.count > 1 or not self._running:
-            self._admission.prefetch(self._slots.count)
-        if not self._running:
-            self._draining = False
-        if not self._replies and self._should_prefill(self._slots):
-            self._admit(self._slots)
-        if self._replies or not self._running:
-            return
-        if not (self._admission.prefetches and self._should_prefill(self._slots)):
-            self._take_tokens(0, self._slots.step([running.answer.ids[-1] for running in self._running]))
-            self._model.decoder.batch_stepped()
-            self._draining = not self._refill
+        free = self.most - len(self.active)
+        self.admission.admit(free)
+        worked = self.admission.encode()
+        while worked and self._model.device.type == "cuda":  # launches only
+            worked = self.admission.encode()
+        stepped = self._step() if not self._prefill_first(free) else False
+        while len(self._launched) > (STEPS_AHEAD[self._model.device.type] if stepped else 0):
+            self._read_tokens()
+        self._prefill()
 
-    def _initialise(self) -> bool:
-        """Allocate slots, as many as suit the first request; return whether there is one yet."""
-        queue = self._admission.queue
-        request = queue.pull()
-        if request is None:
+    def _watched(self) -> bool:
+        return any(request.streams for request in self.active)
+
+    def _group(self) -> int:
+        """Return how many requests a prefill on a GPU waits for: it takes as long for one as for several."""
+        if self._model.device.type != "cuda" or not self.active or self._watched():
+            return 1
+        return max(1, min(MIN_PREFILL_BATCH, max_prefill_batch(self.most), len(self.admission.admitted)))
+
+    def _prefill_first(self, free: int) -> bool:
+        """Return whether free slots should be filled before the next step.
+
+        If nobody watches, nothing steps while free slots wait for images: the GPU is busy encoding, and a step takes
+        almost as long for few slots as for many.
+        """
+        if self._model.device.type != "cuda" or self._watched():
             return False
-        queue.requeue([request])
-        if request.inputs.images:
-            for _ in self._model.load(vision=True):
-                pass
-        if self._size is None:
-            sampling = request.sampling or self._model.default_sampling()
-            inputs = request.inputs
-            slots = automatic_slots(self._model, len(inputs.ids), len(inputs.images), sampling.max_tokens)
-            self._size = min(slots, self._max_size or slots)
-            self._on_slots(self._size)
-        self._admission.images.limit = image_cache_bytes(free_bytes(self._model.device))
-        self._slots = Slots(self._model, self._size)
+        return bool(self.admission.admitted) and free >= self._group()
+
+    def _step(self) -> bool:
+        """Launch a step of the busy slots, unless all their answers will have ended; return whether it did."""
+        if all(request.answer and request.launched >= request.answer.budget for request in self.active):
+            return False
+        pending = self._slots.step()
+        for request in self.active:
+            request.launched += 1
+        self._launched.append((list(self.active), pending))
+        self._model.decoder.batch_stepped()
         return True
 
-    def _should_prefill(self, slots: Slots) -> bool:
-        return not self._draining and self._admission.should_prefill(slots.count, slots.free)
+    def _prefill(self) -> None:
+        """Read prompts for free slots: a slice of a long one, or all of several short ones, in turn."""
+        slice_tokens = SLICE_TOKENS if self._watched() else self._model.prefill_chunk
+        self._prompt_turn = not self._prompt_turn
+        if self._prompt is not None and (self._prompt_turn or not self._ready(slice_tokens)):
+            self._read_slice(slice_tokens)
+            return
+        prompts = self._ready(slice_tokens)
+        if not prompts:
+            return
+        now = time.perf_counter()
+        for prompt in prompts:
+            prompt.request.encoded = now
+            prompt.request.report(ReadingPrompt(0, len(prompt.new)))
+        if self._reader.reads_at_once(prompts):
+            self._start(prompts, self._reader.read_together(prompts, self.admission.images))
+        else:
+            (self._prompt,) = prompts
+            self._read_slice(slice_tokens)
 
-    def _admit(self, slots: Slots) -> None:
-        """Fill the free slots in prefill batches; on a GPU only one, so that more images are prefetched."""
-        while slots.free:
-            rejected = self._admission.collect(slots.count, slots.free)
-            if self._admission.batch:
-                self._prefill(slots)
-            elif not rejected:
-                return
-            if self._admission.prefetches or self._replies:
-                return
+    def _ready(self, slice_tokens: int) -> list[Prompt]:
+        """Return the prompts to read next: the first whose images are there, and those that fit into one pass with it.
 
-    def _prefill(self, slots: Slots) -> None:
-        """Prefill the admitted requests and take their first tokens."""
-        started, model, images = time.perf_counter(), self._model, self._admission.images
-        prompts = []
-        for request in self._admission.batch:
-            digests = tuple(image.digest for image in request.inputs.images)
-            prompts.append(Prompt(request.inputs.ids, digests, tuple(map(images.get, digests))))
-        logits = slots.fill(prompts)
-        first = len(self._running)
-        admitted = []
-        for slot, request in enumerate(self._admission.batch, first):
-            sampling, inputs = request.sampling or model.default_sampling(), request.inputs
-            slots.sampler.admit(slot, sampling, inputs.ids)
-            room = model.max_context - len(inputs.ids)
-            answer = Completion(model.processor.tokenizer, sampling, model.eos, room, inputs.prefill)
-            admitted.append(_Running(request, started, answer))
-        self._running += admitted
-        self._admission.admitted()  # only now, so that running out of memory before withdraws them
-        self._take_tokens(first, logits)
-
-    def _take_tokens(self, first: int, logits: Tensor) -> None:
-        """Choose the next tokens of the slots from ``first`` on; release those whose answers end."""
-        assert self._slots is not None
-        ended = []
-        for slot, token in enumerate(self._slots.sampler.choose(logits, first), first):
-            running = self._running[slot]
-            if isinstance(token, MllamaError):
-                self._replies.append(BatchReply.failed(running.request, token))
-                ended.append(slot)
+        The first ``_group`` requests need not be there, as the device waits for their images.
+        """
+        free = self.most - len(self.active) - (self._prompt is not None)
+        group = self._group()
+        if free < group:
+            return []
+        most = max_prefill_batch(self.most) if self.admission.prefetches else MAX_PREFILL_BATCH
+        prompts: list[Prompt] = []
+        for request in self.admission.admitted:
+            if len(prompts) == min(free, most):
+                break
+            if self._prompt is not None and self._prompt.request is request:
                 continue
-            running.answer.push(token.id)
-            if token.logprob is not None and len(running.answer.ids) > len(running.chosen):
-                running.chosen.append(token)
-            if running.answer.finish_reason:
-                self._reply(running)
-                ended.append(slot)
-        for slot in reversed(ended):  # from the back, since the last slot moves into a released one
-            self._slots.release(slot)
-            self._running[slot] = self._running[-1]
-            self._running.pop()
+            waits = len(prompts) < group and not self._watched() and self.admission.launched(request)
+            if not (waits or self.admission.ready(request)):
+                continue
+            if not prompts:
+                self.admission.reuse(request)
+            prompt = Prompt(request)
+            if prompts and not fits_together([len(other.new) for other in (*prompts, prompt)], slice_tokens):
+                break
+            if self._prompt is not None and len(prompt.new) > slice_tokens:
+                continue  # one long prompt at a time
+            prompts.append(prompt)
+        return prompts
 
-    def _reply(self, running: _Running) -> None:
-        request, answer = running.request, running.answer
-        assert answer.finish_reason
-        self._replies.append(
-            BatchReply(
-                request.key,
-                answer.text,
-                tuple(answer.ids),
-                answer.finish_reason,
-                len(request.inputs.ids),
-                time.perf_counter() - running.started,
-                logprobs=tuple(running.chosen),
+    def _read_slice(self, most: int) -> None:
+        prompt = self._prompt
+        assert prompt is not None
+        total = len(prompt.request.ids) - prompt.request.cached
+        logits = prompt.read(self._model, self.admission.images, most)
+        prompt.request.report(ReadingPrompt(prompt.fed - prompt.request.cached, total))
+        if logits is not None:
+            self._prompt = None
+            self._start([prompt], logits)
+
+    def _start(self, prompts: list[Prompt], logits: Tensor) -> None:
+        """Give prompts that are read their slots, and choose their first tokens."""
+        first = self._slots.busy
+        images = self.admission.images
+        for prompt in prompts:
+            request = prompt.request
+            assert request.caches is not None
+            digests = request.seen_at_the_end
+            request.caches.seen = images.get_group(digests) if digests else None
+            self._slots.admit(request.caches, request.sampling, request.ids)
+        pending = self._slots.choose(logits, first)
+        for prompt in prompts:
+            prompt.request.launched = 1
+            self.admission.count(prompt.request)
+            self.admission.admitted.remove(prompt.request)
+            self.active.append(prompt.request)
+        self._launched.append(([prompt.request for prompt in prompts], pending))
+
+    def _read_tokens(self) -> None:
+        """Read the oldest launched tokens, report them, and release the slots of answers that end."""
+        requests, pending = self._launched.popleft()
+        ended = []
+        for request, token in zip(requests, pending.wait(), strict=True):
+            if (
+                request.cancelled
+                or request.answer is None
+                or request.answer.finish_reason
+                or request not in self.active
+            ):
+                continue  # it ended while this step was under way
+            if isinstance(token, MllamaError):
+                self._failures.append((request, token))
+                ended.append(request)
+            elif self._report(request, token):
+                ended.append(request)
+        for request in ended:
+            self._release(self.active.index(request))
+
+    def _report(self, request: Request, token: ChosenToken) -> bool:
+        """Report a token; return whether it ends the answer."""
+        answer = request.answer
+        assert answer is not None
+        if not request.first_token:
+            request.first_token = time.perf_counter()
+            if request.inputs.prefill:
+                request.report(Prefilled(request.inputs.prefill))
+        piece = answer.push(token.id)
+        if answer.finish_reason != "stop":
+            request.report(Token(token.id, piece, token.logprob, token.top_logprobs))
+        elif piece:
+            request.report(Token(token.id, piece))
+        if token.logprob is not None and len(answer.ids) > len(request.chosen):
+            request.chosen.append(token)
+        if not answer.finish_reason:
+            return False
+        now = time.perf_counter()
+        begun = request.encoded or request.first_token
+        request.report(
+            GenerationStats(
+                finish_reason=answer.finish_reason,
+                prompt_tokens=len(request.ids),
+                cached_tokens=request.cached,
+                images=len(request.digests),
+                completion_tokens=len(answer.ids),
+                encode_seconds=begun - request.started if request.new_images else 0.0,
+                prefill_seconds=request.first_token - (begun if request.new_images else request.started),
+                decode_seconds=now - request.first_token,
             )
         )
+        return True
 
-    def _run_or_shrink(self, work: Callable[[], None]) -> None:
-        """Run ``work``; when memory runs out, continue with fewer slots."""
-        try:
-            with self._step_stream():
-                work()
-            return
-        except (RuntimeError, MemoryError) as error:
-            if self._admission.queue.failed or self._size is None or not is_out_of_memory(error):
-                raise
-        self._shrink()  # not in the handler, where the traceback still holds tensors
+    def _release(self, slot: int) -> None:
+        """Free a slot; what its caches hold may serve later prompts."""
+        request = self.active[slot]
+        self._slots.release(slot)
+        self.active[slot] = self.active[-1]
+        self.active.pop()
+        assert request.caches is not None
+        assert request.answer is not None
+        cache = request.caches.cache
+        ids = (*request.ids, *request.answer.ids)[: cache.lengths[0]]
+        self.admission.prefixes.keep(CachedText(ids, request.digests, cache))
+        request.caches = None
 
-    def _step_stream(self) -> AbstractContextManager[object]:
-        """Return a context in which, on a GPU, a stream with a higher priority than the images' is current."""
-        if self._stream is None and self._model.device.type == "cuda":
-            self._stream = batch_stream(self._model.device, "step")
-            self._stream.wait_stream(torch.cuda.current_stream(self._model.device))
-        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+    def _retreat(self) -> None:
+        """Make do with less memory: forget caches, and start requests again that nobody watches, fewer at once.
 
-    def _shrink(self) -> None:
-        """Requeue all requests for fewer slots. A request alone in a single slot is tried twice."""
-        assert self._size
-        in_flight = [running.request for running in self._running] + self._admission.withdraw()
-        self._running, self._slots = [], None
+        A request that fails alone twice gets an error; so does the latest of those that are watched, if there is
+        nothing else to free.
+        """
+        while self._launched:
+            self._read_tokens()
+        self._prompt = None
+        admission = self.admission
+        in_flight = [*self.active, *admission.admitted] or list(admission.waiting)[:1]
+        restarted = [request for request in self.active if not request.streams]
+        spare = bool(restarted or admission.admitted or admission.cache_bytes > sum(r.reserved for r in self.active))
+        for request in restarted:
+            self._release(self.active.index(request))
+        admission.withdraw(restarted)
+        if not self.active:
+            self._slots, self._reader = make_slots(self._model, self._memory.slots)  # captured graphs hold memory too
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
-        queue = self._admission.queue
-        if not in_flight and (request := queue.pull()):
-            in_flight = [request]
-        alone = self._size == 1
-        if alone and in_flight and in_flight[0] is self._tried_alone:
-            error = MemoryShortageError(
-                "There is not enough memory to answer this, even alone",
-                "Close other programs, ask with fewer images or less text, or use a smaller --dtype.",
-            )
-            self._replies.append(BatchReply.failed(in_flight.pop(0), error))
-        elif self._size > 1:
-            self._size = self._size * 3 // 4
-            self._on_slots(self._size)
-        self._tried_alone = in_flight[0] if alone and in_flight else None
-        queue.requeue(in_flight)
+        alone = in_flight[0] if len(in_flight) == 1 else None
+        if alone is not None and alone is self._tried_alone:
+            self._give_up(alone)
+        elif alone is None and not spare:
+            self._give_up(max(self.active, key=lambda request: request.submitted))
+        elif len(in_flight) > 1:
+            self.most = max(1, min(self.most, len(in_flight)) * 3 // 4)
+        self._tried_alone = alone
+
+    def _give_up(self, request: Request) -> None:
+        self.cancel(request)
+        request.cancelled = False
+        self._failures.append((request, self._memory.shortage(len(request.ids))))
+
+    def _report_failures(self) -> None:
+        while self._failures:
+            request, error = self._failures.popleft()
+            if not request.cancelled:
+                request.report(error)
+
+    def _on_stream(self) -> AbstractContextManager[object]:
+        """Return a context in which a GPU works on the batch's stream, where steps go before the work on images."""
+        if self._model.device.type != "cuda":
+            return nullcontext()
+        if self._stream is None:
+            self._stream = batch_stream(self._model.device, "step")
+            self._stream.wait_stream(torch.cuda.current_stream(self._model.device))
+        return torch.cuda.stream(self._stream)
+
+
+def make_slots(model: LoadedModel, count: int) -> tuple[Slots, PromptReader]:
+    """Return slots and what reads prompts, by captured graphs where our kernels run."""
+    if has_decode_attention(model.device, model.dtype, model.config.text_config.head_dim):
+        from mllama_cli.engine.batch.captured_prompts import CapturedPromptReader
+        from mllama_cli.engine.batch.captured_slots import CapturedSlots
+
+        return CapturedSlots(model, count), CapturedPromptReader(model)
+    return Slots(model, count), PromptReader(model)

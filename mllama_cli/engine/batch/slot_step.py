@@ -7,9 +7,9 @@ also rotates, normalises and stores the new position.
 import torch
 from torch import Tensor
 
-from mllama_cli.engine.batch.cache import SlotCache
+from mllama_cli.engine.cuda.step import State
 from mllama_cli.engine.forward import Network
-from mllama_cli.kernels.cuda.attention import Addresses, Scratch, decode_attention, splits_for
+from mllama_cli.kernels.cuda.attention import Scratch, decode_attention, splits_for, store_rows
 from mllama_cli.model.rope import rotation
 from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer, MllamaSelfAttentionDecoderLayer
 
@@ -18,65 +18,67 @@ CROSS_SPLITS = 2
 
 
 class SlotStep:
-    """A step of the first ``rows`` slots on a cache whose tensors do not move."""
+    """A step of the first ``rows`` rows of ``state``; ``sees`` bool [rows of the state] says which see an image.
 
-    def __init__(self, network: Network, cache: SlotCache, rows: int, *, with_images: bool) -> None:
-        config, device, dtype = cache.config, cache.lengths.device, network.language_model.norm.weight.dtype
-        self.network, self.cache, self.rows, self.with_images = network, cache, rows, with_images
+    With ``several``, rows may be successive positions of the same conversation.
+    """
+
+    def __init__(
+        self, network: Network, state: State, sees: Tensor, rows: int, *, with_images: bool, several: bool = False
+    ) -> None:
+        config, device, dtype = network.language_model.config, state.tokens.device, state.logits.dtype
+        self.network, self.state, self.rows, self.with_images = network, state.first(rows), rows, with_images
+        self.sees, self.several = sees[:rows], several
         self.kv_heads, self.dim = config.num_key_value_heads, config.head_dim
         heads = config.num_attention_heads
-        self.self_attn = Addresses(len(cache.keys), dtype, device)
-        self.self_attn.fill(cache.keys, cache.values)
         self.self_scratch = Scratch(rows, heads, self.dim, splits_for(rows, self.kv_heads), device)
         self.frequencies = network.language_model.frequencies(device)
         if with_images:
-            self.cross_attn = Addresses(len(cache.cross_keys), dtype, device)
-            self.cross_attn.fill(cache.cross_keys, cache.cross_values)
             splits = splits_for(rows, self.kv_heads, CROSS_SPLITS)
             self.cross_scratch = Scratch(rows, heads, self.dim, splits, device)
         self.attended = torch.empty(rows, 1, heads * self.dim, dtype=dtype, device=device)
 
-    def run(self, ids: Tensor) -> Tensor:
-        """Return logits [rows, vocab_size] after the newest tokens [rows, 1]; store their keys and values.
+    def run(self) -> Tensor:
+        """Return logits [rows, vocab_size] after the newest tokens; store their keys and values in the caches.
 
-        Lengths are read on the device and not changed. Reserve the new position first.
+        The state does not change.
         """
-        model = self.network.language_model
-        lengths = self.cache.lengths[: self.rows]
-        positions = lengths.int()
-        cos, sin = (half[:, 0, 0, : self.dim // 2] for half in rotation(lengths[:, None], self.frequencies))
+        model, state = self.network.language_model, self.state
+        cos, sin = (half[:, 0, 0, : self.dim // 2] for half in rotation(state.positions[:, None], self.frequencies))
         rope = torch.stack((cos, sin), dim=1)
-        ranges = row_mask = None
-        if self.with_images:
-            seen = self.cache.cross_lengths[: self.rows]
-            ranges = torch.stack((torch.zeros_like(seen), seen.clamp(min=1)), dim=1).int()
-            row_mask = (seen > 0)[:, None, None]
-        x = model.embed_tokens(ids).to(model.norm.weight.dtype)
+        row_mask = self.sees[:, None, None]
+        # -1 where logits were not finite: that answer has failed, which the host does not know yet.
+        x = model.embed_tokens(state.tokens.clamp(min=0)[:, None]).to(model.norm.weight.dtype)
         for layer in model.layers:
             if isinstance(layer, MllamaSelfAttentionDecoderLayer):
-                x = self._self_layer(layer, x, positions, rope)
-            elif isinstance(layer, MllamaCrossAttentionDecoderLayer) and ranges is not None:
-                x = layer.gated(x, self._cross_attention(layer, x, ranges), row_mask)
+                x = self._self_layer(layer, x, rope)
+            elif isinstance(layer, MllamaCrossAttentionDecoderLayer) and self.with_images:
+                x = layer.gated(x, self._cross_attention(layer, x), row_mask)
         logits: Tensor = self.network.lm_head(model.norm(x)[:, 0])
         return logits
 
-    def _self_layer(self, layer: MllamaSelfAttentionDecoderLayer, x: Tensor, positions: Tensor, rope: Tensor) -> Tensor:
+    def _self_layer(self, layer: MllamaSelfAttentionDecoderLayer, x: Tensor, rope: Tensor) -> Tensor:
         attention, normed = layer.self_attn, layer.input_layernorm(x)
         q, k, v = (project(normed).flatten(0, 1) for project in (attention.q_proj, attention.k_proj, attention.v_proj))
+        caches, index = self.state.self_attn, layer.cache_index
+        if self.several:
+            store_rows(
+                k, v, rope, caches, self.state.positions, cache_index=index, kv_heads=self.kv_heads, dim=self.dim
+            )
         decode_attention(
-            q, self.attended[:, 0], self.self_scratch, self.self_attn, positions,
-            cache_index=layer.cache_index, kv_heads=self.kv_heads, dim=self.dim, key=k, value=v, rotation=rope,
+            q, self.attended[:, 0], self.self_scratch, caches, self.state.positions, cache_index=index,
+            kv_heads=self.kv_heads, dim=self.dim, key=k, value=v, rotation=rope, stored=self.several,
         )  # fmt: skip
         x = attention.o_proj.forward_add(self.attended, x)
         result: Tensor = layer.mlp(layer.post_attention_layernorm(x), x)
         return result
 
-    def _cross_attention(self, layer: MllamaCrossAttentionDecoderLayer, x: Tensor, ranges: Tensor) -> Tensor:
+    def _cross_attention(self, layer: MllamaCrossAttentionDecoderLayer, x: Tensor) -> Tensor:
         attention = layer.cross_attn
         decode_attention(
             attention.q_proj(layer.input_layernorm(x)).flatten(0, 1), self.attended[:, 0], self.cross_scratch,
-            self.cross_attn, ranges, cache_index=layer.cache_index, kv_heads=self.kv_heads, dim=self.dim,
-            norm=attention.q_norm.weight.detach(), eps=attention.q_norm.eps,
+            self.state.cross_attn, self.state.ranges, cache_index=layer.cache_index, kv_heads=self.kv_heads,
+            dim=self.dim, norm=attention.q_norm.weight.detach(), eps=attention.q_norm.eps,
         )  # fmt: skip
         result: Tensor = attention.o_proj(self.attended)
         return result

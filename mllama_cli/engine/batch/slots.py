@@ -1,170 +1,168 @@
-"""Prefill prompts into free slots, and step all busy slots together."""
+"""Step several conversations together, each on its own caches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from mllama_cli.engine.batch.cache import SlotCache
-from mllama_cli.engine.forward import PREFILL_CHUNK, forward, prefill
+from mllama_cli.core.config import MllamaTextConfig
+from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.model import LoadedModel
-from mllama_cli.engine.sampling import Sampler
+from mllama_cli.engine.sampling import PendingTokens, Sampler
 from mllama_cli.kernels.ops import upload
-from mllama_cli.kernels.sdpa import has_decode_attention
-from mllama_cli.model.cache import CrossKVCache, LayerKV
-from mllama_cli.model.visibility import image_spans, segments
-
-if TYPE_CHECKING:
-    from mllama_cli.engine.batch.slot_graphs import SlotGraphs
-
-MIN_SHARED_PREFIX = 16
-"""A shorter common beginning of two prompts is not worth copying."""
+from mllama_cli.model.cache import KVCache, LayerKV
+from mllama_cli.model.layers import grouped_attention
+from mllama_cli.model.visibility import CrossView
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt with its encoded images (keys and values for each layer) in the order of image tokens."""
+@dataclass
+class SlotCaches:
+    """The caches of one conversation.
 
-    ids: tuple[int, ...]
-    digests: tuple[str, ...] = ()
-    images: tuple[list[LayerKV], ...] = ()
+    Attributes:
+        cache: the self KV cache, of a batch of one.
+        seen: all vision tokens that decoded tokens see, [1, kv_heads, tokens, head_dim] for each cross-attention layer;
+            conversations about the same image share it.
+    """
+
+    cache: KVCache
+    seen: list[LayerKV] | None = None
+
+    @property
+    def length(self) -> int:
+        return self.cache.lengths[0]
+
+    @classmethod
+    def empty(cls, config: MllamaTextConfig, dtype: torch.dtype, device: torch.device) -> "SlotCaches":
+        """Return caches for rows that are computed to no use: all their keys and values are one small tensor."""
+        cache = KVCache(config, dtype=dtype, device=device)
+        memory = torch.zeros(1, config.num_key_value_heads, 16, config.head_dim, dtype=dtype, device=device)
+        cache.keys, cache.values = [memory] * len(cache.keys), [memory] * len(cache.values)
+        return cls(cache, [(memory, memory)] * len(config.cross_attention_layers))
 
 
 class Slots:
-    """The slots of up to ``count`` conversations answered at once. Busy slots are always the first ones.
+    """Up to ``count`` conversations stepped together. Busy slots are always the first ones.
 
-    Except for rounding, a slot's answer depends only on its own prompt.
+    The tokens that were chosen stay on the device and are fed by the next step. Except for rounding, what a slot
+    computes depends on its own conversation alone.
     """
 
     def __init__(self, model: LoadedModel, count: int) -> None:
-        self.model = model
-        self.count = count
+        self.model, self.count = model, count
         self.sampler = Sampler(count, model.config.text_config.vocab_size, model.device)
-        self.cache = SlotCache(model.config.text_config, count, dtype=model.dtype, device=model.device)
-        self._held: list[tuple[tuple[int, ...], tuple[str, ...]]] = [((), ())] * count
-        """For each slot, busy or not, the ids and image digests whose keys and values it still holds."""
-        self._graphs: SlotGraphs | None = None
+        self.caches: list[SlotCaches] = []
+        """Those of the busy slots."""
+        self._tokens = torch.zeros(count, dtype=torch.long, device=model.device)
+        self._cross: tuple[_SlotsCross | None, CrossView | None] | None = None
 
     @property
     def busy(self) -> int:
-        return self.cache.busy
+        return len(self.caches)
 
     @property
     def free(self) -> int:
-        return self.count - self.cache.busy
+        return self.count - self.busy
 
     @torch.inference_mode()
-    def fill(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Prefill prompts into the next free slots; return logits [prompts, vocab_size] of their last positions.
-
-        Several are padded to the longest (see ``fits_together``); one alone is prefilled in chunks.
-        """
-        first, model = self.cache.busy, self.model
-        spans = [image_spans(prompt.ids, model.config.image_token_index) for prompt in prompts]
-        cross = CrossKVCache.from_images([prompt.images for prompt in prompts])
-        kept = [self._share_prefix(prompt, slot) for slot, prompt in enumerate(prompts, first)]
-        new = [prompt.ids[start:] for prompt, start in zip(prompts, kept, strict=True)]
-        longest = max(map(len, new))
-        self.cache.reserve(max(kept) + longest)
-        rows = self.cache.rows(first, first + len(prompts))
-        rows.lengths = kept
-        if len(prompts) == 1:
-            chunks = prefill(model.network, new[0], rows, cross, spans[0], model.device, model.prefill_chunk)
-            *_, (_, logits) = chunks
-        else:
-            pad = model.config.text_config.pad_token_id
-            padded = upload(torch.tensor([[*ids, *[pad] * (longest - len(ids))] for ids in new]), model.device)
-            logits = forward(model.network, padded, rows, cross, spans, [len(ids) for ids in new])
-        counts = [[image[0][0].shape[2] for image in prompt.images] for prompt in prompts]
-        if cross is not None and len(counts[0]) == 1 and all(row == counts[0] for row in counts):
-            # As in captioning, every slot sees the whole of one image.
-            self.cache.put_uniform(first, [len(prompt.ids) for prompt in prompts], cross.layers, counts[0][0])
-            self._held[first : first + len(prompts)] = [(prompt.ids, prompt.digests) for prompt in prompts]
-        else:
-            for slot, prompt in enumerate(prompts, first):
-                self._put(slot, prompt)
-        return logits
-
-    @torch.inference_mode()
-    def step(self, tokens: Sequence[int]) -> Tensor:
-        """Feed each busy slot's newest token; return logits [busy, vocab_size], valid until the next step."""
-        model, cache = self.model.network.language_model, self.cache
-        max_len = cache.max_len + 1
-        cache.reserve(max_len)
-        keys = cache.keys[0]
-        if has_decode_attention(keys.device, keys.dtype, keys.shape[-1]):
-            captured = self._captured(tokens)
-            cache.advance()
-            return captured
-        positions = cache.lengths[: cache.busy, None]
-        mask = (torch.arange(max_len, device=positions.device) <= positions)[:, None, None]
-        ids = upload(torch.tensor(tokens), positions.device)[:, None]
-        hidden = model.run(ids, model.context(positions, cache, mask), *cache.seen())
-        cache.advance()
-        logits: Tensor = self.model.network.lm_head(hidden[:, 0])
-        return logits
-
-    def _captured(self, tokens: Sequence[int]) -> Tensor:
-        """Step by replaying a captured graph, which may compute some free slots too."""
-        from mllama_cli.engine.batch.slot_graphs import SlotGraphs, StepShape
-
-        if self._graphs is None:
-            self._graphs = SlotGraphs(self.model.network, self.cache)
-        shape = StepShape.of(self.cache)
-        self._held[self.busy : shape.rows] = [((), ())] * (shape.rows - self.busy)
-        return self._graphs.step(tokens, shape)
+    def admit(self, caches: SlotCaches, sampling: Sampling, prompt: Iterable[int]) -> None:
+        """Put a prefilled conversation into the next free slot; ``choose`` its first token next."""
+        self.sampler.admit(self.busy, sampling, prompt)
+        self.caches.append(caches)
+        self._cross = None
 
     @torch.inference_mode()
     def release(self, slot: int) -> None:
         """Free a slot, into which the last busy one moves."""
-        last = self.cache.busy - 1
-        self.cache.release(slot)
+        last = self.busy - 1
         self.sampler.release(slot, last)
-        self._held[slot] = self._held[last]
+        self._tokens[slot] = self._tokens[last]
+        self.caches[slot] = self.caches[last]
+        self.caches.pop()
+        self._cross = None
 
-    def _share_prefix(self, prompt: Prompt, target: int) -> int:
-        """Copy the longest prefix of the prompt that any slot holds to ``target``; return its length.
+    @torch.inference_mode()
+    def choose(self, logits: Tensor, first: int = 0) -> PendingTokens:
+        """Choose the next tokens of the slots from ``first`` on by their logits [n, vocab_size]."""
+        pending = self.sampler.launch(logits, first)
+        self._tokens[first : first + logits.shape[0]].copy_(pending.ids)
+        return pending
 
-        This is exact, since keys and values depend only on what precedes them. At least one token remains to be fed.
-        """
-        image_token = self.model.config.image_token_index
-        best, source = 0, target
-        for slot, (ids, digests) in enumerate(self._held):
-            length = images = 0
-            for old, new in zip(ids, prompt.ids[:-1], strict=False):
-                if old != new:
-                    break
-                if new == image_token:
-                    if digests[images] != prompt.digests[images]:
-                        break
-                    images += 1
-                length += 1
-            if length > best:
-                best, source = length, slot
-        if best < MIN_SHARED_PREFIX:
-            best = 0
-        elif source != target:
-            self.cache.copy_prefix(source, target, best)
-        self._held[target] = (prompt.ids[:best], prompt.digests)
-        return best
+    @torch.inference_mode()
+    def step(self) -> PendingTokens:
+        """Feed each busy slot's newest token and choose the next. If memory runs out, nothing has changed."""
+        pending = self.choose(self.logits())
+        self._advance()
+        return pending
 
-    def _put(self, slot: int, prompt: Prompt) -> None:
-        """Give the slot the vision tokens that the prompt's last token sees, as will all decoded tokens."""
-        last = len(prompt.ids) - 1
-        counts = [image[0][0].shape[2] for image in prompt.images]
-        seen = segments(image_spans(prompt.ids, self.model.config.image_token_index), counts, last, last + 1)
-        if not seen:
-            self.cache.put(slot, len(prompt.ids), [], 0, 0)
-        else:
-            start, end = seen[0].key_start, seen[0].key_end
-            joined = CrossKVCache.from_images([prompt.images])
-            assert joined is not None
-            self.cache.put(slot, len(prompt.ids), joined.layers, start, end)
-        self._held[slot] = (prompt.ids, prompt.digests)
+    @torch.inference_mode()
+    def logits(self) -> Tensor:
+        """Return logits [busy, vocab_size] after each busy slot's newest token, valid until the next step."""
+        for slot, caches in enumerate(self.caches):
+            if caches.length >= caches.cache.capacity:
+                caches.cache.reserve(caches.length + 1)
+                self.moved(slot)
+        return self._forward()
+
+    def _advance(self) -> None:
+        for caches in self.caches:
+            caches.cache.advance([1])
+
+    def moved(self, slot: int) -> None:
+        """Take note that a slot's self KV cache has other tensors than before."""
+
+    def _forward(self) -> Tensor:
+        model = self.model.network.language_model
+        positions = upload(torch.tensor([[caches.length] for caches in self.caches]), self.model.device)
+        ids = self._tokens[: self.busy, None].clamp(min=0)  # -1 where logits were not finite: the answer has failed
+        cache = _SlotsSelf([caches.cache for caches in self.caches])
+        hidden = model.run(ids, model.context(positions, cache, None), *self._seen())
+        logits: Tensor = self.model.network.lm_head(hidden[:, 0])
+        return logits
+
+    def _seen(self) -> tuple["_SlotsCross | None", CrossView | None]:
+        """Return the busy slots' vision tokens and which slots see any, made anew when slots have changed."""
+        if self._cross is None:
+            seen = [caches.seen for caches in self.caches]
+            if not any(seen):
+                self._cross = (None, None)
+            else:
+                mask = None
+                if not all(seen):
+                    mask = upload(torch.tensor([bool(layers) for layers in seen])[:, None, None], self.model.device)
+                self._cross = (_SlotsCross(seen), CrossView(row_mask=mask))
+        return self._cross
 
 
-def fits_together(lengths: Sequence[int]) -> bool:
-    """Return whether prompts of these lengths, padded to the longest, fit into one prefill chunk."""
-    return len(lengths) * max(lengths) <= PREFILL_CHUNK
+class _SlotsSelf:
+    """The self KV caches of several conversations, each of which attends to its own."""
+
+    def __init__(self, caches: Sequence[KVCache]) -> None:
+        self._caches = caches
+
+    def attend(
+        self, cache_index: int, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        rows = zip(self._caches, q.split(1), k.split(1), v.split(1), positions.split(1), strict=True)
+        parts = [cache.attend(cache_index, one_q, one_k, one_v, at, mask) for cache, one_q, one_k, one_v, at in rows]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+class _SlotsCross:
+    """The vision tokens of several conversations, read once for all slots that share them."""
+
+    def __init__(self, seen: Sequence[list[LayerKV] | None]) -> None:
+        sharing: dict[int, tuple[list[LayerKV], list[int]]] = {}
+        for slot, layers in enumerate(seen):
+            if layers:
+                sharing.setdefault(layers[0][0].data_ptr(), (layers, []))[1].append(slot)
+        self._groups = list(sharing.values())
+
+    def attend(self, cache_index: int, q: Tensor, view: CrossView) -> Tensor:
+        out = q.new_zeros(q.shape[0], 1, q.shape[1] * q.shape[3])
+        for layers, slots in self._groups:
+            # The slots' rows become the rows of one conversation.
+            rows = q[slots].transpose(0, 2)
+            out[slots] = grouped_attention(rows, *layers[cache_index]).transpose(0, 1)
+        return out

@@ -44,7 +44,7 @@ class GraphDecoder:
         seen = segments(start.spans, cross.image_tokens[0], filled, filled + 1) if cross is not None else ()
         choose, step = self.graphs.get(None, method), self.graphs.get(bool(seen), method)
         if cross is not None and seen:
-            state.cross_attn.fill([k for k, _ in cross.layers], [v for _, v in cross.layers])
+            state.cross_attn.set(0, [k for k, _ in cross.layers], [v for _, v in cross.layers])
             state.ranges.copy_(
                 upload(torch.tensor([seen[0].key_start, seen[0].key_end], dtype=torch.int32), self._device)
             )
@@ -90,4 +90,4 @@ class GraphDecoder:
             cache.lengths = counted
             refill = True
         if refill:
-            self.graphs.state.self_attn.fill(cache.keys, cache.values)
+            self.graphs.state.self_attn.set(0, cache.keys, cache.values)

@@ -58,8 +58,9 @@ class DecodeGraphs:
         """Point the state to the empty cache."""
         state = self.state
         for addresses in (state.self_attn, state.cross_attn):
-            empty = [self._empty] * addresses.table.shape[0]
-            addresses.fill(empty, empty)
+            rows, layers, _ = addresses.table.shape
+            for row in range(rows):
+                addresses.set(row, [self._empty[row : row + 1]] * layers, [self._empty[row : row + 1]] * layers)
         state.positions.zero_()
         state.tokens.zero_()
         state.ranges[:, 0].zero_()

@@ -1,6 +1,7 @@
 """One decode step, from token ids to logits, as kernels on static buffers."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +24,16 @@ class State:
         self.tokens = torch.zeros(batch, dtype=torch.int32, device=device)
         self.positions = torch.zeros(batch, dtype=torch.int32, device=device)
         self.ranges = torch.zeros(batch, 2, dtype=torch.int32, device=device)
-        self.self_attn = Addresses(len(config.self_attention_layers), dtype, device)
-        self.cross_attn = Addresses(max(len(config.cross_attention_layers), 1), dtype, device)
+        self.self_attn = Addresses(batch, len(config.self_attention_layers), dtype, device)
+        self.cross_attn = Addresses(batch, max(len(config.cross_attention_layers), 1), dtype, device)
         self.logits = torch.zeros(batch, config.vocab_size, dtype=dtype, device=device)
+
+    def first(self, rows: int) -> "State":
+        """Return the state of the first ``rows`` rows, in the same memory."""
+        part = copy(self)
+        part.tokens, part.positions = self.tokens[:rows], self.positions[:rows]
+        part.ranges, part.logits = self.ranges[:rows], self.logits[:rows]
+        return part
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Addresses and lengths of keys and values are read from device memory, so that one captured graph serves caches that
 grow, other images and other conversations:
 
-- ``Addresses``: each layer's keys and values [batch, kv_heads, tokens, head_dim],
+- ``Addresses``: each row's own keys and values in each layer, [kv_heads, tokens, head_dim], wherever they are,
 - ``limits`` in self-attention: int32 [B], the new row's position; it sees all keys up to and including its own,
 - ``limits`` in cross-attention: int32 [B, 2], the first vision token and the end of the range.
 """
@@ -39,10 +39,10 @@ def load_block(keys, values, block, stop, HALF: tl.constexpr, DIM: tl.constexpr,
 @triton.jit(do_not_specialize=["cache_index"])
 def attention_kernel(
     query, key, value, norm, rotation, base, table, strides, limits, partial, partial_max, partial_sum, arrived, out,
-    eps, scale, query_stride, key_stride, cache_index,
+    eps, scale, query_stride, key_stride, table_stride, cache_index,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, QUERIES: tl.constexpr, DIM: tl.constexpr,
     HALF: tl.constexpr, SPLITS: tl.constexpr, CHUNK: tl.constexpr,
-    BLOCK: tl.constexpr, INTERLEAVE: tl.constexpr, CROSS: tl.constexpr,
+    BLOCK: tl.constexpr, INTERLEAVE: tl.constexpr, CROSS: tl.constexpr, STORED: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """Attend from the query heads of one key head to one split of the keys in each program.
@@ -62,9 +62,10 @@ def attention_kernel(
     near = rows < GROUP
     # Addresses, limits and older keys do not change during a step: only the projections have to be waited for.
     # All offsets are multiples of 16 elements, so that 16 bytes can be read at once.
-    offset = batch * tl.multiple_of(tl.load(strides), 16) + head * tl.multiple_of(tl.load(strides + 1), 16)
-    keys = base + (tl.multiple_of(tl.load(table + 2 * cache_index), 16) + offset)
-    values = base + (tl.multiple_of(tl.load(table + 2 * cache_index + 1), 16) + offset)
+    offset = head * tl.multiple_of(tl.load(strides + batch), 16)
+    entry = table + batch * table_stride + 2 * cache_index
+    keys = base + (tl.multiple_of(tl.load(entry), 16) + offset)
+    values = base + (tl.multiple_of(tl.load(entry + 1), 16) + offset)
     if CROSS:
         begin = tl.load(limits + 2 * batch)
         end = tl.load(limits + 2 * batch + 1)
@@ -79,7 +80,7 @@ def attention_kernel(
     active = (end - begin + blocks * BLOCK - 1) // (blocks * BLOCK)
     if split >= active:
         return
-    if not CROSS:  # mostly the only block; the new row is not in it yet and is inserted below
+    if not (CROSS or STORED):  # mostly the only block; the new row is not in it yet and is inserted below
         key_first, key_second, block_values = load_block(keys, values, start, stop, HALF, DIM, BLOCK)
     gdc_wait(PDL)
 
@@ -95,16 +96,17 @@ def attention_kernel(
         sin = tl.load(rotation + batch * DIM + HALF + half)
         first = (q1 * cos[None, :] - q2 * sin[None, :]).to(element)
         second = (q2 * cos[None, :] + q1 * sin[None, :]).to(element)
-        own = batch * key_stride + head * DIM
-        k1 = tl.load(key + own + half).to(tl.float32)
-        k2 = tl.load(key + own + HALF + half).to(tl.float32)
-        new_first = (k1 * cos - k2 * sin).to(element)
-        new_second = (k2 * cos + k1 * sin).to(element)
-        new_value = tl.load(value + own + whole)
-        if start <= position and position < stop:  # this split holds the new row: write it into the cache
-            tl.store(keys + position * DIM + half, new_first)
-            tl.store(keys + position * DIM + HALF + half, new_second)
-            tl.store(values + position * DIM + whole, new_value)
+        if not STORED:
+            own = batch * key_stride + head * DIM
+            k1 = tl.load(key + own + half).to(tl.float32)
+            k2 = tl.load(key + own + HALF + half).to(tl.float32)
+            new_first = (k1 * cos - k2 * sin).to(element)
+            new_second = (k2 * cos + k1 * sin).to(element)
+            new_value = tl.load(value + own + whole)
+            if start <= position and position < stop:  # this split holds the new row: write it into the cache
+                tl.store(keys + position * DIM + half, new_first)
+                tl.store(keys + position * DIM + HALF + half, new_second)
+                tl.store(values + position * DIM + whole, new_value)
 
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -112,7 +114,7 @@ def attention_kernel(
     for block in range(start, stop, BLOCK):
         tokens = block + tl.arange(0, BLOCK)
         live = tokens < stop
-        if CROSS:  # several blocks: the compiler pipelines loads at the start of an iteration
+        if CROSS or STORED:  # several blocks: the compiler pipelines loads at the start of an iteration
             key_first, key_second, block_values = load_block(keys, values, block, stop, HALF, DIM, BLOCK)
         else:
             fresh = (tokens == position)[:, None]
@@ -128,7 +130,7 @@ def attention_kernel(
         total = total * shrink + tl.sum(weights, axis=1)
         sums = tl.dot(weights.to(element), block_values, sums * shrink[:, None], input_precision="ieee")
         largest = higher
-        if not CROSS:
+        if not (CROSS or STORED):
             key_first, key_second, block_values = load_block(keys, values, block + BLOCK, stop, HALF, DIM, BLOCK)
     HEADS: tl.constexpr = KV_HEADS * GROUP
     if active == 1:  # nothing to combine
@@ -170,30 +172,65 @@ def attention_kernel(
         tl.store(counter, 0)
 
 
-class Addresses:
-    """The layers' keys and values as device memory: offsets from ``base`` and two strides, in elements.
+@triton.jit(do_not_specialize=["cache_index"])
+def store_kernel(
+    key, value, rotation, base, table, strides, positions, key_stride, table_stride, cache_index,
+    DIM: tl.constexpr, HALF: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Write one row's rotated key and its value into its cache, for one key head in each program."""
+    head = tl.program_id(0)
+    batch = tl.program_id(1)
+    half = tl.arange(0, HALF)
+    whole = tl.arange(0, DIM)
+    entry = table + batch * table_stride + 2 * cache_index
+    offset = head * tl.load(strides + batch) + tl.load(positions + batch) * DIM
+    keys = base + (tl.load(entry) + offset)
+    values = base + (tl.load(entry + 1) + offset)
+    cos = tl.load(rotation + batch * DIM + half)
+    sin = tl.load(rotation + batch * DIM + HALF + half)
+    gdc_wait(PDL)
+    own = batch * key_stride + head * DIM
+    first = tl.load(key + own + half).to(tl.float32)
+    second = tl.load(key + own + HALF + half).to(tl.float32)
+    element = key.dtype.element_ty
+    tl.store(keys + half, (first * cos - second * sin).to(element))
+    tl.store(keys + HALF + half, (second * cos + first * sin).to(element))
+    tl.store(values + whole, tl.load(value + own + whole))
 
-    Refilled in stream order when tensors move: kernels launched earlier still see the old addresses.
+
+class Addresses:
+    """The rows' keys and values in device memory: offsets from ``base`` and a stride between heads, in elements.
+
+    ``table`` is [rows, layers, 2], ``strides`` [rows]. Rows may share memory that a step only reads. Changed in stream
+    order: kernels launched earlier still see the old addresses.
     """
 
-    def __init__(self, layers: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, rows: int, layers: int, dtype: torch.dtype, device: torch.device) -> None:
         self.base = torch.zeros(16, dtype=dtype, device=device)
-        self.table = torch.zeros(layers, 2, dtype=torch.int64, device=device)
-        self.strides = torch.zeros(2, dtype=torch.int64, device=device)
+        self.table = torch.zeros(rows, layers, 2, dtype=torch.int64, device=device)
+        self.strides = torch.zeros(rows, dtype=torch.int64, device=device)
 
-    def fill(self, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """Point to one pair of tensors [batch, kv_heads, tokens, head_dim] a layer, all of the same layout."""
+    def set(self, rows: int | slice, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        """Point one row or several to a pair of tensors [1, kv_heads, tokens, head_dim] for each layer.
+
+        All tensors have the same layout.
+        """
         origin, size = self.base.data_ptr(), self.base.element_size()
         offsets = [[(t.data_ptr() - origin) // size for t in pair] for pair in zip(keys, values, strict=True)]
-        strides = [keys[0].stride(0), keys[0].stride(1)]
-        assert all(t.stride() == keys[0].stride() for t in (*keys, *values))
-        assert keys[0].stride(2) == keys[0].shape[3]
-        assert all(number % 16 == 0 for row in (*offsets, strides) for number in row)
-        self.table.copy_(staged(offsets, self.table))
-        self.strides.copy_(staged(strides, self.strides))
+        stride = keys[0].stride(1)
+        assert all(t.stride()[1:] == (stride, t.shape[3], 1) for t in (*keys, *values))
+        assert all(number % 16 == 0 for pair in offsets for number in pair)
+        assert stride % 16 == 0
+        self.table[rows].copy_(staged(offsets, self.table))
+        self.strides[rows].copy_(staged(stride, self.strides))
+
+    def move(self, source: int, target: int) -> None:
+        """Point row ``target`` to where row ``source`` does."""
+        self.table[target].copy_(self.table[source])
+        self.strides[target].copy_(self.strides[source])
 
 
-def staged(values: Sequence[object], like: Tensor) -> Tensor:
+def staged(values: object, like: Tensor) -> Tensor:
     """Return a tensor of ``like``'s dtype and device, copied from pinned memory so that the host need not wait."""
     source = torch.tensor(values, dtype=like.dtype)
     return source.pin_memory().to(like.device, non_blocking=True) if like.is_cuda else source
@@ -229,6 +266,7 @@ def decode_attention(
     key: Tensor | None = None,
     value: Tensor | None = None,
     rotation: Tensor | None = None,
+    stored: bool = False,
     norm: Tensor | None = None,
     eps: float = 0.0,
     out_interleave: int = 1,
@@ -238,7 +276,8 @@ def decode_attention(
     """Write the attention of the new rows to out [B, heads * dim]; see the top of this file.
 
     Self-attention takes ``query`` [B, heads * dim], ``key`` and ``value`` [B, kv_heads * dim] before the ``rotation``
-    float32 [B, 2, dim / 2] (cosines and sines), and writes key and value into the cache at the row's position.
+    float32 [B, 2, dim / 2] (cosines and sines), and writes key and value into the cache at the row's position. Rows of
+    one conversation in the same launch would miss each other's keys: ``store_rows`` first, then ``stored``.
     Cross-attention takes ``query`` before its ``norm``. Rows may have any stride, keys the same as values.
     """
     heads = out.shape[1] // dim
@@ -255,7 +294,27 @@ def decode_attention(
         rotation if rotation is not None else query,
         addresses.base, addresses.table, addresses.strides, limits,
         scratch.sums, scratch.largest, scratch.total, scratch.arrived, out, eps, LOG2_E * dim**-0.5,
-        query.stride(0), key.stride(0), cache_index,
+        query.stride(0), key.stride(0), addresses.table.stride(0), cache_index,
         kv_heads, group, max(16, queries), queries, dim, dim // 2, scratch.splits, min(scratch.splits, 16), block,
-        out_interleave, rotation is None, device=device, warps=warps,
+        out_interleave, rotation is None, stored, device=device, warps=warps,
+    )  # fmt: skip
+
+
+def store_rows(
+    key: Tensor,
+    value: Tensor,
+    rotation: Tensor,
+    addresses: Addresses,
+    positions: Tensor,
+    *,
+    cache_index: int,
+    kv_heads: int,
+    dim: int,
+) -> None:
+    """Write new rows' key, rotated, and value [B, kv_heads * dim] into their caches at ``positions`` int32 [B]."""
+    assert key.stride(0) == value.stride(0)
+    launch(
+        store_kernel, (kv_heads, key.shape[0]), key, value, rotation, addresses.base, addresses.table,
+        addresses.strides, positions, key.stride(0), addresses.table.stride(0), cache_index, dim, dim // 2,
+        device=key.device, warps=1,
     )  # fmt: skip

@@ -1,74 +1,87 @@
-"""A step of a batch's slots as kernels against the network's own attention: what each slot holds, and no more."""
+"""A batch stepped by our kernels, as on a GPU: in Triton's interpreter, with eager steps in place of captured ones."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.triton_here import DEVICE, apart  # isort: skip  (first: it prepares Triton)
+from tests.triton_here import DEVICE  # isort: skip  (first: it prepares Triton)
 
-from mllama_cli.engine.batch.cache import SlotCache
-from mllama_cli.engine.batch.slot_graphs import StepShape
-from mllama_cli.engine.batch.slot_step import SlotStep
-from mllama_cli.model.mllama import MllamaForConditionalGeneration
-from tests.checkpoints import config_dict, random_network
+from mllama_cli.core.conversation import Conversation
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.batch import admission, captured_prompts, captured_slots, scheduler
+from mllama_cli.engine.batch.captured_prompts import CapturedPromptReader
+from mllama_cli.engine.batch.captured_slots import CapturedSlots
+from mllama_cli.engine.batch.request import BatchRequest
+from mllama_cli.engine.batch.run import run_batch
+from mllama_cli.engine.engine import load
+from tests.checkpoints import config_dict, make_checkpoint
+from tests.engine.conftest import picture
+from tests.engine.test_batch_refill import by_key
 
-SLOTS, HELD = 4, [(90, 40), (3, 0), (9, 12), (17, 7)]
-"""Positions of each slot, and vision tokens that it sees. The third is released, so that the last one moves into it."""
+pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="tests/gpu does this with captured graphs")
 
 
-@pytest.fixture(autouse=True)
-def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+class Eager:
+    """In place of a captured graph."""
+
+    def __init__(self, run: Callable[[], Tensor | None]) -> None:
+        self.run, self.result = run, run()
+
+    def replay(self) -> None:
+        again = self.run()
+        if self.result is not None and again is not None:
+            self.result.copy_(again)
+
+
+def eager(run: Callable[[], Any], *_: object) -> tuple[Eager, Any]:
+    made = Eager(run)
+    return made, made.result
+
+
+@pytest.fixture
+def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mllama_cli.kernels.cuda.attention.TARGET_PROGRAMS", 16)  # the interpreter runs them one by one
+    for module in (captured_slots, captured_prompts):
+        monkeypatch.setattr(module, "capture", eager)
+        monkeypatch.setattr(module, "batch_stream", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(
+        scheduler, "make_slots", lambda model, count: (CapturedSlots(model, count), CapturedPromptReader(model))
+    )
+    monkeypatch.setitem(scheduler.STEPS_AHEAD, "cpu", 1)
+    monkeypatch.setitem(admission.PREFETCH, "cpu", 2)
 
 
-def filled(network: MllamaForConditionalGeneration, held: list[tuple[int, int]]) -> SlotCache:
-    config = network.language_model.config
-    cache = SlotCache(config, SLOTS, dtype=torch.float32, device=DEVICE)
-    cache.reserve(100)
-    for tensor in (*cache.keys, *cache.values):
-        tensor.copy_(torch.randn(tensor.shape))
-    for slot, (length, seen) in enumerate(held):
-        layers = [
-            tuple(torch.randn(1, config.num_key_value_heads, 40, config.head_dim).to(DEVICE) for _ in range(2))
-            for _ in cache.cross_keys
-        ]
-        cache.put(slot, length, layers, 0, seen)  # type: ignore[arg-type]
-    cache.release(2)
-    return cache
-
-
-def eager_step(network: MllamaForConditionalGeneration, cache: SlotCache, ids: Tensor) -> Tensor:
-    """Logits of the busy slots by torch's operations, as engine/batch/slots.py has them without our kernels."""
-    model, positions = network.language_model, cache.lengths[: cache.busy, None]
-    mask = (torch.arange(cache.max_len + 1, device=DEVICE) <= positions)[:, None, None]
-    hidden = model.run(ids, model.context(positions, cache, mask), *cache.seen())
-    logits: Tensor = network.lm_head(hidden[:, 0])
-    return logits
-
-
-@pytest.mark.parametrize("held", [HELD, [(length, 0) for length, _ in HELD]], ids=["pictures", "text"])
-@torch.inference_mode()
-def test_logits_and_caches_are_those_of_the_network(held: list[tuple[int, int]]) -> None:
-    torch.manual_seed(0)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = {"num_hidden_layers": 3, "cross_attention_layers": [1], "intermediate_size": 64}
     text |= {"hidden_size": 128, "num_attention_heads": 4}  # heads of 32: the least that a GPU's matrix units take
-    network = random_network(config_dict(text=text), seed=5)
-    assert isinstance(network, MllamaForConditionalGeneration)
-    network = network.to(DEVICE)
-    cache = filled(network, held)
-    shape = StepShape.of(cache)
-    assert shape == StepShape(4, any(seen for _, seen in held))
-    step = SlotStep(network, cache, shape.rows, with_images=shape.with_images)
-    stored = (*cache.keys, *cache.values)
-    for number in (5, 8):
-        ids = torch.tensor([[number], [number + 1], [number + 2], [0]], device=DEVICE)
-        before = [tensor.clone() for tensor in stored]
-        expected = eager_step(network, cache, ids[:3])
-        written = [tensor.clone() for tensor in stored]
-        for tensor, old in zip(stored, before, strict=True):
-            tensor.copy_(old)
-        logits = step.run(ids)
-        assert apart(logits[:3], expected) < 1e-5
-        for ours, theirs in zip(stored, written, strict=True):
-            assert apart(ours[:3], theirs[:3]) < 1e-6, "the slots in use hold the new row and nothing else"
-        cache.advance()
+    return make_checkpoint(tmp_path_factory.mktemp("models") / "tiny", config_dict(text=text), seed=3)
+
+
+def requests_for(processor: Callable[[Conversation], Any]) -> list[BatchRequest]:
+    red, blue = picture("red"), picture("blue", (120, 40))
+    conversations = [
+        (Conversation.ask("Hi"), 4),
+        (Conversation.ask("?", (red,)), 2),
+        (Conversation.ask("", (red, blue)), 3),
+        (Conversation.ask("", (red,)), 2),
+    ]
+    return [
+        BatchRequest(key, processor(asked), sampling=Sampling(max_tokens=most, temperature=key % 2, seed=key))
+        for key, (asked, most) in enumerate(conversations)
+    ]
+
+
+@pytest.mark.parametrize("slots", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_answers_are_those_of_the_network_itself(folder: Path, slots: int, request: pytest.FixtureRequest) -> None:
+    engine = load(folder, device="cpu", dtype="float32", vision=True)
+    requests = requests_for(engine.processor)
+    expected = by_key(run_batch(engine.model, requests, slots=slots))
+    assert len(set(expected.values())) == len(expected)
+    request.getfixturevalue("_as_on_a_gpu")
+    assert by_key(run_batch(engine.model, requests, slots=slots)) == expected

@@ -81,10 +81,12 @@ def test_steps_give_the_networks_logits(sees: bool, packed: dict[str, int] | Non
     best, step = Argmax(1, text.vocab_size, DEVICE), DecodeStep(net, state, with_images=sees)
     ours = caches[1]
     ours.keys, ours.values = align(ours.keys, state.self_attn.base), align(ours.values, state.self_attn.base)
-    state.self_attn.fill(ours.keys, ours.values)
+    for row in range(len(ours.lengths)):
+        state.self_attn.set(row, *([t[row : row + 1] for t in tensors] for tensors in (ours.keys, ours.values)))
     if cross is not None:
         pairs = [align([layer[which] for layer in cross.layers], state.cross_attn.base) for which in (0, 1)]
-        state.cross_attn.fill(*pairs)
+        for row in range(len(ours.lengths)):
+            state.cross_attn.set(row, *([t[row : row + 1] for t in tensors] for tensors in pairs))
         seen = segments(spans, cross.image_tokens[0], len(prompt), len(prompt) + 1)[0]
         state.ranges.copy_(torch.tensor([[seen.key_start, seen.key_end]]))
     state.logits.copy_(logits)

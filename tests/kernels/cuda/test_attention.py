@@ -19,7 +19,8 @@ FREQUENCIES = inverse_frequencies(DIM, 5e5, RopeScaling()).to(DEVICE)
 def caches(batch: int, kv_heads: int, addresses: Addresses) -> tuple[list[Tensor], list[Tensor]]:
     shape = (batch, kv_heads, CAPACITY, DIM)
     keys, values = ([aligned(torch.randn(shape, device=DEVICE), addresses.base) for _ in range(2)] for _ in range(2))
-    addresses.fill(keys, values)
+    for row in range(batch):
+        addresses.set(row, [k[row : row + 1] for k in keys], [v[row : row + 1] for v in values])
     return keys, values
 
 
@@ -29,7 +30,7 @@ def caches(batch: int, kv_heads: int, addresses: Addresses) -> tuple[list[Tensor
 def test_self_attention_over_old_keys_and_the_new_one(heads: int, kv_heads: int, positions: list[int]) -> None:
     torch.manual_seed(0)
     batch = len(positions)
-    addresses = Addresses(2, torch.float32, DEVICE)
+    addresses = Addresses(batch, 2, torch.float32, DEVICE)
     keys, values = caches(batch, kv_heads, addresses)
     before = keys[1].clone(), values[1].clone()
     position_tensor = torch.tensor(positions, dtype=torch.int32, device=DEVICE)
@@ -65,7 +66,7 @@ def test_self_attention_over_old_keys_and_the_new_one(heads: int, kv_heads: int,
 def test_cross_attention_over_a_range_of_vision_tokens(ranges: list[tuple[int, int]]) -> None:
     torch.manual_seed(1)
     heads, kv_heads, batch = 8, 2, len(ranges)
-    addresses = Addresses(2, torch.float32, DEVICE)
+    addresses = Addresses(batch, 2, torch.float32, DEVICE)
     keys, values = caches(batch, kv_heads, addresses)
     query, norm = torch.randn(batch, heads * DIM, device=DEVICE), torch.randn(DIM, device=DEVICE)
     out = torch.full_like(query, torch.nan)

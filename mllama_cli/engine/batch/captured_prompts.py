@@ -1,0 +1,103 @@
+"""Read short prompts by captured graphs, in which each token is a row of its own."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mllama_cli.engine.batch.prefill import Prompt, PromptReader
+from mllama_cli.engine.batch.slot_step import SlotStep
+from mllama_cli.engine.batch.slots import SlotCaches
+from mllama_cli.engine.cuda.capture import capture
+from mllama_cli.engine.cuda.step import State
+from mllama_cli.engine.device import batch_stream
+from mllama_cli.engine.model import LoadedModel
+from mllama_cli.engine.vision import ImageCache
+from mllama_cli.kernels.cuda.attention import staged
+from mllama_cli.kernels.ops import upload
+from mllama_cli.model.visibility import segments
+
+GRAPH_TOKENS = (16, 32, 64)
+"""Rows of a graph. More tokens are read faster by the network's own operations: here each row reads its caches."""
+
+
+class CapturedPromptReader(PromptReader):
+    """Read up to 64 new tokens of one or several prompts by replaying a graph, which takes the host no time."""
+
+    @torch.inference_mode()
+    def __init__(self, model: LoadedModel) -> None:
+        super().__init__(model)
+        rows, device = GRAPH_TOKENS[-1], model.device
+        self._state = State(model.network, rows, model.dtype, device)
+        self._sees = torch.zeros(rows, dtype=torch.bool, device=device)
+        self._empty = SlotCaches.empty(model.config.text_config, model.dtype, device)
+        if self._empty.seen:  # also the address of rows whose prompt has no image
+            self._state.cross_attn.set(slice(None), *_split(self._empty.seen))
+        self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor, SlotStep]] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def reads_at_once(self, prompts: Sequence[Prompt]) -> bool:
+        return sum(len(prompt.new) for prompt in prompts) <= GRAPH_TOKENS[-1]
+
+    @torch.inference_mode()
+    def read_together(self, prompts: Sequence[Prompt], images: ImageCache) -> Tensor:
+        if not self.reads_at_once(prompts):
+            return super().read_together(prompts, images)
+        ids: list[int] = []
+        positions: list[int] = []
+        ranges: list[tuple[int, int]] = []
+        ends: list[int] = []
+        state = self._state
+        for prompt in prompts:
+            rows = slice(len(ids), len(ids) + len(prompt.new))
+            state.self_attn.set(rows, prompt.cache.keys, prompt.cache.values)
+            ranges += self._point_to_images(prompt, rows, images)
+            positions += range(prompt.fed, prompt.fed + len(prompt.new))
+            ids += prompt.new
+            ends.append(len(ids) - 1)
+        size = next(size for size in GRAPH_TOKENS if size >= len(ids))
+        spare = size - len(ids)
+        if spare:
+            state.self_attn.set(slice(len(ids), size), self._empty.cache.keys, self._empty.cache.values)
+        with_images = any(end for _, end in ranges)
+        table = [
+            [*ids, *[0] * spare],
+            [*positions, *[0] * spare],
+            *zip(*((start, end or 1) for start, end in ranges), *[(0, 1)] * spare, strict=True),
+            [*(end > 0 for _, end in ranges), *[0] * spare],
+        ]
+        numbers = staged([list(row) for row in table], state.tokens)
+        state.tokens[:size].copy_(numbers[0])
+        state.positions[:size].copy_(numbers[1])
+        state.ranges[:size].copy_(numbers[2:4].T)
+        self._sees[:size].copy_(numbers[4])
+        logits = self._replay(size, with_images)[upload(torch.tensor(ends), self.model.device)]
+        for prompt in prompts:
+            prompt.cache.advance([len(prompt.new)])
+        return logits
+
+    def _point_to_images(self, prompt: Prompt, rows: slice, images: ImageCache) -> list[tuple[int, int]]:
+        """Return the vision tokens that each new token sees, (0, 0) for none."""
+        ranges = [(0, 0)] * len(prompt.new)
+        cross = prompt.cross(images)
+        if cross is None:
+            return ranges
+        self._state.cross_attn.set(rows, *_split(cross.layers))
+        for part in segments(prompt.spans, cross.image_tokens[0], prompt.fed, len(prompt.request.ids)):
+            ranges[part.row_start : part.row_end] = [(part.key_start, part.key_end)] * (part.row_end - part.row_start)
+        return ranges
+
+    def _replay(self, size: int, with_images: bool) -> Tensor:
+        key = (size, with_images)
+        if key not in self._graphs:
+            step = SlotStep(self.model.network, self._state, self._sees, size, with_images=with_images, several=True)
+            graph, logits = capture(step.run, batch_stream(self.model.device, "capture"), self._pool)
+            self._graphs[key] = (graph, logits, step)
+        graph, logits, _ = self._graphs[key]
+        graph.replay()
+        return logits
+
+
+def _split(layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the keys and the values of all layers."""
+    return [keys for keys, _ in layers], [values for _, values in layers]

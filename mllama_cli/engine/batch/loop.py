@@ -1,0 +1,190 @@
+"""Answer requests from any thread: a thread owns the model, and events come to each request's listener."""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mllama_cli.core.errors import ContextLengthError, MllamaError, QueueFullError, ShuttingDownError
+from mllama_cli.core.events import Event
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.batch.capacity import MAX_SLOTS, Memory
+from mllama_cli.engine.batch.request import Request
+from mllama_cli.engine.batch.scheduler import Scheduler
+from mllama_cli.engine.device import make_current
+from mllama_cli.engine.model import LoadedModel
+from mllama_cli.processing.image_processor import ImageTiles
+from mllama_cli.processing.processor import ModelInputs
+
+MAX_QUEUE = 256
+"""Requests that wait for a slot; more are refused."""
+
+Listener = Callable[[Event | MllamaError], None]
+"""Called on the loop's thread with each event; GenerationStats or an error is the last. Must return at once."""
+
+
+@dataclass(frozen=True)
+class LoopStats:
+    """What a loop is doing. Counters only grow."""
+
+    slots: int
+    running: int
+    """Requests in slots."""
+    waiting: int
+    """Requests without a slot, those whose images are encoded or whose prompt is read included."""
+    images_encoded: int = 0
+    image_cache_hits: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens whose keys and values were still there."""
+    cache_bytes: int = 0
+    """Bytes of keys and values in use or kept for reuse."""
+
+
+class Handle(Request):
+    """A submitted request."""
+
+    def __init__(
+        self, inputs: ModelInputs, sampling: Sampling, listener: Listener, tiles: tuple[ImageTiles, ...]
+    ) -> None:
+        super().__init__(inputs, sampling, tiles=tiles)
+        self._listener = listener
+
+    def report(self, event: Event | MllamaError) -> None:
+        if not self.cancelled:
+            self._listener(event)
+
+
+class EngineLoop:
+    """Answer requests on a thread of its own, from ``submit`` until GenerationStats or an error.
+
+    An answer depends on its own request alone: in float32 token for token, in 16 bits up to rounding. The weights must
+    be loaded; those for images are loaded with the first image.
+
+    Args:
+        slots: answers at once; None for as many as are useful.
+        max_context: tokens of a prompt and its answer together.
+        max_queue: requests without a slot; more are refused.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        slots: int | None = None,
+        max_context: int | None = None,
+        max_queue: int = MAX_QUEUE,
+    ) -> None:
+        self.model = model
+        self.max_context = min(max_context or model.max_context, model.max_context)
+        self._max_queue = max_queue
+        self._memory = Memory.of(model, slots or MAX_SLOTS[model.device.type], serves=True)
+        self._new: deque[Handle] = deque()
+        self._cancelled: deque[Handle] = deque()
+        self._stats = LoopStats(self._memory.slots, 0, 0)
+        self._closing = self._stopped = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self, inputs: ModelInputs, sampling: Sampling, listener: Listener, tiles: tuple[ImageTiles, ...] = ()
+    ) -> Handle:
+        """Queue a request; ``tiles`` are those of its images, decoded ahead.
+
+        Raise QueueFullError, ShuttingDownError or, if the request can never fit, ContextLengthError or
+        MemoryShortageError.
+        """
+        self._require_fit(inputs, sampling)
+        handle = Handle(inputs, sampling, listener, tiles)
+        with self._changed:
+            if self._closing:
+                raise _shutting_down()
+            if len(self._new) + self._stats.waiting >= self._max_queue:
+                raise QueueFullError(f"{self._max_queue} requests are waiting already", "Ask again in a moment.")
+            self._new.append(handle)
+            self._changed.notify()
+        return handle
+
+    def cancel(self, handle: Handle) -> None:
+        """Stop a request, wherever it is; its listener hears nothing more. Harmless for one that has ended."""
+        handle.cancelled = True
+        with self._changed:
+            self._cancelled.append(handle)
+            self._changed.notify()
+
+    def stats(self) -> LoopStats:
+        return self._stats
+
+    def close(self, grace: float = 0.0) -> None:
+        """Refuse what has no slot (ShuttingDownError), let running answers end for ``grace`` seconds, then stop."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(grace)
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _require_fit(self, inputs: ModelInputs, sampling: Sampling) -> None:
+        length = len(inputs.ids)
+        if length >= self.max_context:
+            raise ContextLengthError(
+                f"The conversation is {length} tokens long, {length - self.max_context + 1} more than fit with an "
+                f"answer (the context is {self.max_context})",
+                "Shorten the text or start a new conversation.",
+            )
+        budget = min(sampling.max_tokens, self.max_context - length)
+        images = len({image.digest for image in inputs.images}) * self._memory.image_bytes
+        if self._memory.text_bytes(length + budget) + images > self._memory.limit:
+            raise self._memory.shortage(length)
+
+    def _run(self) -> None:
+        make_current(self.model.device)
+        scheduler = Scheduler(self.model, self._memory, max_context=self.max_context)
+        while True:
+            with self._changed:
+                while scheduler.idle and not (self._new or self._cancelled or self._closing):
+                    self._changed.wait()
+                new, self._new = self._new, deque()
+                cancelled, self._cancelled = self._cancelled, deque()
+            for handle in new:
+                scheduler.add(handle)
+            for handle in cancelled:
+                scheduler.cancel(handle)
+            if self._closing:
+                unfinished = scheduler.requests if self._stopped else scheduler.requests[len(scheduler.active) :]
+                for request in unfinished:
+                    scheduler.cancel(request)
+                    request.cancelled = False
+                    request.report(_shutting_down())
+                if scheduler.idle:
+                    return
+            try:
+                scheduler.advance()
+            except Exception as error:
+                self._fail_all(scheduler, error)
+                scheduler = Scheduler(self.model, self._memory, max_context=self.max_context)
+            self._count(scheduler)
+
+    def _fail_all(self, scheduler: Scheduler, error: Exception) -> None:
+        """Report a fault of ours, after which nothing in the scheduler can be relied on."""
+        fault = MllamaError(f"The engine failed: {type(error).__name__}: {error}", "Ask again; please report this.")
+        for request in scheduler.requests:
+            request.report(fault)
+
+    def _count(self, scheduler: Scheduler) -> None:
+        admission = scheduler.admission
+        self._stats = LoopStats(
+            slots=scheduler.most,
+            running=len(scheduler.active),
+            waiting=len(admission.waiting) + len(admission.admitted),
+            images_encoded=admission.images_encoded,
+            image_cache_hits=admission.image_hits,
+            cached_tokens=admission.cached_tokens,
+            cache_bytes=admission.cache_bytes,
+        )
+
+
+def _shutting_down() -> ShuttingDownError:
+    return ShuttingDownError("The server is shutting down", "Ask again when it has started.")

@@ -1,0 +1,91 @@
+"""Read prompts into their caches: one in slices, or several short ones in one pass."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mllama_cli.engine.batch.request import Request
+from mllama_cli.engine.forward import PREFILL_CHUNK, forward
+from mllama_cli.engine.model import LoadedModel
+from mllama_cli.engine.vision import ImageCache
+from mllama_cli.kernels.ops import upload
+from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
+from mllama_cli.model.visibility import ImageSpan
+
+
+class Prompt:
+    """A request's prompt from the first token on that no cache held.
+
+    ``spans`` and ``images`` are those that these tokens see.
+    """
+
+    def __init__(self, request: Request) -> None:
+        assert request.caches is not None
+        self.request, self.cache = request, request.caches.cache
+        visible = visible_images(request)
+        self.spans: list[ImageSpan] = [request.spans[index] for index in visible]
+        self.images = [request.digests[index] for index in visible]
+        self._cross: CrossKVCache | None = None
+
+    @property
+    def fed(self) -> int:
+        """Prompt tokens that are in the cache."""
+        return self.cache.lengths[0]
+
+    @property
+    def new(self) -> tuple[int, ...]:
+        return self.request.ids[self.fed :]
+
+    def encoded(self, images: ImageCache) -> list[list[LayerKV]]:
+        return [images.get(digest) for digest in self.images]
+
+    def cross(self, images: ImageCache) -> CrossKVCache | None:
+        """Return the images' keys and values, joined once."""
+        if self._cross is None:
+            self._cross = CrossKVCache.from_images([self.encoded(images)])
+        return self._cross
+
+    def read(self, model: LoadedModel, images: ImageCache, most: int) -> Tensor | None:
+        """Feed up to ``most`` tokens; return the last one's logits [1, vocab_size] when all are fed."""
+        ids = upload(torch.tensor([self.new[:most]]), model.device)
+        logits = forward(model.network, ids, self.cache, self.cross(images), [self.spans])
+        return logits if self.fed == len(self.request.ids) else None
+
+
+class PromptReader:
+    """Read several prompts in one pass."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.model = model
+
+    def reads_at_once(self, prompts: Sequence[Prompt]) -> bool:
+        """Return whether these take less time together than a slice of a long prompt."""
+        return len(prompts) > 1
+
+    def read_together(self, prompts: Sequence[Prompt], images: ImageCache) -> Tensor:
+        """Feed all of several prompts, padded to the longest; return their last logits [prompts, vocab_size]."""
+        model = self.model
+        kept, new = [prompt.fed for prompt in prompts], [prompt.new for prompt in prompts]
+        longest = max(map(len, new))
+        batch = KVCache(model.config.text_config, len(prompts), dtype=model.dtype, device=model.device)
+        batch.reserve(max(kept) + longest)
+        for row, prompt in enumerate(prompts):
+            batch.copy_from(prompt.cache, 0, prompt.fed, to_row=row)
+        pad = model.config.text_config.pad_token_id
+        ids = upload(torch.tensor([[*each, *[pad] * (longest - len(each))] for each in new]), model.device)
+        cross = CrossKVCache.from_images([prompt.encoded(images) for prompt in prompts])
+        logits = forward(model.network, ids, batch, cross, [prompt.spans for prompt in prompts], list(map(len, new)))
+        for row, prompt in enumerate(prompts):
+            prompt.cache.copy_from(batch, row, len(prompt.request.ids))
+        return logits
+
+
+def visible_images(request: Request) -> list[int]:
+    """Return the indices of the images that the prompt's new tokens see; others are not encoded (again)."""
+    return [index for index, span in enumerate(request.spans) if span.end is None or span.end > request.cached]
+
+
+def fits_together(lengths: Sequence[int], most: int = PREFILL_CHUNK) -> bool:
+    """Return whether prompts of these lengths, padded to the longest, have at most ``most`` tokens."""
+    return len(lengths) * max(lengths, default=0) <= most

@@ -1,0 +1,104 @@
+"""POST /api/generate."""
+
+import asyncio
+import time
+from collections.abc import Container
+from dataclasses import dataclass, replace
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mllama_cli.core.conversation import Conversation, ImagePart
+from mllama_cli.core.text import shown
+from mllama_cli.processing.message_parts import Reader, read_picture, valid_text
+from mllama_cli.processing.processor import ModelInputs
+from mllama_cli.serving.errors import FieldError
+from mllama_cli.serving.json_response import read_object
+from mllama_cli.serving.ollama.fields import Body, Options, read_list, read_options, read_text
+from mllama_cli.serving.ollama.reply import Reply, nothing_asked
+from mllama_cli.serving.service import Service
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What /api/generate is asked. ``context`` has the token ids of earlier turns, without their images."""
+
+    text: str
+    images: tuple[ImagePart, ...]
+    system: str
+    raw: bool
+    context: tuple[int, ...]
+
+
+async def generate(request: Request) -> Response:
+    """Answer one prompt."""
+    start = time.perf_counter()
+    service: Service = request.app.state.service
+    body = await read_object(request)
+    prompt, options = await asyncio.to_thread(parse, body, service.read_image)
+    if options.model:
+        service.names.require(options.model)
+    if not prompt.text:
+        return await nothing_asked(service, options, _response)
+    model = service.engine.model
+    image_token = model.config.image_token_index
+    if prompt.raw:
+        inputs = await service.raw_inputs(prompt.text, prompt.images)
+    else:
+        context = _checked(prompt.context, image_token, model.config.text_config.vocab_size)
+        inputs = await service.inputs(Conversation.ask(prompt.text, prompt.images, prompt.system))
+        tokenizer = model.processor.tokenizer
+        bos = tokenizer.special_ids.get(tokenizer.special_names.get("bos_token", ""))
+        inputs = after(context, inputs, model.eos, bos)
+
+    def context_of(answer: list[int]) -> dict[str, Any]:
+        return {} if prompt.raw else {"context": [id_ for id_ in (*inputs.ids, *answer) if id_ != image_token]}
+
+    sampling = service.sampling(**options.sampling)
+    return await Reply(service, options, inputs, sampling, _response, start, context_of).respond(request)
+
+
+def parse(body: Body, read_image: Reader) -> tuple[Prompt, Options]:
+    """Return the prompt and the options of a request. Raise UsageError, ImageError or DownloadError."""
+    options = read_options(body)
+    if read_text(body, "template"):
+        raise FieldError(
+            "template",
+            "template is not supported: the model's own chat template is used",
+            "Leave it out, or send a finished prompt with raw.",
+        )
+    raw = body.get("raw")
+    if type(raw) not in (bool, type(None)):
+        raise FieldError("raw", f"raw must be true or false, not {shown(raw)}")
+    system, context = valid_text(read_text(body, "system"), "system"), read_list(body, "context")
+    if raw and (system or context):
+        raise FieldError("raw", "raw mode does not support template, system, or context", "Write them into the prompt.")
+    text = valid_text(read_text(body, "prompt"), "prompt")
+    places = [(f"images[{index}]", image) for index, image in enumerate(read_list(body, "images"))]
+    images = tuple(read_picture(image, "images", place, read_image, place) for place, image in places)
+    return Prompt(text, images, system, bool(raw), tuple(context)), options
+
+
+def after(context: tuple[int, ...], inputs: ModelInputs, eos: Container[int], bos: int | None) -> ModelInputs:
+    """Return a prompt that follows the turns in ``context``, whose last answer has lost the token that ended it."""
+    if not context:
+        return inputs
+    end = [id_ for id_ in inputs.ids if id_ in eos][-1:]  # the template ends each turn with it
+    turn = inputs.ids[1:] if inputs.ids[:1] == (bos,) else inputs.ids
+    return replace(inputs, ids=(*context, *([] if context[-1] in eos else end), *turn))
+
+
+def _checked(context: tuple[Any, ...], image_token: int, vocabulary: int) -> tuple[int, ...]:
+    for index, id_ in enumerate(context):
+        if type(id_) is not int or not 0 <= id_ < vocabulary:
+            raise FieldError(
+                "context",
+                f"context[{index}] is not a token of this model: {shown(id_)}",
+                "Send the context of an earlier answer of this server.",
+            )
+    return tuple(id_ for id_ in context if id_ != image_token)
+
+
+def _response(text: str) -> dict[str, Any]:
+    return {"response": text}

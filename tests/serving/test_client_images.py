@@ -1,0 +1,69 @@
+"""How the server reads images: base64 and data: URLs always, public URLs where allowed, files never."""
+
+import base64
+from pathlib import Path
+
+import pytest
+
+from mllama_cli.core.errors import DownloadError, ImageError, UsageError
+from mllama_cli.serving.images import image_reader
+from mllama_cli.serving.settings import ServerSettings
+from tests.processing.server import serving
+
+DATA = Path(__file__).parents[1] / "data"
+PNG, JPEG = ((DATA / name).read_bytes() for name in ("drawing.png", "sideways.jpg"))
+CLOSED, OPEN = image_reader(ServerSettings()), image_reader(ServerSettings(allow_image_urls=True))
+
+
+def encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+@pytest.mark.parametrize("data", [PNG, JPEG])  # the base64 of a JPEG begins with a slash, as a path does
+def test_base64_with_and_without_a_header(data: bytes) -> None:
+    text = encoded(data)
+    for source in (text, f" {text}\n", f"data:image/png;base64,{text}", f"DATA:;base64,{text}", text.rstrip("=")):
+        assert CLOSED(source).data == data
+
+
+@pytest.mark.parametrize("reader", [CLOSED, OPEN])
+@pytest.mark.parametrize(
+    "source",
+    ["", "-", "drawing.png", str(DATA / "drawing.png"), f"file://{DATA}/drawing.png", "~/x.png", "../x.png",
+     "C:\\x.png", "ftp://example.com/x.png", "gopher://x", "\0"],
+)  # fmt: skip
+def test_no_file_and_no_other_scheme_is_opened(reader: object, source: str) -> None:
+    assert callable(reader)
+    with pytest.raises(UsageError, match="does not open files"):
+        reader(source)
+
+
+def test_a_path_object_is_no_way_in_either() -> None:
+    with pytest.raises(UsageError, match="does not open files"):
+        CLOSED(DATA / "drawing.png")
+
+
+def test_urls_are_refused_unless_allowed() -> None:
+    with pytest.raises(UsageError, match="--allow-image-urls"):
+        CLOSED("https://example.com/x.png")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "0.0.0.0", "[::ffff:127.0.0.1]"])
+def test_allowed_urls_never_reach_this_machine(host: str) -> None:
+    with serving(PNG) as server:
+        with pytest.raises((UsageError, DownloadError)):
+            OPEN(f"HTTP://{host}:{server.server_port}/picture.png")
+        assert server.requests == []
+
+
+def test_an_image_over_the_limit_of_a_body_is_refused() -> None:
+    small = image_reader(ServerSettings(max_body=len(PNG) - 1))
+    for source in (encoded(PNG), f"data:image/png;base64,{encoded(PNG)}"):
+        with pytest.raises(ImageError, match="larger than"):
+            small(source)
+
+
+def test_the_downloads_of_a_request_share_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mllama_cli.serving.images.FETCH_SECONDS", 0.0)
+    with pytest.raises(DownloadError, match="not there after 0 s"):
+        image_reader(ServerSettings(allow_image_urls=True))("https://example.com/x.png")

@@ -1,0 +1,62 @@
+"""The weights leave memory when nobody has asked for a while, and come back for the next request."""
+
+import asyncio
+import gc
+import weakref
+
+import httpx
+import pytest
+
+from mllama_cli.core.errors import UsageError
+from mllama_cli.engine.engine import Engine
+from mllama_cli.hub.catalog import built_in
+from mllama_cli.serving.app import create_app
+from mllama_cli.serving.settings import ServerSettings
+
+
+def _open() -> Engine:
+    entry = built_in()
+    return Engine(entry.path, entry.name, device="cpu", dtype="float32")
+
+
+@pytest.mark.anyio
+async def test_weights_leave_and_come_back() -> None:
+    app = create_app(_open(), ServerSettings(keep_alive=0.05, grace=0), reopen=_open)
+    body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost", timeout=60) as client,
+    ):
+        network = weakref.ref(app.state.service.engine.network)
+        first = await client.post("/v1/chat/completions", json=body)
+        for _ in range(1000):
+            await asyncio.sleep(0.02)
+            if network() is None:
+                break
+        assert network() is None, gc.get_referrers(network())
+        assert (await client.get("/health")).json() == {"status": "ok"}
+        again = await client.post("/v1/chat/completions", json=body)
+        assert first.json()["choices"] == again.json()["choices"]
+
+
+def test_it_needs_to_know_how_to_open_the_model_again() -> None:
+    with pytest.raises(UsageError, match="keep_alive"):
+        create_app(_open(), ServerSettings(keep_alive=1))
+
+
+@pytest.mark.anyio
+async def test_ollamas_clients_load_and_unload_the_weights() -> None:
+    app = create_app(_open(), ServerSettings(keep_alive=3600, grace=0), reopen=_open)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost", timeout=60) as client,
+    ):
+
+        async def in_memory() -> int:
+            return len((await client.get("/api/ps")).json()["models"])
+
+        assert await in_memory() == 1
+        unloaded = await client.post("/api/generate", json={"model": "sketch", "keep_alive": 0})
+        assert (unloaded.json()["done_reason"], await in_memory()) == ("unload", 0)
+        loaded = await client.post("/api/chat", json={"model": "sketch", "messages": []})
+        assert (loaded.json()["done_reason"], await in_memory()) == ("load", 1)
