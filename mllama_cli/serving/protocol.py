@@ -1,7 +1,7 @@
 """uvicorn's HTTP protocol with limits on a request's head, which it does not have itself."""
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -9,6 +9,9 @@ MAX_HEAD_BYTES = 64 * 2**10
 """Request line and headers."""
 HEAD_SECONDS = 30.0
 """Time for a client to send them, also after it has connected."""
+LINGER_BYTES = 4 * 2**20
+LINGER_SECONDS = 2.0
+"""How long to read on after an answer to a request that is not complete: closing at once would lose the answer."""
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -17,7 +20,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._in_head, self._head_bytes, self._heads = True, 0, 0
-        self._refused = False
+        self._refused = self._lingers = False
+        self._ignored_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -29,6 +33,11 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._lingers:
+            self._ignored_bytes += len(data)
+            if self._ignored_bytes > LINGER_BYTES:
+                self.transport.close()
+            return
         if self._in_head and self._head_timer is None:  # the next request of a connection that was kept alive
             self._start_timer()
         in_head, heads = self._in_head, self._heads
@@ -46,6 +55,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refuse()
         else:
             super().on_headers_complete()
+            self.cycle.transport = cast(asyncio.Transport, _Lingering(self))
 
     def on_body(self, body: bytes) -> None:
         if not self._refused:
@@ -61,7 +71,16 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             head = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
             self.transport.write(head)
+            self.close_after_answer()
+
+    def close_after_answer(self) -> None:
+        """Close the connection; if the client may still be sending, after it has had time to read the answer."""
+        if self._in_head and not self._refused:
             self.transport.close()
+        elif not self._lingers and not self.transport.is_closing():
+            self._lingers = True
+            self.transport.write_eof()
+            self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def _start_timer(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self._give_up)
@@ -75,3 +94,16 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_timer = None
         if self.cycle is None or self.cycle.response_complete:
             self.transport.close()
+
+
+class _Lingering:
+    """The transport of a request, with another way of closing."""
+
+    def __init__(self, protocol: LimitedProtocol) -> None:
+        self._protocol = protocol
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._protocol.transport, name)
+
+    def close(self) -> None:
+        self._protocol.close_after_answer()
