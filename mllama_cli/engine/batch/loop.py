@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 from mllama_cli.core.errors import ContextLengthError, MllamaError, QueueFullError, ShuttingDownError
@@ -44,7 +44,7 @@ class Handle(Request):
     """A submitted request."""
 
     def __init__(
-        self, inputs: ModelInputs, sampling: Sampling, listener: Listener, tiles: tuple[ImageTiles, ...]
+        self, inputs: ModelInputs, sampling: Sampling, listener: Listener, tiles: tuple[ImageTiles | None, ...]
     ) -> None:
         super().__init__(inputs, sampling, tiles=tiles)
         self._listener = listener
@@ -80,6 +80,7 @@ class EngineLoop:
         self._memory = Memory.of(model, slots or MAX_SLOTS[model.device.type], serves=True)
         self._new: deque[Handle] = deque()
         self._cancelled: deque[Handle] = deque()
+        self._encoded: Container[str] = ()
         self._stats = LoopStats(self._memory.slots, 0, 0)
         self._closing = self._stopped = False
         self._changed = threading.Condition()
@@ -87,9 +88,9 @@ class EngineLoop:
         self._thread.start()
 
     def submit(
-        self, inputs: ModelInputs, sampling: Sampling, listener: Listener, tiles: tuple[ImageTiles, ...] = ()
+        self, inputs: ModelInputs, sampling: Sampling, listener: Listener, tiles: tuple[ImageTiles | None, ...] = ()
     ) -> Handle:
-        """Queue a request; ``tiles`` are those of its images, decoded ahead.
+        """Queue a request; ``tiles`` are those of its images, made ahead, or None for an image that ``has_image``.
 
         Raise QueueFullError, ShuttingDownError or, if the request can never fit, ContextLengthError or
         MemoryShortageError.
@@ -114,6 +115,10 @@ class EngineLoop:
 
     def stats(self) -> LoopStats:
         return self._stats
+
+    def has_image(self, digest: str) -> bool:
+        """Return whether an image is encoded now, so that its tiles need not be made. It may be dropped any time."""
+        return digest in self._encoded
 
     def close(self, grace: float = 0.0) -> None:
         """Refuse what has no slot (ShuttingDownError), let running answers end for ``grace`` seconds, then stop."""
@@ -141,7 +146,7 @@ class EngineLoop:
 
     def _run(self) -> None:
         make_current(self.model.device)
-        scheduler = Scheduler(self.model, self._memory, max_context=self.max_context)
+        scheduler = self._new_scheduler()
         while True:
             with self._changed:
                 while scheduler.idle and not (self._new or self._cancelled or self._closing):
@@ -159,13 +164,19 @@ class EngineLoop:
                     request.cancelled = False
                     request.report(_shutting_down())
                 if scheduler.idle:
+                    self._encoded = ()
                     return
             try:
                 scheduler.advance()
             except Exception as error:
                 self._fail_all(scheduler, error)
-                scheduler = Scheduler(self.model, self._memory, max_context=self.max_context)
+                scheduler = self._new_scheduler()
             self._count(scheduler)
+
+    def _new_scheduler(self) -> Scheduler:
+        scheduler = Scheduler(self.model, self._memory, max_context=self.max_context)
+        self._encoded = scheduler.admission.images
+        return scheduler
 
     def _fail_all(self, scheduler: Scheduler, error: Exception) -> None:
         """Report a fault of ours, after which nothing in the scheduler can be relied on."""

@@ -49,7 +49,7 @@ class Reply:
     sampling: Sampling
     write: Callable[[str], Json]
     start: float
-    context: Callable[[list[int]], Json] = lambda ids: {}
+    context: Callable[[list[int]], Json] | None = None
 
     async def respond(self, request: Request) -> Response:
         """Return the response. Raise ClientDisconnect if the client leaves before its answer is complete."""
@@ -110,7 +110,7 @@ class Reply:
             **self.write(text),
             "done": True,
             "done_reason": FINISH_REASONS[stats.finish_reason],
-            **self.context([token.id for token in tokens]),
+            **(self.context([token.id for token in tokens]) if self.context else {}),
             "total_duration": _nanoseconds(time.perf_counter() - self.start),
             "load_duration": _nanoseconds(stats.load_seconds),
             "prompt_eval_count": stats.prompt_tokens,

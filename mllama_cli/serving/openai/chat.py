@@ -1,6 +1,5 @@
 """POST /v1/chat/completions."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +14,6 @@ from mllama_cli.processing.message_parts import Reader
 from mllama_cli.processing.messages import parse_messages
 from mllama_cli.processing.tokenizer import MllamaTokenizer
 from mllama_cli.serving.errors import FieldError
-from mllama_cli.serving.json_response import read_object
 from mllama_cli.serving.openai.choices import Piece, finite, token_bytes
 from mllama_cli.serving.openai.fields import Body, Options, read_options, read_sampling, read_top_logprobs
 from mllama_cli.serving.openai.stream import Json, Reply
@@ -25,7 +23,7 @@ from mllama_cli.serving.service import Service
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation."""
     service: Service = request.app.state.service
-    conversation, asked, options = await asyncio.to_thread(parse, await read_object(request), service.read_image)
+    conversation, asked, options = await service.read(request, parse)
     if options.model:
         service.names.require(options.model)
     sampling = service.sampling(**asked)
