@@ -176,6 +176,8 @@ class Service:
         if self.settings.keep_alive is not None:
             self._stay()
             await self._unload()
+            if self._loop is None:
+                self.keep_alive = self.settings.keep_alive
 
     @property
     def is_loaded(self) -> bool:

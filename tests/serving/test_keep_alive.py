@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import weakref
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
@@ -60,3 +61,48 @@ async def test_ollamas_clients_load_and_unload_the_weights() -> None:
         assert (unloaded.json()["done_reason"], await in_memory()) == ("unload", 0)
         loaded = await client.post("/api/chat", json={"model": "sketch", "messages": []})
         assert (loaded.json()["done_reason"], await in_memory()) == ("load", 1)
+
+
+@pytest.mark.anyio
+async def test_the_last_requests_keep_alive_counts_until_the_weights_leave() -> None:
+    app = create_app(_open(), ServerSettings(keep_alive=3600, grace=0), reopen=_open)
+    service = app.state.service
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost", timeout=60) as client,
+    ):
+
+        async def ask(keep_alive: object) -> None:
+            options = {"num_predict": 2}
+            body = {"prompt": "Hi", "stream": False, "options": options, "keep_alive": keep_alive}
+            assert (await client.post("/api/generate", json=body)).status_code == 200
+
+        for asked, kept in ((60, 60.0), (None, 60.0), ("-1m", None), ("90s", 90.0)):
+            await ask(asked)
+            assert service.is_loaded
+            assert service.keep_alive == kept
+        (entry,) = (await client.get("/api/ps")).json()["models"]
+        left = datetime.fromisoformat(entry["expires_at"]) - datetime.now(UTC)
+        assert timedelta(0) < left <= timedelta(seconds=90)
+        await ask(0)
+        for _ in range(1000):
+            if not service.is_loaded:
+                break
+            await asyncio.sleep(0.02)
+        assert not service.is_loaded
+        await ask(None)
+        assert service.is_loaded
+        assert service.keep_alive == 3600
+
+
+@pytest.mark.anyio
+async def test_a_server_that_keeps_its_weights_ignores_keep_alive() -> None:
+    app = create_app(_open(), ServerSettings(grace=0))
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost", timeout=60) as client,
+    ):
+        body = {"prompt": "Hi", "stream": False, "options": {"num_predict": 2}, "keep_alive": 0}
+        await client.post("/api/generate", json=body)
+        await asyncio.sleep(0)
+        assert (await client.get("/api/ps")).json()["models"]

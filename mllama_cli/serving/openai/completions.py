@@ -15,7 +15,7 @@ from mllama_cli.processing.processor import ModelInputs
 from mllama_cli.processing.tokenizer import MllamaTokenizer
 from mllama_cli.serving.errors import FieldError
 from mllama_cli.serving.openai.chat import seeded
-from mllama_cli.serving.openai.choices import Piece, finite, token_text
+from mllama_cli.serving.openai.choices import Piece
 from mllama_cli.serving.openai.fields import (
     MAX_CHOICES,
     Body,
@@ -27,6 +27,7 @@ from mllama_cli.serving.openai.fields import (
 )
 from mllama_cli.serving.openai.stream import Json, Reply
 from mllama_cli.serving.service import Service
+from mllama_cli.serving.tokens import finite, token_text
 
 Prompt = str | tuple[int, ...]
 """Text, or the ids of its tokens."""
