@@ -3,7 +3,7 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mllama_cli.core.errors import ContextLengthError, MllamaError, QueueFullError, ShuttingDownError
 from mllama_cli.core.events import Event
@@ -114,7 +114,8 @@ class EngineLoop:
             self._changed.notify()
 
     def stats(self) -> LoopStats:
-        return self._stats
+        with self._changed:
+            return replace(self._stats, waiting=self._stats.waiting + len(self._new))
 
     def has_image(self, digest: str) -> bool:
         """Return whether an image is encoded now, so that its tiles need not be made. It may be dropped any time."""
@@ -151,10 +152,12 @@ class EngineLoop:
             with self._changed:
                 while scheduler.idle and not (self._new or self._cancelled or self._closing):
                     self._changed.wait()
-                new, self._new = self._new, deque()
+                if self._new:
+                    for handle in self._new:
+                        scheduler.add(handle)
+                    self._new.clear()
+                    self._count(scheduler)  # before they are told anything
                 cancelled, self._cancelled = self._cancelled, deque()
-            for handle in new:
-                scheduler.add(handle)
             for handle in cancelled:
                 scheduler.cancel(handle)
             if self._closing:
