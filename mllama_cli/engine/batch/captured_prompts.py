@@ -37,11 +37,11 @@ class CapturedPromptReader(PromptReader):
         self._pool = torch.cuda.graph_pool_handle()
 
     def reads_at_once(self, prompts: Sequence[Prompt]) -> bool:
-        return sum(len(prompt.new) for prompt in prompts) <= GRAPH_TOKENS[-1]
+        return super().reads_at_once(prompts) or _fits(prompts)
 
     @torch.inference_mode()
     def read_together(self, prompts: Sequence[Prompt], images: ImageCache) -> Tensor:
-        if not self.reads_at_once(prompts):
+        if not _fits(prompts):
             return super().read_together(prompts, images)
         ids: list[int] = []
         positions: list[int] = []
@@ -96,6 +96,10 @@ class CapturedPromptReader(PromptReader):
         graph, logits, _ = self._graphs[key]
         graph.replay()
         return logits
+
+
+def _fits(prompts: Sequence[Prompt]) -> bool:
+    return sum(len(prompt.new) for prompt in prompts) <= GRAPH_TOKENS[-1]
 
 
 def _split(layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
