@@ -193,8 +193,8 @@ def test_a_long_common_beginning_is_read_once_and_changes_no_answer(
     expected = {request.key: alone(engine, request) for request in requests}
     read: list[int] = []
     model = type(engine.network.language_model)
-    run = model.run
-    monkeypatch.setattr(model, "run", lambda self, ids, *rest: read.append(ids.numel()) or run(self, ids, *rest))
+    run = model.run_steps
+    monkeypatch.setattr(model, "run_steps", lambda self, ids, *rest: read.append(ids.numel()) or run(self, ids, *rest))
     assert by_key(run_batch(engine.model, requests, slots=2)) == expected
     total = sum(len(request.inputs.ids) for request in requests)
     assert sum(read) < total / 2 + len(requests) * 2 * 9, "the rules were read again for every question"

@@ -36,6 +36,19 @@ class CapturedPromptReader(PromptReader):
         self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor, SlotStep]] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
+    @torch.inference_mode()
+    def prepare(self) -> bool:
+        """Capture a graph that is missing."""
+        keys = [(size, sees) for size in GRAPH_TOKENS for sees in (False, bool(self._empty.seen))]
+        missing = next((key for key in keys if key not in self._graphs), None)
+        if missing is not None:
+            rows = slice(missing[0])
+            self._state.self_attn.set(rows, self._empty.cache.keys, self._empty.cache.values)
+            self._state.positions[rows].zero_()
+            self._state.ranges[rows].copy_(staged([0, 1], self._state.ranges))
+            self._graph(*missing)
+        return missing is not None
+
     def reads_at_once(self, prompts: Sequence[Prompt]) -> bool:
         return super().reads_at_once(prompts) or _fits(prompts)
 
@@ -88,14 +101,17 @@ class CapturedPromptReader(PromptReader):
         return ranges
 
     def _replay(self, size: int, with_images: bool) -> Tensor:
+        graph, logits, _ = self._graph(size, with_images)
+        graph.replay()
+        return logits
+
+    def _graph(self, size: int, with_images: bool) -> tuple[torch.cuda.CUDAGraph, Tensor, SlotStep]:
         key = (size, with_images)
         if key not in self._graphs:
             step = SlotStep(self.model.network, self._state, self._sees, size, with_images=with_images, several=True)
             graph, logits = capture(step.run, batch_stream(self.model.device, "capture"), self._pool)
             self._graphs[key] = (graph, logits, step)
-        graph, logits, _ = self._graphs[key]
-        graph.replay()
-        return logits
+        return self._graphs[key]
 
 
 def _fits(prompts: Sequence[Prompt]) -> bool:

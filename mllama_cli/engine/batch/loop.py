@@ -142,9 +142,10 @@ class EngineLoop:
     def _run(self) -> None:
         make_current(self.model.device)
         scheduler = Scheduler(self.model, self._memory, max_context=self.max_context)
+        preparing = True
         while True:
             with self._changed:
-                while scheduler.idle and not (self._new or self._cancelled or self._closing):
+                while scheduler.idle and not (self._new or self._cancelled or self._closing or preparing):
                     self._changed.wait()
                 new, self._new = self._new, deque()
                 cancelled, self._cancelled = self._cancelled, deque()
@@ -161,7 +162,10 @@ class EngineLoop:
                 if scheduler.idle:
                     return
             try:
-                scheduler.advance()
+                if scheduler.idle:
+                    preparing = scheduler.prepare()
+                else:
+                    scheduler.advance()
             except Exception as error:
                 self._fail_all(scheduler, error)
                 scheduler = Scheduler(self.model, self._memory, max_context=self.max_context)
