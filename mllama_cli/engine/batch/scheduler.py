@@ -77,6 +77,9 @@ class Scheduler:
     def cancel(self, request: Request) -> None:
         """Stop a request, wherever it is, and free what it holds; its listener hears nothing more."""
         request.cancelled = True
+        self._remove(request)
+
+    def _remove(self, request: Request) -> None:
         if request in self.active:
             self._release(self.active.index(request))
         elif request in self.admission.admitted and self._prompt is not None and self._prompt.request is request:
@@ -314,8 +317,7 @@ class Scheduler:
         self._tried_alone = alone
 
     def _give_up(self, request: Request) -> None:
-        self.cancel(request)
-        request.cancelled = False
+        self._remove(request)
         self._failures.append((request, self._memory.shortage(len(request.ids))))
 
     def _report_failures(self) -> None:
