@@ -11,6 +11,8 @@ from mllama_cli.engine.engine import Engine
 from tests.engine.batch.asking import CONVERSATIONS, RED, WIDE, Asked, advance_until, limit_memory, memory_of, run
 from tests.engine.conftest import picture
 
+ASK = Sampling(max_tokens=5)
+
 
 def test_requests_start_in_the_order_of_their_arrival(engine: Engine) -> None:
     started: list[Asked] = []
@@ -108,6 +110,21 @@ def test_what_is_kept_gives_way_to_what_is_asked(engine: Engine) -> None:
     assert len(scheduler.active) == 2
     advance_until(scheduler, idle=True)
     assert all(request.answers_as_alone(engine) for request in later)
+
+
+def test_a_cache_taken_over_from_an_earlier_turn_counts_with_all_its_room(engine: Engine) -> None:
+    scheduler = Scheduler(engine.model, memory_of(engine, 2))
+    generous, modest = Asked(engine, "Hello there", Sampling(max_tokens=1500)), Asked(engine, "Hello there", ASK)
+    scheduler.add(generous)
+    advance_until(scheduler, [generous])
+    scheduler.cancel(generous)
+    kept = scheduler.admission.cache_bytes
+    scheduler.add(modest)
+    scheduler.advance()
+    assert modest.cached > 0
+    assert scheduler.admission.cache_bytes >= kept
+    advance_until(scheduler, idle=True)
+    assert modest.answers_as_alone(engine)
 
 
 def test_what_can_never_fit_is_refused_when_it_is_asked(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
