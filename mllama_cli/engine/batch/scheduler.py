@@ -93,6 +93,9 @@ class Scheduler:
     def cancel(self, request: Request) -> None:
         """Stop a request, wherever it is, and free what it holds; its listener hears nothing more."""
         request.cancelled = True
+        self._remove(request)
+
+    def _remove(self, request: Request) -> None:
         if request in self.active:
             self._release(self.active.index(request))
         elif request in self.admission.admitted and self._prompt is not None and self._prompt.request is request:
@@ -115,7 +118,8 @@ class Scheduler:
 
     def _advance(self) -> None:
         free = self.most - len(self.active)
-        self.admission.admit(free)
+        # With a single slot nothing is prefetched, so that running out of memory can only be due to its request.
+        self.admission.admit(free + (self.admission.prefetches if self.most > 1 else 0))
         worked = self.admission.encode()
         while worked and self._model.device.type == "cuda":  # launches only
             worked = self.admission.encode()
@@ -168,7 +172,7 @@ class Scheduler:
         for prompt in prompts:
             prompt.request.encoded = now
             prompt.request.report(ReadingPrompt(0, len(prompt.new)))
-        if self._reader.reads_at_once(prompts):
+        if self._prompt is not None or self._reader.reads_at_once(prompts):
             self._start(prompts, self._reader.read_together(prompts, self.admission.images))
         else:
             (self._prompt,) = prompts
@@ -312,13 +316,15 @@ class Scheduler:
         A request that fails alone twice gets an error; so does the latest of those that are watched, if there is
         nothing else to free.
         """
+        while self._slots.busy > len(self.active):  # memory ran out while they were admitted
+            self._slots.release(self._slots.busy - 1)
         while self._launched:
             self._read_tokens()
         self._prompt = self._reading = None
-        admission = self.admission
+        admission, held = self.admission, self.admission.cache_bytes
         in_flight = [*self.active, *admission.admitted] or list(admission.waiting)[:1]
         restarted = [request for request in self.active if not request.streams]
-        spare = bool(restarted or admission.admitted or admission.cache_bytes > sum(r.reserved for r in self.active))
+        withdrawn = bool(restarted or admission.admitted)
         for request in restarted:
             self._release(self.active.index(request))
         admission.withdraw(restarted)
@@ -329,15 +335,14 @@ class Scheduler:
         alone = in_flight[0] if len(in_flight) == 1 else None
         if alone is not None and alone is self._tried_alone:
             self._give_up(alone)
-        elif alone is None and not spare:
+        elif alone is None and not withdrawn and admission.cache_bytes == held:
             self._give_up(max(self.active, key=lambda request: request.submitted))
         elif len(in_flight) > 1:
             self.most = max(1, min(self.most, len(in_flight)) * 3 // 4)
         self._tried_alone = alone
 
     def _give_up(self, request: Request) -> None:
-        self.cancel(request)
-        request.cancelled = False
+        self._remove(request)
         self._failures.append((request, self._memory.shortage(len(request.ids))))
 
     def _report_failures(self) -> None:
