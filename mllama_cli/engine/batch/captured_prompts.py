@@ -31,8 +31,6 @@ class CapturedPromptReader(PromptReader):
         self._state = State(model.network, rows, model.dtype, device)
         self._sees = torch.zeros(rows, dtype=torch.bool, device=device)
         self._empty = SlotCaches.empty(model.config.text_config, model.dtype, device)
-        if self._empty.seen:  # also the address of rows whose prompt has no image
-            self._state.cross_attn.set(slice(None), *_split(self._empty.seen))
         self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor, SlotStep]] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -43,7 +41,7 @@ class CapturedPromptReader(PromptReader):
         missing = next((key for key in keys if key not in self._graphs), None)
         if missing is not None:
             rows = slice(missing[0])
-            self._state.self_attn.set(rows, self._empty.cache.keys, self._empty.cache.values)
+            self._clear(rows)
             self._state.positions[rows].zero_()
             self._state.ranges[rows].copy_(staged([0, 1], self._state.ranges))
             self._graph(*missing)
@@ -71,7 +69,7 @@ class CapturedPromptReader(PromptReader):
         size = next(size for size in GRAPH_TOKENS if size >= len(ids))
         spare = size - len(ids)
         if spare:
-            state.self_attn.set(slice(len(ids), size), self._empty.cache.keys, self._empty.cache.values)
+            self._clear(slice(len(ids), size))
         with_images = any(end for _, end in ranges)
         table = [
             [*ids, *[0] * spare],
@@ -94,11 +92,21 @@ class CapturedPromptReader(PromptReader):
         ranges = [(0, 0)] * len(prompt.new)
         cross = prompt.cross(images)
         if cross is None:
+            self._clear_cross(rows)
             return ranges
         self._state.cross_attn.set(rows, *_split(cross.layers))
         for part in segments(prompt.spans, cross.image_tokens[0], prompt.fed, len(prompt.request.ids)):
             ranges[part.row_start : part.row_end] = [(part.key_start, part.key_end)] * (part.row_end - part.row_start)
         return ranges
+
+    def _clear(self, rows: slice) -> None:
+        """Let rows read and write memory that is always there."""
+        self._state.self_attn.set(rows, self._empty.cache.keys, self._empty.cache.values)
+        self._clear_cross(rows)
+
+    def _clear_cross(self, rows: slice) -> None:
+        if self._empty.seen:
+            self._state.cross_attn.set(rows, *_split(self._empty.seen))
 
     def _replay(self, size: int, with_images: bool) -> Tensor:
         graph, logits, _ = self._graph(size, with_images)

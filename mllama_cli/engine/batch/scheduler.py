@@ -25,11 +25,14 @@ from mllama_cli.kernels.sdpa import has_decode_attention
 MIN_PREFILL_BATCH = 4
 """Requests to wait for before a prefill on a GPU interrupts the steps of others, if nobody watches them."""
 
-SLICE_TOKENS = {"cpu": 64, "cuda": 256}
+SLICE_TOKENS = {"cpu": 64, "cuda": 128}
 """Prompt tokens between two steps of answers that somebody watches, or as many layers of more tokens as take as long.
 
 Whole chunks keep a GPU busier, and cost the host less, than short ones would.
 """
+
+MAX_LAUNCHED_IMAGES = 2
+"""Images that a GPU encodes or will encode while somebody watches answers: enough to keep it busy."""
 
 STEPS_AHEAD = {"cpu": 0, "cuda": 1}
 """Steps launched before the tokens of the step before are read, so that a GPU never waits for the host."""
@@ -93,7 +96,8 @@ class Scheduler:
     def cancel(self, request: Request) -> None:
         """Stop a request, wherever it is, and free what it holds; its listener hears nothing more."""
         request.cancelled = True
-        self._remove(request)
+        with self._on_stream():
+            self._remove(request)
 
     def _remove(self, request: Request) -> None:
         if request in self.active:
@@ -113,16 +117,19 @@ class Scheduler:
                 raise
             out_of_memory = True
         if out_of_memory:  # not in the handler, where the traceback still holds tensors
-            self._retreat()
+            with self._on_stream():
+                self._retreat()
         self._report_failures()
 
     def _advance(self) -> None:
         free = self.most - len(self.active)
         # With a single slot nothing is prefetched, so that running out of memory can only be due to its request.
         self.admission.admit(free + (self.admission.prefetches if self.most > 1 else 0))
-        worked = self.admission.encode()
-        while worked and self._model.device.type == "cuda":  # launches only
-            worked = self.admission.encode()
+        # On a GPU this only launches. What the host launches too far ahead, it has to wait for.
+        most = MAX_LAUNCHED_IMAGES if self._watched() else MAX_PREFILL_BATCH
+        while self.admission.images.launched < most and self.admission.encode():
+            if self._model.device.type == "cpu":
+                break
         stepped = self._step() if not self._prefill_first(free) else False
         while len(self._launched) > (STEPS_AHEAD[self._model.device.type] if stepped else 0):
             self._read_tokens()
