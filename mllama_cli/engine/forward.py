@@ -12,6 +12,7 @@ from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.sampling import ChosenToken, Sampler
 from mllama_cli.kernels.ops import upload
 from mllama_cli.model.cache import CrossKVCache, KVCache
+from mllama_cli.model.layers import result_of
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.model.text import MllamaForCausalLM
 from mllama_cli.model.visibility import CrossView, ImageSpan
@@ -25,7 +26,6 @@ A GPU with enough memory takes more (engine/weights/memory.py).
 """
 
 
-@torch.inference_mode()
 def forward(
     network: Network,
     ids: Tensor,
@@ -38,11 +38,24 @@ def forward(
 
     Of each conversation's L ids the first ``counts`` are real (default: all); the rest is padding.
     """
+    return result_of(forward_steps(network, ids, cache, cross, spans, counts))
+
+
+@torch.inference_mode()
+def forward_steps(
+    network: Network,
+    ids: Tensor,
+    cache: KVCache,
+    cross: CrossKVCache | None,
+    spans: Sequence[Sequence[ImageSpan]],
+    counts: Sequence[int] | None = None,
+) -> Generator[None, None, Tensor]:
+    """Do as ``forward`` does, and yield after each layer. Other work must leave ``cache`` alone meanwhile."""
     batch, length = ids.shape
     view = None
     if cross is not None:
         view = CrossView.build(spans, cross.image_tokens, cache.lengths, length, ids.device)
-    hidden = network.language_model(ids, cache, cross, view)
+    hidden = yield from network.language_model.steps(ids, cache, cross, view)
     cache.advance(counts if counts is not None else [length] * batch)
     if counts is None:
         last = hidden[:, -1]

@@ -1,6 +1,6 @@
 """Encode images to the keys and values that the cross-attention layers read, each image once."""
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -87,9 +87,17 @@ class ImageCache:
         self._encoded: OrderedDict[str, list[LayerKV]] = OrderedDict()
         self._stream: torch.cuda.Stream | None = None
         self._done: dict[str, torch.cuda.Event] = {}
+        self._under_way: deque[torch.cuda.Event] = deque()
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._encoded
+
+    @property
+    def launched(self) -> int:
+        """The number of images that a GPU is encoding or has still to encode."""
+        while self._under_way and self._under_way[0].query():
+            self._under_way.popleft()
+        return len(self._under_way)
 
     def ready(self, digest: str) -> bool:
         """Return whether the device has encoded this image."""
@@ -128,6 +136,7 @@ class ImageCache:
             if stream is not None:
                 self._done[image.digest] = event = torch.cuda.Event()
                 event.record(stream)
+                self._under_way.append(event)
 
     def trim(self, kept: Collection[str] = ()) -> None:
         """Drop the least recently used images, down to the limit, but none of ``kept``."""

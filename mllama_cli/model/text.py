@@ -1,5 +1,6 @@
 """The language model: Llama self-attention layers with gated cross-attention layers between them."""
 
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from mllama_cli.model.layers import (
     MllamaTextMLP,
     MllamaTextRMSNorm,
     heads,
+    result_of,
 )
 from mllama_cli.model.rope import inverse_frequencies, rotation
 from mllama_cli.model.visibility import CrossView
@@ -177,6 +179,12 @@ class MllamaTextModel(nn.Module):
         cache (in training) nothing is kept. Without a ``view`` the cross-attention layers are skipped, as the model
         does for text alone.
         """
+        return result_of(self.steps(input_ids, cache, cross, view))
+
+    def steps(
+        self, input_ids: Tensor, cache: KVCache | None, cross: CrossCache | None, view: CrossView | None
+    ) -> Generator[None, None, Tensor]:
+        """Do as ``forward`` does, and yield after each layer. Other work must leave ``cache`` alone meanwhile."""
         length = input_ids.shape[1]
         device = input_ids.device
         first = cache.lengths[0] if cache is not None and cache.uniform else 0
@@ -186,7 +194,8 @@ class MllamaTextModel(nn.Module):
             positions = positions.expand(len(cache.lengths), -1)
             if not cache.uniform:
                 positions = positions + upload(torch.tensor(cache.lengths), device)[:, None]
-        return self.run(input_ids, self.context(positions, cache, self._mask(cache, positions)), cross, view)
+        context = self.context(positions, cache, self._mask(cache, positions))
+        return (yield from self.run_steps(input_ids, context, cross, view))
 
     def context(self, positions: Tensor, cache: SelfCache | None, mask: Tensor | None) -> SelfAttentionContext:
         """Return the self-attention layers' context for rows at ``positions`` [B or 1, L]."""
@@ -201,12 +210,23 @@ class MllamaTextModel(nn.Module):
         view: CrossView | None = None,
     ) -> Tensor:
         """Do as ``forward`` with the caller's positions and mask, such as those of short texts packed into one row."""
+        return result_of(self.run_steps(input_ids, context, cross, view))
+
+    def run_steps(
+        self,
+        input_ids: Tensor,
+        context: SelfAttentionContext,
+        cross: CrossCache | None = None,
+        view: CrossView | None = None,
+    ) -> Generator[None, None, Tensor]:
+        """Do as ``run`` does, and yield after each layer."""
         x = self.embed_tokens(input_ids).to(self.norm.weight.dtype)  # on a CPU, matrices may be stored in another
         for layer in self.layers:
             if not isinstance(layer, MllamaCrossAttentionDecoderLayer):
                 x = layer(x, context)
             elif view is not None and cross is not None:
                 x = layer(x, cross, view)
+            yield
         result: Tensor = self.norm(x)
         return result
 

@@ -149,8 +149,8 @@ def test_a_long_prompt_in_chunks_equals_one_in_one_piece(engine: Engine, monkeyp
     )
     fed: list[int] = []
     model = type(engine.network.language_model)
-    run = model.run
-    monkeypatch.setattr(model, "run", lambda self, ids, *rest: fed.append(ids.shape[1]) or run(self, ids, *rest))
+    run = model.run_steps
+    monkeypatch.setattr(model, "run_steps", lambda self, ids, *rest: fed.append(ids.shape[1]) or run(self, ids, *rest))
     whole = ids_of(engine.stream(conversation, GREEDY))
     length = len(engine.processor(conversation).ids)
     assert [width for width in fed if width > 1] == [length]

@@ -50,9 +50,9 @@ class Admission:
         self._active, self._failures = active, failures
         self._encoding: tuple[Request, Iterator[None]] | None = None
 
-    def admit(self, free: int) -> None:
-        """Admit requests for ``free`` slots and those to prefetch, as far as memory allows."""
-        while self.waiting and len(self.admitted) < free + self.prefetches:
+    def admit(self, most: int) -> None:
+        """Admit requests until there are ``most``, as far as memory allows."""
+        while self.waiting and len(self.admitted) < most:
             request = self.waiting[0]
             try:
                 if not self._reserve(request):
@@ -61,8 +61,6 @@ class Admission:
                 self.waiting.popleft()
                 self._failures.append((request, error))
                 continue
-            self.waiting.popleft()
-            self.admitted.append(request)
             for note in request.inputs.notes:
                 request.report(Notice(note))
         self.images.trim(self._images_in_use())
@@ -80,7 +78,7 @@ class Admission:
                 self._encoding = None
         except MllamaError as error:
             self._encoding = None
-            self.admitted.remove(request)
+            self.remove(request)
             self._failures.append((request, error))
         return True
 
@@ -100,11 +98,12 @@ class Admission:
         return not self._missing(request)
 
     def remove(self, request: Request) -> None:
-        """Take out a request, wherever it is."""
+        """Take out a request, wherever it is, with its caches."""
         if request in self.waiting:
             self.waiting.remove(request)
         if request in self.admitted:
             self.admitted.remove(request)
+            request.caches = None
         if self._encoding is not None and self._encoding[0] is request:
             self._encoding = None
 
@@ -136,7 +135,7 @@ class Admission:
         return reserved + self.prefixes.nbytes + self.images.nbytes
 
     def _reserve(self, request: Request) -> bool:
-        """Give a request its cache if there is memory for all that it may need; return whether there was.
+        """Admit the first request if there is memory for all that it may need; return whether there was.
 
         Raise MemoryShortageError if there can never be, or ContextLengthError.
         """
@@ -165,9 +164,10 @@ class Admission:
                 break  # the estimate is a cautious one, and nothing is lost if memory runs out
             self.prefixes.remove(held)
             held, request.cached = None, 0
-        request.caches = SlotCaches(self._cache_for(request, held, length))
-        request.reserved = self._memory.text_bytes(length)
+        self.admitted.append(self.waiting.popleft())  # before memory can run out: then it goes back
         request.answer = answer
+        request.caches = SlotCaches(self._cache_for(request, held, length))
+        request.reserved = max(self._memory.text_bytes(length), request.caches.cache.nbytes)
         return True
 
     def _fits(self, request: Request, length: int) -> bool:

@@ -31,17 +31,28 @@ class CapturedPromptReader(PromptReader):
         self._state = State(model.network, rows, model.dtype, device)
         self._sees = torch.zeros(rows, dtype=torch.bool, device=device)
         self._empty = SlotCaches.empty(model.config.text_config, model.dtype, device)
-        if self._empty.seen:  # also the address of rows whose prompt has no image
-            self._state.cross_attn.set(slice(None), *_split(self._empty.seen))
         self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor, SlotStep]] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
+    @torch.inference_mode()
+    def prepare(self) -> bool:
+        """Capture a graph that is missing."""
+        keys = [(size, sees) for size in GRAPH_TOKENS for sees in (False, bool(self._empty.seen))]
+        missing = next((key for key in keys if key not in self._graphs), None)
+        if missing is not None:
+            rows = slice(missing[0])
+            self._clear(rows)
+            self._state.positions[rows].zero_()
+            self._state.ranges[rows].copy_(staged([0, 1], self._state.ranges))
+            self._graph(*missing)
+        return missing is not None
+
     def reads_at_once(self, prompts: Sequence[Prompt]) -> bool:
-        return sum(len(prompt.new) for prompt in prompts) <= GRAPH_TOKENS[-1]
+        return super().reads_at_once(prompts) or _fits(prompts)
 
     @torch.inference_mode()
     def read_together(self, prompts: Sequence[Prompt], images: ImageCache) -> Tensor:
-        if not self.reads_at_once(prompts):
+        if not _fits(prompts):
             return super().read_together(prompts, images)
         ids: list[int] = []
         positions: list[int] = []
@@ -58,7 +69,7 @@ class CapturedPromptReader(PromptReader):
         size = next(size for size in GRAPH_TOKENS if size >= len(ids))
         spare = size - len(ids)
         if spare:
-            state.self_attn.set(slice(len(ids), size), self._empty.cache.keys, self._empty.cache.values)
+            self._clear(slice(len(ids), size))
         with_images = any(end for _, end in ranges)
         table = [
             [*ids, *[0] * spare],
@@ -81,21 +92,38 @@ class CapturedPromptReader(PromptReader):
         ranges = [(0, 0)] * len(prompt.new)
         cross = prompt.cross(images)
         if cross is None:
+            self._clear_cross(rows)
             return ranges
         self._state.cross_attn.set(rows, *_split(cross.layers))
         for part in segments(prompt.spans, cross.image_tokens[0], prompt.fed, len(prompt.request.ids)):
             ranges[part.row_start : part.row_end] = [(part.key_start, part.key_end)] * (part.row_end - part.row_start)
         return ranges
 
+    def _clear(self, rows: slice) -> None:
+        """Let rows read and write memory that is always there."""
+        self._state.self_attn.set(rows, self._empty.cache.keys, self._empty.cache.values)
+        self._clear_cross(rows)
+
+    def _clear_cross(self, rows: slice) -> None:
+        if self._empty.seen:
+            self._state.cross_attn.set(rows, *_split(self._empty.seen))
+
     def _replay(self, size: int, with_images: bool) -> Tensor:
+        graph, logits, _ = self._graph(size, with_images)
+        graph.replay()
+        return logits
+
+    def _graph(self, size: int, with_images: bool) -> tuple[torch.cuda.CUDAGraph, Tensor, SlotStep]:
         key = (size, with_images)
         if key not in self._graphs:
             step = SlotStep(self.model.network, self._state, self._sees, size, with_images=with_images, several=True)
             graph, logits = capture(step.run, batch_stream(self.model.device, "capture"), self._pool)
             self._graphs[key] = (graph, logits, step)
-        graph, logits, _ = self._graphs[key]
-        graph.replay()
-        return logits
+        return self._graphs[key]
+
+
+def _fits(prompts: Sequence[Prompt]) -> bool:
+    return sum(len(prompt.new) for prompt in prompts) <= GRAPH_TOKENS[-1]
 
 
 def _split(layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:

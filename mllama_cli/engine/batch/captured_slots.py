@@ -66,6 +66,16 @@ class CapturedSlots(Slots):
     def moved(self, slot: int) -> None:
         self._point(slot, self.caches[slot])
 
+    @torch.inference_mode()
+    def prepare(self) -> bool:
+        """Capture a graph that is missing."""
+        sizes = dict.fromkeys(min(size, self.count) for size in GRAPH_BATCH_SIZES)
+        shapes = [StepShape(rows, sees) for rows in sizes for sees in (False, bool(self._empty.seen))]
+        missing = next((shape for shape in shapes if shape not in self._graphs), None)
+        if missing is not None:
+            self._graphs[missing] = self._capture(missing)
+        return missing is not None
+
     def _forward(self) -> Tensor:
         shape = self._shape()
         if shape not in self._graphs:

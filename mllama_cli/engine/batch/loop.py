@@ -81,7 +81,8 @@ class EngineLoop:
         self._new: deque[Handle] = deque()
         self._cancelled: deque[Handle] = deque()
         self._encoded: Container[str] = ()
-        self._stats = LoopStats(self._memory.slots, 0, 0)
+        self._stats = self._before = LoopStats(self._memory.slots, 0, 0)
+        """``_before`` has the counters of schedulers that failed."""
         self._closing = self._stopped = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -148,29 +149,31 @@ class EngineLoop:
     def _run(self) -> None:
         make_current(self.model.device)
         scheduler = self._new_scheduler()
+        preparing = True
         while True:
             with self._changed:
-                while scheduler.idle and not (self._new or self._cancelled or self._closing):
+                while scheduler.idle and not (self._new or self._cancelled or self._closing or preparing):
                     self._changed.wait()
-                if self._new:
-                    for handle in self._new:
-                        scheduler.add(handle)
-                    self._new.clear()
-                    self._count(scheduler)  # before they are told anything
+                for handle in self._new:
+                    scheduler.add(handle)
+                self._new.clear()
                 cancelled, self._cancelled = self._cancelled, deque()
+                self._count(scheduler)  # so that nobody finds the queue empty before these have slots
             for handle in cancelled:
                 scheduler.cancel(handle)
             if self._closing:
                 unfinished = scheduler.requests if self._stopped else scheduler.requests[len(scheduler.active) :]
                 for request in unfinished:
-                    scheduler.cancel(request)
-                    request.cancelled = False
                     request.report(_shutting_down())
+                    scheduler.cancel(request)
                 if scheduler.idle:
                     self._encoded = ()
                     return
             try:
-                scheduler.advance()
+                if scheduler.idle:
+                    preparing = scheduler.prepare()
+                else:
+                    scheduler.advance()
             except Exception as error:
                 self._fail_all(scheduler, error)
                 scheduler = self._new_scheduler()
@@ -186,6 +189,9 @@ class EngineLoop:
         fault = MllamaError(f"The engine failed: {type(error).__name__}: {error}", "Ask again; please report this.")
         for request in scheduler.requests:
             request.report(fault)
+            request.reset()
+            scheduler.admission.remove(request)
+        self._before = self._stats
 
     def _count(self, scheduler: Scheduler) -> None:
         admission = scheduler.admission
@@ -193,9 +199,9 @@ class EngineLoop:
             slots=scheduler.most,
             running=len(scheduler.active),
             waiting=len(admission.waiting) + len(admission.admitted),
-            images_encoded=admission.images_encoded,
-            image_cache_hits=admission.image_hits,
-            cached_tokens=admission.cached_tokens,
+            images_encoded=self._before.images_encoded + admission.images_encoded,
+            image_cache_hits=self._before.image_cache_hits + admission.image_hits,
+            cached_tokens=self._before.cached_tokens + admission.cached_tokens,
             cache_bytes=admission.cache_bytes,
         )
 

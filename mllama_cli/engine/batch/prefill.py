@@ -1,12 +1,12 @@
 """Read prompts into their caches: one in slices, or several short ones in one pass."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor
 
 from mllama_cli.engine.batch.request import Request
-from mllama_cli.engine.forward import PREFILL_CHUNK, forward
+from mllama_cli.engine.forward import PREFILL_CHUNK, forward, forward_steps
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.vision import ImageCache
 from mllama_cli.kernels.ops import upload
@@ -46,11 +46,26 @@ class Prompt:
             self._cross = CrossKVCache.from_images([self.encoded(images)])
         return self._cross
 
-    def read(self, model: LoadedModel, images: ImageCache, most: int) -> Tensor | None:
-        """Feed up to ``most`` tokens; return the last one's logits [1, vocab_size] when all are fed."""
-        ids = upload(torch.tensor([self.new[:most]]), model.device)
-        logits = forward(model.network, ids, self.cache, self.cross(images), [self.spans])
-        return logits if self.fed == len(self.request.ids) else None
+    def read(self, model: LoadedModel, images: ImageCache, chunk: int) -> Generator[int, None, Tensor]:
+        """Feed up to ``chunk`` tokens at a time, yielding their number after each layer; return the last logits."""
+        while True:
+            ids = self.new[:chunk]
+            fed = upload(torch.tensor([ids]), model.device)
+            layers = forward_steps(model.network, fed, self.cache, self.cross(images), [self.spans])
+            logits: Tensor = yield from _each(layers, len(ids))
+            if not self.new:
+                return logits
+
+
+def _each(steps: Generator[None, None, Tensor], value: int) -> Generator[int, None, Tensor]:
+    """Yield ``value`` for each step."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: Tensor = end.value
+            return result
+        yield value
 
 
 class PromptReader:
@@ -58,6 +73,10 @@ class PromptReader:
 
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
+
+    def prepare(self) -> bool:
+        """Do a part of what later prompts would have to do first; return whether there was any."""
+        return False
 
     def reads_at_once(self, prompts: Sequence[Prompt]) -> bool:
         """Return whether these take less time together than a slice of a long prompt."""

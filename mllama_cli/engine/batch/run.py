@@ -57,21 +57,24 @@ def run_batch(
         on_slots(most)
     scheduler.add(_Request(model, first, replies))
     more = True
-    while more or not scheduler.idle:
-        while more and scheduler.room and not replies:
-            following = next(source, _END)
-            if following is None:
-                break
-            if isinstance(following, BatchRequest):
-                scheduler.add(_Request(model, following, replies))
-            else:
-                more = False
-        scheduler.advance()
-        if scheduler.most != most and on_slots is not None:
-            on_slots(scheduler.most)
-        most = scheduler.most
-        while replies:
-            yield replies.popleft()
+    try:
+        while more or not scheduler.idle:
+            while more and scheduler.room and not replies:
+                following = next(source, _END)
+                if following is None:
+                    break
+                if isinstance(following, BatchRequest):
+                    scheduler.add(_Request(model, following, replies))
+                else:
+                    more = False
+            scheduler.advance()
+            if scheduler.most != most and on_slots is not None:
+                on_slots(scheduler.most)
+            most = scheduler.most
+            while replies:
+                yield replies.popleft()
+    finally:  # free memory at once: an image that is being encoded refers to what holds it
+        scheduler.admission.withdraw()
 
 
 _END = object()

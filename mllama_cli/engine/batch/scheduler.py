@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Generator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -16,6 +17,7 @@ from mllama_cli.engine.batch.prefix_cache import CachedText
 from mllama_cli.engine.batch.request import Request
 from mllama_cli.engine.batch.slots import Slots
 from mllama_cli.engine.device import batch_stream, is_out_of_memory, make_current
+from mllama_cli.engine.forward import PREFILL_CHUNK
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.sampling import ChosenToken, PendingTokens
 from mllama_cli.kernels.sdpa import has_decode_attention
@@ -23,8 +25,14 @@ from mllama_cli.kernels.sdpa import has_decode_attention
 MIN_PREFILL_BATCH = 4
 """Requests to wait for before a prefill on a GPU interrupts the steps of others, if nobody watches them."""
 
-SLICE_TOKENS = 512
-"""Prompt tokens between two steps of answers that somebody watches."""
+SLICE_TOKENS = {"cpu": 64, "cuda": 128}
+"""Prompt tokens between two steps of answers that somebody watches, or as many layers of more tokens as take as long.
+
+Whole chunks keep a GPU busier, and cost the host less, than short ones would.
+"""
+
+MAX_LAUNCHED_IMAGES = 2
+"""Images that a GPU encodes or will encode while somebody watches answers: enough to keep it busy."""
 
 STEPS_AHEAD = {"cpu": 0, "cuda": 1}
 """Steps launched before the tokens of the step before are read, so that a GPU never waits for the host."""
@@ -49,7 +57,8 @@ class Scheduler:
         self._launched: deque[tuple[list[Request], PendingTokens]] = deque()
         """Tokens that are not read yet, in order of launch."""
         self._prompt: Prompt | None = None
-        """A long prompt that is read in slices."""
+        """A long prompt that is read between steps."""
+        self._reading: Generator[int, None, Tensor] | None = None
         self._prompt_turn = True
         self._tried_alone: Request | None = None
         self._stream: torch.cuda.Stream | None = None
@@ -74,13 +83,27 @@ class Scheduler:
     def add(self, request: Request) -> None:
         self.admission.waiting.append(request)
 
+    def prepare(self) -> bool:
+        """Do a part of what later requests would have to wait for; return whether there was any."""
+        try:
+            with self._on_stream():
+                return self._slots.prepare() or self._reader.prepare()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        return False
+
     def cancel(self, request: Request) -> None:
         """Stop a request, wherever it is, and free what it holds; its listener hears nothing more."""
         request.cancelled = True
+        with self._on_stream():
+            self._remove(request)
+
+    def _remove(self, request: Request) -> None:
         if request in self.active:
             self._release(self.active.index(request))
         elif request in self.admission.admitted and self._prompt is not None and self._prompt.request is request:
-            self._prompt = None
+            self._prompt = self._reading = None
         self.admission.remove(request)
 
     def advance(self) -> None:
@@ -94,15 +117,19 @@ class Scheduler:
                 raise
             out_of_memory = True
         if out_of_memory:  # not in the handler, where the traceback still holds tensors
-            self._retreat()
+            with self._on_stream():
+                self._retreat()
         self._report_failures()
 
     def _advance(self) -> None:
         free = self.most - len(self.active)
-        self.admission.admit(free)
-        worked = self.admission.encode()
-        while worked and self._model.device.type == "cuda":  # launches only
-            worked = self.admission.encode()
+        # With a single slot nothing is prefetched, so that running out of memory can only be due to its request.
+        self.admission.admit(free + (self.admission.prefetches if self.most > 1 else 0))
+        # On a GPU this only launches. What the host launches too far ahead, it has to wait for.
+        most = MAX_LAUNCHED_IMAGES if self._watched() else MAX_PREFILL_BATCH
+        while self.admission.images.launched < most and self.admission.encode():
+            if self._model.device.type == "cpu":
+                break
         stepped = self._step() if not self._prefill_first(free) else False
         while len(self._launched) > (STEPS_AHEAD[self._model.device.type] if stepped else 0):
             self._read_tokens()
@@ -140,26 +167,29 @@ class Scheduler:
 
     def _prefill(self) -> None:
         """Read prompts for free slots: a slice of a long one, or all of several short ones, in turn."""
-        slice_tokens = SLICE_TOKENS if self._watched() else self._model.prefill_chunk
         self._prompt_turn = not self._prompt_turn
-        if self._prompt is not None and (self._prompt_turn or not self._ready(slice_tokens)):
-            self._read_slice(slice_tokens)
+        most = 2 * SLICE_TOKENS[self._model.device.type] if self._watched() else PREFILL_CHUNK
+        if self._prompt is not None and (self._prompt_turn or not self._ready(most)):
+            self._read_slice(self._prompt)
             return
-        prompts = self._ready(slice_tokens)
+        prompts = self._ready(most)
         if not prompts:
             return
         now = time.perf_counter()
         for prompt in prompts:
             prompt.request.encoded = now
             prompt.request.report(ReadingPrompt(0, len(prompt.new)))
-        if self._reader.reads_at_once(prompts):
+        if self._prompt is not None or self._reader.reads_at_once(prompts):
             self._start(prompts, self._reader.read_together(prompts, self.admission.images))
         else:
             (self._prompt,) = prompts
-            self._read_slice(slice_tokens)
+            self._reading = self._prompt.read(self._model, self.admission.images, self._model.prefill_chunk)
+            self._read_slice(self._prompt)
 
-    def _ready(self, slice_tokens: int) -> list[Prompt]:
+    def _ready(self, tokens: int) -> list[Prompt]:
         """Return the prompts to read next: the first whose images are there, and those that fit into one pass with it.
+
+        A pass of several has up to ``tokens`` tokens.
 
         The first ``_group`` requests need not be there, as the device waits for their images.
         """
@@ -180,22 +210,28 @@ class Scheduler:
             if not prompts:
                 self.admission.reuse(request)
             prompt = Prompt(request)
-            if prompts and not fits_together([len(other.new) for other in (*prompts, prompt)], slice_tokens):
+            if prompts and not fits_together([len(other.new) for other in (*prompts, prompt)], tokens):
                 break
-            if self._prompt is not None and len(prompt.new) > slice_tokens:
+            if self._prompt is not None and len(prompt.new) > tokens:
                 continue  # one long prompt at a time
             prompts.append(prompt)
         return prompts
 
-    def _read_slice(self, most: int) -> None:
-        prompt = self._prompt
-        assert prompt is not None
-        total = len(prompt.request.ids) - prompt.request.cached
-        logits = prompt.read(self._model, self.admission.images, most)
-        prompt.request.report(ReadingPrompt(prompt.fed - prompt.request.cached, total))
-        if logits is not None:
-            self._prompt = None
-            self._start([prompt], logits)
+    def _read_slice(self, prompt: Prompt) -> None:
+        """Read a chunk of a prompt or, if somebody watches other answers, some layers of it."""
+        assert self._reading is not None
+        tokens, before = 0, prompt.fed
+        most = SLICE_TOKENS[self._model.device.type] * self._model.config.text_config.num_hidden_layers
+        while prompt.fed == before and not (self._watched() and tokens >= most):
+            try:
+                tokens += next(self._reading)
+            except StopIteration as end:
+                self._prompt = self._reading = None
+                self._start([prompt], end.value)
+                break
+        if prompt.fed > before:
+            done = prompt.fed - prompt.request.cached
+            prompt.request.report(ReadingPrompt(done, len(prompt.request.ids) - prompt.request.cached))
 
     def _start(self, prompts: list[Prompt], logits: Tensor) -> None:
         """Give prompts that are read their slots, and choose their first tokens."""
@@ -289,13 +325,15 @@ class Scheduler:
         A request that fails alone twice gets an error; so does the latest of those that are watched, if there is
         nothing else to free.
         """
+        while self._slots.busy > len(self.active):  # memory ran out while they were admitted
+            self._slots.release(self._slots.busy - 1)
         while self._launched:
             self._read_tokens()
-        self._prompt = None
-        admission = self.admission
+        self._prompt = self._reading = None
+        admission, held = self.admission, self.admission.cache_bytes
         in_flight = [*self.active, *admission.admitted] or list(admission.waiting)[:1]
         restarted = [request for request in self.active if not request.streams]
-        spare = bool(restarted or admission.admitted or admission.cache_bytes > sum(r.reserved for r in self.active))
+        withdrawn = bool(restarted or admission.admitted)
         for request in restarted:
             self._release(self.active.index(request))
         admission.withdraw(restarted)
@@ -306,15 +344,14 @@ class Scheduler:
         alone = in_flight[0] if len(in_flight) == 1 else None
         if alone is not None and alone is self._tried_alone:
             self._give_up(alone)
-        elif alone is None and not spare:
+        elif alone is None and not withdrawn and admission.cache_bytes == held:
             self._give_up(max(self.active, key=lambda request: request.submitted))
         elif len(in_flight) > 1:
             self.most = max(1, min(self.most, len(in_flight)) * 3 // 4)
         self._tried_alone = alone
 
     def _give_up(self, request: Request) -> None:
-        self.cancel(request)
-        request.cancelled = False
+        self._remove(request)
         self._failures.append((request, self._memory.shortage(len(request.ids))))
 
     def _report_failures(self) -> None:

@@ -109,6 +109,10 @@ class Slots:
         for caches in self.caches:
             caches.cache.advance([1])
 
+    def prepare(self) -> bool:
+        """Do a part of what later steps would have to do first; return whether there was any."""
+        return False
+
     def moved(self, slot: int) -> None:
         """Take note that a slot's self KV cache has other tensors than before."""
 

@@ -19,8 +19,8 @@ from mllama_cli.engine.batch.request import BatchRequest
 from mllama_cli.engine.batch.run import run_batch
 from mllama_cli.engine.engine import load
 from tests.checkpoints import config_dict, make_checkpoint
+from tests.engine.batch.asking import by_key
 from tests.engine.conftest import picture
-from tests.engine.test_batch_refill import by_key
 
 pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="tests/gpu does this with captured graphs")
 

@@ -10,47 +10,13 @@ from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import ContextLengthError, ImageError, MllamaError, UsageError
 from mllama_cli.core.events import Token
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.batch.request import BatchReply, BatchRequest
+from mllama_cli.engine.batch.request import BatchRequest
 from mllama_cli.engine.batch.run import run_batch
 from mllama_cli.engine.engine import Engine, load
 from mllama_cli.engine.vision import VisionEncoder
 from mllama_cli.model.cache import LayerKV
 from tests.checkpoints import make_checkpoint, text_only_config
-from tests.engine.conftest import picture
-
-RED, WIDE, TALL, LARGE = picture(), picture("blue", (300, 60)), picture("green", (50, 160)), picture("red", (200, 220))
-CONVERSATIONS = [
-    Conversation.ask("Hello, what can you do for me today?"),
-    Conversation.ask("What?", (RED,)),
-    Conversation.ask("And what differs between these two, can you tell?", (RED, WIDE)),
-    Conversation.ask("One", (TALL,)).with_assistant("ok").with_user("Two", (LARGE,)),
-    Conversation.ask("", (LARGE,)),
-    Conversation.ask("Hi"),
-    Conversation.ask("A picture, then text alone.", (WIDE,)).with_assistant("Indeed.").with_user("And now?"),
-]
-LENGTHS = (3, 17, 1, 30, 8, 22, 5, 12, 2, 26, 9, 14, 1, 7)
-
-
-def requests_for(engine: Engine) -> list[BatchRequest]:
-    """Each conversation twice, with other lengths of answer."""
-    return [
-        BatchRequest(key, engine.processor(CONVERSATIONS[key % len(CONVERSATIONS)]), sampling=Sampling(max_tokens=most))
-        for key, most in enumerate(LENGTHS)
-    ]
-
-
-def alone(engine: Engine, request: BatchRequest) -> tuple[int, ...]:
-    events = engine.session().stream_inputs(request.inputs, request.sampling)
-    return tuple(event.id for event in events if isinstance(event, Token) and event.id not in engine.model.eos)
-
-
-def by_key(replies: Iterator[BatchReply]) -> dict[object, tuple[int, ...]]:
-    answers = {}
-    for reply in replies:
-        assert reply.error is None, reply.error
-        assert reply.key not in answers
-        answers[reply.key] = reply.ids
-    return answers
+from tests.engine.batch.asking import RED, alone, by_key, requests_for
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 5, 20])
@@ -193,8 +159,8 @@ def test_a_long_common_beginning_is_read_once_and_changes_no_answer(
     expected = {request.key: alone(engine, request) for request in requests}
     read: list[int] = []
     model = type(engine.network.language_model)
-    run = model.run
-    monkeypatch.setattr(model, "run", lambda self, ids, *rest: read.append(ids.numel()) or run(self, ids, *rest))
+    run = model.run_steps
+    monkeypatch.setattr(model, "run_steps", lambda self, ids, *rest: read.append(ids.numel()) or run(self, ids, *rest))
     assert by_key(run_batch(engine.model, requests, slots=2)) == expected
     total = sum(len(request.inputs.ids) for request in requests)
     assert sum(read) < total / 2 + len(requests) * 2 * 9, "the rules were read again for every question"

@@ -14,9 +14,11 @@ from mllama_cli.engine.batch.request import BatchReply, BatchRequest
 from mllama_cli.engine.batch.run import run_batch
 from mllama_cli.engine.batch.slots import Slots
 from mllama_cli.engine.engine import Engine
+from mllama_cli.engine.sampling import PendingTokens
 from mllama_cli.engine.vision import ImageCache
+from mllama_cli.processing.image_processor import ImageTiles
+from tests.engine.batch.asking import alone, by_key, requests_for
 from tests.engine.conftest import picture
-from tests.engine.test_batch_refill import alone, by_key, requests_for
 
 AHEAD = 3
 
@@ -37,16 +39,16 @@ def test_images_are_encoded_before_a_slot_is_free_and_no_further_ahead(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[str] = []
-    original = ImageCache.encode
+    original = ImageCache.encode_steps
 
-    def recorded(self: ImageCache, images: Any) -> None:
-        encoded.extend(images)
-        original(self, images)
+    def recorded(self: ImageCache, image: ImagePart, tiles: ImageTiles | None = None) -> Iterator[int]:
+        encoded.append(image.digest)
+        return original(self, image, tiles)
 
-    monkeypatch.setattr(ImageCache, "encode", recorded)
+    monkeypatch.setattr(ImageCache, "encode_steps", recorded)
     shown = [picture(size=(40 + n, 40)) for n in range(12)]
     requests = [
-        BatchRequest(n, engine.processor(Conversation.ask("What?", (image,))), sampling=Sampling(max_tokens=4))
+        BatchRequest(n, engine.processor(Conversation.ask("What?", (image,))), sampling=Sampling(max_tokens=60))
         for n, image in enumerate(shown)
     ]
     ahead, answers = [], {}
@@ -96,7 +98,9 @@ def test_a_bad_image_fails_only_its_request(engine: Engine, monkeypatch: pytest.
         assert isinstance(replies[request.key].error, ImageError) == hit
 
 
-@pytest.mark.parametrize(("where", "what", "call"), [(ImageCache, "encode", 2), (Slots, "fill", 2), (Slots, "step", 3)])
+@pytest.mark.parametrize(
+    ("where", "what", "call"), [(ImageCache, "encode_steps", 2), (Slots, "admit", 2), (Slots, "step", 3)]
+)
 def test_memory_that_runs_out_costs_no_answer(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, where: type, what: str, call: int
 ) -> None:
@@ -141,10 +145,10 @@ def test_only_the_request_that_outgrows_the_memory_fails(
     huge = BatchRequest("huge", engine.processor(Conversation.ask("x" * 600)), sampling=Sampling(max_tokens=20))
     step = Slots.step
 
-    def limited(self: Slots, tokens: Any) -> torch.Tensor:
-        if self.cache.max_len > len(huge.inputs.ids) + 5:
+    def limited(self: Slots) -> PendingTokens:
+        if any(caches.length > len(huge.inputs.ids) + 5 for caches in self.caches):
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return step(self, tokens)
+        return step(self)
 
     expected = {request.key: alone(engine, request) for request in good}
     monkeypatch.setattr(Slots, "step", limited)
@@ -157,21 +161,22 @@ def test_only_the_request_that_outgrows_the_memory_fails(
 def test_an_image_that_does_not_fit_next_to_an_answer_waits_for_its_end(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, slots: int
 ) -> None:
-    encode, initialise, live = ImageCache.encode, Slots.__init__, []
+    encode, initialise = ImageCache.encode_steps, Slots.__init__
+    live: list[Slots] = []
 
     def recorded(self: Slots, *given: Any) -> None:
         initialise(self, *given)
         live[:] = [self]
 
-    def limited(self: ImageCache, images: Any) -> None:
-        if images and live and live[0].busy:
+    def limited(self: ImageCache, image: ImagePart, tiles: ImageTiles | None = None) -> Iterator[int]:
+        if live and live[0].busy:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        encode(self, images)
+        return encode(self, image, tiles)
 
     requests = requests_for(engine)
     expected = {request.key: alone(engine, request) for request in requests}
     monkeypatch.setattr(Slots, "__init__", recorded)
-    monkeypatch.setattr(ImageCache, "encode", limited)
+    monkeypatch.setattr(ImageCache, "encode_steps", limited)
     assert by_key(run_batch(engine.model, requests, slots=slots)) == expected
 
 
@@ -185,7 +190,7 @@ def test_one_long_answer_keeps_no_slot_idle(engine: Engine, monkeypatch: pytest.
     busy: list[int] = []
     step = Slots.step
     monkeypatch.setattr(engine.model, "eos", frozenset())  # so that all answers have their maximum length
-    monkeypatch.setattr(Slots, "step", lambda self, tokens: busy.append(len(tokens)) or step(self, tokens))
+    monkeypatch.setattr(Slots, "step", lambda self: busy.append(self.busy) or step(self))
     replies = list(run_batch(engine.model, requests, slots=slots))
     assert sorted(len(reply.ids) for reply in replies) == sorted(lengths)
     assert sum(busy) / len(busy) > 0.5 * slots
