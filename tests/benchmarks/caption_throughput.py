@@ -1,8 +1,7 @@
 """Captions per second, side by side: ``python -m tests.benchmarks.caption_throughput``.
 
-The built-in model captions drawings in float32: one by one, in batches that wait for their slowest, in slots that are
-refilled, and by transformers' generate on the same weights. Pictures are decoded and tiled before the clock starts, for
-all alike. Each way runs several times in turn; the best counts, since whatever else runs here only slows down. On a
+The built-in model captions drawings in float32: one by one, in slots that are refilled, and by transformers' generate
+on the same weights. Pictures are decoded and tiled before the clock starts, for all alike. Each way runs several times in turn; the best counts, since whatever else runs here only slows down. On a
 machine that others use too, ``--threads 1`` and the processor time say more than the clock.
 
 The model's own captions are short. The second table gives each answer a length drawn from those of photo captions, 20
@@ -45,8 +44,8 @@ def drawings(engine: Engine, count: int, longest: Sequence[int]) -> list[BatchRe
     return requests
 
 
-def ours(engine: Engine, requests: Sequence[BatchRequest], slots: int, *, refill: bool) -> Answers:
-    return {int(str(reply.key)): reply.ids for reply in run_batch(engine.model, requests, slots=slots, refill=refill)}
+def ours(engine: Engine, requests: Sequence[BatchRequest], slots: int) -> Answers:
+    return {int(str(reply.key)): reply.ids for reply in run_batch(engine.model, requests, slots=slots)}
 
 
 @dataclass
@@ -112,10 +111,9 @@ def measure(ways: dict[str, Callable[[], Answers]], rounds: int) -> dict[str, Re
 
 def compare(engine: Engine, requests: Sequence[BatchRequest], given: argparse.Namespace) -> None:
     """Every way over the same requests; prints a table."""
-    ways: dict[str, Callable[[], Answers]] = {"mllama, one by one": lambda: ours(engine, requests, 1, refill=True)}
+    ways: dict[str, Callable[[], Answers]] = {"mllama, one by one": lambda: ours(engine, requests, 1)}
     for n in given.slots:
-        ways[f"mllama, {n} at once, waiting for the slowest"] = partial(ours, engine, requests, n, refill=False)
-        ways[f"mllama, {n} slots, refilled"] = partial(ours, engine, requests, n, refill=True)
+        ways[f"mllama, {n} slots, refilled"] = partial(ours, engine, requests, n)
     if not given.no_peer:
         peer = Peer(engine)
         for n in (1, *given.slots):

@@ -10,6 +10,8 @@ from mllama_cli.engine.engine import Engine
 from mllama_cli.model.text import MllamaTextModel
 from tests.engine.batch.asking import Asked, advance_until, memory_of
 
+pytestmark = pytest.mark.usefixtures("tokens_read")
+
 LONG = "x" * 1700
 
 
