@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -14,6 +14,8 @@ from mllama_cli.engine.batch.scheduler import Scheduler
 from mllama_cli.engine.engine import Engine
 from mllama_cli.model.text import MllamaTextModel
 from tests.engine.batch.asking import RED, TALL, WIDE, Asked, memory_of, run
+
+pytestmark = pytest.mark.usefixtures("tokens_read")
 
 ASK = Sampling(max_tokens=6)
 
@@ -140,7 +142,7 @@ def conversation(opening: str, turns: Sequence[tuple[str, tuple[ImagePart, ...]]
     return talk
 
 
-@settings(max_examples=60)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(TALKS, st.integers(1, 4), st.sampled_from([1, 2, 8]), st.booleans(), st.data())
 def test_reuse_never_changes_an_answer(
     engine: Engine,
