@@ -343,7 +343,8 @@ class Scheduler:
             self._release(self.active.index(request))
         admission.withdraw(restarted)
         if not self.active:
-            self._slots, self._reader = make_slots(self._model, self._memory.slots)  # captured graphs hold memory too
+            del self._slots, self._reader  # captured graphs hold memory too
+            self._slots, self._reader = make_slots(self._model, self._memory.slots)
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
         alone = in_flight[0] if len(in_flight) == 1 else None

@@ -24,13 +24,13 @@ ASK = Sampling(max_tokens=6)
 def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that grows with the number of ids of each pass that reads prompts."""
     read: list[int] = []
-    forward = MllamaTextModel.forward
+    forward = MllamaTextModel.steps
 
     def counted(self: MllamaTextModel, ids: Tensor, *rest: object) -> Tensor:
         read.append(ids.numel())
         return forward(self, ids, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(MllamaTextModel, "forward", counted)
+    monkeypatch.setattr(MllamaTextModel, "steps", counted)
     return read
 
 
