@@ -1,7 +1,8 @@
 """Captions per second, side by side: ``python -m tests.benchmarks.caption_throughput``.
 
-The built-in model captions drawings in float32: one by one, in slots that are refilled, and by transformers' generate on the same weights. Pictures are decoded and tiled before the clock starts, for
-all alike. Each way runs several times in turn; the best counts, since whatever else runs here only slows down. On a
+The built-in model captions drawings in float32: one by one, in slots that are refilled, and by transformers'
+generate on the same weights. Pictures are decoded and tiled before the clock starts, for all alike. Each way runs
+several times in turn; the best counts, since whatever else runs here only slows down. On a
 machine that others use too, ``--threads 1`` and the processor time say more than the clock.
 
 The model's own captions are short. The second table gives each answer a length drawn from those of photo captions, 20

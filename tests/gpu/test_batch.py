@@ -12,10 +12,13 @@ from mllama_cli.engine.batch.request import BatchRequest
 from mllama_cli.engine.batch.run import run_batch
 from mllama_cli.engine.batch.slots import Slots
 from mllama_cli.engine.engine import Engine, load
+from mllama_cli.engine.sampling import PendingTokens
 from mllama_cli.kernels.sdpa import supports_decode_attention
 from mllama_cli.processing.images import encode_image
 from tests.checkpoints import make_checkpoint
 from tests.drawings import opened
+from tests.engine.batch.asking import tokens_alone
+from tests.engine.batch.loops import PATIENCE, Caller, running, settled
 
 pytestmark = [
     pytest.mark.gpu,
@@ -59,15 +62,35 @@ def test_memory_that_runs_out_costs_no_answer(monkeypatch: pytest.MonkeyPatch) -
     engine = load("sketch", device="cuda", dtype="float32", vision=True)
     expected = answers(engine, 2)
     step = Slots.step
-    calls = []
+    busy = []
 
-    def short(self: Slots, tokens: list[int]) -> torch.Tensor:
-        calls.append(self.count)
-        if self.count > 4 and len(calls) > 5:
+    def short(self: Slots) -> PendingTokens:
+        busy.append(self.busy)
+        if self.busy > 4 and len(busy) > 5:
             torch.empty(2**50, device="cuda")
-        return step(self, tokens)
+        return step(self)
 
     monkeypatch.setattr(Slots, "step", short)
     assert answers(engine, 16) == expected
-    assert max(calls) == 16
-    assert calls[-1] <= 4
+    assert max(busy) > 4
+    assert busy[-1] <= 4
+
+
+def test_callers_of_a_loop_get_what_the_cpu_answers_them_alone() -> None:
+    cpu = load("sketch", device="cpu", dtype="float32", vision=True)
+    gpu = load("sketch", device="cuda", dtype="float32", vision=True)
+    with running(gpu, slots=8) as loop:
+        callers = []
+        for request in requests(gpu):
+            assert request.sampling is not None
+            callers.append(Caller(gpu, loop, request.inputs, request.sampling).submit())
+            if len(callers) % 9 == 5:
+                callers[-1].begun.wait(PATIENCE)
+        callers[17].cancel()
+        for number, caller in enumerate(callers):
+            if number != 17:
+                ours = caller.answer()
+                theirs = tokens_alone(cpu, caller.inputs, caller.sampling)
+                assert [token.id for token in ours] == [token.id for token in theirs]
+        stats = settled(loop)
+    assert stats.images_encoded <= 26

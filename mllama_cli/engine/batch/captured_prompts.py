@@ -45,7 +45,7 @@ class CapturedPromptReader(PromptReader):
             self._state.positions[rows].zero_()
             self._state.ranges[rows].copy_(staged([0, 1], self._state.ranges))
             self._graph(*missing)
-        return missing is not None
+        return missing is not None or super().prepare()
 
     def reads_at_once(self, prompts: Sequence[Prompt]) -> bool:
         return super().reads_at_once(prompts) or _fits(prompts)

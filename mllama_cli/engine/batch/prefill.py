@@ -13,6 +13,8 @@ from mllama_cli.kernels.ops import upload
 from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
 from mllama_cli.model.visibility import ImageSpan
 
+PREPARED_TOKENS = 80
+
 
 class Prompt:
     """A request's prompt from the first token on that no cache held.
@@ -73,10 +75,19 @@ class PromptReader:
 
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
+        self._prepared = model.device.type != "cuda"
 
     def prepare(self) -> bool:
         """Do a part of what later prompts would have to do first; return whether there was any."""
-        return False
+        if self._prepared:
+            return False
+        for counts in ([PREPARED_TOKENS, 5], [PREPARED_TOKENS]):  # builds kernels, if they are new to this machine
+            text, where = self.model.config.text_config, self.model.device
+            cache = KVCache(text, len(counts), dtype=self.model.dtype, device=where)
+            ids = torch.zeros(len(counts), PREPARED_TOKENS, dtype=torch.long, device=where)
+            forward(self.model.network, ids, cache, None, [[]] * len(counts), counts)
+        self._prepared = True
+        return True
 
     def reads_at_once(self, prompts: Sequence[Prompt]) -> bool:
         """Return whether these take less time together than a slice of a long prompt."""

@@ -31,6 +31,12 @@ SLICE_TOKENS = {"cpu": 64, "cuda": 128}
 Whole chunks keep a GPU busier, and cost the host less, than short ones would.
 """
 
+LAYER_TOKENS = {"cpu": 1, "cuda": 400}
+"""A layer counts as at least so many tokens: a GPU computes them while the host launches the layer."""
+
+GROUP_TOKENS = 64
+"""Tokens of several short prompts read together while somebody watches answers: what a captured graph reads."""
+
 MAX_LAUNCHED_IMAGES = 2
 """Images that a GPU encodes or will encode while somebody watches answers: enough to keep it busy."""
 
@@ -168,7 +174,7 @@ class Scheduler:
     def _prefill(self) -> None:
         """Read prompts for free slots: a slice of a long one, or all of several short ones, in turn."""
         self._prompt_turn = not self._prompt_turn
-        most = 2 * SLICE_TOKENS[self._model.device.type] if self._watched() else PREFILL_CHUNK
+        most = GROUP_TOKENS if self._watched() else PREFILL_CHUNK
         if self._prompt is not None and (self._prompt_turn or not self._ready(most)):
             self._read_slice(self._prompt)
             return
@@ -221,10 +227,11 @@ class Scheduler:
         """Read a chunk of a prompt or, if somebody watches other answers, some layers of it."""
         assert self._reading is not None
         tokens, before = 0, prompt.fed
-        most = SLICE_TOKENS[self._model.device.type] * self._model.config.text_config.num_hidden_layers
+        device = self._model.device.type
+        most = SLICE_TOKENS[device] * self._model.config.text_config.num_hidden_layers
         while prompt.fed == before and not (self._watched() and tokens >= most):
             try:
-                tokens += next(self._reading)
+                tokens += max(next(self._reading), LAYER_TOKENS[device])
             except StopIteration as end:
                 self._prompt = self._reading = None
                 self._start([prompt], end.value)
@@ -338,7 +345,8 @@ class Scheduler:
             self._release(self.active.index(request))
         admission.withdraw(restarted)
         if not self.active:
-            self._slots, self._reader = make_slots(self._model, self._memory.slots)  # captured graphs hold memory too
+            del self._slots, self._reader  # captured graphs hold memory too
+            self._slots, self._reader = make_slots(self._model, self._memory.slots)
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
         alone = in_flight[0] if len(in_flight) == 1 else None

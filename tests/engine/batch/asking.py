@@ -1,7 +1,8 @@
 """Requests for batches, what came of them, and what each of them is answered alone."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import pytest
 
@@ -30,6 +31,9 @@ CONVERSATIONS = [
 ]
 LENGTHS = (3, 17, 1, 30, 8, 22, 5, 12, 2, 26, 9, 14, 1, 7)
 
+_KNOWN: "WeakKeyDictionary[Engine, dict[Hashable, list[Token]]]" = WeakKeyDictionary()
+"""Tokens that were answered alone, by prompt, images and sampling."""
+
 MAX_ADVANCES = 20_000
 """More pieces of work than any test here needs: a scheduler that does them all is going round in circles."""
 
@@ -43,8 +47,13 @@ def requests_for(engine: Engine) -> list[BatchRequest]:
 
 
 def tokens_alone(engine: Engine, inputs: ModelInputs, sampling: Sampling | None) -> list[Token]:
-    """Return the tokens that a session reports."""
-    return [event for event in engine.session().stream_inputs(inputs, sampling) if isinstance(event, Token)]
+    """Return the tokens that a new session reports; each prompt is answered once for all tests of a module."""
+    known = _KNOWN.setdefault(engine, {})
+    key = (inputs.ids, tuple(image.digest for image in inputs.images), repr(sampling), engine.model.eos)
+    if key not in known:
+        events = engine.session().stream_inputs(inputs, sampling)
+        known[key] = [event for event in events if isinstance(event, Token)]
+    return known[key]
 
 
 def alone(engine: Engine, request: BatchRequest) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from mllama_cli.core.events import Event, GenerationStats, Token
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch.loop import EngineLoop, Handle, LoopStats
 from mllama_cli.engine.engine import Engine
+from mllama_cli.processing.processor import ModelInputs
 
 PATIENCE = 60.0
 """Seconds after which a test gives up on an event; none takes a tenth of it."""
@@ -20,9 +21,13 @@ PATIENCE = 60.0
 class Caller:
     """Submits one request and keeps its events."""
 
-    def __init__(self, engine: Engine, loop: EngineLoop, asked: Conversation | str, sampling: Sampling) -> None:
-        conversation = Conversation.ask(asked) if isinstance(asked, str) else asked
-        self.inputs, self.sampling = engine.processor(conversation), sampling
+    def __init__(
+        self, engine: Engine, loop: EngineLoop, asked: ModelInputs | Conversation | str, sampling: Sampling
+    ) -> None:
+        if isinstance(asked, str):
+            asked = Conversation.ask(asked)
+        self.inputs = engine.processor(asked) if isinstance(asked, Conversation) else asked
+        self.sampling = sampling
         self.events: list[Event | MllamaError] = []
         self.begun, self.over = threading.Event(), threading.Event()
         self.on_token: Callable[[], object] = lambda: None

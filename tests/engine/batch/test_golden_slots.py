@@ -14,12 +14,13 @@ from mllama_cli.checkpoint.names import canonical
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.batch.prefill import Prompt, read_together
+from mllama_cli.engine.batch.prefill import Prompt, PromptReader
 from mllama_cli.engine.batch.request import Request
 from mllama_cli.engine.batch.slots import SlotCaches, Slots
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.vision import ImageCache
 from mllama_cli.model.cache import KVCache
+from mllama_cli.model.layers import result_of
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.model.visibility import image_spans
 from mllama_cli.processing.image_processor import ImageTiles
@@ -73,8 +74,7 @@ def admit(slots: Slots, prompt: Prompt, images: ImageCache) -> None:
 def read(slots: Slots, images: ImageCache, name: str, shown: str) -> Tensor:
     """Prefill one prompt in slices of seven tokens and give it a slot; return its last logits [1, vocab_size]."""
     prompt = prompt_of(slots.model, images, name, shown)
-    while (logits := prompt.read(slots.model, images, 7)) is None:
-        pass
+    logits = result_of(prompt.read(slots.model, images, 7))
     admit(slots, prompt, images)
     slots.choose(logits, slots.busy - 1)
     return logits
@@ -82,7 +82,7 @@ def read(slots: Slots, images: ImageCache, name: str, shown: str) -> Tensor:
 
 def test_prompts_prefilled_together_have_metas_logits(model: LoadedModel, images: ImageCache) -> None:
     prompts = [prompt_of(model, images, name, name) for name in PROMPTS]
-    logits = read_together(model, prompts, images)
+    logits = PromptReader(model).read_together(prompts, images)
     for row, name in zip(logits, PROMPTS, strict=True):
         assert (row - TENSORS[f"{name}.logits"][-1]).abs().max() < 5e-5, name
     assert [prompt.new for prompt in prompts] == [()] * len(prompts)
@@ -101,7 +101,7 @@ def test_metas_greedy_ids_while_the_neighbours_come_and_go(
     slots = Slots(model, 3)
     if together:
         prompts = [prompt_of(model, images, name, shown) for name, shown in ((PROMPTS[0], PROMPTS[0]), ("g", "c"))]
-        read_rows = read_together(model, prompts, images)
+        read_rows = PromptReader(model).read_together(prompts, images)
         for prompt in prompts:
             admit(slots, prompt, images)
         slots.choose(read_rows)

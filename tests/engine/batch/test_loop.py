@@ -12,6 +12,8 @@ from mllama_cli.engine.engine import Engine
 from tests.engine.batch.asking import CONVERSATIONS, LENGTHS, tokens_alone
 from tests.engine.batch.loops import Caller, running, settled
 
+pytestmark = pytest.mark.usefixtures("tokens_read")
+
 SAMPLINGS = [Sampling(max_tokens=15), Sampling(max_tokens=15, temperature=1.0, seed=6, repetition_penalty=1.1)]
 ORDER = (Notice, EncodingImage, ReadingPrompt, Prefilled, Token, GenerationStats)
 

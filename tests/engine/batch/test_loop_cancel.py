@@ -15,13 +15,15 @@ from tests.engine.batch.asking import CONVERSATIONS, Asked, advance_until, memor
 from tests.engine.batch.loops import Caller, running, settled
 from tests.engine.conftest import picture
 
-MOMENTS = 200
+pytestmark = pytest.mark.usefixtures("tokens_read")
+
+MOMENTS = 100
 
 
 @pytest.fixture
 def _short_slices(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that most prompts are read in several."""
-    monkeypatch.setattr(scheduling, "SLICE_TOKENS", 24)
+    monkeypatch.setitem(scheduling.SLICE_TOKENS, "cpu", 6)
     monkeypatch.setattr(engine.model, "prefill_chunk", 24)
 
 
@@ -38,7 +40,7 @@ def doing(request: Asked, scheduler: Scheduler) -> str:
 
 @pytest.mark.usefixtures("_short_slices")
 def test_cancelled_at_any_moment_it_leaves_nothing_and_changes_no_other_answer(engine: Engine) -> None:
-    """Two hundred times, whatever it is doing then: the others' answers are those of a session."""
+    """A hundred times for each way to read tokens: the others' answers are those of a session."""
     chosen = random.Random(5)
     image = picture("blue", (50, 50))
     scheduler = Scheduler(engine.model, memory_of(engine, 3))

@@ -13,6 +13,8 @@ from mllama_cli.engine.sampling import PendingTokens
 from tests.engine.batch.asking import CONVERSATIONS, tokens_alone
 from tests.engine.batch.loops import Caller, running, settled
 
+pytestmark = pytest.mark.usefixtures("tokens_read")
+
 
 def busy_loop(engine: Engine, most: int) -> tuple[EngineLoop, list[Caller], list[Caller]]:
     """Return a loop with two requests in its slots, at their first tokens, and three in its queue."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -15,6 +15,8 @@ from mllama_cli.engine.engine import Engine
 from mllama_cli.model.text import MllamaTextModel
 from tests.engine.batch.asking import RED, TALL, WIDE, Asked, memory_of, run
 
+pytestmark = pytest.mark.usefixtures("tokens_read")
+
 ASK = Sampling(max_tokens=6)
 
 
@@ -22,13 +24,13 @@ ASK = Sampling(max_tokens=6)
 def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that grows with the number of ids of each pass that reads prompts."""
     read: list[int] = []
-    forward = MllamaTextModel.forward
+    forward = MllamaTextModel.steps
 
     def counted(self: MllamaTextModel, ids: Tensor, *rest: object) -> Tensor:
         read.append(ids.numel())
         return forward(self, ids, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(MllamaTextModel, "forward", counted)
+    monkeypatch.setattr(MllamaTextModel, "steps", counted)
     return read
 
 
@@ -140,7 +142,7 @@ def conversation(opening: str, turns: Sequence[tuple[str, tuple[ImagePart, ...]]
     return talk
 
 
-@settings(max_examples=60)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(TALKS, st.integers(1, 4), st.sampled_from([1, 2, 8]), st.booleans(), st.data())
 def test_reuse_never_changes_an_answer(
     engine: Engine,

@@ -10,6 +10,8 @@ from mllama_cli.engine.engine import Engine
 from mllama_cli.engine.vision import encoded_bytes
 from tests.engine.batch.asking import RED, TALL, WIDE, Asked, advance_until, memory_of, run
 
+pytestmark = pytest.mark.usefixtures("tokens_read")
+
 ASK = Sampling(max_tokens=30)
 
 

@@ -1,5 +1,7 @@
 """A long prompt is read in slices, between which the answers that somebody watches go on."""
 
+from collections.abc import Generator
+
 import pytest
 from torch import Tensor
 
@@ -9,6 +11,8 @@ from mllama_cli.engine.batch.scheduler import SLICE_TOKENS, Scheduler
 from mllama_cli.engine.engine import Engine
 from mllama_cli.model.text import MllamaTextModel
 from tests.engine.batch.asking import Asked, advance_until, memory_of
+
+pytestmark = pytest.mark.usefixtures("tokens_read")
 
 LONG = "x" * 1700
 
@@ -28,15 +32,23 @@ class Watcher(Asked):
 
 @pytest.fixture
 def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list that grows with the number of ids, padding included, of each pass that reads prompts."""
+    """Return a list that grows with the number of ids, padding included, that each layer reads of prompts."""
     read: list[int] = []
-    forward = MllamaTextModel.forward
+    run = MllamaTextModel.run_steps
 
-    def counted(self: MllamaTextModel, ids: Tensor, *rest: object) -> Tensor:
-        read.append(ids.numel())
-        return forward(self, ids, *rest)  # type: ignore[arg-type]
+    def counted(self: MllamaTextModel, ids: Tensor, *rest: object) -> Generator[None, None, Tensor]:
+        steps = run(self, ids, *rest)  # type: ignore[arg-type]
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                result: Tensor = end.value
+                return result
+            if ids.shape[1] > 1:
+                read.append(ids.numel())
+            yield
 
-    monkeypatch.setattr(MllamaTextModel, "forward", counted)
+    monkeypatch.setattr(MllamaTextModel, "run_steps", counted)
     return read
 
 
@@ -60,8 +72,9 @@ def test_between_two_tokens_at_most_one_slice_is_read(
         scheduler.add(request)
     advance_until(scheduler, idle=True)
     between = [after - before for before, after in zip(first.marks, first.marks[1:], strict=False)]
-    assert max(between) <= SLICE_TOKENS
-    assert sum(between) > 3000, "the prompts were read while it was answering"
+    layers = engine.config.text_config.num_hidden_layers
+    assert max(between) <= max(SLICE_TOKENS["cpu"] * layers, engine.model.prefill_chunk)
+    assert sum(between) > 3000 * layers, "the prompts were read while it was answering"
     assert all(request.answers_as_alone(engine) for request in (first, *long, *short))
 
 
@@ -99,8 +112,9 @@ def test_the_progress_of_a_long_prompt_only_grows_whatever_is_read_between(
     advance_until(scheduler, idle=True)
     reading = [event for event in long.events if isinstance(event, ReadingPrompt)]
     total = len(long.ids)
-    assert reading == [ReadingPrompt(done, total) for done in (*range(0, total, SLICE_TOKENS), total)]
-    assert fed.count(SLICE_TOKENS) == total // SLICE_TOKENS, "no slice was read twice"
+    chunk, layers = engine.model.prefill_chunk, engine.config.text_config.num_hidden_layers
+    assert reading == [ReadingPrompt(done, total) for done in (*range(0, total, chunk), total)]
+    assert fed.count(chunk) == total // chunk * layers, "no chunk was read twice"
 
 
 def test_nobody_watching_a_long_prompt_is_read_in_larger_chunks(engine: Engine, fed: list[int]) -> None:
@@ -108,4 +122,5 @@ def test_nobody_watching_a_long_prompt_is_read_in_larger_chunks(engine: Engine, 
     long = Asked(engine, LONG, Sampling(max_tokens=3), streams=False)
     scheduler.add(long)
     advance_until(scheduler, idle=True)
-    assert fed == [engine.model.prefill_chunk, len(long.ids) - engine.model.prefill_chunk]
+    chunk, layers = engine.model.prefill_chunk, engine.config.text_config.num_hidden_layers
+    assert fed == [chunk] * layers + [len(long.ids) - chunk] * layers

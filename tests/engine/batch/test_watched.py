@@ -16,7 +16,9 @@ from mllama_cli.engine.sampling import PendingTokens, Sampler
 from mllama_cli.engine.vision import ImageCache
 from mllama_cli.model.text import MllamaTextModel
 from mllama_cli.processing.image_processor import ImageTiles
-from tests.engine.batch.asking import CONVERSATIONS, RED, Asked, advance_until, memory_of, run
+from tests.engine.batch.asking import CONVERSATIONS, RED, Asked, advance_until, memory_of, run, tokens_alone
+
+pytestmark = pytest.mark.usefixtures("tokens_read")
 
 
 def watched(engine: Engine, count: int = 3, most: int = 12) -> list[Asked]:
@@ -55,13 +57,8 @@ def test_memory_that_runs_out_once_changes_no_token(
     for request in asked[:3]:
         assert request.answers_as_alone(engine)
     for request in asked[3:]:  # they may start again, and then report their tokens again
-        expected = Asked(engine, request_talk(asked, request), Sampling(max_tokens=9))
-        run(Scheduler(engine.model, memory_of(engine, 1)), expected)
-        assert request.tokens[-len(expected.tokens) :] == expected.tokens
-
-
-def request_talk(asked: list[Asked], request: Asked) -> Conversation:
-    return CONVERSATIONS[asked.index(request) - 3]
+        expected = tokens_alone(engine, request.inputs, request.sampling)
+        assert request.tokens[-len(expected) :] == expected
 
 
 @pytest.mark.parametrize("step", [2, 6])
@@ -83,7 +80,8 @@ def test_one_that_is_only_counted_starts_again_and_those_that_are_watched_go_on(
     monkeypatch.setattr(Slots, "step", failing)
     run(scheduler, *shown, hidden)
     assert failed
-    assert len(hidden.tokens) == step + hidden.stats.completion_tokens
+    # One step behind, the token that was under way still comes.
+    assert len(hidden.tokens) - hidden.stats.completion_tokens in (step, step + 1)
     assert all(request.answers_as_alone(engine) for request in shown)
 
 
