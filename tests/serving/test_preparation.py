@@ -15,10 +15,9 @@ from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError
 from mllama_cli.engine.engine import Engine
-from mllama_cli.processing.fetch import fetch_image
 from mllama_cli.processing.image_processor import ImageTiles
 from mllama_cli.processing.prepared import PreparedImage
-from mllama_cli.serving import images, prepared_images
+from mllama_cli.serving import prepared_images
 from mllama_cli.serving.preparation import FETCHING_THREADS
 from mllama_cli.serving.prepared_images import NotKeptError, PreparedImages
 from mllama_cli.serving.settings import ServerSettings
@@ -154,8 +153,7 @@ def test_hosts_that_hang_delay_only_those_who_name_them(sketch: Engine, monkeypa
         assert let_go.wait(60)
         return picture(0)
 
-    assert images.fetch_image is fetch_image
-    monkeypatch.setattr(images, "fetch_image", hang)
+    monkeypatch.setattr("mllama_cli.serving.images.fetch_image", hang)
     linked = about({"type": "image_url", "image_url": {"url": "https://slow.example/x.png"}})
     count = FETCHING_THREADS + 4
     with (

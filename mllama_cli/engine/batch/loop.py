@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from mllama_cli.core.errors import ContextLengthError, MllamaError, QueueFullError, ShuttingDownError
@@ -13,6 +13,7 @@ from mllama_cli.engine.batch.request import Request
 from mllama_cli.engine.batch.scheduler import Scheduler
 from mllama_cli.engine.device import make_current
 from mllama_cli.engine.model import LoadedModel
+from mllama_cli.engine.vision import ImageCache
 from mllama_cli.processing.image_processor import ImageTiles
 from mllama_cli.processing.processor import ModelInputs
 
@@ -80,7 +81,7 @@ class EngineLoop:
         self._memory = Memory.of(model, slots or MAX_SLOTS[model.device.type], serves=True)
         self._new: deque[Handle] = deque()
         self._cancelled: deque[Handle] = deque()
-        self._encoded: Container[str] = ()
+        self._images: ImageCache | None = None
         self._stats = self._before = LoopStats(self._memory.slots, 0, 0)
         """``_before`` has the counters of schedulers that failed."""
         self._closing = self._stopped = False
@@ -120,7 +121,8 @@ class EngineLoop:
 
     def has_image(self, digest: str) -> bool:
         """Return whether an image is encoded now, so that its tiles need not be made. It may be dropped any time."""
-        return digest in self._encoded
+        images = self._images
+        return images is not None and digest in images
 
     def close(self, grace: float = 0.0) -> None:
         """Refuse what has no slot (ShuttingDownError), let running answers end for ``grace`` seconds, then stop."""
@@ -167,7 +169,7 @@ class EngineLoop:
                     request.report(_shutting_down())
                     scheduler.cancel(request)
                 if scheduler.idle:
-                    self._encoded = ()
+                    self._images = None
                     return
             try:
                 if scheduler.idle:
@@ -181,7 +183,7 @@ class EngineLoop:
 
     def _new_scheduler(self) -> Scheduler:
         scheduler = Scheduler(self.model, self._memory, max_context=self.max_context)
-        self._encoded = scheduler.admission.images
+        self._images = scheduler.admission.images
         return scheduler
 
     def _fail_all(self, scheduler: Scheduler, error: Exception) -> None:
