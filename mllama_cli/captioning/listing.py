@@ -1,17 +1,16 @@
 """Find the images to caption in files, folders, globs and lists: in natural order, each once."""
 
-import glob
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
 from mllama_cli.core.errors import ImageNotFoundError, UsageError
-from mllama_cli.core.filetypes import IMAGE_SUFFIXES
+from mllama_cli.core.text import natural_key
 from mllama_cli.processing.sources import is_image_file
 from mllama_cli.system.files import expanded, is_folder
+from mllama_cli.system.patterns import has_image_name, matches
 
 _TEXT_SUFFIXES = (".txt", ".caption", ".tags", ".json", ".jsonl", ".csv", ".tsv", ".md", ".xml", ".yaml", ".yml")
 """What stands beside pictures by the thousand: not opened to see whether it is one."""
@@ -122,16 +121,6 @@ def read_list(text: str, *, nul: bool = False) -> list[str]:
     return [line for line in lines if line.strip()]
 
 
-def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Return a sort key that puts 2 before 10 and upper case next to lower.
-
-    >>> sorted(["b10.png", "B9.png", "b9.jpg", "a.png"], key=natural_key)
-    ['a.png', 'b9.jpg', 'B9.png', 'b10.png']
-    """
-    pieces = re.split(r"(\d+)", name.casefold())
-    return tuple((0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in pieces if piece)
-
-
 class _Search:
     def __init__(self, recursive: bool, pattern: str | None) -> None:
         self.recursive, self.pattern = recursive, pattern
@@ -144,14 +133,13 @@ class _Search:
             yield from self.below(named)
         elif os.path.lexists(named):
             yield ImageEntry(named, os.path.basename(named))
-        elif glob.has_magic(named):
-            matches = sorted(glob.glob(named, recursive=True), key=natural_key)
-            if not matches:
+        elif (found := matches(path)) is not None:
+            if not found:
                 raise ImageNotFoundError(f"{path} matches nothing", "Check the pattern.")
-            for match in matches:
+            for match in found:
                 if is_folder(match):
                     yield from self.below(match)
-                elif _is_image(match):
+                elif has_image_name(match):
                     yield ImageEntry(match, match)
         else:
             raise ImageNotFoundError(f"no such picture or folder: {path}", "Check the path.")
@@ -176,7 +164,7 @@ class _Search:
                     folders.append(entry.name)
                 elif self.pattern is not None and not fnmatch(entry.name, self.pattern):
                     continue
-                elif _is_image(entry.name):
+                elif has_image_name(entry.name):
                     files.append(entry.name)
                 elif _is_misnamed_image(path := _join(folder, entry.name)):
                     self.left_out.append(path)
@@ -192,10 +180,6 @@ class _Search:
 
 def _join(folder: str, name: str) -> str:
     return name if folder == os.curdir else os.path.join(folder, name)
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _is_misnamed_image(path: str) -> bool:

@@ -64,7 +64,9 @@ class Autosave:
     def _write(self, store: ChatStore, dialogue: Dialogue) -> SavedChat:
         name = dialogue.engine.name
         before = self.current or SavedChat.new(name)
-        return store.save(before, dialogue.conversation, model=name, settings=_settings(dialogue))
+        saved = store.save(before, dialogue.conversation, model=name, settings=_settings(dialogue))
+        note_fork(self.terminal, before, saved)
+        return saved
 
     def detach(self) -> None:
         """Save what follows as another chat."""
@@ -88,6 +90,16 @@ class Autosave:
         self.current = saved
         restore(dialogue, saved)
         return saved
+
+
+def note_fork(terminal: Terminal, before: SavedChat, saved: SavedChat) -> None:
+    """Say that another mllama continued the chat meanwhile, if that is why it was saved as another one."""
+    if before.id and saved.id != before.id:
+        label = before.name or before.id
+        terminal.note(
+            f"Chat {label} was continued elsewhere meanwhile, so this conversation is chat {saved.id} from here on. "
+            "Nothing is lost: `mllama history list` shows both."
+        )
 
 
 def restore(dialogue: Dialogue, saved: SavedChat) -> None:

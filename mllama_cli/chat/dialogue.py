@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mllama_cli.chat.storage.saved import short_name
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, Part, TextPart
-from mllama_cli.core.errors import UsageError
+from mllama_cli.core.errors import ContextLengthError, UsageError
 from mllama_cli.core.events import Event, GenerationStats, Prefilled, Token
 
 if TYPE_CHECKING:
@@ -201,7 +201,10 @@ class Dialogue:
 
     def fits(self, message: Message) -> bool:
         """Return whether a message alone, with the system prompt, leaves room for an answer in the context."""
-        inputs = self.engine.processor(self._with_system(Conversation((message,))))
+        try:
+            inputs = self.engine.processor(self._with_system(Conversation((message,))))
+        except ContextLengthError:  # so long that it is not even tokenized
+            return False
         return len(inputs.ids) < self.context
 
     def drop_oldest(self) -> int:

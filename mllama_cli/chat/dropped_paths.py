@@ -76,7 +76,7 @@ def find_images(text: str) -> DroppedImages:
             ending = word.meant[len(bare) :]
         if found is None:
             if _looks_like_image(bare) and (word.sure or _only_a_path(bare) or word.written == whole):
-                raise ImageNotFoundError(f"no such picture: {bare}", "Check the path; quote it if it has spaces in it.")
+                raise ImageNotFoundError(f"no such picture: {bare}", _hint(bare))
             continue
         paths.append(found)
         kept += text[last : word.start] + "\0" + ending
@@ -84,6 +84,15 @@ def find_images(text: str) -> DroppedImages:
     if not paths:
         return DroppedImages(text, ())
     return DroppedImages(_tidy(kept + text[last:]), tuple(paths))
+
+
+def unquoted_words(text: str) -> list[str]:
+    """Return the words of a text as a shell would split it, without their quotes and backslashes.
+
+    >>> unquoted_words("'my photos/*.jpg' a\\\\ b.png")
+    ['my photos/*.jpg', 'a b.png']
+    """
+    return [word.meant for word in _words(text)]
 
 
 def _words(text: str) -> Iterator[_Word]:
@@ -130,6 +139,13 @@ def _as_misnamed(word: str) -> str | None:
     """Return the path of an image whose name does not end like one's."""
     path = _local(word)
     return path if path and is_image_file(expanded(path)) else None
+
+
+def _hint(word: str) -> str:
+    from mllama_cli.processing.sources import hint_for_missing
+
+    near = hint_for_missing(expanded(_local(word)))
+    return near if near.startswith("Did") else "Check the path; quote it if it has spaces in it."
 
 
 def _local(word: str) -> str:

@@ -6,6 +6,7 @@ import sys
 from typing import Annotated, Any
 
 import typer
+from typer.completion import completion_init  # type: ignore[attr-defined]
 
 from mllama_cli.cli.bench import bench
 from mllama_cli.cli.caption import caption
@@ -67,6 +68,7 @@ class MllamaGroup(Group):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Report usage and write errors here too, as help and version are printed before a command is invoked."""
+        completion_init()  # Typer's own options would do it, but `mllama completion` is the one way
         _WORDS[:] = (args[0] if args else extra.get("args")) or sys.argv[1:]
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):

@@ -22,15 +22,24 @@ def bench(
         typer.Argument(
             metavar="MODEL",
             help="A folder, an installed model, an alias or a hub id (default: the one that chat would use).",
-            autocompletion=complete.installed_models,
+            autocompletion=complete.runnable_models,
         ),
     ] = None,
     random: Annotated[
         str | None,
-        typer.Option(metavar="11b|90b", help="Use random weights in a released model's shape; no download needed."),
+        typer.Option(
+            metavar="11b|90b",
+            help="Use random weights in a released model's shape; no download needed.",
+            autocompletion=complete.released_shapes,
+        ),
     ] = None,
     quantize: Annotated[
-        str | None, typer.Option(metavar="int8|int4", help="With --random: quantize the language model's weights.")
+        str | None,
+        typer.Option(
+            metavar="int8|int4",
+            help="With --random: quantize the language model's weights.",
+            autocompletion=complete.quantizations,
+        ),
     ] = None,
     tokens: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Tokens to decode (default: 256 on a GPU, 16 on a CPU).")

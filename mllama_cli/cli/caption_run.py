@@ -24,6 +24,7 @@ from mllama_cli.system.files import expanded
 from mllama_cli.system.safe_files import UnsafeFileError, open_marked
 from mllama_cli.terminal.caption_view import CaptionView
 from mllama_cli.terminal.console import Terminal
+from mllama_cli.terminal.type_ahead import TypeAhead
 
 if TYPE_CHECKING:
     from mllama_cli.engine.engine import Engine
@@ -62,6 +63,7 @@ def run_captions(request: CaptionRequest) -> None:
             list_error = stack.enter_context(_error_list(request.output.errors))
             pool = stack.enter_context(DecodingPool(request.batching.workers))
             pool.start()  # it is ready when the model is
+            stack.enter_context(TypeAhead(terminal, prompts=False))
             try:
                 engine = _engine(terminal, compute, folder, name)
                 events = _events(request, engine, sampling, plan, destination, pool)

@@ -39,7 +39,7 @@ class ChatInput:
             "-a",
             "--attachment",
             metavar="IMAGE",
-            help="A picture: a path, an http(s) or data: URL, or - for stdin (repeatable).",
+            help="A picture: a path, a pattern ('photos/*.jpg'), an http(s) or data: URL, or - for stdin (repeatable).",
         ),
     ] = None
     prompt: Annotated[

@@ -29,8 +29,6 @@ class _PlainHelp:
         if commands := _command_rows(getattr(self, "commands", {})):
             sections["Commands"] = commands
         for parameter in self.get_params(ctx):  # type: ignore[attr-defined]
-            if parameter.name in ("install_completion", "show_completion"):
-                continue  # `mllama completion` is the one way
             if (row := parameter.get_help_record(ctx)) is None:
                 continue
             kind = "Options"
@@ -66,7 +64,7 @@ class Commands(typer.Typer):
     """A Typer app of such commands."""
 
     def __init__(self, *, cls: type[TyperGroup] = Group, **settings: Any) -> None:
-        super().__init__(cls=cls, no_args_is_help=True, rich_markup_mode=None, **settings)
+        super().__init__(cls=cls, no_args_is_help=True, rich_markup_mode=None, add_completion=False, **settings)
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
         return super().command(name, **{"cls": Command, **settings})

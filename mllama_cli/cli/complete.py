@@ -1,6 +1,9 @@
 """Names for shell completion. An error offers nothing: it must not disturb the line that the user is typing."""
 
+import typer
+
 from mllama_cli.core.errors import MllamaError
+from mllama_cli.core.text import one_line
 
 
 def models(incomplete: str) -> list[str]:
@@ -20,6 +23,13 @@ def installed_models(incomplete: str) -> list[str]:
         return []
 
 
+def runnable_models(incomplete: str) -> list[str]:
+    """Return installed models and the built-in one."""
+    from mllama_cli.hub.catalog import BUILT_IN
+
+    return _starting_with(incomplete, [*installed_models(""), BUILT_IN])
+
+
 def aliases(incomplete: str) -> list[str]:
     """Return names that can be downloaded."""
     from mllama_cli.hub.catalog import MODEL_ALIASES
@@ -27,14 +37,15 @@ def aliases(incomplete: str) -> list[str]:
     return _starting_with(incomplete, list(MODEL_ALIASES))
 
 
-def chats(incomplete: str) -> list[str]:
-    """Return names of saved chats, and numbers of those without a name."""
+def chats(incomplete: str) -> list[tuple[str, str]]:
+    """Return names of saved chats, and numbers of those without a name; with their titles, which some shells show."""
     from mllama_cli.chat.storage.store import ChatStore
 
     try:
-        return _starting_with(incomplete, [chat.name or str(chat.id) for chat in ChatStore().chats()])
+        titles = {chat.name or str(chat.id): one_line(chat.title, 60) for chat in ChatStore().chats()}
     except (MllamaError, OSError):
         return []
+    return [(name, titles[name]) for name in _starting_with(incomplete, list(titles))]
 
 
 def devices(incomplete: str) -> list[str]:
@@ -58,6 +69,23 @@ def setting_names(incomplete: str) -> list[str]:
     from mllama_cli.core.settings import KEYS
 
     return _starting_with(incomplete, list(KEYS))
+
+
+def setting_values(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the values of the setting whose key is on the line, if there are few."""
+    from mllama_cli.core.settings import KEYS
+
+    key = ctx.params.get("key")
+    if key == "model":
+        return runnable_models(incomplete)
+    if key == "device":
+        return devices(incomplete)
+    return _starting_with(incomplete, list(KEYS[key].choices)) if key in KEYS else []
+
+
+def released_shapes(incomplete: str) -> list[str]:
+    """Return the aliases of the models whose shape `mllama bench --random` takes."""
+    return _starting_with(incomplete, ["11b", "90b"])
 
 
 def caption_styles(incomplete: str) -> list[str]:

@@ -50,7 +50,7 @@ def show(
         print_json(terminal, record)
         return
     rows = [
-        (name, _default_of(name) if value is None else _as_text(value), source, KEYS[name].help)
+        (name, _default_of(name) if value is None else _as_text(value), source, _meaning(name))
         for name, (value, source) in found.items()
     ]
     # The file is named once, as its path would take the room of the rest.
@@ -82,7 +82,12 @@ def get(key: Key, debug: Debug = False) -> None:
 @config.command("set", context_settings={"ignore_unknown_options": True})  # -1 is a value
 def set_(
     key: Key,
-    value: Annotated[list[str], typer.Argument(metavar="VALUE", help="The new value (several for stop).")],
+    value: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="VALUE", help="The new value (several for stop).", autocompletion=complete.setting_values
+        ),
+    ],
     debug: Debug = False,
 ) -> None:
     """Change a setting in the config file; comments and order are preserved."""
@@ -121,9 +126,17 @@ def _effective(name: str, settings: "Settings") -> tuple[Any, str]:
     return (None, "default") if value is None else (value, str(config_path()))
 
 
+def _meaning(name: str) -> str:
+    """Return what a setting does, and its choices if there are few."""
+    from mllama_cli.core.settings import KEYS
+
+    choices = KEYS[name].choices
+    return f"{KEYS[name].help}: {', '.join(choices)}" if choices else KEYS[name].help
+
+
 def _default_of(name: str) -> str:
     """Return what counts where a setting is not set, in parentheses, as the file does not set it."""
-    known = {"device": "auto", "dtype": "auto", "theme": "auto", "preview": "on", "verbose": "off", "log": "all"}
+    known = {"device": "auto", "dtype": "auto", "theme": "auto", "preview": "true", "verbose": "false", "log": "all"}
     if name in known:
         return f"({known[name]})"
     from mllama_cli.core.config import GenerationConfig

@@ -54,11 +54,12 @@ def say_what_continues(terminal: Terminal, saved: "SavedChat") -> None:
 
 def _save(terminal: Terminal, chat: SavedChat, whole: "Conversation") -> None:
     """Save the chat. A new one that cannot be saved costs a note, not the answer's exit code."""
+    from mllama_cli.chat.autosave import note_fork
     from mllama_cli.chat.storage.store import ChatStore
     from mllama_cli.core.errors import MllamaError
 
     try:
-        ChatStore().save(chat, whole)
+        note_fork(terminal, chat, ChatStore().save(chat, whole))
     except MllamaError as error:
         if chat.id:
             raise

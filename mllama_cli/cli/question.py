@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mllama_cli.chat.dialogue import default_question
+from mllama_cli.chat.image_sources import expand_patterns
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.filetypes import IMAGE_SUFFIXES
@@ -143,7 +144,8 @@ def _words(words: Sequence[str]) -> Sequence[str]:
     for word in words:
         if word.lower().endswith(IMAGE_SUFFIXES) and is_file(expanded(word)):
             raise UsageError(
-                f"{word} is an image, but it is where the question goes", f"Write -i before each image: -i {word}"
+                f"{word} is an image, but it is where the question goes",
+                f"Write -i before each image (-i {word}), or quote the pattern: -i '*.jpg'",
             )
     return words
 
@@ -168,7 +170,9 @@ def read_images(sources: Sequence[str], terminal: Terminal) -> tuple[ImagePart, 
 
     if "-" in sources and terminal.stdin_is_tty:
         raise UsageError("--image - reads an image from stdin, but stdin is the terminal", "Pipe one in: ... | mllama")
-    return tuple(read_image(source, _binary_stdin(terminal) if source == "-" else None) for source in sources)
+    return tuple(
+        read_image(source, _binary_stdin(terminal) if source == "-" else None) for source in expand_patterns(sources)
+    )
 
 
 def _request(source: str, terminal: Terminal) -> "MessagesRequest":

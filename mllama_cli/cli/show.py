@@ -1,5 +1,6 @@
 """`mllama show`: describe a model."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +21,7 @@ def show(
         typer.Argument(
             metavar="MODEL",
             help="A folder, an installed model, an alias or a hub id.",
-            autocompletion=complete.installed_models,
+            autocompletion=complete.runnable_models,
         ),
     ],
     template: Annotated[bool, typer.Option("--template", help="Print only the chat template.")] = False,
@@ -94,11 +95,24 @@ def _rows(name: str, found: "Inspection", has_template: bool) -> list[tuple[str,
     rows += [
         ("template", "yes (--template prints it)" if has_template else "none: a base model, use chat --raw"),
         ("defaults", sampling),
-        ("stop tokens", ", ".join(map(str, generation.eos_token_id or text.eos_token_id))),
+        ("stop tokens", _named_tokens(found.path, generation.eos_token_id or text.eos_token_id)),
     ]
     if found.license:
         rows.append(("licence", found.license))
     return rows
+
+
+def _named_tokens(folder: Path, ids: Iterable[int]) -> str:
+    """Return tokens with their ids; the ids alone if the folder has no tokenizer that can be read."""
+    from mllama_cli.core.errors import CheckpointError
+    from mllama_cli.processing.tokenizer_file import read_tokenizer
+
+    try:
+        tokenizer = read_tokenizer(folder / "tokenizer.json")
+    except CheckpointError:
+        return ", ".join(map(str, ids))
+    names = {id_: tokenizer.id_to_token(id_) if 0 <= id_ < 2**32 else None for id_ in ids}
+    return ", ".join(f"{name} ({id_})" if name else str(id_) for id_, name in names.items())
 
 
 def _by_part(found: "Inspection") -> str:

@@ -22,6 +22,16 @@ def _anything(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
+class _OneOf:
+    """Accepts some values."""
+
+    choices: tuple[Any, ...]
+
+    def __call__(self, value: Any) -> bool:
+        return value in self.choices
+
+
+@dataclass(frozen=True)
 class Parameter:
     """The check and help text of a value. ``name``, ``type`` and ``repeated`` come from the field.
 
@@ -44,6 +54,13 @@ class Parameter:
     @property
     def flag(self) -> str:
         return "--" + self.name.replace("_", "-")
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """All values, as they are typed, if there are few."""
+        if self.type is bool:
+            return ("true", "false")
+        return tuple(map(str, self.check.choices)) if isinstance(self.check, _OneOf) else ()
 
     def require(self, value: Any, label: str) -> None:
         """Raise UsageError, starting with ``label``, unless the value is in range."""
@@ -90,7 +107,7 @@ def declare(
 
 def one_of(choices: tuple[Any, ...]) -> Range:
     """Return ``check`` and ``must`` of a parameter with a fixed set of values."""
-    return choices.__contains__, f"be one of {', '.join(map(str, choices))}"
+    return _OneOf(choices), f"be one of {', '.join(map(str, choices))}"
 
 
 def one_to(most: float) -> Range:

@@ -22,7 +22,9 @@ class Settings:
     """The config file's values; None for a key that is not set. ``sampling`` holds the parameters that are set."""
 
     model: str | None = declare(None, "the model that is used where none is named")
-    device: str | None = declare(None, "where to compute", DEVICE.fullmatch, "be auto, cpu, cuda or cuda:N")
+    device: str | None = declare(
+        None, "where to compute: auto, cpu, cuda or cuda:N", DEVICE.fullmatch, "be auto, cpu, cuda or cuda:N"
+    )
     dtype: str | None = declare(None, "number format", *one_of(DTYPE_CHOICES))
     system: str | None = declare(None, "system prompt of every chat")
     sampling: Mapping[str, Any] = field(default_factory=dict)
@@ -31,7 +33,7 @@ class Settings:
     verbose: bool | None = declare(None, "statistics after each answer")
     log: str | None = declare(
         None,
-        "what is saved: all (also questions on a terminal), chats or none",
+        "what is saved (all: single questions on a terminal too)",
         *one_of(LOG_CHOICES),
         booleans=("none", "chats"),
     )

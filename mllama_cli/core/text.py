@@ -68,6 +68,16 @@ def suggest(
     return f"Did you mean {' or '.join(show(by_folded[key]) for key in near)}? " if near else ""
 
 
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Return a sort key that puts 2 before 10 and upper case next to lower.
+
+    >>> sorted(["b10.png", "B9.png", "b9.jpg", "a.png"], key=natural_key)
+    ['a.png', 'b9.jpg', 'B9.png', 'b10.png']
+    """
+    pieces = re.split(r"(\d+)", name.casefold())
+    return tuple((0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in pieces if piece)
+
+
 def human_size(count: float) -> str:
     """Return a number of bytes in powers of 1000, as disks and downloads count.
 

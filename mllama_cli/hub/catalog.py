@@ -1,6 +1,7 @@
 """List the models on this machine and resolve model names. Imports neither torch nor huggingface_hub."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -255,19 +256,44 @@ def is_mllama(folder: Path) -> bool:
     return config_of(folder).get("model_type") in MODEL_TYPES
 
 
+def nearest(name: str, here: Iterable[str], elsewhere: Iterable[str] = ()) -> str:
+    """Return "Did you mean X? " for a model called ``name``: the models that differ from it only by case or owner.
+
+    If there are none, those that are spelt almost the same; none for a name that is right. Models ``elsewhere`` are to
+    be downloaded, so one of another owner is not suggested for a full id.
+    """
+    installed_names = list(here)
+    others = list(dict.fromkeys([*installed_names, *elsewhere]))
+    if name in others:
+        return ""
+    same = [
+        each
+        for each in others
+        if _without_owner(each) == _without_owner(name)
+        and ("/" not in name or each in installed_names or each.casefold() == name.casefold())
+    ]
+    if same:
+        return f"Did you mean {' or '.join(same[:3])}? "
+    # Long ids resemble one another: in one, accept only a typo of a letter or two.
+    return suggest(name, others, cutoff=0.9) if "/" in name else suggest(name, others, count=3)
+
+
+def _without_owner(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2].casefold()
+
+
 def _unknown(name: str, repo: str | None) -> ModelNotFoundError:
     here = [*(entry.name for entry in installed()), BUILT_IN]
     if repo is not None and not name.startswith((".", "/", "~")):
         what = f"{name} ({repo})" if repo != name else name
-        # Long ids resemble one another: accept only a typo of a letter or two.
-        meant = suggest(name, [*here, *MODEL_ALIASES.values()], cutoff=0.9) if repo == name else ""
+        meant = nearest(name, here, MODEL_ALIASES.values()) if repo == name else ""
         revision = hub_address(name)[1]
         return ModelNotFoundError(
             f"Model {what} is not on this machine{f' in revision {revision}' if revision else ''}",
             f"{meant}{'Else get' if meant else 'Get'} it with `mllama download {name}`: nothing is downloaded unasked.",
         )
     known = [*here, *MODEL_ALIASES]
-    hint = suggest(name, known, count=3) or f"Known names: {', '.join(known)}. "
+    hint = nearest(name, here, [*MODEL_ALIASES, *MODEL_ALIASES.values()]) or f"Known names: {', '.join(known)}. "
     return ModelNotFoundError(
         f"There is no model or folder called {name!r}", f"{hint}`mllama list` shows what is here."
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from mllama_cli.core.config import MODEL_TYPES
 from mllama_cli.core.errors import ModelNotFoundError, RemovalError
 from mllama_cli.hub.cache import hub_cache, repo_folder, snapshots
-from mllama_cli.hub.catalog import config_of, hub_id, is_built_in, local_model, models_folder
+from mllama_cli.hub.catalog import config_of, hub_id, installed, is_built_in, local_model, models_folder, nearest
 from mllama_cli.hub.plan import is_companion_file
 from mllama_cli.system.files import expanded, is_file, is_folder
 
@@ -49,7 +49,10 @@ def plan_removal(name: str) -> Removal:
     repo = hub_id(name)
     if repo is not None and is_folder(repo_folder(repo)):
         return _downloaded(repo)
-    raise ModelNotFoundError(f"There is no model called {name!r} on this machine", "`mllama list` shows what is here.")
+    raise ModelNotFoundError(
+        f"There is no model called {name!r} on this machine",
+        f"{nearest(name, (entry.name for entry in installed()))}`mllama list` shows what is here.",
+    )
 
 
 def _by_path(name: str, folder: Path) -> Removal:

@@ -163,7 +163,7 @@ def _read_path(path: Path, name: str, limits: Limits, *, expand: bool = True) ->
     except PermissionError as error:
         raise _unreadable(name, error) from error
     except (OSError, ValueError) as error:
-        raise ImageNotFoundError(f"no such picture: {one_line(name, _MAX_NAME)}", _near(path)) from error
+        raise ImageNotFoundError(f"no such picture: {one_line(name, _MAX_NAME)}", hint_for_missing(path)) from error
     if stat.S_ISDIR(status.st_mode):
         raise ImageNotFoundError(f"{name} is a folder", "Give a picture file.")
     # Devices and sockets may never end or may act when opened; the shell's <(command) is a FIFO.
@@ -196,7 +196,7 @@ def _unreadable(name: str, error: OSError) -> ImageError:
     return ImageError(f"{name} cannot be read: {error.strerror or error}", "Check the file's permissions.")
 
 
-def _near(path: Path) -> str:
+def hint_for_missing(path: Path) -> str:
     """Return a hint for a missing path: the most similar name in its folder, or that there is no such folder."""
     if "@" in str(path):  # an address with a password, mistyped: its parts would not be recognised as that
         return "Check the path."

@@ -14,6 +14,7 @@ from rich.progress import (
 
 from mllama_cli.core.events import DownloadProgress, QuantizeProgress
 from mllama_cli.terminal.console import Terminal
+from mllama_cli.terminal.type_ahead import TypeAhead
 
 ByteProgress = DownloadProgress | QuantizeProgress
 
@@ -27,17 +28,19 @@ MIN_BAR_WIDTH = 16
 class DownloadView:
     """Shows events that count bytes of ``name``.
 
-    Use as a context manager, so that the bar is always removed.
+    Use as a context manager, so that the bar is always removed. What is typed meanwhile is not echoed into it.
     """
 
     def __init__(self, terminal: Terminal, name: str) -> None:
         self._terminal = terminal
+        self._type_ahead = TypeAhead(terminal, prompts=False)
         self._name = name
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._first: ByteProgress | None = None
 
     def __enter__(self) -> "DownloadView":
+        self._type_ahead.__enter__()
         return self
 
     def __exit__(
@@ -45,6 +48,7 @@ class DownloadView:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+        self._type_ahead.__exit__(kind, error, trace)
 
     def event(self, event: ByteProgress) -> None:
         if self._first is None:

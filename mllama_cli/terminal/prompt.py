@@ -25,7 +25,9 @@ from mllama_cli.terminal.type_ahead import TypeAhead
 
 PLACEHOLDER = "Ask, or drop a picture here"
 MAX_CHIP_ROWS = 3
-PROMPT_STYLE = Style.from_dict({"chip": "reverse", "placeholder": "ansibrightblack", "hint": "ansibrightblack"})
+PROMPT_STYLE = Style.from_dict(
+    {"chip": "reverse", "placeholder": "ansibrightblack", "hint": "ansibrightblack", "bottom-toolbar": "noreverse"}
+)
 
 
 class ChatPrompt:
@@ -85,6 +87,7 @@ class ChatPrompt:
     def ask(self, chips: Sequence[str], default: str = "") -> str:
         """Return the next non-empty message; ``chips`` are what is attached. Raise EOFError when the user leaves."""
         self.cleared = False
+        self._session.bottom_toolbar = _about_long(default, self._session.output.get_size().rows)
         if self._type_ahead is not None:
             store_typeahead(self._session.input, _keys(self._type_ahead.take()))
         while True:
@@ -120,6 +123,15 @@ class ChatPrompt:
 
     def _note_cleared(self) -> None:
         self.cleared = True
+        self._session.bottom_toolbar = None
+
+
+def _about_long(draft: str, rows: int) -> str | None:
+    """Return what to say below a draft that fills the window and hides any message above it; None below others."""
+    lines = draft.count("\n") + 1
+    if lines < rows - 4:
+        return None
+    return f"{lines} lines, not sent yet (messages are above). Ctrl-G: editor. Ctrl-C: clear."
 
 
 def _placeholder() -> StyleAndTextTuples:

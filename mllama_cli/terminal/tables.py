@@ -34,7 +34,13 @@ def print_table(
         )
     for row in cells:
         table.add_row(*row)
-    terminal.out.print(table)
+    if terminal.stdout_is_tty:
+        terminal.out.print(table)
+        return
+    with terminal.out.capture() as captured:
+        terminal.out.print(table)
+    # Rich fills the last column with blanks, which would wrap in a window that shows the piped text.
+    terminal.result("\n".join(line.rstrip() for line in captured.get().split("\n")))
 
 
 def print_facts(terminal: Terminal, rows: Iterable[tuple[str, str | Path]]) -> None:

@@ -1,4 +1,4 @@
-"""What is typed while no prompt stands: kept unseen for the next prompt, apart from the terminal's own answers."""
+"""What is typed while there is no prompt: kept unseen for the next prompt, apart from the terminal's own answers."""
 
 import contextlib
 import os
@@ -23,11 +23,11 @@ _NO_QUERIES = ("", "dumb", "linux")
 class TypeAhead:
     """Turns the terminal's echo off, and keeps Enter as it was typed. Use as a context manager around all prompts.
 
-    With echo, typed text would appear inside the answer; in the terminal's line mode, Enter would reach the prompt as
-    Ctrl-J, which begins a new line. Does nothing if stdin is not a terminal.
+    With echo, typed text would appear inside the answer or a bar; in the terminal's line mode, Enter would reach the
+    prompt as Ctrl-J, which begins a new line. Does nothing if stdin is not a terminal.
 
     Args:
-        prompts: whether a prompt follows. If not, what is typed is left to the shell.
+        prompts: whether a prompt follows. If not, what is typed is left to the shell, as it is: only the echo goes.
     """
 
     def __init__(self, terminal: Terminal, *, prompts: bool = True) -> None:
@@ -102,10 +102,12 @@ class TypeAhead:
         import termios
 
         settings = termios.tcgetattr(self._file)
-        settings[0] &= ~(termios.ICRNL | termios.INLCR | termios.IGNCR)
-        settings[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN)
+        settings[3] &= ~(termios.ECHO | termios.ECHONL)
         settings[3] |= termios.ISIG | termios.NOFLSH  # Ctrl-C interrupts without throwing away what was typed
-        settings[6][termios.VMIN], settings[6][termios.VTIME] = 1, 0
+        if self._prompts:
+            settings[0] &= ~(termios.ICRNL | termios.INLCR | termios.IGNCR)
+            settings[3] &= ~(termios.ICANON | termios.IEXTEN)
+            settings[6][termios.VMIN], settings[6][termios.VTIME] = 1, 0
         termios.tcsetattr(self._file, termios.TCSANOW, settings)
 
     def _restore(self) -> None:

@@ -65,16 +65,34 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("mllama chat --resume ", ["holiday"]),
         ("mllama chat --device cp", ["cpu"]),
         ("mllama chat --dtype bf", ["bfloat16"]),
-        ("mllama show ", ["birds-tiny"]),
+        ("mllama show ", ["birds-tiny", "sketch"]),
+        ("mllama bench s", ["sketch"]),
+        ("mllama bench --random ", ["11b", "90b"]),
+        ("mllama bench --quantize ", ["int4", "int8"]),
         ("mllama rm b", ["birds-tiny"]),
         ("mllama download 90", ["90b", "90b-base"]),
         ("mllama history show h", ["holiday"]),
         ("mllama config set temp", ["temperature"]),
+        ("mllama config set theme ", ["auto", "dark", "light", "none"]),
+        ("mllama config set log c", ["chats"]),
+        ("mllama config set preview ", ["true", "false"]),
+        ("mllama config set model b", ["birds-tiny"]),
+        ("mllama config set temperature ", []),
         ("mllama completion po", ["powershell"]),
     ],
 )
 def test_names_are_offered(home: Path, line: str, offers: list[str]) -> None:
     assert [offer for offer in answered(line) if offer] == offers
+
+
+def test_a_chats_title_is_offered_with_its_name(home: Path) -> None:
+    line = {"_TYPER_COMPLETE_ARGS": "mllama chat --resume ", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    assert answered("mllama ", _MLLAMA_COMPLETE="complete_fish", **line) == ["holiday\tOne?"]
+
+
+@pytest.mark.parametrize("option", ["--install-completion", "--show-completion"])
+def test_there_is_one_way_to_the_script(option: str) -> None:
+    assert run_here(option).code == 2
 
 
 def test_a_damaged_store_offers_nothing_and_says_nothing(home: Path) -> None:

@@ -122,7 +122,14 @@ def test_show_counts_parameters_and_memory(home: Path) -> None:
     assert all(record["parameters"][part] > 0 for part in ("text", "cross-attention", "vision", "projector"))
     assert record["memory"]["bfloat16"] * 2 == record["memory"]["float32"]
     people = run_here("show", "mine").out
-    for fact in ("5 layers (2 cross-attention)", "2048 tokens", "temperature 0.6, top-p 0.9", "56 x 56", "F32"):
+    for fact in (
+        "5 layers (2 cross-attention)",
+        "2048 tokens",
+        "temperature 0.6, top-p 0.9",
+        "56 x 56",
+        "F32",
+        "<|eot_id|> (262)",
+    ):
         assert fact in people
     assert run_here("show", "mine", "--template").out.strip() == TEMPLATE.strip()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mllama_cli.core.errors import CheckpointError, ModelNotFoundError
-from mllama_cli.hub.catalog import config_of, default_model, hub_address, installed, kind, resolve
+from mllama_cli.hub.catalog import MODEL_ALIASES, config_of, default_model, hub_address, installed, kind, resolve
 from mllama_cli.hub.inspect import inspect
 from mllama_cli.hub.remove import plan_removal
 from mllama_cli.system.paths import built_in_model
@@ -123,6 +123,38 @@ def test_a_slip_in_an_id_or_a_name_is_guessed(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError) as by_name:
         resolve("Sunflowr")
     assert "Did you mean sunflower?" in by_name.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        (REPO.partition("/")[2], REPO),
+        (REPO.partition("/")[2].lower(), REPO),
+        (REPO.lower(), REPO),
+        ("Sunflower", "sunflower"),
+        ("someone/sunflower", "sunflower"),
+        ("Me/Bird", "me/bird"),
+        ("bird", "me/bird"),
+        ("other/Bird", "me/bird"),
+    ],
+)
+def test_another_case_or_owner_is_guessed(tmp_path: Path, name: str, meant: str) -> None:
+    make_checkpoint(tmp_path / "home" / "models" / "sunflower")
+    in_cache(tmp_path, "abc", repo="me/bird")
+    with pytest.raises(ModelNotFoundError) as caught:
+        resolve(name)
+    assert f"Did you mean {meant}?" in caught.value.hint
+    if meant != REPO:
+        with pytest.raises(ModelNotFoundError) as kept:
+            plan_removal(name)
+        assert f"Did you mean {meant}?" in kept.value.hint
+
+
+@pytest.mark.parametrize("name", [*MODEL_ALIASES.values(), "unsloth/Llama-3.2-11B-Vision-Instruct"])
+def test_a_right_id_that_is_not_here_has_no_other_meaning(name: str) -> None:
+    with pytest.raises(ModelNotFoundError) as caught:
+        resolve(name)
+    assert caught.value.hint.startswith(f"Get it with `mllama download {name}`")
 
 
 def test_an_alias_that_is_not_here_says_how_to_get_it() -> None:

@@ -290,3 +290,15 @@ def test_no_text_is_nearly_white_or_nearly_black(theme: str, language: str) -> N
                 assert 40 < sum(style.color.triplet) / 3 < 235
             if theme == "auto":
                 assert style.color.is_system_defined
+
+
+def test_code_on_an_unknown_background_has_only_colours_that_light_and_dark_ones_show() -> None:
+    stdout = Stream(tty=True)
+    view = MarkdownView(Terminal(Stream(), stdout, Stream()), theme="auto")
+    view.write(
+        "# Head\n`code`\n```python\n@one\ndef f(x: int) -> str:  # why\n    return 'x' if x and 1 else None\n```\n"
+    )
+    view.finish()
+    codes = re.findall(r"\x1b\[([\d;]*)m", stdout.text())
+    colours = {code for each in codes for code in each.split(";") if len(code) > 1}
+    assert colours - {"49"} == {"31", "35"}, "red and magenta, on the terminal's own background"

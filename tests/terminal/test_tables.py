@@ -60,3 +60,12 @@ def test_a_cell_cannot_forge_a_line(tty: bool) -> None:
     assert out.text().count("\n") == 3
     assert "[2J" in out.text()
     assert "\x1b[2J" not in out.text()
+
+
+def test_a_piped_table_has_no_blanks_at_the_ends_of_lines() -> None:
+    stream = Stream()
+    rows = [("a", "1 MB", ""), ("b" * 300, "20 GB", "a long explanation"), ("c", "2 kB", "short")]
+    print_table(Terminal(Stream(), stream, Stream()), ("NAME", "SIZE", "KIND"), rows, right=("SIZE",))
+    lines = stream.text().split("\n")
+    assert [line.rstrip() for line in lines] == lines
+    assert [line.split()[:1] for line in lines] == [["NAME"], ["a"], ["b" * 300], ["c"], []]

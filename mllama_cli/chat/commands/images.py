@@ -1,16 +1,13 @@
 """Slash commands for images."""
 
-import glob
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mllama_cli.chat.commands.command import Command, require
 from mllama_cli.chat.dialogue import chip
-from mllama_cli.chat.dropped_paths import find_images
+from mllama_cli.chat.image_sources import typed_images
 from mllama_cli.chat.shell import Shell
 from mllama_cli.core.errors import UsageError
-from mllama_cli.core.filetypes import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     from mllama_cli.processing.prepared import PreparedImage
@@ -20,45 +17,23 @@ MANY_IMAGES = 8
 
 
 def _image(shell: Shell, argument: str) -> None:
-    sources = _sources(require(argument, "image", "a path or a URL"))
+    sources = typed_images(require(argument, "image", "a path or a URL"))
     if len(sources) > MANY_IMAGES and shell.source.choose(f"Attach {len(sources)} images? [y]es or [n]o", "yn") == "n":
         return
-    for image in shell.attach(*sources):
-        _note_attached(shell, image)
-
-
-def _sources(argument: str) -> Sequence[str]:
-    """Return the images that an argument means: a folder's, a pattern's, or paths and URLs as they are pasted."""
-    if found := _images_in(argument):
-        return found
-    # Paths as a terminal pastes them: quoted, escaped, several at once. Anything else is one path with spaces.
-    dropped = find_images(argument)
-    return [argument] if dropped.text.strip() or not dropped.paths else dropped.paths
-
-
-def _images_in(pattern: str) -> list[str]:
-    """Return the images in a folder or of a pattern, sorted; none for what is neither."""
-    try:
-        path = Path(pattern).expanduser()
-        if path.is_dir():
-            found = path.iterdir()
-        elif path.exists() or not glob.has_magic(pattern) or "://" in pattern:
-            return []
-        else:
-            found = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-        return sorted(str(each) for each in found if each.name.lower().endswith(IMAGE_SUFFIXES))
-    except (OSError, ValueError, RuntimeError, NotImplementedError):  # a name that the system does not take
-        return []
+    _note_attached(shell, shell.attach(*sources))
 
 
 def _paste(shell: Shell, argument: str) -> None:
     from mllama_cli.processing.clipboard import read_clipboard_image
 
-    _note_attached(shell, *shell.attach_images([read_clipboard_image()]))
+    _note_attached(shell, shell.attach_images([read_clipboard_image()]))
 
 
-def _note_attached(shell: Shell, image: "PreparedImage") -> None:
-    shell.terminal.note(f"Attached {chip(image)}. Now ask about it.")
+def _note_attached(shell: Shell, images: "Sequence[PreparedImage]") -> None:
+    *others, last = images
+    for image in others:
+        shell.terminal.note(f"Attached {chip(image)}.")
+    shell.terminal.note(f"Attached {chip(last)}. Now ask about {'them' if others else 'it'}.")
 
 
 def _images(shell: Shell, argument: str) -> None:

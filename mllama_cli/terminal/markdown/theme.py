@@ -5,7 +5,7 @@ from functools import cache
 
 from rich.color import Color
 from rich.style import Style
-from rich.syntax import Syntax, SyntaxTheme, TokenType
+from rich.syntax import ANSISyntaxTheme, Syntax, SyntaxTheme, TokenType
 
 from mllama_cli.core.errors import UsageError
 
@@ -29,13 +29,28 @@ class MarkdownTheme:
 
 
 _THEMES = {
-    # The 16 ANSI colours without white and black, which the terminal's own scheme keeps readable.
-    "auto": MarkdownTheme("ansi_light", "cyan", "underline", "blue", ("bold magenta", "bold cyan", "bold")),
+    # Magenta and red of the 16 ANSI colours are readable on white and on black: blue is not on black, the others are
+    # not on white.
+    "auto": MarkdownTheme("ansi_both", "magenta", "underline", "dim", ("bold magenta", "bold", "bold italic")),
     "dark": MarkdownTheme(
         "monokai", "bright_cyan", "underline", "bright_blue", ("bold bright_magenta", "bold bright_cyan", "bold")
     ),
     "light": MarkdownTheme("friendly", "blue", "underline", "blue", ("bold magenta", "bold blue", "bold")),
     "none": MarkdownTheme("", "bold", "underline", "dim", ("bold underline", "bold", "bold italic")),
+}
+
+
+_ANSI_BOTH: dict[TokenType, Style] = {
+    ("Keyword",): Style(color="magenta"),
+    ("Operator", "Word"): Style(color="magenta"),
+    ("Name", "Tag"): Style(color="magenta"),
+    ("Name", "Decorator"): Style(color="magenta"),
+    ("Name", "Function"): Style(bold=True),
+    ("Name", "Class"): Style(bold=True),
+    ("Literal",): Style(color="red"),
+    ("Comment",): Style(dim=True, italic=True),
+    ("Generic", "Heading"): Style(bold=True),
+    ("Generic", "Deleted"): Style(color="red"),
 }
 
 
@@ -49,6 +64,8 @@ def markdown_theme(name: str) -> MarkdownTheme:
 @cache
 def syntax_theme(name: str) -> SyntaxTheme:
     """Return the theme of code blocks of that name, without colours that some background would hide."""
+    if name == "ansi_both":
+        return ANSISyntaxTheme(_ANSI_BOTH)
     return _Readable(Syntax.get_theme(name))
 
 
