@@ -18,6 +18,7 @@ from mllama_cli.cli import complete
 from mllama_cli.cli.options import ComputeOptions, SamplingOptions, Verbose, input_option, output_option
 from mllama_cli.core.caption_events import EXISTING
 from mllama_cli.core.errors import UsageError
+from mllama_cli.core.text import as_number, shown
 
 if TYPE_CHECKING:
     from mllama_cli.captioning.postprocess import Postprocess
@@ -217,8 +218,8 @@ class CaptionBatching:
     ] = None
 
     def __post_init__(self) -> None:
-        if self.batch_size != "auto" and not (self.batch_size.isdecimal() and int(self.batch_size) > 0):
-            raise UsageError(f"--batch-size must be auto or a whole number from 1, not {self.batch_size!r}")
+        if self.batch_size != "auto" and not as_number(self.batch_size):
+            raise UsageError(f"--batch-size must be auto or a whole number from 1, not {shown(self.batch_size)}")
 
     @property
     def slots(self) -> int | None:
