@@ -60,7 +60,8 @@ class CaptionPrompt:
             "-p",
             "--prompt",
             metavar="TEXT",
-            help="The prompt; {name}, {stem}, {folder}, {existing} and {tags} are filled in.",
+            help="The prompt; {name}, {stem}, {folder}, {existing} and {tags} are filled in "
+            "(default: one that asks for one or two sentences).",
         ),
     ] = None
     prompt_file: Annotated[Path | None, prompt_option(metavar="FILE", help="Read the prompt from a file.")] = None
@@ -68,7 +69,7 @@ class CaptionPrompt:
         str | None,
         prompt_option(
             metavar="NAME",
-            help="A ready-made prompt: short, detailed, alt-text or tags.",
+            help="A ready-made prompt: short, detailed, tags or alt-text.",
             autocompletion=complete.caption_styles,
         ),
     ] = None
@@ -211,10 +212,15 @@ class CaptionBatching:
     """How many images are processed at once."""
 
     batch_size: Annotated[
-        str, speed_option(metavar="N", help="Pictures captioned at once; auto is as many as memory allows.")
+        str, speed_option(metavar="N", help="Pictures captioned at once; auto: as many as memory allows.")
     ] = "auto"
     workers: Annotated[
-        int | None, speed_option(metavar="N", min=0, help="Processes that decode pictures in advance.")
+        int | None,
+        speed_option(
+            metavar="N",
+            min=0,
+            help="Processes that decode pictures in advance (default: one for each CPU but one, at most 16).",
+        ),
     ] = None
 
     def __post_init__(self) -> None:

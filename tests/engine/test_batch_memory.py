@@ -21,7 +21,7 @@ from mllama_cli.engine.device import is_out_of_memory
 from mllama_cli.engine.engine import Engine
 from mllama_cli.engine.sampling import Sampler
 from mllama_cli.engine.vision import ImageCache
-from tests.engine.conftest import picture
+from tests.engine.conftest import fail_once, picture
 from tests.engine.test_batch_refill import alone, by_key, requests_for
 
 SHORTAGES: list[Callable[[], BaseException]] = [
@@ -68,17 +68,9 @@ def test_a_batch_continues_in_fewer_slots(
     call: int,
     shortage: Callable[[], BaseException],
 ) -> None:
-    original, calls = getattr(where, what), []
-
-    def failing(*arguments: Any) -> Any:
-        calls.append(1)
-        if len(calls) == call:
-            raise shortage()
-        return original(*arguments)
-
     requests = requests_for(engine)
     expected = {request.key: alone(engine, request) for request in requests}
-    monkeypatch.setattr(where, what, failing)
+    calls = fail_once(monkeypatch, where, what, call, shortage)
     counts: list[int] = []
     assert by_key(run_batch(engine.model, iter(requests), slots=5, on_slots=counts.append)) == expected
     assert len(calls) > call
