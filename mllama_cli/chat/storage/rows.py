@@ -70,7 +70,7 @@ def summaries(connection: sqlite3.Connection) -> Iterator[ChatSummary]:
             words = None if name is None else _text(name), _text(title), _text(model)
             times = _time(created), _time(updated)
         except ValueError as error:
-            words, times = (None, f"(damaged: {error})", ""), (_UNKNOWN_TIME, _UNKNOWN_TIME)
+            words, times = (None, f"[damaged: {error}]", ""), (_UNKNOWN_TIME, _UNKNOWN_TIME)
         yield ChatSummary(number, *words, *times, messages, images)
 
 
