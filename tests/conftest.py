@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    help_text = "seconds for which each test of tests/fuzz tries random inputs; by default 1, always the same ones"
+    help_text = (
+        "seconds for which each test of tests/fuzz tries random inputs; by default half a second, always the same ones"
+    )
     parser.addoption("--fuzz-seconds", type=float, default=None, help=help_text)
 
 

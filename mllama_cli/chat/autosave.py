@@ -5,11 +5,12 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from mllama_cli.chat.dialogue import Dialogue
+from mllama_cli.chat.storage.names import unreadable
 from mllama_cli.chat.storage.saved import SYSTEM_KEY, SavedChat
 from mllama_cli.chat.storage.store import ChatStore
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.errors import MllamaError, UsageError
-from mllama_cli.core.sampling import SETTABLE
+from mllama_cli.core.sampling import SETTABLE, Sampling
 from mllama_cli.terminal.console import Terminal
 
 
@@ -103,16 +104,27 @@ def note_fork(terminal: Terminal, before: SavedChat, saved: SavedChat) -> None:
 
 
 def restore(dialogue: Dialogue, saved: SavedChat) -> None:
-    """Load a saved chat's conversation and settings into a dialogue."""
+    """Load a saved chat's conversation and settings into a dialogue. Raise ChatStoreError if a setting is damaged."""
+    sampling = _sampling(saved)
     dialogue.clear()
     system, *said = saved.whole.messages or (None,)
     if system is not None and system.role == "system":
         dialogue.system, dialogue.conversation = system.text, Conversation(tuple(said))
     else:
         dialogue.system, dialogue.conversation = "", saved.whole
-    sampling: dict[str, Any] = saved.settings.get("sampling") or {}
-    known = {name: value for name, value in sampling.items() if name in SETTABLE}
-    dialogue.set_sampling(**{name: tuple(v) if SETTABLE[name].repeated else v for name, v in known.items()})
+    dialogue.set_sampling(**sampling)
+
+
+def _sampling(saved: SavedChat) -> dict[str, Any]:
+    stored = saved.settings.get("sampling") or {}
+    if not isinstance(stored, dict):
+        raise unreadable(saved.id, "its settings are damaged")
+    known = {name: value for name, value in stored.items() if name in SETTABLE}
+    unset = {name for name, value in known.items() if value is None and getattr(Sampling, name, ...) is None}
+    try:
+        return {name: None if name in unset else SETTABLE[name].converted(value, name) for name, value in known.items()}
+    except UsageError as error:
+        raise unreadable(saved.id, error.message) from error
 
 
 def _settings(dialogue: Dialogue) -> dict[str, Any]:

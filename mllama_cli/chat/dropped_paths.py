@@ -20,15 +20,21 @@ from mllama_cli.core.filetypes import IMAGE_SUFFIXES
 from mllama_cli.processing.sources import is_image_file
 from mllama_cli.system.files import expanded, is_file, is_folder
 
-_ENDING = re.compile(r"[.,;:!?)\]}»”’]+$")
+MAX_SEARCHED = 1_000_000
+"""Characters of a message in which images are looked for: more than models read; a word may cost a system call."""
+_MAX_NAME = 10_000
+"""Characters of a path or an address: no system or server takes more."""
+
+_ENDINGS = ".,;:!?)]}»”’"
 _WINDOWS = re.compile(r"^(?:[A-Za-z]:[\\/]|\\\\\w)")
-_DOUBLE = r'"(?:[^"\\]|\\.)*"'
+# Possessive, so that the expressions take no memory for each character.
+_DOUBLE = r'"(?:[^"\\]++|\\.)*+"'
 _SINGLE = r"'[^']*'"
-_BARE = r"(?:[^\s\"'\\]|\\.|(?<=\w)['\"](?=\w))+"
+_BARE = r"(?:[^\s\"'\\]++|\\.|(?<=\w)['\"](?=\w))++"
 _WORD = re.compile(
     # As in a shell, except that a quote inside a word ("don't") is a letter.
     rf"(?P<windows>(?<!\S)(?:[A-Za-z]:\\|\\\\\w)\S*)"
-    rf"|(?P<quoted>(?:{_DOUBLE}|{_SINGLE})(?:{_DOUBLE}|{_SINGLE}|{_BARE})*)"
+    rf"|(?P<quoted>(?:{_DOUBLE}|{_SINGLE})(?:{_DOUBLE}|{_SINGLE}|{_BARE})*+)"
     rf"|(?P<bare>{_BARE})"
     r"|(?P<other>\S)",
     re.DOTALL,
@@ -59,6 +65,8 @@ def find_images(text: str) -> DroppedImages:
     >>> find_images("What does the .png suffix mean?")
     DroppedImages(text='What does the .png suffix mean?', paths=())
     """
+    if len(text) > MAX_SEARCHED:
+        return DroppedImages(text, ())
     whole = text.strip()
     if (path := _as_file(whole) or _as_misnamed(whole)) is not None:  # some terminals paste a path with spaces unquoted
         return DroppedImages("", (path,))
@@ -66,12 +74,14 @@ def find_images(text: str) -> DroppedImages:
     paths: list[str] = []
     last = 0
     for word in _words(text):
+        if len(word.meant) > _MAX_NAME:
+            continue
         ending = ""
         found = _as_image(word.meant)
-        if found is None and not word.sure and (match := _ENDING.search(word.meant)):
-            # The sentence's full stop is not part of the name.
-            found, ending = _as_image(word.meant[: match.start()]), match.group()
-        bare = word.meant if word.sure else _ENDING.sub("", word.meant)
+        # The sentence's full stop is not part of the name.
+        bare = word.meant if word.sure else word.meant.rstrip(_ENDINGS)
+        if found is None and bare != word.meant:
+            found, ending = _as_image(bare), word.meant[len(bare) :]
         if found is None and (word.sure or _only_a_path(bare)) and (found := _as_misnamed(bare)):
             ending = word.meant[len(bare) :]
         if found is None:

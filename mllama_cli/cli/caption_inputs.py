@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from mllama_cli.captioning.listing import Listing, find_images, read_list, shard_of
 from mllama_cli.cli.caption_request import CaptionInput
 from mllama_cli.core.errors import UsageError
+from mllama_cli.core.text import as_number, shown
 from mllama_cli.system.files import expanded, is_file
 from mllama_cli.system.text_file import MAX_LIST_BYTES, decode, read_file, read_stream
 
@@ -69,7 +70,7 @@ def _read_lists(paths: Sequence[str], files_from: str | None, null: bool) -> tup
 def _shard(shard: str | None) -> tuple[int, int] | None:
     if shard is None:
         return None
-    index, slash, count = shard.partition("/")
-    if slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count):
-        return int(index), int(count)
-    raise UsageError(f"--shard must be I/N with I from 1 to N, not {shard!r}", "Example: --shard 1/4")
+    index, count = (as_number(part) for part in shard.partition("/")[::2])
+    if index is not None and count is not None and 1 <= index <= count:
+        return index, count
+    raise UsageError(f"--shard must be I/N with I from 1 to N, not {shown(shard)}", "Example: --shard 1/4")

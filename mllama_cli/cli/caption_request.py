@@ -18,6 +18,7 @@ from mllama_cli.cli import complete
 from mllama_cli.cli.options import ComputeOptions, SamplingOptions, Verbose, input_option, output_option
 from mllama_cli.core.caption_events import EXISTING
 from mllama_cli.core.errors import UsageError
+from mllama_cli.core.text import as_number, shown
 
 if TYPE_CHECKING:
     from mllama_cli.captioning.postprocess import Postprocess
@@ -59,7 +60,8 @@ class CaptionPrompt:
             "-p",
             "--prompt",
             metavar="TEXT",
-            help="The prompt; {name}, {stem}, {folder}, {existing} and {tags} are filled in.",
+            help="The prompt; {name}, {stem}, {folder}, {existing} and {tags} are filled in "
+            "(default: one that asks for one or two sentences).",
         ),
     ] = None
     prompt_file: Annotated[Path | None, prompt_option(metavar="FILE", help="Read the prompt from a file.")] = None
@@ -67,7 +69,7 @@ class CaptionPrompt:
         str | None,
         prompt_option(
             metavar="NAME",
-            help="A ready-made prompt: short, detailed, alt-text or tags.",
+            help="A ready-made prompt: short, detailed, tags or alt-text.",
             autocompletion=complete.caption_styles,
         ),
     ] = None
@@ -210,15 +212,20 @@ class CaptionBatching:
     """How many images are processed at once."""
 
     batch_size: Annotated[
-        str, speed_option(metavar="N", help="Pictures captioned at once; auto is as many as memory allows.")
+        str, speed_option(metavar="N", help="Pictures captioned at once; auto: as many as memory allows.")
     ] = "auto"
     workers: Annotated[
-        int | None, speed_option(metavar="N", min=0, help="Processes that decode pictures in advance.")
+        int | None,
+        speed_option(
+            metavar="N",
+            min=0,
+            help="Processes that decode pictures in advance (default: one for each CPU but one, at most 16).",
+        ),
     ] = None
 
     def __post_init__(self) -> None:
-        if self.batch_size != "auto" and not (self.batch_size.isdecimal() and int(self.batch_size) > 0):
-            raise UsageError(f"--batch-size must be auto or a whole number from 1, not {self.batch_size!r}")
+        if self.batch_size != "auto" and not as_number(self.batch_size):
+            raise UsageError(f"--batch-size must be auto or a whole number from 1, not {shown(self.batch_size)}")
 
     @property
     def slots(self) -> int | None:

@@ -61,9 +61,9 @@ def run_captions(request: CaptionRequest) -> None:
         with ExitStack() as stack:
             stack.callback(destination.finish, exhausted=False, complete=False)
             list_error = stack.enter_context(_error_list(request.output.errors))
-            stack.enter_context(TypeAhead(terminal, prompts=False))
             pool = stack.enter_context(DecodingPool(request.batching.workers))
             pool.start()  # it is ready when the model is
+            stack.enter_context(TypeAhead(terminal, prompts=False))
             try:
                 engine = _engine(terminal, compute, folder, name)
                 events = _events(request, engine, sampling, plan, destination, pool)

@@ -1,5 +1,6 @@
 """Commands whose help is plain text in two columns: what Typer's own renderer would box and annotate."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -24,18 +25,31 @@ class _PlainHelp:
         self.format_epilog(ctx, formatter)  # type: ignore[attr-defined]
 
     def _sections(self, ctx: Any) -> dict[str, list[tuple[str, str]]]:
-        """Return the rows of each section: commands, arguments, then options by their panel."""
+        """Return the rows of each section: commands, arguments, then options by panel, --help among the last."""
         sections: dict[str, list[tuple[str, str]]] = {}
         if commands := _command_rows(getattr(self, "commands", {})):
             sections["Commands"] = commands
         for parameter in self.get_params(ctx):  # type: ignore[attr-defined]
             if (row := parameter.get_help_record(ctx)) is None:
                 continue
-            kind = "Options"
+            kind, name = "Options", row[0]
             if parameter.param_type_name == "argument":
-                kind, row = "Arguments", (parameter.metavar or parameter.name.upper(), row[1])
-            sections.setdefault(getattr(parameter, "rich_help_panel", None) or kind, []).append(row)
+                kind, name = "Arguments", parameter.metavar or parameter.name.upper()
+            elif parameter.name == "help" and "Output" in sections:
+                kind = "Output"
+            sections.setdefault(getattr(parameter, "rich_help_panel", None) or kind, []).append((name, _plain(row[1])))
         return sections
+
+
+def _plain(help_text: str) -> str:
+    """Return a help text with click's note of the default as we write it, and without its other notes.
+
+    >>> _plain("Caption file extension.  [default: .txt]"), _plain("Only the N newest.  [x>=1]")
+    ('Caption file extension (default: .txt).', 'Only the N newest.')
+    """
+    text, _, notes = help_text.partition("  [")
+    default = re.match(r"default: (.*?)(;.*)?\]$", notes)
+    return f"{text.removesuffix('.')} (default: {default[1]})." if default else text
 
 
 def _command_rows(commands: dict[str, Any]) -> list[tuple[str, str]]:

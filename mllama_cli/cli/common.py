@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mllama_cli.core.errors import UsageError
+from mllama_cli.core.text import as_number
 
 if TYPE_CHECKING:
     from mllama_cli.core.settings import Settings
@@ -94,9 +95,10 @@ def _chosen_model(terminal: "Terminal") -> "ModelEntry":
         terminal.err.print(f"Number (1 to {len(entries)}): ", end="")
         answer = terminal.stdin.readline()
         word = answer.strip()
-        if word.isascii() and word.isdigit() and 1 <= int(word) <= len(entries):
-            remember_used(entries[int(word) - 1].name)
-            return entries[int(word) - 1]
+        chosen = as_number(word)
+        if chosen is not None and 1 <= chosen <= len(entries):
+            remember_used(entries[chosen - 1].name)
+            return entries[chosen - 1]
         if not word:
             break
     raise UsageError("No model was chosen", "Name one with -m, or choose a default: `mllama config set model NAME`.")

@@ -59,7 +59,8 @@ Model = Annotated[
         "--model",
         metavar="NAME",
         envvar=MODEL_VARIABLE,
-        help="A folder, an installed model, an alias (11b, 90b, ...) or a hub id.",
+        help="A folder, an installed model, an alias (11b, 90b, ...) or a hub id "
+        f"(default: ${MODEL_VARIABLE}, the config file's, or the one used last).",
         autocompletion=complete.models,
     ),
 ]

@@ -45,7 +45,7 @@ def quantize(
     method: Annotated[
         Literal["search", "rtn"],
         typer.Option(
-            metavar="search|rtn", help="Search for the best scales, or round to nearest (faster, less accurate)."
+            metavar="search|rtn", help="Search for the best scales, or round to nearest: faster, less accurate."
         ),
     ] = "search",
     keep: Annotated[

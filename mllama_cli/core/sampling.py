@@ -89,7 +89,7 @@ class Sampling:
     )
     max_tokens: int = declare(
         MAX_TOKENS,
-        f"longest answer, in tokens (default: {MAX_TOKENS})",
+        f"longest answer, in tokens (default: {MAX_TOKENS}; of captions 64 to 512, by style)",
         lambda value: value >= 1,
         "be 1 or more",
         aliases=("num_predict", "max_new_tokens", "max_completion_tokens"),

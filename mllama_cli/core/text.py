@@ -68,6 +68,15 @@ def suggest(
     return f"Did you mean {' or '.join(show(by_folded[key]) for key in near)}? " if near else ""
 
 
+def as_number(text: str) -> int | None:
+    """Return a typed text as a whole number; None if it is another text or has more than 18 digits.
+
+    >>> as_number("12"), as_number("-1"), as_number("²"), as_number("9" * 5000)
+    (12, None, None, None)
+    """
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+
+
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """Return a sort key that puts 2 before 10 and upper case next to lower.
 

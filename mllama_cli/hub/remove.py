@@ -9,7 +9,7 @@ from mllama_cli.core.errors import ModelNotFoundError, RemovalError
 from mllama_cli.hub.cache import hub_cache, repo_folder, snapshots
 from mllama_cli.hub.catalog import config_of, hub_id, installed, is_built_in, local_model, models_folder, nearest
 from mllama_cli.hub.plan import is_companion_file
-from mllama_cli.system.files import expanded, is_file, is_folder
+from mllama_cli.system.files import expanded, files_below, is_file, is_folder, resolved
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ def plan_removal(name: str) -> Removal:
 def _by_path(name: str, folder: Path) -> Removal:
     """Return the removal of a path that `mllama download` or `show` printed. No other folder may be deleted."""
     # Don't resolve the last component: a link in our models folder is ours, its target is not. ".." is not a name.
-    path = folder.resolve() if folder.name in ("", "..") else folder.parent.resolve() / folder.name
-    if path.parent == models_folder().resolve():
+    path = resolved(folder) if folder.name in ("", "..") else resolved(folder.parent) / folder.name
+    if path.parent == resolved(models_folder()):
         return _local(models_folder() / path.name)
-    repo, cache = path.parent.parent, hub_cache().resolve()
+    repo, cache = path.parent.parent, resolved(hub_cache())
     if path.parent.name == "snapshots" and repo.parent == cache and repo.name.startswith("models--"):
         return _downloaded(repo.name.removeprefix("models--").replace("--", "/"))
     hint = "Delete it yourself if you are sure."
@@ -93,4 +93,4 @@ def _is_foreign(snapshot: Path) -> bool:
 
 
 def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if is_file(file) and not file.is_symlink())
+    return sum(file.stat().st_size for file in files_below(folder) if not file.is_symlink())

@@ -77,9 +77,10 @@ async def _fetch(url: str, name: str, limits: Limits, public_only: bool) -> byte
         raise DownloadError(
             f"{name}: redirected more than {_MAX_REDIRECTS} times", "Open it in a browser and copy the final address."
         ) from error
-    except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:  # from a redirect: the URL itself was checked
+    except (httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError) as error:  # of a redirect: the URL was checked
         raise DownloadError(
-            f"{name}: redirected to an address that is not http or https", "Copy the address of the picture itself."
+            f"{name}: redirected to an address that is not valid, or not http or https",
+            "Copy the address of the picture itself.",
         ) from error
     except httpx.HTTPError as error:
         raise DownloadError(f"{name}: the download broke off ({_reason(error)})", "Try again.") from error
@@ -154,7 +155,7 @@ def _require_valid(url: str) -> None:
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port  # reading the port checks its range
-        httpx.URL(url)
+        _ = httpx.URL(url).host  # reading it decodes international names
     except (ValueError, httpx.InvalidURL) as error:
         reason = "" if "@" in url else f": {error}"  # it may quote a part of the password
         raise UsageError(f"{url} is not a valid URL{reason}", "Check the address.") from error

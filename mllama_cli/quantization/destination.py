@@ -10,7 +10,7 @@ from mllama_cli.core.errors import QuantizationError, UsageError
 from mllama_cli.hub.catalog import is_mllama
 from mllama_cli.hub.plan import is_companion_file
 from mllama_cli.quantization.journal import JOURNAL_NAME, is_journal
-from mllama_cli.system.files import is_disk_full, is_file
+from mllama_cli.system.files import is_disk_full, is_file, is_folder, resolved
 from mllama_cli.system.locks import Lock
 from mllama_cli.system.safe_files import UnsafeFileError, is_temporary, neighbor_name, require_plain
 
@@ -35,15 +35,15 @@ class QuantizeDestination:
 
     def check(self, source: Path, *, force: bool) -> None:
         """Raise UsageError if something exists that may not be replaced."""
-        ours, theirs = self.folder.resolve(), source.resolve()
+        ours, theirs = resolved(self.folder), resolved(source)
         if ours == theirs or ours in theirs.parents or theirs in ours.parents:
             raise UsageError(
                 f"{self.folder} and the model to quantize must not contain one another", "Choose another DEST."
             )
         self._require_own_partial()
-        if not self.folder.exists() and not self.folder.is_symlink():
+        if not os.path.lexists(self.folder):
             return
-        if self.folder.is_dir() and not self.folder.is_symlink() and not any(self.folder.iterdir()):
+        if is_folder(self.folder) and not self.folder.is_symlink() and not any(self.folder.iterdir()):
             return
         if not force:
             raise UsageError(f"{self.folder} exists already", "Choose another DEST, or replace it with --force.")
@@ -74,7 +74,7 @@ class QuantizeDestination:
 
     def used(self) -> int:
         """Return the bytes that the partial folder takes on disk."""
-        if not self.partial.is_dir():
+        if not is_folder(self.partial):
             return 0
         return sum(_on_disk(path.stat()) for path in self.partial.iterdir() if is_file(path))
 
@@ -87,7 +87,7 @@ class QuantizeDestination:
     def appear(self) -> None:
         """Rename the finished folder to its final name, replacing an old one."""
         (self.partial / LOCK_NAME).unlink(missing_ok=True)
-        if self.folder.exists() or self.folder.is_symlink():
+        if os.path.lexists(self.folder):
             _remove(self.partial / REPLACED_NAME)  # left by a run that was killed at this point
             self.folder.rename(self.partial / REPLACED_NAME)
         self.partial.rename(self.folder)
@@ -99,7 +99,7 @@ class QuantizeDestination:
         if not os.path.lexists(self.partial):
             return
         reason = ""
-        if self.partial.is_symlink() or not self.partial.is_dir():
+        if self.partial.is_symlink() or not is_folder(self.partial):
             reason = "is not a folder"
         else:
             names = []
@@ -129,7 +129,7 @@ def _is_written(name: str) -> bool:
 def _remove(path: Path) -> None:
     if path.is_symlink():
         path.unlink()
-    elif path.is_dir():
+    elif is_folder(path):
         shutil.rmtree(path)
 
 

@@ -8,6 +8,7 @@ from mllama_cli.checkpoint.reader import CheckpointReader
 from mllama_cli.checkpoint.slices import SliceReader
 from mllama_cli.core.config import MllamaTextConfig
 from mllama_cli.core.errors import CheckpointError
+from mllama_cli.core.text import as_number
 from mllama_cli.quantization.rounding import NotFiniteError, quantize_matrix
 from mllama_cli.quantization.schemes import Scheme
 
@@ -55,8 +56,7 @@ def sensitive_linears(names: Iterable[str], config: MllamaTextConfig, measure: M
 
 def layer_of(name: str) -> int | None:
     """Return the number of the decoder layer that a module of the language model is in."""
-    number = name.partition(".layers.")[2].partition(".")[0]
-    return int(number) if number.isdecimal() else None
+    return as_number(name.partition(".layers.")[2].partition(".")[0])
 
 
 def down_of(names: Iterable[str]) -> str:

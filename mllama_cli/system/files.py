@@ -12,10 +12,10 @@ _FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # W
 
 
 def expanded(name: str | Path) -> Path:
-    """Return the path with ~ expanded. The ~name of an unknown user is kept."""
+    """Return the path with ~ expanded. The ~name of an unknown or impossible user is kept."""
     try:
         return Path(name).expanduser()
-    except RuntimeError:
+    except (RuntimeError, ValueError):  # ValueError: a name of a user with a NUL or a lone surrogate
         return Path(name)
 
 

@@ -140,3 +140,16 @@ def test_any_name_is_found_as_terminals_write_it(tmp_path: Path, name: str) -> N
         assert find_images(f"what is {written}").paths == (path,), written
     assert find_images(path).paths == (path,)
     file.unlink()
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [")" * 1_000_000 + ".png", '"' + "x" * 10_000_000, "x" * 10_000_000, "a\\ " * 300_000 + ".png", "'" * 100_001],
+    ids=["brackets", "a quote", "one word", "escaped blanks", "quotes"],
+)
+def test_long_texts_stay_text(folder: Path, typed: str) -> None:
+    assert find_images(typed) == DroppedImages(typed, ())
+
+
+def test_a_path_at_the_end_of_a_long_text_is_found(folder: Path) -> None:
+    assert find_images("word " * 100_000 + "a.png").paths == ("a.png",)

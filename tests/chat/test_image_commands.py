@@ -48,7 +48,9 @@ def test_pictures_can_be_listed_and_taken_away(harness: ChatHarness) -> None:
     assert "No images" in harness.type("/images")
     assert "Nothing is attached" in harness.type("/detach 1")
     card = str(DATA / "card.png")
-    said = harness.type(f"/image {PHOTO}", f"/image {card}", "/images", "/detach 5", "/detach 1", "/images")
+    said = harness.type(
+        f"/image {PHOTO}", f"/image {card}", "/images", "/detach 5", "/detach ²", "/detach 1", "/images"
+    )
     assert "1. drawing.png" in said
     assert "a number from 1 to 2" in said
     assert [a.name.rpartition("/")[2] for a in harness.dialogue.attachments] == ["card.png"]

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mllama_cli.chat.storage.saved import SavedChat
 from mllama_cli.chat.storage.store import ChatStore
+from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.engine.engine import Engine
 from tests.chat.harness import PHOTO, ChatHarness
@@ -118,3 +120,14 @@ def test_a_chat_that_was_continued_elsewhere_becomes_another_and_says_so(
         ["One?", "Two?", "Three?", "Four?"],
         ["One?", "Another two?", "Another three?"],
     ]
+
+
+@pytest.mark.parametrize("sampling", [[1], {"temperature": "warm"}, {"top_k": None}, {"stop": 5}])
+def test_a_chat_with_a_damaged_setting_is_not_loaded_and_changes_nothing(
+    harness: ChatHarness, store: ChatStore, sampling: object
+) -> None:
+    harness.type("One?")
+    chat = store.save(SavedChat.new("sketch"), Conversation.ask("Two?"), settings={"sampling": sampling})
+    before = harness.dialogue.conversation, harness.dialogue.sampling
+    assert f"Chat {chat.id} cannot be read" in harness.type(f"/load {chat.id}")
+    assert (harness.dialogue.conversation, harness.dialogue.sampling) == before

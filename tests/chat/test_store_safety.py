@@ -17,7 +17,7 @@ from mllama_cli.chat.storage import rows
 from mllama_cli.chat.storage.saved import SavedChat
 from mllama_cli.chat.storage.store import ChatStore
 from mllama_cli.core.conversation import Conversation, ImagePart
-from mllama_cli.core.errors import ChatStoreError
+from mllama_cli.core.errors import ChatNotFoundError, ChatStoreError
 
 ROOT = Path(__file__).parents[2]
 HI = Conversation.ask("Hi")
@@ -179,16 +179,40 @@ def test_damage_inside_is_one_clear_error_and_never_another_picture(path: Path) 
     with pytest.raises(ChatStoreError, match=f"Chat {chat.id} .*image"):
         store.load(chat.id)
     assert store.load(sound.id).conversation == HI
-    for change in (
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
         "UPDATE messages SET role = 'robot'",
+        "UPDATE messages SET name = x'ff'",
+        "UPDATE parts SET text = x'ff'",
+        "UPDATE chats SET model = x'ff'",
+        "UPDATE chats SET name = x'ff'",
         "UPDATE chats SET settings = '{'",
+        "UPDATE chats SET settings = '[]'",
+        f"UPDATE chats SET settings = '{'[' * 100_000}'",
         "UPDATE chats SET updated = 'x'",
-    ):
-        with sqlite3.connect(path) as connection:
-            connection.execute(change)
-        with pytest.raises(ChatStoreError, match=f"Chat {sound.id} ") as caught:
-            store.load(sound.id)
-        assert f"mllama history rm {sound.id}" in caught.value.hint
+        "UPDATE chats SET updated = '0001-01-01T00:00:00+14:00'",
+    ],
+    ids=lambda change: change[:50],
+)
+def test_a_damaged_row_is_one_clear_error_and_can_be_deleted(path: Path, change: str) -> None:
+    damaged, sound = keep(path), keep(path)
+    with sqlite3.connect(path) as connection:
+        ours = f"chat = {damaged.id}"
+        only = {"messages": ours, "parts": f"message = (SELECT id FROM messages WHERE {ours})"}
+        connection.execute(f"{change} WHERE {only.get(change.split()[1], f'id = {damaged.id}')}")
+    store = ChatStore(path)
+    with pytest.raises(ChatStoreError, match=f"Chat {damaged.id} ") as caught:
+        store.load(damaged.id)
+    assert f"mllama history rm {damaged.id}" in caught.value.hint
+    assert store.load(sound.id).conversation == HI
+    assert [chat.id for chat in store.chats()] == [sound.id, damaged.id]
+    assert next(iter(store.chats("Hi"))).id == sound.id
+    with pytest.raises(ChatNotFoundError):
+        store.load("none")
+    assert store.delete([store.summary(damaged.id).id]) == 1
 
 
 def test_a_file_that_is_refused_is_an_error_of_the_store(path: Path) -> None:

@@ -32,6 +32,7 @@ def test_help_is_plain_text_that_fits(command: str) -> None:
     assert max(map(len, result.out.splitlines())) <= 80
     assert not re.search(r"[<{\[╭│](bool|list|str|int|float)|[{}│╭╰]\.\.\.|[│╭╰]|\[bold|\[\[", result.out)
     assert "-h, --help" in result.out or "--help, -h" in result.out
+    assert not re.search(r"\[(default|required|env var|x)\b", result.out), "defaults are in parentheses"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """What users type, paste and drop: messages with paths in them, addresses of images, names of models, values."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -73,9 +72,7 @@ PIECES = st.sampled_from(
         *("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk", "=", "sketch", "{name}", "{", "}", "!", "$"),
     ]
 )
-LINES = (
-    st.lists(PIECES | TEXTS, max_size=10).map("".join).filter(lambda text: not re.match("\\s*~[^/]*[\0\ud800]", text))
-)
+LINES = st.lists(PIECES | TEXTS, max_size=10).map("".join)
 NO_NETWORK = LINES.filter(lambda text: not text.strip().lower().startswith(("http:", "https:")))
 
 

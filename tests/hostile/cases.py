@@ -30,13 +30,12 @@ class Case:
     """An input: ``attempt`` gets an empty folder. It returns, or raises an MllamaError, or the program has failed.
 
     ``prepare`` makes large files in that folder first, in a process of its own, which does not count.
-    ``heavy`` cases take more than a second or many MB. Only with ``may_print`` may a library write to stdout or stderr.
+    ``heavy`` cases take more than a second or many MB.
     """
 
     name: str
     attempt: Callable[[Path], object]
     heavy: bool = False
-    may_print: bool = False
     prepare: Callable[[Path], object] | None = None
 
 
@@ -82,7 +81,7 @@ def run(case: Case, empty: int = 0, max_memory: int = MAX_MEMORY, max_seconds: f
         problem = f"it takes more than {max_seconds:g} seconds"
     elif os.WIFSIGNALED(status):
         problem = f"it is killed by {signal.Signals(os.WTERMSIG(status)).name}"
-    elif status != 0 or (printed and not case.may_print):
+    elif status != 0 or printed:
         problem = f"it says: {printed.splitlines()[-1] if printed else 'nothing'}"
     else:
         problem = f"it takes {memory // 10**6} MB" if memory > max_memory else ""

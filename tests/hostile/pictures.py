@@ -3,11 +3,14 @@
 import random
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 from PIL import Image
 
+from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.conversation import ImagePart
+from mllama_cli.processing.decoding import Decoder
 from mllama_cli.processing.images import open_image
 from tests.hostile.cases import Case
 from tests.processing.pictures import (
@@ -107,8 +110,12 @@ def _of(name: str, data: bytes) -> Case:
     def attempt(_: Path) -> None:
         open_image(ImagePart(data, "p"))
 
-    # libtiff itself writes about damaged fax data to stderr.
-    return Case(name, attempt, may_print=name.startswith("tiff"))
+    def attempt_in_a_worker(_: Path) -> None:
+        with closing(Decoder(1)) as decoder:
+            decoder.decode(ImagePart(data, "p"), ImageProcessorConfig())
+
+    # libtiff itself writes about damaged fax data to stderr, which in a worker is nobody's.
+    return Case(name, attempt_in_a_worker if name.startswith("tiff") else attempt)
 
 
 def _damaged(data: bytes, seed: int) -> bytes:

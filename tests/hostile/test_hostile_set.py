@@ -13,10 +13,8 @@ from tests.hostile.categories import CATEGORIES, row, try_category
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="each input has a process of its own by fork")
 
-QUICK_CATEGORIES = [category for category in CATEGORIES if category != "saved chats"]
 
-
-@pytest.mark.parametrize("category", QUICK_CATEGORIES)
+@pytest.mark.parametrize("category", CATEGORIES)
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_part_of_each_category_is_survived(category: str) -> None:
     outcomes = try_category(category, quick=True)

@@ -197,7 +197,7 @@ def test_https_to_a_server_without_it(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://", "http:///a.png", "https://[::1/a.png", "http://a:99999999/x", "http://a b/"]
+    "url", ["http://", "http:///a.png", "https://[::1/a.png", "http://a:99999999/x", "http://a b/", "http://xn--/x"]
 )
 def test_urls_that_are_none(url: str) -> None:
     with pytest.raises(UsageError, match="is not a valid URL"):

@@ -21,7 +21,20 @@ def test_a_full_disk_is_known_also_behind_an_error_of_ours() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["~nosuch/x.png", "x" * 300, "y/" * 5000, "a\0b", "\ud800", "", "~", "~5 shapes?", "file://[x.png", "/dev/null/x"],
+    [
+        "~nosuch/x.png",
+        "x" * 300,
+        "y/" * 5000,
+        "a\0b",
+        "\ud800",
+        "",
+        "~",
+        "~5 shapes?",
+        "~no\0",
+        "~\ud800",
+        "file://[x.png",
+        "/dev/null/x",
+    ],
     ids=lambda name: repr(name[:20]),
 )
 def test_any_text_may_be_asked_about(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from mllama_cli.chat.dialogue import chip
 from mllama_cli.chat.image_sources import typed_images
 from mllama_cli.chat.shell import Shell
 from mllama_cli.core.errors import UsageError
+from mllama_cli.core.text import as_number
 
 if TYPE_CHECKING:
     from mllama_cli.processing.prepared import PreparedImage
@@ -80,7 +81,8 @@ def _preview(shell: Shell, argument: str) -> None:
 
 
 def _is_number(argument: str, waiting: Sequence[object]) -> bool:
-    return argument.isdigit() and 1 <= int(argument) <= len(waiting)
+    number = as_number(argument)
+    return number is not None and 1 <= number <= len(waiting)
 
 
 IMAGE_COMMANDS = (

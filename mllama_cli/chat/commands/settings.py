@@ -1,6 +1,5 @@
 """Slash commands for the model, sampling and display."""
 
-from pathlib import Path
 from typing import Any
 
 from mllama_cli.chat.commands.command import Command, switched
@@ -8,8 +7,9 @@ from mllama_cli.chat.shell import Shell
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.sampling import SETTABLE, parameter_name
 from mllama_cli.core.settings import THEMES
-from mllama_cli.core.text import suggest
+from mllama_cli.core.text import as_number, suggest
 from mllama_cli.hub.catalog import ModelEntry, built_in, installed
+from mllama_cli.system.files import is_folder
 
 SET_USAGE = (
     "/set parameter NAME VALUE, /set system TEXT, /set verbose on|off, /set preview on|off, "
@@ -130,8 +130,9 @@ def _model(shell: Shell, argument: str) -> None:
         _list_models(shell)
         return
     name = argument
-    if name.isdecimal() and not Path(name).is_dir() and 1 <= int(name) <= len(models := _models()):
-        name = models[int(name) - 1].name
+    number = as_number(name)
+    if number is not None and not is_folder(name) and 1 <= number <= len(models := _models()):
+        name = models[number - 1].name
     engine = shell.load_engine(name)
     shell.dialogue.switch(engine)
     shell.dialogue.sampling = shell.default_sampling(engine)

@@ -26,11 +26,6 @@ def checked_name(name: str) -> str:
     return saved
 
 
-def as_number(text: str) -> int | None:
-    """Return ``text`` as a chat number, or None."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
-
-
 def pick(wanted: str, names: Mapping[str, int], *, exact: bool = False) -> int:
     """Return the number of the chat called ``wanted``, ignoring case; unless ``exact``, the start of a name will do.
 

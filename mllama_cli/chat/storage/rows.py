@@ -4,16 +4,19 @@ import json
 import sqlite3
 import unicodedata
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import get_args
+from typing import Any, get_args
 
 from mllama_cli.chat.storage.names import unreadable
 from mllama_cli.chat.storage.saved import ChatSummary, SavedChat
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, Part, Role, TextPart
+from mllama_cli.core.text import shown
 from mllama_cli.core.tool_calls import ToolCall, read_calls
 
 _NEWEST_FIRST = "ORDER BY sequence DESC, id DESC"
+_UNKNOWN_TIME = datetime.fromtimestamp(0, UTC)
 
 
 def update(connection: sqlite3.Connection, before: SavedChat, wanted: SavedChat) -> SavedChat:
@@ -41,24 +44,21 @@ def read(connection: sqlite3.Connection, number: int) -> SavedChat:
     name, model, created, updated, settings, state = connection.execute(
         "SELECT name, model, created, updated, settings, state FROM chats WHERE id = ?", (number,)
     ).fetchone()
-    try:
-        known = json.loads(settings)
-    except (ValueError, TypeError) as error:
-        raise unreadable(number, "its settings are not JSON") from error
-    return SavedChat(
-        id=number,
-        name=name,
-        model=_text(model),
-        created=_time(created, number),
-        updated=_time(updated, number),
-        conversation=_read_conversation(connection, number),
-        settings=known,
-        state=state,
-    )
+    with _readable(number):
+        return SavedChat(
+            id=number,
+            name=None if name is None else _text(name),
+            model=_text(model),
+            created=_time(created),
+            updated=_time(updated),
+            conversation=_read_conversation(connection, number),
+            settings=_settings(settings),
+            state=_text(state),
+        )
 
 
 def summaries(connection: sqlite3.Connection) -> Iterator[ChatSummary]:
-    """Yield a summary of each chat, newest first."""
+    """Yield a summary of each chat, newest first. That of a damaged row says so in its title, and can be deleted."""
     rows = connection.execute(
         f"""SELECT id, name, title, model, created, updated,
             (SELECT count(*) FROM messages WHERE chat = chats.id),
@@ -66,8 +66,12 @@ def summaries(connection: sqlite3.Connection) -> Iterator[ChatSummary]:
         FROM chats {_NEWEST_FIRST}"""
     ).fetchall()  # an open cursor would hold its lock beyond the transaction
     for number, name, title, model, created, updated, messages, images in rows:
-        times = _time(created, number), _time(updated, number)
-        yield ChatSummary(number, name, title, _text(model), *times, messages, images)
+        try:
+            words = None if name is None else _text(name), _text(title), _text(model)
+            times = _time(created), _time(updated)
+        except ValueError as error:
+            words, times = (None, f"[damaged: {error}]", ""), (_UNKNOWN_TIME, _UNKNOWN_TIME)
+        yield ChatSummary(number, *words, *times, messages, images)
 
 
 def newest(connection: sqlite3.Connection) -> int | None:
@@ -81,7 +85,8 @@ def exists(connection: sqlite3.Connection, number: int) -> bool:
 
 def names(connection: sqlite3.Connection) -> dict[str, int]:
     """Return chat numbers by name."""
-    return dict(connection.execute("SELECT name, id FROM chats WHERE name IS NOT NULL").fetchall())
+    rows = connection.execute("SELECT name, id FROM chats WHERE name IS NOT NULL").fetchall()
+    return {name: number for name, number in rows if isinstance(name, str)}
 
 
 def set_name(connection: sqlite3.Connection, number: int, name: str | None) -> bool:
@@ -107,7 +112,7 @@ def containing(connection: sqlite3.Connection, query: str) -> set[int]:
         UNION ALL SELECT chat, coalesce(text, parts.name) FROM messages JOIN parts ON message = messages.id
         UNION ALL SELECT chat, tool_calls FROM messages WHERE tool_calls <> ''"""
     )
-    return {number for number, text in rows if wanted in _folded(_text(text))}
+    return {number for number, text in rows if wanted in _folded(_legible(text))}
 
 
 def insert_messages(connection: sqlite3.Connection, chat: int, conversation: Conversation, start: int) -> None:
@@ -151,7 +156,7 @@ def _put(connection: sqlite3.Connection, chat: SavedChat) -> int:
 
 
 def _read_conversation(connection: sqlite3.Connection, chat: int) -> Conversation:
-    """Return all messages of a chat. Raise ChatStoreError for an unknown role or an image that has changed."""
+    """Return all messages of a chat. Raise ValueError with what is damaged."""
     images: dict[str, bytes] = {}  # an image that is shown twice is read once
     messages = []
     rows = connection.execute(
@@ -159,7 +164,7 @@ def _read_conversation(connection: sqlite3.Connection, chat: int) -> Conversatio
     ).fetchall()
     for number, role, calls, name, call_id in rows:
         if role not in get_args(Role):
-            raise unreadable(chat, f"a message has the unknown role {role!r}")
+            raise ValueError(f"a message has the unknown role {shown(role)}")
         parts: list[Part] = []
         for text, digest, image_name in connection.execute(
             "SELECT text, image, name FROM parts WHERE message = ? ORDER BY position", (number,)
@@ -169,12 +174,12 @@ def _read_conversation(connection: sqlite3.Connection, chat: int) -> Conversatio
                 continue
             if digest not in images:
                 row = connection.execute("SELECT data FROM images WHERE digest = ?", (digest,)).fetchone()
-                images[digest] = bytes(row[0]) if row else b""
+                images[digest] = row[0] if row and isinstance(row[0], bytes) else b""
             image = ImagePart(images[digest], _text(image_name))
             if image.digest != digest:  # free: the engine needs the digest anyway, and the part caches it
-                raise unreadable(chat, f"the image {image.name} has changed")
+                raise ValueError(f"the image {image.name} has changed")
             parts.append(image)
-        messages.append(Message(role, tuple(parts), _read_calls(calls, chat), _text(name), _text(call_id)))
+        messages.append(Message(role, tuple(parts), _read_calls(calls), _text(name), _text(call_id)))
     return Conversation(tuple(messages))
 
 
@@ -183,12 +188,22 @@ def _stored_calls(message: Message) -> str:
     return json.dumps([call.as_dict() for call in message.tool_calls]) if message.tool_calls else ""
 
 
-def _read_calls(stored: str, chat: int) -> tuple[ToolCall, ...]:
-    """Invert ``_stored_calls``."""
+def _read_calls(stored: Any) -> tuple[ToolCall, ...]:
+    """Invert ``_stored_calls``. Raise ValueError for anything else."""
     try:
         return read_calls(json.loads(stored)) if stored else ()
     except (ValueError, TypeError, RecursionError) as error:
-        raise unreadable(chat, "its tool calls are damaged") from error
+        raise ValueError("its tool calls are damaged") from error
+
+
+def _settings(stored: Any) -> dict[str, Any]:
+    try:
+        settings = json.loads(stored)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError("its settings are not JSON") from error
+    if not isinstance(settings, dict):
+        raise ValueError("its settings are not a JSON object")
+    return settings
 
 
 def _stored(text: str) -> str | bytes:
@@ -200,9 +215,19 @@ def _stored(text: str) -> str | bytes:
     return text
 
 
-def _text(value: str | bytes) -> str:
-    """Invert ``_stored``."""
-    return value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else value
+def _text(value: Any) -> str:
+    """Invert ``_stored``. Raise ValueError for anything else."""
+    if isinstance(value, str):
+        return value
+    try:
+        return bytes.decode(value, "utf-8", "surrogatepass")
+    except (UnicodeDecodeError, TypeError) as error:
+        raise ValueError(f"{shown(value)} is not text") from error
+
+
+def _legible(value: Any) -> str:
+    """Return as much of a value as is text, to search in it."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _folded(text: str) -> str:
@@ -215,8 +240,17 @@ def _common_prefix(one: Conversation, other: Conversation) -> int:
     return next((index for index, (mine, yours) in pairs if mine != yours), min(len(one), len(other)))
 
 
-def _time(text: str, number: int) -> datetime:
+def _time(text: Any) -> datetime:
     try:
         return datetime.fromisoformat(text).astimezone()
-    except (ValueError, TypeError) as error:
-        raise unreadable(number, f"{text!r} is not a time") from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{shown(text)} is not a time") from error
+
+
+@contextmanager
+def _readable(number: int) -> Iterator[None]:
+    """Raise ChatStoreError for the ValueErrors of damaged rows."""
+    try:
+        yield
+    except ValueError as error:
+        raise unreadable(number, str(error)) from error

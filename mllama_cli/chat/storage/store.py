@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from mllama_cli.chat.storage import rows
-from mllama_cli.chat.storage.names import LIST_HINT, as_number, checked_name, pick
+from mllama_cli.chat.storage.names import LIST_HINT, checked_name, pick
 from mllama_cli.chat.storage.saved import ChatSummary, SavedChat, now
 from mllama_cli.chat.storage.schema import SCHEMA
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.errors import ChatNotFoundError, UsageError
+from mllama_cli.core.text import as_number
 from mllama_cli.system.database import Database
 from mllama_cli.system.paths import data_folder
 

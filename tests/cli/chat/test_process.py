@@ -7,27 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints import make_checkpoint
 from tests.console import SCRIPT
-
-NEVER = 10**6
-"""An id that no model generates: answers run to --max-tokens."""
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder with one model."""
-    home = tmp_path_factory.mktemp("home")
-    make_checkpoint(home / "models" / "tiny", seed=3, generation={"eos_token_id": [NEVER]})
-    return home
-
-
-@pytest.fixture(autouse=True)
-def _own_home(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLLAMA_HOME", str(models))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "no-hub"))
-    monkeypatch.delenv("MLLAMA_MODEL", raising=False)
-    monkeypatch.chdir(tmp_path)
 
 
 def start(*arguments: str) -> subprocess.Popen[bytes]:
