@@ -50,6 +50,7 @@ def test_64_mixed_requests_at_once_give_the_texts_they_give_alone(server: Server
             while not answers.done():
                 page = (await client.get("/metrics")).text
                 most = max(most, read_metrics(page)["mllama:num_requests_running"])
+                await asyncio.sleep(0.02)
             return await answers, most
 
     answers, most = asyncio.run(all_at_once())
