@@ -138,6 +138,11 @@ class ImageCache:
                 event.record(stream)
                 self._under_way.append(event)
 
+    def claim_memory(self, size: int) -> None:
+        """Let torch take ``size`` bytes from the driver, for images to come."""
+        with self._side_stream():
+            torch.empty(size, dtype=torch.uint8, device=self._encoder.device)
+
     def trim(self, kept: Collection[str] = ()) -> None:
         """Drop the least recently used images, down to the limit, but none of ``kept``."""
         while self.nbytes > self.limit and self.evict(kept):

@@ -15,6 +15,7 @@ from mllama_cli.engine.cuda.step import DecodeStep, State
 from mllama_cli.engine.device import batch_stream
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.kernels.cuda.attention import staged
+from mllama_cli.kernels.cuda.launch import compile_only
 
 GRAPH_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -68,9 +69,15 @@ class CapturedSlots(Slots):
 
     @torch.inference_mode()
     def prepare(self) -> bool:
-        """Capture a graph that is missing."""
+        """Capture a graph that is missing. The first time, build the kernels of all, at once."""
         sizes = dict.fromkeys(min(size, self.count) for size in GRAPH_BATCH_SIZES)
         shapes = [StepShape(rows, sees) for rows in sizes for sees in (False, bool(self._empty.seen))]
+        if not self._graphs:
+            with compile_only():
+                for rows in sizes:
+                    SlotStep(
+                        self.model.network, self._state, self._sees, rows, with_images=bool(self._empty.seen)
+                    ).run()
         missing = next((shape for shape in shapes if shape not in self._graphs), None)
         if missing is not None:
             self._graphs[missing] = self._capture(missing)

@@ -84,6 +84,8 @@ class EngineLoop:
         self._images: ImageCache | None = None
         self._stats = self._before = LoopStats(self._memory.slots, 0, 0)
         """``_before`` has the counters of schedulers that failed."""
+        self.prepared = threading.Event()
+        """Set when nothing is left to prepare ahead of requests, which the loop does while it has none."""
         self._closing = self._stopped = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -174,6 +176,8 @@ class EngineLoop:
             try:
                 if scheduler.idle:
                     preparing = scheduler.prepare()
+                    if not preparing:
+                        self.prepared.set()
                 else:
                     scheduler.advance()
             except Exception as error:

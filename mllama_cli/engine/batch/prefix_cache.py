@@ -66,6 +66,8 @@ def shared_prefix(
     1
     """
     low, high = 0, min(len(ids), len(other_ids))
+    if ids[:MIN_SHARED_PREFIX] != other_ids[:MIN_SHARED_PREFIX]:  # as is mostly the case
+        high = min(high, MIN_SHARED_PREFIX)
     while low < high:  # slices compare faster than a loop over tokens
         middle = (low + high + 1) // 2
         if ids[low:middle] == other_ids[low:middle]:

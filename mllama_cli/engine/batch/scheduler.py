@@ -40,6 +40,9 @@ GROUP_TOKENS = 64
 MAX_LAUNCHED_IMAGES = 2
 """Images that a GPU encodes or will encode while somebody watches answers: enough to keep it busy."""
 
+CLAIMED_BYTES = 8 * 2**30
+"""Bytes of keys and values, and as many of images, for which a server takes memory when it starts."""
+
 STEPS_AHEAD = {"cpu": 0, "cuda": 1}
 """Steps launched before the tokens of the step before are read, so that a GPU never waits for the host."""
 
@@ -67,6 +70,7 @@ class Scheduler:
         self._reading: Generator[int, None, Tensor] | None = None
         self._prompt_turn = True
         self._tried_alone: Request | None = None
+        self._claimed = False
         self._stream: torch.cuda.Stream | None = None
 
     @property
@@ -93,11 +97,20 @@ class Scheduler:
         """Do a part of what later requests would have to wait for; return whether there was any."""
         try:
             with self._on_stream():
-                return self._slots.prepare() or self._reader.prepare()
+                return self._claim_memory() or self._slots.prepare() or self._reader.prepare()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         return False
+
+    def _claim_memory(self) -> bool:
+        """Let torch take memory from the driver: all work waits while it does, so better now than between steps."""
+        if self._claimed or self._model.device.type != "cuda":
+            return False
+        self._claimed = True
+        torch.empty(min(self._memory.limit // 4, CLAIMED_BYTES), dtype=torch.uint8, device=self._model.device)
+        self.admission.images.claim_memory(min(self._memory.kept_images, CLAIMED_BYTES))
+        return True
 
     def cancel(self, request: Request) -> None:
         """Stop a request, wherever it is, and free what it holds; its listener hears nothing more."""
@@ -181,11 +194,15 @@ class Scheduler:
         prompts = self._ready(most)
         if not prompts:
             return
+        at_once = self._prompt is not None or self._reader.reads_at_once(prompts)
+        if not at_once:
+            self.admission.reuse(prompts[0].request)
+            prompts = [Prompt(prompts[0].request)]
         now = time.perf_counter()
         for prompt in prompts:
             prompt.request.encoded = now
             prompt.request.report(ReadingPrompt(0, len(prompt.new)))
-        if self._prompt is not None or self._reader.reads_at_once(prompts):
+        if at_once:
             self._start(prompts, self._reader.read_together(prompts, self.admission.images))
         else:
             (self._prompt,) = prompts
@@ -213,8 +230,6 @@ class Scheduler:
             waits = len(prompts) < group and not self._watched() and self.admission.launched(request)
             if not (waits or self.admission.ready(request)):
                 continue
-            if not prompts:
-                self.admission.reuse(request)
             prompt = Prompt(request)
             if prompts and not fits_together([len(other.new) for other in (*prompts, prompt)], tokens):
                 break
