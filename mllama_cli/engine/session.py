@@ -149,10 +149,11 @@ class Session:
     def _encode(self, images: list[ImagePart]) -> Iterator[Event]:
         new = {image.digest: image for image in images if image.digest not in self.images}
         for number, image in enumerate(new.values(), 1):
-            layers = self.model.vision.layers
+            model, layers = self.model, self.model.vision.layers
             yield EncodingImage(number, len(new), 0, layers)
             for layer in self.images.encode_steps(image):
-                yield EncodingImage(number, len(new), layer, layers)
+                if model.device.type == "cpu":  # a GPU takes no time to report, and others may wait for it
+                    yield EncodingImage(number, len(new), layer, layers)
 
     def _prefill(
         self, prompt: list[int], kept: int, cross: CrossKVCache | None, spans: list[ImageSpan]

@@ -28,11 +28,6 @@ class MllamaModel(nn.Module):
             config.vision_config.vision_output_dim, config.text_config.hidden_size, bias=True
         )
 
-    def encode_tiles(self, pixel_values: Tensor, aspect_ratio_ids: Tensor) -> list[LayerKV]:
-        """Do as ``encode_image`` with tensors on the device: pixels in the model's dtype, the ratio's id as [1]."""
-        tokens: Tensor = self.multi_modal_projector(self.vision_model(pixel_values[None], aspect_ratio_ids))
-        return self.language_model.cross_keys_values(tokens.flatten(1, 2))
-
     def encode_image(self, pixel_values: Tensor, aspect_ratio_id: int) -> list[LayerKV]:
         """Encode tiles [tiles, 3, T, T] to keys and values [1, kv_heads, tokens, D] for each cross-attention layer."""
         return result_of(self.encode_image_steps(pixel_values, aspect_ratio_id))
@@ -40,9 +35,12 @@ class MllamaModel(nn.Module):
     def encode_image_steps(self, pixel_values: Tensor, aspect_ratio_id: int) -> Generator[int, None, list[LayerKV]]:
         """Do as ``encode_image`` and yield how many layers of the vision tower are done."""
         weight = self.vision_model.patch_embedding.weight
-        pixels = pixel_values.to(weight.device, weight.dtype, non_blocking=True)[None]
-        ids = torch.full((1,), aspect_ratio_id, device=weight.device)
-        features = yield from self.vision_model.steps(pixels, ids)
+        pixels = pixel_values.to(weight.device, weight.dtype, non_blocking=True)
+        return (yield from self.encode_tiles_steps(pixels, torch.full((1,), aspect_ratio_id, device=weight.device)))
+
+    def encode_tiles_steps(self, pixel_values: Tensor, aspect_ratio_ids: Tensor) -> Generator[int, None, list[LayerKV]]:
+        """Do as ``encode_image_steps`` with tensors on the device: pixels in the model's dtype, the ratio's id [1]."""
+        features = yield from self.vision_model.steps(pixel_values[None], aspect_ratio_ids)
         tokens: Tensor = self.multi_modal_projector(features)
         return self.language_model.cross_keys_values(tokens.flatten(1, 2))
 

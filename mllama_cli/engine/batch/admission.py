@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 from mllama_cli.core.errors import ContextLengthError, MllamaError
 from mllama_cli.core.events import EncodingImage, Notice
-from mllama_cli.engine.batch.capacity import EXPECTED_NEW_TOKENS, MAX_PREFILL_BATCH, Memory
+from mllama_cli.engine.batch.capacity import EXPECTED_NEW_TOKENS, Memory
 from mllama_cli.engine.batch.prefill import visible_images
 from mllama_cli.engine.batch.prefix_cache import MIN_SHARED_PREFIX, CachedText, PrefixCache, shared_prefix
 from mllama_cli.engine.batch.request import Request
@@ -16,9 +16,6 @@ from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.vision import ImageCache, group_key
 from mllama_cli.model.cache import KVCache
 from mllama_cli.model.visibility import image_spans
-
-PREFETCH = {"cpu": 0, "cuda": MAX_PREFILL_BATCH}
-"""Requests admitted beyond the free slots: a GPU encodes their images during the steps of others."""
 
 
 class Admission:
@@ -42,9 +39,8 @@ class Admission:
         """In order of arrival; nothing is reserved for them."""
         self.admitted: list[Request] = []
         """In order of arrival; their memory is reserved, and their images are encoded or will be."""
-        self.images = ImageCache(model.vision, memory.kept_images, overlap=True)
+        self.images = ImageCache(model.vision, memory.kept_images)
         self.prefixes = PrefixCache(memory.slots)
-        self.prefetches = PREFETCH[model.device.type]
         self.images_encoded = self.image_hits = self.cached_tokens = 0
         self._model, self._memory, self._max_context = model, memory, max_context
         self._active, self._failures = active, failures
@@ -66,9 +62,9 @@ class Admission:
         self.images.trim(self._images_in_use())
 
     def encode(self) -> bool:
-        """Encode images of the next admitted request that lacks some, on a CPU one layer; return whether it did."""
+        """Run some layers on an image of the first admitted request that lacks one; return whether there was one."""
         if self._encoding is None:
-            request = next((request for request in self.admitted if self._missing(request)), None)
+            request = next((request for request in self.admitted if not self.ready(request)), None)
             if request is None:
                 return False
             self._encoding = (request, self._encode_steps(request))
@@ -90,12 +86,13 @@ class Admission:
             request.cached = shared
 
     def ready(self, request: Request) -> bool:
-        """Return whether the device has encoded a request's images."""
-        return all(self.images.ready(digest) for digest in self._visible(request))
+        """Return whether a request's images are encoded."""
+        return all(digest in self.images for digest in self._visible(request))
 
-    def launched(self, request: Request) -> bool:
-        """Return whether a request's images are encoded or, on a GPU, being encoded."""
-        return not self._missing(request)
+    @property
+    def lacking(self) -> int:
+        """The number of admitted requests that lack an image."""
+        return sum(not self.ready(request) for request in self.admitted)
 
     def remove(self, request: Request) -> None:
         """Take out a request, wherever it is, with its caches."""
@@ -217,9 +214,6 @@ class Admission:
 
     def _to_encode(self, request: Request) -> int:
         return len({digest for digest in self._visible(request) if digest not in self.images})
-
-    def _missing(self, request: Request) -> bool:
-        return any(digest not in self.images for digest in self._visible(request))
 
     def _images_in_use(self) -> Collection[str]:
         used = set()

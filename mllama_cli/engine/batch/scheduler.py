@@ -22,9 +22,6 @@ from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.sampling import ChosenToken, PendingTokens
 from mllama_cli.kernels.sdpa import has_decode_attention
 
-MIN_PREFILL_BATCH = 4
-"""Requests to wait for before a prefill on a GPU interrupts the steps of others, if nobody watches them."""
-
 SLICE_TOKENS = {"cpu": 64, "cuda": 128}
 """Prompt tokens between two steps of answers that somebody watches, or as many layers of more tokens as take as long.
 
@@ -37,11 +34,11 @@ LAYER_TOKENS = {"cpu": 1, "cuda": 400}
 GROUP_TOKENS = 64
 """Tokens of several short prompts read together while somebody watches answers: what a captured graph reads."""
 
-MAX_LAUNCHED_IMAGES = 2
-"""Images that a GPU encodes or will encode while somebody watches answers: enough to keep it busy."""
+MAX_PARTS = 10
+"""More than the parts in which a GPU encodes an image."""
 
-CLAIMED_BYTES = 8 * 2**30
-"""Bytes of keys and values, and as many of images, for which a server takes memory when it starts."""
+CLAIMED_BYTES = 16 * 2**30
+"""Bytes of keys and values for which a server takes memory when it starts."""
 
 STEPS_AHEAD = {"cpu": 0, "cuda": 1}
 """Steps launched before the tokens of the step before are read, so that a GPU never waits for the host."""
@@ -88,7 +85,7 @@ class Scheduler:
     def room(self) -> int:
         """The number of requests that ``add`` takes before they wait for others."""
         waiting = len(self.admission.waiting) + len(self.admission.admitted)
-        return max(0, self.most - len(self.active) + self.admission.prefetches - waiting)
+        return max(0, self.most - len(self.active) - waiting)
 
     def add(self, request: Request) -> None:
         self.admission.waiting.append(request)
@@ -108,8 +105,7 @@ class Scheduler:
         if self._claimed or self._model.device.type != "cuda":
             return False
         self._claimed = True
-        torch.empty(min(self._memory.limit // 4, CLAIMED_BYTES), dtype=torch.uint8, device=self._model.device)
-        self.admission.images.claim_memory(min(self._memory.kept_images, CLAIMED_BYTES))
+        torch.empty(min(self._memory.limit // 2, CLAIMED_BYTES), dtype=torch.uint8, device=self._model.device)
         return True
 
     def cancel(self, request: Request) -> None:
@@ -141,15 +137,9 @@ class Scheduler:
         self._report_failures()
 
     def _advance(self) -> None:
-        free = self.most - len(self.active)
-        # With a single slot nothing is prefetched, so that running out of memory can only be due to its request.
-        self.admission.admit(free + (self.admission.prefetches if self.most > 1 else 0))
-        # On a GPU this only launches. What the host launches too far ahead, it has to wait for.
-        most = MAX_LAUNCHED_IMAGES if self._watched() else MAX_PREFILL_BATCH
-        while self.admission.images.launched < most and self.admission.encode():
-            if self._model.device.type == "cpu":
-                break
-        stepped = self._step() if not self._prefill_first(free) else False
+        self.admission.admit(self.most - len(self.active))
+        self._encode()
+        stepped = self._step()
         while len(self._launched) > (STEPS_AHEAD[self._model.device.type] if stepped else 0):
             self._read_tokens()
         self._prefill()
@@ -157,21 +147,20 @@ class Scheduler:
     def _watched(self) -> bool:
         return any(request.streams for request in self.active)
 
-    def _group(self) -> int:
-        """Return how many requests a prefill on a GPU waits for: it takes as long for one as for several."""
-        if self._model.device.type != "cuda" or not self.active or self._watched():
-            return 1
-        return max(1, min(MIN_PREFILL_BATCH, max_prefill_batch(self.most), len(self.admission.admitted)))
+    def _encode(self) -> None:
+        """Encode images: on a CPU one layer, and on a GPU more the more requests wait.
 
-    def _prefill_first(self, free: int) -> bool:
-        """Return whether free slots should be filled before the next step.
-
-        If nobody watches, nothing steps while free slots wait for images: the GPU is busy encoding, and a step takes
-        almost as long for few slots as for many.
+        Nothing overlaps with steps: both would take as much longer, and a step might wait for several images.
         """
-        if self._model.device.type != "cuda" or self._watched():
-            return False
-        return bool(self.admission.admitted) and free >= self._group()
+        if self._model.device.type == "cpu":
+            parts = 1
+        elif self._watched():
+            parts = self.admission.lacking
+        else:
+            parts = MAX_PREFILL_BATCH * MAX_PARTS
+        for _ in range(min(parts, MAX_PREFILL_BATCH * MAX_PARTS)):
+            if not self.admission.encode():
+                return
 
     def _step(self) -> bool:
         """Launch a step of the busy slots, unless all their answers will have ended; return whether it did."""
@@ -213,22 +202,14 @@ class Scheduler:
         """Return the prompts to read next: the first whose images are there, and those that fit into one pass with it.
 
         A pass of several has up to ``tokens`` tokens.
-
-        The first ``_group`` requests need not be there, as the device waits for their images.
         """
         free = self.most - len(self.active) - (self._prompt is not None)
-        group = self._group()
-        if free < group:
-            return []
-        most = max_prefill_batch(self.most) if self.admission.prefetches else MAX_PREFILL_BATCH
+        most = min(free, max_prefill_batch(self.most) if self._model.device.type == "cuda" else MAX_PREFILL_BATCH)
         prompts: list[Prompt] = []
         for request in self.admission.admitted:
-            if len(prompts) == min(free, most):
+            if len(prompts) == most:
                 break
-            if self._prompt is not None and self._prompt.request is request:
-                continue
-            waits = len(prompts) < group and not self._watched() and self.admission.launched(request)
-            if not (waits or self.admission.ready(request)):
+            if (self._prompt is not None and self._prompt.request is request) or not self.admission.ready(request):
                 continue
             prompt = Prompt(request)
             if prompts and not fits_together([len(other.new) for other in (*prompts, prompt)], tokens):

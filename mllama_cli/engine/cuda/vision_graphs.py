@@ -1,10 +1,10 @@
-"""Run the vision tower as captured graphs, one for each number of tiles.
+"""Run the vision tower as captured graphs, a sequence of them for each number of tiles.
 
 Launching its 600 kernels one by one takes the host longer than a small image takes the device.
 """
 
+from collections.abc import Generator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,16 +19,21 @@ GRAPH_HEADROOM = 3 * 2**30
 """Bytes that must be free to capture a graph, which keeps its activations."""
 
 
+PART_LAYERS = 5
+"""Layers in one graph: 6 ms for 4 tiles on an H200, after which others may have their turn."""
+
+
 @dataclass(frozen=True)
 class _Captured:
-    graph: torch.cuda.CUDAGraph
+    parts: list[tuple[torch.cuda.CUDAGraph, int]]
+    """Graphs to replay in order, with the number of layers that are done after each."""
     pixels: Tensor
     ids: Tensor
     result: list[LayerKV]
 
 
 class VisionGraphs:
-    """Encode the first image with some number of tiles eagerly, later ones by replaying a graph."""
+    """Encode the first image with some number of tiles eagerly, later ones by replaying graphs."""
 
     def __init__(self, network: MllamaForConditionalGeneration, device: torch.device) -> None:
         self._network, self._device = network, device
@@ -39,18 +44,23 @@ class VisionGraphs:
         self._fixed = all(parameter.is_cuda for parameter in network.model.vision_model.parameters())
 
     @torch.inference_mode()
-    def encode(self, pixel_values: Tensor, aspect_ratio_id: int) -> list[LayerKV]:
-        """Return keys and values for each cross-attention layer, as MllamaModel.encode_image does."""
+    def steps(self, pixel_values: Tensor, aspect_ratio_id: int) -> Generator[int, None, list[LayerKV]]:
+        """Encode as MllamaModel.encode_image does, and yield how many layers are done after each part.
+
+        An image has to be done before the next one begins: graphs share their memory.
+        """
         tiles = pixel_values.shape[0]
         if tiles not in self._captured:
             if tiles not in self._seen or not self._worth_capturing():
                 self._seen.add(tiles)
-                return self._network.model.encode_image(pixel_values, aspect_ratio_id)
+                return (yield from self._network.model.encode_image_steps(pixel_values, aspect_ratio_id))
             self._captured[tiles] = self._capture(pixel_values)
         captured = self._captured[tiles]
         captured.pixels.copy_(pixel_values, non_blocking=True)
         captured.ids.fill_(aspect_ratio_id)
-        captured.graph.replay()
+        for graph, layers in captured.parts:
+            graph.replay()
+            yield layers
         return [(keys.clone(), values.clone()) for keys, values in captured.result]
 
     def _worth_capturing(self) -> bool:
@@ -60,8 +70,24 @@ class VisionGraphs:
         weight = self._network.model.vision_model.patch_embedding.weight
         pixels = torch.zeros(pixel_values.shape, dtype=weight.dtype, device=self._device)
         ids = torch.ones(1, dtype=torch.int64, device=self._device)
-        encode = partial(self._network.model.encode_tiles, pixels, ids)
-        # No warm-up: an image with as many tiles has been encoded before.
-        graph, result = capture(encode, torch.cuda.Stream(self._device), self._pool, warm_up=False)
-        self._pool = graph.pool()
-        return _Captured(graph, pixels, ids, result)
+        steps = self._network.model.encode_tiles_steps(pixels, ids)
+        parts: list[tuple[torch.cuda.CUDAGraph, int]] = []
+        result: list[LayerKV] | None = None
+
+        def advance() -> int:
+            nonlocal result
+            layers = 0
+            try:
+                for _ in range(PART_LAYERS):
+                    layers = next(steps)
+            except StopIteration as end:
+                result = end.value
+            return layers
+
+        stream = torch.cuda.Stream(self._device)
+        while result is None:
+            # No warm-up: an image with as many tiles has been encoded before.
+            graph, layers = capture(advance, stream, self._pool, warm_up=False)
+            self._pool = graph.pool()
+            parts.append((graph, layers or parts[-1][1]))
+        return _Captured(parts, pixels, ids, result)

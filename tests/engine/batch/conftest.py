@@ -2,7 +2,7 @@
 
 import pytest
 
-from mllama_cli.engine.batch import admission, scheduler
+from mllama_cli.engine.batch import scheduler
 
 
 @pytest.fixture(params=["at once", "one step behind"])
@@ -10,4 +10,3 @@ def tokens_read(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """Read tokens as on a CPU, or, as on a GPU, after the next step is launched and with requests admitted ahead."""
     if request.param == "one step behind":
         monkeypatch.setitem(scheduler.STEPS_AHEAD, "cpu", 1)
-        monkeypatch.setitem(admission.PREFETCH, "cpu", 2)

@@ -12,7 +12,7 @@ from tests.triton_here import DEVICE  # isort: skip  (first: it prepares Triton)
 
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.batch import admission, captured_prompts, captured_slots, scheduler
+from mllama_cli.engine.batch import captured_prompts, captured_slots, scheduler
 from mllama_cli.engine.batch.captured_prompts import CapturedPromptReader
 from mllama_cli.engine.batch.captured_slots import CapturedSlots
 from mllama_cli.engine.batch.request import BatchRequest
@@ -53,7 +53,6 @@ def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         scheduler, "make_slots", lambda model, count: (CapturedSlots(model, count), CapturedPromptReader(model))
     )
     monkeypatch.setitem(scheduler.STEPS_AHEAD, "cpu", 1)
-    monkeypatch.setitem(admission.PREFETCH, "cpu", 2)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Images encoded ahead of free slots, as on a GPU, change neither answers nor errors nor memory."""
+"""A batch pulls requests when it needs them, and what is wrong with one concerns no other."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,6 @@ import torch
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import ImageError, MemoryShortageError
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.batch import admission
 from mllama_cli.engine.batch.request import BatchReply, BatchRequest
 from mllama_cli.engine.batch.run import run_batch
 from mllama_cli.engine.batch.slots import Slots
@@ -19,47 +18,6 @@ from mllama_cli.engine.vision import ImageCache
 from mllama_cli.processing.image_processor import ImageTiles
 from tests.engine.batch.asking import alone, by_key, requests_for
 from tests.engine.conftest import picture
-
-AHEAD = 3
-
-
-@pytest.fixture(autouse=True)
-def _ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(admission.PREFETCH, "cpu", AHEAD)
-
-
-@pytest.mark.parametrize("slots", [1, 2, 5, 20])
-def test_answers_are_those_given_one_by_one(engine: Engine, slots: int) -> None:
-    requests = requests_for(engine)
-    expected = {request.key: alone(engine, request) for request in requests}
-    assert by_key(run_batch(engine.model, requests, slots=slots)) == expected
-
-
-def test_images_are_encoded_before_a_slot_is_free_and_no_further_ahead(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encoded: list[str] = []
-    original = ImageCache.encode_steps
-
-    def recorded(self: ImageCache, image: ImagePart, tiles: ImageTiles | None = None) -> Iterator[int]:
-        encoded.append(image.digest)
-        return original(self, image, tiles)
-
-    monkeypatch.setattr(ImageCache, "encode_steps", recorded)
-    shown = [picture(size=(40 + n, 40)) for n in range(12)]
-    requests = [
-        BatchRequest(n, engine.processor(Conversation.ask("What?", (image,))), sampling=Sampling(max_tokens=60))
-        for n, image in enumerate(shown)
-    ]
-    ahead, answers = [], {}
-    for done, reply in enumerate(run_batch(engine.model, requests, slots=4), 1):
-        ahead.append(len(encoded) - done)
-        answers[reply.key] = reply.ids
-    assert max(ahead) > 3, "nothing was encoded ahead of the slots"
-    assert max(ahead) <= 4 - 1 + AHEAD
-    assert encoded == [image.digest for image in shown]
-    monkeypatch.undo()
-    assert answers == {request.key: alone(engine, request) for request in requests}
 
 
 def test_answers_do_not_wait_for_a_source_that_is_not_ready(engine: Engine) -> None:
@@ -120,11 +78,7 @@ def test_memory_that_runs_out_costs_no_answer(
     assert len(counts) == 1
 
 
-@pytest.mark.parametrize("ahead", [0, AHEAD])
-def test_replies_come_while_requests_are_still_taken_in(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, ahead: int
-) -> None:
-    monkeypatch.setitem(admission.PREFETCH, "cpu", ahead)
+def test_replies_come_while_requests_are_still_taken_in(engine: Engine) -> None:
     taken = []
 
     def source() -> Iterator[BatchRequest]:
