@@ -35,6 +35,8 @@ class VisionEncoder:
         self._encoded: torch.cuda.Event | None = None
         """Recorded after the last image."""
         self._turn = threading.Lock()
+        self._prepared = 0
+        """Numbers of tiles, from 1 on, whose graphs ``prepare`` has captured."""
 
     @property
     def layers(self) -> int:
@@ -45,6 +47,18 @@ class VisionEncoder:
     def tiles(self, image: ImagePart) -> ImageTiles:
         """Decode an image and cut it into tiles. Raise ImageError, or UsageError if the model is text-only."""
         return self._processor.tiles(image)
+
+    def prepare(self) -> bool:
+        """Capture the graphs for another number of tiles; return whether there was one. Load the weights first."""
+        config = require_vision(self._network).config.vision_config
+        if self.device.type != "cuda" or config is None or self._prepared == config.max_num_tiles:
+            return False
+        self._prepared += 1
+        ratio = next(id_ for id_ in range(1, 1 + config.max_num_tiles**2) if config.tiles(id_) == self._prepared)
+        pixels = torch.zeros(self._prepared, config.num_channels, config.image_size, config.image_size)
+        for _ in range(2):  # the second is captured
+            self.encode(pixels, ratio)
+        return True
 
     def encode(self, pixel_values: Tensor, aspect_ratio_id: int) -> list[LayerKV]:
         """Encode one image's tiles [tiles, 3, T, T] to keys and values for each cross-attention layer."""

@@ -81,10 +81,11 @@ class PromptReader:
         """Do a part of what later prompts would have to do first; return whether there was any."""
         if self._prepared:
             return False
-        for counts in ([PREPARED_TOKENS, 5], [PREPARED_TOKENS]):  # builds kernels, if they are new to this machine
+        chunk = self.model.prefill_chunk
+        for counts in ([PREPARED_TOKENS, 5], [PREPARED_TOKENS], [chunk]):  # builds kernels, if they are new here
             text, where = self.model.config.text_config, self.model.device
             cache = KVCache(text, len(counts), dtype=self.model.dtype, device=where)
-            ids = torch.zeros(len(counts), PREPARED_TOKENS, dtype=torch.long, device=where)
+            ids = torch.zeros(len(counts), counts[0], dtype=torch.long, device=where)
             forward(self.model.network, ids, cache, None, [[]] * len(counts), counts)
         self._prepared = True
         return True

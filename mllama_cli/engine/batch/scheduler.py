@@ -94,6 +94,8 @@ class Scheduler:
         """Do a part of what later requests would have to wait for; return whether there was any."""
         try:
             with self._on_stream():
+                if self._model.vision_loaded and self._model.vision.prepare():
+                    return True
                 return self._claim_memory() or self._slots.prepare() or self._reader.prepare()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
