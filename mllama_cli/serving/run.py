@@ -5,6 +5,7 @@ import errno
 import math
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -21,6 +22,8 @@ KEEP_ALIVE_SECONDS = 75
 """How long a connection may be idle between requests."""
 EXTRA_SECONDS = 2
 """What clients get to read the end of their answers when the server shuts down."""
+SWITCH_SECONDS = 0.0005
+"""How long a thread may keep the others waiting: the engine's has a step to launch every few milliseconds."""
 
 
 def serve(app: Starlette, bound: socket.socket, *, ready: Callable[[], None]) -> int:
@@ -30,6 +33,7 @@ def serve(app: Starlette, bound: socket.socket, *, ready: Callable[[], None]) ->
     seconds, the second ends them at once, the third the process. Raise MllamaError if the port is taken.
     """
     service: Service = app.state.service
+    sys.setswitchinterval(SWITCH_SECONDS)
     config = uvicorn.Config(
         app,
         http=LimitedProtocol,

@@ -17,12 +17,12 @@ from mllama_cli.kernels.cuda.attention import staged
 from mllama_cli.kernels.ops import upload
 from mllama_cli.model.visibility import segments
 
-GRAPH_TOKENS = (16, 32, 64)
+GRAPH_TOKENS = (16, 32, 64, 128)
 """Rows of a graph. More tokens are read faster by the network's own operations: here each row reads its caches."""
 
 
 class CapturedPromptReader(PromptReader):
-    """Read up to 64 new tokens of one or several prompts by replaying a graph, which takes the host no time."""
+    """Read up to 128 new tokens of one or several prompts by replaying a graph, which takes the host no time."""
 
     @torch.inference_mode()
     def __init__(self, model: LoadedModel) -> None:

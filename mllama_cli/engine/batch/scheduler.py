@@ -31,7 +31,7 @@ Whole chunks keep a GPU busier, and cost the host less, than short ones would.
 LAYER_TOKENS = {"cpu": 1, "cuda": 400}
 """A layer counts as at least so many tokens: a GPU computes them while the host launches the layer."""
 
-GROUP_TOKENS = 64
+GROUP_TOKENS = 128
 """Tokens of several short prompts read together while somebody watches answers: what a captured graph reads."""
 
 MAX_PARTS = 10
