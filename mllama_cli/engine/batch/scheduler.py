@@ -2,37 +2,24 @@
 
 import time
 from collections import deque
-from collections.abc import Generator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 from mllama_cli.core.errors import MllamaError
-from mllama_cli.core.events import GenerationStats, Prefilled, ReadingPrompt, Token
+from mllama_cli.core.events import GenerationStats, Prefilled, Token
 from mllama_cli.engine.batch.admission import Admission
-from mllama_cli.engine.batch.capacity import MAX_PREFILL_BATCH, Memory, max_prefill_batch
-from mllama_cli.engine.batch.prefill import Prompt, PromptReader, fits_together
+from mllama_cli.engine.batch.capacity import MAX_PREFILL_BATCH, Memory
+from mllama_cli.engine.batch.prefill import Prompt, PromptReader
 from mllama_cli.engine.batch.prefix_cache import CachedText
+from mllama_cli.engine.batch.reading import Reading
 from mllama_cli.engine.batch.request import Request
 from mllama_cli.engine.batch.slots import Slots
 from mllama_cli.engine.device import batch_stream, is_out_of_memory, make_current
-from mllama_cli.engine.forward import PREFILL_CHUNK
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.sampling import ChosenToken, PendingTokens
 from mllama_cli.kernels.sdpa import has_decode_attention
-
-SLICE_TOKENS = {"cpu": 64, "cuda": 128}
-"""Prompt tokens between two steps of answers that somebody watches, or as many layers of more tokens as take as long.
-
-Whole chunks keep a GPU busier, and cost the host less, than short ones would.
-"""
-
-LAYER_TOKENS = {"cpu": 1, "cuda": 400}
-"""A layer counts as at least so many tokens: a GPU computes them while the host launches the layer."""
-
-GROUP_TOKENS = 128
-"""Tokens of several short prompts read together while somebody watches answers: what a captured graph reads."""
 
 MAX_PARTS = 10
 """More than the parts in which a GPU encodes an image."""
@@ -59,13 +46,9 @@ class Scheduler:
         limit = min(max_context or model.max_context, model.max_context)
         self.admission = Admission(model, memory, limit, self.active, self._failures)
         self._model, self._memory = model, memory
-        self._slots, self._reader = make_slots(model, memory.slots)
+        self._slots, self._reading = self._make_slots()
         self._launched: deque[tuple[list[Request], PendingTokens]] = deque()
         """Tokens that are not read yet, in order of launch."""
-        self._prompt: Prompt | None = None
-        """A long prompt that is read between steps."""
-        self._reading: Generator[int, None, Tensor] | None = None
-        self._prompt_turn = True
         self._tried_alone: Request | None = None
         self._claimed = False
         self._stream: torch.cuda.Stream | None = None
@@ -96,7 +79,7 @@ class Scheduler:
             with self._on_stream():
                 if self._model.vision_loaded and self._model.vision.prepare():
                     return True
-                return self._claim_memory() or self._slots.prepare() or self._reader.prepare()
+                return self._claim_memory() or self._slots.prepare() or self._reading.prepare()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -119,8 +102,7 @@ class Scheduler:
     def _remove(self, request: Request) -> None:
         if request in self.active:
             self._release(self.active.index(request))
-        elif request in self.admission.admitted and self._prompt is not None and self._prompt.request is request:
-            self._prompt = self._reading = None
+        self._reading.forget(request)
         self.admission.remove(request)
 
     def advance(self) -> None:
@@ -176,67 +158,10 @@ class Scheduler:
         return True
 
     def _prefill(self) -> None:
-        """Read prompts for free slots: a slice of a long one, or all of several short ones, in turn."""
-        self._prompt_turn = not self._prompt_turn
-        most = GROUP_TOKENS if self._watched() else PREFILL_CHUNK
-        if self._prompt is not None and (self._prompt_turn or not self._ready(most)):
-            self._read_slice(self._prompt)
-            return
-        prompts = self._ready(most)
-        if not prompts:
-            return
-        at_once = self._prompt is not None or self._reader.reads_at_once(prompts)
-        if not at_once:
-            self.admission.reuse(prompts[0].request)
-            prompts = [Prompt(prompts[0].request)]
-        now = time.perf_counter()
-        for prompt in prompts:
-            prompt.request.encoded = now
-            prompt.request.report(ReadingPrompt(0, len(prompt.new)))
-        if at_once:
-            self._start(prompts, self._reader.read_together(prompts, self.admission.images))
-        else:
-            (self._prompt,) = prompts
-            self._reading = self._prompt.read(self._model, self.admission.images, self._model.prefill_chunk)
-            self._read_slice(self._prompt)
-
-    def _ready(self, tokens: int) -> list[Prompt]:
-        """Return the prompts to read next: the first whose images are there, and those that fit into one pass with it.
-
-        A pass of several has up to ``tokens`` tokens.
-        """
-        free = self.most - len(self.active) - (self._prompt is not None)
-        most = min(free, max_prefill_batch(self.most) if self._model.device.type == "cuda" else MAX_PREFILL_BATCH)
-        prompts: list[Prompt] = []
-        for request in self.admission.admitted:
-            if len(prompts) == most:
-                break
-            if (self._prompt is not None and self._prompt.request is request) or not self.admission.ready(request):
-                continue
-            prompt = Prompt(request)
-            if prompts and not fits_together([len(other.new) for other in (*prompts, prompt)], tokens):
-                break
-            if self._prompt is not None and len(prompt.new) > tokens:
-                continue  # one long prompt at a time
-            prompts.append(prompt)
-        return prompts
-
-    def _read_slice(self, prompt: Prompt) -> None:
-        """Read a chunk of a prompt or, if somebody watches other answers, some layers of it."""
-        assert self._reading is not None
-        tokens, before = 0, prompt.fed
-        device = self._model.device.type
-        most = SLICE_TOKENS[device] * self._model.config.text_config.num_hidden_layers
-        while prompt.fed == before and not (self._watched() and tokens >= most):
-            try:
-                tokens += max(next(self._reading), LAYER_TOKENS[device])
-            except StopIteration as end:
-                self._prompt = self._reading = None
-                self._start([prompt], end.value)
-                break
-        if prompt.fed > before:
-            done = prompt.fed - prompt.request.cached
-            prompt.request.report(ReadingPrompt(done, len(prompt.request.ids) - prompt.request.cached))
+        """Read prompts for free slots."""
+        read = self._reading.advance(self.most, len(self.active), watched=self._watched())
+        if read is not None:
+            self._start(*read)
 
     def _start(self, prompts: list[Prompt], logits: Tensor) -> None:
         """Give prompts that are read their slots, and choose their first tokens."""
@@ -334,7 +259,7 @@ class Scheduler:
             self._slots.release(self._slots.busy - 1)
         while self._launched:
             self._read_tokens()
-        self._prompt = self._reading = None
+        self._reading.forget()
         admission, held = self.admission, self.admission.cache_bytes
         in_flight = [*self.active, *admission.admitted] or list(admission.waiting)[:1]
         restarted = [request for request in self.active if not request.streams]
@@ -343,8 +268,8 @@ class Scheduler:
             self._release(self.active.index(request))
         admission.withdraw(restarted)
         if not self.active:
-            del self._slots, self._reader  # captured graphs hold memory too
-            self._slots, self._reader = make_slots(self._model, self._memory.slots)
+            del self._slots, self._reading  # captured graphs hold memory too
+            self._slots, self._reading = self._make_slots()
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
         alone = in_flight[0] if len(in_flight) == 1 else None
@@ -359,6 +284,10 @@ class Scheduler:
     def _give_up(self, request: Request) -> None:
         self._remove(request)
         self._failures.append((request, self._memory.shortage(len(request.ids))))
+
+    def _make_slots(self) -> tuple[Slots, Reading]:
+        slots, reader = make_slots(self._model, self._memory.slots)
+        return slots, Reading(self._model, self.admission, reader)
 
     def _report_failures(self) -> None:
         while self._failures:

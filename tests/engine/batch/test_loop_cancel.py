@@ -8,7 +8,7 @@ import pytest
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.events import EncodingImage, ReadingPrompt, Token
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.batch import scheduler as scheduling
+from mllama_cli.engine.batch import reading
 from mllama_cli.engine.batch.scheduler import Scheduler
 from mllama_cli.engine.engine import Engine
 from tests.engine.batch.asking import CONVERSATIONS, Asked, advance_until, memory_of, tokens_alone
@@ -23,7 +23,7 @@ MOMENTS = 100
 @pytest.fixture
 def _short_slices(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that most prompts are read in several."""
-    monkeypatch.setitem(scheduling.SLICE_TOKENS, "cpu", 6)
+    monkeypatch.setitem(reading.SLICE_TOKENS, "cpu", 6)
     monkeypatch.setattr(engine.model, "prefill_chunk", 24)
 
 

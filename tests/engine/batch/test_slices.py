@@ -7,7 +7,8 @@ from torch import Tensor
 
 from mllama_cli.core.events import ReadingPrompt
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.batch.scheduler import SLICE_TOKENS, Scheduler
+from mllama_cli.engine.batch.reading import SLICE_TOKENS
+from mllama_cli.engine.batch.scheduler import Scheduler
 from mllama_cli.engine.engine import Engine
 from mllama_cli.model.text import MllamaTextModel
 from tests.engine.batch.asking import Asked, advance_until, memory_of
