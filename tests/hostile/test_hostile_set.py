@@ -49,4 +49,4 @@ def test_what_is_not_survived_is_told(case: Case, problem: str) -> None:
 
 
 def test_an_error_of_ours_is_survived() -> None:
-    assert run(raising(UsageError("no such picture"))).problem == ""
+    assert run(raising(UsageError("no such picture")), empty_program()).problem == ""
