@@ -15,8 +15,8 @@ from mllama_cli.terminal.console import Terminal
 from mllama_cli.terminal.markdown.view import MarkdownView
 
 if TYPE_CHECKING:
+    from mllama_cli.core.answerer import Answerer
     from mllama_cli.core.sampling import Sampling
-    from mllama_cli.engine.engine import Engine
     from mllama_cli.processing.prepared import PreparedImage
 
 CONTEXT_WARNING = 0.9
@@ -67,8 +67,8 @@ class Shell:
         source: LineSource,
         autosave: Autosave,
         *,
-        load_engine: "Callable[[str], Engine]",
-        default_sampling: "Callable[[Engine], Sampling]",
+        load_engine: "Callable[[str], Answerer]",
+        default_sampling: "Callable[[Answerer], Sampling]",
         display: DisplayOptions | None = None,
     ) -> None:
         self.terminal = terminal

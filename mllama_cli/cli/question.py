@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mllama_cli.chat.dialogue import default_question
 from mllama_cli.chat.image_sources import expand_patterns
+from mllama_cli.core.answerer import Prompt, RawPrompt
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.filetypes import IMAGE_SUFFIXES
@@ -18,7 +19,6 @@ from mllama_cli.terminal.console import Terminal
 if TYPE_CHECKING:
     from mllama_cli.cli.chat_request import ChatInput
     from mllama_cli.processing.messages import MessagesRequest
-    from mllama_cli.processing.processor import MllamaProcessor, ModelInputs
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,9 @@ class Question:
             return replace(self, conversation=self.conversation.with_images(lambda part: decode_image(part, config)))
         return replace(self, raw_images=tuple(decode_image(part, config) for part in self.raw_images))
 
-    def inputs(self, processor: "MllamaProcessor") -> "ModelInputs":
-        if self.conversation is None:
-            return processor.raw(self.raw_text, self.raw_images)
-        return processor(self.conversation)
+    @property
+    def prompt(self) -> Prompt:
+        return RawPrompt(self.raw_text, self.raw_images) if self.conversation is None else self.conversation
 
 
 def build_question(asked: "ChatInput", terminal: Terminal, *, before: Conversation | None = None) -> Question:

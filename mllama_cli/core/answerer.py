@@ -1,6 +1,6 @@
 """Who answers conversations: an engine in this process, or a running one elsewhere. No front end knows which."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,10 +61,10 @@ class ModelInfo:
 class AnswerSession(Protocol):
     """One live conversation: each turn may reuse what the turns before it left in caches."""
 
-    def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Iterator[Event]:
+    def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Generator[Event]:
         """Yield the events of the answer, GenerationStats last; LoadProgress first if weights have to be loaded.
 
-        Closing the iterator stops the answer. Images may be decoded already (``processing.prepared``); their files'
+        Closing the generator stops the answer. Images may be decoded already (``processing.prepared``); their files'
         bytes are in ``data`` all the same. Raise MllamaError, with the same class for the same mistake wherever the
         engine runs.
         """

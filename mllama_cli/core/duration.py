@@ -1,10 +1,11 @@
 """Lengths of time as people write them."""
 
-import math
 import re
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+MAX_SECONDS = 1e10
+"""Three centuries: more is a mistake, and no date."""
+_PART = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
 
 
 def parse_duration(text: str) -> float:
@@ -19,6 +20,26 @@ def parse_duration(text: str) -> float:
         seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
     else:
         seconds = float(text)
-    if not math.isfinite(seconds) or seconds < 0:
+    if not 0 <= seconds < MAX_SECONDS:
         raise ValueError(f"{text} is not a length of time")
     return seconds
+
+
+def read_duration(value: object) -> float:
+    """Return the seconds of a number, or of a text as ``parse_duration`` reads it, also with a minus before it.
+
+    Raise ValueError for others.
+
+    >>> read_duration(300), read_duration("-1m"), read_duration("250ms")
+    (300.0, -60.0, 0.25)
+    """
+    if isinstance(value, int | float) and type(value) is not bool and abs(value) < MAX_SECONDS:
+        return float(value)
+    if not isinstance(value, str):
+        raise ValueError(f"{value} is not a length of time")
+    text = value.strip()
+    return -parse_duration(text[1:]) if text.startswith("-") else parse_duration(text)
+
+
+def nanoseconds(seconds: float) -> int:
+    return round(seconds * 1e9)

@@ -7,7 +7,8 @@ from contextlib import closing
 import torch
 from torch import Tensor
 
-from mllama_cli.core.conversation import Conversation, ImagePart
+from mllama_cli.core.answerer import Prompt
+from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ContextLengthError
 from mllama_cli.core.events import EncodingImage, Event, GenerationStats, Notice, Prefilled, ReadingPrompt, Token
 from mllama_cli.core.sampling import Sampling
@@ -35,18 +36,18 @@ class Session:
         self.images = ImageCache(model.vision)
         self._notices: set[str] = set()
 
-    def stream(self, conversation: Conversation, sampling: Sampling | None = None) -> Iterator[Event]:
-        """Yield the events of the answer to a conversation, GenerationStats last.
+    def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Generator[Event]:
+        """Yield the events of the answer to a conversation or a raw prompt, GenerationStats last.
 
-        If the conversation ends with the assistant, the answer goes on with that text (``Prefilled``).
+        If a conversation ends with the assistant, the answer goes on with that text (``Prefilled``). Weights that are
+        missing are loaded once the prompt is found to be in order.
 
         Raise ContextLengthError, TemplateError, ImageError or UsageError before the first token.
         """
-        conversation.require_answerable()
-        yield from self.stream_inputs(self.model.processor(conversation), sampling)
+        yield from self.stream_inputs(self.model.processor.prompt(prompt), sampling)
 
-    def stream_inputs(self, inputs: ModelInputs, sampling: Sampling | None = None) -> Iterator[Event]:
-        """Answer a tokenized prompt like ``stream`` (``MllamaProcessor.raw`` makes one for a base model).
+    def stream_inputs(self, inputs: ModelInputs, sampling: Sampling | None = None) -> Generator[Event]:
+        """Answer a tokenized prompt like ``stream``.
 
         Raise MemoryShortageError when memory runs out, even halfway through an answer; the session stays usable.
         """
@@ -68,8 +69,8 @@ class Session:
         self._notices.update(inputs.notes)
         self._check_length(prompt)
         clock, begun, load_seconds = Clock(model.device), time.perf_counter(), 0.0
-        if inputs.images and not model.vision_loaded:
-            yield from model.load(vision=True)
+        if model.lacks(vision=bool(inputs.images)):
+            yield from model.load(vision=bool(inputs.images))
             load_seconds = time.perf_counter() - begun
         started = clock.mark()
         spans = image_spans(prompt, model.config.image_token_index)

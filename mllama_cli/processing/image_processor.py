@@ -64,8 +64,9 @@ class MllamaImageProcessor:
     def normalise(self, canvas: Canvas) -> ImageTiles:
         """Return the vision tower's input for a canvas: the second half of ``__call__``."""
         pixels = np.empty(canvas.pixels.shape, dtype=np.float32)
-        for channel in range(3):
-            pixels[:, channel] = self._values[channel][canvas.pixels[:, channel]]
+        for tile, into in zip(canvas.pixels, pixels, strict=True):
+            for values, plane, out in zip(self._values, tile, into, strict=True):
+                np.take(values, plane, out=out, mode="clip")  # twice as fast as the default, which buffers
         return ImageTiles(torch.from_numpy(pixels), canvas.aspect_ratio_id, canvas.size)
 
 

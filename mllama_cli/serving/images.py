@@ -22,10 +22,15 @@ _MAX_PATH = 256
 _SEND_BASE64 = "Send the image itself, in base64 or as a data: URL."
 
 
-def image_reader(settings: ServerSettings) -> Reader:
+class FetchNeededError(Exception):
+    """A request has an image that must be fetched, and its reader does not."""
+
+
+def image_reader(settings: ServerSettings, *, fetch: bool = True) -> Reader:
     """Return a function that reads an image of one request: base64, a data: URL or, where allowed, a public URL.
 
-    It blocks, for seconds if it fetches. Raises UsageError, ImageError or DownloadError.
+    It blocks, for seconds if it fetches; without ``fetch`` it raises FetchNeededError instead. Raises UsageError,
+    ImageError or DownloadError.
     """
     limits = Limits(settings.max_body)
     downloads = _Downloads(settings.max_body)
@@ -38,6 +43,8 @@ def image_reader(settings: ServerSettings) -> Reader:
         if scheme in ("http", "https"):
             if not settings.allow_image_urls:
                 raise UsageError("this server does not fetch images (--allow-image-urls lets it)", _SEND_BASE64)
+            if not fetch:
+                raise FetchNeededError
             return downloads.fetch(text)
         if scheme or (len(text) < _MAX_PATH and not is_base64_picture(text)):
             raise UsageError(

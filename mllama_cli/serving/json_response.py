@@ -25,7 +25,16 @@ def json_response(data: Any, status: int = 200, headers: dict[str, str] | None =
 
 async def read_object(request: Request) -> dict[str, Any]:
     """Return the object that is a request's body, whatever its Content-Type. Raise UsageError if it is none."""
-    body = b"".join([chunk async for chunk in request.stream()])  # which request.body() would keep
+    return await asyncio.to_thread(parse_body, await read_body(request))
+
+
+async def read_body(request: Request) -> bytes:
+    """Return a request's body, of which the request keeps no copy."""
+    return b"".join([chunk async for chunk in request.stream()])
+
+
+def parse_body(body: bytes) -> dict[str, Any]:
+    """Return the object that is a request's body. Raise UsageError if it is none."""
     if not body.strip():
         raise UsageError("The request has no body, where a JSON object was expected", _BODY_HINT)
-    return await asyncio.to_thread(parse_object, body, "The request's body", error=UsageError, hint=_BODY_HINT)
+    return parse_object(body, "The request's body", error=UsageError, hint=_BODY_HINT)

@@ -2,16 +2,15 @@
 
 import asyncio
 import gc
-import os
-import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, aclosing, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
+from starlette.requests import Request
 
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import ContextLengthError, MllamaError, ShuttingDownError, UsageError
@@ -19,20 +18,16 @@ from mllama_cli.core.events import Event
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch.loop import EngineLoop, LoopStats
 from mllama_cli.engine.engine import Engine
-from mllama_cli.processing.memory_budget import LARGE_PICTURE_BYTES
+from mllama_cli.processing.image_processor import ImageTiles
 from mllama_cli.processing.message_parts import Reader
-from mllama_cli.processing.prepared import prepare_image
 from mllama_cli.processing.processor import ModelInputs
 from mllama_cli.serving.answer import Answers, EngineRequest, Waker
-from mllama_cli.serving.images import MAX_IMAGES, image_reader
 from mllama_cli.serving.metrics import Metrics
 from mllama_cli.serving.names import ServedNames
+from mllama_cli.serving.preparation import Preparation
 from mllama_cli.serving.settings import ServerSettings
 
 T = TypeVar("T")
-
-PREPARING_THREADS = min(16, max(4, os.cpu_count() or 1))
-"""Requests whose images are decoded and whose prompts are tokenized at once."""
 
 
 class Service:
@@ -51,6 +46,8 @@ class Service:
         self.max_context = min(settings.max_context, engine.model.max_context)
         """Tokens of a prompt and its answer."""
         self.metrics = Metrics(self.names.main, self.stats, settings.max_queue)
+        self.keep_alive = settings.keep_alive
+        """Seconds from the last answer until the weights leave memory; None for ever."""
         self._reopen = reopen
         if settings.keep_alive is not None and reopen is None:
             raise UsageError("keep_alive needs a function that opens the model again", "Give create_app `reopen`.")
@@ -63,16 +60,9 @@ class Service:
         self._end: asyncio.Task[None] | None = None
         self._live: set[Answers] = set()
         self._waker: Waker | None = None
-        self._large = threading.Lock()
-        """Held while an image that takes much memory is decoded."""
-        self._threads = ThreadPoolExecutor(PREPARING_THREADS, "prepare")
+        self._preparation = Preparation(settings)
         self._control = ThreadPoolExecutor(1, "control")
         """For loading and ending the engine, which must not wait for requests that are being read."""
-
-    @property
-    def read_image(self) -> Reader:
-        """A new reader, for one request, of what a client names as an image, as ``parse_messages`` expects it."""
-        return image_reader(self.settings)
 
     @property
     def state(self) -> Literal["loading", "ok", "draining"]:
@@ -81,6 +71,7 @@ class Service:
 
     def start(self) -> None:
         """Load the weights that are missing and take requests from now on. Blocks meanwhile."""
+        self._preparation.start(self.engine.processor)
         for _ in self.engine.load_weights(vision=self.engine.has_vision):
             pass
         self._loop = EngineLoop(
@@ -102,7 +93,7 @@ class Service:
         if (loop := self._loop) is not None:
             await self._controlled(partial(loop.close, self.settings.grace))
         self.abort()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._preparation.close()
         self._control.shutdown(wait=False)
 
     def abort(self) -> None:
@@ -115,15 +106,20 @@ class Service:
         """Return what the engine is doing; nothing before ``start``."""
         return self._loop.stats() if self._loop is not None else LoopStats(0, 0, 0)
 
+    async def read(self, request: Request, parse: Callable[[dict[str, Any], Reader], T]) -> T:
+        """Return what ``parse`` makes of a request's body with a reader of images, on a thread."""
+        self._require_open()
+        return await self._preparation.read(request, parse)
+
     async def inputs(self, conversation: Conversation) -> ModelInputs:
         """Return the prompt of a conversation, its images decoded, by the checkpoint's chat template."""
-        _require_few(conversation.images)
-        return await self._prepared(lambda: self.engine.processor(self._with_canvases(conversation)))
+        self._require_open()
+        return await self._preparation.inputs(self.engine.processor, conversation)
 
     async def raw_inputs(self, text: str, images: Sequence[ImagePart] = ()) -> ModelInputs:
         """Return a prompt verbatim, without the chat template, its images decoded."""
-        _require_few(images)
-        return await self._prepared(lambda: self.engine.processor.raw(text, [*map(self._with_canvas, images)]))
+        self._require_open()
+        return await self._preparation.raw_inputs(self.engine.processor, text, images)
 
     def token_inputs(self, ids: Sequence[int]) -> ModelInputs:
         """Return a prompt given as token ids. Raise UsageError for ids that have no text."""
@@ -137,27 +133,19 @@ class Service:
         sampling = Sampling.from_defaults(self.engine.generation_config, **asked)
         return replace(sampling, max_tokens=min(sampling.max_tokens, self.max_context))
 
-    async def answer(self, inputs: ModelInputs, sampling: Sampling) -> AsyncGenerator[Event, None]:
-        """Yield the events of one answer, GenerationStats last. Closing the generator cancels the request.
-
-        Raise QueueFullError, ShuttingDownError, ContextLengthError or what the engine raises.
-        """
-        async with aclosing(self.answers([(inputs, sampling)])) as batches:
-            async for batch in batches:
-                for _, event in batch:
-                    yield event
-
     async def answers(self, requests: Sequence[EngineRequest]) -> AsyncGenerator[list[tuple[int, Event]], None]:
         """Yield events of several answers, with the index of their request: each time all that have come.
 
-        Closing the generator cancels all requests, and so does the first error.
+        Closing the generator cancels all requests, and so does the first error. Raise QueueFullError,
+        ShuttingDownError, ContextLengthError or what the engine raises.
         """
         for inputs, _ in requests:
             self._require_fits(inputs)
+        tiles = await self._tiles(requests)
         loop = await self._loaded_loop()
         recorders = [self.metrics.begin(len(inputs.ids)) for inputs, _ in requests]
         self._waker = self._waker or Waker()
-        answers = Answers(loop, self._waker, requests, recorders)
+        answers = Answers(loop, self._waker, requests, recorders, tiles)
         self._live.add(answers)
         try:
             async for batch in answers.batches():
@@ -169,8 +157,16 @@ class Service:
             self._live.discard(answers)
             self._rest()
 
+    def keep(self, seconds: float | None) -> None:
+        """Keep the weights for as long after the next answer: for ever if below zero; None changes nothing.
+
+        Only where ``settings.keep_alive`` lets them leave memory, and until they have.
+        """
+        if seconds is not None and self.settings.keep_alive is not None:
+            self.keep_alive = seconds if seconds >= 0 else None
+
     async def load(self) -> None:
-        """Load the weights if they have left memory; they stay for ``settings.keep_alive``."""
+        """Load the weights if they have left memory; they stay for ``keep_alive``."""
         await self._loaded_loop()
         self._rest()
 
@@ -180,6 +176,8 @@ class Service:
         if self.settings.keep_alive is not None:
             self._stay()
             await self._unload()
+            if self._loop is None:
+                self.keep_alive = self.settings.keep_alive
 
     @property
     def is_loaded(self) -> bool:
@@ -188,9 +186,9 @@ class Service:
 
     def _rest(self) -> None:
         """Drop the weights after a while without requests."""
-        if self.settings.keep_alive is not None and not self._live and self._end is None:
+        if self.keep_alive is not None and not self._live and self._end is None:
             self._stay()
-            self._idle = asyncio.get_running_loop().call_later(self.settings.keep_alive, self._leave)
+            self._idle = asyncio.get_running_loop().call_later(self.keep_alive, self._leave)
 
     def _require_open(self) -> None:
         if self.state != "ok":
@@ -227,6 +225,7 @@ class Service:
                 if self._live or self._end is not None:
                     return
                 self.engine, self._loop = engine, None
+                self.keep_alive = self.settings.keep_alive
                 await self._controlled(loop.close)
                 del loop
                 await self._controlled(_release_memory)
@@ -242,28 +241,12 @@ class Service:
     async def _controlled(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._control, work)
 
-    async def _prepared(self, work: Callable[[], ModelInputs]) -> ModelInputs:
-        self._require_open()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-
-    def _with_canvas(self, image: ImagePart) -> ImagePart:
-        with ExitStack() as turn:
-
-            def admit(needed: int) -> None:
-                if needed > LARGE_PICTURE_BYTES:
-                    turn.enter_context(self._large)
-
-            config = self.engine.processor.require_vision().config
-            return prepare_image(image, config, admit).without_file()
-
-    def _with_canvases(self, conversation: Conversation) -> Conversation:
-        return conversation.with_images(self._with_canvas)
-
-
-def _require_few(images: Sequence[ImagePart]) -> None:
-    """Raise UsageError for more images than one request may have: each takes megabytes before its prompt is known."""
-    if len(images) > MAX_IMAGES:
-        raise UsageError(f"the request has {len(images)} images, and at most {MAX_IMAGES} are read", "Send fewer.")
+    async def _tiles(self, requests: Sequence[EngineRequest]) -> dict[str, ImageTiles]:
+        """Return the tiles of images that are not encoded, so that the engine's thread need not make them."""
+        loop = self._loop
+        images = (image for inputs, _ in requests for image in inputs.images)
+        new = [image for image in images if loop is None or not loop.has_image(image.digest)]
+        return await self._preparation.tiles(self.engine.model, new)
 
 
 def _release_memory() -> None:

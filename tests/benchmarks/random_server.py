@@ -5,17 +5,17 @@ text, and no answer ends before its length limit.
 """
 
 import argparse
+import gc
 import json
 from pathlib import Path
 
 import torch
-import uvicorn
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from mllama_cli.benchmark.captions import caption_rate
 from mllama_cli.benchmark.decode import benchmark
 from mllama_cli.benchmark.random_network import random_model
-from mllama_cli.core.config import ImageProcessorConfig
+from mllama_cli.core.config import ImageProcessorConfig, MllamaConfig, MllamaTextConfig, MllamaVisionConfig
 from mllama_cli.engine.device import choose_device, choose_dtype, make_current
 from mllama_cli.engine.engine import Engine
 from mllama_cli.engine.model import LoadedModel
@@ -25,8 +25,32 @@ from mllama_cli.processing.image_processor import MllamaImageProcessor
 from mllama_cli.processing.processor import MllamaProcessor
 from mllama_cli.processing.tokenizer import MllamaTokenizer
 from mllama_cli.serving.app import create_app
+from mllama_cli.serving.run import serve
 from mllama_cli.serving.settings import ServerSettings
+from mllama_cli.serving.sockets import bind
 from tests.checkpoints import SPECIAL, TEMPLATE, byte_alphabet
+
+TINY = MllamaConfig(
+    text_config=MllamaTextConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        cross_attention_layers=(1, 3),
+    ),
+    vision_config=MllamaVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_global_layers=2,
+        attention_heads=2,
+        image_size=140,
+        intermediate_layers_indices=(1, 3),
+    ),
+)
+"""A shape for trying these programs on a CPU."""
+ALL_SHAPES = {**SHAPES, "tiny": TINY}
 
 
 class RandomEngine(Engine):
@@ -37,7 +61,7 @@ class RandomEngine(Engine):
         make_current(chosen)
         kind = choose_dtype(dtype, torch.bfloat16, 2**33, chosen)
         self.path, self.name = Path(), f"random-{shape}"
-        made, _ = random_model(SHAPES[shape], dtype=kind, device=chosen, quantize=quantize)
+        made, _ = random_model(ALL_SHAPES[shape], dtype=kind, device=chosen, quantize=quantize)
         vision, image_token = made.config.vision_config, made.config.image_token_index
         assert vision is not None
         tokenizer = MllamaTokenizer(wordy_tokenizer(image_token), {"bos_token": SPECIAL[0]})
@@ -73,7 +97,7 @@ def wordy_tokenizer(image_token: int) -> Tokenizer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shape", choices=tuple(SHAPES))
+    parser.add_argument("shape", choices=tuple(ALL_SHAPES))
     parser.add_argument("--port", type=int, default=11434)
     parser.add_argument("--slots", type=int)
     parser.add_argument("--context", type=int, default=16384)
@@ -88,8 +112,12 @@ def main() -> None:
         rate, slots, tiles = caption_rate(engine.model)
         figures[f"captions a second, {tiles} tiles, {slots} at once"] = rate
         given.figures.write_text(json.dumps(figures))
+        gc.collect()
+        if engine.device.type == "cuda":
+            torch.cuda.empty_cache()
     settings = ServerSettings(slots=given.slots, max_context=given.context, grace=0)
-    uvicorn.run(create_app(engine, settings), port=given.port, log_level="warning", http="httptools")
+    with bind("127.0.0.1", given.port) as bound:
+        serve(create_app(engine, settings), bound, ready=lambda: None)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """Load a server with clients that each ask again as soon as they have their answer.
 
-    python -m tests.benchmarks.server_load --random 11b           # on a GPU, random weights
-    python -m tests.benchmarks.server_load --model sketch --clients 2 --tokens 16 --long 500
+    python -m tests.benchmarks.server_load --random 11b --json    # on a GPU, random weights
+    python -m tests.benchmarks.server_load --random tiny --clients 2 4 --long 500 --alone-tokens 16
     python -m tests.benchmarks.server_load --url http://127.0.0.1:11434
 
-Measured over HTTP, in OpenAI's protocol, with images of four tiles:
+Measured over HTTP, in OpenAI's protocol, with JPEGs of 1120 x 1120 pixels, which are four tiles:
 
 - one client alone, beside what `mllama bench` measures in the server's process before it serves (with --random);
-- several clients, each image a new one, and once all with the same image;
+- several clients, each image a new one;
 - the time between tokens of running answers while long prompts arrive;
-- a second question about an image: the time to its first token.
+- a second question about an image, and several at once about a new one: the time to the first token.
 """
 
 import argparse
@@ -32,8 +32,10 @@ from tests.benchmarks.chat_client import Client, Timed, image_url, question
 
 QUESTION = "Describe this picture."
 START_SECONDS = 300.0
+FIRST_TOKENS = 8
+"""Length of answers of which only the first token counts."""
 
-Row = dict[str, float | str]
+Row = dict[str, float]
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -45,91 +47,112 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
-def summary(name: str, answers: Sequence[Timed], seconds: float) -> Row:
-    """Return the figures of a scenario; milliseconds unless the name says otherwise."""
+def summary(answers: Sequence[Timed], seconds: float) -> Row:
+    """Return the figures of a scenario; times are milliseconds."""
     first = [1000 * answer.times[0] for answer in answers]
     gaps = [1000 * gap for answer in answers for gap in answer.gaps] or [0.0]
-    return {
-        "scenario": name,
+    figures = {
+        "answers": len(answers),
         "ttft_p50": percentile(first, 0.5),
         "ttft_p95": percentile(first, 0.95),
         "between_p50": percentile(gaps, 0.5),
         "between_p99": percentile(gaps, 0.99),
+        "between_max": max(gaps),
         "tokens_per_s": sum(answer.completion_tokens for answer in answers) / seconds,
         "tokens_per_s_client": percentile([answer.rate for answer in answers], 0.5),
         "answers_per_s": len(answers) / seconds,
     }
+    return {name: round(figure, 3) for name, figure in figures.items()}
 
 
-async def crowd(client: Client, name: str, images: Sequence[Sequence[str]], tokens: int) -> Row:
+async def crowd(client: Client, images: Sequence[Sequence[str | None]], tokens: int, text: str = QUESTION) -> Row:
     """Let one client for each list of images ask about one after the other."""
 
-    async def asks(mine: Sequence[str]) -> list[Timed]:
-        return [await client.ask(question(QUESTION, image), tokens) for image in mine]
+    async def asks(number: int, mine: Sequence[str | None]) -> list[Timed]:
+        return [
+            await client.ask(question(text if image else f"Tell story {number}.{turn}.", image), tokens)
+            for turn, image in enumerate(mine)
+        ]
 
     begun = time.perf_counter()
-    answers = await asyncio.gather(*map(asks, images))
-    return summary(name, [answer for each in answers for answer in each], time.perf_counter() - begun)
+    answers = await asyncio.gather(*(asks(number, mine) for number, mine in enumerate(images)))
+    return summary([answer for each in answers for answer in each], time.perf_counter() - begun)
 
 
 async def beside_long_prompts(client: Client, streams: int, tokens: int, length: int) -> Row:
     """Time the tokens of ``streams`` answers while prompts of ``length`` tokens arrive, one after the other."""
     short, longer = [await client.ask(question("word " * count), 1) for count in (100, 200)]
     words = max(1, round(length * 100 / (longer.prompt_tokens - short.prompt_tokens)))
-    running = [asyncio.create_task(client.ask(question(f"Tell story {number}."), tokens)) for number in range(streams)]
+
+    async def long(number: int) -> Timed:
+        return await client.ask(question(f"{number} " + "word " * words), 1)
+
+    alone = await long(-1)
+    running = [asyncio.create_task(client.ask(question(f"Tell tale {number}."), tokens)) for number in range(streams)]
     arrived: list[Timed] = []
     begun = time.perf_counter()
     while not all(task.done() for task in running):
-        arrived.append(await client.ask(question(f"{len(arrived)} " + "word " * words), 1))
-    answers = await asyncio.gather(*running)
-    size = max(answer.prompt_tokens for answer in arrived)
-    name = f"{streams} clients while {len(arrived)} prompts of {size} tokens arrive"
-    return summary(name, answers, time.perf_counter() - begun)
+        arrived.append(await long(len(arrived)))
+    row = summary(await asyncio.gather(*running), time.perf_counter() - begun)
+    return {
+        **row,
+        "long_prompts": len(arrived),
+        "long_prompt_tokens": max(answer.prompt_tokens for answer in arrived),
+        "long_ttft_alone": round(1000 * alone.times[0], 3),
+        "long_ttft_p50": round(percentile([1000 * answer.times[0] for answer in arrived], 0.5), 3),
+    }
 
 
-async def follow_up(client: Client, images: Sequence[str], tokens: int) -> Row:
+async def follow_up(client: Client, images: Sequence[str]) -> Row:
     """Ask a second question about each image."""
     answers = []
     for image in images:
         messages = question(QUESTION, image)
-        first = await client.ask(messages, tokens)
+        first = await client.ask(messages, FIRST_TOKENS)
         messages += [{"role": "assistant", "content": first.text}, *question("And what is on its left?")]
-        answers.append(await client.ask(messages, tokens))
-    return summary("second question about an image, alone", answers, sum(answer.times[-1] for answer in answers))
+        answers.append(await client.ask(messages, FIRST_TOKENS))
+    return summary(answers, sum(answer.times[-1] for answer in answers))
 
 
-async def measure(client: Client, given: argparse.Namespace) -> list[Row]:
-    def distinct(clients: int, rounds: int) -> list[list[str]]:
-        return [[next(fresh) for _ in range(rounds)] for _ in range(clients)]
+async def measure(client: Client, given: argparse.Namespace) -> dict[str, Row]:
+    """Return the figures of each scenario by its name."""
+    rows: dict[str, Row] = {}
+    count = (image_url(seed) for seed in range(1 << 30))
 
-    fresh = (image_url(seed) for seed in range(1 << 30))
-    rows: list[Row] = []
+    def fresh(clients: int, rounds: int) -> list[list[str]]:
+        return [[next(count) for _ in range(rounds)] for _ in range(clients)]
 
-    def done(row: Row) -> None:
-        rows.append(row)
-        print(line(row), file=sys.stderr)
+    def done(name: str, row: Row) -> None:
+        rows[name] = row
+        print(line(name, row), file=sys.stderr, flush=True)
 
-    await crowd(client, "", distinct(1, 2), given.tokens)  # builds kernels and captures graphs
-    done(await crowd(client, "alone", distinct(1, given.rounds), given.alone_tokens))
+    for warm_up in (fresh(1, 2), [[None] * 2]):  # builds kernels and captures graphs
+        await crowd(client, warm_up, given.tokens)
+    done("alone", await crowd(client, fresh(1, given.rounds), given.alone_tokens))
+    done("alone, a new image", await crowd(client, fresh(1, given.firsts), FIRST_TOKENS))
+    done("alone, text", await crowd(client, [[None] * given.firsts], FIRST_TOKENS))
+    done("alone, a second question about an image", await follow_up(client, fresh(1, given.firsts)[0]))
     for clients in given.clients:
-        images = distinct(clients, given.rounds)
-        await crowd(client, "", distinct(clients, 1), given.tokens)
-        done(await crowd(client, f"{clients} clients", images, given.tokens))
-    shared = [[next(fresh)] * given.rounds for _ in range(1)] * max(given.clients)
-    done(await crowd(client, f"{max(given.clients)} clients, one image", shared, given.tokens))
-    done(await beside_long_prompts(client, min(given.clients), given.alone_tokens, given.long))
-    done(await follow_up(client, [next(fresh) for _ in range(given.rounds)], given.tokens))
+        images = fresh(clients, given.rounds)
+        await crowd(client, fresh(clients, 1), FIRST_TOKENS)
+        done(f"{clients} clients", await crowd(client, images, given.tokens))
+    for number in range(2):  # the first is a warm-up
+        row = await crowd(client, fresh(1, 1) * 10, given.tokens, f"Question {number}")
+    done("10 questions about one image at once", row)
+    streams = min(given.clients)
+    name = f"{streams} clients while prompts of {given.long} tokens arrive"
+    done(name, await beside_long_prompts(client, streams, given.alone_tokens, given.long))
     return rows
 
 
-HEAD = ("TTFT p50 / p95", "between tokens p50 / p99", "tokens/s", "tokens/s a client", "answers/s")
+HEAD = ("TTFT p50 / p95", "between tokens p50 / p99 / max", "tokens/s", "tokens/s a client", "answers/s")
 
 
-def line(row: Row) -> str:
+def line(name: str, row: Row) -> str:
     return (
-        f"| {row['scenario']} | {row['ttft_p50']:.1f} / {row['ttft_p95']:.1f} ms "
-        f"| {row['between_p50']:.2f} / {row['between_p99']:.2f} ms | {row['tokens_per_s']:.1f} "
-        f"| {row['tokens_per_s_client']:.1f} | {row['answers_per_s']:.2f} |"
+        f"| {name} | {row['ttft_p50']:.1f} / {row['ttft_p95']:.1f} ms "
+        f"| {row['between_p50']:.2f} / {row['between_p99']:.2f} / {row['between_max']:.2f} ms "
+        f"| {row['tokens_per_s']:.1f} | {row['tokens_per_s_client']:.1f} | {row['answers_per_s']:.2f} |"
     )
 
 
@@ -142,11 +165,11 @@ def started(given: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]
     with tempfile.TemporaryDirectory() as folder:
         figures = Path(folder) / "figures.json"
         if given.random:
-            module = ["tests.benchmarks.random_server", given.random, "--figures", str(figures)]
-            words = [*module, "--port", port, *(["--slots", str(given.slots)] if given.slots else [])]
+            words = ["tests.benchmarks.random_server", given.random, "--figures", str(figures)]
+            words += ["--quantize", given.quantize] if given.quantize else []
         else:
-            words = ["mllama_cli", "serve", "-m", given.model, "--port", port]
-            words += ["--slots", str(given.slots)] if given.slots else []
+            words = ["mllama_cli", "serve", "-m", given.model]
+        words += ["--port", port, "--device", given.device, *(["--slots", str(given.slots)] if given.slots else [])]
         server = subprocess.Popen([sys.executable, "-m", *words], stdout=sys.stderr)
         try:
             url = f"http://127.0.0.1:{port}"
@@ -159,29 +182,33 @@ def started(given: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]
 
 def wait_for(url: str, server: "subprocess.Popen[bytes]") -> None:
     end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end and server.poll() is None:
-        try:
-            if httpx.get(f"{url}/health").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
+    with httpx.Client(trust_env=False) as client:
+        while time.monotonic() < end and server.poll() is None:
+            try:
+                if client.get(f"{url}/health").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)
     raise SystemExit("the server did not start")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--random", metavar="11b|90b", help="start a server with random weights of this shape")
+    which.add_argument("--random", metavar="11b|90b|tiny", help="start a server with random weights of this shape")
     which.add_argument("--model", help="start `mllama serve -m MODEL`")
     which.add_argument("--url", help="a server that runs already")
+    parser.add_argument("--device", default="auto", help="of the server that is started")
+    parser.add_argument("--quantize", choices=("int8", "int4"), help="with --random")
     parser.add_argument("--clients", type=int, nargs="+", default=[8, 32, 64])
     parser.add_argument("--rounds", type=int, default=3, help="questions of each client")
+    parser.add_argument("--firsts", type=int, default=20, help="questions of which only the first token counts")
     parser.add_argument("--tokens", type=int, default=64, help="length of answers")
     parser.add_argument("--alone-tokens", type=int, default=256, help="length of answers alone and beside long prompts")
     parser.add_argument("--long", type=int, default=8000, help="tokens of a long prompt")
     parser.add_argument("--slots", type=int)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args()
     if given.url:
         report(given, given.url, {})
@@ -191,20 +218,33 @@ def main() -> None:
 
 
 def report(given: argparse.Namespace, url: str, figures: dict[str, float]) -> None:
-    model = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
-    rows = asyncio.run(measure(Client(url, model), given))
+    begun = time.monotonic()
+    with httpx.Client(trust_env=False, base_url=url, timeout=60) as client:
+        model = client.get("/v1/models").json()["data"][0]["id"]
+        rows = asyncio.run(measure(Client(url, model), given))
+        metrics = client.get("/metrics").text
     record: dict[str, Any] = {"model": model, "rows": rows, "bench": figures}
+    counted = ("num_requests", "slots", "images_encoded_total", "image_cache_hits_total", "cache_bytes")
+    values = (each.removeprefix("mllama:").split() for each in metrics.splitlines() if each.startswith("mllama:"))
+    record["metrics"] = {
+        words[0].partition("{")[0]: float(words[-1]) for words in values if words[0].startswith(counted)
+    }
+    record["seconds"] = round(time.monotonic() - begun, 1)
+    alone, most = rows["alone"]["tokens_per_s_client"], rows[f"{max(given.clients)} clients"]["answers_per_s"]
     if decode := figures.get("decode, after an image"):
-        record["alone_share_of_bench"] = float(rows[0]["tokens_per_s_client"]) / decode
+        record["alone_share_of_bench"] = round(alone / decode, 4)
+    if rate := next((value for name, value in figures.items() if name.startswith("captions")), 0):
+        record["crowd_share_of_captions"] = round(most / rate, 4)
     if given.json:
         print(json.dumps(record))
         return
     print(f"| {model} | {' | '.join(HEAD)} |\n|---|" + "---|" * len(HEAD))
-    print("\n".join(map(line, rows)))
+    print("\n".join(line(name, row) for name, row in rows.items()))
     for name, value in figures.items():
         print(f"in the server's process: {name}: {value:.1f}")
-    if decode:
-        print(f"alone: {record['alone_share_of_bench']:.1%} of the decoding speed without HTTP")
+    for name in ("alone_share_of_bench", "crowd_share_of_captions"):
+        if name in record:
+            print(f"{name.replace('_', ' ')}: {record[name]:.1%}")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ class Server:
 
     port: int
     engine: Engine
+    client: httpx.Client
 
     @property
     def url(self) -> str:
@@ -41,10 +42,10 @@ class Server:
         return {str(id_): -100 for id_ in self.engine.model.eos}
 
     def post(self, path: str, body: dict[str, Any], **options: Any) -> httpx.Response:
-        return httpx.post(f"{self.url}{path}", json=body, timeout=60, **options)
+        return self.client.post(path, json=body, **options)
 
     def metrics(self) -> dict[str, float]:
-        return read_metrics(httpx.get(f"{self.url}/metrics", timeout=60).text)
+        return read_metrics(self.client.get("/metrics").text)
 
     def idle(self) -> bool:
         now = self.metrics()
@@ -75,7 +76,9 @@ def serving(engine: Engine, settings: ServerSettings | None = None) -> Iterator[
         thread.start()
         try:
             wait_until(lambda: server.started or not thread.is_alive())
-            yield Server(listener.getsockname()[1], engine)
+            port = listener.getsockname()[1]
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+                yield Server(port, engine, client)
         finally:
             server.should_exit = True
             thread.join()

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 from mllama_cli.serving.sockets import bind
-from tests.serving.running import HOT, Server, image_base64, image_part, wait_until
+from tests.serving.running import HOT, Server, image_base64, image_part, read_metrics, wait_until
 
 QUESTIONS = ("Who are you?", "Hello!", "What can you do?", "Thank you!")
 ABOUT = ("Which colour does the star have?", "How many circles are there?", "Describe this picture.")
@@ -21,11 +21,11 @@ def mixed(count: int) -> list[tuple[str, dict[str, Any]]]:
         text = ABOUT[number % 3] if number % 2 else QUESTIONS[number % 4]
         if number % 4 < 2:
             content: Any = [image_part("drawing.png"), {"type": "text", "text": text}] if number % 2 else text
-            body = {"messages": [{"role": "user", "content": content}], "max_tokens": 4 + number % 16, **sampling}
+            body = {"messages": [{"role": "user", "content": content}], "max_tokens": 3 + number % 8, **sampling}
             requests.append(("/v1/chat/completions", {"model": "sketch", **body}))
         else:
             images = [image_base64("drawing.png")] if number % 2 else []
-            options = {"num_predict": 4 + number % 16, **sampling}
+            options = {"num_predict": 3 + number % 8, **sampling}
             body = {"prompt": text, "images": images, "stream": False, "options": options}
             requests.append(("/api/generate", {"model": "sketch", **body}))
     return requests
@@ -42,13 +42,21 @@ def test_64_mixed_requests_at_once_give_the_texts_they_give_alone(server: Server
     requests = mixed(64)
     alone = [text_of(server.post(path, body)) for path, body in requests]
 
-    async def all_at_once() -> list[httpx.Response]:
+    async def all_at_once() -> tuple[list[httpx.Response], float]:
         limits = httpx.Limits(max_connections=None)
+        most = 0.0
         async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as client:
-            return await asyncio.gather(*(client.post(path, json=body) for path, body in requests))
+            answers = asyncio.gather(*(client.post(path, json=body) for path, body in requests))
+            while not answers.done():
+                page = (await client.get("/metrics")).text
+                most = max(most, read_metrics(page)["mllama:num_requests_running"])
+                await asyncio.sleep(0.02)
+            return await answers, most
 
-    assert [text_of(answer) for answer in asyncio.run(all_at_once())] == alone
+    answers, most = asyncio.run(all_at_once())
+    assert [text_of(answer) for answer in answers] == alone
     assert len(set(alone)) > 20
+    assert most > 1
 
 
 def test_a_client_that_does_not_read_holds_up_nobody(server: Server) -> None:

@@ -171,7 +171,7 @@ def test_a_field_that_asks_for_nothing_changes_nothing(server: Server, field: di
 
 
 def test_every_reading_of_keep_alive(server: Server) -> None:
-    for value in (0, -1, 300, 1.5, "0", "-1", "0s", "-1s", "5m", "1h30m", "1.5h", "250ms", ""):
+    for value in (0, -1, 300, 1.5, "0", "-1", "0s", "-1s", "5m", "1h30m", "1.5h", "250ms", "300000000000ns", ""):
         answer = server.post("/api/generate", {"model": "sketch", "keep_alive": value})
         assert answer.json()["done_reason"] == ("unload" if value in (0, "0", "0s") else "load")
 

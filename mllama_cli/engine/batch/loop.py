@@ -3,7 +3,7 @@
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mllama_cli.core.errors import ContextLengthError, MllamaError, QueueFullError, ShuttingDownError
 from mllama_cli.core.events import Event
@@ -13,6 +13,7 @@ from mllama_cli.engine.batch.request import Request
 from mllama_cli.engine.batch.scheduler import Scheduler
 from mllama_cli.engine.device import make_current
 from mllama_cli.engine.model import LoadedModel
+from mllama_cli.engine.vision import ImageCache
 from mllama_cli.processing.image_processor import ImageTiles
 from mllama_cli.processing.processor import ModelInputs
 
@@ -44,7 +45,7 @@ class Handle(Request):
     """A submitted request."""
 
     def __init__(
-        self, inputs: ModelInputs, sampling: Sampling, listener: Listener, tiles: tuple[ImageTiles, ...]
+        self, inputs: ModelInputs, sampling: Sampling, listener: Listener, tiles: tuple[ImageTiles | None, ...]
     ) -> None:
         super().__init__(inputs, sampling, tiles=tiles)
         self._listener = listener
@@ -80,6 +81,7 @@ class EngineLoop:
         self._memory = Memory.of(model, slots or MAX_SLOTS[model.device.type], serves=True)
         self._new: deque[Handle] = deque()
         self._cancelled: deque[Handle] = deque()
+        self._images: ImageCache | None = None
         self._stats = self._before = LoopStats(self._memory.slots, 0, 0)
         """``_before`` has the counters of schedulers that failed."""
         self.prepared = threading.Event()
@@ -90,9 +92,9 @@ class EngineLoop:
         self._thread.start()
 
     def submit(
-        self, inputs: ModelInputs, sampling: Sampling, listener: Listener, tiles: tuple[ImageTiles, ...] = ()
+        self, inputs: ModelInputs, sampling: Sampling, listener: Listener, tiles: tuple[ImageTiles | None, ...] = ()
     ) -> Handle:
-        """Queue a request; ``tiles`` are those of its images, decoded ahead.
+        """Queue a request; ``tiles`` are those of its images, made ahead, or None for an image that ``has_image``.
 
         Raise QueueFullError, ShuttingDownError or, if the request can never fit, ContextLengthError or
         MemoryShortageError.
@@ -116,7 +118,13 @@ class EngineLoop:
             self._changed.notify()
 
     def stats(self) -> LoopStats:
-        return self._stats
+        with self._changed:
+            return replace(self._stats, waiting=self._stats.waiting + len(self._new))
+
+    def has_image(self, digest: str) -> bool:
+        """Return whether an image is encoded now, so that its tiles need not be made. It may be dropped any time."""
+        images = self._images
+        return images is not None and digest in images
 
     def close(self, grace: float = 0.0) -> None:
         """Refuse what has no slot (ShuttingDownError), let running answers end for ``grace`` seconds, then stop."""
@@ -144,7 +152,7 @@ class EngineLoop:
 
     def _run(self) -> None:
         make_current(self.model.device)
-        scheduler = Scheduler(self.model, self._memory, max_context=self.max_context)
+        scheduler = self._new_scheduler()
         preparing = True
         while True:
             with self._changed:
@@ -163,6 +171,7 @@ class EngineLoop:
                     request.report(_shutting_down())
                     scheduler.cancel(request)
                 if scheduler.idle:
+                    self._images = None
                     return
             try:
                 if scheduler.idle:
@@ -173,8 +182,13 @@ class EngineLoop:
                     scheduler.advance()
             except Exception as error:
                 self._fail_all(scheduler, error)
-                scheduler = Scheduler(self.model, self._memory, max_context=self.max_context)
+                scheduler = self._new_scheduler()
             self._count(scheduler)
+
+    def _new_scheduler(self) -> Scheduler:
+        scheduler = Scheduler(self.model, self._memory, max_context=self.max_context)
+        self._images = scheduler.admission.images
+        return scheduler
 
     def _fail_all(self, scheduler: Scheduler, error: Exception) -> None:
         """Report a fault of ours, after which nothing in the scheduler can be relied on."""

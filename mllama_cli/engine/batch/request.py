@@ -19,7 +19,7 @@ class Request:
     """A prompt to answer and, once it is admitted, its caches and its answer.
 
     Args:
-        tiles: those of ``inputs.images``, in order; if empty, they are decoded when needed.
+        tiles: those of ``inputs.images``, in order; if empty, or where None, they are made when needed.
         streams: whether somebody watches the tokens come, so that the answer can never start again, and memory for all
             of it is reserved at admission.
     """
@@ -29,7 +29,7 @@ class Request:
         inputs: ModelInputs,
         sampling: Sampling,
         *,
-        tiles: tuple[ImageTiles, ...] = (),
+        tiles: tuple[ImageTiles | None, ...] = (),
         streams: bool = True,
     ) -> None:
         self.inputs, self.sampling = inputs, sampling

@@ -268,6 +268,8 @@ class Scheduler:
         pending = self._slots.choose(logits, first)
         for prompt in prompts:
             prompt.request.launched = 1
+            if prompt.request.streams:  # else it may start again
+                prompt.request.tiles = ()
             self.admission.count(prompt.request)
             self.admission.admitted.remove(prompt.request)
             self.active.append(prompt.request)

@@ -1,6 +1,5 @@
 """POST /api/chat."""
 
-import asyncio
 import time
 from typing import Any
 
@@ -10,7 +9,6 @@ from starlette.responses import Response
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.processing.message_parts import Reader
 from mllama_cli.processing.messages import parse_messages
-from mllama_cli.serving.json_response import read_object
 from mllama_cli.serving.ollama.fields import Body, Options, read_list, read_options
 from mllama_cli.serving.ollama.reply import Reply, nothing_asked
 from mllama_cli.serving.service import Service
@@ -20,14 +18,14 @@ async def chat(request: Request) -> Response:
     """Answer a conversation."""
     start = time.perf_counter()
     service: Service = request.app.state.service
-    body = await read_object(request)
-    conversation, options = await asyncio.to_thread(parse, body, service.read_image)
+    conversation, options = await service.read(request, parse)
     if options.model:
         service.names.require(options.model)
     if conversation is None:
         return await nothing_asked(service, options, _message)
     sampling = service.sampling(**options.sampling)
     inputs = await service.inputs(conversation)
+    del conversation  # the files of its images, while the answer is awaited
     return await Reply(service, options, inputs, sampling, _message, start).respond(request)
 
 

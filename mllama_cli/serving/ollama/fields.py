@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mllama_cli.core.duration import parse_duration
+from mllama_cli.core.duration import read_duration
 from mllama_cli.core.sampling import MAX_LOGPROBS, SETTABLE, parameter_name
 from mllama_cli.core.text import shown
 from mllama_cli.serving.errors import FieldError
@@ -19,13 +19,13 @@ UNLIMITED = 2**31 - 1
 class Options:
     """What a request asks for besides its prompt. ``sampling`` has our names of the parameters.
 
-    ``unloads`` is whether the model may leave memory after it (``keep_alive`` 0).
+    ``keep_alive`` has the seconds that the model stays in memory afterwards, below zero for ever; None: as before.
     """
 
     model: str
     stream: bool
     sampling: Mapping[str, Any]
-    unloads: bool
+    keep_alive: float | None
 
 
 def read_options(body: Body) -> Options:
@@ -49,7 +49,7 @@ def read_options(body: Body) -> Options:
     if type(stream) not in (bool, type(None)):
         raise FieldError("stream", f"stream must be true or false, not {shown(stream)}")
     sampling = {**_sampling(body.get("options")), **_logprobs(body)}
-    return Options(model, stream is not False, sampling, _seconds(body.get("keep_alive")) == 0)
+    return Options(model, stream is not False, sampling, _keep_alive(body.get("keep_alive")))
 
 
 def read_model(body: Body) -> str:
@@ -123,16 +123,12 @@ def _logprobs(body: Body) -> dict[str, int]:
     return {"logprobs": count or 0} if asked else {}
 
 
-def _seconds(value: Any) -> float | None:
-    """Return keep_alive in seconds: a number, or a length of time such as 1h30m; below zero it means for ever."""
+def _keep_alive(value: Any) -> float | None:
+    """Return the seconds that the model stays in memory after the answer; below zero it means for ever."""
     if value is None or value == "":
         return None
-    if type(value) in (int, float):
-        return float(value)
     try:
-        if not isinstance(value, str):
-            raise ValueError("it is not a text")
-        return parse_duration(value.removeprefix("-")) * (-1 if value.startswith("-") else 1)
+        return read_duration(value)
     except ValueError as error:
         raise FieldError(
             "keep_alive", f"keep_alive is not a duration: {shown(value)}", 'Expected: seconds, or a text such as "5m".'

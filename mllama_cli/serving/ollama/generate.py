@@ -1,8 +1,7 @@
 """POST /api/generate."""
 
-import asyncio
 import time
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +13,6 @@ from mllama_cli.core.text import shown
 from mllama_cli.processing.message_parts import Reader, read_picture, valid_text
 from mllama_cli.processing.processor import ModelInputs
 from mllama_cli.serving.errors import FieldError
-from mllama_cli.serving.json_response import read_object
 from mllama_cli.serving.ollama.fields import Body, Options, read_list, read_options, read_text
 from mllama_cli.serving.ollama.reply import Reply, nothing_asked
 from mllama_cli.serving.service import Service
@@ -35,26 +33,14 @@ async def generate(request: Request) -> Response:
     """Answer one prompt."""
     start = time.perf_counter()
     service: Service = request.app.state.service
-    body = await read_object(request)
-    prompt, options = await asyncio.to_thread(parse, body, service.read_image)
+    prompt, options = await service.read(request, parse)
     if options.model:
         service.names.require(options.model)
     if not prompt.text:
         return await nothing_asked(service, options, _response)
-    model = service.engine.model
-    image_token = model.config.image_token_index
-    if prompt.raw:
-        inputs = await service.raw_inputs(prompt.text, prompt.images)
-    else:
-        context = _checked(prompt.context, image_token, model.config.text_config.vocab_size)
-        inputs = await service.inputs(Conversation.ask(prompt.text, prompt.images, prompt.system))
-        tokenizer = model.processor.tokenizer
-        bos = tokenizer.special_ids.get(tokenizer.special_names.get("bos_token", ""))
-        inputs = after(context, inputs, model.eos, bos)
-
-    def context_of(answer: list[int]) -> dict[str, Any]:
-        return {} if prompt.raw else {"context": [id_ for id_ in (*inputs.ids, *answer) if id_ != image_token]}
-
+    inputs = await _inputs(service, prompt)
+    context_of = None if prompt.raw else _context_after(inputs, service.engine.config.image_token_index)
+    del prompt  # the files of its images, while the answer is awaited
     sampling = service.sampling(**options.sampling)
     return await Reply(service, options, inputs, sampling, _response, start, context_of).respond(request)
 
@@ -78,6 +64,23 @@ def parse(body: Body, read_image: Reader) -> tuple[Prompt, Options]:
     places = [(f"images[{index}]", image) for index, image in enumerate(read_list(body, "images"))]
     images = tuple(read_picture(image, "images", place, read_image, place) for place, image in places)
     return Prompt(text, images, system, bool(raw), tuple(context)), options
+
+
+async def _inputs(service: Service, prompt: Prompt) -> ModelInputs:
+    if prompt.raw:
+        return await service.raw_inputs(prompt.text, prompt.images)
+    model = service.engine.model
+    context = _checked(prompt.context, model.config.image_token_index, model.config.text_config.vocab_size)
+    inputs = await service.inputs(Conversation.ask(prompt.text, prompt.images, prompt.system))
+    tokenizer = model.processor.tokenizer
+    bos = tokenizer.special_ids.get(tokenizer.special_names.get("bos_token", ""))
+    return after(context, inputs, model.eos, bos)
+
+
+def _context_after(inputs: ModelInputs, image_token: int) -> Callable[[list[int]], dict[str, Any]]:
+    """Return a function that writes the context of an answer, whose images it does not hold."""
+    prompt = inputs.ids
+    return lambda answer: {"context": [id_ for id_ in (*prompt, *answer) if id_ != image_token]}
 
 
 def after(context: tuple[int, ...], inputs: ModelInputs, eos: Container[int], bos: int | None) -> ModelInputs:

@@ -46,7 +46,7 @@ async def ps(request: Request) -> Response:
     service: Service = request.app.state.service
     if not service.is_loaded:
         return json_response({"models": []})
-    keep = service.settings.keep_alive
+    keep = service.keep_alive
     found = await _facts(service)
     entry = {
         **_entry(service, found, _names(service)[0]),

@@ -10,6 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from mllama_cli.core.duration import nanoseconds
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.events import GenerationStats, Token
 from mllama_cli.core.sampling import Sampling
@@ -18,8 +19,8 @@ from mllama_cli.serving.connection import StreamResponse, watch
 from mllama_cli.serving.errors import ollama_error
 from mllama_cli.serving.json_response import dump_json, json_response
 from mllama_cli.serving.ollama.fields import Options
-from mllama_cli.serving.openai.choices import FINISH_REASONS, finite, token_bytes
 from mllama_cli.serving.service import Service
+from mllama_cli.serving.tokens import FINISH_REASONS, token_entry
 
 Json = dict[str, Any]
 
@@ -49,10 +50,11 @@ class Reply:
     sampling: Sampling
     write: Callable[[str], Json]
     start: float
-    context: Callable[[list[int]], Json] = lambda ids: {}
+    context: Callable[[list[int]], Json] | None = None
 
     async def respond(self, request: Request) -> Response:
         """Return the response. Raise ClientDisconnect if the client leaves before its answer is complete."""
+        self.service.keep(self.options.keep_alive)
         if self.options.stream:
             return StreamResponse(self._stream(), "application/x-ndjson")
         async with watch(request):
@@ -110,36 +112,24 @@ class Reply:
             **self.write(text),
             "done": True,
             "done_reason": FINISH_REASONS[stats.finish_reason],
-            **self.context([token.id for token in tokens]),
-            "total_duration": _nanoseconds(time.perf_counter() - self.start),
-            "load_duration": _nanoseconds(stats.load_seconds),
+            **(self.context([token.id for token in tokens]) if self.context else {}),
+            "total_duration": nanoseconds(time.perf_counter() - self.start),
+            "load_duration": nanoseconds(stats.load_seconds),
             "prompt_eval_count": stats.prompt_tokens,
-            "prompt_eval_duration": _nanoseconds(stats.encode_seconds + stats.prefill_seconds),
+            "prompt_eval_duration": nanoseconds(stats.encode_seconds + stats.prefill_seconds),
             "eval_count": stats.completion_tokens,
-            "eval_duration": _nanoseconds(stats.decode_seconds),
+            "eval_duration": nanoseconds(stats.decode_seconds),
             **more,
         }
 
     def _logprobs(self, tokens: list[Token]) -> Json:
         if self.sampling.logprobs is None:
             return {}
-        return {
-            "logprobs": [
-                {
-                    **self._logprob(token.id, token.logprob or 0.0),
-                    **(
-                        {"top_logprobs": [self._logprob(*each) for each in token.top_logprobs]}
-                        if token.top_logprobs
-                        else {}
-                    ),
-                }
-                for token in tokens
-            ]
-        }
-
-    def _logprob(self, id_: int, logprob: float) -> Json:
-        data = token_bytes(self.service.engine.processor.tokenizer, id_)
-        return {"token": data.decode("utf-8", errors="replace"), "logprob": finite(logprob), "bytes": list(data)}
+        entries = [token_entry(self.service.engine.processor.tokenizer, token) for token in tokens]
+        for entry in entries:
+            if not entry["top_logprobs"]:
+                del entry["top_logprobs"]
+        return {"logprobs": entries}
 
 
 def envelope(model: str) -> Json:
@@ -149,14 +139,9 @@ def envelope(model: str) -> Json:
 
 async def nothing_asked(service: Service, options: Options, write: Callable[[str], Json]) -> Response:
     """Answer a request without a prompt, which in ollama loads the model, or unloads it if ``keep_alive`` is 0."""
-    if options.unloads:
-        await service.unload()
-    else:
-        await service.load()
+    unloads = options.keep_alive == 0
+    service.keep(options.keep_alive)
+    await (service.unload() if unloads else service.load())
     model = options.model or service.names.main
-    reason = "unload" if options.unloads else "load"
+    reason = "unload" if unloads else "load"
     return json_response({**envelope(model), **write(""), "done": True, "done_reason": reason})
-
-
-def _nanoseconds(seconds: float) -> int:
-    return round(seconds * 1e9)

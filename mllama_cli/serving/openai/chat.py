@@ -1,6 +1,5 @@
 """POST /v1/chat/completions."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,17 +14,17 @@ from mllama_cli.processing.message_parts import Reader
 from mllama_cli.processing.messages import parse_messages
 from mllama_cli.processing.tokenizer import MllamaTokenizer
 from mllama_cli.serving.errors import FieldError
-from mllama_cli.serving.json_response import read_object
-from mllama_cli.serving.openai.choices import Piece, finite, token_bytes
+from mllama_cli.serving.openai.choices import Piece
 from mllama_cli.serving.openai.fields import Body, Options, read_options, read_sampling, read_top_logprobs
 from mllama_cli.serving.openai.stream import Json, Reply
 from mllama_cli.serving.service import Service
+from mllama_cli.serving.tokens import token_entry
 
 
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation."""
     service: Service = request.app.state.service
-    conversation, asked, options = await asyncio.to_thread(parse, await read_object(request), service.read_image)
+    conversation, asked, options = await service.read(request, parse)
     if options.model:
         service.names.require(options.model)
     sampling = service.sampling(**asked)
@@ -94,13 +93,4 @@ class ChatForm:
     def _logprobs(self, tokens: list[Token]) -> Json | None:
         if not self.with_logprobs:
             return None
-        content = []
-        for token in tokens:
-            assert token.logprob is not None
-            top = [self._token(id_, logprob) for id_, logprob in token.top_logprobs]
-            content.append({**self._token(token.id, token.logprob), "top_logprobs": top})
-        return {"content": content, "refusal": None}
-
-    def _token(self, id_: int, logprob: float) -> Json:
-        data = token_bytes(self.tokenizer, id_)
-        return {"token": data.decode("utf-8", errors="replace"), "logprob": finite(logprob), "bytes": list(data)}
+        return {"content": [token_entry(self.tokenizer, token) for token in tokens], "refusal": None}

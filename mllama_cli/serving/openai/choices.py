@@ -1,16 +1,11 @@
-"""The parts of answers: text, tokens with log-probabilities, and why an answer ended."""
+"""The parts of answers: text, tokens with log-probabilities, why an answer ended, and what it used."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from mllama_cli.core.events import Event, GenerationStats, Token
-from mllama_cli.processing.tokenizer import MllamaTokenizer
-
-FINISH_REASONS = {"stop": "stop", "stop_string": "stop", "length": "length", "cancelled": "stop"}
-
-MIN_LOGPROB = -9999.0
-"""In place of minus infinity, which JSON cannot say; vLLM's value."""
+from mllama_cli.serving.tokens import FINISH_REASONS
 
 
 @dataclass
@@ -49,18 +44,3 @@ def usage_of(stats: Mapping[int, GenerationStats], n: int) -> dict[str, Any]:
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": sum(each.cached_tokens for each in prompts)},
     }
-
-
-def token_bytes(tokenizer: MllamaTokenizer, id_: int) -> bytes:
-    """Return the bytes of a token; of a special one, those of its name."""
-    return tokenizer.token_bytes(id_) or (tokenizer.backend.id_to_token(id_) or "").encode()
-
-
-def token_text(tokenizer: MllamaTokenizer, id_: int) -> str:
-    """Return the text of a token; incomplete characters become U+FFFD."""
-    return token_bytes(tokenizer, id_).decode("utf-8", errors="replace")
-
-
-def finite(logprob: float) -> float:
-    """Return a log-probability that JSON can say."""
-    return max(logprob, MIN_LOGPROB)

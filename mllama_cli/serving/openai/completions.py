@@ -1,6 +1,5 @@
 """POST /v1/completions: prompts verbatim, without the chat template."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,13 +10,12 @@ from starlette.responses import Response
 from mllama_cli.core.events import Token
 from mllama_cli.core.sampling import MAX_LOGPROBS
 from mllama_cli.core.text import shown
-from mllama_cli.processing.message_parts import valid_text
+from mllama_cli.processing.message_parts import Reader, valid_text
 from mllama_cli.processing.processor import ModelInputs
 from mllama_cli.processing.tokenizer import MllamaTokenizer
 from mllama_cli.serving.errors import FieldError
-from mllama_cli.serving.json_response import read_object
 from mllama_cli.serving.openai.chat import seeded
-from mllama_cli.serving.openai.choices import Piece, finite, token_text
+from mllama_cli.serving.openai.choices import Piece
 from mllama_cli.serving.openai.fields import (
     MAX_CHOICES,
     Body,
@@ -29,6 +27,7 @@ from mllama_cli.serving.openai.fields import (
 )
 from mllama_cli.serving.openai.stream import Json, Reply
 from mllama_cli.serving.service import Service
+from mllama_cli.serving.tokens import finite, token_text
 
 Prompt = str | tuple[int, ...]
 """Text, or the ids of its tokens."""
@@ -41,7 +40,7 @@ _PROMPT_HINT = "Expected: a text, a list of texts, a list of token ids, or a lis
 async def completions(request: Request) -> Response:
     """Go on with one or more prompts."""
     service: Service = request.app.state.service
-    prompts, asked, options, echo = await asyncio.to_thread(parse, await read_object(request))
+    prompts, asked, options, echo = await service.read(request, parse)
     if options.model:
         service.names.require(options.model)
     sampling = service.sampling(**asked)
@@ -53,7 +52,7 @@ async def completions(request: Request) -> Response:
     return await Reply(service, requests, CompletionForm(tokenizer, sampling.logprobs, texts), options).respond(request)
 
 
-def parse(body: Body) -> tuple[list[Prompt], dict[str, Any], Options, bool]:
+def parse(body: Body, read_image: Reader) -> tuple[list[Prompt], dict[str, Any], Options, bool]:
     """Return prompts, sampling parameters, options, and whether to echo the prompts. Raise FieldError."""
     if body.get("suffix"):
         raise FieldError("suffix", "suffix is not supported", "Leave it out: this model only writes at the end.")

@@ -1,0 +1,117 @@
+"""Make prompts of what clients send, off the event loop: parse, decode images, apply the template, tokenize."""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from mllama_cli.core.conversation import Conversation, ImagePart
+from mllama_cli.core.errors import MllamaError, UsageError
+from mllama_cli.engine.device import make_current
+from mllama_cli.engine.model import LoadedModel
+from mllama_cli.processing.image_processor import ImageTiles
+from mllama_cli.processing.message_parts import Reader
+from mllama_cli.processing.processor import MllamaProcessor, ModelInputs
+from mllama_cli.serving.images import MAX_IMAGES, FetchNeededError, image_reader
+from mllama_cli.serving.json_response import parse_body, read_body
+from mllama_cli.serving.prepared_images import NotKeptError, PreparedImages
+from mllama_cli.serving.settings import ServerSettings
+
+T = TypeVar("T")
+Prepare = Callable[[ImagePart], ImagePart]
+
+PREPARING_THREADS = min(16, max(4, os.cpu_count() or 1))
+"""Requests that are parsed and tokenized at once."""
+FETCHING_THREADS = 16
+"""Requests whose images are downloaded at once, which may take seconds each."""
+
+
+class Preparation:
+    """Threads and worker processes for requests that the engine has not seen yet.
+
+    What is slow has threads of its own, so that a request without images waits for neither hosts nor decoders.
+    """
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._images = PreparedImages()
+        self._preparing = ThreadPoolExecutor(PREPARING_THREADS, "prepare")
+        self._decoding = ThreadPoolExecutor(max(4, self._images.decoder.workers), "decode")
+        self._fetching = ThreadPoolExecutor(FETCHING_THREADS, "fetch")
+
+    def start(self, processor: MllamaProcessor) -> None:
+        """Start the workers, so that the first request need not wait for them."""
+        if processor.image_processor is not None:
+            self._images.decoder.start()
+        with suppress(MllamaError):  # a base model has no template
+            processor(Conversation.ask("Hello"))
+
+    def close(self) -> None:
+        """End the workers; what is being prepared fails."""
+        for pool in (self._preparing, self._decoding, self._fetching):
+            pool.shutdown(wait=False, cancel_futures=True)
+        self._images.decoder.close()
+
+    async def read(self, request: Request, parse: Callable[[dict[str, Any], Reader], T]) -> T:
+        """Return what ``parse`` makes of a request's body with a reader of images, which may fetch them.
+
+        Raise UsageError if the body is not a JSON object, and what ``parse`` raises.
+        """
+        body = await read_body(request)
+
+        def parsed(fetch: bool) -> T:
+            return parse(parse_body(body), image_reader(self._settings, fetch=fetch))
+
+        try:
+            return await _run(self._preparing, partial(parsed, fetch=False))
+        except FetchNeededError:
+            return await _run(self._fetching, partial(parsed, fetch=True))
+
+    async def inputs(self, processor: MllamaProcessor, conversation: Conversation) -> ModelInputs:
+        """Return the prompt of a conversation, its images decoded, by the checkpoint's chat template."""
+        return await self._with_images(
+            processor, conversation.images, lambda prepare: processor(conversation.with_images(prepare))
+        )
+
+    async def raw_inputs(self, processor: MllamaProcessor, text: str, images: Sequence[ImagePart] = ()) -> ModelInputs:
+        """Return a prompt verbatim, without the chat template, its images decoded."""
+        return await self._with_images(
+            processor, images, lambda prepare: processor.raw(text, [prepare(image) for image in images])
+        )
+
+    async def tiles(self, model: LoadedModel, images: Iterable[ImagePart]) -> dict[str, ImageTiles]:
+        """Return the tiles of prepared images by digest, as far as memory for them goes."""
+        distinct = {image.digest: image for image in images}
+
+        def make() -> dict[str, ImageTiles]:
+            make_current(model.device)
+            pinned = model.device.type == "cuda"
+            made = {
+                digest: self._images.tiles(image, model.processor, pinned=pinned) for digest, image in distinct.items()
+            }
+            return {digest: tiles for digest, tiles in made.items() if tiles is not None}
+
+        return await _run(self._decoding, make) if distinct else {}
+
+    async def _with_images(
+        self, processor: MllamaProcessor, images: Sequence[ImagePart], work: Callable[[Prepare], ModelInputs]
+    ) -> ModelInputs:
+        """Return what ``work`` returns with a function that prepares images, in threads that suit those."""
+        if len(images) > MAX_IMAGES:  # each takes megabytes before its prompt is known
+            raise UsageError(f"the request has {len(images)} images, and at most {MAX_IMAGES} are read", "Send fewer.")
+        if images:
+            processor.require_vision()
+        try:
+            return await _run(self._preparing, partial(work, self._images.kept))
+        except NotKeptError:
+            config = processor.require_vision().config
+            return await _run(self._decoding, partial(work, partial(self._images.prepare, config=config)))
+
+
+async def _run(pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(pool, work)

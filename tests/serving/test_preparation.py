@@ -1,0 +1,173 @@
+"""Requests before the engine sees them: images are decoded once, elsewhere, and what is slow delays only itself."""
+
+import base64
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from mllama_cli.core.config import ImageProcessorConfig
+from mllama_cli.core.conversation import ImagePart
+from mllama_cli.core.errors import ImageError
+from mllama_cli.engine.engine import Engine
+from mllama_cli.processing.image_processor import ImageTiles
+from mllama_cli.processing.prepared import PreparedImage
+from mllama_cli.serving import prepared_images
+from mllama_cli.serving.preparation import FETCHING_THREADS
+from mllama_cli.serving.prepared_images import NotKeptError, PreparedImages
+from mllama_cli.serving.settings import ServerSettings
+from tests.processing.pictures import file_of, noise
+from tests.serving.running import Server, image_part, serving, wait_until
+
+CONFIG = ImageProcessorConfig(tile_size=56)
+PIXELS = 3 * 56 * 56
+"""Bytes of an image of one tile."""
+TEXT = {"messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 2}
+
+
+def picture(seed: int) -> ImagePart:
+    return ImagePart(file_of(noise(40, 40 + seed)))
+
+
+@pytest.fixture
+def store() -> Iterator[PreparedImages]:
+    made = PreparedImages(limit=2 * PIXELS)
+    yield made
+    made.decoder.close()
+
+
+@pytest.fixture
+def decoded(store: PreparedImages, monkeypatch: pytest.MonkeyPatch) -> list[ImagePart]:
+    """Return the list of images that ``store`` decodes."""
+    decoded: list[ImagePart] = []
+    decode: Callable[..., PreparedImage] = store.decoder.decode
+
+    def counted(image: ImagePart, config: ImageProcessorConfig) -> PreparedImage:
+        decoded.append(image)
+        return decode(image, config)
+
+    monkeypatch.setattr(store.decoder, "decode", counted)
+    return decoded
+
+
+def test_threads_that_bring_the_same_image_decode_it_once(store: PreparedImages, decoded: list[ImagePart]) -> None:
+    copies = [ImagePart(bytes(bytearray(picture(0).data))) for _ in range(16)]
+    with ThreadPoolExecutor(16) as threads:
+        found = list(threads.map(lambda image: store.prepare(image, CONFIG), copies))
+    assert len(decoded) == 1
+    assert {image.digest for image in found} == {copies[0].digest}
+    assert {image.data for image in found} == {b""}
+
+
+def test_the_latest_images_are_kept(store: PreparedImages, decoded: list[ImagePart]) -> None:
+    first, second, third = map(picture, range(3))
+    for image in (first, second, first, third):
+        store.prepare(image, CONFIG)
+    assert decoded == [first, second, third]
+    assert {store.kept(image).digest for image in (first, third)} == {first.digest, third.digest}
+    with pytest.raises(NotKeptError):
+        store.kept(second)
+
+
+def test_a_damaged_image_is_an_error_for_all_that_bring_it(store: PreparedImages, decoded: list[ImagePart]) -> None:
+    broken = ImagePart(picture(0).data[:60], "broken")
+    with ThreadPoolExecutor(4) as threads:
+        asked = [threads.submit(store.prepare, broken, CONFIG) for _ in range(4)]
+    for each in asked:
+        with pytest.raises(ImageError):
+            each.result()
+    with pytest.raises(ImageError):
+        store.prepare(broken, CONFIG)
+    assert len(decoded) > 1, "it is tried again"
+
+
+def test_tiles_are_shared_while_they_are_needed_and_limited(
+    store: PreparedImages, sketch: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = sketch.processor.require_vision().config
+    one, other = (store.prepare(picture(seed), config) for seed in range(2))
+    tiles = store.tiles(one, sketch.processor, pinned=False)
+    assert isinstance(tiles, ImageTiles)
+    assert store.tiles(one, sketch.processor, pinned=False) is tiles
+    monkeypatch.setattr(prepared_images, "MAX_TILES_BYTES", 1)
+    assert store.tiles(other, sketch.processor, pinned=False) is None
+    del tiles
+    assert store.tiles(other, sketch.processor, pinned=False) is not None
+
+
+def about(part: dict[str, Any], text: str = "What is this?") -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [part, {"type": "text", "text": text}]}], "max_tokens": 2}
+
+
+def part_of(image: ImagePart) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": f"data:;base64,{base64.b64encode(image.data).decode()}"}}
+
+
+def ask(server: Server, body: dict[str, Any]) -> int:
+    return server.post("/v1/chat/completions", body).status_code
+
+
+def test_tiles_are_made_once_and_not_by_the_engine(sketch: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+    make = sketch.processor.tiles
+
+    def noted(image: ImagePart) -> ImageTiles:
+        threads.append(threading.current_thread().name)
+        return make(image)
+
+    monkeypatch.setattr(sketch.processor, "tiles", noted)
+    with serving(sketch) as server:
+        for text in ("What is this?", "What is on its left?"):
+            assert ask(server, about(image_part("drawing.png"), text)) == 200
+        metrics = server.metrics()
+    assert [name.partition("_")[0] for name in threads] == ["decode"]
+    assert metrics["mllama:images_encoded_total"] == metrics["mllama:image_cache_hits_total"] == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="stops a process as POSIX does")
+def test_a_decoder_that_hangs_or_crashes_delays_its_image_alone(sketch: Engine) -> None:
+    before = psutil.Process().children()
+    with serving(sketch) as server, ThreadPoolExecutor(1) as thread:
+        assert ask(server, about(part_of(picture(0)))) == 200
+        workers = [each for each in psutil.Process().children() if each not in before]
+        [worker] = [each for each in workers if Path(each.cmdline()[-1]).name == "decoding_worker.py"]
+        worker.suspend()
+        slow = thread.submit(ask, server, about(part_of(picture(1))))
+        assert ask(server, TEXT) == 200
+        assert ask(server, about(part_of(picture(0)))) == 200, "an image that is kept"
+        assert not slow.done()
+        worker.kill()
+        assert slow.result() == 200, "by another worker"
+
+
+def test_hosts_that_hang_delay_only_those_who_name_them(sketch: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_go, waiting = threading.Event(), threading.Semaphore(0)
+
+    def hang(*arguments: Any, **options: Any) -> ImagePart:
+        waiting.release()
+        assert let_go.wait(60)
+        return picture(0)
+
+    monkeypatch.setattr("mllama_cli.serving.images.fetch_image", hang)
+    linked = about({"type": "image_url", "image_url": {"url": "https://slow.example/x.png"}})
+    count = FETCHING_THREADS + 4
+    with (
+        serving(sketch, ServerSettings(allow_image_urls=True, grace=0)) as server,
+        ThreadPoolExecutor(count) as threads,
+    ):
+        asked = [threads.submit(ask, server, linked) for _ in range(count)]
+        for _ in range(FETCHING_THREADS):
+            assert waiting.acquire(timeout=60)
+        try:
+            assert ask(server, TEXT) == 200
+            assert ask(server, about(part_of(picture(1)))) == 200
+            assert not any(each.done() for each in asked)
+        finally:
+            let_go.set()
+        assert {each.result() for each in asked} == {200}
+        wait_until(server.idle)
