@@ -4,7 +4,7 @@ import http.client
 import json
 import socket
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,6 @@ CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 60.0
 """How long an engine may say nothing: one that works sends a heartbeat every few seconds."""
 MAX_LINE_BYTES = 16 * 2**20
-
-_GONE = "The engine ended before the answer was complete"
-_AGAIN = "Ask again: a new engine is started, or the model is loaded here."
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,8 @@ class Client:
         Raise the error that the engine reports, also halfway, or EngineError if the engine says nothing or ends: the
         caller must know the last object.
         """
-        with closing(self.address.connection()) as connection, self._explained():
+        heard = False
+        with closing(self.address.connection()) as connection, self._explained(lambda: heard):
             connection.connect()
             if connection.sock is not None:
                 connection.sock.settimeout(SILENCE_SECONDS)
@@ -131,9 +129,10 @@ class Client:
                 connection.request(method, f"{self.address.folder}{path}", data, headers)
             answer = connection.getresponse()
             while text := answer.readline(MAX_LINE_BYTES):
+                heard = True
                 if text.strip():
                     yield self._object(text, answer.status)
-        raise EngineError(_GONE, _AGAIN)
+        raise _gone(heard)
 
     def _object(self, text: bytes, status: int) -> dict[str, Any]:
         """Return the object in a line. Raise the error that it is."""
@@ -153,7 +152,7 @@ class Client:
         return data
 
     @contextmanager
-    def _explained(self) -> Generator[None]:
+    def _explained(self, heard: Callable[[], bool]) -> Generator[None]:
         """Raise an EngineError for what can go wrong with a connection."""
         try:
             yield
@@ -163,10 +162,17 @@ class Client:
                 hint = "Check the address and the network."
             raise EngineError(f"The engine on {self.address} does not answer", hint) from error
         except (ConnectionResetError, BrokenPipeError, http.client.HTTPException) as error:
-            raise EngineError(_GONE, _AGAIN) from error
+            raise _gone(heard()) from error
         except OSError as error:
             absent = EngineError(
                 f"Nothing answers on {self.address}: {error.strerror or error}", "Check that the server runs."
             )
             absent.is_absent = isinstance(error, FileNotFoundError | ConnectionRefusedError | PermissionError)
             raise absent from error
+
+
+def _gone(heard: bool) -> EngineError:
+    """Return the error for an engine that was ended, by whom ever, and had said something or nothing before."""
+    error = EngineError("The engine ended before the answer was complete", "Ask again.")
+    error.is_absent = not heard
+    return error
