@@ -22,15 +22,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mllama_cli.cli import complete
+from mllama_cli.cli.common import DEBUG_KEY
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.sampling import SETTABLE, Sampling
 
 if TYPE_CHECKING:
     from mllama_cli.core.settings import Settings
     from mllama_cli.engine.engine import Engine
-
-DEBUG_KEY = "mllama.debug"
-"""Key in a command's context: whether --debug was given."""
 
 MODEL_VARIABLE = "MLLAMA_MODEL"
 """Environment variable that takes precedence over the config file's model."""
