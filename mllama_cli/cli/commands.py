@@ -64,7 +64,7 @@ class _PlainHelp:
     """Overrides of both kinds of command: Typer's own renderer would box and annotate the help."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        params: list[Any] = super().get_params(ctx)
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
         for parameter in params:
             if not isinstance(parameter.process_value, _QuickValue):
                 parameter.process_value = _QuickValue(parameter)
@@ -88,7 +88,7 @@ class _PlainHelp:
         sections: dict[str, list[tuple[str, str]]] = {}
         if commands := _command_rows(getattr(self, "commands", {})):
             sections["Commands"] = commands
-        for parameter in self.get_params(ctx):  # type: ignore[attr-defined]
+        for parameter in self.get_params(ctx):
             if (row := parameter.get_help_record(ctx)) is None:
                 continue
             kind, name = "Options", row[0]
