@@ -9,7 +9,7 @@ import typer
 
 from mllama_cli.cli.commands import Commands, Group, LazyCommand
 from mllama_cli.cli.common import DEBUG_KEY, ExitStatus, error_fields
-from mllama_cli.core.errors import MllamaError
+from mllama_cli.core.errors import MemoryShortageError, MllamaError
 from mllama_cli.core.version import __version__
 
 COMMANDS = (
@@ -147,6 +147,10 @@ def _report(error: MllamaError) -> None:
     from mllama_cli.terminal.console import Terminal
 
     terminal = Terminal()
+    if isinstance(error, MemoryShortageError):
+        from mllama_cli.cli.answerers import warm_engines
+
+        error.hint = " ".join(filter(None, [error.hint, warm_engines()]))
     if "--json" not in _WORDS:
         terminal.error(error.message, error.hint)
     elif terminal.stderr is not None:
