@@ -154,7 +154,7 @@ def _serve(
         for line in lines:
             terminal.err.print(line, soft_wrap=True, no_wrap=True)
 
-    if run(app, bound, ready=ready) == signal.SIGINT:
+    if run(app, app.state.service, [bound], ready=ready) == signal.SIGINT:
         raise typer.Exit(ExitStatus.INTERRUPTED)
 
 

@@ -117,6 +117,9 @@ class CaptionError(MllamaError):
 class EngineError(MllamaError):
     """A running engine that does not start, does not answer, or has ended."""
 
+    is_absent = False
+    """Whether nothing was listening, so that no question has been asked."""
+
 
 class BusyError(MllamaError):
     """A server that takes no request now."""

@@ -5,7 +5,7 @@ import json
 import socket
 import time
 from collections.abc import Generator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,8 +116,8 @@ class Client:
     def lines(self, method: str, path: str, body: dict[str, Any] | None = None) -> Generator[dict[str, Any]]:
         """Yield the objects of an answer's lines as they come. Closing the generator cancels the request.
 
-        Raise the error that the engine reports, also halfway, or EngineError if the engine says nothing or ends. Whether
-        the last object has come is for the caller to know.
+        Raise the error that the engine reports, also halfway, or EngineError if the engine says nothing or ends: the
+        caller must know the last object.
         """
         with closing(self.address.connection()) as connection, self._explained():
             connection.connect()
@@ -127,7 +127,8 @@ class Client:
             if self.address.key:
                 headers["Authorization"] = f"Bearer {self.address.key}"
             data = line(body) if body is not None else None
-            connection.request(method, f"{self.address.folder}{path}", data, headers)
+            with suppress(BrokenPipeError, ConnectionResetError):  # it may have answered without reading all
+                connection.request(method, f"{self.address.folder}{path}", data, headers)
             answer = connection.getresponse()
             while text := answer.readline(MAX_LINE_BYTES):
                 if text.strip():
@@ -164,6 +165,8 @@ class Client:
         except (ConnectionResetError, BrokenPipeError, http.client.HTTPException) as error:
             raise EngineError(_GONE, _AGAIN) from error
         except OSError as error:
-            raise EngineError(
+            absent = EngineError(
                 f"Nothing answers on {self.address}: {error.strerror or error}", "Check that the server runs."
-            ) from error
+            )
+            absent.is_absent = isinstance(error, FileNotFoundError | ConnectionRefusedError | PermissionError)
+            raise absent from error

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 def to_json(value: Any) -> Any:
     """Return plain data as ``from_json`` reads it. A decoded image is written as the file that it was read from."""
-    if is_dataclass(value):
+    if is_dataclass(value) and not isinstance(value, type):
         kind = ImagePart if isinstance(value, ImagePart) else type(value)
         return {each.name: to_json(getattr(value, each.name)) for each in fields(kind)}
     if isinstance(value, bytes):
@@ -79,7 +79,7 @@ def _member(members: tuple[Any, ...], value: Any) -> Any:
         return NoneType
     others = [each for each in members if each is not NoneType]
     if isinstance(value, dict):
-        return next((each for each in others if is_dataclass(each) and _required(each) <= value.keys()), others[0])
+        return next((each for each in others if _required(each) <= value.keys()), others[0])
     return next((each for each in others if each is type(value)), others[0])
 
 
@@ -90,4 +90,5 @@ def _fields(kind: Any) -> dict[str, Any]:
 
 @cache
 def _required(kind: Any) -> frozenset[str]:
-    return frozenset(each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING)
+    missing = [each for each in fields(kind) if each.default is MISSING] if is_dataclass(kind) else []
+    return frozenset(each.name for each in missing if each.default_factory is MISSING)

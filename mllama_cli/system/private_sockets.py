@@ -13,6 +13,7 @@ from mllama_cli.system.safe_files import UnsafeFileError, is_own
 MAX_SOCKET_PATH = 103 if sys.platform == "darwin" else 107
 """Bytes of a socket's path: those of sockaddr_un without the NUL at its end."""
 
+_SYSTEM: str = sys.platform
 _LOCAL_PEERCRED = 1
 """macOS' option with the credentials of a socket's other end, as a struct xucred."""
 
@@ -73,10 +74,11 @@ def bind_private(path: Path) -> socket.socket:
 
 def peer_user(connected: socket.socket) -> int | None:
     """Return the id of the user at the other end of a Unix socket; None where the system does not say."""
-    if sys.platform == "linux":
-        return struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
-    if sys.platform == "darwin":
-        return struct.unpack("2I", connected.getsockopt(0, _LOCAL_PEERCRED, 8))[1]
+    linux_option = getattr(socket, "SO_PEERCRED", None)
+    if linux_option is not None:  # struct ucred: process, user, group
+        return int(struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, linux_option, 12))[1])
+    if _SYSTEM == "darwin":  # struct xucred: version, user, ...
+        return int(struct.unpack("2I", connected.getsockopt(0, _LOCAL_PEERCRED, 8))[1])
     return None
 
 
