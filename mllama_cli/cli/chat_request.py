@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mllama_cli.cli import complete
-from mllama_cli.cli.options import ComputeOptions, SamplingOptions, Verbose, input_option, output_option
+from mllama_cli.cli.options import SamplingOptions, Verbose, input_option, output_option
 from mllama_cli.core.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -89,12 +89,11 @@ class ChatOutput:
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """Everything that was asked. ``settings`` are applied to ``compute`` already; ``sampling`` holds flags only."""
+    """Everything that was asked. ``sampling`` holds flags only."""
 
     asked: ChatInput
     saving: ChatSaving
     output: ChatOutput
-    compute: ComputeOptions
     sampling: SamplingOptions
     settings: "Settings"
 

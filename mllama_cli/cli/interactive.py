@@ -11,6 +11,7 @@ from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
     from mllama_cli.chat.storage.saved import SavedChat
+    from mllama_cli.cli.answerers import Answerers
     from mllama_cli.cli.chat_request import ChatRequest
     from mllama_cli.core.answerer import Answerer
     from mllama_cli.terminal.type_ahead import TypeAhead
@@ -33,6 +34,7 @@ def find_chat(name: str | None, *, last: bool) -> "SavedChat | None":
 def run_chat(
     terminal: Terminal,
     engine: "Answerer",
+    answerers: "Answerers",
     request: "ChatRequest",
     images: Sequence[ImagePart],
     saved: "SavedChat | None",
@@ -58,9 +60,9 @@ def run_chat(
         return engine
 
     def other(name: str) -> "Answerer":
-        from mllama_cli.hub.catalog import resolve
-
-        return loaded(request.compute.open_engine(resolve(name), name), vision=bool(dialogue.conversation.images))
+        with StatusLine(terminal) as status:
+            found = answerers.open(name, status)
+        return loaded(found, vision=bool(dialogue.conversation.images))
 
     store = ChatStore() if request.saves else None
     system = request.system(saved)

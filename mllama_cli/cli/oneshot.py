@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mllama_cli.chat.storage.saved import SavedChat, now
 from mllama_cli.cli.common import ExitStatus, print_json, usage_fields
 from mllama_cli.core.events import FinishReason
 from mllama_cli.terminal.answer_view import AnswerView, AnswerWriter, stats_line
 from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
+    from mllama_cli.chat.storage.saved import SavedChat
     from mllama_cli.cli.chat_request import ChatRequest
     from mllama_cli.cli.question import Question
     from mllama_cli.core.answerer import Answerer, Prompt
@@ -36,6 +36,8 @@ def run_question(
     if question.conversation is not None and answer.text:
         whole = question.conversation.with_assistant(answer.text)
         if request.saves_question(terminal, continued=saved is not None):
+            from mllama_cli.chat.storage.saved import SavedChat
+
             _save(terminal, saved or SavedChat.new(engine.about.name), whole)
     if answer.interrupted:
         raise typer.Exit(ExitStatus.INTERRUPTED)
@@ -43,6 +45,8 @@ def run_question(
 
 def say_what_continues(terminal: Terminal, saved: "SavedChat") -> None:
     """Say on stderr which chat a question continues, as the last one need not be the one that is meant."""
+    from mllama_cli.chat.storage.saved import now
+
     count = len(saved.conversation.messages)
     minutes = max(0, round((now() - saved.updated).total_seconds() / 60))
     age = f"{minutes} min" if minutes < 100 else f"{minutes // 60} h" if minutes < 3000 else f"{minutes // 1440} days"
@@ -50,7 +54,7 @@ def say_what_continues(terminal: Terminal, saved: "SavedChat") -> None:
     terminal.note(f'Continuing {name} "{saved.title}" ({count} message{"s" * (count != 1)}, {age} ago)')
 
 
-def _save(terminal: Terminal, chat: SavedChat, whole: "Conversation") -> None:
+def _save(terminal: Terminal, chat: "SavedChat", whole: "Conversation") -> None:
     """Save the chat. A new one that cannot be saved costs a note, not the answer's exit code."""
     from mllama_cli.chat.autosave import note_fork
     from mllama_cli.chat.storage.store import ChatStore

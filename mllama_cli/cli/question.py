@@ -6,8 +6,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from mllama_cli.chat.dialogue import default_question
-from mllama_cli.chat.image_sources import expand_patterns
 from mllama_cli.core.answerer import Prompt, RawPrompt
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
 from mllama_cli.core.errors import UsageError
@@ -104,6 +102,8 @@ def build_question(asked: "ChatInput", terminal: Terminal, *, before: Conversati
             raise UsageError(f"--raw has no place for {flag}", "Write it into the prompt.")
         return Question(raw_text=text, raw_images=attached)
     if not text:
+        from mllama_cli.chat.dialogue import default_question
+
         text = default_question(len(attached))
         terminal.note(f"No question given, so: {text}")
     conversation = _after(before or Conversation(), system).with_user(text, attached)
@@ -135,6 +135,8 @@ def _with_next(conversation: Conversation, text: str, images: tuple[ImagePart, .
                 f'Add the next question: mllama chat --messages {shlex.quote(source)} "..."',
             ) from error
         return conversation
+    from mllama_cli.chat.dialogue import default_question
+
     return conversation.with_user(text or default_question(len(images)), images)
 
 
@@ -165,6 +167,7 @@ def read_images(sources: Sequence[str], terminal: Terminal) -> tuple[ImagePart, 
     """Return the images named on the command line, not yet decoded."""
     if not sources:
         return ()
+    from mllama_cli.chat.image_sources import expand_patterns
     from mllama_cli.processing.sources import read_image
 
     if "-" in sources and terminal.stdin_is_tty:

@@ -46,6 +46,8 @@ class ModelInfo:
     """The checkpoint's own sampling defaults."""
     images: ImageProcessorConfig | None
     """How images are prepared; None for a text-only model."""
+    has_template: bool = True
+    """Whether there is a chat template; a base model takes raw prompts alone."""
 
     @property
     def has_vision(self) -> bool:

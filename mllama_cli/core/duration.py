@@ -25,6 +25,15 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
+def is_duration(text: str) -> bool:
+    """Return whether ``parse_duration`` reads a text."""
+    try:
+        parse_duration(text)
+    except ValueError:
+        return False
+    return True
+
+
 def read_duration(value: object) -> float:
     """Return the seconds of a number, or of a text as ``parse_duration`` reads it, also with a minus before it.
 

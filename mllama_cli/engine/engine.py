@@ -107,6 +107,7 @@ class Engine:
             hidden_size=text.hidden_size,
             generation=self.generation_config,
             images=self.processor.require_vision().config if self.has_vision else None,
+            has_template=self.processor.chat_template is not None,
         )
 
     @property
