@@ -41,7 +41,7 @@ class Address:
         >>> Address.parse("gpu-box"), Address.parse("https://gpu-box/llama").port
         (Address('http://gpu-box:11434'), 443)
         """
-        whole = text.strip().rstrip("/")
+        whole = text.strip()
         try:
             parts = urlsplit(whole if "://" in whole else f"http://{whole}")
             port = parts.port
@@ -50,7 +50,7 @@ class Address:
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
             raise UsageError(f"{one_line(text)} is not the address of a server", "Expected: http://gpu-box:11434")
         default = {"https": 443, "http": 80}[parts.scheme] if "://" in whole else DEFAULT_PORT
-        return cls(None, parts.scheme == "https", parts.hostname, port or default, parts.path, key)
+        return cls(None, parts.scheme == "https", parts.hostname, port or default, parts.path.rstrip("/"), key)
 
     def __str__(self) -> str:
         if self.file is not None:
@@ -97,10 +97,13 @@ class _SocketConnection(http.client.HTTPConnection):
 
 
 class Client:
-    """Requests to one address. Each has a connection of its own, so that closing it cancels that request alone."""
+    """Requests to one address. Each has a connection of its own, so that closing it cancels that request alone.
 
-    def __init__(self, address: Address) -> None:
-        self.address = address
+    ``silence`` is how many seconds the engine may say nothing.
+    """
+
+    def __init__(self, address: Address, silence: float = SILENCE_SECONDS) -> None:
+        self.address, self._silence = address, silence
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the object that a request is answered with. Raise the error that the engine reports, or EngineError.
@@ -120,7 +123,7 @@ class Client:
         with closing(self.address.connection()) as connection, self._explained(lambda: heard):
             connection.connect()
             if connection.sock is not None:
-                connection.sock.settimeout(SILENCE_SECONDS)
+                connection.sock.settimeout(self._silence)
             headers = {"Content-Type": "application/json", "Connection": "close"}
             if self.address.key:
                 headers["Authorization"] = f"Bearer {self.address.key}"

@@ -82,6 +82,14 @@ def peer_user(connected: socket.socket) -> int | None:
     return None
 
 
+def peer_process(connected: socket.socket) -> int | None:
+    """Return the id of the process that listens at the other end of a Unix socket; None if the system does not say."""
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is None:
+        return None
+    return int(struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, option, 12))[0])
+
+
 def is_own_peer(connected: socket.socket) -> bool:
     """Return whether this user is at the other end of a Unix socket, as far as the system says."""
     user = peer_user(connected)
