@@ -13,11 +13,12 @@ from mllama_cli.remote.engines import EngineKey, Registration
 def keys_of(engine: Engine, asked: EngineKey) -> Sequence[EngineKey]:
     """Return the keys that mean an engine that was asked for with one: "auto" may stand for what was chosen."""
     weights, device = engine.model.weights, engine.device
-    chosen = str(weights.weights_dtype).removeprefix("torch.") if weights is not None else asked.dtype
-    devices = [asked.device, str(device)]
+    dtypes, devices = [asked.dtype], [asked.device, str(device)]
+    if weights is not None:
+        dtypes += [str(weights.weights_dtype).removeprefix("torch."), *(["auto"] if weights.is_auto else [])]
     if device.index in (None, 0):
         devices += [device.type, *(["auto"] if choose_device().type == device.type else [])]
-    return [asked.for_device(device, dtype) for device, dtype in dict.fromkeys(product(devices, (asked.dtype, chosen)))]
+    return [asked.for_device(*pair) for pair in dict.fromkeys(product(devices, dtypes))]
 
 
 @contextmanager
