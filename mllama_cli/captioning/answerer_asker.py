@@ -58,7 +58,7 @@ class AnswererAsker:
 
     def ask(self, questions: Iterable[Question | None], on_batch_size: Callable[[int], None]) -> Generator[Answer]:
         on_batch_size(self._at_once)
-        asked: queue.SimpleQueue[Question] = queue.SimpleQueue()
+        asked: queue.SimpleQueue[Question | None] = queue.SimpleQueue()
         answers: queue.SimpleQueue[Answer | Exception] = queue.SimpleQueue()
         stopped = threading.Event()
         source, waiting, more = iter(questions), 0, True
@@ -89,15 +89,15 @@ class AnswererAsker:
         finally:
             stopped.set()
             for _ in range(self._at_once):
-                asked.put(_LAST)
+                asked.put(None)
 
     def _work(
         self,
-        asked: "queue.SimpleQueue[Question]",
+        asked: "queue.SimpleQueue[Question | None]",
         answers: "queue.SimpleQueue[Answer | Exception]",
         stopped: threading.Event,
     ) -> None:
-        while (question := asked.get()) is not _LAST and not stopped.is_set():
+        while (question := asked.get()) is not None and not stopped.is_set():
             try:
                 answer = self._answer(question, stopped)
             except MllamaError as error:
@@ -142,4 +142,3 @@ class AnswererAsker:
 
 
 _END = object()
-_LAST = Question(None, "", None)  # type: ignore[arg-type]

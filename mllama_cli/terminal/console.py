@@ -1,7 +1,7 @@
 """The standard streams of a command, and what they can show.
 
-Rich is imported only for what is shown on a terminal or laid out: a short answer from a model in memory would wait longer
-for the import than for the model.
+Rich is imported only for what is shown on a terminal or laid out: a short answer from a model in memory would wait
+longer for the import than for the model.
 """
 
 import os
