@@ -143,7 +143,7 @@ class Client:
             data = json.loads(text)
         except (ValueError, RecursionError):
             data = None
-        if (error := read_error(data)) is not None:
+        if status not in (404, 405) and (error := read_error(data)) is not None:
             if status == 401:
                 raise MllamaError(error.message, "Set MLLAMA_API_KEY to the server's key.")
             raise error
