@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mllama_cli.core.config import ImageProcessorConfig
+from mllama_cli.core.conversation import MeasuredImage
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.events import FinishReason
-from mllama_cli.processing.prepared import PreparedImage
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Question:
 
     key: Hashable
     prompt: str
-    image: PreparedImage
+    image: MeasuredImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,9 @@ class Answer:
 
 
 class Asker(Protocol):
+    draws_canvases: bool
+    """Whether the images of questions must have their canvas (``PreparedImage``), rather than their size alone."""
+
     @property
     def model(self) -> str:
         """Return the model's name."""

@@ -3,16 +3,14 @@
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, wait
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from mllama_cli.captioning.listing import ImageEntry
 from mllama_cli.core.config import ImageProcessorConfig
+from mllama_cli.core.conversation import MeasuredImage
 from mllama_cli.processing.decoding import Decoder
 from mllama_cli.processing.limits import MAX_PICTURE_SECONDS
 from mllama_cli.system.interrupts import ThreadPool, defer_interrupts
-
-if TYPE_CHECKING:
-    from mllama_cli.processing.prepared import PreparedImage
 
 TASKS_PER_WORKER = 3
 """Images in flight for each worker: enough to keep the model busy, few enough to fit large images in memory."""
@@ -27,7 +25,7 @@ class HasEntry(Protocol):
 
 
 JobT = TypeVar("JobT", bound=HasEntry)
-Decoding = Future["PreparedImage"]
+Decoding = Future[MeasuredImage]
 
 
 class DecodingPool:
@@ -58,23 +56,26 @@ class DecodingPool:
         """Start the first worker, without waiting for it."""
         self._decoder.start()
 
-    def decode(self, jobs: Iterable[JobT], config: ImageProcessorConfig) -> Iterator[tuple[JobT, Decoding] | None]:
+    def decode(
+        self, jobs: Iterable[JobT], config: ImageProcessorConfig, *, canvases: bool = True
+    ) -> Iterator[tuple[JobT, Decoding] | None]:
         """Yield each job, in order, with the finished decoding of its image; None while the next is not ready.
 
-        ``jobs`` is pulled no further ahead than the workers need. A decoding's result may be an MllamaError.
+        ``jobs`` is pulled no further ahead than the workers need. A decoding's result may be an MllamaError. Without
+        ``canvases``, images are decoded only to find mistakes in them, and come as they are.
         """
         ahead: deque[tuple[JobT, Decoding]] = deque()
         source = iter(jobs)
         while True:
             while len(ahead) < self._in_flight and (job := next(source, None)) is not None:
-                ahead.append((job, self._threads.submit(self._decode, job.entry.path, config)))
+                ahead.append((job, self._threads.submit(self._decode, job.entry.path, config, canvases)))
             if not ahead:
                 return
             with defer_interrupts():
                 wait([ahead[0][1]], POLL_SECONDS)
             yield ahead.popleft() if ahead[0][1].done() else None
 
-    def _decode(self, path: str, config: ImageProcessorConfig) -> "PreparedImage":
-        image = self._decoder.decode_file(path, config)
+    def _decode(self, path: str, config: ImageProcessorConfig, canvases: bool) -> MeasuredImage:
+        image = self._decoder.decode_file(path, config) if canvases else self._decoder.measure_file(path, config)
         _ = image.digest  # computed in this thread, kept by the image
         return image

@@ -20,6 +20,8 @@ class EngineAsker:
         batch_size: images captioned at once; None for as many as memory allows.
     """
 
+    draws_canvases = True
+
     def __init__(
         self,
         engine: Engine,

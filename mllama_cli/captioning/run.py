@@ -26,8 +26,8 @@ from mllama_cli.core.caption_events import (
     CaptionSkipped,
     CaptionsPlanned,
 )
+from mllama_cli.core.conversation import MeasuredImage
 from mllama_cli.core.errors import MllamaError
-from mllama_cli.processing.prepared import PreparedImage
 from mllama_cli.system.files import is_disk_full
 
 
@@ -118,9 +118,9 @@ class CaptionPipeline:
                 self._in_progress.add(job)
                 yield job
 
-    def decode(self, jobs: Iterable[Job], pool: DecodingPool) -> Iterator[tuple[Job, PreparedImage] | None]:
+    def decode(self, jobs: Iterable[Job], pool: DecodingPool) -> Iterator[tuple[Job, MeasuredImage] | None]:
         """Stage 2: yield each job with its image, decoded ahead by ``pool``; None while the next is not ready."""
-        for item in pool.decode(jobs, self.asker.image_config):
+        for item in pool.decode(jobs, self.asker.image_config, canvases=self.asker.draws_canvases):
             if item is None:
                 yield None
                 continue
@@ -135,7 +135,7 @@ class CaptionPipeline:
             job.record = replace(job.record, width=image.width, height=image.height, prompt=prompt, sha256=image.digest)
             yield job, image
 
-    def ask(self, decoded: Iterable[tuple[Job, PreparedImage] | None]) -> Generator[tuple[Job, Answer]]:
+    def ask(self, decoded: Iterable[tuple[Job, MeasuredImage] | None]) -> Generator[tuple[Job, Answer]]:
         """Stage 3: yield each job with the model's answer, in the order of the answers."""
         answers = self.asker.ask(self._questions(decoded), lambda size: self._events.append(BatchSize(size)))
         with closing(answers):
@@ -147,7 +147,7 @@ class CaptionPipeline:
                     yield job, answer
                     answer = again
 
-    def _questions(self, decoded: Iterable[tuple[Job, PreparedImage] | None]) -> Iterator[Question | None]:
+    def _questions(self, decoded: Iterable[tuple[Job, MeasuredImage] | None]) -> Iterator[Question | None]:
         """Yield each question once for all jobs that share it; write at once what has been answered before."""
         for item in decoded:
             if item is None:

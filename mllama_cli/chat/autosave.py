@@ -58,12 +58,12 @@ class Autosave:
         """Return the chat as it is in memory, saved or not. Raise UsageError if nothing was asked yet."""
         if self.current is None and not dialogue.conversation.messages:
             raise UsageError("This chat is still empty", "Ask something first.")
-        name = dialogue.engine.name
+        name = dialogue.engine.about.name
         chat = self.current or SavedChat.new(name)
         return replace(chat, conversation=dialogue.conversation, model=name, settings=_settings(dialogue))
 
     def _write(self, store: ChatStore, dialogue: Dialogue) -> SavedChat:
-        name = dialogue.engine.name
+        name = dialogue.engine.about.name
         before = self.current or SavedChat.new(name)
         saved = store.save(before, dialogue.conversation, model=name, settings=_settings(dialogue))
         note_fork(self.terminal, before, saved)

@@ -1,17 +1,18 @@
 """A dialogue with a model: the conversation, attachments of the next message, and the engine's session."""
 
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mllama_cli.chat.storage.saved import short_name
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, Part, TextPart
 from mllama_cli.core.errors import ContextLengthError, UsageError
-from mllama_cli.core.events import Event, GenerationStats, Prefilled, Token
+from mllama_cli.core.events import Event, GenerationStats, LoadProgress, Notice, Prefilled, Token
 
 if TYPE_CHECKING:
+    from mllama_cli.core.answerer import Answerer
     from mllama_cli.core.sampling import Sampling
-    from mllama_cli.engine.engine import Engine
     from mllama_cli.processing.prepared import PreparedImage
 
 REGENERATE_TEMPERATURE = 0.7
@@ -44,7 +45,7 @@ class _Edit:
 class Dialogue:
     """A growing conversation. Only questions that were answered, at least in part, stay in it."""
 
-    def __init__(self, engine: "Engine", sampling: "Sampling", system: str = "") -> None:
+    def __init__(self, engine: "Answerer", sampling: "Sampling", system: str = "") -> None:
         self.engine = engine
         self.sampling = sampling
         self.session = engine.session()
@@ -60,7 +61,7 @@ class Dialogue:
     @property
     def context(self) -> int:
         """The model's context length in tokens."""
-        return self.engine.config.text_config.max_position_embeddings
+        return self.engine.about.context
 
     @property
     def context_used(self) -> int:
@@ -83,7 +84,7 @@ class Dialogue:
         """Decode an image for this model, unless it is decoded already. Raise ImageError or UsageError."""
         from mllama_cli.processing.decoding import decode_image
 
-        return decode_image(image, self.engine.processor.require_vision().config)
+        return decode_image(image, self.engine.about.require_images())
 
     @property
     def chips(self) -> list[str]:
@@ -115,13 +116,14 @@ class Dialogue:
         said: list[str] = []
         answered = False
         try:
-            for event in self.session.stream(self._with_system(asked), sampling or self.sampling):
-                if isinstance(event, Token | Prefilled):
-                    said.append(event.text)
-                elif isinstance(event, GenerationStats):
-                    answered = True
-                    self.stats, self.prompt_tokens = event, event.prompt_tokens
-                yield event
+            with closing(self.session.stream(self._with_system(asked), sampling or self.sampling)) as events:
+                for event in events:
+                    if isinstance(event, Token | Prefilled):
+                        said.append(event.text)
+                    elif isinstance(event, GenerationStats):
+                        answered = True
+                        self.stats, self.prompt_tokens = event, event.prompt_tokens
+                    yield event
         finally:
             text = "".join(said)
             if answered or text.strip():
@@ -201,11 +203,13 @@ class Dialogue:
 
     def fits(self, message: Message) -> bool:
         """Return whether a message alone, with the system prompt, leaves room for an answer in the context."""
+        alone = self._with_system(Conversation((message,)))
         try:
-            inputs = self.engine.processor(self._with_system(Conversation((message,))))
-        except ContextLengthError:  # so long that it is not even tokenized
+            with closing(self.engine.session().stream(alone, self.sampling)) as events:
+                next(event for event in events if not isinstance(event, Notice | LoadProgress))  # nothing is computed
+        except ContextLengthError:
             return False
-        return len(inputs.ids) < self.context
+        return True
 
     def drop_oldest(self) -> int:
         """Remove the oldest question and its answer. Return the number of messages removed."""
@@ -227,7 +231,7 @@ class Dialogue:
         self._undone, self._edit = [], None
         self.stats, self.prompt_tokens = None, 0
 
-    def switch(self, engine: "Engine") -> None:
+    def switch(self, engine: "Answerer") -> None:
         """Continue with another model."""
         self.engine = engine
         self.session = engine.session()

@@ -8,15 +8,15 @@ from mllama_cli.chat.autosave import Autosave
 from mllama_cli.chat.dialogue import Dialogue
 from mllama_cli.chat.storage.saved import SavedChat, printable, short_name, shortened
 from mllama_cli.core.conversation import ImagePart, Message
-from mllama_cli.core.errors import ContextLengthError, MemoryShortageError, MllamaError
+from mllama_cli.core.errors import ContextLengthError, EngineError, MemoryShortageError, MllamaError
 from mllama_cli.core.events import Event, GenerationStats
 from mllama_cli.terminal.answer_view import AnswerView, StatusLine, stats_line
 from mllama_cli.terminal.console import Terminal
 from mllama_cli.terminal.markdown.view import MarkdownView
 
 if TYPE_CHECKING:
+    from mllama_cli.core.answerer import Answerer
     from mllama_cli.core.sampling import Sampling
-    from mllama_cli.engine.engine import Engine
     from mllama_cli.processing.prepared import PreparedImage
 
 CONTEXT_WARNING = 0.9
@@ -67,8 +67,8 @@ class Shell:
         source: LineSource,
         autosave: Autosave,
         *,
-        load_engine: "Callable[[str], Engine]",
-        default_sampling: "Callable[[Engine], Sampling]",
+        load_engine: "Callable[[str], Answerer]",
+        default_sampling: "Callable[[Answerer], Sampling]",
         display: DisplayOptions | None = None,
     ) -> None:
         self.terminal = terminal
@@ -82,6 +82,8 @@ class Shell:
         """Text that the next prompt starts with."""
         self.leaving = False
         self._warned_of_context = False
+        self._engine_is_lost = False
+        """Whether a running engine has ended: the next question opens the model again."""
 
     def attach(self, *sources: str) -> "list[PreparedImage]":
         """Attach images by path or URL, all or none, and show their thumbnails."""
@@ -122,11 +124,19 @@ class Shell:
 
         ``typed`` becomes the draft of the next prompt if the message is not answered.
         """
+        if self._engine_is_lost:
+            self.dialogue.switch(self.load_engine(self.dialogue.engine.about.name))
+            self._engine_is_lost = False
         while True:
             before = self.dialogue.conversation
             try:
                 self.show_answer(self.dialogue.ask(message))
                 return
+            except EngineError:
+                self._engine_is_lost = True
+                if self.dialogue.conversation is before:
+                    self.draft = typed
+                raise
             except MemoryShortageError:
                 if self.dialogue.conversation is before:
                     self.draft = typed

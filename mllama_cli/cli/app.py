@@ -6,26 +6,46 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from typer.completion import completion_init  # type: ignore[attr-defined]
 
-from mllama_cli.cli.bench import bench
-from mllama_cli.cli.caption import caption
-from mllama_cli.cli.chat import chat
-from mllama_cli.cli.commands import Commands, Group
-from mllama_cli.cli.common import ExitStatus, error_fields
-from mllama_cli.cli.completion import completion
-from mllama_cli.cli.config import config
-from mllama_cli.cli.download import download
-from mllama_cli.cli.history import history
-from mllama_cli.cli.models import list_models, remove
-from mllama_cli.cli.options import DEBUG_KEY
-from mllama_cli.cli.quantize import quantize
-from mllama_cli.cli.serve import serve
-from mllama_cli.cli.show import show
-from mllama_cli.cli.usage import reworded, unknown_command
-from mllama_cli.core.errors import MllamaError
-from mllama_cli.core.text import hide_passwords
+from mllama_cli.cli.commands import Commands, Group, LazyCommand
+from mllama_cli.cli.common import DEBUG_KEY, ExitStatus, error_fields
+from mllama_cli.core.errors import MemoryShortageError, MllamaError
 from mllama_cli.core.version import __version__
+
+COMMANDS = (
+    LazyCommand("chat", "chat:chat", "Ask a question, with or without pictures; the answer streams to stdout."),
+    LazyCommand("caption", "caption:caption", "Write captions for pictures: photo.txt next to photo.jpg."),
+    LazyCommand("serve", "serve:serve", "Serve a model over HTTP, for clients of OpenAI and of ollama."),
+    LazyCommand(
+        "ps", "ps:ps", "List the running engines: model, device, memory, answers, time until they end, address."
+    ),
+    LazyCommand("stop", "ps:stop", "End running engines and free their memory."),
+    LazyCommand("list", "models:list_models", "List the models on this machine: name, size, kind, date."),
+    LazyCommand("ls", "models:list_models", "List the models on this machine: name, size, kind, date.", hidden=True),
+    LazyCommand("show", "show:show", "Show a model's architecture, parameters, memory, chat template and defaults."),
+    LazyCommand("rm", "models:remove", "Delete models from this machine and free their disk space."),
+    LazyCommand("download", "download:download", "Download a model into the Hugging Face cache and print its folder."),
+    LazyCommand(
+        "pull", "download:download", "Download a model into the Hugging Face cache and print its folder.", hidden=True
+    ),
+    LazyCommand("quantize", "quantize:quantize", "Quantize a model to 4 or 8 bits and print its new folder."),
+    LazyCommand(
+        "completion",
+        "completion:completion",
+        "Print the completion script for a shell; its first line says where to put it.",
+    ),
+    LazyCommand(
+        "bench",
+        "bench:bench",
+        "Measure loading, vision, time to first token, prefill and decoding, and compare with memory bandwidth.",
+    ),
+    LazyCommand("config", "config:config", "Show and change defaults: model, sampling, display."),
+    LazyCommand("history", "history:history", "List, show, export and delete saved chats."),
+)
+"""All commands, in the order of `mllama --help`. Their help is that of the functions (tests/cli/test_startup.py)."""
+
+_COMPLETE_VARIABLE = "_MLLAMA_COMPLETE"
+"""Set by the shells' completion scripts."""
 
 _WORDS: list[str] = []
 """The command line, as options that were not parsed yet count for errors too."""
@@ -33,6 +53,11 @@ _WORDS: list[str] = []
 
 class MllamaGroup(Group):
     """Turn our errors into one line on stderr and an exit code; ``--debug`` on a command shows the traceback."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for command in COMMANDS:
+            self.add_command(command)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -69,7 +94,10 @@ class MllamaGroup(Group):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Report usage and write errors here too, as help and version are printed before a command is invoked."""
-        completion_init()  # Typer's own options would do it, but `mllama completion` is the one way
+        if _COMPLETE_VARIABLE in os.environ:  # Typer's own options would do it, but `mllama completion` is the one way
+            from typer.completion import completion_init  # type: ignore[attr-defined]
+
+            completion_init()
         _WORDS[:] = (args[0] if args else extra.get("args")) or sys.argv[1:]
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
@@ -94,6 +122,8 @@ class MllamaGroup(Group):
             if type(error).__name__ == "NoArgsIsHelpError":
                 typer.echo(error.format_message())
                 sys.exit(ExitStatus.USAGE)
+            from mllama_cli.cli.usage import reworded
+
             ours = reworded(error)
             _report(ours)
             sys.exit(ours.exit_code)
@@ -109,8 +139,11 @@ class MllamaGroup(Group):
             typer.echo(ctx.get_help())
             ctx.exit()
         elif word not in self.commands and not word.startswith("-") and not ctx.resilient_parsing:
+            from mllama_cli.cli.usage import unknown_command
+
             raise unknown_command(args, [name for name, each in self.commands.items() if not each.hidden])
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command.load() if isinstance(command, LazyCommand) else command, rest
 
 
 def _report(error: MllamaError) -> None:
@@ -118,10 +151,16 @@ def _report(error: MllamaError) -> None:
     from mllama_cli.terminal.console import Terminal
 
     terminal = Terminal()
+    if isinstance(error, MemoryShortageError):
+        from mllama_cli.cli.answerers import warm_engines
+
+        error.hint = " ".join(filter(None, [error.hint, warm_engines()]))
     if "--json" not in _WORDS:
         terminal.error(error.message, error.hint)
     elif terminal.stderr is not None:
         import json
+
+        from mllama_cli.core.text import hide_passwords
 
         about = error_fields(error.message, hide_passwords(error.hint), error.kind)  # a hint may have been added to
         terminal.stderr.write(json.dumps({"error": {**about, "code": int(error.exit_code)}}) + "\n")
@@ -167,19 +206,3 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-app.command()(chat)
-app.command()(caption)
-app.command()(serve)
-app.command("list")(list_models)
-app.command("ls", hidden=True)(list_models)
-app.command()(show)
-app.command("rm")(remove)
-app.command()(download)
-app.command("pull", hidden=True)(download)
-app.command()(quantize)
-app.add_typer(config, name="config")
-app.command()(completion)
-app.add_typer(history, name="history")
-app.command()(bench)

@@ -8,7 +8,7 @@ from mllama_cli.cli.caption_request import (
     CaptionPrompt,
     CaptionRequest,
 )
-from mllama_cli.cli.options import ComputeOptions, Debug, SamplingOptions, option_groups
+from mllama_cli.cli.options import ComputeOptions, Debug, SamplingOptions, SharingOptions, option_groups
 
 
 @option_groups
@@ -20,6 +20,7 @@ def caption(
     display: CaptionDisplay,
     batching: CaptionBatching,
     compute: ComputeOptions,
+    sharing: SharingOptions,
     sampling: SamplingOptions,
     debug: Debug = False,
 ) -> None:
@@ -32,4 +33,4 @@ def caption(
     """
     from mllama_cli.cli.caption_run import run_captions
 
-    run_captions(CaptionRequest(inputs, prompt, output, display, batching, compute, sampling))
+    run_captions(CaptionRequest(inputs, prompt, output, display, batching, compute, sharing, sampling))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mllama_cli.cli import complete
-from mllama_cli.cli.options import ComputeOptions, SamplingOptions, Verbose, input_option, output_option
+from mllama_cli.cli.options import ComputeOptions, SamplingOptions, SharingOptions, Verbose, input_option, output_option
 from mllama_cli.core.caption_events import EXISTING
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.text import as_number, shown
@@ -241,6 +241,7 @@ class CaptionRequest:
     display: CaptionDisplay
     batching: CaptionBatching
     compute: ComputeOptions
+    sharing: SharingOptions
     sampling: SamplingOptions
 
     @property

@@ -14,10 +14,10 @@ from mllama_cli.captioning.journal import CaptionJournal
 from mllama_cli.captioning.listing import CaptionPlan, Listing
 from mllama_cli.captioning.records import as_json
 from mllama_cli.captioning.sidecars import Sidecars, sidecar_paths
+from mllama_cli.cli.answerers import Answerers, ModelChoice
 from mllama_cli.cli.caption_inputs import find_inputs
 from mllama_cli.cli.caption_request import CaptionRequest
-from mllama_cli.cli.common import ExitStatus, error_fields, load_settings, resolve_model, usage_fields
-from mllama_cli.cli.options import ComputeOptions
+from mllama_cli.cli.common import ExitStatus, error_fields, load_settings, usage_fields
 from mllama_cli.core.caption_events import Captioned, CaptionEvent, CaptionFailed, CaptionsPlanned, Existing
 from mllama_cli.core.errors import MllamaError, UsageError
 from mllama_cli.system.files import expanded
@@ -27,7 +27,7 @@ from mllama_cli.terminal.console import Terminal
 from mllama_cli.terminal.type_ahead import TypeAhead
 
 if TYPE_CHECKING:
-    from mllama_cli.engine.engine import Engine
+    from mllama_cli.captioning.asker import Asker
 
 ERRORS_HEADER = b"# pictures that mllama caption could not caption\treason\n"
 """The first line of the FILE of --errors, by which the next run knows that it may be written over."""
@@ -43,10 +43,10 @@ def run_captions(request: CaptionRequest) -> None:
             f"Left out {left_out[0]}{others}: pictures whose names do not end like a picture's. "
             "Name such files themselves, or rename them."
         )
-    compute = request.compute.with_defaults(load_settings())
-    name, folder = resolve_model(compute.model, terminal)
+    answerers = Answerers(terminal, request.compute, request.sharing, load_settings(), verbose=request.display.verbose)
+    model = answerers.choose()
     sampling = {"max_tokens": request.prompt.max_tokens, **request.sampling}
-    run = request.run_key(inputs.roots, f"{folder} {compute.quantize}", sampling)
+    run = request.run_key(inputs.roots, f"{model.where} {request.compute.quantize}", sampling)
     # Only one image was named, and no option asks to save its caption.
     single = inputs.single_file and request.output.output is None and not request.output.sidecar
     destination = _destination(request, inputs.listing, run, terminal, keep=not single)
@@ -65,8 +65,8 @@ def run_captions(request: CaptionRequest) -> None:
             pool.start()  # it is ready when the model is
             stack.enter_context(TypeAhead(terminal, prompts=False))
             try:
-                engine = _engine(terminal, compute, folder, name)
-                events = _events(request, engine, sampling, plan, destination, pool)
+                asker = _asker(request, sampling, terminal, answerers, model)
+                events = _events(request, asker, plan, destination, pool)
                 with closing(events), view:
                     for event in events:
                         view.event(event)
@@ -88,36 +88,47 @@ def run_captions(request: CaptionRequest) -> None:
 
 def _events(
     request: CaptionRequest,
-    engine: "Engine",
-    sampling: Mapping[str, Any],
+    asker: "Asker",
     plan: CaptionPlan,
     destination: CaptionDestination,
     pool: DecodingPool,
 ) -> Generator[CaptionEvent]:
-    from dataclasses import replace
-
-    from mllama_cli.captioning.engine_asker import EngineAsker
     from mllama_cli.captioning.run import caption_images
-    from mllama_cli.core.sampling import Sampling
 
-    # Greedy unless asked otherwise, so that a resumed run gives the same captions.
-    greedy = Sampling.from_defaults(replace(engine.generation_config, do_sample=False), **sampling)
-    prompt, batching = request.prompt, request.batching
-    asker = EngineAsker(engine, greedy, prompt.system or "", batching.slots, prefill=prompt.prefill)
+    prompt = request.prompt
     yield from caption_images(plan, asker, destination, prompt.template, prompt.postprocess, pool=pool)
 
 
-def _engine(terminal: Terminal, compute: ComputeOptions, folder: Path, name: str) -> "Engine":
+def _asker(
+    request: CaptionRequest, sampling: Mapping[str, Any], terminal: Terminal, answerers: Answerers, model: ModelChoice
+) -> "Asker":
+    """Return a running engine or one in this process, its weights loaded, as the pipeline asks it."""
+    from dataclasses import replace
+
+    from mllama_cli.core.sampling import Sampling
+    from mllama_cli.remote.answerer import RemoteAnswerer
     from mllama_cli.terminal.answer_view import StatusLine
 
+    prompt, slots = request.prompt, request.batching.slots
     with StatusLine(terminal) as status:
-        status.show("Starting")
-        engine = compute.open_engine(folder, name)
+        engine = answerers.running(model, status) or answerers.opened(model, status)
+        # Greedy unless asked otherwise, so that a resumed run gives the same captions.
+        greedy = Sampling.from_defaults(replace(engine.about.generation, do_sample=False), **sampling)
+        if isinstance(engine, RemoteAnswerer):
+            from mllama_cli.captioning.answerer_asker import AnswererAsker
+
+            at_once = slots or max(1, engine.info.slots)
+            return AnswererAsker(engine, greedy, prompt.system or "", at_once=at_once, prefill=prompt.prefill)
+
+        from mllama_cli.captioning.engine_asker import EngineAsker
+        from mllama_cli.engine.engine import Engine
+
+        assert isinstance(engine, Engine)
         for event in engine.load_weights(vision=True):
             status.event(event)
         for event in engine.prepare_batch():
             status.event(event)
-    return engine
+    return EngineAsker(engine, greedy, prompt.system or "", slots, prefill=prompt.prefill)
 
 
 def _destination(

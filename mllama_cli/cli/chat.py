@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from mllama_cli.cli.chat_request import ChatInput, ChatOutput, ChatRequest, ChatSaving
-from mllama_cli.cli.common import load_settings, resolve_model
-from mllama_cli.cli.options import ComputeOptions, Debug, SamplingOptions, option_groups
+from mllama_cli.cli.common import load_settings
+from mllama_cli.cli.options import ComputeOptions, Debug, SamplingOptions, SharingOptions, option_groups
 
 
 @option_groups
@@ -14,6 +14,7 @@ def chat(
     saving: ChatSaving,
     output: ChatOutput,
     compute: ComputeOptions,
+    sharing: SharingOptions,
     sampling: SamplingOptions,
     debug: Debug = False,
 ) -> None:
@@ -23,6 +24,7 @@ def chat(
 
     Example: mllama chat --image photo.jpg "What is this?"
     """
+    from mllama_cli.cli.answerers import Answerers
     from mllama_cli.cli.interactive import find_chat, run_chat
     from mllama_cli.cli.oneshot import run_question, say_what_continues
     from mllama_cli.cli.question import Question, build_question, read_images
@@ -31,7 +33,8 @@ def chat(
     from mllama_cli.terminal.type_ahead import TypeAhead
 
     terminal, settings = Terminal(), load_settings()
-    request = ChatRequest(asked, saving, output, compute.with_defaults(settings), sampling, settings)
+    request = ChatRequest(asked, saving, output, sampling, settings)
+    answerers = Answerers(terminal, compute, sharing, settings, verbose=request.verbose)
     # Check the whole request before importing torch and reading weights.
     saved = find_chat(saving.resume, last=saving.resume_last)
     interactive = request.is_interactive(terminal)
@@ -42,16 +45,18 @@ def chat(
         question = build_question(asked, terminal, before=saved.whole if saved else None)
         if saved is not None and saving.resume_last:
             say_what_continues(terminal, saved)
-    name, folder = resolve_model(request.compute.model or (saved.model if saved else None), terminal)
-    question = question.prepared(folder)
+    model = answerers.choose(saved.model if saved else None)
 
     with TypeAhead(terminal, prompts=interactive) as type_ahead:
         if interactive:
             type_ahead.ask_background()
         with StatusLine(terminal) as status:
-            status.show("Starting")  # mostly the import of torch
-            engine = request.compute.open_engine(folder, name)
+            engine = answerers.running(model, status)
+            if engine is None:
+                assert model.folder is not None
+                question = question.prepared(model.folder)  # before gigabytes of weights are read
+                engine = answerers.opened(model, status)
         if interactive:
-            run_chat(terminal, engine, request, question.images, saved, type_ahead)
+            run_chat(terminal, engine, answerers, request, question.images, saved, type_ahead)
         else:
             run_question(terminal, engine, request, question, saved)

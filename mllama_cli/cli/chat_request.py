@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mllama_cli.cli import complete
-from mllama_cli.cli.options import ComputeOptions, SamplingOptions, Verbose, input_option, output_option
+from mllama_cli.cli.options import SamplingOptions, Verbose, input_option, output_option
 from mllama_cli.core.sampling import Sampling
 
 if TYPE_CHECKING:
     from mllama_cli.chat.storage.saved import SavedChat
+    from mllama_cli.core.answerer import Answerer
     from mllama_cli.core.settings import Settings
-    from mllama_cli.engine.engine import Engine
     from mllama_cli.terminal.console import Terminal
 
 saving_option = partial(typer.Option, rich_help_panel="Saved chats")
@@ -89,12 +89,11 @@ class ChatOutput:
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """Everything that was asked. ``settings`` are applied to ``compute`` already; ``sampling`` holds flags only."""
+    """Everything that was asked. ``sampling`` holds flags only."""
 
     asked: ChatInput
     saving: ChatSaving
     output: ChatOutput
-    compute: ComputeOptions
     sampling: SamplingOptions
     settings: "Settings"
 
@@ -112,10 +111,10 @@ class ChatRequest:
             return self.settings.system
         return asked.system
 
-    def sampling_for(self, engine: "Engine", asked: Mapping[str, Any] = MappingProxyType({})) -> Sampling:
+    def sampling_for(self, engine: "Answerer", asked: Mapping[str, Any] = MappingProxyType({})) -> Sampling:
         """Return a model's own defaults, overridden by the config file, then by what was ``asked``, then by flags."""
         given = {**self.settings.sampling, **asked, **self.sampling}
-        return Sampling.from_defaults(engine.generation_config, **given)
+        return Sampling.from_defaults(engine.about.generation, **given)
 
     @property
     def saves(self) -> bool:

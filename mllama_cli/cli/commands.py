@@ -1,15 +1,74 @@
-"""Commands whose help is plain text in two columns: what Typer's own renderer would box and annotate."""
+"""Commands whose help is plain text in two columns, and commands that are imported only when they are called."""
 
+import importlib
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 
+class _QuickValue:
+    """Converts a parameter's value as Typer does, which imports pydantic (a tenth of a second) even for no value.
+
+    What is not plainly valid goes to Typer, and so do types other than str, int and float and lists of these.
+    """
+
+    def __init__(self, parameter: Any) -> None:
+        self._parameter = parameter
+        self._typers_own = parameter.process_value
+
+    def __call__(self, ctx: Any, value: Any) -> Any:
+        parameter = self._parameter
+        is_list = parameter.multiple or parameter.nargs == -1
+        if value is None and not parameter.required:
+            value = () if is_list else None
+        else:
+            try:
+                value = self._converted(value, is_list=is_list)
+            except ValueError:
+                return self._typers_own(ctx, value)
+        return value if parameter.callback is None else parameter.callback(ctx, parameter, value)
+
+    def _converted(self, value: Any, *, is_list: bool) -> Any:
+        about = getattr(self._parameter, "type_descriptor", None)  # Typer has it since 0.28
+        if about is None or about.is_choice or about.parameter_info.parser is not None:
+            raise ValueError
+        kind, info = about.annotation, about.parameter_info
+        if is_list and not about.is_list:
+            raise ValueError
+        values = value if is_list and isinstance(value, list | tuple) else [value]
+        found = [
+            _plain_value(each, get_args(kind)[0] if about.is_list else kind, info.min, info.max) for each in values
+        ]
+        return found if is_list else found[0]
+
+
+def _plain_value(text: Any, kind: Any, least: float | None, most: float | None) -> Any:
+    """Return a word of the command line as ``kind``. Raise ValueError if it is not plainly one, or out of range."""
+    if kind in (str, bool) and type(text) is kind:
+        return text
+    if kind not in (int, float) or type(text) not in (str, int, float) or not _NUMBER[kind].fullmatch(str(text)):
+        raise ValueError
+    number = kind(text)
+    if (least is not None and number < least) or (most is not None and number > most):
+        raise ValueError
+    return number
+
+
+_NUMBER = {int: re.compile("-?[0-9]{1,18}"), float: re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?")}
+
+
 class _PlainHelp:
-    """Overrides of both kinds of command."""
+    """Overrides of both kinds of command: Typer's own renderer would box and annotate the help."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in params:
+            if not isinstance(parameter.process_value, _QuickValue):
+                parameter.process_value = _QuickValue(parameter)
+        return params
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return the usage line's words: a required argument bare, an optional one in brackets."""
@@ -29,7 +88,7 @@ class _PlainHelp:
         sections: dict[str, list[tuple[str, str]]] = {}
         if commands := _command_rows(getattr(self, "commands", {})):
             sections["Commands"] = commands
-        for parameter in self.get_params(ctx):  # type: ignore[attr-defined]
+        for parameter in self.get_params(ctx):
             if (row := parameter.get_help_record(ctx)) is None:
                 continue
             kind, name = "Options", row[0]
@@ -63,6 +122,8 @@ def _command_rows(commands: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _does(command: Any) -> Any:
+    if isinstance(command, LazyCommand):
+        return command.target
     return getattr(command.callback, "__wrapped__", command.callback)
 
 
@@ -72,6 +133,29 @@ class Command(_PlainHelp, TyperCommand):
 
 class Group(_PlainHelp, TyperGroup):
     """Several commands under one name."""
+
+
+class LazyCommand(Command):
+    """A command's name and help; ``load`` imports the command itself.
+
+    Args:
+        target: module in this package and name in it, "chat:chat", of a function or of an app of subcommands.
+    """
+
+    def __init__(self, name: str, target: str, help_text: str, *, hidden: bool = False) -> None:
+        super().__init__(name, help=help_text, hidden=hidden)
+        self.target = target
+
+    def load(self) -> Any:
+        """Import the command and return it."""
+        module, _, name = self.target.partition(":")
+        found = getattr(importlib.import_module(f"{__package__}.{module}"), name)
+        app = found if isinstance(found, typer.Typer) else Commands()
+        if app is not found:
+            app.command(self.name)(found)
+        command = typer.main.get_command(app)
+        command.name, command.hidden = self.name, self.hidden
+        return command
 
 
 class Commands(typer.Typer):

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from mllama_cli.hub.catalog import ModelEntry
     from mllama_cli.terminal.console import Terminal
 
+DEBUG_KEY = "mllama.debug"
+"""Key in a command's context: whether --debug was given."""
+
 BUILT_IN_NOTE = "This is the small built-in model: it knows only simple drawings. For a real one: mllama download 11b"
 
 

@@ -11,8 +11,9 @@ from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
     from mllama_cli.chat.storage.saved import SavedChat
+    from mllama_cli.cli.answerers import Answerers
     from mllama_cli.cli.chat_request import ChatRequest
-    from mllama_cli.engine.engine import Engine
+    from mllama_cli.core.answerer import Answerer
     from mllama_cli.terminal.type_ahead import TypeAhead
 
 
@@ -32,7 +33,8 @@ def find_chat(name: str | None, *, last: bool) -> "SavedChat | None":
 
 def run_chat(
     terminal: Terminal,
-    engine: "Engine",
+    engine: "Answerer",
+    answerers: "Answerers",
     request: "ChatRequest",
     images: Sequence[ImagePart],
     saved: "SavedChat | None",
@@ -51,16 +53,16 @@ def run_chat(
     from mllama_cli.terminal.answer_view import StatusLine
     from mllama_cli.terminal.prompt import ChatPrompt
 
-    def loaded(engine: "Engine", *, vision: bool) -> "Engine":
+    def loaded(engine: "Answerer", *, vision: bool) -> "Answerer":
         with StatusLine(terminal) as status:
             for event in engine.load_weights(vision=vision):
                 status.event(event)
         return engine
 
-    def other(name: str) -> "Engine":
-        from mllama_cli.hub.catalog import resolve
-
-        return loaded(request.compute.open_engine(resolve(name), name), vision=bool(dialogue.conversation.images))
+    def other(name: str) -> "Answerer":
+        with StatusLine(terminal) as status:
+            found = answerers.open(name, status)
+        return loaded(found, vision=bool(dialogue.conversation.images))
 
     store = ChatStore() if request.saves else None
     system = request.system(saved)
@@ -93,7 +95,7 @@ def run_chat(
             background=type_ahead.background(),
         ),
     )
-    terminal.err.print(engine.name, style="bold", end="  ")
+    terminal.err.print(engine.about.name, style="bold", end="  ")
     terminal.note("/? for help, /bye leaves")
     if saved is not None:
         shell.show_resumed(saved)

@@ -1,33 +1,31 @@
 """Answer one question: the text or one JSON object on stdout, status on stderr."""
 
-from collections.abc import Generator
-from time import perf_counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mllama_cli.chat.storage.saved import SavedChat, now
 from mllama_cli.cli.common import ExitStatus, print_json, usage_fields
-from mllama_cli.core.events import Event, FinishReason
+from mllama_cli.core.events import FinishReason
 from mllama_cli.terminal.answer_view import AnswerView, AnswerWriter, stats_line
 from mllama_cli.terminal.console import Terminal
 
 if TYPE_CHECKING:
+    from mllama_cli.chat.storage.saved import SavedChat
     from mllama_cli.cli.chat_request import ChatRequest
     from mllama_cli.cli.question import Question
+    from mllama_cli.core.answerer import Answerer, Prompt
     from mllama_cli.core.conversation import Conversation
     from mllama_cli.core.sampling import Sampling
-    from mllama_cli.engine.engine import Engine
-    from mllama_cli.processing.processor import ModelInputs
 
 
 def run_question(
-    terminal: Terminal, engine: "Engine", request: "ChatRequest", question: "Question", saved: "SavedChat | None"
+    terminal: Terminal, engine: "Answerer", request: "ChatRequest", question: "Question", saved: "SavedChat | None"
 ) -> None:
     """Answer one question and save it, in the chat that it continues if there is one. Raise typer.Exit after Ctrl-C."""
     output, sampling = request.output, request.sampling_for(engine, question.sampling)
     answer = OneAnswer(terminal, engine, stream=not (output.no_stream or output.as_json))
-    answer.run(question.inputs(engine.processor), sampling)
+    answer.run(question.prompt, sampling)
     if output.as_json:
         answer.print_json()
     elif output.no_stream:
@@ -38,13 +36,17 @@ def run_question(
     if question.conversation is not None and answer.text:
         whole = question.conversation.with_assistant(answer.text)
         if request.saves_question(terminal, continued=saved is not None):
-            _save(terminal, saved or SavedChat.new(engine.name), whole)
+            from mllama_cli.chat.storage.saved import SavedChat
+
+            _save(terminal, saved or SavedChat.new(engine.about.name), whole)
     if answer.interrupted:
         raise typer.Exit(ExitStatus.INTERRUPTED)
 
 
 def say_what_continues(terminal: Terminal, saved: "SavedChat") -> None:
     """Say on stderr which chat a question continues, as the last one need not be the one that is meant."""
+    from mllama_cli.chat.storage.saved import now
+
     count = len(saved.conversation.messages)
     minutes = max(0, round((now() - saved.updated).total_seconds() / 60))
     age = f"{minutes} min" if minutes < 100 else f"{minutes // 60} h" if minutes < 3000 else f"{minutes // 1440} days"
@@ -52,7 +54,7 @@ def say_what_continues(terminal: Terminal, saved: "SavedChat") -> None:
     terminal.note(f'Continuing {name} "{saved.title}" ({count} message{"s" * (count != 1)}, {age} ago)')
 
 
-def _save(terminal: Terminal, chat: SavedChat, whole: "Conversation") -> None:
+def _save(terminal: Terminal, chat: "SavedChat", whole: "Conversation") -> None:
     """Save the chat. A new one that cannot be saved costs a note, not the answer's exit code."""
     from mllama_cli.chat.autosave import note_fork
     from mllama_cli.chat.storage.store import ChatStore
@@ -69,20 +71,16 @@ def _save(terminal: Terminal, chat: SavedChat, whole: "Conversation") -> None:
 class OneAnswer(AnswerView):
     """Runs one prompt. ``stream`` prints the text as it arrives; ``text`` collects it either way."""
 
-    def __init__(self, terminal: Terminal, engine: "Engine", *, stream: bool) -> None:
+    def __init__(self, terminal: Terminal, engine: "Answerer", *, stream: bool) -> None:
         super().__init__(terminal, AnswerWriter(terminal) if stream else None)
         self.engine = engine
         self.load_seconds = 0.0
 
-    def run(self, inputs: "ModelInputs", sampling: "Sampling") -> None:
+    def run(self, prompt: "Prompt", sampling: "Sampling") -> None:
         """Load the weights and answer. Ctrl-C keeps the partial answer and sets ``interrupted``."""
-        self.show(self._events(inputs, sampling))
-
-    def _events(self, inputs: "ModelInputs", sampling: "Sampling") -> Generator[Event]:
-        start = perf_counter()
-        yield from self.engine.load_weights(vision=bool(inputs.images))
-        self.load_seconds = perf_counter() - start
-        yield from self.engine.session().stream_inputs(inputs, sampling)
+        self.show(self.engine.session().stream(prompt, sampling))
+        if self.stats is not None:  # times count from when the model is there
+            self.load_seconds, self.stats = self.stats.load_seconds, replace(self.stats, load_seconds=0.0)
 
     def print_text(self) -> None:
         """Print the whole answer at once."""
@@ -95,7 +93,7 @@ class OneAnswer(AnswerView):
         stats = self.stats
         reason: FinishReason = stats.finish_reason if stats else "cancelled"
         record: dict[str, Any] = {
-            "model": self.engine.name,
+            "model": self.engine.about.name,
             "text": self.text,
             "answer": self.text,  # the earlier name
             "finish_reason": reason,

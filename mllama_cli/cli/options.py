@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mllama_cli.cli import complete
+from mllama_cli.cli.common import DEBUG_KEY
+from mllama_cli.core.duration import is_duration, parse_duration
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.sampling import SETTABLE, Sampling
 
@@ -29,11 +31,12 @@ if TYPE_CHECKING:
     from mllama_cli.core.settings import Settings
     from mllama_cli.engine.engine import Engine
 
-DEBUG_KEY = "mllama.debug"
-"""Key in a command's context: whether --debug was given."""
-
 MODEL_VARIABLE = "MLLAMA_MODEL"
 """Environment variable that takes precedence over the config file's model."""
+
+NO_SERVER_VARIABLE, KEEP_ALIVE_VARIABLE = "MLLAMA_NO_SERVER", "MLLAMA_KEEP_ALIVE"
+HOST_VARIABLE, KEY_VARIABLE = "MLLAMA_HOST", "MLLAMA_API_KEY"
+"""Environment variables of ``SharingOptions``."""
 
 _METAVARS = {str: "TEXT", int: "N", float: "NUMBER"}
 
@@ -128,6 +131,55 @@ class ComputeOptions:
             quantize=self.quantize,
             exact=self.exact,
         )
+
+
+def _is_set(variable: str) -> bool:
+    """Return whether an environment variable says yes."""
+    return os.environ.get(variable, "").strip().lower() not in ("", "0", "no", "off", "false")
+
+
+@dataclass(frozen=True)
+class SharingOptions:
+    """Whether an engine that runs already may answer, and how long one stays that is started for this command."""
+
+    no_server: Annotated[
+        bool,
+        compute_option(
+            "--no-server", help="Load the model in this process, even if a running engine holds it ($MLLAMA_NO_SERVER)."
+        ),
+    ] = False
+    keep_alive: Annotated[
+        str | None,
+        compute_option(
+            metavar="TIME",
+            help="Leave the model in memory, in the background, for this long after its last answer, such as 10m "
+            f"(default: ${KEEP_ALIVE_VARIABLE}, the config file's, or not at all).",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.keep_alive is not None and not is_duration(self.keep_alive):
+            raise UsageError(f"--keep-alive must be a time such as 10m, not {self.keep_alive!r}")
+
+    def with_defaults(self, settings: "Settings") -> "SharingOptions":
+        """Return these options, completed from the environment and the config file."""
+        alone = self.no_server or _is_set(NO_SERVER_VARIABLE)
+        if alone and self.keep_alive is not None:
+            raise UsageError("--keep-alive and --no-server are mutually exclusive", "Leave one of them out.")
+        given = os.environ.get(KEEP_ALIVE_VARIABLE) or None
+        if self.keep_alive is None and given is not None and not is_duration(given):
+            raise UsageError(f"{KEEP_ALIVE_VARIABLE} must be a time such as 10m, not {given!r}")
+        return SharingOptions(alone, self.keep_alive or given or settings.keep_alive)
+
+    @property
+    def seconds(self) -> float:
+        """How long a background engine stays after its last use; 0 if none is to be started."""
+        return 0.0 if self.no_server or self.keep_alive is None else parse_duration(self.keep_alive)
+
+    @property
+    def host(self) -> str:
+        """The server on another machine that answers instead of a model here; empty if there is none."""
+        return "" if self.no_server else os.environ.get(HOST_VARIABLE, "").strip()
 
 
 class SamplingOptions(dict[str, Any]):

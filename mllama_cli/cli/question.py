@@ -6,8 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from mllama_cli.chat.dialogue import default_question
-from mllama_cli.chat.image_sources import expand_patterns
+from mllama_cli.core.answerer import Prompt, RawPrompt
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.filetypes import IMAGE_SUFFIXES
@@ -18,7 +17,6 @@ from mllama_cli.terminal.console import Terminal
 if TYPE_CHECKING:
     from mllama_cli.cli.chat_request import ChatInput
     from mllama_cli.processing.messages import MessagesRequest
-    from mllama_cli.processing.processor import MllamaProcessor, ModelInputs
 
 
 @dataclass(frozen=True)
@@ -55,10 +53,9 @@ class Question:
             return replace(self, conversation=self.conversation.with_images(lambda part: decode_image(part, config)))
         return replace(self, raw_images=tuple(decode_image(part, config) for part in self.raw_images))
 
-    def inputs(self, processor: "MllamaProcessor") -> "ModelInputs":
-        if self.conversation is None:
-            return processor.raw(self.raw_text, self.raw_images)
-        return processor(self.conversation)
+    @property
+    def prompt(self) -> Prompt:
+        return RawPrompt(self.raw_text, self.raw_images) if self.conversation is None else self.conversation
 
 
 def build_question(asked: "ChatInput", terminal: Terminal, *, before: Conversation | None = None) -> Question:
@@ -105,6 +102,8 @@ def build_question(asked: "ChatInput", terminal: Terminal, *, before: Conversati
             raise UsageError(f"--raw has no place for {flag}", "Write it into the prompt.")
         return Question(raw_text=text, raw_images=attached)
     if not text:
+        from mllama_cli.chat.dialogue import default_question
+
         text = default_question(len(attached))
         terminal.note(f"No question given, so: {text}")
     conversation = _after(before or Conversation(), system).with_user(text, attached)
@@ -136,6 +135,8 @@ def _with_next(conversation: Conversation, text: str, images: tuple[ImagePart, .
                 f'Add the next question: mllama chat --messages {shlex.quote(source)} "..."',
             ) from error
         return conversation
+    from mllama_cli.chat.dialogue import default_question
+
     return conversation.with_user(text or default_question(len(images)), images)
 
 
@@ -166,6 +167,7 @@ def read_images(sources: Sequence[str], terminal: Terminal) -> tuple[ImagePart, 
     """Return the images named on the command line, not yet decoded."""
     if not sources:
         return ()
+    from mllama_cli.chat.image_sources import expand_patterns
     from mllama_cli.processing.sources import read_image
 
     if "-" in sources and terminal.stdin_is_tty:

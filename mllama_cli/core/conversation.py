@@ -49,6 +49,14 @@ class ImagePart:
         return f"ImagePart({self.name!r}, {len(self.data)} bytes)"
 
 
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class MeasuredImage(ImagePart):
+    """An image with its width and height in pixels, turned upright."""
+
+    width: int
+    height: int
+
+
 Part = TextPart | ImagePart
 
 

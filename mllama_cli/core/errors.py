@@ -15,6 +15,7 @@ MllamaError                    exit code 1
 |-- QuantizationError          a quantized model that could not be written
 |-- ChatStoreError             saved chats that cannot be read or written
 |-- CaptionError               captions that cannot be written
+|-- EngineError                a running engine that does not start, does not answer, or has ended
 |-- BusyError                  a server that takes no request now
 |   |-- QueueFullError         too many requests are waiting
 |   `-- ShuttingDownError      the server is ending
@@ -111,6 +112,13 @@ class ChatStoreError(MllamaError):
 
 class CaptionError(MllamaError):
     """Captions that cannot be written."""
+
+
+class EngineError(MllamaError):
+    """A running engine that does not start, does not answer, or has ended."""
+
+    is_absent = False
+    """Whether none was listening, or it ended before it said anything, so that another may be asked."""
 
 
 class BusyError(MllamaError):

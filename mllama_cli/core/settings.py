@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from mllama_cli.core.duration import is_duration
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.parameter import Parameter, declare, one_of, parameters_of
 from mllama_cli.core.sampling import SETTABLE
@@ -28,6 +29,12 @@ class Settings:
     dtype: str | None = declare(None, "number format", *one_of(DTYPE_CHOICES))
     system: str | None = declare(None, "system prompt of every chat")
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    keep_alive: str | None = declare(
+        None,
+        "how long a background engine keeps the model in memory after an answer",
+        is_duration,
+        "be a time such as 10m",
+    )
     theme: str | None = declare(None, "colours of the interactive chat", *one_of(THEMES))
     preview: bool | None = declare(None, "small pictures in the interactive chat")
     verbose: bool | None = declare(None, "statistics after each answer")

@@ -1,8 +1,9 @@
 """The public facade: load a checkpoint and answer with it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
+from mllama_cli.core.answerer import ModelInfo, Prompt
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.events import Event
 from mllama_cli.core.sampling import Sampling
@@ -48,7 +49,7 @@ def load(
 
 
 class Engine:
-    """A loaded model that answers conversations, made by ``load``."""
+    """A loaded model that answers conversations, made by ``load``. An ``Answerer``."""
 
     def __init__(
         self,
@@ -80,9 +81,9 @@ class Engine:
         """Begin a conversation that keeps its caches from turn to turn."""
         return Session(self.model)
 
-    def stream(self, conversation: Conversation, sampling: Sampling | None = None) -> Iterator[Event]:
+    def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Generator[Event]:
         """Yield the events of one answer: Notice, EncodingImage, ReadingPrompt, Token ... and GenerationStats."""
-        return self.session().stream(conversation, sampling)
+        return self.session().stream(prompt, sampling)
 
     def answer_batch(self, conversations: Sequence[Conversation], sampling: Sampling | None = None) -> list[Reply]:
         """Answer several conversations together; their lengths and numbers of images may differ."""
@@ -91,6 +92,23 @@ class Engine:
     def prepare_batch(self) -> Iterator[Event]:
         """Yield a Notice if the first batch on this machine has to build kernels."""
         return self.model.decoder.prepare_batch()
+
+    @property
+    def about(self) -> ModelInfo:
+        """Return what front ends show of the model."""
+        text = self.config.text_config
+        return ModelInfo(
+            name=self.name,
+            path=str(self.path),
+            device=str(self.device),
+            dtype=str(self.dtype).removeprefix("torch."),
+            context=text.max_position_embeddings,
+            layers=text.num_hidden_layers,
+            hidden_size=text.hidden_size,
+            generation=self.generation_config,
+            images=self.processor.require_vision().config if self.has_vision else None,
+            has_template=self.processor.chat_template is not None,
+        )
 
     @property
     def fallback_reason(self) -> str:

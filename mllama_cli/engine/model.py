@@ -89,10 +89,9 @@ class LoadedModel:
         """Whether the model accepts images."""
         return self.config.vision_config is not None
 
-    @property
-    def vision_loaded(self) -> bool:
-        """Whether the weights for images are in memory."""
-        return self.has_vision if self.weights is None else "vision" in self.weights.loaded
+    def lacks(self, *, vision: bool) -> bool:
+        """Return whether weights have yet to be loaded for prompts, with images if ``vision``."""
+        return self.weights is not None and bool(self.weights.missing(vision=vision))
 
     @property
     def max_context(self) -> int:

@@ -1,13 +1,14 @@
 """One live conversation with its caches."""
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 
 import torch
 from torch import Tensor
 
-from mllama_cli.core.conversation import Conversation, ImagePart
+from mllama_cli.core.answerer import Prompt
+from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ContextLengthError
 from mllama_cli.core.events import EncodingImage, Event, GenerationStats, Notice, Prefilled, ReadingPrompt, Token
 from mllama_cli.core.sampling import Sampling
@@ -35,23 +36,33 @@ class Session:
         self.images = ImageCache(model.vision)
         self._notices: set[str] = set()
 
-    def stream(self, conversation: Conversation, sampling: Sampling | None = None) -> Iterator[Event]:
-        """Yield the events of the answer to a conversation, GenerationStats last.
+    def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Generator[Event]:
+        """Yield the events of the answer to a conversation or a raw prompt, GenerationStats last.
 
-        If the conversation ends with the assistant, the answer goes on with that text (``Prefilled``).
+        If a conversation ends with the assistant, the answer goes on with that text (``Prefilled``). Weights that are
+        missing are loaded once the prompt is found to be in order.
 
         Raise ContextLengthError, TemplateError, ImageError or UsageError before the first token.
         """
-        conversation.require_answerable()
-        yield from self.stream_inputs(self.model.processor(conversation), sampling)
+        yield from self.stream_inputs(self.model.processor.prompt(prompt), sampling)
 
-    def stream_inputs(self, inputs: ModelInputs, sampling: Sampling | None = None) -> Iterator[Event]:
-        """Answer a tokenized prompt like ``stream`` (``MllamaProcessor.raw`` makes one for a base model).
+    def stream_inputs(self, inputs: ModelInputs, sampling: Sampling | None = None) -> Generator[Event]:
+        """Answer a tokenized prompt like ``stream``.
 
         Raise MemoryShortageError when memory runs out, even halfway through an answer; the session stays usable.
         """
+        model = self.model
+        make_current(model.device)
+        yield from (Notice(note) for note in inputs.notes if note not in self._notices)
+        self._notices.update(inputs.notes)
+        self._check_length(inputs.ids)
+        load_seconds = 0.0
+        if model.lacks(vision=bool(inputs.images)):
+            begun = time.perf_counter()
+            yield from model.load(vision=bool(inputs.images))
+            load_seconds = time.perf_counter() - begun
         try:
-            yield from self._answer(inputs, sampling or self.model.default_sampling())
+            yield from self._answer(inputs, sampling or model.default_sampling(), load_seconds)
             return
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -61,16 +72,9 @@ class Session:
             torch.cuda.empty_cache()
         raise memory_shortage(f"a conversation of {len(inputs.ids)} tokens and its answer")
 
-    def _answer(self, inputs: ModelInputs, sampling: Sampling) -> Iterator[Event]:
+    def _answer(self, inputs: ModelInputs, sampling: Sampling, load_seconds: float) -> Iterator[Event]:
         model, prompt = self.model, list(inputs.ids)
-        make_current(model.device)
-        yield from (Notice(note) for note in inputs.notes if note not in self._notices)
-        self._notices.update(inputs.notes)
-        self._check_length(prompt)
-        clock, begun, load_seconds = Clock(model.device), time.perf_counter(), 0.0
-        if inputs.images and not model.vision_loaded:
-            yield from model.load(vision=True)
-            load_seconds = time.perf_counter() - begun
+        clock, begun = Clock(model.device), time.perf_counter()
         started = clock.mark()
         spans = image_spans(prompt, model.config.image_token_index)
         kept = self._keep_common_prefix(prompt, inputs.images, spans)
@@ -108,12 +112,12 @@ class Session:
             images=len(inputs.images),
             completion_tokens=len(answer.ids),
             encode_seconds=encode_seconds,
-            prefill_seconds=first_token - begun - load_seconds - encode_seconds,
+            prefill_seconds=first_token - begun - encode_seconds,
             decode_seconds=time.perf_counter() - first_token,
             load_seconds=load_seconds,
         )
 
-    def _check_length(self, prompt: list[int]) -> None:
+    def _check_length(self, prompt: Sequence[int]) -> None:
         limit = self.model.max_context
         if len(prompt) >= limit:
             raise ContextLengthError(

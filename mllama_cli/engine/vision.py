@@ -7,6 +7,7 @@ from collections.abc import Collection, Generator, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from mllama_cli.core.answerer import text_only
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.engine.cuda.vision_graphs import VisionGraphs
 from mllama_cli.engine.forward import Network
@@ -14,7 +15,6 @@ from mllama_cli.model.cache import CrossKVCache, LayerKV
 from mllama_cli.model.layers import result_of
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.processing.image_processor import ImageTiles
-from mllama_cli.processing.prepared import text_only
 from mllama_cli.processing.processor import MllamaProcessor
 
 

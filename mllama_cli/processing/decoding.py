@@ -11,13 +11,13 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mllama_cli.core.config import ImageProcessorConfig
-from mllama_cli.core.conversation import ImagePart
+from mllama_cli.core.conversation import ImagePart, MeasuredImage
 from mllama_cli.core.errors import ImageError, ImageNotFoundError, MllamaError, UsageError
 from mllama_cli.processing.limits import (
     DEFAULT_LIMITS,
@@ -31,6 +31,8 @@ from mllama_cli.processing.worker_process import end_worker, start_worker
 if TYPE_CHECKING:
     from mllama_cli.processing.memory_budget import DecodingPlan
     from mllama_cli.processing.prepared import PreparedImage
+
+ImageT = TypeVar("ImageT")
 
 MAX_WORKERS = 16
 
@@ -82,6 +84,14 @@ class Decoder:
         """Read an image file in a worker, too, and decode it. Raise MllamaError."""
         return self._decoded(path, None, config, None)
 
+    def measure_file(self, path: str, config: ImageProcessorConfig) -> MeasuredImage:
+        """Return an image file with its size, after a worker has decoded it without an error. Raise MllamaError."""
+
+        def measured(answer: Mapping[str, Any], payload: bytes) -> MeasuredImage:
+            return MeasuredImage(payload, path, width=answer["width"], height=answer["height"])
+
+        return self._asked(path, {"config": asdict(config), "canvas": False}, b"", self._seconds, measured)
+
     def start(self) -> None:
         """Start a worker ahead of the first image, without waiting for it."""
         with self._lock:
@@ -100,12 +110,30 @@ class Decoder:
     def _decoded(
         self, name: str, image: ImagePart | None, config: ImageProcessorConfig, seconds: float | None
     ) -> "PreparedImage":
-        seconds = self._seconds if seconds is None else seconds
+        request: dict[str, Any] = {"config": asdict(config)}
+        if image is not None:
+            request["bytes"] = len(image.data)
+
+        def prepared(answer: Mapping[str, Any], payload: bytes) -> "PreparedImage":
+            return _prepared(answer, payload, name, image, config)
+
+        data = b"" if image is None else image.data
+        return self._asked(name, request, data, self._seconds if seconds is None else seconds, prepared)
+
+    def _asked(
+        self,
+        name: str,
+        request: Mapping[str, Any],
+        data: bytes,
+        seconds: float,
+        read: Callable[[Mapping[str, Any], bytes], ImageT],
+    ) -> ImageT:
+        """Return what ``read`` makes of a worker's answer. Raise ImageError if it dies, or is late."""
         with self._slots:
             for _ in range(2):  # once more, in case that the system killed the worker for another process's memory
                 with self._worker() as worker:
                     try:
-                        return self._ask(worker, name, image, config, seconds)
+                        return self._ask(worker, {**request, "name": name}, data, seconds, read)
                     except (_DiedError, OSError):
                         worker.kill()
                 if worker.is_late:
@@ -141,19 +169,21 @@ class Decoder:
                     self._idle.append(worker)
 
     def _ask(
-        self, worker: "_Worker", name: str, image: ImagePart | None, config: ImageProcessorConfig, seconds: float
-    ) -> "PreparedImage":
-        request: dict[str, Any] = {"name": name, "config": asdict(config)}
-        if image is not None:
-            request["bytes"] = len(image.data)
-        answer, payload = worker.ask(request, b"" if image is None else image.data, seconds)
+        self,
+        worker: "_Worker",
+        request: Mapping[str, Any],
+        data: bytes,
+        seconds: float,
+        read: Callable[[Mapping[str, Any], bytes], ImageT],
+    ) -> ImageT:
+        answer, payload = worker.ask(request, data, seconds)
         if "large" in answer:
             with self._turn:
                 answer, payload = worker.ask({}, b"", seconds)
         if "error" in answer:
             raise _ERRORS.get(answer["error"], ImageError)(answer["message"], answer["hint"])
         try:
-            return _prepared(answer, payload, name, image, config)
+            return read(answer, payload)
         except (ValueError, LookupError, TypeError) as error:  # its memory is damaged
             raise _DiedError from error
 

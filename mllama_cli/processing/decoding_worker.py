@@ -75,8 +75,8 @@ def _answer(requests: "SimpleQueue[Request]", answers: BinaryIO) -> None:
         _send_error(answers, error)
     else:
         file = b"" if "bytes" in request else image.data
-        head = {**_described(image), "payload": image.canvas.pixels.nbytes + len(file)}
-        _send(answers, head, image.canvas.pixels.tobytes(), file)
+        pixels = image.canvas.pixels.tobytes() if request.get("canvas", True) else b""
+        _send(answers, {**_described(image), "payload": len(pixels) + len(file)}, pixels, file)
 
 
 def _described(image: PreparedImage) -> Mapping[str, Any]:

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mllama_cli.core.answerer import text_only
 from mllama_cli.core.config import ImageProcessorConfig, MllamaConfig, MllamaVisionConfig
-from mllama_cli.core.conversation import ImagePart
-from mllama_cli.core.errors import CheckpointError, UsageError
+from mllama_cli.core.conversation import ImagePart, MeasuredImage
+from mllama_cli.core.errors import CheckpointError
 from mllama_cli.processing.canvas import Canvas, draw_canvas, supported_aspect_ratios
 from mllama_cli.processing.images import Admit, open_sized
 from mllama_cli.system.files import is_file
@@ -13,20 +14,17 @@ from mllama_cli.system.json_file import read_json
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class PreparedImage(ImagePart):
+class PreparedImage(MeasuredImage):
     """An image with the canvas that a model's vision tower reads: at most 4 MB, never the full decoded image.
 
     Equal to the ImagePart that it was made from. Can be pickled, so that worker processes can make it.
 
     Attributes:
         canvas: the resized image.
-        width: in pixels, of the original image turned upright; likewise ``height``.
         config: the config of ``canvas``.
     """
 
     canvas: Canvas
-    width: int
-    height: int
     config: ImageProcessorConfig
 
     def without_file(self) -> "PreparedImage":
@@ -48,11 +46,6 @@ def prepare_image(part: ImagePart, config: ImageProcessorConfig, admit: Admit | 
     width, height = image.size
     canvas = draw_canvas(image.pixels, config)
     return PreparedImage(part.data, part.name, canvas=canvas, width=width, height=height, config=config)
-
-
-def text_only() -> UsageError:
-    """Return the error for images given to a model without a vision tower."""
-    return UsageError("This model is text-only: it cannot see images", "Use a Llama 3.2 Vision checkpoint.")
 
 
 def image_config_of(folder: Path) -> ImageProcessorConfig:

@@ -7,13 +7,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from mllama_cli.core.answerer import Prompt, RawPrompt, text_only
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import TemplateError, UsageError
 from mllama_cli.core.text import replace_surrogates
 from mllama_cli.processing.chat_template import ChatTemplate, RefusedError, fold_system, template_messages
 from mllama_cli.processing.decoding import decode_image
 from mllama_cli.processing.image_processor import ImageTiles, MllamaImageProcessor
-from mllama_cli.processing.prepared import text_only
 from mllama_cli.processing.tokenizer import MllamaTokenizer
 
 IMAGE_TOKEN = "<|image|>"
@@ -72,6 +72,13 @@ class MllamaProcessor:
             image_token_id,
             max_tokens,
         )
+
+    def prompt(self, prompt: Prompt) -> ModelInputs:
+        """Return a conversation's prompt, or a raw one. Raise UsageError if the conversation has no question."""
+        if isinstance(prompt, RawPrompt):
+            return self.raw(prompt.text, prompt.images, prompt.prefill)
+        prompt.require_answerable()
+        return self(prompt)
 
     def __call__(self, conversation: Conversation) -> ModelInputs:
         """Return the prompt of a conversation by the checkpoint's own template, up to the start of the answer.

@@ -15,6 +15,8 @@ from mllama_cli.serving.boundary import ErrorBoundary
 from mllama_cli.serving.errors import HANDLERS
 from mllama_cli.serving.guard import HostGuard, KeyGuard, OriginGuard
 from mllama_cli.serving.health import health, metrics, openapi
+from mllama_cli.serving.idle import IdleEnd
+from mllama_cli.serving.native.endpoints import ROUTES
 from mllama_cli.serving.ollama.chat import chat
 from mllama_cli.serving.ollama.generate import generate
 from mllama_cli.serving.ollama.models import ps, show, tags, version
@@ -33,11 +35,14 @@ def create_app(
     *,
     log: Callable[[str], None] | None = None,
     reopen: Callable[[], Engine] | None = None,
+    idle: IdleEnd | None = None,
+    address: str = "",
 ) -> Starlette:
     """Return an ASGI application that answers with an engine, whose weights are loaded when the application starts.
 
     The application's lifespan must be run, as uvicorn does. ``app.state.service`` is its Service. ``log`` gets a line
     about each request. ``reopen`` opens the same model again where ``settings.keep_alive`` drops its weights.
+    ``idle`` ends a server that commands have started. ``address`` is the URL that our own clients are told.
     """
     settings = settings or ServerSettings()
     service = Service(engine, settings, reopen)
@@ -72,6 +77,7 @@ def create_app(
             Route("/health", health),
             Route("/metrics", metrics),
             Route("/openapi.json", openapi),
+            *ROUTES,
         ],
         middleware=[
             Middleware(AccessLog, write=log),
@@ -84,5 +90,5 @@ def create_app(
         exception_handlers=HANDLERS,
         lifespan=lifespan,
     )
-    app.state.service = service
+    app.state.service, app.state.idle, app.state.address = service, idle, address
     return app

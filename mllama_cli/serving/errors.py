@@ -20,6 +20,7 @@ from mllama_cli.core.errors import (
     UsageError,
 )
 from mllama_cli.core.text import one_line
+from mllama_cli.remote.events import error_fields
 from mllama_cli.serving.json_response import json_response
 
 STATUSES: tuple[tuple[type[MllamaError], int], ...] = (
@@ -91,7 +92,10 @@ def ollama_error(error: MllamaError) -> dict[str, Any]:
 
 def error_response(path: str, status: int, message: str, headers: dict[str, str] | None = None) -> Response:
     """Return a response for an error that is not ours, in the form of the dialect that ``path`` belongs to."""
-    body = {"error": message} if _is_ollama(path) else _openai_body(status, message)
+    if _is_native(path):
+        body = error_fields(MllamaError(message))
+    else:
+        body = {"error": message} if _is_ollama(path) else _openai_body(status, message)
     return json_response(body, status, headers)
 
 
@@ -99,7 +103,8 @@ async def answer_mllama_error(request: Request, error: Exception) -> Response:
     """Return the response for an MllamaError."""
     assert isinstance(error, MllamaError)
     status = status_of(error)
-    body = ollama_error(error) if _is_ollama(request.url.path) else openai_error(error)
+    path = request.url.path
+    body = error_fields(error) if _is_native(path) else ollama_error(error) if _is_ollama(path) else openai_error(error)
     return json_response(body, status, {"retry-after": str(RETRY_AFTER_SECONDS)} if status == 503 else None)
 
 
@@ -122,6 +127,10 @@ async def answer_disconnect(request: Request, error: Exception) -> Response:
 def _openai_body(status: int, message: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
     kind = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _is_native(path: str) -> bool:
+    return path.startswith("/mllama/")
 
 
 def _is_ollama(path: str) -> bool:

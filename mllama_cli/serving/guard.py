@@ -81,13 +81,17 @@ class KeyGuard:
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app = app
         self._key = settings.api_key.encode() if settings.api_key is not None else None
+        self._private = settings.private_socket
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._key is None or scope["path"] in _OPEN_PATHS or self._has_key(scope):
+        if scope["type"] != "http" or self._key is None or scope["path"] in _OPEN_PATHS or self._allows(scope):
             return await self._app(scope, receive, send)
         message = "This server needs its API key: send it as `Authorization: Bearer KEY`"
         response = error_response(scope["path"], 401, message, {"www-authenticate": "Bearer"})
         return await response(scope, receive, send)
+
+    def _allows(self, scope: Scope) -> bool:
+        return self._has_key(scope) or (bool(self._private) and scope.get("server") == (self._private, None))
 
     def _has_key(self, scope: Scope) -> bool:
         assert self._key is not None

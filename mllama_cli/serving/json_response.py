@@ -4,6 +4,7 @@ import asyncio
 import json
 from typing import Any
 
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,8 +20,11 @@ def dump_json(data: Any) -> bytes:
     return replace_surrogates(json.dumps(data, ensure_ascii=False, separators=(",", ":"))).encode()
 
 
-def json_response(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(dump_json(data), status, headers, "application/json")
+def json_response(
+    data: Any, status: int = 200, headers: dict[str, str] | None = None, background: BackgroundTask | None = None
+) -> Response:
+    """Return a response, after which ``background`` runs."""
+    return Response(dump_json(data), status, headers, "application/json", background)
 
 
 async def read_object(request: Request) -> dict[str, Any]:

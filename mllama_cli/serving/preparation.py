@@ -78,10 +78,12 @@ class Preparation:
             processor, conversation.images, lambda prepare: processor(conversation.with_images(prepare))
         )
 
-    async def raw_inputs(self, processor: MllamaProcessor, text: str, images: Sequence[ImagePart] = ()) -> ModelInputs:
+    async def raw_inputs(
+        self, processor: MllamaProcessor, text: str, images: Sequence[ImagePart] = (), prefill: str = ""
+    ) -> ModelInputs:
         """Return a prompt verbatim, without the chat template, its images decoded."""
         return await self._with_images(
-            processor, images, lambda prepare: processor.raw(text, [prepare(image) for image in images])
+            processor, images, lambda prepare: processor.raw(text, [prepare(image) for image in images], prefill)
         )
 
     async def tiles(self, model: LoadedModel, images: Iterable[ImagePart]) -> dict[str, ImageTiles]:

@@ -1,9 +1,12 @@
 """uvicorn's HTTP protocol with limits on a request's head, which it does not have itself."""
 
 import asyncio
+import socket
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from mllama_cli.system.private_sockets import is_own_peer
 
 MAX_HEAD_BYTES = 64 * 2**10
 """Request line and headers."""
@@ -27,6 +30,9 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._start_timer()
+        connected = transport.get_extra_info("socket")
+        if connected.family == getattr(socket, "AF_UNIX", None) and not is_own_peer(connected):
+            transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()

@@ -6,16 +6,15 @@ import math
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from mllama_cli.serving.protocol import LimitedProtocol
-from mllama_cli.serving.service import Service
 from mllama_cli.serving.sockets import port_taken
 
 KEEP_ALIVE_SECONDS = 75
@@ -26,13 +25,29 @@ SWITCH_SECONDS = 0.0005
 """How long a thread may keep the others waiting: the engine's has a step to launch every few milliseconds."""
 
 
-def serve(app: Starlette, bound: socket.socket, *, ready: Callable[[], None]) -> int:
-    """Answer on a bound socket until SIGINT or SIGTERM; return that signal.
+class Ending(Protocol):
+    """What knows the running answers."""
 
-    ``ready`` is called when the server listens. The first signal lets running answers end for ``settings.grace``
-    seconds, the second ends them at once, the third the process. Raise MllamaError if the port is taken.
+    @property
+    def grace(self) -> float:
+        """Return the seconds that ``close`` lets them run."""
+        ...
+
+    async def close(self) -> None:
+        """Take no more requests, and let the running answers end."""
+        ...
+
+    def abort(self) -> None:
+        """End them now."""
+        ...
+
+
+def serve(app: ASGIApp, service: Ending, bound: Sequence[socket.socket], *, ready: Callable[[], None]) -> int:
+    """Answer on bound sockets until SIGINT or SIGTERM; return that signal.
+
+    ``ready`` is called when the server listens. The first signal lets running answers end for ``service.grace``
+    seconds, the second ends them at once, the third the process. Raise MllamaError if the port of the first is taken.
     """
-    service: Service = app.state.service
     sys.setswitchinterval(SWITCH_SECONDS)
     config = uvicorn.Config(
         app,
@@ -45,9 +60,9 @@ def serve(app: Starlette, bound: socket.socket, *, ready: Callable[[], None]) ->
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=math.ceil(service.settings.grace) + EXTRA_SECONDS,
+        timeout_graceful_shutdown=math.ceil(service.grace) + EXTRA_SECONDS,
     )
-    port = bound.getsockname()[1] if bound.family != getattr(socket, "AF_UNIX", None) else 0
+    port = bound[0].getsockname()[1] if bound[0].family != getattr(socket, "AF_UNIX", None) else 0
     try:
         return asyncio.run(_serve(_Server(config, ready), service, bound))
     except OSError as error:
@@ -56,7 +71,7 @@ def serve(app: Starlette, bound: socket.socket, *, ready: Callable[[], None]) ->
         raise
 
 
-async def _serve(server: "_Server", service: Service, bound: socket.socket) -> int:
+async def _serve(server: "_Server", service: Ending, bound: Sequence[socket.socket]) -> int:
     received: list[int] = []
     closing: list[asyncio.Task[None]] = []
 
@@ -70,7 +85,7 @@ async def _serve(server: "_Server", service: Service, bound: socket.socket) -> i
             server.force_exit = True
 
     with _signals(stop):
-        await server.serve([bound])
+        await server.serve([*bound])
     return received[0] if received else 0
 
 

@@ -65,6 +65,11 @@ class Service:
         """For loading and ending the engine, which must not wait for requests that are being read."""
 
     @property
+    def grace(self) -> float:
+        """Return the seconds that running answers get to end."""
+        return self.settings.grace
+
+    @property
     def state(self) -> Literal["loading", "ok", "draining"]:
         """What the server does: it loads the weights, takes requests, or shuts down."""
         return "draining" if self._end is not None else "ok" if self._started else "loading"
@@ -116,10 +121,10 @@ class Service:
         self._require_open()
         return await self._preparation.inputs(self.engine.processor, conversation)
 
-    async def raw_inputs(self, text: str, images: Sequence[ImagePart] = ()) -> ModelInputs:
+    async def raw_inputs(self, text: str, images: Sequence[ImagePart] = (), prefill: str = "") -> ModelInputs:
         """Return a prompt verbatim, without the chat template, its images decoded."""
         self._require_open()
-        return await self._preparation.raw_inputs(self.engine.processor, text, images)
+        return await self._preparation.raw_inputs(self.engine.processor, text, images, prefill)
 
     def token_inputs(self, ids: Sequence[int]) -> ModelInputs:
         """Return a prompt given as token ids. Raise UsageError for ids that have no text."""
@@ -130,7 +135,10 @@ class Service:
 
     def sampling(self, **asked: Any) -> Sampling:
         """Return the checkpoint's own sampling, overridden by what was ``asked`` for (None: not asked for)."""
-        sampling = Sampling.from_defaults(self.engine.generation_config, **asked)
+        return self.limited(Sampling.from_defaults(self.engine.generation_config, **asked))
+
+    def limited(self, sampling: Sampling) -> Sampling:
+        """Return sampling with a length limit that the context allows."""
         return replace(sampling, max_tokens=min(sampling.max_tokens, self.max_context))
 
     async def answers(self, requests: Sequence[EngineRequest]) -> AsyncGenerator[list[tuple[int, Event]], None]:

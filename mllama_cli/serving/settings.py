@@ -29,6 +29,7 @@ class ServerSettings:
         keep_alive: time after the last answer until the weights leave memory, to be loaded again for the next request;
             None keeps them.
         grace: time for running answers to end when the server shuts down.
+        private_socket: the path of a Unix socket that only this user can use, on which no key is needed.
     """
 
     host: str = DEFAULT_HOST
@@ -43,6 +44,7 @@ class ServerSettings:
     body_seconds: float = 60.0
     keep_alive: float | None = None
     grace: float = 30.0
+    private_socket: str = ""
 
     def __post_init__(self) -> None:
         if self.api_key is not None and not self.api_key.strip():

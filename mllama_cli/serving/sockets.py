@@ -1,7 +1,6 @@
 """Bind the socket of a server before its model loads, and say who has it if it is taken."""
 
 import errno
-import os
 import socket
 import stat
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from mllama_cli.core.errors import MllamaError, UsageError
+from mllama_cli.system.private_sockets import bind_private, has_unix_sockets
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -42,23 +42,13 @@ def bind_file(path: Path) -> socket.socket:
 
     Raise UsageError for a path that cannot be used, MllamaError if a server answers there.
     """
-    if not hasattr(socket, "AF_UNIX"):
+    if not has_unix_sockets():
         raise UsageError("--uds needs Unix sockets, which this system does not have", "Use --host and --port.")
-    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_stale(path)
-        before = os.umask(0o177)  # so that the file has mode 0600 from its first moment
-        try:
-            bound.bind(str(path))
-        finally:
-            os.umask(before)
+        return bind_private(path)
     except OSError as error:
-        bound.close()
         raise UsageError(f"--uds {path}: {error.strerror or error}", "Name a file in an existing folder.") from error
-    except MllamaError:
-        bound.close()
-        raise
-    return bound
 
 
 def port_taken(port: int) -> MllamaError:

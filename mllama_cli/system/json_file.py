@@ -1,7 +1,6 @@
 """Read JSON and TOML that others wrote, within limits of size, nesting and digits."""
 
 import json
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +66,8 @@ def parse_json(
 def read_toml(path: Path, hint: str = "") -> dict[str, Any]:
     """Return the table in a TOML file. Raise UsageError; its cause is FileNotFoundError if the file is missing."""
     data = read_file(path, limit=MAX_TOML_BYTES, pipes=False)
+    import tomllib  # mostly there is no file
+
     table: dict[str, Any] = _parse(tomllib.loads, data, str(path), "TOML", UsageError, hint)
     return table
 

@@ -67,6 +67,21 @@ class Lock:
         folder, name = os.path.split(target)
         return cls.acquire(os.path.join(folder, f".mllama-{short_digest(name)}.lock"))
 
+    @classmethod
+    def inherited(cls, path: str, file: int) -> "Lock":
+        """Return the lock that the process which started this one has handed over with its descriptor."""
+        os.set_inheritable(file, False)
+        return cls(path, file)
+
+    @property
+    def descriptor(self) -> int:
+        """The open file, for a process that is started and shall hold the lock from its first moment on."""
+        return self._file
+
+    def hand_over(self) -> None:
+        """Leave the lock to a process that has inherited the descriptor, which then holds it alone."""
+        self._close()
+
     @contextmanager
     def replacing(self, target: str, *, mode: int = 0o666) -> Iterator[BinaryIO]:
         """Do as the function of that name. The next holder of the lock removes what a killed process leaves."""

@@ -3,10 +3,7 @@
 from collections.abc import Generator
 from contextlib import closing
 from types import TracebackType
-from typing import Protocol
-
-from rich.status import Status
-from rich.text import Text
+from typing import TYPE_CHECKING, Protocol
 
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.events import (
@@ -21,6 +18,10 @@ from mllama_cli.core.events import (
 )
 from mllama_cli.core.text import one_line, strip_control
 from mllama_cli.terminal.console import Terminal
+
+if TYPE_CHECKING:
+    from rich.status import Status
+    from rich.text import Text
 
 
 class Writer(Protocol):
@@ -123,10 +124,12 @@ class StatusLine:
     ) -> None:
         self.clear()
 
-    def show(self, text: str, bar: Text | None = None) -> None:
+    def show(self, text: str, bar: "Text | None" = None) -> None:
         """Show a step, and a ``bar`` after it."""
         if not self._terminal.stderr_is_tty:
             return
+        from rich.text import Text
+
         text = one_line(text)
         line = Text.assemble(text, " ", bar) if bar else Text(text)  # not str, which Rich would parse as markup
         if self._status is None:
@@ -157,8 +160,10 @@ class StatusLine:
                 self.clear()
 
 
-def _bar(done: int, total: int, width: int = 24) -> Text:
+def _bar(done: int, total: int, width: int = 24) -> "Text":
     """Return a bar of ``width`` characters and a percentage."""
+    from rich.text import Text
+
     filled = width * done // total
     return Text.assemble(("━" * filled, "cyan"), ("━" * (width - filled), "dim"), f" {100 * done // total}%")
 

@@ -1,36 +1,19 @@
-"""The standard streams of a command, and what they can show."""
+"""The standard streams of a command, and what they can show.
 
+Rich is imported only for what is shown on a terminal or laid out: a short answer from a model in memory would wait
+longer for the import than for the model.
+"""
+
+import os
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TextIO
-
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.segment import Segment
-from rich.text import Text
+from typing import TYPE_CHECKING, TextIO
 
 from mllama_cli.core.text import MAX_LINE, one_line, replace_surrogates, strip_control
 
-
-class SafeConsole(Console):
-    """A console on which names, models and servers cannot send escape sequences or forge lines.
-
-    A string, also one in the cell of a table, becomes one line of at most ``line_limit`` characters; a ``Text`` may
-    have several lines, but no control characters.
-    """
-
-    def __init__(self, *, line_limit: int, **options: Any) -> None:
-        super().__init__(highlight=False, markup=False, emoji=False, **options)
-        self._line_limit = line_limit
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str(one_line(text, self._line_limit), **options)
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        for segment in super().render(renderable, options):
-            text = segment.text if segment.control else strip_control(segment.text)
-            yield segment if text == segment.text else Segment(text, segment.style)
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 PIPED_WIDTH = 10_000
@@ -59,11 +42,13 @@ class Terminal:
         return _is_tty(self.stderr)
 
     @cached_property
-    def out(self) -> Console:
+    def out(self) -> "Console":
         """For tables and other results, printed as they are: names may look like Rich markup or emoji codes.
 
         Rich writes no ANSI codes if stdout is not a terminal, and honours NO_COLOR.
         """
+        from mllama_cli.terminal.safe_console import SafeConsole
+
         # Piped tables are for grep and cut: never wrapped, neither at a default of 80 columns nor at $COLUMNS.
         piped = not self.stdout_is_tty
         width = PIPED_WIDTH if piped else None
@@ -71,8 +56,10 @@ class Terminal:
         return SafeConsole(file=self.stdout, soft_wrap=piped, width=width, line_limit=limit)
 
     @cached_property
-    def err(self) -> Console:
+    def err(self) -> "Console":
         """For status, progress, notes and errors."""
+        from mllama_cli.terminal.safe_console import SafeConsole
+
         # On a terminal wrapped at blanks, which the terminal itself does not do; else never.
         return SafeConsole(file=self.stderr, soft_wrap=not self.stderr_is_tty, line_limit=MAX_LINE)
 
@@ -83,15 +70,28 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """Print a line to stderr, also if that is not a terminal."""
-        self.err.print(text, style="dim")
+        if self.stderr is None or self.stderr_is_tty or "FORCE_COLOR" in os.environ:
+            self.err.print(text, style="dim")
+        else:
+            self._line(text)
 
     def error(self, text: str, hint: str = "") -> None:
         """Print what is wrong, then on a second line what to do about it."""
+        if self.stderr is not None and not self.stderr_is_tty and "FORCE_COLOR" not in os.environ:
+            self._line(f"{PREFIX}{text}", *filter(None, [hint]))
+            return
+        from rich.text import Text
+
         line = Text(one_line(f"{PREFIX}{text}"))
         line.stylize("bold red", 0, len(PREFIX))
         self.err.print(line)
         if hint:
             self.err.print(hint, style="dim")
+
+    def _line(self, *texts: str) -> None:
+        """Write lines to stderr as ``err`` does where it is no terminal."""
+        self.stderr.write("".join(f"{one_line(text)}\n" for text in texts))
+        self.stderr.flush()
 
 
 def _is_tty(stream: TextIO) -> bool:

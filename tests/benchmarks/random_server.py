@@ -117,7 +117,8 @@ def main() -> None:
             torch.cuda.empty_cache()
     settings = ServerSettings(slots=given.slots, max_context=given.context, grace=0)
     with bind("127.0.0.1", given.port) as bound:
-        serve(create_app(engine, settings), bound, ready=lambda: None)
+        app = create_app(engine, settings)
+        serve(app, app.state.service, [bound], ready=lambda: None)
 
 
 if __name__ == "__main__":

@@ -141,6 +141,6 @@ def test_ctrl_c_while_importing_is_silent(module: str, tmp_path: Path) -> None:
         "sys.meta_path.insert(0, Finder())\n"
     )
     env = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    done = run_script("--version", env=env)
-    assert done.code == -signal.SIGINT
+    done = run_script("chat", "--help", env=env)
+    assert done.code in (-signal.SIGINT, 130)
     assert done.err == ""

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mllama_cli.core.events import Event
-from mllama_cli.engine.engine import Engine
 from mllama_cli.engine.forward import Decoder
+from mllama_cli.engine.model import LoadedModel
 from tests.console import run_here
 
 
@@ -39,10 +39,10 @@ def test_memory_that_runs_out_is_one_clear_line(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_memory_that_runs_out_anywhere_else_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_room(self: Engine, **what: Any) -> Iterator[Event]:
+    def no_room(self: LoadedModel, **what: Any) -> Iterator[Event]:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(Engine, "load_weights", no_room)
+    monkeypatch.setattr(LoadedModel, "load", no_room)
     result = run_here("chat", "Hello")
     assert result.code == 1
     assert "There is not enough memory for this" in result.err

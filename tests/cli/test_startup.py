@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from mllama_cli.cli.app import COMMANDS
+from mllama_cli.cli.commands import LazyCommand
 from tests.console import run_here
 
 HEAVY = (
@@ -17,20 +19,49 @@ HEAVY = (
     "tokenizers",
     "safetensors",
     "httpx",
+    "pydantic",  # a tenth of a second, which Typer imports to convert values
+    "rich",
+    "mllama_cli.cli.chat_request",
 )
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["chat", "--help"], ["--version"]], ids=" ".join)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    heavy = HEAVY[: None if arguments[0] != "chat" else -1]
     code = (
         "import sys\n"
         "from mllama_cli.__main__ import main\n"
         f"sys.argv = ['mllama', *{arguments!r}]\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        f"print('HEAVY', [m for m in {HEAVY!r} if m in sys.modules])\n"
+        f"print('HEAVY', [m for m in {heavy!r} if m in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_the_list_of_commands_says_what_each_says_itself(command: LazyCommand) -> None:
+    assert command.get_short_help_str(limit=200) == command.load().get_short_help_str(limit=200)
+    assert command.load().name == command.name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max-tokens", "x"], "--max-tokens must be a whole number, not 'x'"),
+        (["--max-tokens", "-1"], "Max-tokens must be 1 or more, not -1"),
+        (["--top-p", "2"], "Top-p must be above 0 and at most 1, not 2.0"),
+        (["--top-p", "two"], "--top-p must be a number, not 'two'"),
+        (["--seed", "1.5"], "--seed must be a whole number, not '1.5'"),
+        (["--seed", "٣"], "--seed must be a whole number, not '٣'"),
+        (["--seed", "-3", "--temperature", ".5"], "nothing to ask"),
+        (["--temperature", " 0.5 "], "nothing to ask"),
+    ],
+)
+def test_values_are_converted_as_typer_converts_them(arguments: list[str], message: str) -> None:
+    result = run_here("chat", *arguments, stdin=b" ")
+    assert result.code == 2
+    assert message in result.err
 
 
 def test_completion_imports_nothing_heavy() -> None:

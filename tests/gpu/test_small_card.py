@@ -205,9 +205,9 @@ def small(folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     monkeypatch.setattr(loader, "free_bytes", lambda device: free)
     events = list(engine.load_weights(vision=request.param == "at once"))
     assert weights.plan == BOTH
-    assert [event for event in events if isinstance(event, Notice)] == [
-        Notice(BOTH.notice)
-    ] * engine.model.vision_loaded
+    assert [event for event in events if isinstance(event, Notice)] == [Notice(BOTH.notice)] * (
+        not engine.model.lacks(vision=True)
+    )
     last = events[-1]
     assert isinstance(last, LoadProgress)
     assert last.done == last.total
@@ -231,7 +231,7 @@ def test_offloading_changes_no_answer(plain: Engine, small: Engine) -> None:
     table = small.network.language_model.embed_tokens.weight
     assert table.device.type == "cpu"
     assert table.is_pinned()
-    assert small.model.vision_loaded
+    assert not small.model.lacks(vision=True)
     image = picture("yellow", (150, 60))
     tiles = plain.processor.tiles(image)
     assert isinstance(plain.network, MllamaForConditionalGeneration)

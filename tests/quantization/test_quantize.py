@@ -70,7 +70,7 @@ def test_shards_hold_what_one_file_holds(source: Path, tmp_path: Path) -> None:
     one, many = weights(tmp_path / "one"), weights(tmp_path / "many")
     assert one.keys() == many.keys()
     assert all(torch.equal(one[name], many[name]) for name in one)
-    assert load(tmp_path / "many", device="cpu", vision=True).model.vision_loaded
+    assert not load(tmp_path / "many", device="cpu", vision=True).model.lacks(vision=True)
 
 
 @pytest.mark.parametrize("layout", ["older", "newer"])

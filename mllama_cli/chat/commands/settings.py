@@ -80,16 +80,16 @@ def _show(shell: Shell, argument: str) -> None:
     from rich.table import Table
 
     chat = shell.dialogue
-    text, vision = chat.engine.config.text_config, chat.engine.config.vision_config
+    about = chat.engine.about
     sampling = chat.sampling
     questions = sum(message.role == "user" for message in chat.conversation)
     images = len(chat.conversation.images)
     slower = f" (PyTorch fallback: {chat.engine.fallback_reason})" if chat.engine.fallback_reason else ""
     rows = [
-        ("model", f"{chat.engine.name} ({chat.engine.path})"),
-        ("dtype", f"{str(chat.engine.dtype).removeprefix('torch.')} on {chat.engine.device}{slower}"),
-        ("layers", f"{text.num_hidden_layers}, hidden size {text.hidden_size}"),
-        ("input", "images and text" if vision else "text only"),
+        ("model", f"{about.name} ({about.path})"),
+        ("dtype", f"{about.dtype} on {about.device}{slower}"),
+        ("layers", f"{about.layers}, hidden size {about.hidden_size}"),
+        ("input", "images and text" if about.has_vision else "text only"),
         ("context", f"{chat.context_used} of {chat.context} tokens used"),
         ("conversation", f"{questions} question{'s' * (questions != 1)}, {images} image{'s' * (images != 1)}"),
         ("saved as", shell.autosave.label),
@@ -119,7 +119,7 @@ def _list_models(shell: Shell) -> None:
     table.add_column(overflow="fold")
     table.add_column(no_wrap=True)
     for number, entry in enumerate(_models(), 1):
-        here = entry.name == shell.dialogue.engine.name
+        here = entry.name == shell.dialogue.engine.about.name
         table.add_row(f"{number}.", entry.name, "now" if here else f"{entry.modified:%Y-%m-%d}")
     shell.terminal.err.print(table)
     shell.terminal.note("/model NUMBER or NAME continues with another one.")
@@ -136,9 +136,9 @@ def _model(shell: Shell, argument: str) -> None:
     engine = shell.load_engine(name)
     shell.dialogue.switch(engine)
     shell.dialogue.sampling = shell.default_sampling(engine)
-    if shell.dialogue.conversation.images and not engine.has_vision:
+    if shell.dialogue.conversation.images and not engine.about.has_vision:
         shell.terminal.note("This model is text-only: it cannot answer while there are images in the conversation.")
-    shell.terminal.note(f"Now talking to {engine.name}.")
+    shell.terminal.note(f"Now talking to {engine.about.name}.")
 
 
 SETTINGS_COMMANDS = (

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from mllama_cli.checkpoint.files import weight_files
 from mllama_cli.core.version import __version__
+from mllama_cli.engine.engine import Engine
 from mllama_cli.hub.inspect import Inspection, inspect
 from mllama_cli.quantization.linear import QuantizedLinear
 from mllama_cli.serving.json_response import json_response, read_object
@@ -123,17 +124,21 @@ def _entry(service: Service, found: _Facts, name: str) -> dict[str, Any]:
 def _details(service: Service, found: _Facts) -> dict[str, Any]:
     family = "mllama" if service.engine.has_vision else "llama"
     count = found.inspection.total
-    # Of what is in memory: a checkpoint may be quantized while it loads.
-    bits = sorted({m.scheme.bits for m in service.engine.network.modules() if isinstance(m, QuantizedLinear)})
-    dtype = str(service.engine.dtype).removeprefix("torch.")
     return {
         "parent_model": "",
         "format": "safetensors",
         "family": family,
         "families": [family],
         "parameter_size": f"{count / 1e9:.1f}B" if count >= 1e8 else f"{count / 1e6:.1f}M",
-        "quantization_level": "+".join(f"INT{each}" for each in bits) or _DTYPES.get(dtype, dtype.upper()),
+        "quantization_level": quantization_level(service.engine),
     }
+
+
+def quantization_level(engine: Engine) -> str:
+    """Return the number format of the weights in memory: a checkpoint may be quantized while it loads."""
+    bits = sorted({m.scheme.bits for m in engine.network.modules() if isinstance(m, QuantizedLinear)})
+    dtype = str(engine.dtype).removeprefix("torch.")
+    return "+".join(f"INT{each}" for each in bits) or _DTYPES.get(dtype, dtype.upper())
 
 
 def _model_info(service: Service, found: _Facts) -> dict[str, Any]:

@@ -1,0 +1,136 @@
+"""A running engine as an Answerer."""
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+from mllama_cli.core.answerer import ModelInfo, Prompt
+from mllama_cli.core.conversation import Conversation
+from mllama_cli.core.errors import EngineError
+from mllama_cli.core.events import Event, GenerationStats, Notice
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.remote.client import Address, Client
+from mllama_cli.remote.codec import from_json, to_json
+from mllama_cli.remote.events import read_event
+from mllama_cli.remote.question import ANSWER_PATH, ENGINE_PATH, PROTOCOL, READY_PATH, EngineInfo, Question, Use
+
+Progress = Callable[[Event], None]
+
+
+class RemoteAnswerer:
+    """An Answerer whose model another process holds. Made by ``connect``.
+
+    It keeps an engine of this machine from ending for want of use until ``close``, or the end of this process.
+
+    Attributes:
+        reconnect: if set, is called once for a question that finds no engine any more, and returns another.
+    """
+
+    def __init__(self, client: Client, info: EngineInfo, hold: Generator[dict[str, Any]] | None = None) -> None:
+        self.client, self.info = client, info
+        self._hold = hold
+        self.reconnect: Callable[[], RemoteAnswerer] | None = None
+
+    @property
+    def about(self) -> ModelInfo:
+        return self.info.about
+
+    @property
+    def fallback_reason(self) -> str:
+        return self.info.fallback_reason
+
+    def call_model(self, name: str) -> None:
+        """Show the model under the name that the user gave it here."""
+        self.info = replace(self.info, about=replace(self.about, name=name))
+
+    def load_weights(self, *, vision: bool = False) -> Iterator[Event]:
+        """Yield nothing: the weights are loaded."""
+        return iter(())
+
+    def session(self) -> "RemoteSession":
+        return RemoteSession(self)
+
+    def close(self) -> None:
+        """Let the engine go. Questions may still be asked."""
+        if self._hold is not None:
+            self._hold.close()
+
+    def replace_by(self, other: "RemoteAnswerer") -> None:
+        """Ask another engine with the same model from now on."""
+        self.close()
+        self.client, self._hold = other.client, other._hold
+        self.info = replace(other.info, about=replace(other.about, name=self.about.name))
+
+
+class RemoteSession:
+    """An AnswerSession. The engine finds what earlier turns left in its caches by itself."""
+
+    def __init__(self, answerer: RemoteAnswerer) -> None:
+        self._answerer = answerer
+        self._notices: set[str] = set()
+
+    def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Generator[Event]:
+        """Yield the events of an answer. Closing the generator stops the answer.
+
+        Raise what the engine raises, or EngineError if it ends or says nothing.
+        """
+        if isinstance(prompt, Conversation):
+            prompt.require_answerable()
+        question = to_json(Question(prompt, sampling))
+        try:
+            yield from self._ask(question)
+        except EngineError as error:
+            reconnect = self._answerer.reconnect
+            if reconnect is None or not error.is_absent:
+                raise
+            self._answerer.replace_by(reconnect())
+            yield from self._ask(question)
+
+    def _ask(self, question: Any) -> Generator[Event]:
+        with closing(self._answerer.client.lines("POST", ANSWER_PATH, question)) as lines:
+            for data in lines:
+                event = read_event(data)
+                if isinstance(event, Notice):
+                    if event.text in self._notices:
+                        continue
+                    self._notices.add(event.text)
+                yield event
+                if isinstance(event, GenerationStats):
+                    return
+
+
+def connect(address: Address, *, keep_alive: float | None = None, progress: Progress | None = None) -> RemoteAnswerer:
+    """Return the engine at an address when it is ready. ``progress`` is called with the events of its loading.
+
+    ``keep_alive`` is how many seconds an engine that was started for commands stays after its last use; None leaves
+    that as it is. Raise EngineError if nothing answers, or what kept the engine from loading.
+    """
+    client = Client(address)
+    holds = address.file is not None
+    lines = client.lines("POST", READY_PATH, to_json(Use(keep_alive, holds)))
+    try:
+        for data in lines:
+            if "event" not in data:
+                return RemoteAnswerer(client, _info(data, address), lines if holds else None)
+            event = read_event(data)
+            if progress is not None:
+                progress(event)
+    except BaseException:
+        lines.close()
+        raise
+    raise AssertionError("lines never end without an error")
+
+
+def ask_about(address: Address) -> EngineInfo:
+    """Return what an engine says about itself, without using it. Raise EngineError, or BusyError while it loads."""
+    return _info(Client(address).call("GET", ENGINE_PATH), address)
+
+
+def _info(data: dict[str, Any], address: Address) -> EngineInfo:
+    if (protocol := data.get("protocol")) != PROTOCOL:
+        raise EngineError(
+            f"The engine on {address} speaks protocol {protocol!r}, and this mllama {PROTOCOL}",
+            "Use the same version of mllama on both sides.",
+        )
+    return from_json(EngineInfo, data, f"The engine on {address} cannot be understood", EngineError)

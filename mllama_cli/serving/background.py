@@ -1,0 +1,91 @@
+"""The process of an engine that commands have started: `python -m mllama_cli.serving.background REQUEST`.
+
+Its socket and its lock come from the process that started it. It ends when nobody has used it for a while.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from starlette.applications import Starlette
+
+from mllama_cli.core.events import Event
+from mllama_cli.remote.engines import EngineKey, Registration, lock_file
+from mllama_cli.remote.start import StartRequest, log_file, shorten_log
+from mllama_cli.serving.idle import IdleEnd
+from mllama_cli.serving.opening import Opening
+from mllama_cli.serving.run import serve
+from mllama_cli.serving.settings import ServerSettings
+from mllama_cli.system.locks import Lock
+
+GRACE_SECONDS = 30.0
+LOG_SECONDS = 10.0
+MAX_BODY = 512 * 2**20
+"""Of a question with its images, which comes from this user."""
+MAX_CONTEXT = 2**31
+"""No limit but the model's own."""
+
+
+def main(text: str) -> None:
+    """Serve until a signal, or until nobody has used the engine for ``keep_alive`` seconds."""
+    request = StartRequest.read(text)
+    folder, key = Path(request.folder), request.key
+    os.umask(0o077)
+    os.chdir(folder)  # the command's own folder may be removed, or on a disk that is taken out
+    lock = Lock.inherited(str(lock_file(folder, key.name)), request.lock)
+    bound = socket.socket(fileno=request.socket)
+    bound.set_inheritable(False)
+    registration = Registration(folder, key.name, lock, bound)
+    idle = IdleEnd(request.keep_alive, _end)
+
+    def open_app(report: Callable[[Event], None]) -> Starlette:
+        return _open(request, registration, idle, report)
+
+    opening = Opening(request.name, open_app, idle, _end, GRACE_SECONDS)
+    try:
+        serve(opening, opening, [bound], ready=lambda: _watch_log(key))
+    finally:
+        registration.close()
+    os._exit(0)  # a thread that still opens the model would keep the process
+
+
+def _open(
+    request: StartRequest, registration: Registration, idle: IdleEnd, report: Callable[[Event], None]
+) -> Starlette:
+    """Return the application of the model, its weights loaded, and register what "auto" turned out to mean."""
+    from mllama_cli.engine.engine import Engine
+    from mllama_cli.serving.app import create_app
+    from mllama_cli.serving.registration import keys_of
+
+    key = request.key
+    engine = Engine(
+        Path(key.path),
+        request.name,
+        device=key.device,
+        dtype=key.dtype,
+        quantize=key.quantize or None,
+        exact=key.exact,
+    )
+    for event in engine.load_weights(vision=engine.has_vision):
+        report(event)
+    registration.add(keys_of(engine, key))
+    settings = ServerSettings(max_body=MAX_BODY, max_context=MAX_CONTEXT, grace=GRACE_SECONDS)
+    return create_app(engine, settings, idle=idle)
+
+
+def _end() -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
+def _watch_log(key: EngineKey) -> None:
+    """Keep the log from growing without bounds, whoever writes to it. Call it in the event loop."""
+    shorten_log(log_file(key))
+    asyncio.get_running_loop().call_later(LOG_SECONDS, _watch_log, key)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

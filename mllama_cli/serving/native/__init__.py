@@ -1,0 +1,1 @@
+"""The endpoints that our own commands ask: prompts with their images in, the engine's events out."""
