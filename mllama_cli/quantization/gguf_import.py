@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from mllama_cli.checkpoint.gguf.config import gguf_config, is_projector
 from mllama_cli.checkpoint.gguf.header import GgufFile
-from mllama_cli.checkpoint.gguf.vocabulary import gguf_vocabulary
+from mllama_cli.checkpoint.gguf.vocabulary import GgufVocabulary, gguf_vocabulary
 from mllama_cli.checkpoint.gguf.weights import GgufWeight, gguf_weights, require_layers
 from mllama_cli.checkpoint.reader import CheckpointReader
 from mllama_cli.checkpoint.slices import SliceReader
@@ -19,7 +19,7 @@ from mllama_cli.core.errors import CheckpointError, MllamaError
 from mllama_cli.hub.catalog import config_of, installed
 from mllama_cli.model.mllama import empty_network
 from mllama_cli.processing.chat_template import OUR_TEMPLATE
-from mllama_cli.processing.tokenizer_build import IMAGE, llama_tokenizer, tokenizer_config
+from mllama_cli.processing.tokenizer_build import IMAGE, llama_tokenizer, token_ids, tokenizer_config
 from mllama_cli.quantization.config_groups import quantization_config
 from mllama_cli.quantization.plan import QuantizePlan, linear_layers, shards_of
 from mllama_cli.quantization.policy import LayerSchemes, QuantizeOptions, choose_schemes
@@ -61,6 +61,10 @@ def import_plan(model: GgufModel, bits: int, *, interleaved: bool | None = None)
     raw = gguf_config(model.files)
     config = MllamaConfig.from_dict(raw)
     require_layers(model.files, config)
+    text = next(file for file in model.files if not is_projector(file))
+    vocabulary = gguf_vocabulary(text.entries, str(text.path))
+    ids = token_ids(vocabulary.special)
+    raw["text_config"].update(ids)
     network = empty_network(config)
     expected = {name: parameter.shape for name, parameter in network.named_parameters()}
     weights = gguf_weights(model.files, expected, config, interleaved_cross_attention=interleaved is not False)
@@ -87,7 +91,7 @@ def import_plan(model: GgufModel, bits: int, *, interleaved: bool | None = None)
         layers=layers,
         shards=shards_of(weights, layers),
         config=raw,
-        companions=_companions(model, config),
+        companions=_companions(model, config, vocabulary, ids),
         reading=f"cross-attention {order}",
     )
     return plan, f"Query and key rows of cross-attention are read as {order} ({said})."
@@ -128,18 +132,12 @@ def _readings(weight: GgufWeight) -> dict[bool, GgufWeight]:
     return {True: weight, False: replace(weight, heads=0)}
 
 
-def _companions(model: GgufModel, config: MllamaConfig) -> dict[str, bytes | Path]:
-    text = next(file for file in model.files if not is_projector(file))
-    vocabulary = gguf_vocabulary(text.entries, str(text.path))
-    special = {**vocabulary.special, IMAGE: config.image_token_index}
-    ids = config.text_config
-    generation = {
-        **SAMPLING,
-        **_own_sampling(model.sampling),
-        "bos_token_id": ids.bos_token_id,
-        "eos_token_id": list(ids.eos_token_id),
-        "pad_token_id": ids.pad_token_id,
-    }
+def _companions(
+    model: GgufModel, config: MllamaConfig, vocabulary: GgufVocabulary, ids: Mapping[str, Any]
+) -> dict[str, bytes | Path]:
+    where = str(model.files[0].path)
+    special = {token: id_ for token, id_ in vocabulary.special.items() if id_ < config.image_token_index}
+    generation = {**SAMPLING, **_own_sampling(model.sampling), **ids}
     assert config.vision_config is not None
     side, released = config.vision_config.image_size, ImageProcessorConfig()
     preprocessor = {
@@ -157,8 +155,10 @@ def _companions(model: GgufModel, config: MllamaConfig) -> dict[str, bytes | Pat
         "size": {"height": side, "width": side},
     }
     made: dict[str, bytes | Path] = {
-        "tokenizer.json": llama_tokenizer(vocabulary.tokens, special, vocabulary.merges, str(text.path)),
-        "tokenizer_config.json": _json(tokenizer_config(ids.max_position_embeddings)),
+        "tokenizer.json": llama_tokenizer(
+            vocabulary.tokens, {**special, IMAGE: config.image_token_index}, vocabulary.merges, where
+        ),
+        "tokenizer_config.json": _json(tokenizer_config(config.text_config.max_position_embeddings)),
         "generation_config.json": _json(generation),
         "preprocessor_config.json": _json(preprocessor),
         "chat_template.jinja": OUR_TEMPLATE,
