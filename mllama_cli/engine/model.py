@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from mllama_cli.checkpoint.reader import CheckpointReader
-from mllama_cli.core.config import GenerationConfig, MllamaConfig
+from mllama_cli.core.config import GenerationConfig, MllamaConfig, section
 from mllama_cli.core.events import Event
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.cuda.backend import CapturedDecoder
@@ -66,13 +66,13 @@ class LoadedModel:
         generation_config = GenerationConfig.from_dict(read_json(generation) if generation.is_file() else {})
         chosen = choose_device(device)
         make_current(chosen)
-        reader = CheckpointReader(folder)
+        reader = CheckpointReader(folder, section(raw, "quantization_config"))
         config = reader.fitted(config)
         vision, context = config.vision_config is not None, config.text_config.max_position_embeddings
         processor = MllamaProcessor.from_pretrained(folder, config.image_token_index, vision=vision, max_tokens=context)
         processor.tokenizer.require_below(config.text_config.embeddings)
         network = empty_network(config)
-        weights = StoredWeights(reader, raw, config, network, chosen, dtype, quantize)
+        weights = StoredWeights(reader, config, network, chosen, dtype, quantize)
         set_exact(network, exact)
         return cls(
             network,

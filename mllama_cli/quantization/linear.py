@@ -54,6 +54,12 @@ class QuantizedLinear(Projection):
         self.weight_scale = nn.Parameter(packed.scale, requires_grad=False)
         self.weight_shape = nn.Parameter(torch.tensor(packed.shape), requires_grad=False)
 
+    def fill_checked(self, name: str, packed: PackedWeight, device: torch.device) -> None:
+        """Take a matrix of a file, called ``name``, that has our integers and scales. Raises CheckpointError."""
+        scale = self.checked(f"{name}_scale", packed.scale)
+        words = packed.packed[: self.out_features]
+        self.fill(PackedWeight(words.to(device), scale.to(device), (self.out_features, self.in_features), packed.bits))
+
     def checked(self, name: str, tensor: Tensor) -> Tensor:
         """Return a file's tensor for the parameter ``name``, cut to the rows of config.json.
 

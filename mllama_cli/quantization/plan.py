@@ -1,6 +1,6 @@
 """Plan the quantization of a checkpoint: the tensors to write, in which files, with sizes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,12 @@ from typing import Any
 from torch import nn
 
 from mllama_cli.checkpoint.files import SINGLE_FILE
-from mllama_cli.checkpoint.reader import CheckpointReader, StoredTensor
+from mllama_cli.checkpoint.reader import CheckpointReader
 from mllama_cli.checkpoint.shard_writer import TensorSpec, layout
 from mllama_cli.checkpoint.slices import SliceReader
+from mllama_cli.checkpoint.stored import StoredTensor
 from mllama_cli.checkpoint.writer import SHARD_BYTES
-from mllama_cli.core.config import MllamaConfig
+from mllama_cli.core.config import MllamaConfig, section
 from mllama_cli.core.errors import UsageError
 from mllama_cli.model.mllama import empty_network
 from mllama_cli.quantization.config_groups import quantization_config
@@ -84,7 +85,7 @@ class QuantizePlan:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return data that identify this plan and the files that it reads."""
-        files = sorted({unit.source.file for unit in self.units()})
+        files = sorted({file for unit in self.units() for file in unit.source.files})
         return {
             "source": [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
             "method": self.options.method,
@@ -98,9 +99,9 @@ def make_plan(source: Path, options: QuantizeOptions, *, shard_bytes: int = SHAR
     Raises CheckpointError, or UsageError for a checkpoint that is quantized already and for patterns that fit nothing.
     """
     raw = read_json(source / "config.json")
-    refuse_quantized(raw, source.name)
     config = MllamaConfig.from_dict(raw)
-    reader = CheckpointReader(source)
+    reader = CheckpointReader(source, section(raw, "quantization_config"))
+    refuse_quantized(reader)
     config = reader.fitted(config)
     network = empty_network(config)
     expected = {name: parameter.shape for name, parameter in network.named_parameters()}
@@ -116,10 +117,10 @@ def make_plan(source: Path, options: QuantizeOptions, *, shard_bytes: int = SHAR
     return QuantizePlan(source, options, layers, _shards(units, shard_bytes), raw)
 
 
-def refuse_quantized(config: Mapping[str, Any], name: str) -> None:
-    """Raise UsageError if the weights are quantized already, according to config.json."""
-    if config.get("quantization_config"):
-        raise UsageError(f"{name} is quantized already", "Quantize the model that it was made from.")
+def refuse_quantized(reader: CheckpointReader) -> None:
+    """Raise UsageError if weights are in our packed layout already."""
+    if reader.contents.packed:
+        raise UsageError(f"{reader.folder.name} is quantized already", "Quantize the model that it was made from.")
 
 
 def linear_layers(network: nn.Module) -> dict[str, int]:

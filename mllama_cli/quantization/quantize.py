@@ -112,7 +112,7 @@ def _write_shard(
                         waiting = 0
                         writer.sync()
                         journal.flush()
-                yield unit, rows.nbytes
+                yield unit, unit.source.nbytes * len(rows) // unit.source.info.shape[0] if rows.dim() else rows.nbytes
         writer.sync()
         journal.flush()
 
