@@ -82,7 +82,7 @@ class CheckpointReader:
                 yield int(number)
 
     def check(self, expected: Mapping[str, torch.Size]) -> None:
-        """Raise CheckpointError unless the files hold exactly the ``expected`` weights.
+        """Raise CheckpointError unless the files hold exactly the ``expected`` weights, by name.
 
         Vocabulary tables may have more rows than expected, since fine-tuning often enlarges lm_head.
         """

@@ -83,6 +83,11 @@ class QuantizedLinear(Projection):
         return tensor
 
 
+def linear_layers(network: nn.Module) -> dict[str, int]:
+    """Return the number of inputs of each linear layer, by name."""
+    return {name: module.in_features for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+
+
 def replace_linears(network: nn.Module, schemes: Mapping[str, Scheme]) -> None:
     """Replace the named linear layers by QuantizedLinears."""
     for name, scheme in schemes.items():

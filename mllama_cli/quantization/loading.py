@@ -2,34 +2,16 @@
 
 from torch import Tensor, nn
 
-from mllama_cli.checkpoint.contents import Contents
-from mllama_cli.checkpoint.foreign.refused import WAY_OUT
 from mllama_cli.checkpoint.reader import CheckpointReader
 from mllama_cli.checkpoint.slices import SliceReader
-from mllama_cli.checkpoint.stored import Form
 from mllama_cli.core.config import MllamaTextConfig
-from mllama_cli.core.errors import CheckpointError
-from mllama_cli.quantization.linear import QuantizedLinear, replace_linears
-from mllama_cli.quantization.plan import linear_layers, refuse_quantized
+from mllama_cli.quantization.linear import QuantizedLinear, linear_layers, replace_linears
+from mllama_cli.quantization.opening import scheme_of
+from mllama_cli.quantization.plan import refuse_quantized
 from mllama_cli.quantization.policy import QuantizeOptions, choose_schemes
 from mllama_cli.quantization.rounding import NotFiniteError, quantize_matrix
 from mllama_cli.quantization.schemes import GROUP_SIZES, Scheme, scheme_named
 from mllama_cli.quantization.sensitivity import ErrorProbe, not_finite
-
-
-def load_quantized_linears(network: nn.Module, contents: Contents) -> None:
-    """Replace the layers of an empty network whose matrices are stored in our packed layout. Raises CheckpointError."""
-    linears = linear_layers(network)
-    if "model.language_model.embed_tokens" in contents.packed or "model.embed_tokens" in contents.packed:
-        raise CheckpointError("The embeddings are quantized, which is not supported", WAY_OUT)
-    packed = {name: _scheme(form) for name, form in contents.packed.items() if name in linears}
-    for name, scheme in packed.items():
-        if not scheme.divides(linears[name]):
-            raise CheckpointError(
-                f"The {scheme} of {name} do not divide its {linears[name]} inputs",
-                "The file may be damaged or made for another model.",
-            )
-    replace_linears(network, packed)
 
 
 def repack_linears(network: nn.Module, reader: CheckpointReader, wanted: str | None) -> dict[str, Scheme]:
@@ -40,7 +22,7 @@ def repack_linears(network: nn.Module, reader: CheckpointReader, wanted: str | N
     most = scheme_named(wanted).bits if wanted is not None else 8
     linears = linear_layers(network)
     schemes = {
-        name: _scheme(matrix.form)
+        name: scheme_of(matrix.form)
         for name, matrix in reader.contents.matrices()
         if name in linears and matrix.form.packing is not None and matrix.form.packing.bits <= most
     }
@@ -54,11 +36,6 @@ def round_linears(network: nn.Module, names: set[str]) -> dict[str, Scheme]:
     schemes = {name: Scheme(8, GROUP_SIZES[0]).fitted(inputs) for name, inputs in linears.items() if name in names}
     replace_linears(network, schemes)
     return schemes
-
-
-def _scheme(form: Form) -> Scheme:
-    assert form.packing is not None
-    return Scheme(form.packing.bits, form.packing.group_size)
 
 
 def quantize_linears(

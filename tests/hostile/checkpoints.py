@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mllama_cli.checkpoint.contents import read_contents
 from mllama_cli.checkpoint.files import INDEX_FILE, SINGLE_FILE
 from mllama_cli.core.config import GenerationConfig, MllamaConfig, section
 from mllama_cli.hub.catalog import installed, kind, resolve

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _BLOCK = 128
 """Side of the blocks that share a scale, in every file seen."""
 
-_KINDS = {"F8_E4M3": "FP8", "F8_E5M2": "FP8 (E5M2)", "I8": "INT8"}
+_KINDS = {"F8_E4M3": "FP8", "F8_E5M2": "FP8 (E5M2)", "I8": "int8"}
 _ACTIVATIONS = (".input_scale", ".input_zero_point", ".input_global_scale", ".output_scale", ".output_zero_point")
 """Scales of activations, which are not rounded here."""
 
@@ -130,7 +130,7 @@ def _recognize_packed(parts: Parts) -> Form:
         if max(indices) >= groups or min(indices) < -1:
             raise parts.wrong(".weight_g_idx", f"names a group that is not one of the {groups}")
         order = -1 not in indices
-    label = f"INT{bits}" + ", asymmetric" * zero + ", columns in another order" * order
+    label = f"int{bits}" + ", asymmetric" * zero + ", columns in another order" * order
     dtype = parts.tensors[".weight_scale"].info.dtype
     shape = rows, inputs
     dense = partial(_dense_packed, label, bits, shape, order)

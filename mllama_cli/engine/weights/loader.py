@@ -7,12 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from mllama_cli.checkpoint.names import part
-from mllama_cli.checkpoint.reader import CheckpointReader, torch_dtype
-from mllama_cli.core.config import MllamaConfig
+from mllama_cli.checkpoint.reader import torch_dtype
 from mllama_cli.core.events import Event, LoadProgress, Notice
 from mllama_cli.core.text import human_size, shown
 from mllama_cli.engine.device import HEADROOM, check_fits, choose_dtype, compute_dtype, free_bytes
-from mllama_cli.engine.forward import Network
 from mllama_cli.engine.weights.offload import (
     OffloadPlan,
     WeightSizes,
@@ -26,11 +24,11 @@ from mllama_cli.engine.weights.read import loaded_bytes, read_tensors
 from mllama_cli.kernels import ops
 from mllama_cli.quantization.linear import QuantizedLinear
 from mllama_cli.quantization.loading import (
-    load_quantized_linears,
     quantize_linears,
     repack_linears,
     round_linears,
 )
+from mllama_cli.quantization.opening import OpenedNetwork
 
 
 class StoredWeights:
@@ -39,31 +37,17 @@ class StoredWeights:
     ``dtype`` is the dtype of activations and caches, ``weights_dtype`` that of matrices.
     """
 
-    def __init__(
-        self,
-        reader: CheckpointReader,
-        config: MllamaConfig,
-        network: Network,
-        device: torch.device,
-        dtype: str,
-        quantize: str | None,
-    ) -> None:
-        """Raise CheckpointError if the files do not match ``config``."""
-        self.config, self.network, self.device = config, network, device
-        self.reader = reader
-        load_quantized_linears(network, reader.contents)
-        expected = {name: tensor.shape for name, tensor in network.named_parameters()}
-        tied = config.text_config.tie_word_embeddings and "lm_head.weight" not in self.reader.tensors
-        self._tied = tied and expected.pop("lm_head.weight", None) is not None
-        self.reader.check(expected)
-        self._names = list(expected)
+    def __init__(self, opened: OpenedNetwork, device: torch.device, dtype: str, quantize: str | None) -> None:
+        """Raise UsageError for weights to quantize that are packed already, DeviceError for an unknown dtype."""
+        self.config, self.network, self.device = opened.config, opened.network, device
+        self.reader, self._tied, self._names = opened.reader, opened.tied, list(opened.expected)
         self._quantize = quantize
-        self._schemes = repack_linears(network, reader, quantize)
+        self._schemes = repack_linears(self.network, self.reader, quantize)
         self._repacked = {f"{name}.weight" for name in self._schemes}
         if quantize is not None:
-            self._schemes |= quantize_linears(network, config.text_config, reader, quantize)
+            self._schemes |= quantize_linears(self.network, self.config.text_config, self.reader, quantize)
         stored = torch_dtype(self.reader.tensors[self._names[0]].info)
-        elements = sum(shape.numel() for shape in expected.values())
+        elements = sum(shape.numel() for shape in opened.expected.values())
         self.weights_dtype = choose_dtype(dtype, stored, elements, device)
         self._narrowed = dtype == "auto" and stored == torch.bfloat16 and self.weights_dtype == torch.float16
         self.dtype = compute_dtype(self.weights_dtype, device)
