@@ -21,7 +21,8 @@ from mllama_cli.model.mllama import empty_network
 from mllama_cli.processing.chat_template import OUR_TEMPLATE
 from mllama_cli.processing.tokenizer_build import IMAGE, llama_tokenizer, token_ids, tokenizer_config
 from mllama_cli.quantization.config_groups import quantization_config
-from mllama_cli.quantization.plan import QuantizePlan, linear_layers, shards_of
+from mllama_cli.quantization.linear import linear_layers
+from mllama_cli.quantization.plan import QuantizePlan, shards_of
 from mllama_cli.quantization.policy import LayerSchemes, QuantizeOptions, choose_schemes
 from mllama_cli.quantization.rounding import Method
 from mllama_cli.quantization.schemes import GROUP_SIZES, Scheme
