@@ -102,7 +102,8 @@ def _q6_k(data: Tensor) -> Tensor:
     high = data[:, 128:192].unflatten(1, (2, 1, 32)) >> torch.tensor([[0], [2], [4], [6]], dtype=torch.uint8)
     q = (low & 15).reshape(-1, 8, 32) | ((high & 3).reshape(-1, 8, 32) << 4)
     scale = _half(data[:, 208:]) * data[:, 192:208].view(torch.int8)
-    return q.view(-1, 16, 16).float().sub_(32).mul_(scale[..., None]).flatten(1)
+    values: Tensor = q.view(-1, 16, 16).float().sub_(32).mul_(scale[..., None])
+    return values.flatten(1)
 
 
 FORMATS = {
