@@ -26,12 +26,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_settings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hide the settings, the line history and the running engines of the user who runs the tests."""
+    """Hide the settings, the line history, the running engines and ollama's models of the user who runs the tests."""
     folder = tmp_path_factory.getbasetemp() / "nobody"
     monkeypatch.setenv("MLLAMA_CONFIG", str(folder / "config.toml"))
     monkeypatch.setenv("MLLAMA_NOHISTORY", "1")
     monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
+    monkeypatch.setenv("OLLAMA_MODELS", str(folder / "ollama"))
     for name in ("MODEL", "HOST", "API_KEY", "KEEP_ALIVE", "NO_SERVER"):
         monkeypatch.delenv(f"MLLAMA_{name}", raising=False)
 

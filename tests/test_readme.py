@@ -48,6 +48,7 @@ def test_every_option_that_the_readme_names_exists(option: str, monkeypatch: pyt
         "caption",
         "serve",
         "quantize",
+        "import",
         "bench",
         "download",
         "list",

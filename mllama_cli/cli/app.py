@@ -30,6 +30,11 @@ COMMANDS = (
     ),
     LazyCommand("quantize", "quantize:quantize", "Quantize a model to 4 or 8 bits and print its new folder."),
     LazyCommand(
+        "import",
+        "import_:import_model",
+        "Import a Llama 3.2 Vision model of ollama's, or a GGUF file, and print its new folder.",
+    ),
+    LazyCommand(
         "completion",
         "completion:completion",
         "Print the completion script for a shell; its first line says where to put it.",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mllama_cli.engine.forward import Network
 from mllama_cli.engine.weights.offload import OffloadPlan, is_vision_layer
 from mllama_cli.engine.weights.offloaded_vision import OffloadedVision, to_host
+from mllama_cli.kernels.packed import PackedWeight
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.quantization.linear import QuantizedLinear
 from mllama_cli.quantization.loading import quantize_into
@@ -35,13 +36,17 @@ class Placement:
         self._vocab_size = network.language_model.config.vocab_size
         self._modules = dict(network.named_modules())
 
-    def put(self, name: str, tensor: Tensor, file: str) -> None:
+    def put(self, name: str, tensor: Tensor | PackedWeight, file: str) -> None:
         """Make a stored tensor the network's parameter of that name. ``file`` is for error messages."""
+        owner, _, attribute = name.rpartition(".")
+        module = self._modules[owner]
+        if isinstance(tensor, PackedWeight):
+            assert isinstance(module, QuantizedLinear)
+            module.fill_checked(name, tensor, self._device)
+            return
         if name == "lm_head.weight":
             # Rows added for fine-tuning are never sampled.
             tensor = tensor[: self._vocab_size]
-        owner, _, attribute = name.rpartition(".")
-        module = self._modules[owner]
         if attribute == "weight" and owner in self._schemes:
             quantize_into(module, name, tensor.to(self._device), file)
         else:
