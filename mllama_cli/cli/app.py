@@ -16,6 +16,10 @@ COMMANDS = (
     LazyCommand("chat", "chat:chat", "Ask a question, with or without pictures; the answer streams to stdout."),
     LazyCommand("caption", "caption:caption", "Write captions for pictures: photo.txt next to photo.jpg."),
     LazyCommand("serve", "serve:serve", "Serve a model over HTTP, for clients of OpenAI and of ollama."),
+    LazyCommand(
+        "ps", "ps:ps", "List the running engines: model, device, memory, answers, time until they end, address."
+    ),
+    LazyCommand("stop", "ps:stop", "End running engines and free their memory."),
     LazyCommand("list", "models:list_models", "List the models on this machine: name, size, kind, date."),
     LazyCommand("ls", "models:list_models", "List the models on this machine: name, size, kind, date.", hidden=True),
     LazyCommand("show", "show:show", "Show a model's architecture, parameters, memory, chat template and defaults."),

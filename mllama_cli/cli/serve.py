@@ -7,7 +7,7 @@ import typer
 
 from mllama_cli.cli.common import BUILT_IN_NOTE, ExitStatus, load_settings, resolve_model
 from mllama_cli.cli.options import ComputeOptions, Debug, option_groups
-from mllama_cli.cli.serve_lines import file_lines, port_lines
+from mllama_cli.cli.serve_lines import file_lines, port_lines, server_url
 from mllama_cli.core.duration import parse_duration
 from mllama_cli.core.errors import UsageError
 
@@ -133,28 +133,37 @@ def _serve(
     verbose: bool,
 ) -> None:
     import signal
+    from dataclasses import replace
 
     from mllama_cli.hub.catalog import is_built_in
     from mllama_cli.serving.app import create_app
+    from mllama_cli.serving.registration import registered
     from mllama_cli.serving.run import serve as run
 
     name, folder = resolve_model(compute.model, terminal)
     if compute.model is None and is_built_in(name) and not terminal.stderr_is_tty:  # else it has been said
         terminal.note(BUILT_IN_NOTE)
-    app = create_app(
-        _loaded(terminal, compute, folder, name),
-        settings,
-        log=terminal.note if verbose else None,
-        reopen=lambda: compute.open_engine(folder, name),
-    )
-    main_name = app.state.service.names.main
+    engine = _loaded(terminal, compute, folder, name)
+    with registered(engine, compute.device, compute.dtype, compute.quantize, compute.exact) as own:
+        app = create_app(
+            engine,
+            replace(settings, private_socket=str(own.file)) if own is not None else settings,
+            log=terminal.note if verbose else None,
+            reopen=lambda: compute.open_engine(folder, name),
+            address="" if uds else server_url(settings.host, bound.getsockname()[1]),
+        )
+        del engine  # which ``keep_alive`` drops
 
-    def ready() -> None:
-        lines = file_lines(main_name, settings, uds) if uds else port_lines(main_name, settings, bound.getsockname()[1])
-        for line in lines:
-            terminal.err.print(line, soft_wrap=True, no_wrap=True)
+        main_name = app.state.service.names.main
 
-    if run(app, app.state.service, [bound], ready=ready) == signal.SIGINT:
+        def ready() -> None:
+            port = bound.getsockname()[1]
+            for line in file_lines(main_name, settings, uds) if uds else port_lines(main_name, settings, port):
+                terminal.err.print(line, soft_wrap=True, no_wrap=True)
+
+        sockets = [bound] if own is None else [bound, own.bound]
+        ended_by = run(app, app.state.service, sockets, ready=ready)
+    if ended_by == signal.SIGINT:
         raise typer.Exit(ExitStatus.INTERRUPTED)
 
 

@@ -14,7 +14,7 @@ _OPEN = "Anyone who reaches this machine over the network can use the model: --a
 
 def port_lines(name: str, settings: "ServerSettings", port: int) -> list[str]:
     """Return the lines for a server on a port."""
-    url, has_key = f"http://{_url_host(settings.host)}:{port}", settings.api_key is not None
+    url, has_key = server_url(settings.host, port), settings.api_key is not None
     key = "$MLLAMA_API_KEY" if has_key else "none"
     create = f"OpenAI().chat.completions.create(model={name!r}, messages=[{{'role': 'user', 'content': 'Hello'}}])"
     python = f'python3 -c "from openai import OpenAI; print({create}.choices[0].message.content)"'
@@ -27,6 +27,11 @@ def port_lines(name: str, settings: "ServerSettings", port: int) -> list[str]:
         return lines
     lines.append(f"  OLLAMA_HOST={url} ollama run {shlex.quote(name)}")
     return lines if _is_loopback(settings.host) else [*lines, _OPEN]
+
+
+def server_url(host: str, port: int) -> str:
+    """Return the URL of a server that is bound to ``host``, for programs of this machine."""
+    return f"http://{_url_host(host)}:{port}"
 
 
 def file_lines(name: str, settings: "ServerSettings", path: Path) -> list[str]:

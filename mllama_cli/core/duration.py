@@ -50,5 +50,20 @@ def read_duration(value: object) -> float:
     return -parse_duration(text[1:]) if text.startswith("-") else parse_duration(text)
 
 
+def shown_duration(seconds: float) -> str:
+    """Return a length of time in its two largest units, as ``parse_duration`` reads it.
+
+    >>> shown_duration(59.4), shown_duration(600), shown_duration(5430)
+    ('59s', '10m', '1h30m')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes}m{rest}s" if rest else f"{minutes}m"
+    return f"{minutes // 60}h{minutes % 60}m" if minutes % 60 else f"{minutes // 60}h"
+
+
 def nanoseconds(seconds: float) -> int:
     return round(seconds * 1e9)

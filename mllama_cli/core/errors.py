@@ -118,7 +118,7 @@ class EngineError(MllamaError):
     """A running engine that does not start, does not answer, or has ended."""
 
     is_absent = False
-    """Whether nothing was listening, so that no question has been asked."""
+    """Whether none was listening, or it ended before it said anything, so that another may be asked."""
 
 
 class BusyError(MllamaError):

@@ -4,7 +4,7 @@ import http.client
 import json
 import socket
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,6 @@ CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 60.0
 """How long an engine may say nothing: one that works sends a heartbeat every few seconds."""
 MAX_LINE_BYTES = 16 * 2**20
-
-_GONE = "The engine ended before the answer was complete"
-_AGAIN = "Ask again: a new engine is started, or the model is loaded here."
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class Address:
         >>> Address.parse("gpu-box"), Address.parse("https://gpu-box/llama").port
         (Address('http://gpu-box:11434'), 443)
         """
-        whole = text.strip().rstrip("/")
+        whole = text.strip()
         try:
             parts = urlsplit(whole if "://" in whole else f"http://{whole}")
             port = parts.port
@@ -53,7 +50,7 @@ class Address:
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
             raise UsageError(f"{one_line(text)} is not the address of a server", "Expected: http://gpu-box:11434")
         default = {"https": 443, "http": 80}[parts.scheme] if "://" in whole else DEFAULT_PORT
-        return cls(None, parts.scheme == "https", parts.hostname, port or default, parts.path, key)
+        return cls(None, parts.scheme == "https", parts.hostname, port or default, parts.path.rstrip("/"), key)
 
     def __str__(self) -> str:
         if self.file is not None:
@@ -100,10 +97,13 @@ class _SocketConnection(http.client.HTTPConnection):
 
 
 class Client:
-    """Requests to one address. Each has a connection of its own, so that closing it cancels that request alone."""
+    """Requests to one address. Each has a connection of its own, so that closing it cancels that request alone.
 
-    def __init__(self, address: Address) -> None:
-        self.address = address
+    ``silence`` is how many seconds the engine may say nothing.
+    """
+
+    def __init__(self, address: Address, silence: float = SILENCE_SECONDS) -> None:
+        self.address, self._silence = address, silence
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the object that a request is answered with. Raise the error that the engine reports, or EngineError.
@@ -119,10 +119,11 @@ class Client:
         Raise the error that the engine reports, also halfway, or EngineError if the engine says nothing or ends: the
         caller must know the last object.
         """
-        with closing(self.address.connection()) as connection, self._explained():
+        heard = False
+        with closing(self.address.connection()) as connection, self._explained(lambda: heard):
             connection.connect()
             if connection.sock is not None:
-                connection.sock.settimeout(SILENCE_SECONDS)
+                connection.sock.settimeout(self._silence)
             headers = {"Content-Type": "application/json", "Connection": "close"}
             if self.address.key:
                 headers["Authorization"] = f"Bearer {self.address.key}"
@@ -131,9 +132,10 @@ class Client:
                 connection.request(method, f"{self.address.folder}{path}", data, headers)
             answer = connection.getresponse()
             while text := answer.readline(MAX_LINE_BYTES):
+                heard = True
                 if text.strip():
                     yield self._object(text, answer.status)
-        raise EngineError(_GONE, _AGAIN)
+        raise _gone(heard)
 
     def _object(self, text: bytes, status: int) -> dict[str, Any]:
         """Return the object in a line. Raise the error that it is."""
@@ -141,7 +143,7 @@ class Client:
             data = json.loads(text)
         except (ValueError, RecursionError):
             data = None
-        if (error := read_error(data)) is not None:
+        if status not in (404, 405) and (error := read_error(data)) is not None:
             if status == 401:
                 raise MllamaError(error.message, "Set MLLAMA_API_KEY to the server's key.")
             raise error
@@ -153,7 +155,7 @@ class Client:
         return data
 
     @contextmanager
-    def _explained(self) -> Generator[None]:
+    def _explained(self, heard: Callable[[], bool]) -> Generator[None]:
         """Raise an EngineError for what can go wrong with a connection."""
         try:
             yield
@@ -163,10 +165,17 @@ class Client:
                 hint = "Check the address and the network."
             raise EngineError(f"The engine on {self.address} does not answer", hint) from error
         except (ConnectionResetError, BrokenPipeError, http.client.HTTPException) as error:
-            raise EngineError(_GONE, _AGAIN) from error
+            raise _gone(heard()) from error
         except OSError as error:
             absent = EngineError(
                 f"Nothing answers on {self.address}: {error.strerror or error}", "Check that the server runs."
             )
             absent.is_absent = isinstance(error, FileNotFoundError | ConnectionRefusedError | PermissionError)
             raise absent from error
+
+
+def _gone(heard: bool) -> EngineError:
+    """Return the error for an engine that was ended, by whom ever, and had said something or nothing before."""
+    error = EngineError("The engine ended before the answer was complete", "Ask again.")
+    error.is_absent = not heard
+    return error

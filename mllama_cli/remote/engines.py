@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mllama_cli.core.errors import EngineError
@@ -58,13 +58,20 @@ class EngineKey:
     ) -> "EngineKey":
         """Return the key of a model's folder. Raise OSError if the folder cannot be read."""
         path = resolved(folder)
-        visible = "" if device == "cpu" else os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        return cls(str(path), _state(path), device, dtype, quantize or "", exact, visible)
+        return cls(str(path), _state(path), device, dtype, quantize or "", exact, _visible(device))
+
+    def for_device(self, device: str, dtype: str) -> "EngineKey":
+        """Return the key of the same model on another device."""
+        return replace(self, device=device, dtype=dtype, visible=_visible(device))
 
     @property
     def name(self) -> str:
         text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
+
+
+def _visible(device: str) -> str:
+    return "" if device == "cpu" else os.environ.get("CUDA_VISIBLE_DEVICES", "")
 
 
 def _state(folder: Path) -> str:

@@ -76,28 +76,24 @@ def start(
     folder = usable_folder()
     file = socket_file(folder, key.name)
     end = time.monotonic() + LOCKED_SECONDS
-    attempts = 0
+    started = 0
     process: subprocess.Popen[bytes] | None = None
     while True:
         try:
             return connect(Address(file), keep_alive=keep_alive, progress=progress)
         except EngineError as error:
-            if isinstance(error.__cause__, TimeoutError | PermissionError):
+            _require_alive(process, key)
+            if not error.is_absent or isinstance(error.__cause__, PermissionError) or started >= ATTEMPTS:
                 raise
-            if not error.is_absent:  # it has ended
-                attempts += 1
-                _require_alive(process, key)
-                if attempts >= ATTEMPTS:
-                    raise
         try:
             lock = Lock.acquire(str(lock_file(folder, key.name)))
             if lock is not None:
                 process = _spawn(StartRequest(name, key, keep_alive, str(folder)), lock)
+                started += 1
                 end = time.monotonic() + LOCKED_SECONDS
                 continue
         except OSError as error:
             raise EngineError(f"The engine cannot be started: {error}", "Leave out --keep-alive.") from error
-        _require_alive(process, key)
         if time.monotonic() > end:
             raise EngineError(
                 f"An engine holds {lock_file(folder, key.name)}, but does not answer",

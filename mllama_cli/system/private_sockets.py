@@ -30,14 +30,12 @@ def runtime_folders(program: str, longest_name: int) -> list[Path]:
     """
     user = os.geteuid() if hasattr(os, "geteuid") else 0
     runtime, temporary = (os.environ.get(name, "") for name in ("XDG_RUNTIME_DIR", "TMPDIR"))
-    folders = [Path(runtime) / program] if os.path.isabs(runtime) else []
-    if sys.platform == "win32":
-        import tempfile
-
-        return [Path(tempfile.gettempdir()) / program]  # a folder of this user
-    folders += [Path(each) / f"{program}-{user}" for each in (temporary, "/tmp") if os.path.isabs(each)]
-    fitting = [each for each in folders if len(os.fsencode(each)) + 1 + longest_name <= MAX_SOCKET_PATH]
-    return list(dict.fromkeys(fitting))
+    found = [Path(runtime) / program, Path(temporary) / f"{program}-{user}", Path("/tmp") / f"{program}-{user}"]
+    fitting = [
+        each for each in found if each.is_absolute() and len(os.fsencode(each)) + 1 + longest_name <= MAX_SOCKET_PATH
+    ]
+    in_runtime = [each for each in fitting if each is found[0]]
+    return in_runtime + [each for each in fitting if each is not found[0]][:1]
 
 
 def require_private_folder(folder: Path) -> None:
@@ -80,6 +78,14 @@ def peer_user(connected: socket.socket) -> int | None:
     if _SYSTEM == "darwin":  # struct xucred: version, user, ...
         return int(struct.unpack("2I", connected.getsockopt(0, _LOCAL_PEERCRED, 8))[1])
     return None
+
+
+def peer_process(connected: socket.socket) -> int | None:
+    """Return the id of the process that listens at the other end of a Unix socket; None if the system does not say."""
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is None:
+        return None
+    return int(struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, option, 12))[0])
 
 
 def is_own_peer(connected: socket.socket) -> bool:

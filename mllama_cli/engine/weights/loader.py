@@ -53,6 +53,8 @@ class StoredWeights:
         stored = torch_dtype(self.reader.tensors[self._names[0]].info)
         elements = sum(shape.numel() for shape in expected.values())
         self.weights_dtype = choose_dtype(dtype, stored, elements, device)
+        self.is_auto = self.weights_dtype == choose_dtype("auto", stored, elements, device)
+        """Whether ``weights_dtype`` is what "auto" means here."""
         self._narrowed = dtype == "auto" and stored == torch.bfloat16 and self.weights_dtype == torch.float16
         self.dtype = compute_dtype(self.weights_dtype, device)
         self.loaded: set[str] = set()
