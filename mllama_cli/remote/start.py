@@ -161,6 +161,7 @@ def _log(key: EngineKey) -> Iterator[int]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_old_logs(path)
         file = open_regular(str(path), os.O_WRONLY | os.O_APPEND, create=True)
+        os.fchmod(file, 0o600)
         os.ftruncate(file, 0)
     if file < 0:
         file = os.open(os.devnull, os.O_WRONLY)

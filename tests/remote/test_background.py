@@ -207,7 +207,7 @@ def test_no_pipe_or_terminal_of_the_starter_is_kept(key: EngineKey) -> None:
     assert os.getsid(pid) == pid
     open_files = [file.readlink() for file in Path(f"/proc/{pid}/fd").iterdir()] if sys.platform == "linux" else []
     assert not any("pts" in file.parts for file in open_files)
-    assert log_file(key).stat().st_mode & 0o022 == 0
+    assert log_file(key).stat().st_mode & 0o777 == 0o600
 
 
 def test_a_log_stays_short(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from mllama_cli.core.answerer import RawPrompt
 from mllama_cli.core.conversation import Conversation, ImagePart
-from mllama_cli.core.errors import ContextLengthError, EngineError, ImageError, MllamaError, TemplateError
-from mllama_cli.core.events import Event, GenerationStats, Notice, Token
+from mllama_cli.core.errors import ContextLengthError, EngineError, ImageError, MllamaError
+from mllama_cli.core.events import EncodingImage, Event, GenerationStats, Notice, Token
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.engine import Engine
 from mllama_cli.remote.answerer import RemoteAnswerer, ask_about, connect
@@ -45,7 +45,8 @@ def test_the_events_are_those_of_an_engine_here(
     there = list(answerer.session().stream(prompt, sampling))
     here = list(sketch.session().stream(prompt, sampling))
     assert [(token.id, token.text) for token in tokens(there)] == [(token.id, token.text) for token in tokens(here)]
-    assert {type(event) for event in there} == {type(event) for event in here}
+    kinds = [{type(event) for event in events} - {EncodingImage} for events in (there, here)]
+    assert kinds[0] == kinds[1], "but for an image that an engine has encoded before"
     last, own = there[-1], here[-1]
     assert isinstance(last, GenerationStats)
     assert isinstance(own, GenerationStats)
@@ -67,19 +68,14 @@ def test_a_notice_comes_once_in_a_conversation(answerer: RemoteAnswerer) -> None
     [
         (Conversation.ask("What is this?", (ImagePart(b"text", "notes.txt"),)), ImageError),
         (Conversation.ask("word " * 20_000), ContextLengthError),
-        (Conversation((*Conversation.ask("a").messages, *Conversation.ask("b").messages)), (TemplateError, type(None))),
     ],
-    ids=["image", "length", "roles"],
+    ids=["image", "length"],
 )
 def test_errors_are_those_of_an_engine_here(
     answerer: RemoteAnswerer, prompt: Conversation, kind: type[MllamaError]
 ) -> None:
-    try:
+    with pytest.raises(kind):
         list(answerer.session().stream(prompt))
-        raised: MllamaError | None = None
-    except MllamaError as error:
-        raised = error
-    assert isinstance(raised, kind)
 
 
 def test_closing_an_answer_stops_it(answerer: RemoteAnswerer, server: Server) -> None:
