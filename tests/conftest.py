@@ -30,6 +30,9 @@ def _no_settings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     folder = tmp_path_factory.getbasetemp() / "nobody"
     monkeypatch.setenv("MLLAMA_CONFIG", str(folder / "config.toml"))
     monkeypatch.setenv("MLLAMA_NOHISTORY", "1")
+    state = folder / "state" / "mllama"
+    state.mkdir(parents=True, exist_ok=True)
+    (state / "cold-start-said").touch()  # else one of the tests, whichever comes second, has a line more
     monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
     monkeypatch.setenv("OLLAMA_MODELS", str(folder / "ollama"))

@@ -83,7 +83,7 @@ class Shell:
         self.leaving = False
         self._warned_of_context = False
         self._engine_is_lost = False
-        """Whether a running engine has ended: the next question opens the model again."""
+        """Whether a running engine has ended: the next answer opens the model again."""
 
     def attach(self, *sources: str) -> "list[PreparedImage]":
         """Attach images by path or URL, all or none, and show their thumbnails."""
@@ -124,20 +124,12 @@ class Shell:
 
         ``typed`` becomes the draft of the next prompt if the message is not answered.
         """
-        if self._engine_is_lost:
-            self.dialogue.switch(self.load_engine(self.dialogue.engine.about.name))
-            self._engine_is_lost = False
         while True:
             before = self.dialogue.conversation
             try:
                 self.show_answer(self.dialogue.ask(message))
                 return
-            except EngineError:
-                self._engine_is_lost = True
-                if self.dialogue.conversation is before:
-                    self.draft = typed
-                raise
-            except MemoryShortageError:
+            except (MemoryShortageError, EngineError):
                 if self.dialogue.conversation is before:
                     self.draft = typed
                 raise
@@ -164,10 +156,14 @@ class Shell:
 
     def show_answer(self, events: Generator[Event]) -> None:
         """Show an answer as it arrives. Ctrl-C stops it and keeps the partial answer."""
+        if self._engine_is_lost:
+            self.dialogue.switch(self.load_engine(self.dialogue.engine.about.name))
+            self._engine_is_lost = False
         view = AnswerView(self.terminal, MarkdownView(self.terminal, theme=self.display.markdown_theme))
         try:
             view.show(events)
-        except MllamaError:
+        except MllamaError as error:
+            self._engine_is_lost = isinstance(error, EngineError)
             if view.text:
                 self.autosave.save(self.dialogue)
             raise

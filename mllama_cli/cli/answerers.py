@@ -90,10 +90,7 @@ class Answerers:
         self._say(status, "The model is loaded in this process.")
         if self._terminal.stderr_is_tty and not self._sharing.no_server and is_second_cold_start():
             status.clear()
-            self._terminal.note(
-                "--keep-alive 10m leaves the model in memory between commands "
-                "(for good: mllama config set keep_alive 10m)."
-            )
+            self._terminal.note("--keep-alive 10m keeps the model in memory for the next command.")
         return self.compute.open_engine(model.folder, model.name)
 
     def open(self, name: str, status: "StatusLine") -> "Answerer":

@@ -11,7 +11,6 @@ from mllama_cli.core.text import one_line, suggest
 
 OTHER_NAMES = {
     "models": "list",
-    "ps": "list",
     "remove": "rm",
     "delete": "rm",
     "info": "show",

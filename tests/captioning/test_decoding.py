@@ -17,6 +17,7 @@ from PIL import Image
 from mllama_cli.captioning.decoding import TASKS_PER_WORKER, DecodingPool
 from mllama_cli.captioning.listing import ImageEntry
 from mllama_cli.core.config import ImageProcessorConfig
+from mllama_cli.core.conversation import MeasuredImage
 from mllama_cli.core.errors import ImageNotFoundError, MllamaError
 from mllama_cli.processing.image_processor import MllamaImageProcessor
 from mllama_cli.processing.prepared import PreparedImage
@@ -69,6 +70,19 @@ def test_results_come_in_order_and_equal_the_processor_s(images: list[str], work
         assert np.array_equal(made.pixel_values, expected.pixel_values)
         assert made.aspect_ratio_id == expected.aspect_ratio_id
         assert "digest" in vars(result), "computed in advance"
+
+
+def test_without_canvases_images_come_as_they_are(images: list[str], tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_text("no picture")
+    paths = [images[3], str(tmp_path / "bad.png")]
+    with DecodingPool(1) as pool:
+        decodings = [
+            each for each in pool.decode((Job(ImageEntry(p, p)) for p in paths), CONFIG, canvases=False) if each
+        ]
+    image = decodings[0][1].result()
+    assert (type(image), image.width, image.height) == (MeasuredImage, 43, 30)
+    assert image.data == Path(images[3]).read_bytes()
+    assert isinstance(decodings[1][1].exception(), MllamaError)
 
 
 def test_the_list_is_pulled_no_further_than_the_workers_need(images: list[str]) -> None:

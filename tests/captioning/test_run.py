@@ -26,6 +26,7 @@ class Reader:
 
     model = "reader"
     image_config = ImageProcessorConfig(tile_size=56)
+    draws_canvases = True
 
     def __init__(self) -> None:
         self.asked: list[str] = []

@@ -1,6 +1,6 @@
 """The loop of the interactive chat: messages, Ctrl-C, shortages of memory and context, and that no line ends it."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,10 @@ import torch
 
 from mllama_cli.chat.commands.registry import find_command
 from mllama_cli.chat.storage.store import ChatStore
-from mllama_cli.core.errors import UsageError
+from mllama_cli.core.answerer import Answerer, Prompt
+from mllama_cli.core.errors import EngineError, UsageError
+from mllama_cli.core.events import Event, ReadingPrompt
+from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.engine import Engine
 from mllama_cli.engine.forward import Decoder
 from tests.chat.harness import ChatHarness, interrupt_after
@@ -152,6 +155,36 @@ def test_a_full_context_asks_what_should_go(harness: ChatHarness) -> None:
     assert [m.text[0] for m in harness.dialogue.conversation if m.role == "user"] == ["w"]
     said = harness.type("v" * 3000)
     assert "alone is too long" in said
+
+
+class EndedSession:
+    """A session of an engine that was killed."""
+
+    def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Generator[Event]:
+        yield ReadingPrompt(0, 1)
+        raise EngineError("The engine ended before the answer was complete", "Ask again.")
+
+
+def test_an_engine_that_ended_is_opened_again_for_the_next_answer(harness: ChatHarness) -> None:
+    opened: list[str] = []
+    engine = harness.dialogue.engine
+
+    def load_engine(name: str) -> Answerer:
+        opened.append(name)
+        return engine
+
+    harness.shell.load_engine = load_engine
+    harness.dialogue.session = EndedSession()
+    assert "The engine ended before the answer was complete" in harness.type("Hello")
+    assert (harness.roles, opened) == ([], [])
+    assert harness.typed.shown[-1] == ([], "Hello"), "the question is given back"
+    harness.type("Hello again", "And again")
+    assert opened == [engine.about.name]
+    assert harness.roles == ["user", "assistant"] * 2
+    harness.dialogue.session = EndedSession()
+    harness.type("/regen", "/regen")
+    assert len(opened) == 2
+    assert harness.roles == ["user", "assistant"] * 2
 
 
 def test_a_nearly_full_context_is_told_once(harness: ChatHarness) -> None:

@@ -15,7 +15,7 @@ from mllama_cli.cli.caption_request import (
     CaptionPrompt,
     CaptionRequest,
 )
-from mllama_cli.cli.options import ComputeOptions, SamplingOptions
+from mllama_cli.cli.options import ComputeOptions, SamplingOptions, SharingOptions
 from tests.cli.caption.folders import names
 from tests.console import run_here, run_script
 
@@ -66,6 +66,7 @@ def test_a_run_s_key_is_the_one_of_earlier_versions() -> None:
         CaptionDisplay(),
         CaptionBatching(),
         ComputeOptions(),
+        SharingOptions(),
         SamplingOptions(),
     )
     sampling = {"max_tokens": 128, "temperature": 0.5, "stop": ("x",)}
