@@ -91,6 +91,11 @@ class LoadedModel:
         return self.weights is not None and bool(self.weights.missing(vision=vision))
 
     @property
+    def vision_loaded(self) -> bool:
+        """Whether the weights for images are in memory."""
+        return self.has_vision if self.weights is None else "vision" in self.weights.loaded
+
+    @property
     def max_context(self) -> int:
         """Tokens of one conversation, prompt and answer together."""
         return self.config.text_config.max_position_embeddings
