@@ -1,6 +1,7 @@
 """Open the interactive chat: `mllama chat` without a question, on a terminal."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,8 @@ def run_chat(
     def other(name: str) -> "Engine":
         from mllama_cli.hub.catalog import resolve
 
-        return loaded(request.compute.open_engine(resolve(name), name), vision=bool(dialogue.conversation.images))
+        compute = replace(request.compute, adapter=None)  # adapters belong to the model that they were given with
+        return loaded(compute.open_engine(resolve(name), name), vision=bool(dialogue.conversation.images))
 
     store = ChatStore() if request.saves else None
     system = request.system(saved)

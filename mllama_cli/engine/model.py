@@ -1,6 +1,6 @@
 """A loaded model, which sessions, batches and benchmarks share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -58,8 +58,12 @@ class LoadedModel:
         dtype: str = "auto",
         quantize: str | None = None,
         exact: bool = False,
+        adapters: Sequence[Path] = (),
     ) -> "LoadedModel":
-        """Open a checkpoint; ``load`` then reads its weights. Raise CheckpointError or DeviceError."""
+        """Open a checkpoint, with LoRA adapters to merge; ``load`` then reads its weights.
+
+        Raise CheckpointError or DeviceError.
+        """
         raw = read_json(folder / "config.json")
         config = MllamaConfig.from_dict(raw)
         generation = folder / "generation_config.json"
@@ -72,7 +76,7 @@ class LoadedModel:
         processor = MllamaProcessor.from_pretrained(folder, config.image_token_index, vision=vision, max_tokens=context)
         processor.tokenizer.require_below(config.text_config.embeddings)
         network = empty_network(config)
-        weights = StoredWeights(reader, raw, config, network, chosen, dtype, quantize)
+        weights = StoredWeights(reader, raw, config, network, chosen, dtype, quantize, adapters)
         set_exact(network, exact)
         return cls(
             network,

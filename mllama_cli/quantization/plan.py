@@ -1,12 +1,13 @@
 """Plan the quantization of a checkpoint: the tensors to write, in which files, with sizes."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from mllama_cli.checkpoint.adapters.merge import Adapters
 from mllama_cli.checkpoint.files import SINGLE_FILE
 from mllama_cli.checkpoint.reader import CheckpointReader, StoredTensor
 from mllama_cli.checkpoint.shard_writer import TensorSpec, layout
@@ -35,6 +36,11 @@ class Unit:
     outputs: tuple[TensorSpec, ...]
 
     @property
+    def weight(self) -> str:
+        """Return our name of the tensor."""
+        return self.name if self.scheme is None else f"{self.name}.weight"
+
+    @property
     def nbytes(self) -> int:
         """Return the bytes to write for it."""
         return sum(spec.nbytes for spec in self.outputs)
@@ -58,13 +64,17 @@ class QuantizedShard:
 
 @dataclass(frozen=True)
 class QuantizePlan:
-    """The files to write, and their ``config`` (config.json). Sizes are of the weights, in bytes."""
+    """The files to write, and their ``config`` (config.json). Sizes are of the weights, in bytes.
+
+    ``adapters`` are merged into the weights first.
+    """
 
     source: Path
     options: QuantizeOptions
     layers: LayerSchemes
     shards: tuple[QuantizedShard, ...]
     config: dict[str, Any]
+    adapters: Adapters = field(default_factory=Adapters)
 
     def units(self) -> Iterator[Unit]:
         return (unit for shard in self.shards for unit in shard.units)
@@ -84,7 +94,7 @@ class QuantizePlan:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return data that identify this plan and the files that it reads."""
-        files = sorted({unit.source.file for unit in self.units()})
+        files = [*sorted({unit.source.file for unit in self.units()}), *self.adapters.files]
         return {
             "source": [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
             "method": self.options.method,
@@ -92,10 +102,13 @@ class QuantizePlan:
         }
 
 
-def make_plan(source: Path, options: QuantizeOptions, *, shard_bytes: int = SHARD_BYTES) -> QuantizePlan:
+def make_plan(
+    source: Path, options: QuantizeOptions, *, adapters: Sequence[Path] = (), shard_bytes: int = SHARD_BYTES
+) -> QuantizePlan:
     """Make a plan from a checkpoint's headers and, unless it is as deep as the 11B, samples of its weights.
 
-    Raises CheckpointError, or UsageError for a checkpoint that is quantized already and for patterns that fit nothing.
+    ``adapters`` are folders of LoRA adapters. Raises CheckpointError, or UsageError for a checkpoint that is quantized
+    already and for patterns that fit nothing.
     """
     raw = read_json(source / "config.json")
     refuse_quantized(raw, source.name)
@@ -113,7 +126,7 @@ def make_plan(source: Path, options: QuantizeOptions, *, shard_bytes: int = SHAR
     in_order = sorted(reader.tensors.items(), key=lambda item: (item[1].file, item[1].info.start))
     units = [_unit(name, stored, layers.schemes.get(name.removesuffix(".weight"))) for name, stored in in_order]
     raw["quantization_config"] = quantization_config(layers.schemes, layers.kept)
-    return QuantizePlan(source, options, layers, _shards(units, shard_bytes), raw)
+    return QuantizePlan(source, options, layers, _shards(units, shard_bytes), raw, Adapters(adapters, expected))
 
 
 def refuse_quantized(config: Mapping[str, Any], name: str) -> None:

@@ -1,15 +1,18 @@
 """Load the weights of a checkpoint in two parts: text first, then vision."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from mllama_cli.checkpoint.adapters.merge import Adapters
 from mllama_cli.checkpoint.names import part
 from mllama_cli.checkpoint.reader import CheckpointReader, torch_dtype
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.core.events import Event, LoadProgress, Notice
+from mllama_cli.core.text import human_size
 from mllama_cli.engine.device import check_fits, choose_dtype, compute_dtype, free_bytes
 from mllama_cli.engine.forward import Network
 from mllama_cli.engine.weights.offload import OffloadPlan, WeightSizes, is_vision_layer, plan_for, refusal
@@ -17,14 +20,15 @@ from mllama_cli.engine.weights.place import Placement
 from mllama_cli.engine.weights.read import loaded_bytes, read_tensors
 from mllama_cli.kernels import ops
 from mllama_cli.quantization.linear import QuantizedLinear
-from mllama_cli.quantization.loading import load_quantized_linears, quantize_linears
+from mllama_cli.quantization.loading import load_quantized_linears, quantize_linears, repack_linears
 from mllama_cli.quantization.schemes import Scheme
 
 
 class StoredWeights:
     """Load a checkpoint's weights into a network on the meta device.
 
-    ``dtype`` is the dtype of activations and caches, ``weights_dtype`` that of matrices.
+    ``dtype`` is the dtype of activations and caches, ``weights_dtype`` that of matrices. The LoRA adapters in the
+    folders ``adapters`` are merged into the weights.
     """
 
     def __init__(
@@ -36,16 +40,22 @@ class StoredWeights:
         device: torch.device,
         dtype: str,
         quantize: str | None,
+        adapters: Sequence[Path] = (),
     ) -> None:
-        """Raise CheckpointError if the files do not match ``config`` (``raw`` as stored)."""
+        """Raise CheckpointError if the files do not match ``config`` (``raw`` as stored), or an adapter them."""
         self.config, self.network, self.device = config, network, device
         self.reader = reader
+        dense = {name: tuple(tensor.shape) for name, tensor in network.named_parameters()}
         load_quantized_linears(network, raw)
         expected = {name: tensor.shape for name, tensor in network.named_parameters()}
         tied = config.text_config.tie_word_embeddings and "lm_head.weight" not in self.reader.tensors
         self._tied = tied and expected.pop("lm_head.weight", None) is not None
+        if self._tied:
+            del dense["lm_head.weight"]
+        self._adapters = Adapters(adapters, dense)
         self.reader.check(expected)
         self._names = list(expected)
+        self._repacked = repack_linears(network, self._adapters)
         self._quantize = quantize
         self._schemes: dict[str, Scheme] = {}
         if quantize is not None:
@@ -74,10 +84,23 @@ class StoredWeights:
         check_fits(WeightSizes.of(self._sizes(names)).on_gpu(self.plan), self.device)
         if "vision" in wanted and self.plan.notice:
             yield Notice(self.plan.notice)
+        if self._repacked and not self.loaded:
+            yield Notice(self._repacking_note())
         if (note := ops.prepare(self.device)) and not self.loaded:
             yield Notice(note)
         yield from self._fill(names, wanted, self.plan)
         self.loaded.update(wanted)
+
+    def _repacking_note(self) -> str:
+        more = sum(
+            self._repacked_bytes(name) - self.reader.tensors[name].nbytes
+            for name in filter(self._is_repacked, self._names)
+        )
+        cost = f", {human_size(more)} more" if more > 0 else ""
+        return (
+            f"The adapter changes {len(self._repacked)} packed matrices, which are packed again in 8 bits{cost}: "
+            "4 would lose most of the change"
+        )
 
     def choose_plan(self, wanted: set[str]) -> OffloadPlan:
         """Return a plan for the whole model, even for its text part alone. Raise MemoryShortageError if none fits."""
@@ -96,7 +119,16 @@ class StoredWeights:
 
     def _fill(self, names: list[str], wanted: set[str], plan: OffloadPlan) -> Iterator[LoadProgress]:
         tensors = self.reader.tensors
-        placement = Placement(self.network, plan, self.device, self.dtype, self.weights_dtype, self._schemes)
+        placement = Placement(
+            self.network,
+            plan,
+            self.device,
+            self.dtype,
+            self.weights_dtype,
+            self._schemes,
+            self._adapters,
+            self._repacked,
+        )
         done, total = 0, sum(tensors[name].nbytes for name in names)
         yield LoadProgress(0, total)
         with self._warmed_up():
@@ -124,13 +156,25 @@ class StoredWeights:
         return not self._tied and ops.reads_host_memory(self.device)
 
     def _sizes(self, names: list[str]) -> dict[str, int]:
-        return {
-            name: loaded_bytes(
-                self.reader.tensors[name].info,
-                packed=name.rpartition(".")[2].startswith("weight_"),
-                scheme=self._schemes.get(name.removesuffix(".weight")),
-                dtype=self.weights_dtype,
-                device=self.device,
-            )
-            for name in names
-        }
+        return {name: self._repacked_bytes(name) if self._is_repacked(name) else self._bytes(name) for name in names}
+
+    def _is_repacked(self, name: str) -> bool:
+        owner, _, attribute = name.rpartition(".")
+        return owner in self._repacked and attribute != "bias"
+
+    def _repacked_bytes(self, name: str) -> int:
+        owner, _, attribute = name.rpartition(".")
+        module, info = self.network.get_submodule(owner), self.reader.tensors[name].info
+        assert isinstance(module, QuantizedLinear)
+        elements = {"weight_packed": module.weight_packed.numel(), "weight_scale": module.weight_scale.numel()}
+        return elements.get(attribute, 2) * torch_dtype(info).itemsize
+
+    def _bytes(self, name: str) -> int:
+        return loaded_bytes(
+            self.reader.tensors[name].info,
+            packed=name.rpartition(".")[2].startswith("weight_"),
+            scheme=self._schemes.get(name.removesuffix(".weight")),
+            merged=name in self._adapters,
+            dtype=self.weights_dtype,
+            device=self.device,
+        )

@@ -26,19 +26,26 @@ def read_tensors(
 
 
 def loaded_bytes(
-    info: TensorInfo, *, packed: bool, scheme: Scheme | None, dtype: torch.dtype, device: torch.device
+    info: TensorInfo,
+    *,
+    packed: bool,
+    scheme: Scheme | None,
+    merged: bool,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> int:
     """Return the bytes that a loaded tensor takes: none on a CPU if it can stay in the mapped file.
 
     Args:
         packed: whether it is part of a matrix that is stored quantized.
         scheme: how to quantize it while loading, if at all.
+        merged: whether an adapter changes it, so that it cannot stay in the file.
         dtype: the dtype of weights.
     """
     stored = torch_dtype(info)
     if scheme is not None:
         outputs, inputs = info.shape
         return outputs * (4 * scheme.words(inputs) + stored.itemsize * scheme.groups(inputs))
-    if device.type == "cpu" and (packed or stored == dtype):
+    if device.type == "cpu" and (packed or stored == dtype) and not merged:
         return 0
     return info.nbytes if packed else info.elements * dtype.itemsize
