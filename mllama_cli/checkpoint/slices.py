@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mllama_cli.checkpoint.decoded import DecodedTensor
 from mllama_cli.checkpoint.reader import StoredTensor, torch_dtype
 from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 
@@ -35,11 +36,18 @@ class SliceReader:
         shape = stored.info.shape
         rows = shape[0] if shape else 1
         stop = rows if stop is None else min(stop, rows)
+        if isinstance(stored, DecodedTensor):
+            return stored.rows(self.raw_bytes, start, stop)
         row = stored.nbytes // max(rows, 1)
-        data = torch.empty((stop - start) * row, dtype=torch.uint8)
-        self._read(stored.file, stored.info.start + start * row, data.numpy().data)
+        data = self.raw_bytes(stored.file, stored.info.start + start * row, (stop - start) * row)
         values = data.view(torch_dtype(stored.info))
         return values.view(stop - start, *shape[1:]) if shape else values.view(())
+
+    def raw_bytes(self, path: Path, offset: int, count: int) -> Tensor:
+        """Return bytes of a file as a flat uint8 tensor. Raise CheckpointError."""
+        data = torch.empty(count, dtype=torch.uint8)
+        self._read(path, offset, data.numpy().data)
+        return data
 
     def _read(self, path: Path, offset: int, into: memoryview) -> None:
         try:

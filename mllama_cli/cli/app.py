@@ -17,6 +17,7 @@ from mllama_cli.cli.completion import completion
 from mllama_cli.cli.config import config
 from mllama_cli.cli.download import download
 from mllama_cli.cli.history import history
+from mllama_cli.cli.import_ import import_model
 from mllama_cli.cli.models import list_models, remove
 from mllama_cli.cli.options import DEBUG_KEY
 from mllama_cli.cli.quantize import quantize
@@ -179,6 +180,7 @@ app.command("rm")(remove)
 app.command()(download)
 app.command("pull", hidden=True)(download)
 app.command()(quantize)
+app.command("import")(import_model)
 app.add_typer(config, name="config")
 app.command()(completion)
 app.add_typer(history, name="history")

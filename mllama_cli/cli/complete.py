@@ -30,6 +30,14 @@ def runnable_models(incomplete: str) -> list[str]:
     return _starting_with(incomplete, [*installed_models(""), BUILT_IN])
 
 
+def importable(incomplete: str) -> list[str]:
+    """Return ollama's models that can be imported."""
+    from mllama_cli.hub.ollama_store import PREFIX
+    from mllama_cli.hub.ollama_store import importable as found
+
+    return _starting_with(incomplete, [PREFIX + model.name for model in found()])
+
+
 def aliases(incomplete: str) -> list[str]:
     """Return names that can be downloaded."""
     from mllama_cli.hub.catalog import MODEL_ALIASES

@@ -19,6 +19,9 @@ from mllama_cli.system.text_file import read_text
 
 TemplateMessage = dict[str, Any]
 
+OUR_TEMPLATE = Path(__file__).with_name("llama_3_2_vision.jinja")
+"""Our own writing of the released models' template, for models that come without one."""
+
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 
 MAX_SOURCE = 2**20

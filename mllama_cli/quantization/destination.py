@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,13 +33,14 @@ class QuantizeDestination:
         self.folder = folder
         self.partial = folder.with_name(neighbor_name(folder.name, ".partial"))
 
-    def check(self, source: Path, *, force: bool) -> None:
+    def check(self, sources: Iterable[Path], *, force: bool) -> None:
         """Raise UsageError if something exists that may not be replaced."""
-        ours, theirs = resolved(self.folder), resolved(source)
-        if ours == theirs or ours in theirs.parents or theirs in ours.parents:
-            raise UsageError(
-                f"{self.folder} and the model to quantize must not contain one another", "Choose another DEST."
-            )
+        ours = resolved(self.folder)
+        for theirs in map(resolved, sources):
+            if ours == theirs or ours in theirs.parents or theirs in ours.parents:
+                raise UsageError(
+                    f"{self.folder} and the model that is read must not contain one another", "Choose another DEST."
+                )
         self._require_own_partial()
         if not os.path.lexists(self.folder):
             return

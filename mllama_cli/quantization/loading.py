@@ -64,7 +64,9 @@ def quantize_linears(
     refuse_quantized(config, reader.folder.name)
     linears = {name: inputs for name, inputs in linear_layers(network).items() if f"{name}.weight" in reader.tensors}
     with SliceReader() as slices:
-        schemes = dict(choose_schemes(linears, text, options, ErrorProbe(slices, reader, options.scheme)).schemes)
+        schemes = dict(
+            choose_schemes(linears, text, options, ErrorProbe(slices, reader.tensors, options.scheme)).schemes
+        )
     replace_linears(network, schemes)
     return schemes
 

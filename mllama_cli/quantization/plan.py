@@ -8,16 +8,18 @@ from typing import Any
 from torch import nn
 
 from mllama_cli.checkpoint.adapters.merge import Adapters
-from mllama_cli.checkpoint.files import SINGLE_FILE
+from mllama_cli.checkpoint.files import INDEX_FILE, SINGLE_FILE
 from mllama_cli.checkpoint.reader import CheckpointReader, StoredTensor
 from mllama_cli.checkpoint.shard_writer import TensorSpec, layout
 from mllama_cli.checkpoint.slices import SliceReader
 from mllama_cli.checkpoint.writer import SHARD_BYTES
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.core.errors import UsageError
+from mllama_cli.hub.plan import is_companion_file
 from mllama_cli.model.mllama import empty_network
 from mllama_cli.quantization.config_groups import quantization_config
 from mllama_cli.quantization.policy import LayerSchemes, QuantizeOptions, choose_schemes
+from mllama_cli.quantization.rounding import Method
 from mllama_cli.quantization.schemes import Scheme
 from mllama_cli.quantization.sensitivity import ErrorProbe
 from mllama_cli.system.json_file import read_json
@@ -66,14 +68,20 @@ class QuantizedShard:
 class QuantizePlan:
     """The files to write, and their ``config`` (config.json). Sizes are of the weights, in bytes.
 
-    ``adapters`` are merged into the weights first.
+    Attributes:
+        sources: the folder of a checkpoint, or the files of a model in another format.
+        companions: what the other files of the model hold, or the files to copy, by name.
+        reading: how the sources are read, where there is a choice.
+        adapters: what is merged into the weights first.
     """
 
-    source: Path
-    options: QuantizeOptions
+    sources: tuple[Path, ...]
+    method: Method
     layers: LayerSchemes
     shards: tuple[QuantizedShard, ...]
     config: dict[str, Any]
+    companions: Mapping[str, bytes | Path]
+    reading: str = ""
     adapters: Adapters = field(default_factory=Adapters)
 
     def units(self) -> Iterator[Unit]:
@@ -97,7 +105,7 @@ class QuantizePlan:
         files = [*sorted({unit.source.file for unit in self.units()}), *self.adapters.files]
         return {
             "source": [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
-            "method": self.options.method,
+            "method": f"{self.method} {self.reading}".rstrip(),
             "shards": [[shard.file, layout(shard.specs)[0][8:].decode()] for shard in self.shards],
         }
 
@@ -122,11 +130,19 @@ def make_plan(
     reader.check(expected)
     linears = {name: inputs for name, inputs in linear_layers(network).items() if f"{name}.weight" in expected}
     with SliceReader() as slices:
-        layers = choose_schemes(linears, config.text_config, options, ErrorProbe(slices, reader, options.scheme))
-    in_order = sorted(reader.tensors.items(), key=lambda item: (item[1].file, item[1].info.start))
-    units = [_unit(name, stored, layers.schemes.get(name.removesuffix(".weight"))) for name, stored in in_order]
+        layers = choose_schemes(
+            linears, config.text_config, options, ErrorProbe(slices, reader.tensors, options.scheme)
+        )
+    companions = {
+        file.name: file
+        for file in source.iterdir()
+        if file.is_file() and is_companion_file(file.name) and file.name not in ("config.json", INDEX_FILE)
+    }
+    shards = shards_of(reader.tensors, layers, shard_bytes)
     raw["quantization_config"] = quantization_config(layers.schemes, layers.kept)
-    return QuantizePlan(source, options, layers, _shards(units, shard_bytes), raw, Adapters(adapters, expected))
+    return QuantizePlan(
+        (source,), options.method, layers, shards, raw, companions, adapters=Adapters(adapters, expected)
+    )
 
 
 def refuse_quantized(config: Mapping[str, Any], name: str) -> None:
@@ -154,8 +170,15 @@ def _unit(name: str, stored: StoredTensor, scheme: Scheme | None) -> Unit:
     return Unit(name.removesuffix(".weight"), stored, scheme, outputs)
 
 
-def _shards(units: list[Unit], limit: int) -> tuple[QuantizedShard, ...]:
-    """Fill files of at most ``limit`` bytes, or one larger unit. A linear layer stays in one file."""
+def shards_of(
+    tensors: Mapping[str, StoredTensor], layers: LayerSchemes, limit: int = SHARD_BYTES
+) -> tuple[QuantizedShard, ...]:
+    """Return the files to write for tensors, by our names, in the order in which their files hold them.
+
+    Each has at most ``limit`` bytes, or one larger unit. A linear layer stays in one file.
+    """
+    in_order = sorted(tensors.items(), key=lambda item: (item[1].file, item[1].info.start))
+    units = [_unit(name, stored, layers.schemes.get(name.removesuffix(".weight"))) for name, stored in in_order]
     bins: list[list[Unit]] = [[]]
     used = 0
     for unit in units:

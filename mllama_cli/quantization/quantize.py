@@ -12,12 +12,13 @@ from torch import Tensor
 
 from mllama_cli.checkpoint.adapters.merge import Adapters
 from mllama_cli.checkpoint.files import INDEX_FILE
+from mllama_cli.checkpoint.header import STORED_DTYPES
 from mllama_cli.checkpoint.shard_writer import ShardWriter
 from mllama_cli.checkpoint.slices import SliceReader
 from mllama_cli.core.errors import QuantizationError
 from mllama_cli.core.events import Event, Notice, QuantizeProgress, QuantizeSummary, RoundingError
 from mllama_cli.core.text import human_size
-from mllama_cli.hub.plan import free_space, is_companion_file
+from mllama_cli.hub.plan import free_space
 from mllama_cli.quantization.destination import QuantizeDestination
 from mllama_cli.quantization.journal import QuantizeJournal
 from mllama_cli.quantization.plan import QuantizedShard, QuantizePlan, Unit
@@ -48,7 +49,7 @@ def quantize(
     """
     started = time.monotonic()
     destination = QuantizeDestination(folder)
-    destination.check(plan.source, force=force)
+    destination.check(plan.sources, force=force)
     _check_space(plan, destination)
     yield from map(Notice, plan.layers.notes)
     with destination.writing() as lock:
@@ -113,16 +114,24 @@ def _write_shard(
                         waiting = 0
                         writer.sync()
                         journal.flush()
-                yield unit, rows.nbytes
+                yield unit, _share(unit, start, rows)
         writer.sync()
         journal.flush()
+
+
+def _share(unit: Unit, start: int, rows: Tensor) -> int:
+    """Return the bytes of a unit's source that its rows from ``start`` on take."""
+    if not rows.dim():
+        return unit.source.nbytes
+    size, count = unit.source.nbytes, unit.source.info.shape[0]
+    return size * (start + len(rows)) // count - size * start // count
 
 
 class _Work:
     """Quantizes and writes units slice by slice. ``error`` and ``energy`` are sums over the current unit."""
 
     def __init__(self, writer: ShardWriter, plan: QuantizePlan, device: torch.device) -> None:
-        self._writer, self._method, self._device = writer, plan.options.method, device
+        self._writer, self._method, self._device = writer, plan.method, device
         self.error = self.energy = 0.0
         self._offsets = [0, 0]
 
@@ -152,7 +161,8 @@ class _Work:
 def _slices(reader: SliceReader, units: list[Unit], adapters: Adapters) -> Iterator[tuple[Unit, int, Tensor]]:
     for unit in units:
         rows = unit.source.info.shape[0] if unit.source.info.shape else 1
-        step = max(1, SLICE_BYTES * rows // max(unit.source.nbytes, 1))
+        bits = STORED_DTYPES[unit.source.info.dtype].bits
+        step = max(1, 8 * SLICE_BYTES * rows // max(unit.source.info.elements * bits, 1))
         for start in range(0, rows, step):
             part = reader.rows(unit.source, start, start + step)
             yield unit, start, adapters.merged(unit.weight, part, part.dtype, start)
@@ -168,10 +178,12 @@ def one_ahead(items: Iterator[T]) -> Iterator[T]:
 
 
 def _write_rest(plan: QuantizePlan, folder: Path) -> None:
-    """Copy tokenizer, template and settings, write the index, and finally config.json, which makes it a model."""
-    for file in sorted(plan.source.iterdir()):
-        if file.is_file() and is_companion_file(file.name) and file.name not in ("config.json", INDEX_FILE):
-            shutil.copyfile(file, folder / file.name)
+    """Write tokenizer, template and settings, the index, and finally config.json, which makes it a model."""
+    for name, content in sorted(plan.companions.items()):
+        if isinstance(content, bytes):
+            (folder / name).write_bytes(content)
+        else:
+            shutil.copyfile(content, folder / name)
     if len(plan.shards) > 1:
         weight_map = {spec.name: shard.file for shard in plan.shards for spec in shard.specs}
         total = sum(unit.nbytes for unit in plan.units())

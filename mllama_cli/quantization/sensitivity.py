@@ -1,10 +1,10 @@
 """Find the matrices that lose most in 4 bits and so get 8 by default, estimated from samples of their rows."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
-from mllama_cli.checkpoint.reader import CheckpointReader
+from mllama_cli.checkpoint.reader import StoredTensor
 from mllama_cli.checkpoint.slices import SliceReader
 from mllama_cli.core.config import MllamaTextConfig
 from mllama_cli.core.errors import CheckpointError
@@ -66,11 +66,11 @@ def down_of(names: Iterable[str]) -> str:
 class ErrorProbe:
     """Estimates a linear layer's relative squared error, rounded to nearest, from a sample of its rows."""
 
-    def __init__(self, slices: SliceReader, reader: CheckpointReader, scheme: Scheme) -> None:
-        self._slices, self._reader, self._scheme = slices, reader, scheme
+    def __init__(self, slices: SliceReader, tensors: Mapping[str, StoredTensor], scheme: Scheme) -> None:
+        self._slices, self._tensors, self._scheme = slices, tensors, scheme
 
     def __call__(self, name: str) -> float:
-        stored = self._reader.tensors[f"{name}.weight"]
+        stored = self._tensors[f"{name}.weight"]
         rows = stored.info.shape[0]
         last = max(rows - PROBE_ROWS, 0)
         starts = sorted({index * last // (PROBE_POSITIONS - 1) for index in range(PROBE_POSITIONS)})
