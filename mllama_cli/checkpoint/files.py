@@ -47,8 +47,8 @@ def other_layout(folder: Path) -> tuple[str, str] | None:
         return f"is a GGUF model ({shown(gguf[0])[1:-1]}), which is not read", _HUGGING_FACE
     if "params.json" in _names(folder) or any(name.startswith("consolidated.") for name in found):
         return (
-            "is a model in Meta's own layout (consolidated.*, params.json), which is not read",
-            "Get it in Hugging Face layout with `mllama download`, or convert it with transformers.",
+            "has Meta's own files (consolidated.*, params.json)",
+            f"`mllama import {folder}` makes a model of them.",
         )
     if found and not found[0].endswith(".safetensors"):
         return f"has its weights in {shown(found[0])[1:-1]}, a format that is not read", _HUGGING_FACE

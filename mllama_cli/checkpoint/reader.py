@@ -35,6 +35,11 @@ class StoredTensor:
     def nbytes(self) -> int:
         return self.info.nbytes
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Return the files that hold it."""
+        return (self.file,)
+
 
 def torch_dtype(info: TensorInfo) -> torch.dtype:
     """Return the dtype of a stored tensor."""

@@ -102,7 +102,7 @@ class QuantizePlan:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return data that identify this plan and the files that it reads."""
-        files = [*sorted({unit.source.file for unit in self.units()}), *self.adapters.files]
+        files = [*sorted({file for unit in self.units() for file in unit.source.files}), *self.adapters.files]
         return {
             "source": [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
             "method": f"{self.method} {self.reading}".rstrip(),

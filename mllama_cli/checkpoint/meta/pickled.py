@@ -83,7 +83,7 @@ def _tensor(path: Path, size: int, name: str, value: Tensor) -> PickledTensor:
     offset = getattr(value.untyped_storage(), "_checkpoint_offset", None)
     if not isinstance(offset, int):
         raise _damaged(path, f"{shown(name)} has no bytes in it")
-    start = offset + value.storage_offset() * value.element_size()
+    start = offset + int(value.storage_offset()) * value.element_size()
     tensor = PickledTensor(path, _DTYPES[value.dtype], tuple(value.shape), start)
     if min(tensor.shape, default=1) < 1 or start + tensor.nbytes > size:
         raise _damaged(path, f"{shown(name)} ends behind its end")
