@@ -1,5 +1,6 @@
 """Find the weight files of a checkpoint folder: those in the index, else model.safetensors."""
 
+import shlex
 from pathlib import Path
 
 from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
@@ -9,6 +10,7 @@ from mllama_cli.system.json_file import read_json
 
 SINGLE_FILE = "model.safetensors"
 _HUGGING_FACE = "Point to a folder in Hugging Face layout with safetensors weights."
+GGUF_MAGIC = b"GGUF"
 INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -44,7 +46,8 @@ def other_layout(folder: Path) -> tuple[str, str] | None:
         )
     found = sorted(name for name in _names(folder) if name.endswith((".bin", ".pth", ".pt", ".gguf", ".safetensors")))
     if gguf := [name for name in found if name.endswith(".gguf")]:
-        return f"is a GGUF model ({shown(gguf[0])[1:-1]}), which is not read", _HUGGING_FACE
+        file = shlex.quote(str(folder / gguf[0]))
+        return f"is a GGUF model ({shown(gguf[0])[1:-1]})", f"`mllama import {file}` makes a model of it."
     if "params.json" in _names(folder) or any(name.startswith("consolidated.") for name in found):
         return (
             "has Meta's own files (consolidated.*, params.json)",
@@ -74,6 +77,15 @@ def _names(folder: Path) -> list[str]:
         return [file.name for file in folder.iterdir()]
     except OSError:
         return []
+
+
+def is_gguf(file: Path) -> bool:
+    """Return whether a file begins like a GGUF file."""
+    try:
+        with file.open("rb") as opened:
+            return opened.read(len(GGUF_MAGIC)) == GGUF_MAGIC
+    except OSError:
+        return False
 
 
 def index_names(index: dict[str, object], where: str) -> list[str]:

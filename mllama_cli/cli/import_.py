@@ -113,7 +113,8 @@ def _of_gguf(
 
 def _model(source: str, projector: Path | None) -> "tuple[str, GgufModel]":
     """Return a name for what is to be imported, and its files."""
-    from mllama_cli.checkpoint.gguf.header import is_gguf, read_gguf
+    from mllama_cli.checkpoint.files import is_gguf
+    from mllama_cli.checkpoint.gguf.header import read_gguf
     from mllama_cli.hub.ollama_store import PREFIX, ollama_model
     from mllama_cli.quantization.gguf_import import GgufModel
     from mllama_cli.system.files import expanded, is_file, resolved

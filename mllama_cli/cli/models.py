@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def list_models(as_json: AsJson = False, debug: Debug = False) -> None:
     """List the models on this machine: name, size, kind, date."""
-    from mllama_cli.hub.catalog import built_in, installed
+    from mllama_cli.hub.catalog import built_in, installed, local_model
+    from mllama_cli.hub.ollama_store import PREFIX, importable
     from mllama_cli.terminal.console import Terminal
     from mllama_cli.terminal.tables import fits, print_table
 
@@ -47,6 +48,12 @@ def list_models(as_json: AsJson = False, debug: Debug = False) -> None:
     if on_screen and not fits(terminal, titles, rows):
         rows = [_row(entry, alias=True, name=False) for entry in entries]
     print_table(terminal, titles, rows, right=("SIZE",), wrapped=("KIND",))
+    for found in importable():
+        if local_model(found.local_name) is None:
+            terminal.note(
+                f"ollama has {found.name} ({human_size(found.size)}), which is not imported: "
+                f"`mllama import {PREFIX}{found.name}`"
+            )
     if len(entries) == 1:
         terminal.note("The built-in model knows only simple drawings. Get a real one with `mllama download 11b`.")
 

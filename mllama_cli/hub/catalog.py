@@ -1,6 +1,7 @@
 """List the models on this machine and resolve model names. Imports neither torch nor huggingface_hub."""
 
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,11 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
 
-from mllama_cli.checkpoint.files import is_complete, other_layout
+from mllama_cli.checkpoint.files import is_complete, is_gguf, other_layout
 from mllama_cli.core.config import MODEL_TYPES
 from mllama_cli.core.errors import CheckpointError, ModelNotFoundError, UsageError
 from mllama_cli.core.text import suggest
 from mllama_cli.hub.cache import current_snapshot, repos, snapshot
+from mllama_cli.hub.ollama_store import PREFIX, importable_as
 from mllama_cli.system.files import expanded, files_below, is_file, is_folder, subfolders
 from mllama_cli.system.json_file import read_json
 from mllama_cli.system.paths import built_in_model, data_folder
@@ -104,7 +106,10 @@ def resolve(name: str) -> Path:
         if found is not None:
             return found
     if is_file(folder):
-        raise ModelNotFoundError(f"{name} is a file, and a model is a folder", "Name the folder that holds it.")
+        what, hint = "a file", "Name the folder that holds it."
+        if is_gguf(folder):
+            what, hint = "a GGUF file", f"`mllama import {shlex.quote(name)}` makes a model of it."
+        raise ModelNotFoundError(f"{name} is {what}, and a model is a folder", hint)
     raise _unknown(name, repo)
 
 
@@ -283,6 +288,11 @@ def _without_owner(name: str) -> str:
 
 
 def _unknown(name: str, repo: str | None) -> ModelNotFoundError:
+    if (found := importable_as(name)) is not None:
+        return ModelNotFoundError(
+            f"{name} is a model of ollama's, which has to be imported first",
+            f"Run `mllama import {PREFIX}{found.name}`, then `mllama chat -m {found.local_name}`.",
+        )
     here = [*(entry.name for entry in installed()), BUILT_IN]
     if repo is not None and not name.startswith((".", "/", "~")):
         what = f"{name} ({repo})" if repo != name else name

@@ -9,6 +9,7 @@ from mllama_cli.core.text import shown
 from mllama_cli.processing.tokenizer_file import LLAMA_3
 
 BEGIN_OF_TEXT, END_OF_TURN, PADDING = "<|begin_of_text|>", "<|eot_id|>", "<|finetune_right_pad_id|>"
+STOPS = ("<|end_of_text|>", "<|eom_id|>", END_OF_TURN)
 IMAGE = "<|image|>"
 
 
@@ -59,6 +60,16 @@ def llama_tokenizer(vocabulary: Sequence[str], special: Mapping[str, int], merge
         },
     }  # fmt: skip
     return json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def token_ids(special: Mapping[str, int]) -> dict[str, Any]:
+    """Return bos_token_id, eos_token_id and pad_token_id, of the tokens that are there, as config.json has them."""
+    found = {
+        "bos_token_id": special.get(BEGIN_OF_TEXT),
+        "eos_token_id": [special[token] for token in STOPS if token in special] or None,
+        "pad_token_id": special.get(PADDING),
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def tokenizer_config(context: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from mllama_cli.checkpoint.gguf.config import gguf_config, is_projector
 from mllama_cli.checkpoint.gguf.header import GgufFile
-from mllama_cli.checkpoint.gguf.vocabulary import gguf_vocabulary
+from mllama_cli.checkpoint.gguf.vocabulary import GgufVocabulary, gguf_vocabulary
 from mllama_cli.checkpoint.gguf.weights import GgufWeight, gguf_weights, require_layers
 from mllama_cli.checkpoint.reader import CheckpointReader
 from mllama_cli.checkpoint.slices import SliceReader
@@ -17,7 +17,7 @@ from mllama_cli.core.config import GenerationConfig, MllamaConfig
 from mllama_cli.core.errors import CheckpointError, MllamaError
 from mllama_cli.hub.catalog import config_of, installed
 from mllama_cli.model.mllama import empty_network
-from mllama_cli.processing.tokenizer_build import IMAGE, llama_tokenizer
+from mllama_cli.processing.tokenizer_build import IMAGE, llama_tokenizer, token_ids
 from mllama_cli.quantization.config_groups import quantization_config
 from mllama_cli.quantization.imported import imported_companions, imported_layers
 from mllama_cli.quantization.plan import QuantizePlan, linear_layers, shards_of
@@ -51,6 +51,10 @@ def import_plan(model: GgufModel, bits: int, *, interleaved: bool | None = None)
     raw = gguf_config(model.files)
     config = MllamaConfig.from_dict(raw)
     require_layers(model.files, config)
+    text = next(file for file in model.files if not is_projector(file))
+    vocabulary = gguf_vocabulary(text.entries, str(text.path))
+    ids = token_ids(vocabulary.special)
+    raw["text_config"].update(ids)
     network = empty_network(config)
     expected = {name: parameter.shape for name, parameter in network.named_parameters()}
     weights = gguf_weights(model.files, expected, config, interleaved_cross_attention=interleaved is not False)
@@ -71,7 +75,7 @@ def import_plan(model: GgufModel, bits: int, *, interleaved: bool | None = None)
         layers=layers,
         shards=shards_of(weights, layers),
         config=raw,
-        companions=_companions(model, config),
+        companions=_companions(model, config, vocabulary, ids),
         reading=f"cross-attention {order}",
     )
     return plan, f"Query and key rows of cross-attention are read as {order} ({said})."
@@ -112,12 +116,17 @@ def _readings(weight: GgufWeight) -> dict[bool, GgufWeight]:
     return {True: weight, False: replace(weight, heads=0)}
 
 
-def _companions(model: GgufModel, config: MllamaConfig) -> dict[str, bytes | Path]:
-    text = next(file for file in model.files if not is_projector(file))
-    vocabulary = gguf_vocabulary(text.entries, str(text.path))
-    special = {**vocabulary.special, IMAGE: config.image_token_index}
-    tokenizer = llama_tokenizer(vocabulary.tokens, special, vocabulary.merges, str(text.path))
-    made = imported_companions(config, tokenizer, _own_sampling(model.sampling))
+def _companions(
+    model: GgufModel, config: MllamaConfig, vocabulary: GgufVocabulary, ids: Mapping[str, Any]
+) -> dict[str, bytes | Path]:
+    special = {token: id_ for token, id_ in vocabulary.special.items() if id_ < config.image_token_index}
+    tokenizer = llama_tokenizer(
+        vocabulary.tokens,
+        {**special, IMAGE: config.image_token_index},
+        vocabulary.merges,
+        str(model.files[0].path),
+    )
+    made = imported_companions(config, tokenizer, ids, sampling=_own_sampling(model.sampling))
     return {**made, "LICENSE": model.license} if model.license else made
 
 

@@ -35,20 +35,19 @@ def imported_layers(
 
 
 def imported_companions(
-    config: MllamaConfig, tokenizer: bytes, sampling: Mapping[str, Any] | None = None, *, template: bool = True
+    config: MllamaConfig,
+    tokenizer: bytes,
+    ids: Mapping[str, Any],
+    *,
+    sampling: Mapping[str, Any] | None = None,
+    template: bool = True,
 ) -> dict[str, bytes | Path]:
     """Return the files of a model besides its weights and config.json, by name.
 
-    ``sampling`` overrides the released defaults. A base model has no chat ``template``.
+    ``ids`` are those of special tokens (``token_ids``); ``sampling`` overrides the released defaults. A base model has
+    no chat ``template``.
     """
-    ids = config.text_config
-    generation = {
-        **SAMPLING,
-        **(sampling or {}),
-        "bos_token_id": ids.bos_token_id,
-        "eos_token_id": list(ids.eos_token_id),
-        "pad_token_id": ids.pad_token_id,
-    }
+    generation = {**SAMPLING, **(sampling or {}), **ids}
     assert config.vision_config is not None
     side, released = config.vision_config.image_size, ImageProcessorConfig()
     preprocessor = {
@@ -67,7 +66,7 @@ def imported_companions(
     }
     made: dict[str, bytes | Path] = {
         "tokenizer.json": tokenizer,
-        "tokenizer_config.json": _json(tokenizer_config(ids.max_position_embeddings)),
+        "tokenizer_config.json": _json(tokenizer_config(config.text_config.max_position_embeddings)),
         "generation_config.json": _json(generation),
         "preprocessor_config.json": _json(preprocessor),
     }

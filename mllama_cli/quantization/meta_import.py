@@ -16,7 +16,7 @@ from mllama_cli.checkpoint.meta.weights import meta_weights, read_shards
 from mllama_cli.core.config import MllamaConfig, MllamaVisionConfig
 from mllama_cli.hub.plan import is_companion_file
 from mllama_cli.model.mllama import empty_network
-from mllama_cli.processing.tokenizer_build import IMAGE, llama_tokenizer
+from mllama_cli.processing.tokenizer_build import IMAGE, llama_tokenizer, token_ids
 from mllama_cli.quantization.config_groups import quantization_config
 from mllama_cli.quantization.imported import imported_companions, imported_layers
 from mllama_cli.quantization.plan import QuantizePlan, linear_layers, shards_of
@@ -53,6 +53,8 @@ def meta_plan(files: MetaFiles, bits: int, vision: MllamaVisionConfig | None = N
     tokens = read_ranks(files.tokenizer)
     shards = read_shards(files.shards)
     raw = meta_config(files, shards, len(tokens) + SPECIAL_TOKENS, vision)
+    ids = token_ids(special_tokens(len(tokens)))
+    raw["text_config"].update(ids)
     config = MllamaConfig.from_dict(raw)
     network = empty_network(config)
     weights = meta_weights(shards, {name: each.shape for name, each in network.named_parameters()}, config)
@@ -60,7 +62,7 @@ def meta_plan(files: MetaFiles, bits: int, vision: MllamaVisionConfig | None = N
     if layers.schemes:
         raw["quantization_config"] = quantization_config(layers.schemes, layers.kept)
     companions = imported_companions(
-        config, _tokenizer(tokens, files.tokenizer, config), template=not is_base_model(meta_model_name(files))
+        config, _tokenizer(tokens, files.tokenizer, config), ids, template=not is_base_model(meta_model_name(files))
     )
     beside = [path for path in files.folder.iterdir() if path.name.startswith(("LICENSE", "USE_POLICY"))]
     return QuantizePlan(

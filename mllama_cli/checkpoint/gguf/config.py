@@ -99,8 +99,6 @@ def gguf_config(files: Iterable[GgufFile]) -> dict[str, Any]:
     assert parsed.vision_config is not None
     vision["vision_output_dim"] = parsed.vision_config.vision_output_dim
     vision["supported_aspect_ratios"] = [list(pair) for pair in parsed.vision_config.supported_aspect_ratios]
-    ids = {"bos_token_id": parsed.text_config.bos_token_id, "pad_token_id": parsed.text_config.pad_token_id}
-    made_text |= {**ids, "eos_token_id": list(parsed.text_config.eos_token_id)}
     return config
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mllama_cli.checkpoint.files import GGUF_MAGIC
 from mllama_cli.checkpoint.gguf.blocks import FORMATS, BlockFormat
 from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 from mllama_cli.core.text import shown
 
-MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_HEADER_BYTES = 64 * 2**20
 """Llama 3's vocabulary with its merges takes 9 MB."""
@@ -57,15 +57,6 @@ class GgufFile:
     tensors: Mapping[str, GgufTensor]
 
 
-def is_gguf(path: Path) -> bool:
-    """Return whether a file begins like a GGUF file."""
-    try:
-        with path.open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
-    except OSError:
-        return False
-
-
 def read_gguf(path: Path) -> GgufFile:
     """Return what a file's header says. Raise CheckpointError if it is cut short, damaged or of another kind."""
     try:
@@ -74,7 +65,7 @@ def read_gguf(path: Path) -> GgufFile:
             data = file.read(MAX_HEADER_BYTES)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}", "Check the file and its rights.") from error
-    if data[: len(MAGIC)] != MAGIC:
+    if data[: len(GGUF_MAGIC)] != GGUF_MAGIC:
         raise CheckpointError(f"{path} is not a GGUF file", "Name a file that ollama or llama.cpp made.")
     return _Parser(path, data, size).parse()
 
@@ -84,7 +75,7 @@ class _Parser:
 
     def __init__(self, path: Path, data: bytes, size: int) -> None:
         self._path, self._data, self._size = path, data, size
-        self._position = len(MAGIC)
+        self._position = len(GGUF_MAGIC)
 
     def parse(self) -> GgufFile:
         version = self._number("I")

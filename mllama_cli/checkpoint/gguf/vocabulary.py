@@ -8,6 +8,7 @@ from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 from mllama_cli.core.text import shown
 
 _NORMAL, _UNUSED = 1, 5
+_BYTES = 256
 _PRETOKENIZERS = (None, "default", "llama-bpe", "llama3", "llama-v3")
 """Names of Llama 3's splitting of a text into words. Early files have none."""
 
@@ -30,6 +31,8 @@ def gguf_vocabulary(entries: Mapping[str, Any], where: str) -> GgufVocabulary:
             "Only Llama 3.2 Vision is read.",
         )
     tokens, kinds, merges = (entries.get(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type", "merges"))
+    if merges is None and isinstance(tokens, list) and len(tokens) < 2 * _BYTES:  # one token for each byte
+        merges = []
     for name, value, type_ in (("tokens", tokens, str), ("token_type", kinds, int), ("merges", merges, str)):
         if not isinstance(value, list) or not all(isinstance(each, type_) for each in value):
             raise CheckpointError(f"{where}: its tokenizer has no list of {name}", COPY_AGAIN)

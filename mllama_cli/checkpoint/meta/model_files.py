@@ -108,9 +108,6 @@ def meta_config(
         "rope_theta": params.get("rope_theta"),
         "rope_scaling": dict(vars(RopeScaling())),
         "tie_word_embeddings": False,
-        "bos_token_id": vocabulary - 256,
-        "eos_token_id": [vocabulary - 256 + index for index in (1, 8, 9)],
-        "pad_token_id": vocabulary - 256 + 4,
     }
     patches = first.get(PATCHES)
     side = math.isqrt(patches.shape[-1] // 3) if patches is not None and patches.shape else 0
