@@ -26,10 +26,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_settings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hide the settings and the line history of the user who runs the tests."""
+    """Hide the settings, the line history and ollama's models of the user who runs the tests."""
     folder = tmp_path_factory.getbasetemp() / "nobody"
     monkeypatch.setenv("MLLAMA_CONFIG", str(folder / "config.toml"))
     monkeypatch.setenv("MLLAMA_NOHISTORY", "1")
+    monkeypatch.setenv("OLLAMA_MODELS", str(folder / "ollama"))
     monkeypatch.delenv("MLLAMA_MODEL", raising=False)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mllama_cli.checkpoint.reader import StoredTensor
+from mllama_cli.checkpoint.stored import StoredTensor
 
 ReadBytes = Callable[[Path, int, int], Tensor]
 """Returns so many bytes of a file from an offset on, as a flat uint8 tensor."""

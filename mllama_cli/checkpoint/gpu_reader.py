@@ -11,7 +11,8 @@ from threading import Event
 import torch
 from torch import Tensor
 
-from mllama_cli.checkpoint.reader import StoredTensor, torch_dtype
+from mllama_cli.checkpoint.reader import torch_dtype
+from mllama_cli.checkpoint.stored import StoredTensor
 from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 from mllama_cli.system.interrupts import ThreadPool
 

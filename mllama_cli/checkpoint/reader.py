@@ -1,44 +1,27 @@
 """Read the weights of a checkpoint folder, memory-mapped, and check that they match the config exactly."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mllama_cli.checkpoint.files import weight_files
-from mllama_cli.checkpoint.header import STORED_DTYPES, TensorInfo, read_header
-from mllama_cli.checkpoint.names import canonical
+from mllama_cli.checkpoint.contents import read_contents
+from mllama_cli.checkpoint.foreign.refused import unsupported
+from mllama_cli.checkpoint.header import STORED_DTYPES, TensorInfo
+from mllama_cli.checkpoint.stored import StoredMatrix, StoredTensor
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 from mllama_cli.core.text import shown
 
-_NEVER_NEEDED = (".rotary_emb.inv_freq",)
 _MAY_HAVE_MORE_ROWS = ("lm_head.weight", "embed_tokens.weight", "lm_head.weight_packed", "lm_head.weight_scale")
 _EMBEDDINGS, _TEXT_EMBEDDINGS = "model.language_model.embed_tokens.weight", "model.embed_tokens.weight"
 _MISMATCH = "config.json and the weight files do not belong together."
 _WEIGHT_DTYPES = ("F32", "F16", "BF16")
 _INTEGER_DTYPES = {"weight_packed": ("I32",), "weight_shape": ("I64", "I32")}
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A weight's file, its name there, and its header entry."""
-
-    file: Path
-    stored_name: str
-    info: TensorInfo
-
-    @property
-    def nbytes(self) -> int:
-        return self.info.nbytes
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """Return the files that hold it."""
-        return (self.file,)
 
 
 def torch_dtype(info: TensorInfo) -> torch.dtype:
@@ -50,21 +33,15 @@ def torch_dtype(info: TensorInfo) -> torch.dtype:
 class CheckpointReader:
     """The weights of one folder, by our names of them (checkpoint/names.py).
 
-    Opening reads only the headers. Raises CheckpointError for a missing shard, a damaged file or an index that does not
-    match the files.
+    Opening reads only the headers, and of packed matrices what describes them. ``declared`` is quantization_config.
+    Raises CheckpointError as ``read_contents`` does.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, declared: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
-        self.tensors: dict[str, StoredTensor] = {}
-        for file in weight_files(folder):
-            for name, info in read_header(file).items():
-                if name.endswith(_NEVER_NEEDED):
-                    continue
-                inside = canonical(name)
-                if inside in self.tensors:
-                    raise CheckpointError(f"{folder}: weight {shown(name)} is there twice")
-                self.tensors[inside] = StoredTensor(file, name, info)
+        self.declared = declared or {}
+        self.contents = read_contents(folder, self.declared)
+        self.tensors = self.contents.tensors
 
     def fitted(self, config: MllamaConfig) -> MllamaConfig:
         """Return the config with the rows that embed_tokens has; its layers must be those of the files.
@@ -105,12 +82,14 @@ class CheckpointReader:
                 yield int(number)
 
     def check(self, expected: Mapping[str, torch.Size]) -> None:
-        """Raise CheckpointError unless the files hold exactly the ``expected`` weights.
+        """Raise CheckpointError unless the files hold exactly the ``expected`` weights, by name.
 
         Vocabulary tables may have more rows than expected, since fine-tuning often enlarges lm_head.
         """
         missing = [name for name in expected if name not in self.tensors]
         unknown = [name for name in self.tensors if name not in expected]
+        if unknown and isinstance(tool := self.declared.get("quant_method"), str) and not self._is_recognized:
+            raise unsupported(shown(tool)[1:-1])
         for problem, names in (("lacks weights", missing), ("has unknown weights", unknown)):
             if names:
                 raise CheckpointError(
@@ -135,18 +114,30 @@ class CheckpointReader:
                     "Convert the checkpoint, or download or copy the file again.",
                 )
 
-    def read(self, names: Iterator[str] | list[str]) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, tensor on the CPU), file by file. Tensors are views of the mapped files, not copies."""
-        by_file: dict[Path, list[str]] = {}
-        for name in names:
-            by_file.setdefault(self.tensors[name].file, []).append(name)
-        for file, inside in by_file.items():
-            try:
-                with safe_open(file, framework="pt", device="cpu") as opened:
-                    for name in inside:
-                        yield name, opened.get_tensor(self.tensors[name].stored_name)
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{file} cannot be read: {error}", COPY_AGAIN) from error
+    @property
+    def _is_recognized(self) -> bool:
+        return bool(self.contents.packed) or any(True for _ in self.contents.matrices())
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, tensor on the CPU), file by file, of plain tensors, as views of the mapped files, not copies."""
+        return _mapped({name: self.tensors[name] for name in names})
+
+    def parts(self, matrix: StoredMatrix) -> dict[str, Tensor]:
+        """Return the tensors of a matrix in another tool's form, as views of the mapped files."""
+        return dict(_mapped(matrix.parts))
+
+
+def _mapped(tensors: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Tensor]]:
+    by_file: dict[Path, list[str]] = {}
+    for name, stored in tensors.items():
+        by_file.setdefault(stored.file, []).append(name)
+    for file, inside in by_file.items():
+        try:
+            with safe_open(file, framework="pt", device="cpu") as opened:
+                for name in inside:
+                    yield name, opened.get_tensor(tensors[name].stored_name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} cannot be read: {error}", COPY_AGAIN) from error
 
 
 def _label(name: str) -> str:

@@ -10,15 +10,20 @@ import torch
 from torch import Tensor
 
 from mllama_cli.checkpoint.decoded import DecodedTensor
-from mllama_cli.checkpoint.reader import StoredTensor, torch_dtype
+from mllama_cli.checkpoint.reader import torch_dtype
+from mllama_cli.checkpoint.stored import StoredMatrix, StoredTensor
 from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 
 
 class SliceReader:
-    """Read slices of tensors; files stay open until ``close``. Not thread-safe."""
+    """Read slices of tensors; files stay open until ``close``. Not thread-safe.
+
+    A matrix in another tool's form is decoded whole, and kept while slices of it are read.
+    """
 
     def __init__(self) -> None:
         self._files: dict[Path, FileIO] = {}
+        self._decoded: tuple[StoredMatrix, Tensor] | None = None
 
     def __enter__(self) -> "SliceReader":
         return self
@@ -30,9 +35,12 @@ class SliceReader:
         for file in self._files.values():
             file.close()
         self._files.clear()
+        self._decoded = None
 
     def rows(self, stored: StoredTensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Return rows [start, stop) of the first dimension; all by default. Raise CheckpointError."""
+        if isinstance(stored, StoredMatrix):
+            return self._matrix(stored)[start:stop]
         shape = stored.info.shape
         rows = shape[0] if shape else 1
         stop = rows if stop is None else min(stop, rows)
@@ -48,6 +56,13 @@ class SliceReader:
         data = torch.empty(count, dtype=torch.uint8)
         self._read(path, offset, data.numpy().data)
         return data
+
+    def _matrix(self, stored: StoredMatrix) -> Tensor:
+        if self._decoded is None or self._decoded[0] is not stored:
+            self._decoded = None  # free it first
+            parts = {end: self.rows(part) for end, part in stored.parts.items()}
+            self._decoded = stored, stored.form.dense(parts)
+        return self._decoded[1]
 
     def _read(self, path: Path, offset: int, into: memoryview) -> None:
         try:

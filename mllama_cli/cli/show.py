@@ -9,7 +9,7 @@ import typer
 from mllama_cli.cli import complete
 from mllama_cli.cli.common import print_json
 from mllama_cli.cli.options import AsJson, Debug
-from mllama_cli.core.text import human_size
+from mllama_cli.core.text import human_size, shown
 
 if TYPE_CHECKING:
     from mllama_cli.hub.inspect import Inspection
@@ -52,9 +52,18 @@ def show(
         return
     found = inspect(folder)
     if as_json:
+        _require_readable(folder)
         print_json(terminal, _record(name, found, chat_template is not None))
         return
     print_facts(terminal, _rows(name, found, chat_template is not None))
+    _require_readable(folder)
+
+
+def _require_readable(folder: Path) -> None:
+    """Raise CheckpointError for weights that cannot be loaded. Comes last, since it imports torch."""
+    from mllama_cli.quantization.opening import open_network
+
+    open_network(folder)
 
 
 def _show_adapter(terminal: "Terminal", folder: Path, as_json: bool) -> None:
@@ -122,11 +131,7 @@ def _rows(name: str, found: "Inspection", has_template: bool) -> list[tuple[str,
             )
         )
     rows.append(("weights", f"{human_size(found.size)} on disk: {_formats(found)}"))
-    if found.quantization:
-        method = str(found.quantization.get("quant_method", "yes"))
-        rows.append(("quantization", f"{method}, {found.bits_per_weight:.2f} bits per weight ({_bits_by_part(found)})"))
-    else:
-        rows.append(("memory", ", ".join(f"{dtype} {human_size(size)}" for dtype, size in found.memory().items())))
+    rows += _quantization(found)
     sampling = (
         f"temperature {generation.temperature}, top-p {generation.top_p}"
         + (f", top-k {generation.top_k}" if generation.top_k else "")
@@ -161,17 +166,43 @@ def _by_part(found: "Inspection") -> str:
 
 
 def _formats(found: "Inspection") -> str:
-    if not found.quantization:
+    if not found.forms:
         return ", ".join(sorted(found.stored))
     return ", ".join(f"{kind} {_human_count(count)}" for kind, count in sorted(found.stored.items()))
 
 
+def _quantization(found: "Inspection") -> list[tuple[str, str | Path]]:
+    """Return the rows on the formats of the weights: as stored, and as they will be in memory."""
+    memory = ", ".join(f"{dtype} {human_size(size)}" for dtype, size in found.memory().items())
+    if not found.forms:
+        rows: list[tuple[str, str | Path]] = [("memory", memory)]
+        if (method := found.quantization.get("quant_method")) is not None:
+            rows.insert(0, ("quantization", f"none, though config.json says {shown(method)[1:-1]}"))
+        return rows
+    labels = ", ".join(sorted({form.label for form in found.forms.values()}))
+    rows = [("quantization", f"{labels}: {found.bits_per_weight:.2f} bits per weight ({_bits_by_part(found)})")]
+    ways = []
+    if any(form.ours for form in found.forms.values()):
+        ways.append("packed as they are")
+    if exact := {f"int{form.packing.bits}" for form in found.forms.values() if form.packing and not form.ours}:
+        ways.append(f"repacked exactly ({', '.join(sorted(exact))})")
+    if any(form.packing is None for form in found.forms.values()):
+        ways.append("as 16 bit where that fits, else as int8; choose with --quantize int8 or int4")
+        rows.append(("memory", memory))
+    rows.append(("read", "; ".join(ways)))
+    groups = found.quantization.get("config_groups")
+    described = groups.values() if isinstance(groups, dict) else ()
+    if any(isinstance(group, dict) and group.get("input_activations") for group in described):
+        rows.append(("activations", "not rounded, though config.json says so: weights alone are quantized"))
+    return rows
+
+
 def _bits_by_part(found: "Inspection") -> str:
-    """Return the bits per weight of each part, scales included, and its integer formats."""
+    """Return the bits per weight of each part, scales included, and its formats."""
     parts = []
     for part, count in found.parameters.items():
         if count:
-            kinds = "/".join(f"int{bits}" for bits in sorted(found.packed[part]))
+            kinds = "/".join(sorted(found.packed[part]))
             parts.append(f"{part} {8 * found.bytes_of[part] / count:.2f}" + (f" {kinds}" if kinds else ""))
     return ", ".join(parts)
 
@@ -192,6 +223,6 @@ def _record(name: str, found: "Inspection", has_template: bool) -> dict[str, Any
         "config": dataclasses.asdict(found.config),
         "generation": dataclasses.asdict(found.generation),
         "quantization": found.quantization,
-        "packed": {part: {f"int{bits}": n for bits, n in kinds.items()} for part, kinds in found.packed.items()},
+        "packed": {part: dict(kinds) for part, kinds in found.packed.items()},
         "bits_per_weight": found.bits_per_weight,
     }

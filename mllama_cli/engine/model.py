@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from mllama_cli.checkpoint.reader import CheckpointReader
 from mllama_cli.core.config import GenerationConfig, MllamaConfig
 from mllama_cli.core.events import Event
 from mllama_cli.core.sampling import Sampling
@@ -16,8 +15,8 @@ from mllama_cli.engine.vision import VisionEncoder
 from mllama_cli.engine.weights.loader import StoredWeights
 from mllama_cli.engine.weights.memory import choose_prefill_chunk
 from mllama_cli.model.layers import set_exact
-from mllama_cli.model.mllama import empty_network
 from mllama_cli.processing.processor import MllamaProcessor
+from mllama_cli.quantization.opening import open_network
 from mllama_cli.system.json_file import read_json
 
 
@@ -65,21 +64,19 @@ class LoadedModel:
         Raise CheckpointError or DeviceError.
         """
         raw = read_json(folder / "config.json")
-        config = MllamaConfig.from_dict(raw)
         generation = folder / "generation_config.json"
         generation_config = GenerationConfig.from_dict(read_json(generation) if generation.is_file() else {})
         chosen = choose_device(device)
         make_current(chosen)
-        reader = CheckpointReader(folder)
-        config = reader.fitted(config)
+        opened = open_network(folder, raw)
+        config = opened.config
         vision, context = config.vision_config is not None, config.text_config.max_position_embeddings
         processor = MllamaProcessor.from_pretrained(folder, config.image_token_index, vision=vision, max_tokens=context)
         processor.tokenizer.require_below(config.text_config.embeddings)
-        network = empty_network(config)
-        weights = StoredWeights(reader, raw, config, network, chosen, dtype, quantize, adapters)
-        set_exact(network, exact)
+        weights = StoredWeights(opened, chosen, dtype, quantize, adapters)
+        set_exact(opened.network, exact)
         return cls(
-            network,
+            opened.network,
             config,
             processor,
             device=chosen,

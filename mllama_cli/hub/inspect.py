@@ -1,14 +1,15 @@
 """Summarise a checkpoint from its configs and the headers of its weight files."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mllama_cli.checkpoint.contents import read_contents
 from mllama_cli.checkpoint.files import weight_files
-from mllama_cli.checkpoint.header import TensorInfo, read_header
-from mllama_cli.checkpoint.names import canonical
+from mllama_cli.checkpoint.stored import Form
 from mllama_cli.core.config import GenerationConfig, MllamaConfig, section
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.hub.catalog import kind
@@ -17,7 +18,6 @@ from mllama_cli.system.json_file import read_json
 from mllama_cli.system.text_file import read_text
 
 BITS_IN_MEMORY = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
-_PACKED_SUFFIX, _SHAPE_SUFFIX = ".weight_packed", ".weight_shape"  # of compressed-tensors
 PARTS = ("text", "cross-attention", "vision", "projector")
 
 
@@ -29,8 +29,10 @@ class Inspection:
         parameters: their number, by part.
         stored: number of parameters, by format.
         size: of the weight files in bytes.
-        packed: number of quantized matrices' parameters, by part and bits.
+        packed: number of quantized matrices' parameters, by part and format.
         bytes_of: bytes, by part.
+        forms: of the quantized matrices, by module.
+        quantization: what config.json says of it, which the weights may not be.
     """
 
     path: Path
@@ -41,8 +43,9 @@ class Inspection:
     stored: Mapping[str, int]
     size: int
     license: str
-    packed: Mapping[str, Mapping[int, int]]
+    packed: Mapping[str, Mapping[str, int]]
     bytes_of: Mapping[str, int]
+    forms: Mapping[str, Form]
     quantization: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -66,27 +69,28 @@ def inspect(folder: Path) -> Inspection:
     raw = read_json(folder / "config.json")
     config = MllamaConfig.from_dict(raw)
     generation = folder / "generation_config.json"
+    declared = section(raw, "quantization_config")
+    contents = read_contents(folder, declared)
     parameters = dict.fromkeys(PARTS, 0)
     bytes_of = dict.fromkeys(PARTS, 0)
-    packed: dict[str, dict[int, int]] = {part: {} for part in PARTS}
+    packed: dict[str, dict[str, int]] = {part: {} for part in PARTS}
     stored: dict[str, int] = {}
-    size = 0
-    for file in weight_files(folder):
-        size += file.stat().st_size
-        header = read_header(file)
-        matrices = _packed_matrices(file, header)
-        for name, info in header.items():
-            part = _part(canonical(name), config)
-            bytes_of[part] += info.nbytes
-            count, form = info.elements, info.dtype
-            if (module := name.rpartition(".")[0]) in matrices and name != f"{module}.bias":
-                if not name.endswith(_PACKED_SUFFIX):
-                    continue  # scales and shapes are not parameters
-                count, bits = matrices[module]
-                form = f"INT{bits}"
-                packed[part][bits] = packed[part].get(bits, 0) + count
-            parameters[part] += count
-            stored[form] = stored.get(form, 0) + count
+    forms = {module: matrix.form for module, matrix in contents.matrices()}
+    for name, tensor in contents.tensors.items():
+        part = _part(name, config)
+        bytes_of[part] += tensor.nbytes
+        module, _, end = name.rpartition(".")
+        form = contents.packed.get(module) if end.startswith("weight") else None
+        if form is not None and end != "weight_packed":
+            continue  # scales and shapes are not parameters
+        if form is None and end == "weight":
+            form = forms.get(module)
+        count, format_ = tensor.info.elements, tensor.info.dtype
+        if form is not None:
+            count, format_ = math.prod(form.shape), form.label.upper() if form.ours else form.label
+            packed[part][form.label] = packed[part].get(form.label, 0) + count
+        parameters[part] += count
+        stored[format_] = stored.get(format_, 0) + count
     return Inspection(
         path=folder,
         kind=kind(folder),
@@ -94,37 +98,13 @@ def inspect(folder: Path) -> Inspection:
         generation=GenerationConfig.from_dict(read_json(generation) if is_file(generation) else {}),
         parameters=parameters,
         stored=stored,
-        size=size,
+        size=sum(file.stat().st_size for file in weight_files(folder)),
         license=_license(folder),
         packed=packed,
         bytes_of=bytes_of,
-        quantization=section(raw, "quantization_config"),
+        forms={**contents.packed, **forms},
+        quantization=declared,
     )
-
-
-def _packed_matrices(file: Path, header: dict[str, TensorInfo]) -> dict[str, tuple[int, int]]:
-    """Return (number of weights, bits) by module, from the stored shape of each packed matrix."""
-    found = {}
-    with file.open("rb") as opened:
-        for name, info in header.items():
-            module = name.removesuffix(_PACKED_SUFFIX)
-            shape = header.get(module + _SHAPE_SUFFIX)
-            if module == name or shape is None or shape.shape != (2,) or len(info.shape) != 2:
-                continue
-            if shape.nbytes > 16:  # of a format that we do not know, whose bytes may not fit its shape
-                continue
-            opened.seek(shape.start)
-            data = opened.read(shape.nbytes)
-            half = shape.nbytes // 2
-            rows, inputs = int.from_bytes(data[:half], "little"), int.from_bytes(data[half:], "little")
-            if rows != info.shape[0] or not 0 < inputs <= 32 * info.shape[1]:
-                raise CheckpointError(
-                    f"{file}: {module}{_SHAPE_SUFFIX} says [{rows}, {inputs}], "
-                    f"which {list(info.shape)} words do not hold",
-                    "Download or copy the file again, or quantize the model again.",
-                )
-            found[module] = (rows * inputs, 32 * info.shape[1] // inputs)
-    return found
 
 
 def _part(name: str, config: MllamaConfig) -> str:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mllama_cli.checkpoint.reader import StoredTensor
 from mllama_cli.checkpoint.slices import SliceReader
+from mllama_cli.checkpoint.stored import StoredTensor
 from mllama_cli.core.config import ImageProcessorConfig, MllamaConfig
 from mllama_cli.processing.chat_template import OUR_TEMPLATE
 from mllama_cli.processing.tokenizer_build import tokenizer_config

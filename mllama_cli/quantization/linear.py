@@ -54,6 +54,12 @@ class QuantizedLinear(Projection):
         self.weight_scale = nn.Parameter(packed.scale, requires_grad=False)
         self.weight_shape = nn.Parameter(torch.tensor(packed.shape), requires_grad=False)
 
+    def fill_checked(self, name: str, packed: PackedWeight, device: torch.device) -> None:
+        """Take a matrix of a file, called ``name``, that has our integers and scales. Raises CheckpointError."""
+        scale = self.checked(f"{name}_scale", packed.scale)
+        words = packed.packed[: self.out_features]
+        self.fill(PackedWeight(words.to(device), scale.to(device), (self.out_features, self.in_features), packed.bits))
+
     def checked(self, name: str, tensor: Tensor) -> Tensor:
         """Return a file's tensor for the parameter ``name``, cut to the rows of config.json.
 
@@ -75,6 +81,11 @@ class QuantizedLinear(Projection):
                 f"{name} holds scales that are not positive numbers: the file is damaged", DAMAGED_HINT
             )
         return tensor
+
+
+def linear_layers(network: nn.Module) -> dict[str, int]:
+    """Return the number of inputs of each linear layer, by name."""
+    return {name: module.in_features for name, module in network.named_modules() if isinstance(module, nn.Linear)}
 
 
 def replace_linears(network: nn.Module, schemes: Mapping[str, Scheme]) -> None:

@@ -1,7 +1,6 @@
 """Quantized layers of a network that is being loaded: stored in the checkpoint, or quantized while loading."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -9,15 +8,14 @@ from torch import Tensor, nn
 from mllama_cli.checkpoint.adapters.merge import Adapters
 from mllama_cli.checkpoint.reader import CheckpointReader
 from mllama_cli.checkpoint.slices import SliceReader
-from mllama_cli.core.config import MllamaTextConfig, section
-from mllama_cli.core.errors import CheckpointError
+from mllama_cli.core.config import MllamaTextConfig
 from mllama_cli.kernels.packed import PackedWeight, dequantize
-from mllama_cli.quantization.config_groups import ConfigGroups
-from mllama_cli.quantization.linear import QuantizedLinear, replace_linears
-from mllama_cli.quantization.plan import linear_layers, refuse_quantized
+from mllama_cli.quantization.linear import QuantizedLinear, linear_layers, replace_linears
+from mllama_cli.quantization.opening import scheme_of
+from mllama_cli.quantization.plan import refuse_quantized
 from mllama_cli.quantization.policy import QuantizeOptions, choose_schemes
 from mllama_cli.quantization.rounding import NotFiniteError, quantize_matrix
-from mllama_cli.quantization.schemes import Scheme, scheme_named
+from mllama_cli.quantization.schemes import GROUP_SIZES, Scheme, scheme_named
 from mllama_cli.quantization.sensitivity import ErrorProbe, not_finite
 
 MERGED_SCHEME = Scheme(8, 128)
@@ -27,41 +25,45 @@ _MERGED_BLOCK = 1 << 25
 """Weights that are dequantized at once to merge an adapter into them."""
 
 
-def load_quantized_linears(network: nn.Module, config: Mapping[str, Any]) -> None:
-    """Replace the layers of an empty network that are packed according to config.json. Raises CheckpointError."""
-    declared = section(config, "quantization_config")
-    if not declared:
-        return
-    groups = ConfigGroups.from_dict(declared)
-    if any("Embedding" in targets for _, targets in groups.groups):
-        raise CheckpointError("config.json: quantized embeddings are not supported")
-    schemes = {}
-    for name, inputs in linear_layers(network).items():
-        scheme = groups.scheme_of(name)
-        if scheme is None:
-            continue
-        if not scheme.divides(inputs):
-            raise CheckpointError(
-                f"config.json: groups of {scheme.group_size} do not divide the {inputs} inputs of {name}",
-                "The file may be damaged or made for another model.",
-            )
-        schemes[name] = scheme
+def repack_linears(
+    network: nn.Module, reader: CheckpointReader, wanted: str | None, adapters: Adapters
+) -> dict[str, Scheme]:
+    """Replace the layers in a form whose integers and scales our packed layout holds exactly; return their schemes.
+
+    Those of more bits than ``wanted`` (int4, int8) are left to be quantized, and those that adapters change to be read
+    dense.
+    """
+    most = scheme_named(wanted).bits if wanted is not None else 8
+    linears = linear_layers(network)
+    schemes = {
+        name: scheme_of(matrix.form)
+        for name, matrix in reader.contents.matrices()
+        if name in linears
+        and f"{name}.weight" not in adapters
+        and matrix.form.packing is not None
+        and matrix.form.packing.bits <= most
+    }
     replace_linears(network, schemes)
+    return schemes
+
+
+def round_linears(network: nn.Module, names: set[str]) -> dict[str, Scheme]:
+    """Replace these layers, where they are linear, by ones of 8 bits in groups; return their schemes."""
+    linears = linear_layers(network)
+    schemes = {name: Scheme(8, GROUP_SIZES[0]).fitted(inputs) for name, inputs in linears.items() if name in names}
+    replace_linears(network, schemes)
+    return schemes
 
 
 def quantize_linears(
-    network: nn.Module,
-    config: Mapping[str, Any],
-    text: MllamaTextConfig,
-    reader: CheckpointReader,
-    wanted: str,
+    network: nn.Module, text: MllamaTextConfig, reader: CheckpointReader, wanted: str
 ) -> dict[str, Scheme]:
     """Replace the layers to quantize while loading, rounded to nearest; return their schemes.
 
-    Raises UsageError for an unknown name and for a checkpoint that is quantized already.
+    Raises UsageError for an unknown name and for a checkpoint in our packed layout.
     """
     options = QuantizeOptions(scheme_named(wanted), "rtn")
-    refuse_quantized(config, reader.folder.name)
+    refuse_quantized(reader)
     linears = {name: inputs for name, inputs in linear_layers(network).items() if f"{name}.weight" in reader.tensors}
     with SliceReader() as slices:
         schemes = dict(
@@ -80,7 +82,21 @@ def quantize_into(module: nn.Module, name: str, weight: Tensor, file: str) -> No
         raise not_finite(name, file) from None
 
 
-def repack_linears(network: nn.Module, adapters: Adapters) -> dict[str, QuantizedLinear]:
+def dense_shapes(network: nn.Module, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a network's parameters ``names``, of packed matrices those of the dense ones."""
+    parameters, found = dict(network.named_parameters()), {}
+    for name in names:
+        owner, _, attribute = name.rpartition(".")
+        if not attribute.startswith("weight_"):
+            found[name] = tuple(parameters[name].shape)
+        elif attribute == "weight_packed":
+            module = network.get_submodule(owner)
+            assert isinstance(module, QuantizedLinear)
+            found[f"{owner}.weight"] = (module.out_features, module.in_features)
+    return found
+
+
+def widen_linears(network: nn.Module, adapters: Adapters) -> dict[str, QuantizedLinear]:
     """Replace the packed layers that adapters change by ones of MERGED_SCHEME; return the old ones, to read into."""
     stored = {
         name: module

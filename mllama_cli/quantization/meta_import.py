@@ -19,7 +19,8 @@ from mllama_cli.model.mllama import empty_network
 from mllama_cli.processing.tokenizer_build import IMAGE, llama_tokenizer, token_ids
 from mllama_cli.quantization.config_groups import quantization_config
 from mllama_cli.quantization.imported import imported_companions, imported_layers
-from mllama_cli.quantization.plan import QuantizePlan, linear_layers, shards_of
+from mllama_cli.quantization.linear import linear_layers
+from mllama_cli.quantization.plan import QuantizePlan, shards_of
 from mllama_cli.system.files import is_file, resolved
 
 _BASE_NAME = re.compile(r"llama[-_. ]?3\.2.*vision(?!.*instruct)", re.IGNORECASE)

@@ -5,19 +5,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from mllama_cli.checkpoint.adapters.merge import Adapters
 from mllama_cli.checkpoint.files import INDEX_FILE, SINGLE_FILE
-from mllama_cli.checkpoint.reader import CheckpointReader, StoredTensor
+from mllama_cli.checkpoint.reader import CheckpointReader
 from mllama_cli.checkpoint.shard_writer import TensorSpec, layout
 from mllama_cli.checkpoint.slices import SliceReader
+from mllama_cli.checkpoint.stored import StoredTensor
 from mllama_cli.checkpoint.writer import SHARD_BYTES
-from mllama_cli.core.config import MllamaConfig
 from mllama_cli.core.errors import UsageError
 from mllama_cli.hub.plan import is_companion_file
-from mllama_cli.model.mllama import empty_network
 from mllama_cli.quantization.config_groups import quantization_config
+from mllama_cli.quantization.linear import linear_layers
+from mllama_cli.quantization.opening import open_network
 from mllama_cli.quantization.policy import LayerSchemes, QuantizeOptions, choose_schemes
 from mllama_cli.quantization.rounding import Method
 from mllama_cli.quantization.schemes import Scheme
@@ -119,16 +118,12 @@ def make_plan(
     already and for patterns that fit nothing.
     """
     raw = read_json(source / "config.json")
-    refuse_quantized(raw, source.name)
-    config = MllamaConfig.from_dict(raw)
-    reader = CheckpointReader(source)
-    config = reader.fitted(config)
-    network = empty_network(config)
-    expected = {name: parameter.shape for name, parameter in network.named_parameters()}
-    if config.text_config.tie_word_embeddings and "lm_head.weight" not in reader.tensors:
-        del expected["lm_head.weight"]
-    reader.check(expected)
-    linears = {name: inputs for name, inputs in linear_layers(network).items() if f"{name}.weight" in expected}
+    opened = open_network(source, raw)
+    reader, config = opened.reader, opened.config
+    refuse_quantized(reader)
+    linears = {
+        name: inputs for name, inputs in linear_layers(opened.network).items() if f"{name}.weight" in opened.expected
+    }
     with SliceReader() as slices:
         layers = choose_schemes(
             linears, config.text_config, options, ErrorProbe(slices, reader.tensors, options.scheme)
@@ -141,19 +136,14 @@ def make_plan(
     shards = shards_of(reader.tensors, layers, shard_bytes)
     raw["quantization_config"] = quantization_config(layers.schemes, layers.kept)
     return QuantizePlan(
-        (source,), options.method, layers, shards, raw, companions, adapters=Adapters(adapters, expected)
+        (source,), options.method, layers, shards, raw, companions, adapters=Adapters(adapters, opened.expected)
     )
 
 
-def refuse_quantized(config: Mapping[str, Any], name: str) -> None:
-    """Raise UsageError if the weights are quantized already, according to config.json."""
-    if config.get("quantization_config"):
-        raise UsageError(f"{name} is quantized already", "Quantize the model that it was made from.")
-
-
-def linear_layers(network: nn.Module) -> dict[str, int]:
-    """Return the number of inputs of each linear layer, by name."""
-    return {name: module.in_features for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+def refuse_quantized(reader: CheckpointReader) -> None:
+    """Raise UsageError if weights are in our packed layout already."""
+    if reader.contents.packed:
+        raise UsageError(f"{reader.folder.name} is quantized already", "Quantize the model that it was made from.")
 
 
 def _unit(name: str, stored: StoredTensor, scheme: Scheme | None) -> Unit:

@@ -27,6 +27,10 @@ class Scheme:
         """Return the number of int32 words in a row."""
         return -(-inputs * self.bits // 32)
 
+    def nbytes(self, rows: int, inputs: int, scale_bytes: int = 2) -> int:
+        """Return the bytes of a packed matrix."""
+        return rows * (4 * self.words(inputs) + scale_bytes * self.groups(inputs))
+
     def divides(self, inputs: int) -> bool:
         return not self.group_size or inputs % self.group_size == 0
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
-from mllama_cli.checkpoint.reader import StoredTensor
 from mllama_cli.checkpoint.slices import SliceReader
+from mllama_cli.checkpoint.stored import StoredTensor
 from mllama_cli.core.config import MllamaTextConfig
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.core.text import as_number

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from mllama_cli.checkpoint.header import read_header
-from mllama_cli.checkpoint.reader import StoredTensor
 from mllama_cli.checkpoint.shard_writer import ShardWriter, TensorSpec
 from mllama_cli.checkpoint.slices import SliceReader
+from mllama_cli.checkpoint.stored import StoredTensor
 from mllama_cli.core.errors import CheckpointError
 
 TENSORS = {

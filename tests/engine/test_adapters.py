@@ -1,6 +1,7 @@
 """LoRA adapters that PEFT saved, merged while loading: the weights are those of PEFT's own merge."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mllama_cli.checkpoint.names import hub_name
+from mllama_cli.checkpoint.names import canonical, hub_name
 from mllama_cli.core.conversation import Conversation, Message, TextPart
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.core.sampling import Sampling
@@ -173,6 +174,26 @@ def test_over_packed_weights_the_changed_matrices_get_8_bits(base: Path, tmp_pat
             assert torch.equal(module.packed.packed, before.packed.packed)
     assert any("8 bits" in getattr(event, "text", "") for event in events)
     assert text_of(changed)
+
+
+@pytest.mark.parametrize("form", ["FP8", "INT8"])
+def test_over_matrices_in_other_forms_the_sum_is_that_of_the_dense_ones(base: Path, tmp_path: Path, form: str) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(base, folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = "language_model.model.layers.0.self_attn.q_proj.weight"
+    scale = tensors[name].abs().amax(1, keepdim=True) / 100
+    stored = tensors[name] / scale
+    tensors[name] = stored.to(torch.float8_e4m3fn) if form == "FP8" else stored.round().to(torch.int8)
+    save_file({**tensors, f"{name}_scale": scale}, folder / "model.safetensors", {"format": "pt"})
+    make_adapter(tmp_path / "adapter", SIMPLE)
+    ours = canonical(name)
+    plain, changed = (
+        weights_of(load(source, device="cpu", dtype="float32", adapters=tmp_path / "adapter"))[ours]
+        for source in (base, folder)
+    )
+    source = weights_of(load(base, device="cpu", dtype="float32"))[ours]
+    assert torch.allclose(changed, tensors[name].float() * scale + plain - source, atol=1e-5)
 
 
 def test_quantizing_while_loading_quantizes_the_merged_weights(base: Path, tmp_path: Path) -> None:

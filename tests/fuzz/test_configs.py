@@ -11,7 +11,6 @@ from mllama_cli.core.config import GenerationConfig, MllamaConfig
 from mllama_cli.hub.catalog import is_mllama, kind, resolve
 from mllama_cli.processing.chat_template import ChatTemplate
 from mllama_cli.processing.prepared import read_image_config
-from mllama_cli.quantization.config_groups import ConfigGroups
 from mllama_cli.system.json_file import read_json
 from tests.checkpoints import config_dict, text_only_config, write_json, write_preprocessor
 from tests.fuzz.conftest import Fuzz
@@ -35,16 +34,10 @@ def read_config(folder: Path) -> None:
     MllamaConfig.from_dict(read_json(folder / "config.json"))
 
 
-def read_groups(folder: Path) -> None:
-    groups = ConfigGroups.from_dict(read_json(folder / "config.json"))
-    groups.scheme_of("model.layers.3.mlp.up_proj")
-
-
 READERS: dict[str, tuple[str, Any, Callable[[Path], object]]] = {
     "config": ("config.json", config_dict(), read_config),
     "quantized": ("config.json", {**config_dict(), "quantization_config": GROUPS}, read_config),
     "text only": ("config.json", text_only_config(), read_config),
-    "groups": ("config.json", GROUPS, read_groups),
     "generation": (
         "generation_config.json",
         GENERATION,

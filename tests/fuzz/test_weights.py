@@ -19,7 +19,8 @@ HEADER = {
     "__metadata__": {"format": "pt"},
     "language_model.model.layers.0.w.weight_packed": {"dtype": "I32", "shape": [2, 1], "data_offsets": [0, 8]},
     "language_model.model.layers.0.w.weight_shape": {"dtype": "I64", "shape": [2], "data_offsets": [8, 24]},
-    "vision_model.w": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [24, 32]},
+    "language_model.model.layers.0.w.weight_scale": {"dtype": "BF16", "shape": [2, 1], "data_offsets": [24, 28]},
+    "vision_model.w": {"dtype": "BF16", "shape": [2, 1], "data_offsets": [28, 32]},
 }
 ADAPTER_HEADER = {
     "base_model.model.model.layers.0.w.lora_A.weight": {"dtype": "BF16", "shape": [1, 4], "data_offsets": [0, 8]},

@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mllama_cli.checkpoint.files import INDEX_FILE, SINGLE_FILE, weight_files
-from mllama_cli.core.config import GenerationConfig, MllamaConfig
+from mllama_cli.checkpoint.contents import read_contents
+from mllama_cli.checkpoint.files import INDEX_FILE, SINGLE_FILE
+from mllama_cli.core.config import GenerationConfig, MllamaConfig, section
 from mllama_cli.hub.catalog import installed, kind, resolve
 from mllama_cli.hub.inspect import inspect
 from mllama_cli.processing.chat_template import ChatTemplate
 from mllama_cli.processing.prepared import read_image_config
 from mllama_cli.processing.tokenizer import MllamaTokenizer
-from mllama_cli.quantization.config_groups import ConfigGroups
-from mllama_cli.quantization.patterns import Pattern
 from mllama_cli.system.json_file import read_json
 from tests.checkpoints import config_dict, write_json, write_preprocessor, write_tokenizer
 from tests.fuzz.test_configs import GENERATION, GROUPS, PREPROCESSOR
@@ -50,12 +49,13 @@ def read_folder(folder: Path) -> None:
     """Read all that the commands read before they load weights."""
     kind(folder)
     resolve(str(folder))
-    MllamaConfig.from_dict(read_json(folder / "config.json"))
+    raw = read_json(folder / "config.json")
+    MllamaConfig.from_dict(raw)
     if (folder / "generation_config.json").exists():
         GenerationConfig.from_dict(read_json(folder / "generation_config.json"))
     read_image_config(folder)
     ChatTemplate.from_pretrained(folder)
-    weight_files(folder)
+    read_contents(folder, section(raw, "quantization_config"))
 
 
 def configs() -> Iterator[Case]:
@@ -69,13 +69,8 @@ def configs() -> Iterator[Case]:
                 yield _written(f"{name}: {path} = {repr(odd)[:20]}", {name: json.dumps(data).encode()}, read_folder)
     for odd in ODD:
         for path, data in variants(GROUPS, odd):
-            yield Case(
-                f"quantization_config: {path} = {repr(odd)[:20]}",
-                lambda _, data=data: ConfigGroups.from_dict(data).scheme_of("model.layers.3.mlp.up_proj"),
-            )
-    for expression in ("(a+)+$", r"(\w+\.?)+!", "((((a*)*)*)*)*b", "(a{0,9999}){0,9999}b", "(?:a|aa){2,}!", "(" * 9999):
-        name = f"expression {expression[:20]}"
-        yield Case(name, lambda _, each=expression: Pattern(each).match("a" * 80 + "?"))
+            config = json.dumps({**config_dict(), "quantization_config": data}).encode()
+            yield _written(f"quantization_config: {path} = {repr(odd)[:20]}", {"config.json": config}, read_folder)
     for name in JSON_FILES:
         for what, data in NOT_JSON.items():
             yield _written(f"{name}: {what}", {name: data}, read_folder)

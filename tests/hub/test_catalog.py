@@ -164,9 +164,13 @@ def test_an_alias_that_is_not_here_says_how_to_get_it() -> None:
 
 
 def test_a_file_is_no_model(tmp_path: Path) -> None:
-    (tmp_path / "weights.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ModelNotFoundError, match="is a GGUF file"):
-        resolve("weights.gguf")
+    (tmp_path / "notes.txt").write_bytes(b"a")
+    with pytest.raises(ModelNotFoundError, match="is a file"):
+        resolve("notes.txt")
+    (tmp_path / "my weights.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelNotFoundError, match="is a GGUF file") as caught:
+        resolve("my weights.gguf")
+    assert "mllama import 'my weights.gguf'" in caught.value.hint
 
 
 @pytest.mark.parametrize(

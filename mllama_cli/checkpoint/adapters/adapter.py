@@ -9,7 +9,7 @@ from mllama_cli.checkpoint.adapters.settings import AdapterSettings, read_settin
 from mllama_cli.checkpoint.files import is_adapter
 from mllama_cli.checkpoint.header import read_header
 from mllama_cli.checkpoint.names import canonical
-from mllama_cli.checkpoint.reader import StoredTensor
+from mllama_cli.checkpoint.stored import StoredTensor
 from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 from mllama_cli.core.text import shown
 from mllama_cli.system.files import is_file, is_folder

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from mllama_cli.checkpoint.adapters.adapter import WEIGHTS_FILE, Adapter, Change
 from mllama_cli.checkpoint.files import ADAPTER_CONFIG
-from mllama_cli.checkpoint.reader import StoredTensor
 from mllama_cli.checkpoint.slices import SliceReader
+from mllama_cli.checkpoint.stored import StoredTensor
 from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 
 _BLOCK_ELEMENTS = 1 << 24

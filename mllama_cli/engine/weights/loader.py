@@ -1,27 +1,38 @@
 """Load the weights of a checkpoint in two parts: text first, then vision."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from mllama_cli.checkpoint.adapters.merge import Adapters
 from mllama_cli.checkpoint.names import part
-from mllama_cli.checkpoint.reader import CheckpointReader, torch_dtype
-from mllama_cli.core.config import MllamaConfig
+from mllama_cli.checkpoint.reader import torch_dtype
 from mllama_cli.core.events import Event, LoadProgress, Notice
-from mllama_cli.core.text import human_size
-from mllama_cli.engine.device import check_fits, choose_dtype, compute_dtype, free_bytes
-from mllama_cli.engine.forward import Network
-from mllama_cli.engine.weights.offload import OffloadPlan, WeightSizes, is_vision_layer, plan_for, refusal
+from mllama_cli.core.text import human_size, shown
+from mllama_cli.engine.device import HEADROOM, check_fits, choose_dtype, compute_dtype, free_bytes
+from mllama_cli.engine.weights.offload import (
+    OffloadPlan,
+    WeightSizes,
+    is_vision_layer,
+    plan_for,
+    refusal,
+    sizes_of_shape,
+)
 from mllama_cli.engine.weights.place import Placement
 from mllama_cli.engine.weights.read import loaded_bytes, read_tensors
 from mllama_cli.kernels import ops
 from mllama_cli.quantization.linear import QuantizedLinear
-from mllama_cli.quantization.loading import load_quantized_linears, quantize_linears, repack_linears
-from mllama_cli.quantization.schemes import Scheme
+from mllama_cli.quantization.loading import (
+    dense_shapes,
+    quantize_linears,
+    repack_linears,
+    round_linears,
+    widen_linears,
+)
+from mllama_cli.quantization.opening import OpenedNetwork
 
 
 class StoredWeights:
@@ -33,40 +44,33 @@ class StoredWeights:
 
     def __init__(
         self,
-        reader: CheckpointReader,
-        raw: dict[str, Any],
-        config: MllamaConfig,
-        network: Network,
+        opened: OpenedNetwork,
         device: torch.device,
         dtype: str,
         quantize: str | None,
         adapters: Sequence[Path] = (),
     ) -> None:
-        """Raise CheckpointError if the files do not match ``config`` (``raw`` as stored), or an adapter them."""
-        self.config, self.network, self.device = config, network, device
-        self.reader = reader
-        dense = {name: tuple(tensor.shape) for name, tensor in network.named_parameters()}
-        load_quantized_linears(network, raw)
-        expected = {name: tensor.shape for name, tensor in network.named_parameters()}
-        tied = config.text_config.tie_word_embeddings and "lm_head.weight" not in self.reader.tensors
-        self._tied = tied and expected.pop("lm_head.weight", None) is not None
-        if self._tied:
-            del dense["lm_head.weight"]
-        self._adapters = Adapters(adapters, dense)
-        self.reader.check(expected)
-        self._names = list(expected)
-        self._repacked = repack_linears(network, self._adapters)
+        """Raise UsageError for weights to quantize that are packed already, DeviceError for an unknown dtype.
+
+        Raise CheckpointError for an adapter that is damaged or does not fit.
+        """
+        self.config, self.network, self.device = opened.config, opened.network, device
+        self.reader, self._tied, self._names = opened.reader, opened.tied, list(opened.expected)
+        self._adapters = Adapters(adapters, dense_shapes(self.network, self._names))
+        self._widened = widen_linears(self.network, self._adapters)
         self._quantize = quantize
-        self._schemes: dict[str, Scheme] = {}
+        self._schemes = repack_linears(self.network, self.reader, quantize, self._adapters)
+        self._repacked = {f"{name}.weight" for name in self._schemes}
         if quantize is not None:
-            self._schemes = quantize_linears(network, raw, config.text_config, self.reader, quantize)
+            self._schemes |= quantize_linears(self.network, self.config.text_config, self.reader, quantize)
         stored = torch_dtype(self.reader.tensors[self._names[0]].info)
-        elements = sum(shape.numel() for shape in expected.values())
+        elements = sum(shape.numel() for shape in opened.expected.values())
         self.weights_dtype = choose_dtype(dtype, stored, elements, device)
         self._narrowed = dtype == "auto" and stored == torch.bfloat16 and self.weights_dtype == torch.float16
         self.dtype = compute_dtype(self.weights_dtype, device)
         self.loaded: set[str] = set()
         """Parts that are in memory: "text", "vision"."""
+        self._notice = self._open_other_forms()
         self.plan: OffloadPlan | None = None
         """Chosen for the whole model when its first part is loaded."""
 
@@ -80,25 +84,27 @@ class StoredWeights:
             self.plan = self.choose_plan(wanted)
             if self._narrowed:
                 yield Notice("This GPU does not support bfloat16; using float16")
+            if self._notice:
+                yield Notice(self._notice)
         names = [name for name in self._names if part(name, self.config.text_config) in wanted]
         check_fits(WeightSizes.of(self._sizes(names)).on_gpu(self.plan), self.device)
         if "vision" in wanted and self.plan.notice:
             yield Notice(self.plan.notice)
-        if self._repacked and not self.loaded:
-            yield Notice(self._repacking_note())
+        if self._widened and not self.loaded:
+            yield Notice(self._widening_note())
         if (note := ops.prepare(self.device)) and not self.loaded:
             yield Notice(note)
         yield from self._fill(names, wanted, self.plan)
         self.loaded.update(wanted)
 
-    def _repacking_note(self) -> str:
+    def _widening_note(self) -> str:
         more = sum(
-            self._repacked_bytes(name) - self.reader.tensors[name].nbytes
-            for name in filter(self._is_repacked, self._names)
+            self._widened_bytes(name) - self.reader.tensors[name].nbytes
+            for name in filter(self._is_widened, self._names)
         )
         cost = f", {human_size(more)} more" if more > 0 else ""
         return (
-            f"The adapter changes {len(self._repacked)} packed matrices, which are packed again in 8 bits{cost}: "
+            f"The adapter changes {len(self._widened)} packed matrices, which are packed again in 8 bits{cost}: "
             "4 would lose most of the change"
         )
 
@@ -117,6 +123,49 @@ class StoredWeights:
             raise refusal(self.config, WeightSizes.of(sizes), free, self.device, self.dtype, packed)
         return plan
 
+    def _open_other_forms(self) -> str:
+        """Make matrices whose form no kernel reads dense where that fits, else 8 bits; return a line for the user."""
+        contents = self.reader.contents
+        others = {name: matrix.form for name, matrix in contents.matrices() if name not in self._schemes}
+        if not others:
+            return self._leftover_notice()
+        if self._quantize is not None:
+            return ""
+        label = " and ".join(sorted({form.label for form in others.values()}))
+        dense = sizes_of_shape(self.config, None, self.weights_dtype.itemsize).total
+        name = str(self.weights_dtype).removeprefix("torch.")
+        if self._fits():
+            smaller = sizes_of_shape(self.config, "int8", self.weights_dtype.itemsize).total
+            return (
+                f"Reading weights in the form {label} as {name}, which takes {human_size(dense)}; "
+                f"--quantize int8 takes {human_size(smaller)}"
+            )
+        self._schemes |= round_linears(self.network, set(others))
+        itemsize = self.weights_dtype.itemsize
+        rounded = dense - sum(
+            math.prod(form.shape) * itemsize - self._schemes[name].nbytes(*form.shape)
+            for name, form in others.items()
+            if name in self._schemes
+        )
+        return (
+            f"Reading weights in the form {label} as int8, which takes {human_size(rounded)} and adds an error of "
+            f"about 0.6%: as {name} they would take {human_size(dense)}, which does not fit"
+        )
+
+    def _leftover_notice(self) -> str:
+        method = self.reader.declared.get("quant_method")
+        if method is None or self.reader.contents.packed or self._repacked:
+            return ""
+        return f"config.json says that the weights are quantized by {shown(method)[1:-1]}, but they are not"
+
+    def _fits(self) -> bool:
+        """Return whether the weights fit as planned so far; on a GPU at most the embeddings may be in host memory."""
+        sizes, free = self._sizes(self._names), free_bytes(self.device)
+        if self.device.type != "cuda":
+            return sum(sizes.values()) + HEADROOM <= free
+        plan = plan_for(self.config, sizes, {}, free, self.dtype.itemsize, self._can_offload_embeddings)
+        return plan is not None and not plan.vision
+
     def _fill(self, names: list[str], wanted: set[str], plan: OffloadPlan) -> Iterator[LoadProgress]:
         tensors = self.reader.tensors
         placement = Placement(
@@ -127,12 +176,12 @@ class StoredWeights:
             self.weights_dtype,
             self._schemes,
             self._adapters,
-            self._repacked,
+            self._widened,
         )
         done, total = 0, sum(tensors[name].nbytes for name in names)
         yield LoadProgress(0, total)
         with self._warmed_up():
-            for name, tensor in read_tensors(self.reader, names, plan, self.device):
+            for name, tensor in read_tensors(self.reader, names, plan, self.device, self._repacked):
                 placement.put(name, tensor, tensors[name].file.name)
                 if not (plan.vision and is_vision_layer(name)):  # offloaded layers are only mapped so far
                     done += tensors[name].nbytes
@@ -156,13 +205,13 @@ class StoredWeights:
         return not self._tied and ops.reads_host_memory(self.device)
 
     def _sizes(self, names: list[str]) -> dict[str, int]:
-        return {name: self._repacked_bytes(name) if self._is_repacked(name) else self._bytes(name) for name in names}
+        return {name: self._widened_bytes(name) if self._is_widened(name) else self._bytes(name) for name in names}
 
-    def _is_repacked(self, name: str) -> bool:
+    def _is_widened(self, name: str) -> bool:
         owner, _, attribute = name.rpartition(".")
-        return owner in self._repacked and attribute != "bias"
+        return owner in self._widened and attribute != "bias"
 
-    def _repacked_bytes(self, name: str) -> int:
+    def _widened_bytes(self, name: str) -> int:
         owner, _, attribute = name.rpartition(".")
         module, info = self.network.get_submodule(owner), self.reader.tensors[name].info
         assert isinstance(module, QuantizedLinear)
@@ -171,7 +220,7 @@ class StoredWeights:
 
     def _bytes(self, name: str) -> int:
         return loaded_bytes(
-            self.reader.tensors[name].info,
+            self.reader.tensors[name],
             packed=name.rpartition(".")[2].startswith("weight_"),
             scheme=self._schemes.get(name.removesuffix(".weight")),
             merged=name in self._adapters,

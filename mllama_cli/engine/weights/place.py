@@ -9,6 +9,7 @@ from mllama_cli.checkpoint.adapters.merge import Adapters
 from mllama_cli.engine.forward import Network
 from mllama_cli.engine.weights.offload import OffloadPlan, is_vision_layer
 from mllama_cli.engine.weights.offloaded_vision import OffloadedVision, to_host
+from mllama_cli.kernels.packed import PackedWeight
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.quantization.linear import QuantizedLinear
 from mllama_cli.quantization.loading import merge_into, quantize_into
@@ -19,7 +20,7 @@ class Placement:
     """Fill a network on the meta device, tensor by tensor.
 
     ``dtype`` is the dtype of activations and caches, ``weights_dtype`` that of matrices. ``schemes`` has the layers to
-    quantize while loading; ``repacked`` those that are read packed into other layers, to merge ``adapters`` into them.
+    quantize while loading; ``widened`` those that are read packed into other layers, to merge ``adapters`` into them.
     """
 
     def __init__(
@@ -31,23 +32,27 @@ class Placement:
         weights_dtype: torch.dtype,
         schemes: Mapping[str, Scheme],
         adapters: Adapters,
-        repacked: Mapping[str, QuantizedLinear],
+        widened: Mapping[str, QuantizedLinear],
     ) -> None:
         self._network, self._plan, self._device = network, plan, device
         self._dtype, self._weights_dtype, self._schemes = dtype, weights_dtype, schemes
-        self._adapters, self._repacked = adapters, repacked
+        self._adapters, self._widened = adapters, widened
         self._vocab_size = network.language_model.config.vocab_size
         self._modules = dict(network.named_modules())
 
-    def put(self, name: str, tensor: Tensor, file: str) -> None:
+    def put(self, name: str, tensor: Tensor | PackedWeight, file: str) -> None:
         """Make a stored tensor the network's parameter of that name. ``file`` is for error messages."""
+        owner, _, attribute = name.rpartition(".")
+        module = self._modules[owner]
+        if isinstance(tensor, PackedWeight):
+            assert isinstance(module, QuantizedLinear)
+            module.fill_checked(name, tensor, self._device)
+            return
         if name == "lm_head.weight":
             # Rows added for fine-tuning are never sampled.
             tensor = tensor[: self._vocab_size]
-        owner, _, attribute = name.rpartition(".")
-        module = self._modules[owner]
-        if owner in self._repacked and attribute != "bias":
-            self._repack(owner, name, tensor)
+        if owner in self._widened and attribute != "bias":
+            self._widen(owner, name, tensor)
             return
         if name in self._adapters:
             # Norms and biases keep float32; a matrix is rounded once, to the dtype in which it is placed or quantized.
@@ -59,9 +64,9 @@ class Placement:
             value = nn.Parameter(self._placed(module, name, tensor), requires_grad=False)
             module.register_parameter(attribute, value)
 
-    def _repack(self, owner: str, name: str, tensor: Tensor) -> None:
+    def _widen(self, owner: str, name: str, tensor: Tensor) -> None:
         """Take a part of a packed matrix; with the last one, merge the adapters into the matrix."""
-        stored = self._repacked[owner]
+        stored = self._widened[owner]
         value = stored.checked(name, tensor).to(self._device)
         stored.register_parameter(name.rpartition(".")[2], nn.Parameter(value, requires_grad=False))
         if not any(parameter.is_meta for key, parameter in stored.named_parameters() if key != "bias"):

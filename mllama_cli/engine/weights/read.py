@@ -1,4 +1,4 @@
-"""Read stored tensors, on a GPU straight to the device."""
+"""Read stored tensors, on a GPU straight to the device, and decode matrices in other tools' forms there."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -6,27 +6,52 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mllama_cli.checkpoint.header import TensorInfo
 from mllama_cli.checkpoint.reader import CheckpointReader, torch_dtype
+from mllama_cli.checkpoint.stored import StoredMatrix, StoredTensor
 from mllama_cli.engine.weights.offload import OffloadPlan
+from mllama_cli.kernels.packed import PackedWeight
 from mllama_cli.quantization.schemes import Scheme
 
 
 def read_tensors(
-    reader: CheckpointReader, names: Sequence[str], plan: OffloadPlan, device: torch.device
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor), on a GPU if the device is one; tensors that stay on the host are views of mapped files."""
-    if device.type != "cuda" or not hasattr(os, "preadv"):
-        yield from reader.read(list(names))
-        return
-    from mllama_cli.checkpoint.gpu_reader import read_to_gpu
+    reader: CheckpointReader, names: Sequence[str], plan: OffloadPlan, device: torch.device, repacked: set[str]
+) -> Iterator[tuple[str, Tensor | PackedWeight]]:
+    """Yield (name, tensor), on a GPU if the device is one; tensors that stay on the host are views of mapped files.
 
-    yield from reader.read([name for name in names if plan.covers(name)])
-    yield from read_to_gpu([(name, reader.tensors[name]) for name in names if not plan.covers(name)], device)
+    Matrices in other forms come dense and last, those of the modules ``repacked`` in our packed layout.
+    """
+    plain = [name for name in names if not isinstance(reader.tensors[name], StoredMatrix)]
+    others = {name: stored for name in names if isinstance(stored := reader.tensors[name], StoredMatrix)}
+    if device.type != "cuda" or not hasattr(os, "preadv"):
+        yield from reader.read(plain)
+        on_gpu: set[str] = set()
+    else:
+        from mllama_cli.checkpoint.gpu_reader import read_to_gpu
+
+        yield from reader.read(name for name in plain if plan.covers(name))
+        yield from read_to_gpu([(name, reader.tensors[name]) for name in plain if not plan.covers(name)], device)
+        on_gpu = {name for name in others if not plan.covers(name)}
+        flat = [((name, end), part) for name in others if name in on_gpu for end, part in others[name].parts.items()]
+        arriving = read_to_gpu([(str(index), part) for index, (_, part) in enumerate(flat)], device)
+        parts: dict[str, Tensor] = {}
+        for ((name, end), _), (_, tensor) in zip(flat, arriving, strict=True):
+            parts[end] = tensor
+            if len(parts) == len(others[name].parts):
+                yield name, _decoded(others[name], parts, name in repacked)
+                parts = {}
+    for name, stored in others.items():
+        if name not in on_gpu:
+            yield name, _decoded(stored, reader.parts(stored), name in repacked)
+
+
+def _decoded(matrix: StoredMatrix, parts: dict[str, Tensor], repack: bool) -> Tensor | PackedWeight:
+    if repack and matrix.form.packed is not None:
+        return matrix.form.packed(parts)
+    return matrix.form.dense(parts)
 
 
 def loaded_bytes(
-    info: TensorInfo,
+    stored: StoredTensor,
     *,
     packed: bool,
     scheme: Scheme | None,
@@ -37,15 +62,16 @@ def loaded_bytes(
     """Return the bytes that a loaded tensor takes: none on a CPU if it can stay in the mapped file.
 
     Args:
-        packed: whether it is part of a matrix that is stored quantized.
-        scheme: how to quantize it while loading, if at all.
+        packed: whether it is part of a matrix in our packed layout.
+        scheme: how to pack it while loading, if at all.
         merged: whether an adapter changes it, so that it cannot stay in the file.
         dtype: the dtype of weights.
     """
-    stored = torch_dtype(info)
+    info, kept = stored.info, torch_dtype(stored.info)
     if scheme is not None:
         outputs, inputs = info.shape
-        return outputs * (4 * scheme.words(inputs) + stored.itemsize * scheme.groups(inputs))
-    if device.type == "cpu" and (packed or stored == dtype) and not merged:
+        return scheme.nbytes(outputs, inputs, kept.itemsize)
+    stays = not merged and not isinstance(stored, StoredMatrix)
+    if device.type == "cpu" and (packed or kept == dtype) and stays:
         return 0
     return info.nbytes if packed else info.elements * dtype.itemsize

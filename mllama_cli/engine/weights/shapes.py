@@ -3,8 +3,7 @@
 from mllama_cli.core.config import MllamaConfig, MllamaTextConfig
 from mllama_cli.engine.forward import Network
 from mllama_cli.model.mllama import empty_network
-from mllama_cli.quantization.linear import replace_linears
-from mllama_cli.quantization.plan import linear_layers
+from mllama_cli.quantization.linear import linear_layers, replace_linears
 from mllama_cli.quantization.policy import QuantizeOptions, choose_schemes
 from mllama_cli.quantization.schemes import scheme_named
 
