@@ -1,14 +1,18 @@
 """Headers of safetensors files, and the index of several."""
 
+import base64
 import json
 import struct
 from pathlib import Path
 
+import torch
 from hypothesis import strategies as st
 
 from mllama_cli.checkpoint.adapters.adapter import Adapter
 from mllama_cli.checkpoint.files import INDEX_FILE, other_layout, weight_files
 from mllama_cli.checkpoint.header import read_header
+from mllama_cli.checkpoint.meta.pickled import read_pickled
+from mllama_cli.checkpoint.meta.vocabulary import merges_of, read_ranks
 from mllama_cli.checkpoint.reader import CheckpointReader
 from mllama_cli.hub.inspect import inspect
 from tests.checkpoints import config_dict, write_json
@@ -92,3 +96,29 @@ def test_an_adapter(fuzz: Fuzz, tmp_path: Path) -> None:
         | changed(ADAPTER_HEADER).map(lambda value: (config, file_with(value)))
         | damaged([header]).map(lambda data: (config, data)),
     )
+
+
+def test_a_pickled_file(fuzz: Fuzz, tmp_path: Path) -> None:
+    file = tmp_path / "consolidated.pth"
+
+    def read(data: bytes) -> None:
+        file.write_bytes(data)
+        for tensor in read_pickled(file).values():
+            assert 0 <= tensor.start <= tensor.start + tensor.nbytes <= len(data)
+
+    torch.save({"a": torch.zeros(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}, file)
+    good = file.read_bytes()
+    read(good)
+    fuzz(read, damaged([good]))
+
+
+def test_a_list_of_ranks(fuzz: Fuzz, tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.model"
+
+    def read(data: bytes) -> None:
+        file.write_bytes(data)
+        assert len(merges_of(read_ranks(file))) < len(data)
+
+    good = b"".join(base64.b64encode(bytes([byte])) + b" %d\n" % byte for byte in range(256)) + b"AAA= 256\n"
+    read(good)
+    fuzz(read, damaged([good]))
