@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 
 from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
-from mllama_cli.core.text import shown
+from mllama_cli.core.text import one_line, shown
 from mllama_cli.system.files import is_file
 from mllama_cli.system.json_file import read_json
 
@@ -12,6 +12,7 @@ SINGLE_FILE = "model.safetensors"
 _HUGGING_FACE = "Point to a folder in Hugging Face layout with safetensors weights."
 GGUF_MAGIC = b"GGUF"
 INDEX_FILE = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -37,25 +38,38 @@ def weight_files(folder: Path) -> list[Path]:
 
 def other_layout(folder: Path) -> tuple[str, str] | None:
     """Return what a folder is that has no weights in our layout, and what to do; None if nothing in it tells."""
-    if is_file(folder / "adapter_config.json"):
-        try:
-            base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-        except CheckpointError:
-            base = None
-        of = f" of {shown(base)[1:-1]}" if isinstance(base, str) and base else ""
-        return f"is a LoRA adapter{of}, not a whole model", "Merge it first (merge_and_unload of peft), then save it."
+    if is_adapter(folder):
+        base = adapter_base(folder)
+        return (
+            f"is a LoRA adapter{f' for {base}' if base else ''}, not a whole model",
+            f"Name the model it was made for, and the adapter: -m {base or 'MODEL'} --adapter {folder}",
+        )
     found = sorted(name for name in _names(folder) if name.endswith((".bin", ".pth", ".pt", ".gguf", ".safetensors")))
     if gguf := [name for name in found if name.endswith(".gguf")]:
         file = shlex.quote(str(folder / gguf[0]))
         return f"is a GGUF model ({shown(gguf[0])[1:-1]})", f"`mllama import {file}` makes a model of it."
     if "params.json" in _names(folder) or any(name.startswith("consolidated.") for name in found):
         return (
-            "is a model in Meta's own layout (consolidated.*, params.json), which is not read",
-            "Get it in Hugging Face layout with `mllama download`, or convert it with transformers.",
+            "has Meta's own files (consolidated.*, params.json)",
+            f"`mllama import {folder}` makes a model of them.",
         )
     if found and not found[0].endswith(".safetensors"):
         return f"has its weights in {shown(found[0])[1:-1]}, a format that is not read", _HUGGING_FACE
     return None
+
+
+def is_adapter(folder: Path) -> bool:
+    """Return whether a folder holds an adapter of PEFT's."""
+    return is_file(folder / ADAPTER_CONFIG)
+
+
+def adapter_base(folder: Path) -> str:
+    """Return the name of the model that an adapter was made for, fit for a message; empty if it does not say."""
+    try:
+        base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    except CheckpointError:
+        return ""
+    return one_line(base, 120) if isinstance(base, str) else ""
 
 
 def _names(folder: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,9 +94,10 @@ class Answerers:
         return self.compute.open_engine(model.folder, model.name)
 
     def open(self, name: str, status: "StatusLine") -> "Answerer":
-        """Return a model by its name, in a running engine or as ``opened`` does."""
+        """Return another model by its name, in a running engine or as ``opened`` does."""
         from mllama_cli.hub.catalog import resolve
 
+        self.compute = replace(self.compute, adapter=None)  # adapters belong to the model that they were given with
         model = ModelChoice(name, None if self._sharing.host else resolve(name), self._sharing.host)
         return self.running(model, status) or self.opened(model, status)
 
@@ -132,10 +133,12 @@ class Answerers:
             self._terminal.note(text)
 
     def _key(self, model: ModelChoice) -> "EngineKey | None":
-        """Return what a running engine must agree with; None if the model's folder cannot be read."""
+        """Return what a running engine must agree with; None with adapters, or if the folder cannot be read."""
         from mllama_cli.remote.engines import EngineKey
 
         compute = self.compute
+        if compute.adapter:
+            return None
         assert model.folder is not None
         try:
             return EngineKey.of(
@@ -159,7 +162,7 @@ class Answerers:
 
 def _require_none_of(compute: ComputeOptions, host: str) -> None:
     """Raise UsageError for options that say how to load a model, which the server on ``host`` has done."""
-    for name in ("device", "dtype", "quantize", "exact"):
+    for name in ("device", "dtype", "quantize", "exact", "adapter"):
         if getattr(compute, name):
             raise UsageError(
                 f"--{name} is for a model on this machine, and {HOST_VARIABLE} names a server ({host})",

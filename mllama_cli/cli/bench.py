@@ -7,7 +7,7 @@ import typer
 
 from mllama_cli.cli import complete
 from mllama_cli.cli.common import load_settings, print_json, resolve_model
-from mllama_cli.cli.options import AsJson, ComputeOptions, Debug, Device, Dtype
+from mllama_cli.cli.options import Adapter, AsJson, ComputeOptions, Debug, Device, Dtype
 
 if TYPE_CHECKING:
     from mllama_cli.benchmark.decode import Figure
@@ -46,6 +46,7 @@ def bench(
     ] = None,
     device: Device = None,
     dtype: Dtype = None,
+    adapter: Adapter = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -58,7 +59,9 @@ def bench(
         raise UsageError("A model and --random are mutually exclusive")
     if quantize and not random:
         raise UsageError("--quantize needs --random: other models are measured as they are stored")
-    compute = ComputeOptions(model, device, dtype, quantize).with_defaults(load_settings())
+    if adapter and random:
+        raise UsageError("--adapter and --random are mutually exclusive")
+    compute = ComputeOptions(model, device, dtype, quantize, adapter=adapter).with_defaults(load_settings())
     terminal = Terminal()
     with StatusLine(terminal) as status:
         name, subject, figures = _random(random, compute, status) if random else _loaded(compute, terminal, status)
@@ -72,7 +75,7 @@ def bench(
             rate, count, tiles = caption_rate(subject)
             label = f"captions of {CAPTION_TOKENS} tokens, {tiles} tiles, {count} at once"
             figures.append(Figure(label, rate, "images/s"))
-    record = {"model": name, **_machine(subject), "quantize": quantize}
+    record = {"model": name, **_machine(subject), "quantize": quantize, "adapters": adapter or []}
     if as_json:
         rows = [
             {

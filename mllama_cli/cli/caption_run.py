@@ -18,9 +18,10 @@ from mllama_cli.cli.answerers import Answerers, ModelChoice
 from mllama_cli.cli.caption_inputs import find_inputs
 from mllama_cli.cli.caption_request import CaptionRequest
 from mllama_cli.cli.common import ExitStatus, error_fields, load_settings, usage_fields
+from mllama_cli.cli.options import ComputeOptions, adapter_folders
 from mllama_cli.core.caption_events import Captioned, CaptionEvent, CaptionFailed, CaptionsPlanned, Existing
 from mllama_cli.core.errors import MllamaError, UsageError
-from mllama_cli.system.files import expanded
+from mllama_cli.system.files import expanded, resolved
 from mllama_cli.system.safe_files import UnsafeFileError, open_marked
 from mllama_cli.terminal.caption_view import CaptionView
 from mllama_cli.terminal.console import Terminal
@@ -46,7 +47,9 @@ def run_captions(request: CaptionRequest) -> None:
     answerers = Answerers(terminal, request.compute, request.sharing, load_settings(), verbose=request.display.verbose)
     model = answerers.choose()
     sampling = {"max_tokens": request.prompt.max_tokens, **request.sampling}
-    run = request.run_key(inputs.roots, f"{model.where} {request.compute.quantize}", sampling)
+    run = request.run_key(
+        inputs.roots, f"{model.where} {request.compute.quantize}{_adapters(request.compute)}", sampling
+    )
     # Only one image was named, and no option asks to save its caption.
     single = inputs.single_file and request.output.output is None and not request.output.sidecar
     destination = _destination(request, inputs.listing, run, terminal, keep=not single)
@@ -84,6 +87,11 @@ def run_captions(request: CaptionRequest) -> None:
         raise typer.Exit(ExitStatus.INTERRUPTED)
     if view.failed:
         raise typer.Exit(ExitStatus.PARTLY if view.done or view.skipped else ExitStatus.FAILURE)
+
+
+def _adapters(compute: ComputeOptions) -> str:
+    """Return the adapters as a part of a run's key; empty without any, so that older runs keep theirs."""
+    return "".join(f" {resolved(folder)}" for folder in adapter_folders(compute.adapter))
 
 
 def _events(

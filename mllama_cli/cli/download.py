@@ -19,14 +19,16 @@ def download(
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="An alias (11b, 11b-base, 90b, 90b-base), a hub id or a model's web address.",
+            help="An alias (11b, 11b-open, 11b-fp8, 11b-nf4, 11b-base, 90b, ...), a hub id or a model's web address.",
             autocompletion=complete.aliases,
         ),
     ] = None,
     revision: Annotated[
         str | None, typer.Option(metavar="REV", help="A branch, tag or commit (default: main).")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show files and sizes; download nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show files and sizes, also of smaller variants; download nothing.")
+    ] = False,
     offline: Annotated[
         bool,
         typer.Option("--offline", help="Only check that the model is cached and complete (also HF_HUB_OFFLINE=1)."),
@@ -43,8 +45,11 @@ def download(
     from mllama_cli.hub.catalog import MODEL_ALIASES, hub_address, short_name
 
     if not model:
-        names = ", ".join(f"{alias} ({id_})" for alias, id_ in MODEL_ALIASES.items())
-        raise UsageError("No model given", f"Known names: {names}. Any hub id works too.")
+        raise UsageError(
+            "No model given",
+            f"Known names: {', '.join(MODEL_ALIASES)}. `mllama download 11b --dry-run` compares them. "
+            "Any hub id works too.",
+        )
     repo, named = hub_address(model)
     if repo is None:
         hint = (
@@ -76,6 +81,8 @@ def download(
 
 
 def _print_plan(terminal: "Terminal", todo: "DownloadPlan") -> None:
+    from mllama_cli.hub.plan import weights_size
+    from mllama_cli.hub.variants import variants
     from mllama_cli.terminal.tables import print_facts, print_table
 
     cached = ("yes" if file.cached else human_size(file.here) if file.here else "no" for file in todo.files)
@@ -92,3 +99,11 @@ def _print_plan(terminal: "Terminal", todo: "DownloadPlan") -> None:
             ("folder", todo.folder),
         ],
     )
+    if len(known := variants(todo.repo)) > 1:
+        terminal.out.print()
+        sizes = [weights_size(each.repo) for each in known]
+        table = [
+            (each.alias, human_size(size) if size else "?", "to be requested" if each.gated else "open", each.repo)
+            for each, size in zip(known, sizes, strict=True)
+        ]
+        print_table(terminal, ("VARIANT", "WEIGHTS", "ACCESS", "REPOSITORY"), table, right=("WEIGHTS",))

@@ -89,6 +89,10 @@ Exact = Annotated[
     bool,
     compute_option("--exact", help="On a CPU, never round activations to 8 bits: slower, slightly more accurate."),
 ]
+Adapter = Annotated[
+    list[str] | None,
+    compute_option(metavar="DIR", help="Merge the LoRA adapter in this folder into the weights (repeatable)."),
+]
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ class ComputeOptions:
     dtype: Dtype = None
     quantize: Quantize = None
     exact: Exact = False
+    adapter: Adapter = None
 
     def __post_init__(self) -> None:
         from mllama_cli.core.settings import KEYS, QUANTIZATIONS
@@ -130,7 +135,15 @@ class ComputeOptions:
             dtype=self.dtype or "auto",
             quantize=self.quantize,
             exact=self.exact,
+            adapters=adapter_folders(self.adapter),
         )
+
+
+def adapter_folders(given: "list[str] | None") -> list[Path]:
+    """Return the folders of --adapter."""
+    from mllama_cli.system.files import expanded
+
+    return [expanded(each) for each in given or ()]
 
 
 def _is_set(variable: str) -> bool:

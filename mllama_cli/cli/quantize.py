@@ -8,7 +8,7 @@ import typer
 
 from mllama_cli.cli import complete
 from mllama_cli.cli.common import load_settings
-from mllama_cli.cli.options import AsJson, Debug, Device
+from mllama_cli.cli.options import Adapter, AsJson, Debug, Device, adapter_folders
 from mllama_cli.cli.quantize_run import given_destination, run_plan
 
 layer_option = partial(typer.Option, rich_help_panel="Per-layer overrides")
@@ -52,6 +52,7 @@ def quantize(
         layer_option(metavar="PATTERN=BITS", help="Use 4, 8 or 16 bits for these layers."),
     ] = None,
     device: Device = None,
+    adapter: Adapter = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing model.")] = False,
     as_json: AsJson = False,
@@ -71,7 +72,8 @@ def quantize(
     exceptions = tuple(map(_bits_for, bits_for or ()))
     size = 0 if group_size == "channel" else int(group_size)
     folder = resolve(source)
-    destination = _destination(dest, source, folder, int(bits), size)
+    adapters = adapter_folders(adapter)
+    destination = _destination(dest, source, folder, int(bits), size, adapters)
     with StatusLine(terminal) as status:
         status.show("Starting")
         from mllama_cli.engine.device import choose_device
@@ -80,7 +82,8 @@ def quantize(
         from mllama_cli.quantization.schemes import Scheme
 
         where = choose_device(device or load_settings().device or "auto")
-        plan = make_plan(folder, QuantizeOptions(Scheme(int(bits), size), method, tuple(keep or ()), exceptions))
+        options = QuantizeOptions(Scheme(int(bits), size), method, tuple(keep or ()), exceptions)
+        plan = make_plan(folder, options, adapters=adapters)
     run_plan(terminal, plan, destination, device=where, force=force, dry_run=dry_run, as_json=as_json)
 
 
@@ -93,7 +96,9 @@ def _bits_for(text: str) -> tuple[str, int]:
     return pattern, int(bits)
 
 
-def _destination(given: str | None, source: str, folder: Path, bits: int, group_size: int) -> Path:
+def _destination(
+    given: str | None, source: str, folder: Path, bits: int, group_size: int, adapters: list[Path]
+) -> Path:
     """Return the folder to write: as given, else one in the models folder named after the source."""
     from mllama_cli.hub.catalog import models_folder
     from mllama_cli.system.files import resolved
@@ -105,5 +110,7 @@ def _destination(given: str | None, source: str, folder: Path, bits: int, group_
         name = resolved(folder).name
     if folder.parent.name == "snapshots" and name == folder.name:  # a commit's hash is not a name
         name = folder.parent.parent.name.rpartition("--")[2]
+    for adapter in adapters:
+        name = f"{name}-{resolved(adapter).name}"
     size = {128: "", 0: "-channel"}.get(group_size, f"-g{group_size}")
     return models_folder() / f"{name}-int{bits}{size}"

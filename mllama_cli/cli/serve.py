@@ -133,6 +133,7 @@ def _serve(
     verbose: bool,
 ) -> None:
     import signal
+    from contextlib import nullcontext
     from dataclasses import replace
 
     from mllama_cli.hub.catalog import is_built_in
@@ -144,7 +145,9 @@ def _serve(
     if compute.model is None and is_built_in(name) and not terminal.stderr_is_tty:  # else it has been said
         terminal.note(BUILT_IN_NOTE)
     engine = _loaded(terminal, compute, folder, name)
-    with registered(engine, compute.device, compute.dtype, compute.quantize, compute.exact) as own:
+    # With adapters it is another model than the one that other commands are asked for.
+    found_by = registered(engine, compute.device, compute.dtype, compute.quantize, compute.exact)
+    with nullcontext() if compute.adapter else found_by as own:
         app = create_app(
             engine,
             replace(settings, private_socket=str(own.file)) if own is not None else settings,

@@ -13,6 +13,7 @@ from mllama_cli.core.text import human_size, shown
 
 if TYPE_CHECKING:
     from mllama_cli.hub.inspect import Inspection
+    from mllama_cli.terminal.console import Terminal
 
 
 def show(
@@ -28,15 +29,20 @@ def show(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Show a model's architecture, parameters, memory, chat template and defaults."""
+    """Show a model's architecture, parameters, memory, chat template and defaults, or what a LoRA adapter changes."""
+    from mllama_cli.checkpoint.files import is_adapter
     from mllama_cli.core.errors import TemplateError
     from mllama_cli.hub.catalog import resolve
     from mllama_cli.hub.inspect import inspect
     from mllama_cli.processing.chat_template import ChatTemplate
+    from mllama_cli.system.files import expanded, is_file
     from mllama_cli.terminal.console import Terminal
     from mllama_cli.terminal.tables import print_facts
 
     terminal = Terminal()
+    if is_adapter(path := expanded(name)) and not is_file(path / "config.json"):
+        _show_adapter(terminal, path, as_json)
+        return
     folder = resolve(name)
     chat_template = ChatTemplate.from_pretrained(folder)
     if template:
@@ -58,6 +64,41 @@ def _require_readable(folder: Path) -> None:
     from mllama_cli.quantization.opening import open_network
 
     open_network(folder)
+
+
+def _show_adapter(terminal: "Terminal", folder: Path, as_json: bool) -> None:
+    from mllama_cli.checkpoint.adapters.adapter import Adapter
+    from mllama_cli.terminal.tables import print_facts
+
+    found = Adapter(folder)
+    settings, size = found.settings, found.file.stat().st_size
+    modules = {name.rpartition(".")[0] for name in found.changes}
+    vision = sum(".vision_model." in f".{name}" or "multi_modal_projector" in name for name in modules)
+    kinds = [word for word, uses in (("rslora", settings.uses_root), ("DoRA", settings.uses_dora)) if uses]
+    record = {
+        "path": str(folder),
+        "kind": ", ".join(["LoRA adapter", *kinds]),
+        "base": settings.base,
+        "ranks": found.ranks,
+        "alpha": settings.alpha,
+        "modules": {"text": len(modules) - vision, "vision": vision},
+        "size": size,
+    }
+    if as_json:
+        print_json(terminal, record)
+        return
+    ranks = ", ".join(map(str, found.ranks)) or "none"
+    print_facts(
+        terminal,
+        [
+            ("path", folder),
+            ("kind", f"{record['kind']}, rank {ranks}, alpha {settings.alpha:g}"),
+            ("changes", f"{len(modules)} layers ({len(modules) - vision} text, {vision} vision)"),
+            ("made for", settings.base or "a model that it does not name"),
+            ("weights", f"{human_size(size)} on disk"),
+            ("use", f"mllama chat -m {settings.base or 'MODEL'} --adapter {folder}"),
+        ],
+    )
 
 
 def _human_count(count: int) -> str:

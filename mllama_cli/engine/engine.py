@@ -10,6 +10,7 @@ from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch.run import Reply, answer_batch
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.session import Session
+from mllama_cli.system.files import expanded
 
 
 def load(
@@ -20,6 +21,7 @@ def load(
     vision: bool = False,
     quantize: str | None = None,
     exact: bool = False,
+    adapters: str | Path | Sequence[str | Path] = (),
     progress: Callable[[Event], None] | None = None,
 ) -> "Engine":
     """Load a model: a folder, an installed model's name, an alias, or a hub id in the cache.
@@ -32,6 +34,7 @@ def load(
         vision: also load the weights for images, which otherwise load with the first image.
         quantize: "int4" or "int8" quantizes the language model while it loads.
         exact: do not round activations to 8 bits on a CPU for products with packed matrices.
+        adapters: folders of LoRA adapters that PEFT saved, merged into the weights one after the other.
         progress: called with each event of loading.
     """
     from mllama_cli.hub.catalog import default_model, resolve
@@ -41,7 +44,16 @@ def load(
         folder, name = entry.path, entry.name
     else:
         folder, name = resolve(str(model)), str(model)
-    engine = Engine(folder, name, device=device, dtype=dtype, quantize=quantize, exact=exact)
+    paths = [adapters] if isinstance(adapters, str | Path) else adapters
+    engine = Engine(
+        folder,
+        name,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        exact=exact,
+        adapters=[expanded(path) for path in paths],
+    )
     for event in engine.load_weights(vision=vision):
         if progress is not None:
             progress(event)
@@ -60,10 +72,13 @@ class Engine:
         dtype: str = "auto",
         quantize: str | None = None,
         exact: bool = False,
+        adapters: Sequence[Path] = (),
     ) -> None:
         self.path = folder
         self.name = name
-        self.model = LoadedModel.from_folder(folder, device=device, dtype=dtype, quantize=quantize, exact=exact)
+        self.model = LoadedModel.from_folder(
+            folder, device=device, dtype=dtype, quantize=quantize, exact=exact, adapters=adapters
+        )
         self.config, self.generation_config = self.model.config, self.model.generation_config
         self.network, self.processor = self.model.network, self.model.processor
         self.device, self.dtype = self.model.device, self.model.dtype

@@ -1,6 +1,6 @@
 """A loaded model, which sessions, batches and benchmarks share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -57,8 +57,12 @@ class LoadedModel:
         dtype: str = "auto",
         quantize: str | None = None,
         exact: bool = False,
+        adapters: Sequence[Path] = (),
     ) -> "LoadedModel":
-        """Open a checkpoint; ``load`` then reads its weights. Raise CheckpointError or DeviceError."""
+        """Open a checkpoint, with LoRA adapters to merge; ``load`` then reads its weights.
+
+        Raise CheckpointError or DeviceError.
+        """
         raw = read_json(folder / "config.json")
         generation = folder / "generation_config.json"
         generation_config = GenerationConfig.from_dict(read_json(generation) if generation.is_file() else {})
@@ -69,7 +73,7 @@ class LoadedModel:
         vision, context = config.vision_config is not None, config.text_config.max_position_embeddings
         processor = MllamaProcessor.from_pretrained(folder, config.image_token_index, vision=vision, max_tokens=context)
         processor.tokenizer.require_below(config.text_config.embeddings)
-        weights = StoredWeights(opened, chosen, dtype, quantize)
+        weights = StoredWeights(opened, chosen, dtype, quantize, adapters)
         set_exact(opened.network, exact)
         return cls(
             opened.network,

@@ -24,9 +24,16 @@ MAX_NAME_BYTES = 4096
 MODEL_ALIASES = {
     "11b": "meta-llama/Llama-3.2-11B-Vision-Instruct",
     "11b-base": "meta-llama/Llama-3.2-11B-Vision",
+    "11b-open": "unsloth/Llama-3.2-11B-Vision-Instruct",
+    "11b-fp8": "RedHatAI/Llama-3.2-11B-Vision-Instruct-FP8-dynamic",
+    "11b-nf4": "unsloth/Llama-3.2-11B-Vision-Instruct-unsloth-bnb-4bit",
     "90b": "meta-llama/Llama-3.2-90B-Vision-Instruct",
     "90b-base": "meta-llama/Llama-3.2-90B-Vision",
+    "90b-open": "unsloth/Llama-3.2-90B-Vision-Instruct",
+    "90b-fp8": "RedHatAI/Llama-3.2-90B-Vision-Instruct-FP8-dynamic",
+    "90b-nf4": "unsloth/Llama-3.2-90B-Vision-Instruct-bnb-4bit",
 }
+"""Meta's own; with -open the same weights without a gate; in 8 bits, and in 4."""
 BUILT_IN = "sketch"
 """The name of the built-in model."""
 

@@ -9,6 +9,7 @@ from mllama_cli.core.errors import DownloadError, MllamaError, ModelNotFoundErro
 from mllama_cli.core.text import suggest
 from mllama_cli.hub.catalog import MODEL_ALIASES
 from mllama_cli.hub.client import client_error, hub_url, require_client
+from mllama_cli.hub.variants import without_gate
 from mllama_cli.system.files import is_disk_full
 
 RESUME = "What has arrived is kept: run the same command again to resume."
@@ -55,10 +56,11 @@ def _refusal(error: Exception, repo: str, revision: str) -> MllamaError:
         if has_token:
             return DownloadError(
                 f"Your account has no access to {repo} yet ({status})",
-                f"Request it at {page}, wait for the confirmation, then run the same command again.",
+                f"Request it at {page}, wait for the confirmation, then run this again.{without_gate(repo)}",
             )
         return DownloadError(
-            f"{repo} is gated: access must be requested ({status})", f"Request it at {page}, then {LOG_IN}."
+            f"{repo} is gated: access must be requested ({status})",
+            f"Request it at {page}, then {LOG_IN}.{without_gate(repo)}",
         )
     if isinstance(error, errors.DisabledRepoError):
         return DownloadError(f"The Hub has disabled {repo}", f"See {page}.")

@@ -1,5 +1,6 @@
 """Plan a download: a model's files on the Hub, and how much of each has already arrived."""
 
+import re
 import shutil
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -8,7 +9,7 @@ from typing import Any
 
 from mllama_cli.checkpoint.files import INDEX_FILE, SINGLE_FILE, index_names
 from mllama_cli.core.config import MODEL_TYPES
-from mllama_cli.core.errors import CheckpointError, DownloadError
+from mllama_cli.core.errors import CheckpointError, DownloadError, MllamaError
 from mllama_cli.hub.cache import hub_cache, repo_folder
 from mllama_cli.hub.client import get_bytes, hub_url, quiet
 from mllama_cli.hub.errors import translated
@@ -22,6 +23,8 @@ COMPANION_FILES = (
     "tokenizer*", "special_tokens_map.json", "chat_template*", "LICENSE*", "USE_POLICY*", "README.md",
 )  # fmt: skip
 """Files that a model needs in addition to its weights. Never original/, *.pth, *.bin or *.gguf."""
+
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,16 @@ def _plan(repo: str, revision: str) -> DownloadPlan:
         here = _bytes_here(folder, commit, name, etag, size)
         files.append(HubFile(name, size, etag, here))
     return DownloadPlan(repo, revision, commit, folder / "snapshots" / commit, tuple(files), free_space(hub_cache()))
+
+
+def weights_size(repo: str) -> int | None:
+    """Return the bytes of a repository's weights as the Hub lists them; None if it does not say."""
+    try:
+        with quiet(), translated(repo, "main"):
+            _, listing = hub_listing(repo, "main")
+    except MllamaError:
+        return None
+    return sum(size for name, (size, _) in listing.items() if _WEIGHTS.fullmatch(name)) or None
 
 
 def is_companion_file(name: str) -> bool:

@@ -1,6 +1,5 @@
 """Plan the import of GGUF files: an ordinary checkpoint of the same model, with its tokenizer and chat template."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,30 +13,21 @@ from mllama_cli.checkpoint.gguf.vocabulary import GgufVocabulary, gguf_vocabular
 from mllama_cli.checkpoint.gguf.weights import GgufWeight, gguf_weights, require_layers
 from mllama_cli.checkpoint.reader import CheckpointReader
 from mllama_cli.checkpoint.slices import SliceReader
-from mllama_cli.core.config import GenerationConfig, ImageProcessorConfig, MllamaConfig
+from mllama_cli.core.config import GenerationConfig, MllamaConfig
 from mllama_cli.core.errors import CheckpointError, MllamaError
 from mllama_cli.hub.catalog import config_of, installed
 from mllama_cli.model.mllama import empty_network
-from mllama_cli.processing.chat_template import OUR_TEMPLATE
-from mllama_cli.processing.tokenizer_build import IMAGE, llama_tokenizer, token_ids, tokenizer_config
+from mllama_cli.processing.tokenizer_build import IMAGE, llama_tokenizer, token_ids
 from mllama_cli.quantization.config_groups import quantization_config
+from mllama_cli.quantization.imported import imported_companions, imported_layers
 from mllama_cli.quantization.linear import linear_layers
 from mllama_cli.quantization.plan import QuantizePlan, shards_of
-from mllama_cli.quantization.policy import LayerSchemes, QuantizeOptions, choose_schemes
-from mllama_cli.quantization.rounding import Method
-from mllama_cli.quantization.schemes import GROUP_SIZES, Scheme
-from mllama_cli.quantization.sensitivity import ErrorProbe
-
-SAMPLING = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
-"""The released models' own sampling defaults."""
 
 IMPORTED = "imported_from_gguf"
 """Key in config.json of an imported model: the files, and how rows of cross-attention were read."""
 
 _SAME_ROWS = 0.9
 """Cosine above which rows of two models are the same: 4-bit weights have 0.99 with their originals, others about 0."""
-_METHODS: dict[int, Method] = {4: "search", 8: "rtn"}
-"""In 8 bits a search gains a hundredth of what the file's own 4 bits lost."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +67,8 @@ def import_plan(model: GgufModel, bits: int, *, interleaved: bool | None = None)
     order = "interleaved" if interleaved else "in order"
     raw[IMPORTED] = {"files": [file.path.name for file in model.files], "cross_attention_rows": order}
     linears = linear_layers(network)
-    if bits == 16:
-        layers, method = LayerSchemes({}, tuple(linears), ()), _METHODS[8]
-    else:
-        method = _METHODS[bits]
-        options = QuantizeOptions(Scheme(bits, GROUP_SIZES[0]), method)
-        with SliceReader() as slices:
-            probe = ErrorProbe(slices, weights, options.scheme)
-            layers = choose_schemes(linears, config.text_config, options, probe)
+    layers, method = imported_layers(linears, weights, config, bits)
+    if layers.schemes:
         raw["quantization_config"] = quantization_config(layers.schemes, layers.kept)
     plan = QuantizePlan(
         sources=tuple(file.path for file in model.files),
@@ -136,34 +120,14 @@ def _readings(weight: GgufWeight) -> dict[bool, GgufWeight]:
 def _companions(
     model: GgufModel, config: MllamaConfig, vocabulary: GgufVocabulary, ids: Mapping[str, Any]
 ) -> dict[str, bytes | Path]:
-    where = str(model.files[0].path)
     special = {token: id_ for token, id_ in vocabulary.special.items() if id_ < config.image_token_index}
-    generation = {**SAMPLING, **_own_sampling(model.sampling), **ids}
-    assert config.vision_config is not None
-    side, released = config.vision_config.image_size, ImageProcessorConfig()
-    preprocessor = {
-        "image_processor_type": "MllamaImageProcessor",
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_pad": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": released.image_mean,
-        "image_std": released.image_std,
-        "max_image_tiles": config.vision_config.max_num_tiles,
-        "resample": 2,
-        "rescale_factor": released.rescale_factor,
-        "size": {"height": side, "width": side},
-    }
-    made: dict[str, bytes | Path] = {
-        "tokenizer.json": llama_tokenizer(
-            vocabulary.tokens, {**special, IMAGE: config.image_token_index}, vocabulary.merges, where
-        ),
-        "tokenizer_config.json": _json(tokenizer_config(config.text_config.max_position_embeddings)),
-        "generation_config.json": _json(generation),
-        "preprocessor_config.json": _json(preprocessor),
-        "chat_template.jinja": OUR_TEMPLATE,
-    }
+    tokenizer = llama_tokenizer(
+        vocabulary.tokens,
+        {**special, IMAGE: config.image_token_index},
+        vocabulary.merges,
+        str(model.files[0].path),
+    )
+    made = imported_companions(config, tokenizer, ids, sampling=_own_sampling(model.sampling))
     return {**made, "LICENSE": model.license} if model.license else made
 
 
@@ -177,7 +141,3 @@ def _own_sampling(found: Mapping[str, Any]) -> dict[str, Any]:
     except CheckpointError:
         return {}
     return own
-
-
-def _json(data: Mapping[str, Any]) -> bytes:
-    return (json.dumps(data, indent=2) + "\n").encode()

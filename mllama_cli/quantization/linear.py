@@ -89,10 +89,10 @@ def linear_layers(network: nn.Module) -> dict[str, int]:
 
 
 def replace_linears(network: nn.Module, schemes: Mapping[str, Scheme]) -> None:
-    """Replace the named linear layers by QuantizedLinears."""
+    """Replace the named linear layers, packed or not, by QuantizedLinears."""
     for name, scheme in schemes.items():
         owner, _, attribute = name.rpartition(".")
         old = network.get_submodule(name)
-        assert isinstance(old, nn.Linear)
+        assert isinstance(old, nn.Linear | QuantizedLinear)
         new = QuantizedLinear(old.in_features, old.out_features, scheme, bias=old.bias is not None)
         setattr(network.get_submodule(owner), attribute, new.train(old.training))

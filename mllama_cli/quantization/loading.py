@@ -1,10 +1,15 @@
 """Quantized layers of a network that is being loaded: stored in the checkpoint, or quantized while loading."""
 
+from collections.abc import Iterable
+
+import torch
 from torch import Tensor, nn
 
+from mllama_cli.checkpoint.adapters.merge import Adapters
 from mllama_cli.checkpoint.reader import CheckpointReader
 from mllama_cli.checkpoint.slices import SliceReader
 from mllama_cli.core.config import MllamaTextConfig
+from mllama_cli.kernels.packed import PackedWeight, dequantize
 from mllama_cli.quantization.linear import QuantizedLinear, linear_layers, replace_linears
 from mllama_cli.quantization.opening import scheme_of
 from mllama_cli.quantization.plan import refuse_quantized
@@ -13,18 +18,30 @@ from mllama_cli.quantization.rounding import NotFiniteError, quantize_matrix
 from mllama_cli.quantization.schemes import GROUP_SIZES, Scheme, scheme_named
 from mllama_cli.quantization.sensitivity import ErrorProbe, not_finite
 
+MERGED_SCHEME = Scheme(8, 128)
+"""Of packed matrices that an adapter changes: in 4 bits, most changes would be smaller than a step."""
 
-def repack_linears(network: nn.Module, reader: CheckpointReader, wanted: str | None) -> dict[str, Scheme]:
+_MERGED_BLOCK = 1 << 25
+"""Weights that are dequantized at once to merge an adapter into them."""
+
+
+def repack_linears(
+    network: nn.Module, reader: CheckpointReader, wanted: str | None, adapters: Adapters
+) -> dict[str, Scheme]:
     """Replace the layers in a form whose integers and scales our packed layout holds exactly; return their schemes.
 
-    Those of more bits than ``wanted`` (int4, int8) are left to be quantized.
+    Those of more bits than ``wanted`` (int4, int8) are left to be quantized, and those that adapters change to be read
+    dense.
     """
     most = scheme_named(wanted).bits if wanted is not None else 8
     linears = linear_layers(network)
     schemes = {
         name: scheme_of(matrix.form)
         for name, matrix in reader.contents.matrices()
-        if name in linears and matrix.form.packing is not None and matrix.form.packing.bits <= most
+        if name in linears
+        and f"{name}.weight" not in adapters
+        and matrix.form.packing is not None
+        and matrix.form.packing.bits <= most
     }
     replace_linears(network, schemes)
     return schemes
@@ -63,3 +80,43 @@ def quantize_into(module: nn.Module, name: str, weight: Tensor, file: str) -> No
         module.fill(quantize_matrix(weight, module.scheme, "rtn").weight)
     except NotFiniteError:
         raise not_finite(name, file) from None
+
+
+def dense_shapes(network: nn.Module, names: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a network's parameters ``names``, of packed matrices those of the dense ones."""
+    parameters, found = dict(network.named_parameters()), {}
+    for name in names:
+        owner, _, attribute = name.rpartition(".")
+        if not attribute.startswith("weight_"):
+            found[name] = tuple(parameters[name].shape)
+        elif attribute == "weight_packed":
+            module = network.get_submodule(owner)
+            assert isinstance(module, QuantizedLinear)
+            found[f"{owner}.weight"] = (module.out_features, module.in_features)
+    return found
+
+
+def widen_linears(network: nn.Module, adapters: Adapters) -> dict[str, QuantizedLinear]:
+    """Replace the packed layers that adapters change by ones of MERGED_SCHEME; return the old ones, to read into."""
+    stored = {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, QuantizedLinear) and f"{name}.weight" in adapters
+    }
+    replace_linears(network, {name: MERGED_SCHEME.fitted(module.in_features) for name, module in stored.items()})
+    return stored
+
+
+def merge_into(module: nn.Module, name: str, stored: PackedWeight, adapters: Adapters) -> None:
+    """Fill a layer with the ``stored`` matrix of another scheme and the adapters' changes of the weight ``name``."""
+    assert isinstance(module, QuantizedLinear)
+    rows, inputs = stored.shape
+    step = max(1, _MERGED_BLOCK // inputs)
+    parts = []
+    for start in range(0, rows, step):
+        packed, scale = stored.packed[start : start + step], stored.scale[start : start + step]
+        dense = dequantize(PackedWeight(packed, scale, (len(packed), inputs), stored.bits))
+        merged = adapters.merged(name, dense, scale.dtype, start)
+        parts.append(quantize_matrix(merged, module.scheme, "rtn").weight)
+    packed, scale = torch.cat([part.packed for part in parts]), torch.cat([part.scale for part in parts])
+    module.fill(PackedWeight(packed, scale, stored.shape, module.scheme.bits))

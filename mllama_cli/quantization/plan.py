@@ -1,10 +1,11 @@
 """Plan the quantization of a checkpoint: the tensors to write, in which files, with sizes."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mllama_cli.checkpoint.adapters.merge import Adapters
 from mllama_cli.checkpoint.files import INDEX_FILE, SINGLE_FILE
 from mllama_cli.checkpoint.reader import CheckpointReader
 from mllama_cli.checkpoint.shard_writer import TensorSpec, layout
@@ -36,6 +37,11 @@ class Unit:
     outputs: tuple[TensorSpec, ...]
 
     @property
+    def weight(self) -> str:
+        """Return our name of the tensor."""
+        return self.name if self.scheme is None else f"{self.name}.weight"
+
+    @property
     def nbytes(self) -> int:
         """Return the bytes to write for it."""
         return sum(spec.nbytes for spec in self.outputs)
@@ -65,6 +71,7 @@ class QuantizePlan:
         sources: the folder of a checkpoint, or the files of a model in another format.
         companions: what the other files of the model hold, or the files to copy, by name.
         reading: how the sources are read, where there is a choice.
+        adapters: what is merged into the weights first.
     """
 
     sources: tuple[Path, ...]
@@ -74,6 +81,7 @@ class QuantizePlan:
     config: dict[str, Any]
     companions: Mapping[str, bytes | Path]
     reading: str = ""
+    adapters: Adapters = field(default_factory=Adapters)
 
     def units(self) -> Iterator[Unit]:
         return (unit for shard in self.shards for unit in shard.units)
@@ -93,7 +101,7 @@ class QuantizePlan:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return data that identify this plan and the files that it reads."""
-        files = sorted({file for unit in self.units() for file in unit.source.files})
+        files = [*sorted({file for unit in self.units() for file in unit.source.files}), *self.adapters.files]
         return {
             "source": [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
             "method": f"{self.method} {self.reading}".rstrip(),
@@ -101,10 +109,13 @@ class QuantizePlan:
         }
 
 
-def make_plan(source: Path, options: QuantizeOptions, *, shard_bytes: int = SHARD_BYTES) -> QuantizePlan:
+def make_plan(
+    source: Path, options: QuantizeOptions, *, adapters: Sequence[Path] = (), shard_bytes: int = SHARD_BYTES
+) -> QuantizePlan:
     """Make a plan from a checkpoint's headers and, unless it is as deep as the 11B, samples of its weights.
 
-    Raises CheckpointError, or UsageError for a checkpoint that is quantized already and for patterns that fit nothing.
+    ``adapters`` are folders of LoRA adapters. Raises CheckpointError, or UsageError for a checkpoint that is quantized
+    already and for patterns that fit nothing.
     """
     raw = read_json(source / "config.json")
     opened = open_network(source, raw)
@@ -124,7 +135,9 @@ def make_plan(source: Path, options: QuantizeOptions, *, shard_bytes: int = SHAR
     }
     shards = shards_of(reader.tensors, layers, shard_bytes)
     raw["quantization_config"] = quantization_config(layers.schemes, layers.kept)
-    return QuantizePlan((source,), options.method, layers, shards, raw, companions)
+    return QuantizePlan(
+        (source,), options.method, layers, shards, raw, companions, adapters=Adapters(adapters, opened.expected)
+    )
 
 
 def refuse_quantized(reader: CheckpointReader) -> None:

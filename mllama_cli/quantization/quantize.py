@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from mllama_cli.checkpoint.adapters.merge import Adapters
 from mllama_cli.checkpoint.files import INDEX_FILE
 from mllama_cli.checkpoint.header import STORED_DTYPES
 from mllama_cli.checkpoint.shard_writer import ShardWriter
@@ -101,7 +102,7 @@ def _write_shard(
         waiting = 0
         with SliceReader() as reader:
             work = _Work(writer, plan, device)
-            for unit, start, rows in one_ahead(_slices(reader, todo)):
+            for unit, start, rows in one_ahead(_slices(reader, todo, plan.adapters)):
                 try:
                     last = work.write(unit, start, rows)
                 except NotFiniteError:
@@ -157,13 +158,14 @@ class _Work:
         return not rows.dim() or start + len(rows) == unit.source.info.shape[0]
 
 
-def _slices(reader: SliceReader, units: list[Unit]) -> Iterator[tuple[Unit, int, Tensor]]:
+def _slices(reader: SliceReader, units: list[Unit], adapters: Adapters) -> Iterator[tuple[Unit, int, Tensor]]:
     for unit in units:
         rows = unit.source.info.shape[0] if unit.source.info.shape else 1
         bits = STORED_DTYPES[unit.source.info.dtype].bits
         step = max(1, 8 * SLICE_BYTES * rows // max(unit.source.info.elements * bits, 1))
         for start in range(0, rows, step):
-            yield unit, start, reader.rows(unit.source, start, start + step)
+            part = reader.rows(unit.source, start, start + step)
+            yield unit, start, adapters.merged(unit.weight, part, part.dtype, start)
 
 
 def one_ahead(items: Iterator[T]) -> Iterator[T]:

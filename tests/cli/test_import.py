@@ -165,7 +165,8 @@ def test_what_is_missing_is_said(model: GgufFixture, newer: GgufFixture, tmp_pat
     write_store(tmp_path / "ollama", newer)
     assert_fails(run_here("import", "ollama:llama3.2-visoin"), 2, f"Did you mean {NAME}?")
     assert_fails(run_here("import", str(DRAWING)), 2, "is not a GGUF file")
-    assert_fails(run_here("import", str(tmp_path)), 2, "neither ollama:NAME nor a file")
+    assert_fails(run_here("import", str(tmp_path)), 2, "has no consolidated.*.pth")
+    assert_fails(run_here("import", "absent"), 2, "neither ollama:NAME nor a file")
 
 
 def _digest(manifest: Path, digest: str) -> None:

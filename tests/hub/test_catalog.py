@@ -143,11 +143,11 @@ def test_another_case_or_owner_is_guessed(tmp_path: Path, name: str, meant: str)
     in_cache(tmp_path, "abc", repo="me/bird")
     with pytest.raises(ModelNotFoundError) as caught:
         resolve(name)
-    assert f"Did you mean {meant}?" in caught.value.hint
+    assert f"Did you mean {meant}" in caught.value.hint
     if meant != REPO:
         with pytest.raises(ModelNotFoundError) as kept:
             plan_removal(name)
-        assert f"Did you mean {meant}?" in kept.value.hint
+        assert f"Did you mean {meant}" in kept.value.hint
 
 
 @pytest.mark.parametrize("name", [*MODEL_ALIASES.values(), "unsloth/Llama-3.2-11B-Vision-Instruct"])

@@ -1,11 +1,13 @@
 """Load the weights of a checkpoint in two parts: text first, then vision."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 
+from mllama_cli.checkpoint.adapters.merge import Adapters
 from mllama_cli.checkpoint.names import part
 from mllama_cli.checkpoint.reader import torch_dtype
 from mllama_cli.core.events import Event, LoadProgress, Notice
@@ -24,9 +26,11 @@ from mllama_cli.engine.weights.read import loaded_bytes, read_tensors
 from mllama_cli.kernels import ops
 from mllama_cli.quantization.linear import QuantizedLinear
 from mllama_cli.quantization.loading import (
+    dense_shapes,
     quantize_linears,
     repack_linears,
     round_linears,
+    widen_linears,
 )
 from mllama_cli.quantization.opening import OpenedNetwork
 
@@ -34,15 +38,28 @@ from mllama_cli.quantization.opening import OpenedNetwork
 class StoredWeights:
     """Load a checkpoint's weights into a network on the meta device.
 
-    ``dtype`` is the dtype of activations and caches, ``weights_dtype`` that of matrices.
+    ``dtype`` is the dtype of activations and caches, ``weights_dtype`` that of matrices. The LoRA adapters in the
+    folders ``adapters`` are merged into the weights.
     """
 
-    def __init__(self, opened: OpenedNetwork, device: torch.device, dtype: str, quantize: str | None) -> None:
-        """Raise UsageError for weights to quantize that are packed already, DeviceError for an unknown dtype."""
+    def __init__(
+        self,
+        opened: OpenedNetwork,
+        device: torch.device,
+        dtype: str,
+        quantize: str | None,
+        adapters: Sequence[Path] = (),
+    ) -> None:
+        """Raise UsageError for weights to quantize that are packed already, DeviceError for an unknown dtype.
+
+        Raise CheckpointError for an adapter that is damaged or does not fit.
+        """
         self.config, self.network, self.device = opened.config, opened.network, device
         self.reader, self._tied, self._names = opened.reader, opened.tied, list(opened.expected)
+        self._adapters = Adapters(adapters, dense_shapes(self.network, self._names))
+        self._widened = widen_linears(self.network, self._adapters)
         self._quantize = quantize
-        self._schemes = repack_linears(self.network, self.reader, quantize)
+        self._schemes = repack_linears(self.network, self.reader, quantize, self._adapters)
         self._repacked = {f"{name}.weight" for name in self._schemes}
         if quantize is not None:
             self._schemes |= quantize_linears(self.network, self.config.text_config, self.reader, quantize)
@@ -75,10 +92,23 @@ class StoredWeights:
         check_fits(WeightSizes.of(self._sizes(names)).on_gpu(self.plan), self.device)
         if "vision" in wanted and self.plan.notice:
             yield Notice(self.plan.notice)
+        if self._widened and not self.loaded:
+            yield Notice(self._widening_note())
         if (note := ops.prepare(self.device)) and not self.loaded:
             yield Notice(note)
         yield from self._fill(names, wanted, self.plan)
         self.loaded.update(wanted)
+
+    def _widening_note(self) -> str:
+        more = sum(
+            self._widened_bytes(name) - self.reader.tensors[name].nbytes
+            for name in filter(self._is_widened, self._names)
+        )
+        cost = f", {human_size(more)} more" if more > 0 else ""
+        return (
+            f"The adapter changes {len(self._widened)} packed matrices, which are packed again in 8 bits{cost}: "
+            "4 would lose most of the change"
+        )
 
     def choose_plan(self, wanted: set[str]) -> OffloadPlan:
         """Return a plan for the whole model, even for its text part alone. Raise MemoryShortageError if none fits."""
@@ -140,7 +170,16 @@ class StoredWeights:
 
     def _fill(self, names: list[str], wanted: set[str], plan: OffloadPlan) -> Iterator[LoadProgress]:
         tensors = self.reader.tensors
-        placement = Placement(self.network, plan, self.device, self.dtype, self.weights_dtype, self._schemes)
+        placement = Placement(
+            self.network,
+            plan,
+            self.device,
+            self.dtype,
+            self.weights_dtype,
+            self._schemes,
+            self._adapters,
+            self._widened,
+        )
         done, total = 0, sum(tensors[name].nbytes for name in names)
         yield LoadProgress(0, total)
         with self._warmed_up():
@@ -168,13 +207,25 @@ class StoredWeights:
         return not self._tied and ops.reads_host_memory(self.device)
 
     def _sizes(self, names: list[str]) -> dict[str, int]:
-        return {
-            name: loaded_bytes(
-                self.reader.tensors[name],
-                packed=name.rpartition(".")[2].startswith("weight_"),
-                scheme=self._schemes.get(name.removesuffix(".weight")),
-                dtype=self.weights_dtype,
-                device=self.device,
-            )
-            for name in names
-        }
+        return {name: self._widened_bytes(name) if self._is_widened(name) else self._bytes(name) for name in names}
+
+    def _is_widened(self, name: str) -> bool:
+        owner, _, attribute = name.rpartition(".")
+        return owner in self._widened and attribute != "bias"
+
+    def _widened_bytes(self, name: str) -> int:
+        owner, _, attribute = name.rpartition(".")
+        module, info = self.network.get_submodule(owner), self.reader.tensors[name].info
+        assert isinstance(module, QuantizedLinear)
+        elements = {"weight_packed": module.weight_packed.numel(), "weight_scale": module.weight_scale.numel()}
+        return elements.get(attribute, 2) * torch_dtype(info).itemsize
+
+    def _bytes(self, name: str) -> int:
+        return loaded_bytes(
+            self.reader.tensors[name],
+            packed=name.rpartition(".")[2].startswith("weight_"),
+            scheme=self._schemes.get(name.removesuffix(".weight")),
+            merged=name in self._adapters,
+            dtype=self.weights_dtype,
+            device=self.device,
+        )

@@ -5,13 +5,14 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from mllama_cli.checkpoint.adapters.merge import Adapters
 from mllama_cli.engine.forward import Network
 from mllama_cli.engine.weights.offload import OffloadPlan, is_vision_layer
 from mllama_cli.engine.weights.offloaded_vision import OffloadedVision, to_host
 from mllama_cli.kernels.packed import PackedWeight
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.quantization.linear import QuantizedLinear
-from mllama_cli.quantization.loading import quantize_into
+from mllama_cli.quantization.loading import merge_into, quantize_into
 from mllama_cli.quantization.schemes import Scheme
 
 
@@ -19,7 +20,7 @@ class Placement:
     """Fill a network on the meta device, tensor by tensor.
 
     ``dtype`` is the dtype of activations and caches, ``weights_dtype`` that of matrices. ``schemes`` has the layers to
-    quantize while loading.
+    quantize while loading; ``widened`` those that are read packed into other layers, to merge ``adapters`` into them.
     """
 
     def __init__(
@@ -30,9 +31,12 @@ class Placement:
         dtype: torch.dtype,
         weights_dtype: torch.dtype,
         schemes: Mapping[str, Scheme],
+        adapters: Adapters,
+        widened: Mapping[str, QuantizedLinear],
     ) -> None:
         self._network, self._plan, self._device = network, plan, device
         self._dtype, self._weights_dtype, self._schemes = dtype, weights_dtype, schemes
+        self._adapters, self._widened = adapters, widened
         self._vocab_size = network.language_model.config.vocab_size
         self._modules = dict(network.named_modules())
 
@@ -47,11 +51,27 @@ class Placement:
         if name == "lm_head.weight":
             # Rows added for fine-tuning are never sampled.
             tensor = tensor[: self._vocab_size]
+        if owner in self._widened and attribute != "bias":
+            self._widen(owner, name, tensor)
+            return
+        if name in self._adapters:
+            # Norms and biases keep float32; a matrix is rounded once, to the dtype in which it is placed or quantized.
+            dtype = tensor.dtype if owner in self._schemes else self._weights_dtype
+            tensor = self._adapters.merged(name, tensor, dtype if tensor.dim() > 1 else torch.float32)
         if attribute == "weight" and owner in self._schemes:
             quantize_into(module, name, tensor.to(self._device), file)
         else:
             value = nn.Parameter(self._placed(module, name, tensor), requires_grad=False)
             module.register_parameter(attribute, value)
+
+    def _widen(self, owner: str, name: str, tensor: Tensor) -> None:
+        """Take a part of a packed matrix; with the last one, merge the adapters into the matrix."""
+        stored = self._widened[owner]
+        value = stored.checked(name, tensor).to(self._device)
+        stored.register_parameter(name.rpartition(".")[2], nn.Parameter(value, requires_grad=False))
+        if not any(parameter.is_meta for key, parameter in stored.named_parameters() if key != "bias"):
+            merge_into(self._modules[owner], f"{owner}.weight", stored.packed, self._adapters)
+            stored.to("meta")
 
     def tie_output_layer(self) -> None:
         """Share the embeddings with the output layer."""

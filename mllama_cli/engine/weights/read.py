@@ -51,19 +51,27 @@ def _decoded(matrix: StoredMatrix, parts: dict[str, Tensor], repack: bool) -> Te
 
 
 def loaded_bytes(
-    stored: StoredTensor, *, packed: bool, scheme: Scheme | None, dtype: torch.dtype, device: torch.device
+    stored: StoredTensor,
+    *,
+    packed: bool,
+    scheme: Scheme | None,
+    merged: bool,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> int:
     """Return the bytes that a loaded tensor takes: none on a CPU if it can stay in the mapped file.
 
     Args:
         packed: whether it is part of a matrix in our packed layout.
         scheme: how to pack it while loading, if at all.
+        merged: whether an adapter changes it, so that it cannot stay in the file.
         dtype: the dtype of weights.
     """
     info, kept = stored.info, torch_dtype(stored.info)
     if scheme is not None:
         outputs, inputs = info.shape
         return scheme.nbytes(outputs, inputs, kept.itemsize)
-    if device.type == "cpu" and (packed or kept == dtype) and not isinstance(stored, StoredMatrix):
+    stays = not merged and not isinstance(stored, StoredMatrix)
+    if device.type == "cpu" and (packed or kept == dtype) and stays:
         return 0
     return info.nbytes if packed else info.elements * dtype.itemsize

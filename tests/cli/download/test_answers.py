@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.download.user import NAME, SHARDS, WANTED, User, assert_fails
+from tests.cli.download.user import NAME, SHARDS, WANTED, User, assert_fails, checkpoint_files
+from tests.gguf_models import write_gguf, write_store
+from tests.hub_server import Repo
 
 
 def test_dry_run_lists_files_and_fetches_nothing(user: User) -> None:
@@ -75,6 +77,34 @@ def test_gated_model_says_where_to_ask_and_how_to_log_in(user: User) -> None:
     assert not user.cache.exists()
 
 
+def test_a_gated_release_names_what_needs_no_request(user: User, tmp_path: Path) -> None:
+    user.hub.repos["meta-llama/Llama-3.2-11B-Vision-Instruct"] = Repo(checkpoint_files(), gated=True)
+    for token in ("", "hf_mine"):
+        result = user.run("11b", HF_TOKEN=token, OLLAMA_MODELS=str(tmp_path / "ollama"))
+        assert_fails(result, 1, "`mllama download 11b-open` has the same weights", "11b-fp8 and 11b-nf4 are smaller")
+        assert "ollama" not in result.err
+    pytest.importorskip("gguf")
+    write_store(tmp_path / "ollama", write_gguf(tmp_path / "gguf", 2))
+    result = user.run("11b", OLLAMA_MODELS=str(tmp_path / "ollama"))
+    assert_fails(result, 1, "`mllama import ollama:llama3.2-vision`")
+
+
+def test_dry_run_compares_the_variants(user: User) -> None:
+    files = checkpoint_files()
+    user.hub.repos["unsloth/Llama-3.2-11B-Vision-Instruct"] = Repo(files)
+    small = {**files, "model.safetensors.index.json": files["model.safetensors.index.json"], SHARDS[1]: b"x" * 500_000}
+    user.hub.repos["RedHatAI/Llama-3.2-11B-Vision-Instruct-FP8-dynamic"] = Repo(small)
+    user.hub.repos["meta-llama/Llama-3.2-11B-Vision-Instruct"] = Repo(files, gated=True)
+    result = user.run("11b-open", "--dry-run")
+    assert result.code == 0, result.err
+    rows = {line.split()[0]: line.split()[1:] for line in result.out.splitlines() if line.startswith("11b")}
+    assert rows["11b"][:5] == ["6.0", "MB", "to", "be", "requested"]
+    assert rows["11b-open"][:3] == ["6.0", "MB", "open"]
+    assert rows["11b-fp8"][:3] == ["3.5", "MB", "open"]
+    assert rows["11b-nf4"][:2] == ["?", "open"]
+    assert "11b-base" not in rows
+
+
 @pytest.mark.parametrize("tells_404", [True, False])
 def test_unknown_model_names_the_nearest_alias(user: User, tells_404: bool) -> None:
     user.hub.tells_404 = tells_404
@@ -83,7 +113,7 @@ def test_unknown_model_names_the_nearest_alias(user: User, tells_404: bool) -> N
 
 
 def test_names_that_are_no_hub_ids(user: User) -> None:
-    assert_fails(user.run(), 2, "No model given", "11b", "90b-base", "meta-llama/Llama-3.2-90B-Vision")
+    assert_fails(user.run(), 2, "No model given", "11b", "90b-base", "11b-nf4", "--dry-run")
     assert_fails(user.run("11"), 2, "'11'", "Did you mean 11b?")
     assert_fails(user.run("someone/a..b"), 2, "is not a Hub id")
 
