@@ -8,6 +8,11 @@ from mllama_cli.system.files import is_file
 from mllama_cli.system.json_file import read_json
 
 SINGLE_FILE = "model.safetensors"
+WAY_OUT = (
+    "Get the 16-bit model and run `mllama quantize`, or one in FP8 (RedHatAI) or 4 bits by bitsandbytes (unsloth)."
+)
+"""What to do about weights that are quantized in a way that is not supported."""
+
 _HUGGING_FACE = "Point to a folder in Hugging Face layout with safetensors weights."
 INDEX_FILE = "model.safetensors.index.json"
 
@@ -50,8 +55,13 @@ def other_layout(folder: Path) -> tuple[str, str] | None:
             "is a model in Meta's own layout (consolidated.*, params.json), which is not read",
             "Get it in Hugging Face layout with `mllama download`, or convert it with transformers.",
         )
+    if any(name.endswith(".uqff") for name in _names(folder)):
+        return "is quantized to UQFF for mistral.rs, which is not supported", WAY_OUT
     if found and not found[0].endswith(".safetensors"):
-        return f"has its weights in {shown(found[0])[1:-1]}, a format that is not read", _HUGGING_FACE
+        return (
+            f"has its weights in {shown(found[0])[1:-1]}, a pickle, which could run any program when it is read",
+            "Get the model in safetensors, or save it so with transformers (save_pretrained).",
+        )
     return None
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mllama_cli.checkpoint.files import INDEX_FILE
+from mllama_cli.checkpoint.reader import torch_dtype
 from mllama_cli.checkpoint.shard_writer import ShardWriter
 from mllama_cli.checkpoint.slices import SliceReader
 from mllama_cli.core.errors import QuantizationError
@@ -112,7 +113,8 @@ def _write_shard(
                         waiting = 0
                         writer.sync()
                         journal.flush()
-                yield unit, unit.source.nbytes * len(rows) // unit.source.info.shape[0] if rows.dim() else rows.nbytes
+                count = len(rows) if rows.dim() else 1
+                yield unit, _bytes_before(unit, start + count) - _bytes_before(unit, start)
         writer.sync()
         journal.flush()
 
@@ -151,9 +153,16 @@ class _Work:
 def _slices(reader: SliceReader, units: list[Unit]) -> Iterator[tuple[Unit, int, Tensor]]:
     for unit in units:
         rows = unit.source.info.shape[0] if unit.source.info.shape else 1
-        step = max(1, SLICE_BYTES * rows // max(unit.source.nbytes, 1))
+        dense = unit.source.info.elements * torch_dtype(unit.source.info).itemsize
+        step = max(1, SLICE_BYTES * rows // max(dense, 1))
         for start in range(0, rows, step):
             yield unit, start, reader.rows(unit.source, start, start + step)
+
+
+def _bytes_before(unit: Unit, row: int) -> int:
+    """Return the bytes of a unit's file that its rows before ``row`` take, which are fewer than in memory if packed."""
+    shape = unit.source.info.shape
+    return unit.source.nbytes * row // (shape[0] if shape else 1)
 
 
 def one_ahead(items: Iterator[T]) -> Iterator[T]:
