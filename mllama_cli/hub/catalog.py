@@ -225,11 +225,12 @@ def _quantized(declared: Any) -> str:
     """Return "quantized", with the fewest bits of its weights if config.json says them."""
     if not isinstance(declared, dict):
         return "quantized"
-    for bits, key in ((4, "load_in_4bit"), (8, "load_in_8bit")):  # of bitsandbytes
+    for count, key in ((4, "load_in_4bit"), (8, "load_in_8bit")):  # of bitsandbytes
         if declared.get(key) is True:
-            return f"quantized to {bits} bits"
-    if type(bits := declared.get("bits")) is int and 0 < bits <= 16:  # of GPTQ, AutoRound and AWQ
-        return f"quantized to {bits} bits"
+            return f"quantized to {count} bits"
+    width = declared.get("bits")  # of GPTQ, AutoRound and AWQ
+    if isinstance(width, int) and width is not True and 0 < width <= 16:
+        return f"quantized to {width} bits"
     groups = declared.get("config_groups")
     weights = (
         [group.get("weights") for group in groups.values() if isinstance(group, dict)]
