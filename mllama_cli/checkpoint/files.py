@@ -9,6 +9,11 @@ from mllama_cli.system.files import is_file
 from mllama_cli.system.json_file import read_json
 
 SINGLE_FILE = "model.safetensors"
+WAY_OUT = (
+    "Get the 16-bit model and run `mllama quantize`, or one in FP8 (RedHatAI) or 4 bits by bitsandbytes (unsloth)."
+)
+"""What to do about weights that are quantized in a way that is not supported."""
+
 _HUGGING_FACE = "Point to a folder in Hugging Face layout with safetensors weights."
 GGUF_MAGIC = b"GGUF"
 INDEX_FILE = "model.safetensors.index.json"
@@ -53,8 +58,13 @@ def other_layout(folder: Path) -> tuple[str, str] | None:
             "has Meta's own files (consolidated.*, params.json)",
             f"`mllama import {folder}` makes a model of them.",
         )
+    if any(name.endswith(".uqff") for name in _names(folder)):
+        return "is quantized to UQFF for mistral.rs, which is not supported", WAY_OUT
     if found and not found[0].endswith(".safetensors"):
-        return f"has its weights in {shown(found[0])[1:-1]}, a format that is not read", _HUGGING_FACE
+        return (
+            f"has its weights in {shown(found[0])[1:-1]}, a pickle, which could run any program when it is read",
+            "Get the model in safetensors, or save it so with transformers (save_pretrained).",
+        )
     return None
 
 

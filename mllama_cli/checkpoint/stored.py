@@ -1,6 +1,6 @@
 """What a file holds: plain tensors, and matrices that other tools store as several tensors. Imports no torch."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,12 +88,3 @@ def stored_matrix(name: str, form: Form, parts: Mapping[str, StoredTensor]) -> S
     main = next(iter(parts.values()))
     info = TensorInfo(form.dtype, form.shape, main.info.start, main.info.start)
     return StoredMatrix(main.file, name, info, form, parts)
-
-
-def parts_of(tensors: Mapping[str, StoredTensor]) -> Iterator[StoredTensor]:
-    """Yield every tensor of the files, those of matrices in other forms one by one."""
-    for stored in tensors.values():
-        if isinstance(stored, StoredMatrix):
-            yield from stored.parts.values()
-        else:
-            yield stored

@@ -234,8 +234,16 @@ def kind(folder: Path) -> str:
 
 
 def _quantized(declared: Any) -> str:
-    """Return "quantized", with the fewest bits of its weights if config.json declares them as compressed-tensors do."""
-    groups = declared.get("config_groups") if isinstance(declared, dict) else None
+    """Return "quantized", with the fewest bits of its weights if config.json says them."""
+    if not isinstance(declared, dict):
+        return "quantized"
+    for count, key in ((4, "load_in_4bit"), (8, "load_in_8bit")):  # of bitsandbytes
+        if declared.get(key) is True:
+            return f"quantized to {count} bits"
+    width = declared.get("bits")  # of GPTQ, AutoRound and AWQ
+    if isinstance(width, int) and width is not True and 0 < width <= 16:
+        return f"quantized to {width} bits"
+    groups = declared.get("config_groups")
     weights = (
         [group.get("weights") for group in groups.values() if isinstance(group, dict)]
         if isinstance(groups, dict)

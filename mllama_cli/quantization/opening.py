@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mllama_cli.checkpoint.contents import Contents
-from mllama_cli.checkpoint.foreign.refused import WAY_OUT
+from mllama_cli.checkpoint.files import WAY_OUT
 from mllama_cli.checkpoint.reader import CheckpointReader
 from mllama_cli.checkpoint.stored import Form
 from mllama_cli.core.config import MllamaConfig, section

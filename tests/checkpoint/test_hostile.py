@@ -196,7 +196,7 @@ def test_begin_of_text_without_tokenizer_config(tmp_path: Path, source: str) -> 
 @pytest.mark.parametrize(
     ("files", "named"),
     [(["adapter_config.json"], "LoRA adapter"), (["x.gguf"], "GGUF"), (["params.json", "consolidated.00.pth"], "Meta"),
-     (["pytorch_model.bin"], "pytorch_model.bin"), ([], "without config.json")],
+     (["pytorch_model.bin"], "pytorch_model.bin, a pickle"), (["x.uqff"], "UQFF"), ([], "without config.json")],
 )  # fmt: skip
 def test_a_folder_of_another_kind_is_named(tmp_path: Path, files: list[str], named: str) -> None:
     for file in files:

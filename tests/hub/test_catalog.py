@@ -243,3 +243,14 @@ def test_a_layer_with_thousands_of_digits_is_only_a_name(tmp_path: Path) -> None
     header = json.dumps({f"model.language_model.layers.{'9' * 5000}.w": weight}).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
     assert inspect(folder).parameters["text"] == 2
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [({"quant_method": "bitsandbytes", "load_in_4bit": True}, "quantized to 4 bits"),
+     ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "quantized to 8 bits"),
+     ({"quant_method": "gptq", "bits": 4}, "quantized to 4 bits"), ({"bits": 10**9}, "quantized"), ("x", "quantized")],
+)  # fmt: skip
+def test_a_kind_names_the_bits_that_config_json_says(declared: object, said: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mllama", "quantization_config": declared}))
+    assert kind(tmp_path) == f"base, {said}"

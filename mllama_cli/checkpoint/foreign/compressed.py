@@ -37,7 +37,7 @@ def _recognize_scaled(parts: Parts) -> Form:
         parts.shape(".weight_zero_point", *shape, dtypes=("I8", *FLOATS, *_KINDS))
     dtype = "BF16" if inverse else parts.tensors[end].info.dtype
     stored = parts.tensors[".weight"].info.dtype
-    label = f"{_KINDS[stored]}, {_strategy(per_row, per_column, rows, inputs)}" + (", asymmetric" if zero else "")
+    label = f"{_KINDS[stored]} {_strategy(per_row, per_column, rows, inputs)}" + (" asymmetric" if zero else "")
     dense = partial(_dense_scaled, label, end, per_row, per_column, dtype)
     if stored == "I8" and not zero and per_row == 1 and inputs % per_column == 0:
         packing = Packing(8, 0 if per_column == inputs else per_column)
@@ -68,8 +68,8 @@ def _spread(parts: Parts, end: str, shape: tuple[int, ...], rows: int, inputs: i
 
 def _strategy(per_row: int, per_column: int, rows: int, inputs: int) -> str:
     if per_row == 1:
-        return "per channel" if per_column == inputs else f"groups of {per_column}"
-    return "per tensor" if (per_row, per_column) == (rows, inputs) else f"blocks of {per_row} x {per_column}"
+        return "per channel" if per_column == inputs else f"in groups of {per_column}"
+    return "per tensor" if (per_row, per_column) == (rows, inputs) else f"in blocks of {per_row} x {per_column}"
 
 
 def _dense_scaled(
@@ -130,7 +130,7 @@ def _recognize_packed(parts: Parts) -> Form:
         if max(indices) >= groups or min(indices) < -1:
             raise parts.wrong(".weight_g_idx", f"names a group that is not one of the {groups}")
         order = -1 not in indices
-    label = f"int{bits}" + ", asymmetric" * zero + ", columns in another order" * order
+    label = f"int{bits}" + " asymmetric" * zero + " with reordered columns" * order
     dtype = parts.tensors[".weight_scale"].info.dtype
     shape = rows, inputs
     dense = partial(_dense_packed, label, bits, shape, order)

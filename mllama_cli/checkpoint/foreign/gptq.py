@@ -46,7 +46,7 @@ def _recognize(parts: Parts) -> Form:
             raise parts.wrong(".g_idx", f"names a group that is not one of the {groups}: {shown(max(indices))}")
         in_order = all(index == column // (inputs // groups) for column, index in enumerate(indices))
     method = "AutoRound" if parts.declared.get("quant_method") == "auto-round" else "GPTQ"
-    label = f"{method} int{bits}" + ", asymmetric" * (not symmetric) + ", columns in another order" * (not in_order)
+    label = f"{method} int{bits}" + " asymmetric" * (not symmetric) + " with reordered columns" * (not in_order)
     shape, dtype = (rows, inputs), parts.tensors[".scales"].info.dtype
     dense = partial(_dense, label, bits, version_2)
     if symmetric and in_order:

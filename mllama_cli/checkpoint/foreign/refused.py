@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mllama_cli.checkpoint.files import WAY_OUT
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.core.text import shown
 
@@ -17,10 +18,6 @@ _REFUSED = {
     ".meta": "Marlin",
 }
 """Tools by the ends of names that only they use."""
-
-WAY_OUT = (
-    "Get the 16-bit model and run `mllama quantize`, or one in FP8 (RedHatAI) or 4 bits by bitsandbytes (unsloth)."
-)
 
 
 def refuse(names: Iterable[str], declared: Mapping[str, Any]) -> None:

@@ -46,7 +46,7 @@ class Placement:
         module = self._modules[owner]
         if isinstance(tensor, PackedWeight):
             assert isinstance(module, QuantizedLinear)
-            module.fill_checked(name, tensor, self._device)
+            module.fill_checked(name, tensor, self._device_of(name))
             return
         if name == "lm_head.weight":
             # Rows added for fine-tuning are never sampled.
@@ -59,7 +59,7 @@ class Placement:
             dtype = tensor.dtype if owner in self._schemes else self._weights_dtype
             tensor = self._adapters.merged(name, tensor, dtype if tensor.dim() > 1 else torch.float32)
         if attribute == "weight" and owner in self._schemes:
-            quantize_into(module, name, tensor.to(self._device), file)
+            quantize_into(module, name, tensor.to(self._device_of(name)), file)
         else:
             value = nn.Parameter(self._placed(module, name, tensor), requires_grad=False)
             module.register_parameter(attribute, value)
@@ -88,9 +88,12 @@ class Placement:
         elif self._device.type == "cuda":
             tower.fuse_projections()
 
+    def _device_of(self, name: str) -> torch.device:
+        """Return the device for a parameter: an offloaded tower's layers wait on the host until finish_vision."""
+        return torch.device("cpu") if self._plan.vision and is_vision_layer(name) else self._device
+
     def _placed(self, owner: nn.Module, name: str, tensor: Tensor) -> Tensor:
-        # An offloaded tower's layers stay in the mapped file until finish_vision packs them.
-        device = torch.device("cpu") if self._plan.vision and is_vision_layer(name) else self._device
+        device = self._device_of(name)
         if isinstance(owner, QuantizedLinear) and not name.endswith(".bias"):
             return owner.checked(name, tensor).to(device)
         # Norms, gates and other small parameters get the dtype of activations.
