@@ -58,7 +58,7 @@ def test_a_stopped_answer_leaves_the_cache_usable(engines: tuple[Engine, Engine]
             words.append(event.text)
             if len(words) == 4:
                 break
-    events.close()  # type: ignore[attr-defined]
+    events.close()
     talk = talk.with_assistant("".join(words)).with_user("How many shapes are there?")
     assert said(session, talk) == said(engines[0].session(), talk)
 
