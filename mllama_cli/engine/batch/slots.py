@@ -126,7 +126,7 @@ class Slots:
         return logits
 
     def _seen(self) -> tuple["_SlotsCross | None", CrossView | None]:
-        """Return the busy slots' vision tokens and which slots see any, made anew when slots have changed."""
+        """Return the busy slots' vision tokens and which slots see any, rebuilt when slots have changed."""
         if self._cross is None:
             seen = [caches.seen for caches in self.caches]
             if not any(seen):
