@@ -22,7 +22,11 @@ COMMANDS = (
     LazyCommand("stop", "ps:stop", "End running engines and free their memory."),
     LazyCommand("list", "models:list_models", "List the models on this machine: name, size, kind, date."),
     LazyCommand("ls", "models:list_models", "List the models on this machine: name, size, kind, date.", hidden=True),
-    LazyCommand("show", "show:show", "Show a model's architecture, parameters, memory, chat template and defaults."),
+    LazyCommand(
+        "show",
+        "show:show",
+        "Show a model's architecture, parameters, memory, chat template and defaults, or what a LoRA adapter changes.",
+    ),
     LazyCommand("rm", "models:remove", "Delete models from this machine and free their disk space."),
     LazyCommand("download", "download:download", "Download a model into the Hugging Face cache and print its folder."),
     LazyCommand(
@@ -32,7 +36,7 @@ COMMANDS = (
     LazyCommand(
         "import",
         "import_:import_model",
-        "Import a Llama 3.2 Vision model of ollama's, or a GGUF file, and print its new folder.",
+        "Import a Llama 3.2 Vision model of ollama's, a GGUF file or Meta's own files, and print its new folder.",
     ),
     LazyCommand(
         "completion",

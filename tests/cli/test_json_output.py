@@ -53,8 +53,12 @@ def documented() -> dict[str, set[str]]:
     """Return the fields that the README names for each command."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     section = text[text.index("### JSON output") :].split("\n### ")[0]
-    rows = re.findall(r"^\| `?([a-z ]+?)`? \| (.*) \|$", section, re.MULTILINE)
-    return {name: set(re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", fields))) for name, fields in rows}
+    rows = re.findall(r"^\| ([a-z `,]+?) \| (.*) \|$", section, re.MULTILINE)
+    return {
+        name.strip("`"): set(re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", fields)))
+        for names, fields in rows
+        for name in names.split(", ")
+    }
 
 
 def objects(values: list[Any]) -> list[dict[str, Any]]:
