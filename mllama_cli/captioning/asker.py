@@ -1,6 +1,6 @@
 """The model as the pipeline sees it: questions about images in, answers out."""
 
-from collections.abc import Callable, Generator, Hashable, Iterable
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,6 +30,7 @@ class Answer:
     finish_reason: FinishReason = "stop"
     prompt_tokens: int = 0
     error: MllamaError | None = None
+    probabilities: Mapping[str, float] | None = None
 
 
 class Asker(Protocol):

@@ -6,10 +6,13 @@ from contextlib import closing
 from mllama_cli.captioning.asker import Answer, Question
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.conversation import Conversation
+from mllama_cli.core.errors import CaptionError
+from mllama_cli.core.events import FinishReason
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch.request import BatchRequest
 from mllama_cli.engine.batch.run import run_batch
 from mllama_cli.engine.engine import Engine
+from mllama_cli.processing.processor import ModelInputs
 
 
 class EngineAsker:
@@ -55,14 +58,27 @@ class EngineAsker:
                     reply.seconds,
                     reply.finish_reason,
                     reply.prompt_tokens,
-                    reply.error,
+                    reply.error or cut(self._sampling, reply.finish_reason, reply.completion_tokens),
                 )
 
     def _request(self, question: Question) -> BatchRequest:
-        processor = self._engine.processor
-        images = (question.image,)
-        if processor.chat_template is None:  # a base model
-            inputs = processor.raw(question.prompt, images, self._prefill)
-        else:
-            inputs = processor(Conversation.ask(question.prompt, images, self._system).with_prefill(self._prefill))
+        inputs = prompt_of(self._engine, question, self._system, self._prefill)
         return BatchRequest(question.key, inputs, sampling=self._sampling)
+
+
+def prompt_of(engine: Engine, question: Question, system: str, prefill: str) -> ModelInputs:
+    """Return the prompt of a question, by the chat template or, of a base model, verbatim."""
+    processor, images = engine.processor, (question.image,)
+    if processor.chat_template is None:
+        return processor.raw(question.prompt, images, prefill)
+    return processor(Conversation.ask(question.prompt, images, system).with_prefill(prefill))
+
+
+def cut(sampling: Sampling, finish_reason: FinishReason, tokens: int) -> CaptionError | None:
+    """Return the error of an answer that had to have a form and was cut before it had it."""
+    if sampling.grammar is None or finish_reason == "stop":
+        return None
+    where = f"at {tokens} tokens" if finish_reason == "length" else "by a stop text"
+    return CaptionError(
+        f"the answer was cut {where}, so it is not {sampling.grammar.what}", "Raise --max-tokens, or ask for less."
+    )

@@ -8,6 +8,7 @@ from mllama_cli.cli.caption_request import (
     CaptionPrompt,
     CaptionRequest,
 )
+from mllama_cli.cli.grammar_options import GrammarOptions
 from mllama_cli.cli.options import ComputeOptions, Debug, SamplingOptions, option_groups
 
 
@@ -21,6 +22,7 @@ def caption(
     batching: CaptionBatching,
     compute: ComputeOptions,
     sampling: SamplingOptions,
+    form: GrammarOptions,
     debug: Debug = False,
 ) -> None:
     """Write captions for pictures: photo.txt next to photo.jpg.
@@ -32,4 +34,4 @@ def caption(
     """
     from mllama_cli.cli.caption_run import run_captions
 
-    run_captions(CaptionRequest(inputs, prompt, output, display, batching, compute, sampling))
+    run_captions(CaptionRequest(inputs, prompt, output, display, batching, compute, sampling, form))

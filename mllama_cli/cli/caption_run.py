@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
+from mllama_cli.captioning.asker import Asker
 from mllama_cli.captioning.decoding import DecodingPool
 from mllama_cli.captioning.destinations import CaptionDestination, NullDestination
 from mllama_cli.captioning.journal import CaptionJournal
@@ -45,7 +46,7 @@ def run_captions(request: CaptionRequest) -> None:
         )
     compute = request.compute.with_defaults(load_settings())
     name, folder = resolve_model(compute.model, terminal)
-    sampling = {"max_tokens": request.prompt.max_tokens, **request.sampling}
+    sampling = request.answer_sampling
     run = request.run_key(inputs.roots, f"{folder} {compute.quantize}", sampling)
     # Only one image was named, and no option asks to save its caption.
     single = inputs.single_file and request.output.output is None and not request.output.sidecar
@@ -96,6 +97,7 @@ def _events(
 ) -> Generator[CaptionEvent]:
     from dataclasses import replace
 
+    from mllama_cli.captioning.choice_asker import ChoiceAsker
     from mllama_cli.captioning.engine_asker import EngineAsker
     from mllama_cli.captioning.run import caption_images
     from mllama_cli.core.sampling import Sampling
@@ -103,7 +105,9 @@ def _events(
     # Greedy unless asked otherwise, so that a resumed run gives the same captions.
     greedy = Sampling.from_defaults(replace(engine.generation_config, do_sample=False), **sampling)
     prompt, batching = request.prompt, request.batching
-    asker = EngineAsker(engine, greedy, prompt.system or "", batching.slots, prefill=prompt.prefill)
+    asker: Asker = EngineAsker(engine, greedy, prompt.system or "", batching.slots, prefill=prompt.prefill)
+    if request.form.choice and (request.display.as_json or request.output.output == "-"):
+        asker = ChoiceAsker(engine, greedy, prompt.system or "", prefill=prompt.prefill)
     yield from caption_images(plan, asker, destination, prompt.template, prompt.postprocess, pool=pool)
 
 
@@ -132,7 +136,9 @@ def _destination(
     if output.output is not None:
         from mllama_cli.captioning.output_file import OutputFile
 
-        return OutputFile(output.output, overwrite=existing == "overwrite", run=run, texts=texts)
+        return OutputFile(
+            output.output, overwrite=existing == "overwrite", run=run, texts=texts, columns=request.columns
+        )
     if collided:
         example = next(each for each in listing.entries if paths[each.path] == each.path + output.file_extension)
         terminal.note(
@@ -152,7 +158,7 @@ class _Printer:
     def __init__(self, terminal: Terminal, request: CaptionRequest, *, single: bool) -> None:
         self._terminal = terminal
         self._json = request.display.as_json or request.output.output == "-"
-        self._single = single
+        self._single, self._with_fields = single, request.form.is_json
         self._preview = request.display.preview and terminal.stdout_is_tty and not self._json
 
     def event(self, event: CaptionEvent, view: CaptionView) -> None:
@@ -164,7 +170,9 @@ class _Printer:
         if self._json:
             # A file name may be any bytes, which a text stream takes only escaped.
             plain = event.record.path.isprintable()
-            self._terminal.result(json.dumps(_record(event), ensure_ascii=not plain) + "\n")
+            self._terminal.result(
+                json.dumps(_record(event, with_fields=self._with_fields), ensure_ascii=not plain) + "\n"
+            )
         elif isinstance(event, Captioned):
             if self._preview:
                 self._show(event, view)
@@ -188,15 +196,17 @@ class _Printer:
                 self._terminal.result(f"{event.record.path}: {event.record.caption}\n")
 
 
-def _record(event: Captioned | CaptionFailed) -> dict[str, Any]:
+def _record(event: Captioned | CaptionFailed, *, with_fields: bool) -> dict[str, Any]:
     """Return an image's object: an answer as `chat --json` has it, and the columns of a file of captions."""
     record = event.record
     answer: dict[str, Any] = {"path": record.path, "model": record.model}
     if isinstance(event, Captioned):
         answer |= {"text": record.caption, "finish_reason": event.finish_reason}
         answer["usage"] = usage_fields(event.prompt_tokens, record.tokens, 1)
-        return {**answer, **as_json(record)}
-    return {**answer, "text": None, **as_json(record), "error": error_fields(record.error, event.hint, event.kind)}
+        answer |= {"probabilities": event.probabilities} if event.probabilities is not None else {}
+        return {**answer, **as_json(record, with_fields=with_fields)}
+    values = as_json(record, with_fields=with_fields)
+    return {**answer, "text": None, **values, "error": error_fields(record.error, event.hint, event.kind)}
 
 
 @contextmanager

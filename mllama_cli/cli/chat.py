@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from mllama_cli.cli.chat_request import ChatInput, ChatOutput, ChatRequest, ChatSaving
 from mllama_cli.cli.common import load_settings, resolve_model
+from mllama_cli.cli.grammar_options import GrammarOptions
 from mllama_cli.cli.options import ComputeOptions, Debug, SamplingOptions, option_groups
 
 
@@ -15,6 +16,7 @@ def chat(
     output: ChatOutput,
     compute: ComputeOptions,
     sampling: SamplingOptions,
+    form: GrammarOptions,
     debug: Debug = False,
 ) -> None:
     """Ask a question, with or without pictures; the answer streams to stdout.
@@ -31,7 +33,7 @@ def chat(
     from mllama_cli.terminal.type_ahead import TypeAhead
 
     terminal, settings = Terminal(), load_settings()
-    request = ChatRequest(asked, saving, output, compute.with_defaults(settings), sampling, settings)
+    request = ChatRequest(asked, saving, output, compute.with_defaults(settings), sampling, form, settings)
     # Check the whole request before importing torch and reading weights.
     saved = find_chat(saving.resume, last=saving.resume_last)
     interactive = request.is_interactive(terminal)

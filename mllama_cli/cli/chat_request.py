@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mllama_cli.cli import complete
+from mllama_cli.cli.grammar_options import GrammarOptions
 from mllama_cli.cli.options import ComputeOptions, SamplingOptions, Verbose, input_option, output_option
 from mllama_cli.core.sampling import Sampling
 
@@ -96,6 +97,7 @@ class ChatRequest:
     output: ChatOutput
     compute: ComputeOptions
     sampling: SamplingOptions
+    form: GrammarOptions
     settings: "Settings"
 
     def is_interactive(self, terminal: "Terminal") -> bool:
@@ -115,6 +117,8 @@ class ChatRequest:
     def sampling_for(self, engine: "Engine", asked: Mapping[str, Any] = MappingProxyType({})) -> Sampling:
         """Return a model's own defaults, overridden by the config file, then by what was ``asked``, then by flags."""
         given = {**self.settings.sampling, **asked, **self.sampling}
+        if self.form.grammar is not None:
+            given["grammar"] = self.form.grammar
         return Sampling.from_defaults(engine.generation_config, **given)
 
     @property

@@ -1,6 +1,6 @@
 """Answer one question: the text or one JSON object on stdout, status on stderr."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +27,15 @@ def run_question(
     """Answer one question and save it, in the chat that it continues if there is one. Raise typer.Exit after Ctrl-C."""
     output, sampling = request.output, request.sampling_for(engine, question.sampling)
     answer = OneAnswer(terminal, engine, stream=not (output.no_stream or output.as_json))
-    answer.run(question.inputs(engine.processor), sampling)
+    inputs = question.inputs(engine.processor)
+    engine.model.constraint(sampling, inputs.prefill)  # refuses a beginning that does not fit, before weights are read
+    answer.run(inputs, sampling)
     if output.as_json:
-        answer.print_json()
+        choices = sampling.grammar.texts if sampling.grammar is not None and not answer.interrupted else ()
+        answer.print_json(answer.session.probabilities(inputs, choices) if choices else None)
     elif output.no_stream:
         answer.print_text()
-    answer.say_why_it_ended(sampling.max_tokens)
+    answer.say_why_it_ended(sampling)
     if request.verbose:
         answer.print_statistics()
     if question.conversation is not None and answer.text:
@@ -41,6 +44,8 @@ def run_question(
             _save(terminal, saved or SavedChat.new(engine.name), whole)
     if answer.interrupted:
         raise typer.Exit(ExitStatus.INTERRUPTED)
+    if sampling.grammar is not None and not answer.whole:
+        raise typer.Exit(ExitStatus.FAILURE)
 
 
 def say_what_continues(terminal: Terminal, saved: "SavedChat") -> None:
@@ -71,7 +76,7 @@ class OneAnswer(AnswerView):
 
     def __init__(self, terminal: Terminal, engine: "Engine", *, stream: bool) -> None:
         super().__init__(terminal, AnswerWriter(terminal) if stream else None)
-        self.engine = engine
+        self.engine, self.session = engine, engine.session()
         self.load_seconds = 0.0
 
     def run(self, inputs: "ModelInputs", sampling: "Sampling") -> None:
@@ -82,7 +87,7 @@ class OneAnswer(AnswerView):
         start = perf_counter()
         yield from self.engine.load_weights(vision=bool(inputs.images))
         self.load_seconds = perf_counter() - start
-        yield from self.engine.session().stream_inputs(inputs, sampling)
+        yield from self.session.stream_inputs(inputs, sampling)
 
     def print_text(self) -> None:
         """Print the whole answer at once."""
@@ -90,8 +95,13 @@ class OneAnswer(AnswerView):
         writer.write(self.text)
         writer.finish()
 
-    def print_json(self) -> None:
-        """Print one JSON object: answer, token counts, timings."""
+    @property
+    def whole(self) -> bool:
+        """Whether the model ended the answer, rather than a limit or a stop string."""
+        return self.stats is not None and self.stats.finish_reason == "stop"
+
+    def print_json(self, probabilities: Mapping[str, float] | None = None) -> None:
+        """Print one JSON object: answer, token counts, timings, and ``probabilities`` of choices."""
         stats = self.stats
         reason: FinishReason = stats.finish_reason if stats else "cancelled"
         record: dict[str, Any] = {
@@ -101,6 +111,8 @@ class OneAnswer(AnswerView):
             "finish_reason": reason,
             "notices": self.notices,
         }
+        if probabilities is not None:
+            record["probabilities"] = probabilities
         if stats:
             record["usage"] = usage_fields(stats.prompt_tokens, stats.completion_tokens, stats.images)
             record["seconds"] = round(stats.time_to_first_token + stats.decode_seconds, 3)
@@ -114,13 +126,25 @@ class OneAnswer(AnswerView):
             }
         print_json(self.terminal, record)
 
-    def say_why_it_ended(self, max_tokens: int) -> None:
-        """Report an answer that hit a limit."""
-        if self.stats and self.stats.finish_reason == "length":
+    def say_why_it_ended(self, sampling: "Sampling") -> None:
+        """Report an answer that hit a limit or, where it had to have a form, is not whole."""
+        if sampling.grammar is not None and self.stats and not self.whole:
+            cut = (
+                f"at {self.stats.completion_tokens} tokens"
+                if self.stats.finish_reason == "length"
+                else "by a stop text"
+            )
+            self.terminal.error(
+                f"The answer was cut {cut}, so it is not {sampling.grammar.what}",
+                "Raise --max-tokens, or ask for less: a schema can limit texts (maxLength) and lists (maxItems)."
+                if self.stats.finish_reason == "length"
+                else "Leave out --stop.",
+            )
+        elif self.stats and self.stats.finish_reason == "length":
             count = self.stats.completion_tokens
             reason = (
                 f"The answer was cut at {count} tokens (--max-tokens)."
-                if count >= max_tokens
+                if count >= sampling.max_tokens
                 else f"The answer was cut at {count} tokens: the model's context is full."
             )
             self.terminal.note(reason)

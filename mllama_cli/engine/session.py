@@ -1,7 +1,8 @@
 """One live conversation with its caches."""
 
+import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 
 import torch
@@ -13,10 +14,11 @@ from mllama_cli.core.events import EncodingImage, Event, GenerationStats, Notice
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.completion import Completion
 from mllama_cli.engine.device import Clock, is_out_of_memory, make_current, memory_shortage
-from mllama_cli.engine.forward import DecodeInput, prefill
+from mllama_cli.engine.forward import DecodeInput, log_probability, prefill
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.vision import ImageCache
 from mllama_cli.model.cache import CrossKVCache, KVCache
+from mllama_cli.model.layers import result_of
 from mllama_cli.model.visibility import ImageSpan, image_spans
 from mllama_cli.processing.processor import ModelInputs
 
@@ -67,6 +69,7 @@ class Session:
         yield from (Notice(note) for note in inputs.notes if note not in self._notices)
         self._notices.update(inputs.notes)
         self._check_length(prompt)
+        constraint = model.constraint(sampling, inputs.prefill)
         clock, begun, load_seconds = Clock(model.device), time.perf_counter(), 0.0
         if inputs.images and not model.vision_loaded:
             yield from model.load(vision=True)
@@ -82,8 +85,9 @@ class Session:
         encoded = clock.mark()
         logits = yield from self._prefill(prompt, kept, cross, active_spans)
         yield from model.decoder.prepare(with_images=bool(active_spans), sampling=sampling)
-        answer = Completion(model.processor.tokenizer, sampling, model.eos, model.max_context - len(prompt))
-        start = DecodeInput(logits, self.cache, cross, active_spans, sampling, prompt, answer.budget)
+        room = model.max_context - len(prompt)
+        answer = Completion(model.processor.tokenizer, sampling, model.eos, room, constraint=constraint)
+        start = DecodeInput(logits, self.cache, cross, active_spans, sampling, prompt, answer.budget, constraint)
         encode_seconds, first_token = 0.0, begun
         with closing(model.decoder.tokens(start)) as tokens:
             for token in tokens:
@@ -94,7 +98,7 @@ class Session:
                     if inputs.prefill:
                         yield Prefilled(inputs.prefill)
                 piece = answer.push(token.id)
-                if answer.finish_reason != "stop":
+                if token.id not in model.eos:
                     yield Token(token.id, piece, token.logprob, token.top_logprobs)
                 elif piece:
                     yield Token(token.id, piece)
@@ -112,6 +116,33 @@ class Session:
             decode_seconds=time.perf_counter() - first_token,
             load_seconds=load_seconds,
         )
+
+    def probabilities(self, inputs: ModelInputs, texts: Sequence[str]) -> dict[str, float]:
+        """Return how likely each text is as the whole answer to a prompt, among these texts; they sum to 1.
+
+        A text's probability is that of its tokens, each after those before it, and of the answer's end. If the prompt
+        has the beginning of the answer, others have none.
+        """
+        model, prompt = self.model, list(inputs.ids)
+        make_current(model.device)
+        spans = image_spans(prompt, model.config.image_token_index)
+        kept = self._keep_common_prefix(prompt, inputs.images, spans)
+        active = [i for i, span in enumerate(spans) if span.end is None or span.end > kept]
+        for _ in self._encode([inputs.images[i] for i in active]):
+            pass
+        cross = CrossKVCache.from_images([[self.images.get(inputs.images[i].digest) for i in active]])
+        active_spans = [spans[i] for i in active]
+        logits = result_of(self._prefill(prompt, kept, cross, active_spans))
+        scores = []
+        for text in texts:
+            score = -math.inf
+            if text.startswith(inputs.prefill):
+                ids = model.processor.tokenizer.encode(text.removeprefix(inputs.prefill))
+                score = log_probability(model.network, ids, sorted(model.eos), logits, self.cache, cross, active_spans)
+                self.cache.truncate(len(prompt))
+            scores.append(score)
+        chances = torch.tensor(scores, dtype=torch.float64).softmax(0).tolist()
+        return dict(zip(texts, chances, strict=True))
 
     def _check_length(self, prompt: list[int]) -> None:
         limit = self.model.max_context
