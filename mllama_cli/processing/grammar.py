@@ -77,8 +77,36 @@ def _source(grammar: Grammar) -> str:
 def _compiled_schema(schema: dict[str, Any]) -> str:
     from llguidance import LLMatcher
 
-    source: str = LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS)
+    closed = schema if _combines(schema) else _closed(schema)
+    source: str = LLMatcher.grammar_from_json_schema(closed, overrides=_OPTIONS)
     return source
+
+
+def _combines(value: Any) -> bool:
+    """Return whether an object somewhere in a schema is described by several parts, each of which leaves room."""
+    if isinstance(value, list):
+        return any(map(_combines, value))
+    if not isinstance(value, dict):
+        return False
+    parts = [key for key in ("properties", "$ref", "anyOf", "oneOf") if key in value]
+    return "allOf" in value or len(parts) > 1 or any(map(_combines, value.values()))
+
+
+def _closed(value: Any) -> Any:
+    """Return a schema whose objects have no other properties than those listed, unless it says what others are.
+
+    Such answers are valid too, and models that may go on inventing properties often do.
+    """
+    if isinstance(value, list):
+        return [_closed(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    inner = {
+        key: each if key in ("const", "enum", "default", "examples") else _closed(each) for key, each in value.items()
+    }
+    if isinstance(value.get("properties"), dict) and "patternProperties" not in value:
+        inner.setdefault("additionalProperties", False)
+    return inner
 
 
 def _schema_problem(schema: dict[str, Any]) -> str:

@@ -141,9 +141,8 @@ class Service:
         """
         for inputs, sampling in requests:
             self._require_fits(inputs)
-            if sampling.grammar is not None:  # compiled here, so that the engine's thread need not
-                compiled = partial(self.engine.model.constraint, sampling, inputs.prefill)
-                await asyncio.get_running_loop().run_in_executor(self._threads, compiled)
+            if sampling.grammar is not None:
+                await self._preparation.compile(self.engine.model, sampling, inputs.prefill)
         tiles = await self._tiles(requests)
         loop = await self._loaded_loop()
         recorders = [self.metrics.begin(len(inputs.ids)) for inputs, _ in requests]

@@ -180,3 +180,19 @@ def test_a_broken_pattern_is_refused_in_one_line(pattern: str) -> None:
 
 def test_names_of_all_kinds_keep_their_order() -> None:
     assert Grammar.schema(closed({name: {} for name in NAMES})).properties == tuple(NAMES)
+
+
+def test_objects_have_the_listed_properties_alone_unless_the_schema_says_more(sketch: Model) -> None:
+    listed = {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]}
+    assert set(sketch.answers(Grammar.schema(listed), 5)) == {'{"a": 1}'}
+    more = {**listed, "additionalProperties": {"const": 2}, "maxProperties": 2, "minProperties": 2}
+    assert all(len(json.loads(answer)) == 2 for answer in sketch.answers(Grammar.schema(more), 5))
+    other = {"type": "object", "properties": {"b": {"const": 3}}, "required": ["b"]}
+    both = {"allOf": [listed, other], "maxProperties": 2}
+    assert sketch.answers(Grammar.schema(both), 3) == ['{"a": 1, "b": 3}'] * 3
+
+
+def test_a_property_may_be_called_as_a_keyword(sketch: Model) -> None:
+    names = ["properties", "enum", "allOf", "const", "$ref"]
+    schema = {"type": "object", "properties": {name: {"const": name} for name in names}, "required": names}
+    assert [json.loads(answer) for answer in sketch.answers(Grammar.schema(schema), 2)] == [{n: n for n in names}] * 2
