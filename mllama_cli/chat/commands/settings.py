@@ -8,7 +8,7 @@ from mllama_cli.core.errors import UsageError
 from mllama_cli.core.grammar import Grammar
 from mllama_cli.core.sampling import SETTABLE, parameter_name
 from mllama_cli.core.settings import THEMES
-from mllama_cli.core.text import as_number, shown, suggest
+from mllama_cli.core.text import as_number, suggest
 from mllama_cli.hub.catalog import ModelEntry, built_in, installed
 from mllama_cli.system.files import is_folder
 
@@ -35,7 +35,7 @@ def _schema(shell: Shell, argument: str) -> None:
     if not argument:
         grammar = shell.dialogue.sampling.grammar
         shell.terminal.note(
-            f"Answers are held to: {shown(grammar.source)}"
+            f"Answers are held to: {grammar.source}"
             if grammar
             else "Answers are free. /schema SCHEMA holds them to one."
         )
