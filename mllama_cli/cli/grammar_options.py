@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mllama_cli.core.errors import UsageError
-from mllama_cli.core.grammar import SHORT_FORM, Grammar
+from mllama_cli.core.grammar import Grammar
 
 grammar_option = partial(typer.Option, rich_help_panel="Form of the answer")
 
@@ -20,7 +20,7 @@ class GrammarOptions:
         str | None,
         grammar_option(
             metavar="SCHEMA",
-            help=f"JSON by a schema: a file, JSON, or names with types, as in {SHORT_FORM}.",
+            help="JSON by a schema: a file, JSON, or names with types ('name str, total float').",
         ),
     ] = None
     json_mode: Annotated[bool, grammar_option("--json-mode", help="Any JSON object.")] = False
