@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mllama_cli.core.events import Notice as Notice
     from mllama_cli.core.events import ReadingPrompt as ReadingPrompt
     from mllama_cli.core.events import Token as Token
+    from mllama_cli.core.grammar import Grammar as Grammar
     from mllama_cli.core.sampling import Sampling as Sampling
     from mllama_cli.engine.batch.run import Reply as Reply
     from mllama_cli.engine.engine import Engine as Engine
@@ -45,6 +46,7 @@ _NAMES = {
     "core.conversation": "Conversation ImagePart Message TextPart",
     "core.errors": "MllamaError",
     "core.events": "EncodingImage GenerationStats LoadProgress Notice ReadingPrompt Token",
+    "core.grammar": "Grammar",
     "core.sampling": "Sampling",
     "engine.batch.run": "Reply",
     "engine.engine": "Engine load",

@@ -13,6 +13,7 @@ PROMISED = [
     "Engine",
     "GenerationConfig",
     "GenerationStats",
+    "Grammar",
     "ImagePart",
     "ImageProcessorConfig",
     "LoadProgress",

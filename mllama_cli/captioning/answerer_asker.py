@@ -1,4 +1,4 @@
-"""Answer the captioning pipeline's questions with a running engine, several at a time."""
+"""Answer the captioning pipeline's questions with any answerer, several at a time."""
 
 import queue
 import threading
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 
-from mllama_cli.captioning.asker import Answer, Question
+from mllama_cli.captioning.asker import Answer, Question, cut
 from mllama_cli.captioning.decoding import POLL_SECONDS
 from mllama_cli.core.answerer import Answerer, Prompt, RawPrompt
 from mllama_cli.core.config import ImageProcessorConfig
@@ -35,18 +35,28 @@ class AnswererAsker:
     Args:
         at_once: questions that are asked at a time: as many as the engine has slots.
         prefill: the text that every answer begins with.
+        scores_choices: also return the probability of each choice of ``sampling.grammar``.
+        draws_canvases: take images with their canvas, for an engine in this process.
     """
 
-    draws_canvases = False
-
     def __init__(
-        self, engine: Answerer, sampling: Sampling, system: str = "", *, at_once: int = 1, prefill: str = ""
+        self,
+        engine: Answerer,
+        sampling: Sampling,
+        system: str = "",
+        *,
+        at_once: int = 1,
+        prefill: str = "",
+        scores_choices: bool = False,
+        draws_canvases: bool = False,
     ) -> None:
         self._engine = engine
         self._sampling = sampling
         self._system = system
         self._prefill = prefill
         self._at_once = at_once
+        self.draws_canvases = draws_canvases
+        self._choices = sampling.grammar.texts if scores_choices and sampling.grammar is not None else ()
 
     @property
     def model(self) -> str:
@@ -117,11 +127,14 @@ class AnswererAsker:
 
     def _stream(self, question: Question, stopped: threading.Event) -> Answer:
         start, said = time.perf_counter(), []
-        with closing(self._engine.session().stream(self._prompt(question), self._sampling)) as events:
+        session, prompt = self._engine.session(), self._prompt(question)
+        with closing(session.stream(prompt, self._sampling)) as events:
             for event in events:
                 if isinstance(event, Token | Prefilled):
                     said.append(event.text)
                 elif isinstance(event, GenerationStats):
+                    error = cut(self._sampling, event.finish_reason, event.completion_tokens)
+                    scored = session.probabilities(prompt, self._choices) if self._choices and error is None else None
                     return Answer(
                         question.key,
                         "".join(said),
@@ -129,6 +142,8 @@ class AnswererAsker:
                         time.perf_counter() - start,
                         event.finish_reason,
                         event.prompt_tokens,
+                        error,
+                        scored,
                     )
                 if stopped.is_set():
                     break

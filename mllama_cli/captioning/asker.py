@@ -1,13 +1,14 @@
 """The model as the pipeline sees it: questions about images in, answers out."""
 
-from collections.abc import Callable, Generator, Hashable, Iterable
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.conversation import MeasuredImage
-from mllama_cli.core.errors import MllamaError
+from mllama_cli.core.errors import CaptionError, MllamaError
 from mllama_cli.core.events import FinishReason
+from mllama_cli.core.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Answer:
     finish_reason: FinishReason = "stop"
     prompt_tokens: int = 0
     error: MllamaError | None = None
+    probabilities: Mapping[str, float] | None = None
 
 
 class Asker(Protocol):
@@ -53,3 +55,13 @@ class Asker(Protocol):
         ``on_batch_size`` is called with the number of images that are captioned at once.
         """
         ...
+
+
+def cut(sampling: Sampling, finish_reason: FinishReason, tokens: int) -> CaptionError | None:
+    """Return the error of an answer that had to have a form and was cut before it had it."""
+    if sampling.grammar is None or finish_reason == "stop":
+        return None
+    where = f"at {tokens} tokens" if finish_reason == "length" else "by a stop text"
+    return CaptionError(
+        f"the answer was cut {where}, so it is not {sampling.grammar.what}", "Raise --max-tokens, or ask for less."
+    )

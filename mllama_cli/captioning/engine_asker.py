@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 
-from mllama_cli.captioning.asker import Answer, Question
+from mllama_cli.captioning.asker import Answer, Question, cut
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.sampling import Sampling
@@ -57,12 +57,11 @@ class EngineAsker:
                     reply.seconds,
                     reply.finish_reason,
                     reply.prompt_tokens,
-                    reply.error,
+                    reply.error or cut(self._sampling, reply.finish_reason, reply.completion_tokens),
                 )
 
     def _request(self, question: Question) -> BatchRequest:
-        processor = self._engine.processor
-        images = (question.image,)
+        processor, images = self._engine.processor, (question.image,)
         if processor.chat_template is None:  # a base model
             inputs = processor.raw(question.prompt, images, self._prefill)
         else:

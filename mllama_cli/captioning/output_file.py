@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import IO
 
@@ -24,8 +25,8 @@ class OutputFile:
     Images that have a caption in the file are done, and lines that report failures are replaced by the result of a new
     try. With ``overwrite`` a new file is written next to the old one and replaces it at the end; its name contains
     ``run``, a digest of the command, so that the same command resumes it. Only files of which every line is ours are
-    added to or replaced. ``texts`` reads the caption files that
-    prompts quote.
+    added to or replaced. ``texts`` reads the caption files that prompts quote. ``columns`` are the fields of captions
+    that are JSON.
 
     Raises:
         UsageError: another file extension, or a file that does not hold captions.
@@ -33,9 +34,16 @@ class OutputFile:
     """
 
     def __init__(
-        self, path: str, *, overwrite: bool = False, run: str = "", texts: CaptionDestination | None = None
+        self,
+        path: str,
+        *,
+        overwrite: bool = False,
+        run: str = "",
+        texts: CaptionDestination | None = None,
+        columns: Sequence[str] | None = None,
     ) -> None:
         self.path = path
+        self._columns = columns
         self.form = format_of(path)
         self._texts = texts
         self._overwrite = overwrite
@@ -54,7 +62,7 @@ class OutputFile:
                 self._file = _opened(self._partial)
                 self._done = self._resume()
                 if self._file.seek(0, os.SEEK_END) == 0:
-                    self._append(header(self.form))
+                    self._append(header(self.form, self._columns))
             except BaseException:
                 lock.release()
                 raise
@@ -73,7 +81,7 @@ class OutputFile:
     def add(self, record: CaptionRecord) -> None:
         """Append one line. Raise CaptionError if that fails; the file then still ends with a complete line."""
         try:
-            self._append(encode(record, self.form))
+            self._append(encode(record, self.form, self._columns))
         except OSError as error:
             raise unwritable(self.path, error) from error
 
@@ -133,7 +141,7 @@ class OutputFile:
             for raw, values in records(lines, self.form):
                 kept += len(raw)
                 if values is None or not is_record(values):
-                    if not (self.form == "csv" and kept == len(raw) and raw == header("csv")):
+                    if not (self.form == "csv" and kept == len(raw) and raw == header("csv", self._columns)):
                         raise _foreign(path)
                 elif values["error"]:
                     failed += 1
@@ -141,7 +149,9 @@ class OutputFile:
                     done.add(os.path.normpath(values["path"]))
             lines.seek(kept)
             cut = lines.read()
-        if cut and not (is_cut_record(cut) if self.form == "jsonl" else kept or header("csv").startswith(cut)):
+        if cut and not (
+            is_cut_record(cut) if self.form == "jsonl" else kept or header("csv", self._columns).startswith(cut)
+        ):
             raise _foreign(path)
         return done, kept, failed, raw
 

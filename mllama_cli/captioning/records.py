@@ -4,11 +4,12 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
 from typing import IO, Any, Literal
 
 from mllama_cli.core.caption_events import CaptionRecord
+from mllama_cli.core.text import replace_surrogates
 
 Format = Literal["jsonl", "csv"]
 
@@ -19,23 +20,62 @@ _CUT_TEXT = re.compile(r'"(?:[^"\\]|\\.)*\\?|n|nu|nul|', re.DOTALL)
 _CUT_NUMBER = re.compile(r"-?\d*\.?\d*(?:e[+-]?\d*)?")
 
 
-def as_json(record: CaptionRecord) -> dict[str, Any]:
-    """Return the record for a JSON line, with null for a missing caption or error."""
+def as_json(record: CaptionRecord, *, with_fields: bool = False) -> dict[str, Any]:
+    """Return the record for a JSON line, with null for a missing caption or error.
+
+    ``with_fields`` adds what a caption says that is JSON.
+    """
     caption = None if record.error else record.caption
-    return {**_values(record), "caption": caption, "error": record.error or None}
+    fields = {"fields": _parsed_caption(record)} if with_fields else {}
+    return {**_values(record), "caption": caption, "error": record.error or None, **fields}
 
 
-def encode(record: CaptionRecord, form: Format) -> bytes:
-    """Return one line with its line end. Line ends in the caption are quoted in CSV and escaped in JSON."""
+def encode(record: CaptionRecord, form: Format, columns: Sequence[str] | None = None) -> bytes:
+    """Return one line with its line end. Line ends in the caption are quoted in CSV and escaped in JSON.
+
+    ``columns`` are the names of fields in captions that are JSON, which get columns of their own; None for others.
+    """
     if form == "jsonl":
+        values = as_json(record, with_fields=columns is not None)
         # A file name may contain any bytes, which are written unchanged.
-        return json.dumps(as_json(record), ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
-    return _csv_line(_values(record).values())
+        return json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
+    parsed = _parsed_caption(record) if columns else None
+    said = parsed if isinstance(parsed, dict) else {}
+    return _csv_line([*_values(record).values(), *(_cell(said.get(name)) for name in columns or ())])
 
 
-def header(form: Format) -> bytes:
-    """Return what precedes the first record."""
-    return _csv_line(COLUMNS) if form == "csv" else b""
+def header(form: Format, columns: Sequence[str] | None = None) -> bytes:
+    """Return what precedes the first record. A field that is called as one of our columns is ``fields.NAME``."""
+    names = [f"fields.{name}" if name in COLUMNS else name for name in map(replace_surrogates, columns or ())]
+    return _csv_line([*COLUMNS, *names]) if form == "csv" else b""
+
+
+def _parsed_caption(record: CaptionRecord) -> Any:
+    """Return what a caption says that is JSON; None if it failed."""
+    if record.error:
+        return None
+    try:
+        return _encodable(json.loads(record.caption))
+    except (ValueError, RecursionError):  # nested deeper than Python reads
+        return None
+
+
+def _encodable(value: Any) -> Any:
+    """Return a value without lone surrogates, which JSON can escape and no encoding can write."""
+    if isinstance(value, str):
+        return replace_surrogates(value)
+    if isinstance(value, list):
+        return [_encodable(each) for each in value]
+    if isinstance(value, dict):
+        return {replace_surrogates(key): _encodable(each) for key, each in value.items()}
+    return value
+
+
+def _cell(value: Any) -> str:
+    """Return a field as a cell of a table: text as it is, nothing for null, and JSON for all else."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, ensure_ascii=False)
 
 
 COLUMNS = tuple(each.name for each in fields(CaptionRecord))
@@ -68,7 +108,8 @@ def is_cut_record(data: bytes) -> bool:
             return False
         if not isinstance(value, str | None if column.type is str else int | float):
             return False
-    return text[position:] in ("", "}")
+    rest, fields_of = text[position:], ', "fields": '
+    return rest in ("", "}") or rest.startswith(fields_of) or fields_of.startswith(rest)
 
 
 def records(data: IO[bytes], form: Format) -> Iterator[tuple[bytes, dict[str, Any] | None]]:

@@ -177,7 +177,7 @@ class CaptionPipeline:
         record = replace(job.record, caption=caption, tokens=answer.tokens, seconds=answer.seconds)
         try:
             written_to = job.lease.write(record)
-            return Captioned(record, written_to, answer.finish_reason, answer.prompt_tokens)
+            return Captioned(record, written_to, answer.finish_reason, answer.prompt_tokens, answer.probabilities)
         except MllamaError as error:
             if is_disk_full(error):
                 raise

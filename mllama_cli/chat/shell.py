@@ -204,7 +204,10 @@ class Shell:
 
     def _note_statistics(self, stats: GenerationStats) -> None:
         if stats.finish_reason == "length":
-            self.terminal.note(f"The answer was cut at {stats.completion_tokens} tokens (/set parameter max_tokens N).")
+            grammar = self.dialogue.sampling.grammar
+            broken = f", so it is not {grammar.what}" if grammar is not None else ""
+            count = stats.completion_tokens
+            self.terminal.note(f"The answer was cut at {count} tokens{broken} (/set parameter max_tokens N).")
         if self.display.verbose:
             self.terminal.note(stats_line(stats))
         used, size = self.dialogue.context_used, self.dialogue.context

@@ -8,6 +8,7 @@ from mllama_cli.cli.caption_request import (
     CaptionPrompt,
     CaptionRequest,
 )
+from mllama_cli.cli.grammar_options import GrammarOptions
 from mllama_cli.cli.options import ComputeOptions, Debug, SamplingOptions, SharingOptions, option_groups
 
 
@@ -22,6 +23,7 @@ def caption(
     compute: ComputeOptions,
     sharing: SharingOptions,
     sampling: SamplingOptions,
+    form: GrammarOptions,
     debug: Debug = False,
 ) -> None:
     """Write captions for pictures: photo.txt next to photo.jpg.
@@ -33,4 +35,4 @@ def caption(
     """
     from mllama_cli.cli.caption_run import run_captions
 
-    run_captions(CaptionRequest(inputs, prompt, output, display, batching, compute, sharing, sampling))
+    run_captions(CaptionRequest(inputs, prompt, output, display, batching, compute, sharing, sampling, form))

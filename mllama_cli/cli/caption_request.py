@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mllama_cli.cli import complete
+from mllama_cli.cli.grammar_options import GrammarOptions
 from mllama_cli.cli.options import ComputeOptions, SamplingOptions, SharingOptions, Verbose, input_option, output_option
 from mllama_cli.core.caption_events import EXISTING
 from mllama_cli.core.errors import UsageError
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from mllama_cli.captioning.prompts import PromptTemplate
 
 prompt_option = partial(typer.Option, rich_help_panel="Prompt and caption text")
+JSON_MAX_TOKENS = 512
+"""Default length limit of a caption that is JSON."""
+
 speed_option = partial(typer.Option, rich_help_panel="Speed")
 
 
@@ -154,7 +158,9 @@ class CaptionOutput:
     sidecar: Annotated[
         bool, output_option("--sidecar", help="Write a caption file next to the picture, even for a single one.")
     ] = False
-    extension: Annotated[str, output_option(metavar="EXT", help="Caption file extension.")] = ".txt"
+    extension: Annotated[
+        str | None, output_option(metavar="EXT", help="Caption file extension (default: .txt; of JSON .json).")
+    ] = None
     errors: Annotated[
         Path | None, output_option(metavar="FILE", help="Write a list of pictures that failed, with the reasons.")
     ] = None
@@ -176,6 +182,8 @@ class CaptionOutput:
     @property
     def file_extension(self) -> str:
         """The extension with its dot, which the user may leave out."""
+        if self.extension is None:
+            return ".txt"
         return self.extension if self.extension.startswith(".") else f".{self.extension}"
 
     def _check_single_output(self, output: str) -> None:
@@ -243,6 +251,40 @@ class CaptionRequest:
     compute: ComputeOptions
     sharing: SharingOptions
     sampling: SamplingOptions
+    form: GrammarOptions
+
+    def __post_init__(self) -> None:
+        if not self.form.is_json:
+            return
+        if self.output.extension is None:
+            object.__setattr__(self, "output", replace(self.output, extension=".json"))
+        prompt, flag = self.prompt, "--schema" if self.form.schema is not None else "--json-mode"
+        for name in ("strip", "prefix", "suffix"):
+            if getattr(prompt, name):
+                raise UsageError(f"--{name} would change the JSON of {flag}", "Leave one of them out.")
+        if prompt.style == "tags":
+            raise UsageError(f"--style tags and {flag} both say what a caption is", "Leave one of them out.")
+        if self.output.existing in ("append", "prepend"):
+            raise UsageError(
+                f"--existing {self.output.existing} would put two JSON texts into one file", "Use skip or overwrite."
+            )
+
+    @property
+    def answer_sampling(self) -> dict[str, Any]:
+        """The sampling parameters that were given, and what this command adds."""
+        most = JSON_MAX_TOKENS if self.form.is_json else self.prompt.max_tokens
+        grammar = {} if self.form.grammar is None else {"grammar": self.form.grammar}
+        return {"max_tokens": most, **grammar, **self.sampling}
+
+    @property
+    def prints_json(self) -> bool:
+        """Whether stdout gets an object for each image."""
+        return self.display.as_json or self.output.output == "-"
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """The names that a schema lists, which are columns of a file; None if captions are not JSON."""
+        return self.form.grammar.properties if self.form.grammar is not None and self.form.is_json else None
 
     @property
     def separator(self) -> str:

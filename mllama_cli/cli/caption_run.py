@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
+from mllama_cli.captioning.asker import Asker
 from mllama_cli.captioning.decoding import DecodingPool
 from mllama_cli.captioning.destinations import CaptionDestination, NullDestination
 from mllama_cli.captioning.journal import CaptionJournal
@@ -46,7 +47,7 @@ def run_captions(request: CaptionRequest) -> None:
         )
     answerers = Answerers(terminal, request.compute, request.sharing, load_settings(), verbose=request.display.verbose)
     model = answerers.choose()
-    sampling = {"max_tokens": request.prompt.max_tokens, **request.sampling}
+    sampling = request.answer_sampling
     run = request.run_key(
         inputs.roots, f"{model.where} {request.compute.quantize}{_adapters(request.compute)}", sampling
     )
@@ -122,18 +123,28 @@ def _asker(
         engine = answerers.running(model, status) or answerers.opened(model, status)
         # Greedy unless asked otherwise, so that a resumed run gives the same captions.
         greedy = Sampling.from_defaults(replace(engine.about.generation, do_sample=False), **sampling)
-        if isinstance(engine, RemoteAnswerer):
+        is_remote, scores = isinstance(engine, RemoteAnswerer), bool(request.form.choice) and request.prints_json
+        if not is_remote:
+            for event in engine.load_weights(vision=True):
+                status.event(event)
+        if is_remote or scores:
             from mllama_cli.captioning.answerer_asker import AnswererAsker
 
-            at_once = slots or max(1, engine.info.slots)
-            return AnswererAsker(engine, greedy, prompt.system or "", at_once=at_once, prefill=prompt.prefill)
+            at_once = (slots or max(1, engine.info.slots)) if isinstance(engine, RemoteAnswerer) else 1
+            return AnswererAsker(
+                engine,
+                greedy,
+                prompt.system or "",
+                at_once=at_once,
+                prefill=prompt.prefill,
+                scores_choices=scores,
+                draws_canvases=not is_remote,
+            )
 
         from mllama_cli.captioning.engine_asker import EngineAsker
         from mllama_cli.engine.engine import Engine
 
         assert isinstance(engine, Engine)
-        for event in engine.load_weights(vision=True):
-            status.event(event)
         for event in engine.prepare_batch():
             status.event(event)
     return EngineAsker(engine, greedy, prompt.system or "", slots, prefill=prompt.prefill)
@@ -151,7 +162,9 @@ def _destination(
     if output.output is not None:
         from mllama_cli.captioning.output_file import OutputFile
 
-        return OutputFile(output.output, overwrite=existing == "overwrite", run=run, texts=texts)
+        return OutputFile(
+            output.output, overwrite=existing == "overwrite", run=run, texts=texts, columns=request.columns
+        )
     if collided:
         example = next(each for each in listing.entries if paths[each.path] == each.path + output.file_extension)
         terminal.note(
@@ -170,8 +183,8 @@ class _Printer:
 
     def __init__(self, terminal: Terminal, request: CaptionRequest, *, single: bool) -> None:
         self._terminal = terminal
-        self._json = request.display.as_json or request.output.output == "-"
-        self._single = single
+        self._json = request.prints_json
+        self._single, self._with_fields = single, request.form.is_json
         self._preview = request.display.preview and terminal.stdout_is_tty and not self._json
 
     def event(self, event: CaptionEvent, view: CaptionView) -> None:
@@ -183,7 +196,9 @@ class _Printer:
         if self._json:
             # A file name may be any bytes, which a text stream takes only escaped.
             plain = event.record.path.isprintable()
-            self._terminal.result(json.dumps(_record(event), ensure_ascii=not plain) + "\n")
+            self._terminal.result(
+                json.dumps(_record(event, with_fields=self._with_fields), ensure_ascii=not plain) + "\n"
+            )
         elif isinstance(event, Captioned):
             if self._preview:
                 self._show(event, view)
@@ -207,15 +222,17 @@ class _Printer:
                 self._terminal.result(f"{event.record.path}: {event.record.caption}\n")
 
 
-def _record(event: Captioned | CaptionFailed) -> dict[str, Any]:
+def _record(event: Captioned | CaptionFailed, *, with_fields: bool) -> dict[str, Any]:
     """Return an image's object: an answer as `chat --json` has it, and the columns of a file of captions."""
     record = event.record
     answer: dict[str, Any] = {"path": record.path, "model": record.model}
     if isinstance(event, Captioned):
         answer |= {"text": record.caption, "finish_reason": event.finish_reason}
         answer["usage"] = usage_fields(event.prompt_tokens, record.tokens, 1)
-        return {**answer, **as_json(record)}
-    return {**answer, "text": None, **as_json(record), "error": error_fields(record.error, event.hint, event.kind)}
+        answer |= {"probabilities": event.probabilities} if event.probabilities is not None else {}
+        return {**answer, **as_json(record, with_fields=with_fields)}
+    values = as_json(record, with_fields=with_fields)
+    return {**answer, "text": None, **values, "error": error_fields(record.error, event.hint, event.kind)}
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from mllama_cli.cli.chat_request import ChatInput, ChatOutput, ChatRequest, ChatSaving
 from mllama_cli.cli.common import load_settings
+from mllama_cli.cli.grammar_options import GrammarOptions
 from mllama_cli.cli.options import ComputeOptions, Debug, SamplingOptions, SharingOptions, option_groups
 
 
@@ -16,6 +17,7 @@ def chat(
     compute: ComputeOptions,
     sharing: SharingOptions,
     sampling: SamplingOptions,
+    form: GrammarOptions,
     debug: Debug = False,
 ) -> None:
     """Ask a question, with or without pictures; the answer streams to stdout.
@@ -33,7 +35,7 @@ def chat(
     from mllama_cli.terminal.type_ahead import TypeAhead
 
     terminal, settings = Terminal(), load_settings()
-    request = ChatRequest(asked, saving, output, sampling, settings)
+    request = ChatRequest(asked, saving, output, sampling, form, settings)
     answerers = Answerers(terminal, compute, sharing, settings, verbose=request.verbose)
     # Check the whole request before importing torch and reading weights.
     saved = find_chat(saving.resume, last=saving.resume_last)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mllama_cli.cli import complete
+from mllama_cli.cli.grammar_options import GrammarOptions
 from mllama_cli.cli.options import SamplingOptions, Verbose, input_option, output_option
 from mllama_cli.core.sampling import Sampling
 
@@ -95,6 +96,7 @@ class ChatRequest:
     saving: ChatSaving
     output: ChatOutput
     sampling: SamplingOptions
+    form: GrammarOptions
     settings: "Settings"
 
     def is_interactive(self, terminal: "Terminal") -> bool:
@@ -114,6 +116,8 @@ class ChatRequest:
     def sampling_for(self, engine: "Answerer", asked: Mapping[str, Any] = MappingProxyType({})) -> Sampling:
         """Return a model's own defaults, overridden by the config file, then by what was ``asked``, then by flags."""
         given = {**self.settings.sampling, **asked, **self.sampling}
+        if self.form.grammar is not None:
+            given["grammar"] = self.form.grammar
         return Sampling.from_defaults(engine.about.generation, **given)
 
     @property

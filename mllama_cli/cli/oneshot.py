@@ -1,5 +1,6 @@
 """Answer one question: the text or one JSON object on stdout, status on stderr."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +28,11 @@ def run_question(
     answer = OneAnswer(terminal, engine, stream=not (output.no_stream or output.as_json))
     answer.run(question.prompt, sampling)
     if output.as_json:
-        answer.print_json()
+        choices = sampling.grammar.texts if sampling.grammar is not None and not answer.interrupted else ()
+        answer.print_json(answer.session.probabilities(question.prompt, choices) if choices else None)
     elif output.no_stream:
         answer.print_text()
-    answer.say_why_it_ended(sampling.max_tokens)
+    answer.say_why_it_ended(sampling)
     if request.verbose:
         answer.print_statistics()
     if question.conversation is not None and answer.text:
@@ -41,6 +43,8 @@ def run_question(
             _save(terminal, saved or SavedChat.new(engine.about.name), whole)
     if answer.interrupted:
         raise typer.Exit(ExitStatus.INTERRUPTED)
+    if sampling.grammar is not None and not answer.whole:
+        raise typer.Exit(ExitStatus.FAILURE)
 
 
 def say_what_continues(terminal: Terminal, saved: "SavedChat") -> None:
@@ -73,12 +77,12 @@ class OneAnswer(AnswerView):
 
     def __init__(self, terminal: Terminal, engine: "Answerer", *, stream: bool) -> None:
         super().__init__(terminal, AnswerWriter(terminal) if stream else None)
-        self.engine = engine
+        self.engine, self.session = engine, engine.session()
         self.load_seconds = 0.0
 
     def run(self, prompt: "Prompt", sampling: "Sampling") -> None:
         """Load the weights and answer. Ctrl-C keeps the partial answer and sets ``interrupted``."""
-        self.show(self.engine.session().stream(prompt, sampling))
+        self.show(self.session.stream(prompt, sampling))
         if self.stats is not None:  # times count from when the model is there
             self.load_seconds, self.stats = self.stats.load_seconds, replace(self.stats, load_seconds=0.0)
 
@@ -88,8 +92,13 @@ class OneAnswer(AnswerView):
         writer.write(self.text)
         writer.finish()
 
-    def print_json(self) -> None:
-        """Print one JSON object: answer, token counts, timings."""
+    @property
+    def whole(self) -> bool:
+        """Whether the model ended the answer, rather than a limit or a stop string."""
+        return self.stats is not None and self.stats.finish_reason == "stop"
+
+    def print_json(self, probabilities: Mapping[str, float] | None = None) -> None:
+        """Print one JSON object: answer, token counts, timings, and ``probabilities`` of choices."""
         stats = self.stats
         reason: FinishReason = stats.finish_reason if stats else "cancelled"
         record: dict[str, Any] = {
@@ -99,6 +108,8 @@ class OneAnswer(AnswerView):
             "finish_reason": reason,
             "notices": self.notices,
         }
+        if probabilities is not None:
+            record["probabilities"] = probabilities
         if stats:
             record["usage"] = usage_fields(stats.prompt_tokens, stats.completion_tokens, stats.images)
             record["seconds"] = round(stats.time_to_first_token + stats.decode_seconds, 3)
@@ -112,13 +123,25 @@ class OneAnswer(AnswerView):
             }
         print_json(self.terminal, record)
 
-    def say_why_it_ended(self, max_tokens: int) -> None:
-        """Report an answer that hit a limit."""
-        if self.stats and self.stats.finish_reason == "length":
+    def say_why_it_ended(self, sampling: "Sampling") -> None:
+        """Report an answer that hit a limit or, where it had to have a form, is not whole."""
+        if sampling.grammar is not None and self.stats and not self.whole:
+            cut = (
+                f"at {self.stats.completion_tokens} tokens"
+                if self.stats.finish_reason == "length"
+                else "by a stop text"
+            )
+            self.terminal.error(
+                f"The answer was cut {cut}, so it is not {sampling.grammar.what}",
+                "Raise --max-tokens, or ask for less: a schema can limit texts (maxLength) and lists (maxItems)."
+                if self.stats.finish_reason == "length"
+                else "Leave out --stop.",
+            )
+        elif self.stats and self.stats.finish_reason == "length":
             count = self.stats.completion_tokens
             reason = (
                 f"The answer was cut at {count} tokens (--max-tokens)."
-                if count >= max_tokens
+                if count >= sampling.max_tokens
                 else f"The answer was cut at {count} tokens: the model's context is full."
             )
             self.terminal.note(reason)

@@ -1,6 +1,6 @@
 """Who answers conversations: an engine in this process, or a running one elsewhere. No front end knows which."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -69,6 +69,14 @@ class AnswerSession(Protocol):
         Closing the generator stops the answer. Images may be decoded already (``processing.prepared``); their files'
         bytes are in ``data`` all the same. Raise MllamaError, with the same class for the same mistake wherever the
         engine runs.
+        """
+        ...
+
+    def probabilities(self, prompt: Prompt, texts: Sequence[str]) -> Mapping[str, float]:
+        """Return how likely each text is as the whole answer to a prompt, among these texts; they sum to 1.
+
+        A text's probability is that of its tokens, each after those before it, and of the answer's end. If the prompt
+        has the beginning of the answer, others have none. Raise MllamaError as ``stream`` does.
         """
         ...
 

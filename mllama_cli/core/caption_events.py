@@ -1,5 +1,6 @@
 """Events of a captioning run: ``captioning.run`` yields them, the terminal shows them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -42,6 +43,8 @@ class Captioned:
     written_to: str = ""
     finish_reason: FinishReason = "stop"
     prompt_tokens: int = 0
+    probabilities: Mapping[str, float] | None = None
+    """Of each choice, if they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mllama_cli.core.grammar import Grammar
 from mllama_cli.core.parameter import declare, parameters_of
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Sampling:
     The frequency and presence penalties count generated tokens only, as OpenAI's do; the repetition penalty counts the
     prompt too, as transformers' does. ``logit_bias`` maps token ids to what is added to their logits. ``logprobs``
     requests the log-probability of each chosen token and of that many of the likeliest ones; None requests none.
+    ``grammar`` says what the whole answer must be: only tokens that it allows are chosen.
     Parameters without help are for library users only: they have no flag and no config key, and `/set` rejects them.
     """
 
@@ -103,6 +105,7 @@ class Sampling:
     stop: tuple[str, ...] = declare(
         (), "end the answer before this text (repeatable)", all, "not contain an empty text"
     )
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         for name, parameter in PARAMETERS.items():

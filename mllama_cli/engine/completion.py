@@ -4,6 +4,7 @@ from collections.abc import Container, Sequence
 
 from mllama_cli.core.events import FinishReason
 from mllama_cli.core.sampling import Sampling
+from mllama_cli.processing.grammar import Constraint
 from mllama_cli.processing.tokenizer import MllamaTokenizer, StreamingDetokenizer
 
 
@@ -46,16 +47,24 @@ class Completion:
         eos: ids that end an answer.
         room: tokens that the context leaves for the answer.
         prefill: what ``text`` begins with. Stop strings are not looked for in it.
+        constraint: has taken note of each token before it is pushed. A whole answer is not cut, even if it has
+            exactly the longest length.
     """
 
     def __init__(
-        self, tokenizer: MllamaTokenizer, sampling: Sampling, eos: Container[int], room: int, prefill: str = ""
+        self,
+        tokenizer: MllamaTokenizer,
+        sampling: Sampling,
+        eos: Container[int],
+        room: int,
+        prefill: str = "",
+        constraint: Constraint | None = None,
     ) -> None:
         self.ids: list[int] = []
         self.text = prefill
         self.finish_reason: FinishReason | None = None
         self.budget = min(sampling.max_tokens, room)
-        self._eos = eos
+        self._eos, self._constraint = eos, constraint
         self._detokenizer = StreamingDetokenizer(tokenizer)
         self._stops = StopStrings(sampling.stop)
 
@@ -70,7 +79,8 @@ class Completion:
             if stopped:
                 self.finish_reason = "stop_string"
             elif len(self.ids) == self.budget:
-                self.finish_reason = "length"
+                whole = self._constraint is not None and self._constraint.complete
+                self.finish_reason = "stop" if whole else "length"
                 piece += self._rest()
         self.text += piece
         return piece

@@ -16,6 +16,7 @@ from mllama_cli.model.layers import result_of
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.model.text import MllamaForCausalLM
 from mllama_cli.model.visibility import CrossView, ImageSpan
+from mllama_cli.processing.grammar import Constraint
 
 Network = MllamaForConditionalGeneration | MllamaForCausalLM
 
@@ -82,6 +83,38 @@ def prefill(
         yield start + fed.shape[1], logits
 
 
+@torch.inference_mode()
+def log_probability(
+    network: Network,
+    ids: Sequence[int],
+    ends: Sequence[int],
+    logits: Tensor,
+    cache: KVCache,
+    cross: CrossKVCache | None,
+    spans: Sequence[ImageSpan],
+) -> float:
+    """Return the log-probability of ``ids`` and then any of ``ends``, after a prompt with these ``logits``.
+
+    The ids stay in the cache.
+    """
+    rows = logits
+    if ids:
+        cache.reserve(cache.lengths[0] + len(ids))
+        fed = upload(torch.tensor([list(ids)]), logits.device)
+        view = None
+        if cross is not None:
+            view = CrossView.build([spans], cross.image_tokens, cache.lengths, len(ids), logits.device)
+        hidden = result_of(network.language_model.steps(fed, cache, cross, view))
+        cache.advance([len(ids)])
+        rows = torch.cat([logits, network.lm_head(hidden[0])])
+    scores = rows.double().log_softmax(-1)
+    end = scores[-1, upload(torch.tensor(list(ends)), logits.device)].logsumexp(0)
+    chosen = scores[:-1].gather(
+        1, upload(torch.tensor([[id_] for id_ in ids], dtype=torch.long).view(-1, 1), logits.device)
+    )
+    return float(chosen.sum() + end)
+
+
 @dataclass(frozen=True)
 class DecodeInput:
     """A prefilled conversation to answer.
@@ -92,6 +125,7 @@ class DecodeInput:
         cross: the encoded images of ``spans``.
         prompt: all ids, for the penalties.
         budget: the maximum number of tokens to yield.
+        constraint: holds the answer to ``sampling.grammar``.
     """
 
     logits: Tensor
@@ -101,13 +135,14 @@ class DecodeInput:
     sampling: Sampling
     prompt: Sequence[int]
     budget: int
+    constraint: Constraint | None = None
 
 
 def decode(network: Network, start: DecodeInput) -> Generator[ChosenToken]:
     """Yield the answer's tokens; by the time one is yielded, all before it are in the cache."""
     logits = start.logits
     sampler = Sampler(1, logits.shape[-1], logits.device)
-    sampler.admit(0, start.sampling, start.prompt)
+    sampler.admit(0, start.sampling, start.prompt, start.constraint)
     for number in range(start.budget):
         (token,) = sampler.choose(logits)
         if isinstance(token, MllamaError):

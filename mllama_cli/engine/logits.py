@@ -75,6 +75,12 @@ class Adjustments:
         self.generated[rows, ids] += 1
 
 
+def masked(scores: Tensor, words: Tensor) -> Tensor:
+    """Return scores [n, vocab_size] with those whose bit in ``words`` int32 [n, >= vocab_size / 32] is 0 at -inf."""
+    bits = (words[:, :, None] >> torch.arange(32, dtype=torch.int32, device=words.device)) & 1
+    return scores.masked_fill(bits.flatten(1)[:, : scores.shape[1]] == 0, -math.inf)
+
+
 class Survivors(NamedTuple):
     """Ids by rank, their cumulative weights, and the number of ranks kept (-1 where scores are not finite)."""
 

@@ -1,6 +1,7 @@
 """A loaded model, which sessions, batches and benchmarks share."""
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from mllama_cli.engine.vision import VisionEncoder
 from mllama_cli.engine.weights.loader import StoredWeights
 from mllama_cli.engine.weights.memory import choose_prefill_chunk
 from mllama_cli.model.layers import set_exact
+from mllama_cli.processing.grammar import Constraint, GrammarTokenizer
 from mllama_cli.processing.processor import MllamaProcessor
 from mllama_cli.quantization.opening import open_network
 from mllama_cli.system.json_file import read_json
@@ -106,6 +108,18 @@ class LoadedModel:
 
     def default_sampling(self) -> Sampling:
         return Sampling.from_defaults(self.generation_config)
+
+    @cached_property
+    def grammars(self) -> GrammarTokenizer:
+        """The vocabulary with which grammars are applied; made by the first use, which takes a second."""
+        return GrammarTokenizer(self.processor.tokenizer, self.config.text_config.vocab_size, self.eos)
+
+    def constraint(self, sampling: Sampling, beginning: str = "") -> Constraint | None:
+        """Return what holds one answer to its grammar, if it has one.
+
+        Raise UsageError if the grammar cannot be enforced, or if the answer's ``beginning`` does not fit it.
+        """
+        return self.grammars.constraint(sampling.grammar, beginning) if sampling.grammar is not None else None
 
     def load(self, *, vision: bool = False) -> Iterator[Event]:
         """Load the weights for text and, with ``vision``, for images, unless loaded; yield progress."""

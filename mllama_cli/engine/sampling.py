@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.logits import Adjustments, Settings, Survivors, best_ids, draw, log_probabilities
+from mllama_cli.engine.logits import Adjustments, Settings, Survivors, best_ids, draw, log_probabilities, masked
 from mllama_cli.kernels.ops import upload
+from mllama_cli.processing.grammar import Constraint
 
 MIN_TEMPERATURE = 1e-5
 """Below it the choice is greedy, as in vLLM: dividing by less could overflow float32."""
@@ -35,15 +36,17 @@ class ChosenToken(NamedTuple):
 
 
 class Method(NamedTuple):
-    """The steps of a choice beyond an argmax: adjusting logits by bias or penalties, and drawing."""
+    """The steps of a choice beyond an argmax: masking, adjusting logits by bias or penalties, and drawing."""
 
     adjusts: bool
     draws: bool
+    masks: bool = False
 
     @classmethod
     def of(cls, sampling: Sampling) -> "Method":
         counts = sampling.repetition_penalty != 1 or sampling.frequency_penalty or sampling.presence_penalty
-        return cls(bool(counts or sampling.logit_bias), sampling.temperature >= MIN_TEMPERATURE)
+        adjusts = bool(counts or sampling.logit_bias)
+        return cls(adjusts, sampling.temperature >= MIN_TEMPERATURE, sampling.grammar is not None)
 
 
 GREEDY = Method(adjusts=False, draws=False)
@@ -56,6 +59,7 @@ class _Row:
     index: int
     sampling: Sampling = field(default_factory=Sampling)
     method: Method = GREEDY
+    constraint: Constraint | None = None
     generator: torch.Generator | None = None
     drawn: int = 0
 
@@ -63,8 +67,8 @@ class _Row:
 class Sampler:
     """Chooses the next tokens of up to ``rows`` conversations.
 
-    The order is that of transformers and vLLM: logit bias, penalties, temperature, top-k, top-p, min-p. Equal logits
-    rank by id. Log-probabilities are those of the unprocessed logits, as in OpenAI's API and vLLM.
+    The order is that of transformers and vLLM: the grammar's mask, logit bias, penalties, temperature, top-k, top-p,
+    min-p. Equal logits rank by id. Log-probabilities are those of the unprocessed logits, as in OpenAI's API and vLLM.
     """
 
     @torch.inference_mode()
@@ -77,13 +81,16 @@ class Sampler:
         self._uniforms = torch.zeros(rows, UNIFORMS_RING, dtype=torch.float64, device=device)
         self._draws = torch.zeros(rows, dtype=torch.long, device=device)
         self._adjustments: Adjustments | None = None
+        self._masks: Tensor | None = None
         self.all_rows = torch.arange(rows, device=device)
 
     @torch.inference_mode()
-    def admit(self, row: int, sampling: Sampling, prompt_ids: Iterable[int]) -> None:
-        """Start a request in a row."""
+    def admit(
+        self, row: int, sampling: Sampling, prompt_ids: Iterable[int], constraint: Constraint | None = None
+    ) -> None:
+        """Start a request in a row. ``constraint`` holds its answer to ``sampling.grammar``."""
         index, method = self._rows[row].index, Method.of(sampling)
-        new = _Row(index, sampling, method)
+        new = _Row(index, sampling, method, constraint)
         if method != GREEDY:
             self._settings[index].copy_(upload(Settings.row(sampling, self._vocab_size), self._device))
         if method.draws:
@@ -108,21 +115,23 @@ class Sampler:
     def launch(self, logits: Tensor, first: int = 0) -> "PendingTokens":
         """Choose the next token of each row from ``first`` on, from logits [n, vocab_size], without waiting.
 
-        Rows with the same method are chosen together.
+        Rows with the same method are chosen together. All earlier tokens of rows with a constraint must have been read
+        (``PendingTokens.wait``).
         """
         count = logits.shape[0]
         rows = self._rows[first : first + count]
         for row in range(first, first + count):
             self.refill(row)
+        self.update_masks(first, count)
         tokens = best_ids(logits)
         for group in self._grouped(first, count):
             tokens[group.positions] = self.tokens(logits[group.positions], group.indices, group.method)
-        asked = [row.sampling.logprobs for row in rows]
+        asked, constraints = [row.sampling.logprobs for row in rows], [row.constraint for row in rows]
         most = max((count for count in asked if count is not None), default=None)
         if most is None:
-            return PendingTokens(tokens, tokens[:, None], asked)
+            return PendingTokens(tokens, tokens[:, None], asked, constraints)
         details = log_probabilities(logits, tokens, most)
-        return PendingTokens(tokens, torch.cat((tokens[:, None].double(), details), dim=1), asked)
+        return PendingTokens(tokens, torch.cat((tokens[:, None].double(), details), dim=1), asked, constraints)
 
     @torch.inference_mode()
     def refill(self, row: int) -> None:
@@ -135,12 +144,24 @@ class Sampler:
             self._uniforms[state.index].copy_(upload(fresh, self._device))
         state.drawn += 1
 
+    @torch.inference_mode()
+    def update_masks(self, first: int = 0, count: int = 1) -> None:
+        """Upload which tokens constraints allow next. ``launch`` does it; call it before a captured choice."""
+        some = [row for row in self._rows[first : first + count] if row.constraint is not None]
+        constraints = [row.constraint for row in some if row.constraint is not None]
+        if constraints:
+            masks = upload(constraints[0].vocabulary.masks(constraints), self._device)
+            indices = upload(torch.tensor([row.index for row in some]), self._device)
+            self._mask_table().index_copy_(0, indices, masks)
+
     def tokens(self, logits: Tensor, rows: Tensor, method: Method) -> Tensor:
         """Return ids int64 [n], -1 where scores are not finite, without waiting, so that it can be captured.
 
         ``rows`` [n] are the indices of the requests' state.
         """
         scores, settings = logits.float(), Settings.columns(self._settings[rows])
+        if method.masks:
+            scores = masked(scores, self._mask_table()[rows])
         if method.adjusts:
             scores = self._tables().apply(scores, rows, settings)
         if method.draws:
@@ -157,6 +178,13 @@ class Sampler:
         if self._adjustments is None:
             self._adjustments = Adjustments(len(self._rows), self._vocab_size, self._device)
         return self._adjustments
+
+    def _mask_table(self) -> Tensor:
+        """Return which tokens each row may choose next, int32 [rows, words], 32 tokens to a word."""
+        if self._masks is None:
+            shape = len(self._rows), (self._vocab_size + 31) // 32
+            self._masks = torch.full(shape, -1, dtype=torch.int32, device=self._device)
+        return self._masks
 
     def _grouped(self, first: int, count: int) -> list["_Group"]:
         """Return the rows that need more than an argmax, grouped by method; cached until rows change."""
@@ -178,8 +206,10 @@ class Sampler:
 class PendingTokens:
     """Chosen tokens on their way to the host: ``ids`` int64 [n] on the device, -1 where logits are not finite."""
 
-    def __init__(self, ids: Tensor, numbers: Tensor, asked: Sequence[int | None]) -> None:
-        self.ids, self._asked = ids, asked
+    def __init__(
+        self, ids: Tensor, numbers: Tensor, asked: Sequence[int | None], constraints: Sequence[Constraint | None]
+    ) -> None:
+        self.ids, self._asked, self._constraints = ids, asked, constraints
         self._numbers, self._ready = numbers, None
         if numbers.is_cuda:
             self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
@@ -188,11 +218,11 @@ class PendingTokens:
             self._ready.record(torch.cuda.current_stream(numbers.device))
 
     def wait(self) -> list[ChosenToken | MllamaError]:
-        """Return each row's token, or an error."""
+        """Return each row's token, which its constraint takes note of, or an error. Call it once."""
         if self._ready is not None:
             self._ready.synchronize()
-        rows = zip(self._numbers.tolist(), self._asked, strict=True)
-        return [chosen_token(int(numbers[0]), numbers[1:], asked) for numbers, asked in rows]
+        rows = zip(self._numbers.tolist(), self._asked, self._constraints, strict=True)
+        return [noted(chosen_token(int(numbers[0]), numbers[1:], asked), held) for numbers, asked, held in rows]
 
 
 class _Group(NamedTuple):
@@ -215,3 +245,14 @@ def chosen_token(id_: int, details: Sequence[float] = (), asked: int | None = No
     count = len(details) // 2
     values, ids = details[1 : 1 + count], details[1 + count :]
     return ChosenToken(id_, details[0], tuple(zip(map(int, ids), values, strict=True))[:asked])
+
+
+def noted(token: ChosenToken | MllamaError, constraint: Constraint | None) -> ChosenToken | MllamaError:
+    """Let a constraint take note of the token that was chosen; return the token, or the constraint's error."""
+    if constraint is None or isinstance(token, MllamaError):
+        return token
+    try:
+        constraint.push(token.id)
+    except MllamaError as error:
+        return error
+    return token

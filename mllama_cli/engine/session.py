@@ -1,5 +1,6 @@
 """One live conversation with its caches."""
 
+import math
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
@@ -9,16 +10,18 @@ from torch import Tensor
 
 from mllama_cli.core.answerer import Prompt
 from mllama_cli.core.conversation import ImagePart
-from mllama_cli.core.errors import ContextLengthError
+from mllama_cli.core.errors import ContextLengthError, MllamaError
 from mllama_cli.core.events import EncodingImage, Event, GenerationStats, Notice, Prefilled, ReadingPrompt, Token
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.completion import Completion
 from mllama_cli.engine.device import Clock, is_out_of_memory, make_current, memory_shortage
-from mllama_cli.engine.forward import DecodeInput, prefill
+from mllama_cli.engine.forward import DecodeInput, log_probability, prefill
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.vision import ImageCache
 from mllama_cli.model.cache import CrossKVCache, KVCache
+from mllama_cli.model.layers import result_of
 from mllama_cli.model.visibility import ImageSpan, image_spans
+from mllama_cli.processing.grammar import Constraint
 from mllama_cli.processing.processor import ModelInputs
 
 
@@ -56,23 +59,24 @@ class Session:
         yield from (Notice(note) for note in inputs.notes if note not in self._notices)
         self._notices.update(inputs.notes)
         self._check_length(inputs.ids)
+        sampling = sampling or model.default_sampling()
+        constraint = model.constraint(sampling, inputs.prefill)
         load_seconds = 0.0
         if model.lacks(vision=bool(inputs.images)):
             begun = time.perf_counter()
             yield from model.load(vision=bool(inputs.images))
             load_seconds = time.perf_counter() - begun
         try:
-            yield from self._answer(inputs, sampling or model.default_sampling(), load_seconds)
+            yield from self._answer(inputs, sampling, constraint, load_seconds)
             return
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        # Not in the handler, where the traceback still holds tensors.
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
-        raise memory_shortage(f"a conversation of {len(inputs.ids)} tokens and its answer")
+        raise self._shortage(inputs)  # not in the handler, where the traceback still holds tensors
 
-    def _answer(self, inputs: ModelInputs, sampling: Sampling, load_seconds: float) -> Iterator[Event]:
+    def _answer(
+        self, inputs: ModelInputs, sampling: Sampling, constraint: Constraint | None, load_seconds: float
+    ) -> Iterator[Event]:
         model, prompt = self.model, list(inputs.ids)
         clock, begun = Clock(model.device), time.perf_counter()
         started = clock.mark()
@@ -86,8 +90,9 @@ class Session:
         encoded = clock.mark()
         logits = yield from self._prefill(prompt, kept, cross, active_spans)
         yield from model.decoder.prepare(with_images=bool(active_spans), sampling=sampling)
-        answer = Completion(model.processor.tokenizer, sampling, model.eos, model.max_context - len(prompt))
-        start = DecodeInput(logits, self.cache, cross, active_spans, sampling, prompt, answer.budget)
+        room = model.max_context - len(prompt)
+        answer = Completion(model.processor.tokenizer, sampling, model.eos, room, constraint=constraint)
+        start = DecodeInput(logits, self.cache, cross, active_spans, sampling, prompt, answer.budget, constraint)
         encode_seconds, first_token = 0.0, begun
         with closing(model.decoder.tokens(start)) as tokens:
             for token in tokens:
@@ -98,7 +103,7 @@ class Session:
                     if inputs.prefill:
                         yield Prefilled(inputs.prefill)
                 piece = answer.push(token.id)
-                if answer.finish_reason != "stop":
+                if token.id not in model.eos:
                     yield Token(token.id, piece, token.logprob, token.top_logprobs)
                 elif piece:
                     yield Token(token.id, piece)
@@ -116,6 +121,49 @@ class Session:
             decode_seconds=time.perf_counter() - first_token,
             load_seconds=load_seconds,
         )
+
+    def probabilities(self, prompt: Prompt, texts: Sequence[str]) -> dict[str, float]:
+        """Return how likely each text is as the whole answer to a prompt, as AnswerSession says."""
+        return self.probabilities_after(self.model.processor.prompt(prompt), texts)
+
+    def probabilities_after(self, inputs: ModelInputs, texts: Sequence[str]) -> dict[str, float]:
+        """Return the ``probabilities`` of texts after a tokenized prompt."""
+        try:
+            return self._probabilities(inputs, texts)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        raise self._shortage(inputs)
+
+    def _probabilities(self, inputs: ModelInputs, texts: Sequence[str]) -> dict[str, float]:
+        model, prompt = self.model, list(inputs.ids)
+        make_current(model.device)
+        self._check_length(prompt)
+        for _ in model.load(vision=bool(inputs.images)) if model.lacks(vision=bool(inputs.images)) else ():
+            pass
+        spans = image_spans(prompt, model.config.image_token_index)
+        kept = self._keep_common_prefix(prompt, inputs.images, spans)
+        active = [i for i, span in enumerate(spans) if span.end is None or span.end > kept]
+        for _ in self._encode([inputs.images[i] for i in active]):
+            pass
+        cross = CrossKVCache.from_images([[self.images.get(inputs.images[i].digest) for i in active]])
+        active_spans = [spans[i] for i in active]
+        logits = result_of(self._prefill(prompt, kept, cross, active_spans))
+        scores = []
+        for text in texts:
+            score = -math.inf
+            if text.startswith(inputs.prefill):
+                ids = model.processor.tokenizer.encode(text.removeprefix(inputs.prefill))
+                score = log_probability(model.network, ids, sorted(model.eos), logits, self.cache, cross, active_spans)
+                self.cache.truncate(len(prompt))
+            scores.append(score)
+        chances = torch.tensor(scores, dtype=torch.float64).softmax(0).tolist()
+        return dict(zip(texts, chances, strict=True))
+
+    def _shortage(self, inputs: ModelInputs) -> MllamaError:
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return memory_shortage(f"a conversation of {len(inputs.ids)} tokens and its answer")
 
     def _check_length(self, prompt: Sequence[int]) -> None:
         limit = self.model.max_context

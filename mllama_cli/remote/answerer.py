@@ -1,6 +1,6 @@
 """A running engine as an Answerer."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,18 @@ from mllama_cli.core.sampling import Sampling
 from mllama_cli.remote.client import Address, Client
 from mllama_cli.remote.codec import from_json, to_json
 from mllama_cli.remote.events import read_event
-from mllama_cli.remote.question import ANSWER_PATH, ENGINE_PATH, PROTOCOL, READY_PATH, EngineInfo, Question, Use
+from mllama_cli.remote.question import (
+    ANSWER_PATH,
+    CHOICES_PATH,
+    ENGINE_PATH,
+    PROTOCOL,
+    READY_PATH,
+    Choices,
+    EngineInfo,
+    Probabilities,
+    Question,
+    Use,
+)
 
 Progress = Callable[[Event], None]
 
@@ -86,6 +97,12 @@ class RemoteSession:
                 raise
             self._answerer.replace_by(reconnect())
             yield from self._ask(question)
+
+    def probabilities(self, prompt: Prompt, texts: Sequence[str]) -> Mapping[str, float]:
+        """Return how likely each text is as the whole answer, as the engine finds it. Raise as ``stream`` does."""
+        client, asked = self._answerer.client, to_json(Choices(prompt, tuple(texts)))
+        found = from_json(Probabilities, client.call("POST", CHOICES_PATH, asked), str(client.address), EngineError)
+        return dict(zip(texts, found.probabilities, strict=True))
 
     def _ask(self, question: Any) -> Generator[Event]:
         with closing(self._answerer.client.lines("POST", ANSWER_PATH, question)) as lines:

@@ -11,6 +11,8 @@ PROTOCOL = 1
 
 ANSWER_PATH = "/mllama/answer"
 """POST a Question; events come as lines of JSON, GenerationStats or an error last."""
+CHOICES_PATH = "/mllama/choices"
+"""POST Choices; Probabilities or an error come as a line of JSON."""
 READY_PATH = "/mllama/ready"
 """POST a Use; events of loading come as lines of JSON, then the EngineInfo."""
 ENGINE_PATH = "/mllama/engine"
@@ -38,6 +40,21 @@ class Question:
 
     prompt: RawPrompt | Conversation
     sampling: Sampling | None = None
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Texts as the whole answer to a prompt."""
+
+    prompt: RawPrompt | Conversation
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Probabilities:
+    """How likely each of some texts is, in their order."""
+
+    probabilities: tuple[float, ...]
 
 
 @dataclass(frozen=True)

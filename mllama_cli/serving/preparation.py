@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import MllamaError, UsageError
+from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.device import make_current
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.processing.image_processor import ImageTiles
@@ -85,6 +86,10 @@ class Preparation:
         return await self._with_images(
             processor, images, lambda prepare: processor.raw(text, [prepare(image) for image in images], prefill)
         )
+
+    async def compile(self, model: LoadedModel, sampling: Sampling, beginning: str) -> None:
+        """Compile what an answer must be, so that the engine's thread need not. Raise UsageError if it cannot."""
+        await asyncio.get_running_loop().run_in_executor(self._preparing, model.constraint, sampling, beginning)
 
     async def tiles(self, model: LoadedModel, images: Iterable[ImagePart]) -> dict[str, ImageTiles]:
         """Return the tiles of prepared images by digest, as far as memory for them goes."""

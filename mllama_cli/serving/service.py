@@ -18,6 +18,7 @@ from mllama_cli.core.events import Event
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch.loop import EngineLoop, LoopStats
 from mllama_cli.engine.engine import Engine
+from mllama_cli.engine.session import Session
 from mllama_cli.processing.image_processor import ImageTiles
 from mllama_cli.processing.message_parts import Reader
 from mllama_cli.processing.processor import ModelInputs
@@ -147,8 +148,10 @@ class Service:
         Closing the generator cancels all requests, and so does the first error. Raise QueueFullError,
         ShuttingDownError, ContextLengthError or what the engine raises.
         """
-        for inputs, _ in requests:
+        for inputs, sampling in requests:
             self._require_fits(inputs)
+            if sampling.grammar is not None:
+                await self._preparation.compile(self.engine.model, sampling, inputs.prefill)
         tiles = await self._tiles(requests)
         loop = await self._loaded_loop()
         recorders = [self.metrics.begin(len(inputs.ids)) for inputs, _ in requests]
@@ -163,6 +166,16 @@ class Service:
             for recorder in recorders:
                 recorder.cancelled()
             self._live.discard(answers)
+            self._rest()
+
+    async def probabilities(self, inputs: ModelInputs, texts: Sequence[str]) -> tuple[float, ...]:
+        """Return how likely each text is as the whole answer to a prompt. Other answers wait meanwhile."""
+        self._require_fits(inputs)
+        loop = await self._loaded_loop()
+        try:
+            work = loop.run(lambda: Session(loop.model).probabilities_after(inputs, texts))
+            return tuple((await asyncio.wrap_future(work)).values())
+        finally:
             self._rest()
 
     def keep(self, seconds: float | None) -> None:

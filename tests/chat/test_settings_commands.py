@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from mllama_cli.chat.commands.registry import COMMANDS
+from mllama_cli.core.grammar import Grammar
 from mllama_cli.core.sampling import Sampling
 from tests.chat.harness import ChatHarness
 from tests.console import Stream
@@ -114,3 +115,22 @@ def test_help_explains_in_windows_of_any_width(
             assert command.help in words
     assert "drop a picture" in words.lower()
     assert "theme" in harness.type("/help set")
+
+
+def test_answers_are_held_to_a_schema_until_it_is_taken_back(harness: ChatHarness) -> None:
+    assert "Answers are free" in harness.type("/schema")
+    assert "JSON with shop, total from now on" in harness.type("/schema shop, total float")
+    assert harness.dialogue.sampling.grammar == Grammar.fields("shop, total float")
+    assert "shop" in harness.type("/schema")
+    harness.type("/set format json")
+    assert harness.dialogue.sampling.grammar == Grammar.json_object()
+    for line in ("/schema none", "/set format none", "/set noformat"):
+        harness.type("/set format json")
+        assert "free again" in harness.type(line)
+        assert harness.dialogue.sampling.grammar is None
+
+
+def test_a_bad_schema_changes_nothing(harness: ChatHarness) -> None:
+    harness.type("/schema shop")
+    assert "type that does not exist" in harness.type("/schema shop strr")
+    assert harness.dialogue.sampling.grammar == Grammar.fields("shop")

@@ -190,7 +190,7 @@ def test_a_seed_gives_the_same_tokens_alone_and_in_a_batch_whose_rows_come_and_g
 
 
 def test_choosing_as_a_captured_step_does_gives_the_same() -> None:
-    requests = [sampling for sampling in MIXED if Method.of(sampling) == (True, True)]
+    requests = [sampling for sampling in MIXED if Method.of(sampling) == Method(adjusts=True, draws=True)]
     sampler, way = Sampler(len(requests), VOCAB, CPU), Method(adjusts=True, draws=True)
     with torch.inference_mode():
         sampler.tokens(torch.zeros(len(requests), VOCAB), sampler.all_rows, way)  # capturing comes before any request

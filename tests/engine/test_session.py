@@ -13,9 +13,11 @@ from mllama_cli.core.sampling import Sampling
 from mllama_cli.core.tool_calls import ToolCall
 from mllama_cli.engine.device import make_current
 from mllama_cli.engine.engine import Engine, load
-from mllama_cli.engine.forward import DecodeInput, Decoder
+from mllama_cli.engine.forward import DecodeInput, Decoder, prefill
 from mllama_cli.engine.vision import ImageCache
-from mllama_cli.model.cache import KVCache
+from mllama_cli.model.cache import CrossKVCache, KVCache
+from mllama_cli.model.visibility import image_spans
+from mllama_cli.processing.processor import ModelInputs
 from tests.checkpoints import VOCABULARY
 from tests.engine.conftest import picture
 from tests.peers import peer_greedy, transformers_model
@@ -314,3 +316,35 @@ def test_the_chosen_gpu_is_the_one_that_kernels_go_to(monkeypatch: pytest.Monkey
     for name in ("cpu", "cuda", "cuda:1"):
         make_current(torch.device(name))
     assert chosen == [torch.device("cuda:1")]
+
+
+def test_probabilities_of_choices_are_those_of_their_tokens_and_the_end(engine: Engine) -> None:
+    inputs, texts = engine.processor(Conversation.ask("What?", (picture(),))), ["ab", "a", "xyz"]
+    session = engine.session()
+    found = session.probabilities_after(inputs, texts)
+    expected = []
+    for text in texts:  # token by token, on caches of their own
+        ids, score = list(inputs.ids), 0.0
+        for token in engine.processor.tokenizer.encode(text):
+            score += logits_after(engine, inputs, ids)[token].item()
+            ids.append(token)
+        score += logits_after(engine, inputs, ids)[sorted(engine.model.eos)].logsumexp(0).item()
+        expected.append(score)
+    chances = torch.tensor(expected, dtype=torch.float64).softmax(0).tolist()
+    assert list(found.values()) == pytest.approx(chances, rel=1e-3)
+    assert sum(found.values()) == pytest.approx(1)
+    assert session.probabilities_after(inputs, texts) == pytest.approx(found), "the caches serve again"
+
+
+def logits_after(engine: Engine, inputs: ModelInputs, ids: list[int]) -> torch.Tensor:
+    """Return the log-probabilities of the token after ``ids``, whose images are those of a prompt."""
+    model = engine.model
+    spans = image_spans(ids, model.config.image_token_index)
+    images = ImageCache(model.vision)
+    for image in inputs.images:
+        for _ in images.encode_steps(image):
+            pass
+    cross = CrossKVCache.from_images([[images.get(image.digest) for image in inputs.images]])
+    cache = KVCache(model.config.text_config, dtype=model.dtype, device=model.device)
+    *_, (_, logits) = prefill(model.network, ids, cache, cross, spans, model.device)
+    return logits[0].double().log_softmax(-1)

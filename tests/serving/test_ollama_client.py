@@ -1,5 +1,6 @@
 """The ollama package as a client: it parses every answer with its own types."""
 
+import json
 import re
 from typing import Any
 
@@ -125,3 +126,16 @@ def test_leaving_a_stream_frees_the_slot(client: ollama.Client, server: Server) 
     next(iter(stream))
     stream.close()
     wait_until(server.idle)
+
+
+def test_a_format_holds_the_answer_to_a_schema_or_to_json(client: ollama.Client) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "blue"]}},
+        "required": ["colour"],
+        "additionalProperties": False,
+    }
+    for temperature in (0, 2):
+        answer = client.chat("sketch", WHO, format=schema, options={"temperature": temperature})
+        assert json.loads(answer.message.content or "")["colour"] in ("red", "blue")
+    assert isinstance(json.loads(client.generate("sketch", "Hello", format="json").response), dict)

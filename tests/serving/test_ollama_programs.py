@@ -131,8 +131,11 @@ def test_what_would_change_models_is_refused_in_ollamas_form(server: Server, pat
         ({"suffix": "b"}, "does not support insert"),
         ({"template": "{{ .Prompt }}"}, "chat template"),
         ({"raw": True, "system": "Be brief."}, "raw mode does not support"),
-        ({"format": "json"}, "format is not supported"),
-        ({"format": {"type": "object"}}, "format is not supported"),
+        ({"format": "xml"}, "format must be"),
+        (
+            {"format": {"type": "array", "uniqueItems": True}},
+            "format: The schema's uniqueItems at its top level cannot",
+        ),
         ({"context": ["x"]}, "context[0]"),
         ({"context": [10**9]}, "context[0]"),
         ({"context": "1,2"}, "context must be a list"),

@@ -1,10 +1,12 @@
 """The openai package as a client: it parses every answer with its own types."""
 
+import json
 import math
 import re
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import openai
+import pydantic
 import pytest
 
 from tests.serving.running import HOT, Server, image_part, wait_until
@@ -156,7 +158,7 @@ def test_the_models(client: openai.OpenAI) -> None:
         ({"top_logprobs": 99, "logprobs": True}, "top_logprobs"),
         ({"stop": 7}, "stop"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json"}}, "response_format"),
     ],
 )
 def test_a_wrong_field_is_named(client: openai.OpenAI, options: dict[str, Any], param: str) -> None:
@@ -206,3 +208,49 @@ def test_leaving_a_stream_frees_the_slot(client: openai.OpenAI, server: Server) 
     stream.close()
     wait_until(server.idle)
     assert server.metrics()["mllama:request_success_total abort"] == before + 1
+
+
+class Star(pydantic.BaseModel):
+    colour: Literal["red", "yellow", "blue"]
+    points: Annotated[int, pydantic.Field(ge=3, le=9)]
+
+
+def test_an_answer_is_parsed_into_a_pydantic_model(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.parse(model="sketch", messages=COLOUR, response_format=Star)
+    assert isinstance(answer.choices[0].message.parsed, Star)
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_json_is_whole_in_a_stream_and_beside_others(client: openai.OpenAI) -> None:
+    schema = {"name": "star", "strict": True, "schema": Star.model_json_schema()}
+    options: Any = {
+        "response_format": {"type": "json_schema", "json_schema": schema},
+        "temperature": 2,
+        "n": 4,
+        "seed": 1,
+    }
+    texts = ["", "", "", ""]
+    for chunk in client.chat.completions.create(model="sketch", messages=COLOUR, stream=True, **options):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert all(Star.model_validate_json(text) for text in texts)
+    answer = client.chat.completions.create(model="sketch", messages=COLOUR, **options)
+    assert [choice.message.content for choice in answer.choices] == texts
+
+
+def test_json_mode_is_an_object_and_a_cut_one_says_so(client: openai.OpenAI) -> None:
+    form: Any = {"type": "json_object"}
+    hello: list[Any] = [{"role": "user", "content": "Hello"}]
+    answer = client.chat.completions.create(model="sketch", messages=hello, response_format=form)
+    assert isinstance(json.loads(answer.choices[0].message.content or ""), dict)
+    schema: Any = {"type": "json_schema", "json_schema": {"name": "star", "schema": Star.model_json_schema()}}
+    cut = client.chat.completions.create(model="sketch", messages=WHO, response_format=schema, max_tokens=3)
+    assert cut.choices[0].finish_reason == "length"
+
+
+def test_a_schema_that_cannot_be_enforced_is_refused_with_its_place(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"a": {"not": {}}}}
+    form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    with pytest.raises(openai.BadRequestError, match="not at #/properties/a") as refusal:
+        client.chat.completions.create(model="sketch", messages=WHO, response_format=form)
+    assert refusal.value.param == "response_format"

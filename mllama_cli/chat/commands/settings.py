@@ -5,6 +5,7 @@ from typing import Any
 from mllama_cli.chat.commands.command import Command, switched
 from mllama_cli.chat.shell import Shell
 from mllama_cli.core.errors import UsageError
+from mllama_cli.core.grammar import Grammar
 from mllama_cli.core.sampling import SETTABLE, parameter_name
 from mllama_cli.core.settings import THEMES
 from mllama_cli.core.text import as_number, suggest
@@ -13,7 +14,7 @@ from mllama_cli.system.files import is_folder
 
 SET_USAGE = (
     "/set parameter NAME VALUE, /set system TEXT, /set verbose on|off, /set preview on|off, "
-    f"/set theme {'|'.join(THEMES)}"
+    f"/set format json|none|SCHEMA, /set theme {'|'.join(THEMES)}"
 )
 
 
@@ -28,12 +29,32 @@ def _system(shell: Shell, argument: str) -> None:
     shell.terminal.note("System message set." if shell.dialogue.system else "System message removed.")
 
 
+def _schema(shell: Shell, argument: str) -> None:
+    from mllama_cli.processing.schema_text import read_schema
+
+    if not argument:
+        grammar = shell.dialogue.sampling.grammar
+        shell.terminal.note(
+            f"Answers are held to: {grammar.source}"
+            if grammar
+            else "Answers are free. /schema SCHEMA holds them to one."
+        )
+        return
+    word = argument.lower()
+    grammar = None if word == "none" else Grammar.json_object() if word == "json" else read_schema(argument)
+    shell.dialogue.set_sampling(grammar=grammar)
+    fields = f" with {', '.join(grammar.properties)}" if grammar is not None and grammar.properties else ""
+    shell.terminal.note("Answers are free again." if grammar is None else f"Answers are JSON{fields} from now on.")
+
+
 def _set(shell: Shell, argument: str) -> None:
     what, _, rest = argument.partition(" ")
     rest = rest.strip()
     if what == "parameter":
         name, _, value = rest.partition(" ")
         _set_parameter(shell, name, value.strip())
+    elif what == "format" or argument == "noformat":
+        _schema(shell, rest if what == "format" else "none")
     elif what == "system":
         _system(shell, rest.strip("\"'"))
     elif what == "verbose" or argument == "quiet":
@@ -144,6 +165,13 @@ def _model(shell: Shell, argument: str) -> None:
 SETTINGS_COMMANDS = (
     Command(("model",), "[NAME]", "model", "Continue with another model; alone, list them.", _model),
     Command(("system",), "[TEXT|none]", "text", "Set or remove the system message; alone, show it.", _system),
+    Command(
+        ("schema",),
+        "[SCHEMA|json|none]",
+        "text",
+        "Hold answers to a JSON schema: a file, JSON, or 'name str, total float'; alone, show it.",
+        _schema,
+    ),
     Command(("set",), "NAME VALUE", "parameter", f"Change sampling and display: {SET_USAGE}", _set),
     Command(("show",), "", "none", "Show the model, the parameters and context usage.", _show),
 )

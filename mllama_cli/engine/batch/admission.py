@@ -145,7 +145,9 @@ class Admission:
                 f"read and still answer (its context is {self._max_context})",
                 "Shorten its text or start a new conversation.",
             )
-        answer = Completion(model.processor.tokenizer, request.sampling, model.eos, room, request.inputs.prefill)
+        prefill = request.inputs.prefill
+        constraint = model.constraint(request.sampling, prefill)
+        answer = Completion(model.processor.tokenizer, request.sampling, model.eos, room, prefill, constraint)
         expected = answer.budget if request.streams else min(answer.budget, EXPECTED_NEW_TOKENS)
         length = len(ids) + expected
         request.spans = image_spans(ids, model.config.image_token_index)
@@ -162,7 +164,7 @@ class Admission:
             self.prefixes.remove(held)
             held, request.cached = None, 0
         self.admitted.append(self.waiting.popleft())  # before memory can run out: then it goes back
-        request.answer = answer
+        request.answer, request.constraint = answer, constraint
         request.caches = SlotCaches(self._cache_for(request, held, length))
         request.reserved = max(self._memory.text_bytes(length), request.caches.cache.nbytes)
         return True

@@ -16,6 +16,7 @@ from mllama_cli.engine.device import batch_stream
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.kernels.cuda.attention import staged
 from mllama_cli.kernels.cuda.launch import compile_only
+from mllama_cli.processing.grammar import Constraint
 
 GRAPH_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -52,8 +53,14 @@ class CapturedSlots(Slots):
         self._pool = torch.cuda.graph_pool_handle()
 
     @torch.inference_mode()
-    def admit(self, caches: SlotCaches, sampling: Sampling, prompt: Iterable[int]) -> None:
-        super().admit(caches, sampling, prompt)
+    def admit(
+        self,
+        caches: SlotCaches,
+        sampling: Sampling,
+        prompt: Iterable[int],
+        constraint: Constraint | None = None,
+    ) -> None:
+        super().admit(caches, sampling, prompt, constraint)
         self._point(self.busy - 1, caches)
 
     @torch.inference_mode()

@@ -3,7 +3,9 @@
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from mllama_cli.core.errors import ContextLengthError, MllamaError, QueueFullError, ShuttingDownError
 from mllama_cli.core.events import Event
@@ -16,6 +18,8 @@ from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.vision import ImageCache
 from mllama_cli.processing.image_processor import ImageTiles
 from mllama_cli.processing.processor import ModelInputs
+
+T = TypeVar("T")
 
 MAX_QUEUE = 256
 """Requests that wait for a slot; more are refused."""
@@ -81,6 +85,7 @@ class EngineLoop:
         self._memory = Memory.of(model, slots or MAX_SLOTS[model.device.type], serves=True)
         self._new: deque[Handle] = deque()
         self._cancelled: deque[Handle] = deque()
+        self._work: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._images: ImageCache | None = None
         self._stats = self._before = LoopStats(self._memory.slots, 0, 0)
         """``_before`` has the counters of schedulers that failed."""
@@ -116,6 +121,16 @@ class EngineLoop:
         with self._changed:
             self._cancelled.append(handle)
             self._changed.notify()
+
+    def run(self, work: Callable[[], T]) -> Future[T]:
+        """Call a function that uses the model on the loop's thread, between two steps. Raise ShuttingDownError."""
+        future: Future[T] = Future()
+        with self._changed:
+            if self._closing:
+                raise _shutting_down()
+            self._work.append((work, future))
+            self._changed.notify()
+        return future
 
     def stats(self) -> LoopStats:
         with self._changed:
@@ -156,15 +171,18 @@ class EngineLoop:
         preparing = True
         while True:
             with self._changed:
-                while scheduler.idle and not (self._new or self._cancelled or self._closing or preparing):
+                while scheduler.idle and not (self._new or self._cancelled or self._work or self._closing or preparing):
                     self._changed.wait()
                 for handle in self._new:
                     scheduler.add(handle)
                 self._new.clear()
                 cancelled, self._cancelled = self._cancelled, deque()
+                work, self._work = self._work, deque()
                 self._count(scheduler)  # so that nobody finds the queue empty before these have slots
             for handle in cancelled:
                 scheduler.cancel(handle)
+            for function, future in work:
+                _complete(future, function)
             if self._closing:
                 unfinished = scheduler.requests if self._stopped else scheduler.requests[len(scheduler.active) :]
                 for request in unfinished:
@@ -214,3 +232,12 @@ class EngineLoop:
 
 def _shutting_down() -> ShuttingDownError:
     return ShuttingDownError("The server is shutting down", "Ask again when it has started.")
+
+
+def _complete(future: "Future[T]", function: Callable[[], T]) -> None:
+    """Call a function for who waits for it."""
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(function())
+        except Exception as error:
+            future.set_exception(error)

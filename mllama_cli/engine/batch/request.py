@@ -11,6 +11,7 @@ from mllama_cli.engine.batch.slots import SlotCaches
 from mllama_cli.engine.completion import Completion
 from mllama_cli.engine.sampling import ChosenToken
 from mllama_cli.model.visibility import ImageSpan
+from mllama_cli.processing.grammar import Constraint
 from mllama_cli.processing.image_processor import ImageTiles
 from mllama_cli.processing.processor import ModelInputs
 
@@ -46,6 +47,7 @@ class Request:
         """Forget all progress."""
         self.caches: SlotCaches | None = None
         self.answer: Completion | None = None
+        self.constraint: Constraint | None = None
         self.chosen: list[ChosenToken] = []
         """Those of ``answer.ids``, if log-probabilities are asked for."""
         self.spans: tuple[ImageSpan, ...] = ()

@@ -125,7 +125,7 @@ class Scheduler:
         self._encode()
         stepped = self._step()
         while len(self._launched) > (STEPS_AHEAD[self._model.device.type] if stepped else 0):
-            self._read_tokens()
+            self._release_all(self._read_tokens())
         self._prefill()
 
     def _watched(self) -> bool:
@@ -150,10 +150,21 @@ class Scheduler:
         """Launch a step of the busy slots, unless all their answers will have ended; return whether it did."""
         if all(request.answer and request.launched >= request.answer.budget for request in self.active):
             return False
-        pending = self._slots.step()
-        for request in self.active:
-            request.launched += 1
-        self._launched.append((list(self.active), pending))
+        ended: list[Request] = []
+
+        def read_all() -> None:
+            while self._launched:
+                ended.extend(self._read_tokens())
+
+        try:
+            # Constraints choose by the tokens before, which are read while the device computes the step.
+            constrained = any(request.constraint is not None for request in self.active)
+            pending = self._slots.step(read_all) if constrained else self._slots.step()
+            for request in self.active:
+                request.launched += 1
+            self._launched.append((list(self.active), pending))
+        finally:
+            self._release_all(ended)
         self._model.decoder.batch_stepped()
         return True
 
@@ -172,7 +183,7 @@ class Scheduler:
             assert request.caches is not None
             digests = request.seen_at_the_end
             request.caches.seen = images.get_group(digests) if digests else None
-            self._slots.admit(request.caches, request.sampling, request.ids)
+            self._slots.admit(request.caches, request.sampling, request.ids, request.constraint)
         pending = self._slots.choose(logits, first)
         for prompt in prompts:
             prompt.request.launched = 1
@@ -183,10 +194,10 @@ class Scheduler:
             self.active.append(prompt.request)
         self._launched.append(([prompt.request for prompt in prompts], pending))
 
-    def _read_tokens(self) -> None:
-        """Read the oldest launched tokens, report them, and release the slots of answers that end."""
+    def _read_tokens(self) -> list[Request]:
+        """Read the oldest launched tokens and report them; return the requests that ended, whose slots to release."""
         requests, pending = self._launched.popleft()
-        ended = []
+        ended: list[Request] = []
         for request, token in zip(requests, pending.wait(), strict=True):
             if (
                 request.cancelled
@@ -200,7 +211,10 @@ class Scheduler:
                 ended.append(request)
             elif self._report(request, token):
                 ended.append(request)
-        for request in ended:
+        return ended
+
+    def _release_all(self, requests: list[Request]) -> None:
+        for request in requests:
             self._release(self.active.index(request))
 
     def _report(self, request: Request, token: ChosenToken) -> bool:
@@ -212,7 +226,7 @@ class Scheduler:
             if request.inputs.prefill:
                 request.report(Prefilled(request.inputs.prefill))
         piece = answer.push(token.id)
-        if answer.finish_reason != "stop":
+        if token.id not in self._model.eos:
             request.report(Token(token.id, piece, token.logprob, token.top_logprobs))
         elif piece:
             request.report(Token(token.id, piece))
@@ -258,7 +272,7 @@ class Scheduler:
         while self._slots.busy > len(self.active):  # memory ran out while they were admitted
             self._slots.release(self._slots.busy - 1)
         while self._launched:
-            self._read_tokens()
+            self._release_all(self._read_tokens())
         self._reading.forget()
         admission, held = self.admission, self.admission.cache_bytes
         in_flight = [*self.active, *admission.admitted] or list(admission.waiting)[:1]

@@ -1,6 +1,6 @@
 """Step several conversations together, each on its own caches."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from mllama_cli.kernels.ops import upload
 from mllama_cli.model.cache import KVCache, LayerKV
 from mllama_cli.model.layers import grouped_attention
 from mllama_cli.model.visibility import CrossView
+from mllama_cli.processing.grammar import Constraint
 
 
 @dataclass
@@ -66,9 +67,15 @@ class Slots:
         return self.count - self.busy
 
     @torch.inference_mode()
-    def admit(self, caches: SlotCaches, sampling: Sampling, prompt: Iterable[int]) -> None:
+    def admit(
+        self,
+        caches: SlotCaches,
+        sampling: Sampling,
+        prompt: Iterable[int],
+        constraint: Constraint | None = None,
+    ) -> None:
         """Put a prefilled conversation into the next free slot; ``choose`` its first token next."""
-        self.sampler.admit(self.busy, sampling, prompt)
+        self.sampler.admit(self.busy, sampling, prompt, constraint)
         self.caches.append(caches)
         self._cross = None
 
@@ -90,9 +97,16 @@ class Slots:
         return pending
 
     @torch.inference_mode()
-    def step(self) -> PendingTokens:
-        """Feed each busy slot's newest token and choose the next. If memory runs out, nothing has changed."""
-        pending = self.choose(self.logits())
+    def step(self, before_choice: Callable[[], None] | None = None) -> PendingTokens:
+        """Feed each busy slot's newest token and choose the next. If memory runs out, nothing has changed.
+
+        ``before_choice`` is called when the tokens are being fed. It reads all earlier tokens if slots have
+        constraints, which choose by them, and releases no slot.
+        """
+        logits = self.logits()
+        if before_choice is not None:
+            before_choice()
+        pending = self.choose(logits)
         self._advance()
         return pending
 

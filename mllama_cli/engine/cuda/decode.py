@@ -9,7 +9,7 @@ from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.cuda.graphs import DecodeGraphs
 from mllama_cli.engine.forward import DecodeInput, Network
 from mllama_cli.engine.logits import log_probabilities
-from mllama_cli.engine.sampling import ChosenToken, Method, chosen_token
+from mllama_cli.engine.sampling import ChosenToken, Method, chosen_token, noted
 from mllama_cli.kernels.ops import upload
 from mllama_cli.model.cache import KVCache
 from mllama_cli.model.visibility import segments
@@ -30,7 +30,7 @@ class GraphDecoder:
         """Build and capture the graphs that ``tokens`` replays."""
         method = Method.of(sampling)
         self.graphs.get(None, method)
-        self.graphs.get(with_images, method)
+        self.graphs.get(with_images, None if method.masks else method)
 
     @torch.inference_mode()
     def tokens(self, start: DecodeInput) -> Iterator[ChosenToken]:
@@ -40,16 +40,17 @@ class GraphDecoder:
         """
         state, sampler, cache, cross = self.graphs.state, self.graphs.sampler, start.cache, start.cross
         method, asked, budget = Method.of(start.sampling), start.sampling.logprobs, start.budget
+        constraint = start.constraint
         filled = cache.lengths[0]
         seen = segments(start.spans, cross.image_tokens[0], filled, filled + 1) if cross is not None else ()
-        choose, step = self.graphs.get(None, method), self.graphs.get(bool(seen), method)
+        choose, step = self.graphs.get(None, method), self.graphs.get(bool(seen), None if method.masks else method)
         if cross is not None and seen:
             state.cross_attn.set(0, [k for k, _ in cross.layers], [v for _, v in cross.layers])
             state.ranges.copy_(
                 upload(torch.tensor([seen[0].key_start, seen[0].key_end], dtype=torch.int32), self._device)
             )
         self._reserve(cache, filled, filled + 1, refill=True)
-        sampler.admit(0, start.sampling, start.prompt)
+        sampler.admit(0, start.sampling, start.prompt, constraint)
         state.positions.fill_(filled - 1)
         state.logits.copy_(start.logits)
         events = [torch.cuda.Event() for _ in range(STEPS_AHEAD + 1)]
@@ -59,6 +60,7 @@ class GraphDecoder:
         def launch(graph: torch.cuda.CUDAGraph) -> None:
             nonlocal launched
             sampler.refill(0)
+            sampler.update_masks()
             graph.replay()
             index = launched % (STEPS_AHEAD + 1)
             self._tokens[index].copy_(state.tokens, non_blocking=True)
@@ -70,15 +72,21 @@ class GraphDecoder:
 
         launch(choose)
         for number in range(budget):
-            while launched < min(number + STEPS_AHEAD, budget):
+            more = number + 1 < budget
+            while not method.masks and launched < min(number + STEPS_AHEAD, budget):
                 position = filled + launched - 1  # that of the fed token
                 self._reserve(cache, position, position + 1)
                 launch(step)
+            if method.masks and more:  # the device computes the step while the host reads the token that it feeds
+                self._reserve(cache, filled + number, filled + number + 1)
+                step.replay()
             index = number % (STEPS_AHEAD + 1)
             events[index].synchronize()
-            token = chosen_token(int(self._tokens[index]), details[index].tolist(), asked)
+            token = noted(chosen_token(int(self._tokens[index]), details[index].tolist(), asked), constraint)
             if isinstance(token, MllamaError):
                 raise token
+            if method.masks and more:
+                launch(choose)
             cache.lengths = [filled + number]
             yield token
 

@@ -25,13 +25,16 @@ class DecodeGraphs:
         self.sampler = Sampler(batch, config.vocab_size, device)
         self._best = Argmax(batch, config.vocab_size, device)
         self._steps: dict[bool, DecodeStep] = {}
-        self._graphs: dict[tuple[bool | None, Method], torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[tuple[bool | None, Method | None], torch.cuda.CUDAGraph] = {}
         shape = (batch, config.num_key_value_heads, 16, config.head_dim)
         self._empty = torch.zeros(shape, dtype=dtype, device=device)
 
     @torch.inference_mode()
-    def get(self, with_images: bool | None, method: Method) -> torch.cuda.CUDAGraph:
-        """Return the graph that runs a step (not for ``with_images`` None) and chooses the next tokens."""
+    def get(self, with_images: bool | None, method: Method | None) -> torch.cuda.CUDAGraph:
+        """Return the graph that runs a step (not for ``with_images`` None) and chooses the next tokens.
+
+        For ``method`` None it only runs the step: where a constraint masks tokens, the host works between the two.
+        """
         key = (with_images, method)
         if key not in self._graphs:
             if with_images is not None and with_images not in self._steps:
@@ -43,11 +46,13 @@ class DecodeGraphs:
             self._graphs[key], _ = capture(run, torch.cuda.Stream(self.device))
         return self._graphs[key]
 
-    def _run(self, step: DecodeStep | None, method: Method) -> None:
+    def _run(self, step: DecodeStep | None, method: Method | None) -> None:
         """Compute state.logits after state.tokens, and choose new state.tokens (-1 where logits are not finite)."""
         state = self.state
         if step is not None:
             step.run()
+        if method is None:
+            return
         if method == GREEDY:
             self._best(state.logits, state.tokens, state.positions)
         else:

@@ -1,4 +1,4 @@
-"""POST /mllama/answer, /mllama/ready and /mllama/stop, GET /mllama/engine."""
+"""POST /mllama/answer, /mllama/choices, /mllama/ready and /mllama/stop, GET /mllama/engine."""
 
 import asyncio
 import os
@@ -16,19 +16,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mllama_cli.core.answerer import RawPrompt
+from mllama_cli.core.answerer import Prompt, RawPrompt
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.version import __version__
 from mllama_cli.processing.message_parts import Reader
+from mllama_cli.processing.processor import ModelInputs
 from mllama_cli.remote.codec import from_json, to_json
 from mllama_cli.remote.events import error_fields, event_line, line
 from mllama_cli.remote.question import (
     ANSWER_PATH,
+    CHOICES_PATH,
     ENGINE_PATH,
     PROTOCOL,
     READY_PATH,
     STOP_PATH,
+    Choices,
     EngineInfo,
+    Probabilities,
     Question,
     Use,
 )
@@ -48,6 +52,13 @@ async def answer(request: Request) -> Response:
     service: Service = request.app.state.service
     question = await service.read(request, _question)
     return StreamResponse(with_heartbeats(_events(service, question)), LINES)
+
+
+async def choices(request: Request) -> Response:
+    """Return how likely each of some texts is as the answer to a prompt."""
+    service: Service = request.app.state.service
+    asked = await service.read(request, _choices)
+    return StreamResponse(with_heartbeats(_probabilities(service, asked)), LINES)
 
 
 async def ready(request: Request) -> Response:
@@ -86,6 +97,7 @@ def stopping(scope: Any) -> Response:
 
 ROUTES = [
     Route(ANSWER_PATH, answer, methods=["POST"]),
+    Route(CHOICES_PATH, choices, methods=["POST"]),
     Route(READY_PATH, ready, methods=["POST"]),
     Route(ENGINE_PATH, engine),
     Route(STOP_PATH, stop, methods=["POST"]),
@@ -124,17 +136,32 @@ def _question(body: dict[str, Any], read_image: Reader) -> Question:
     return question
 
 
+def _choices(body: dict[str, Any], read_image: Reader) -> Choices:
+    return from_json(Choices, body, "The request")
+
+
 async def _events(service: Service, question: Question) -> AsyncGenerator[bytes, None]:
     """Yield lines: the events of an answer, or at the end what went wrong."""
-    prompt = question.prompt
     try:
-        if isinstance(prompt, RawPrompt):
-            inputs = await service.raw_inputs(prompt.text, prompt.images, prompt.prefill)
-        else:
-            inputs = await service.inputs(prompt)
+        inputs = await _inputs(service, question.prompt)
         sampling = service.limited(question.sampling or service.engine.default_sampling())
         async with aclosing(service.answers([(inputs, sampling)])) as batches:
             async for batch in batches:
                 yield b"".join(event_line(event) for _, event in batch)
     except MllamaError as error:
         yield line(error_fields(error))
+
+
+async def _probabilities(service: Service, asked: Choices) -> AsyncGenerator[bytes, None]:
+    """Yield one line: the probabilities, or what went wrong."""
+    try:
+        found = await service.probabilities(await _inputs(service, asked.prompt), asked.texts)
+        yield line(to_json(Probabilities(found)))
+    except MllamaError as error:
+        yield line(error_fields(error))
+
+
+async def _inputs(service: Service, prompt: Prompt) -> ModelInputs:
+    if isinstance(prompt, RawPrompt):
+        return await service.raw_inputs(prompt.text, prompt.images, prompt.prefill)
+    return await service.inputs(prompt)

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mllama_cli.core.duration import read_duration
+from mllama_cli.core.grammar import Grammar
 from mllama_cli.core.sampling import MAX_LOGPROBS, SETTABLE, parameter_name
 from mllama_cli.core.text import shown
 from mllama_cli.serving.errors import FieldError
+from mllama_cli.serving.schemas import enforceable
 
 Body = Mapping[str, Any]
 
@@ -39,16 +41,10 @@ def read_options(body: Body) -> Options:
         raise FieldError("think", f"{named} does not support thinking", "Leave think out, or set it to false.")
     if read_text(body, "suffix"):
         raise FieldError("suffix", f"{named} does not support insert", "Leave suffix out.")
-    if body.get("format") not in (None, "", {}):
-        raise FieldError(
-            "format",
-            "format is not supported yet",
-            "Leave it out, and describe the form of the answer in the prompt.",
-        )
     stream = body.get("stream")
     if type(stream) not in (bool, type(None)):
         raise FieldError("stream", f"stream must be true or false, not {shown(stream)}")
-    sampling = {**_sampling(body.get("options")), **_logprobs(body)}
+    sampling = {**_sampling(body.get("options")), **_logprobs(body), **_format(body.get("format"))}
     return Options(model, stream is not False, sampling, _keep_alive(body.get("keep_alive")))
 
 
@@ -112,6 +108,16 @@ def _as_ours(name: str, value: Any) -> Any:
         case "top_p" if value == 0:  # the likeliest token alone
             return 1e-6
     return value
+
+
+def _format(value: Any) -> dict[str, Grammar]:
+    if value in (None, "", {}):
+        return {}
+    if value == "json":
+        return {"grammar": Grammar.json_object()}
+    if not isinstance(value, Mapping):
+        raise FieldError("format", f'format must be "json" or a JSON schema, not {shown(value)}')
+    return {"grammar": enforceable(value, "format")}
 
 
 def _logprobs(body: Body) -> dict[str, int]:

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mllama_cli.core.errors import UsageError
+from mllama_cli.core.grammar import Grammar
 from mllama_cli.core.sampling import MAX_LOGPROBS, PARAMETERS, SETTABLE, parameter_name
 from mllama_cli.core.text import shown
 from mllama_cli.serving.errors import FieldError
+from mllama_cli.serving.schemas import enforceable
 
 Body = Mapping[str, Any]
 
@@ -33,13 +35,6 @@ def read_options(body: Body) -> Options:
         choice = body.get("tool_choice" if name == "tools" else "function_call")
         if body.get(name) and choice != "none":
             raise FieldError(name, f"{name} are not supported: this server calls no functions", _NO_TOOLS)
-    form = body.get("response_format")
-    if form is not None and (not isinstance(form, Mapping) or form.get("type") != "text"):
-        raise FieldError(
-            "response_format",
-            'response_format must be {"type": "text"}: JSON is not supported yet',
-            "Leave it out, and describe the form of the answer in the prompt.",
-        )
     streaming = body.get("stream_options")
     if streaming is not None and not isinstance(streaming, Mapping):
         raise FieldError("stream_options", f"stream_options must be an object, not {shown(streaming)}")
@@ -68,6 +63,8 @@ def read_sampling(body: Body) -> dict[str, Any]:
         sampling["max_tokens"] = body["max_completion_tokens"]
     if (bias := body.get("logit_bias")) is not None:
         sampling["logit_bias"] = _logit_bias(bias)
+    if (grammar := _grammar(body.get("response_format"))) is not None:
+        sampling["grammar"] = grammar
     return sampling
 
 
@@ -97,6 +94,23 @@ def _typed(body: Body, name: str, kind: type, words: str) -> Any:
     if value is not None and type(value) is not kind:
         raise FieldError(name, f"{name} must be {words}, not {shown(value)}")
     return value
+
+
+def _grammar(form: Any) -> Grammar | None:
+    """Return what ``response_format`` says that the answer must be; None for text. ``strict`` or not, it is kept to."""
+    kind = form.get("type") if isinstance(form, Mapping) else None
+    if form is None or kind == "text":
+        return None
+    if kind == "json_object":
+        return Grammar.json_object()
+    described = form.get("json_schema") if kind == "json_schema" else None
+    if not isinstance(described, Mapping) or not isinstance(described.get("schema"), Mapping):
+        raise FieldError(
+            "response_format",
+            f"response_format must be of the type text, json_object or json_schema, not {shown(form)}",
+            'Expected: {"type": "json_schema", "json_schema": {"name": "...", "schema": {...}}}.',
+        )
+    return enforceable(described["schema"], "response_format")
 
 
 def _logit_bias(value: Any) -> dict[int, float]:

@@ -15,6 +15,7 @@ from mllama_cli.cli.caption_request import (
     CaptionPrompt,
     CaptionRequest,
 )
+from mllama_cli.cli.grammar_options import GrammarOptions
 from mllama_cli.cli.options import ComputeOptions, SamplingOptions, SharingOptions
 from tests.cli.caption.folders import names
 from tests.console import run_here, run_script
@@ -68,6 +69,7 @@ def test_a_run_s_key_is_the_one_of_earlier_versions() -> None:
         ComputeOptions(),
         SharingOptions(),
         SamplingOptions(),
+        GrammarOptions(),
     )
     sampling = {"max_tokens": 128, "temperature": 0.5, "stop": ("x",)}
     # As commit 1639ea6 computed it.

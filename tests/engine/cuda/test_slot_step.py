@@ -11,6 +11,7 @@ from torch import Tensor
 from tests.triton_here import DEVICE  # isort: skip  (first: it prepares Triton)
 
 from mllama_cli.core.conversation import Conversation
+from mllama_cli.core.grammar import Grammar
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch import captured_prompts, captured_slots, scheduler
 from mllama_cli.engine.batch.captured_prompts import CapturedPromptReader
@@ -70,10 +71,12 @@ def requests_for(processor: Callable[[Conversation], Any]) -> list[BatchRequest]
         (Conversation.ask("", (red, blue)), 3),
         (Conversation.ask("", (red,)), 2),
     ]
-    return [
+    requests = [
         BatchRequest(key, processor(asked), sampling=Sampling(max_tokens=most, temperature=key % 2, seed=key))
         for key, (asked, most) in enumerate(conversations)
     ]
+    held = Sampling(max_tokens=4, grammar=Grammar.choices(["ab", "cd"]))
+    return [*requests, BatchRequest(len(requests), requests[0].inputs, sampling=held)]
 
 
 @pytest.mark.parametrize("slots", [3, pytest.param(1, marks=pytest.mark.slow)])
