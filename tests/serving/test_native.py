@@ -8,8 +8,9 @@ import pytest
 
 from mllama_cli.core.answerer import RawPrompt
 from mllama_cli.core.conversation import Conversation, ImagePart
-from mllama_cli.core.errors import ContextLengthError, EngineError, ImageError, MllamaError
+from mllama_cli.core.errors import ContextLengthError, EngineError, ImageError, MllamaError, UsageError
 from mllama_cli.core.events import EncodingImage, Event, GenerationStats, Notice, Token
+from mllama_cli.core.grammar import Grammar
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.engine import Engine
 from mllama_cli.remote.answerer import RemoteAnswerer, ask_about, connect
@@ -54,6 +55,34 @@ def test_the_events_are_those_of_an_engine_here(
         own.finish_reason, own.prompt_tokens, own.images, own.completion_tokens,
     )  # fmt: skip
     assert answerer.about == sketch.about
+
+
+CHOICES = ("red ring", "blue star", "I see 3 red circles.")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [Conversation.ask("What is this?", (PICTURE,)), Conversation.ask("Hello").with_prefill("red "), RawPrompt("Say")],
+    ids=["picture", "prefill", "raw"],
+)
+def test_probabilities_of_choices_are_those_of_an_engine_here(
+    answerer: RemoteAnswerer, sketch: Engine, prompt: Conversation | RawPrompt
+) -> None:
+    there = answerer.session().probabilities(prompt, CHOICES)
+    assert there == pytest.approx(sketch.session().probabilities(prompt, CHOICES), abs=1e-6)
+    assert sum(there.values()) == pytest.approx(1)
+    with pytest.raises(ContextLengthError):
+        answerer.session().probabilities(Conversation.ask("word " * 20_000), CHOICES)
+
+
+def test_an_answer_has_the_form_that_was_asked_for(answerer: RemoteAnswerer) -> None:
+    said = answerer.session().stream(Conversation.ask("Hello"), Sampling(3.0, grammar=Grammar.choices(CHOICES)))
+    assert "".join(token.text for token in tokens(list(said))) in CHOICES
+    refused = answerer.session().stream(
+        Conversation.ask("Hello").with_prefill("x"), Sampling(grammar=Grammar.regex("a"))
+    )
+    with pytest.raises(UsageError, match="cannot begin with 'x'"):
+        list(refused)
 
 
 def test_a_notice_comes_once_in_a_conversation(answerer: RemoteAnswerer) -> None:
