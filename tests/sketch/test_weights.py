@@ -117,9 +117,8 @@ def test_transformers_loads_the_folder_and_says_the_same(engine: Engine) -> None
     assert answer == "".join(e.text for e in engine.stream(talk, GREEDY) if isinstance(e, Token))
 
 
-@pytest.mark.parametrize("task", ["colour", "shape", "count"])
-def test_choices_classify_as_often_right_as_free_answers(engine: Engine, task: str) -> None:
-    samples = list(held_out(task, 100))
+def test_choices_classify_as_often_right_as_free_answers(engine: Engine) -> None:
+    samples = list(held_out("colour", 100))
     talks, choices = [conversation_of(sample) for sample in samples], sorted({sample.answer for sample in samples})
     held = Sampling(temperature=0, max_tokens=60, grammar=Grammar.choices(choices))
     free, chosen = (engine.answer_batch(talks, sampling) for sampling in (GREEDY, held))
