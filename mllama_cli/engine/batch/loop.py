@@ -15,8 +15,6 @@ from mllama_cli.engine.batch.request import Request
 from mllama_cli.engine.batch.scheduler import Scheduler
 from mllama_cli.engine.device import make_current
 from mllama_cli.engine.model import LoadedModel
-from mllama_cli.engine.vision import ImageCache
-from mllama_cli.processing.image_processor import ImageTiles
 from mllama_cli.processing.processor import ModelInputs
 
 T = TypeVar("T")
@@ -48,10 +46,8 @@ class LoopStats:
 class Handle(Request):
     """A submitted request."""
 
-    def __init__(
-        self, inputs: ModelInputs, sampling: Sampling, listener: Listener, tiles: tuple[ImageTiles | None, ...]
-    ) -> None:
-        super().__init__(inputs, sampling, tiles=tiles)
+    def __init__(self, inputs: ModelInputs, sampling: Sampling, listener: Listener) -> None:
+        super().__init__(inputs, sampling)
         self._listener = listener
 
     def report(self, event: Event | MllamaError) -> None:
@@ -86,7 +82,6 @@ class EngineLoop:
         self._new: deque[Handle] = deque()
         self._cancelled: deque[Handle] = deque()
         self._work: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._images: ImageCache | None = None
         self._stats = self._before = LoopStats(self._memory.slots, 0, 0)
         """``_before`` has the counters of schedulers that failed."""
         self.prepared = threading.Event()
@@ -96,16 +91,14 @@ class EngineLoop:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(
-        self, inputs: ModelInputs, sampling: Sampling, listener: Listener, tiles: tuple[ImageTiles | None, ...] = ()
-    ) -> Handle:
-        """Queue a request; ``tiles`` are those of its images, made ahead, or None for an image that ``has_image``.
+    def submit(self, inputs: ModelInputs, sampling: Sampling, listener: Listener) -> Handle:
+        """Queue a request.
 
         Raise QueueFullError, ShuttingDownError or, if the request can never fit, ContextLengthError or
         MemoryShortageError.
         """
         self._require_fit(inputs, sampling)
-        handle = Handle(inputs, sampling, listener, tiles)
+        handle = Handle(inputs, sampling, listener)
         with self._changed:
             if self._closing:
                 raise _shutting_down()
@@ -135,11 +128,6 @@ class EngineLoop:
     def stats(self) -> LoopStats:
         with self._changed:
             return replace(self._stats, waiting=self._stats.waiting + len(self._new))
-
-    def has_image(self, digest: str) -> bool:
-        """Return whether an image is encoded now, so that its tiles need not be made. It may be dropped any time."""
-        images = self._images
-        return images is not None and digest in images
 
     def close(self, grace: float = 0.0) -> None:
         """Refuse what has no slot (ShuttingDownError), let running answers end for ``grace`` seconds, then stop."""
@@ -189,7 +177,6 @@ class EngineLoop:
                     request.report(_shutting_down())
                     scheduler.cancel(request)
                 if scheduler.idle:
-                    self._images = None
                     return
             try:
                 if scheduler.idle:
@@ -204,9 +191,7 @@ class EngineLoop:
             self._count(scheduler)
 
     def _new_scheduler(self) -> Scheduler:
-        scheduler = Scheduler(self.model, self._memory, max_context=self.max_context)
-        self._images = scheduler.admission.images
-        return scheduler
+        return Scheduler(self.model, self._memory, max_context=self.max_context)
 
     def _fail_all(self, scheduler: Scheduler, error: Exception) -> None:
         """Report a fault of ours, after which nothing in the scheduler can be relied on."""
