@@ -120,7 +120,7 @@ def test_other_means_and_scales_equal_transformers() -> None:
 
 def test_bytes_looked_up_on_a_device_equal_those_of_the_host() -> None:
     config = ImageProcessorConfig(tile_size=56, image_mean=(0.1, 0.5, 0.7), image_std=(0.2, 0.3, 0.4))
-    (tiles,) = MllamaImageProcessor(config)(noise((300, 200)))
+    (tiles,) = MllamaImageProcessor(config)(noise(300, 200))
     assert tiles.pixels.dtype == torch.uint8
     assert tiles.values is not None
     assert torch.equal(look_up(tiles.pixels, tiles.values), tiles.pixel_values)
