@@ -1,5 +1,6 @@
 """Answer requests from any thread: a thread owns the model, and events come to each request's listener."""
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -23,7 +24,9 @@ MAX_QUEUE = 256
 """Requests that wait for a slot; more are refused."""
 
 Listener = Callable[[Event | MllamaError], None]
-"""Called on the loop's thread with each event; GenerationStats or an error is the last. Must return at once."""
+"""Called on the loop's thread with each event; GenerationStats or an error is the last. Must return at once.
+
+If it raises, its request is cancelled."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,20 @@ class LoopStats:
 class Handle(Request):
     """A submitted request."""
 
-    def __init__(self, inputs: ModelInputs, sampling: Sampling, listener: Listener) -> None:
+    def __init__(
+        self, inputs: ModelInputs, sampling: Sampling, listener: Listener, cancel: Callable[["Handle"], None]
+    ) -> None:
         super().__init__(inputs, sampling)
-        self._listener = listener
+        self._listener, self._cancel = listener, cancel
 
     def report(self, event: Event | MllamaError) -> None:
-        if not self.cancelled:
+        if self.cancelled:
+            return
+        try:
             self._listener(event)
+        except Exception:  # a fault of the caller's, which must not end the other requests
+            logging.getLogger(__name__).exception("A listener failed, so its request is cancelled")
+            self._cancel(self)
 
 
 class EngineLoop:
@@ -98,7 +108,7 @@ class EngineLoop:
         MemoryShortageError.
         """
         self._require_fit(inputs, sampling)
-        handle = Handle(inputs, sampling, listener)
+        handle = Handle(inputs, sampling, listener, self.cancel)
         with self._changed:
             if self._closing:
                 raise _shutting_down()
