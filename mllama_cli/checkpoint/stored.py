@@ -1,5 +1,6 @@
-"""What a file holds: plain tensors, and matrices that other tools store as several tensors. Imports no torch."""
+"""What a file holds: plain tensors, and those of other tools and formats, which are decoded. Imports no torch."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,19 @@ class StoredTensor:
     @property
     def files(self) -> tuple[Path, ...]:
         return (self.file,)
+
+
+ReadBytes = Callable[[Path, int, int], "Tensor"]
+"""Returns so many bytes of a file from an offset on, as a flat uint8 tensor."""
+
+
+@dataclass(frozen=True)
+class DecodedTensor(StoredTensor, ABC):
+    """A tensor that is decoded row by row. ``info`` has the dtype and shape that it gets, and its bytes in the file."""
+
+    @abstractmethod
+    def rows(self, read: ReadBytes, start: int, stop: int) -> "Tensor":
+        """Return rows [start, stop) of the first dimension. Raise CheckpointError."""
 
 
 @dataclass(frozen=True)
