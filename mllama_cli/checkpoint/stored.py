@@ -11,6 +11,7 @@ from mllama_cli.checkpoint.header import TensorInfo
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mllama_cli.kernels.codes import Code
     from mllama_cli.kernels.packed import PackedWeight
 
 
@@ -47,10 +48,11 @@ class DecodedTensor(StoredTensor, ABC):
 
 @dataclass(frozen=True)
 class Packing:
-    """Symmetric integers in our packed layout; ``group_size`` 0 means one scale for each row."""
+    """Numbers of a ``code`` in our packed layout; ``group_size`` 0 means one scale for each row."""
 
     bits: int
     group_size: int
+    code: "Code" = "int"
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Form:
         dtype: of the dense matrix, by its safetensors name.
         shape: of the dense matrix, (out, in).
         dense: makes that matrix from the parts, on their device.
-        packing: our packed layout that holds exactly the same integers and scales, if there is one.
+        packing: our packed layout that holds exactly the same numbers and scales, if there is one.
         packed: makes it from the parts.
         ours: whether the parts are those of our packed layout, so that they are read as they are.
     """
