@@ -38,7 +38,7 @@ PROMISED = [
     "Token",
     "__version__",
     "load",
-    "read_image",
+    "read_image read_images",
 ]
 
 

@@ -93,7 +93,7 @@ DOCUMENT_FORMATS = (
     ),
     DocumentFormat("video", "a video", (".mkv", ".webm"), ((0, b"\x1a\x45\xdf\xa3"),), "matroska"),
     DocumentFormat("video", "a video", (".avi",), ((8, b"AVI LIST"),), "avi"),
-    DocumentFormat("video", "a video", (".ogv", ".ogg"), ((0, b"OggS"),), "ogg"),
+    DocumentFormat("video", "a video", (".ogv",), ((0, b"OggS"),), "ogg"),
     DocumentFormat("video", "a video", (".flv",), ((0, b"FLV\1"),), "flv"),
     DocumentFormat("video", "a video", (".wmv", ".asf"), ((0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"),), "asf"),
     DocumentFormat("video", "a video", (".mpg", ".mpeg", ".vob"), ((0, b"\0\0\1\xba"),), "mpeg"),

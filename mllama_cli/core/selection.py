@@ -35,6 +35,10 @@ def is_selection(text: str) -> bool:
     return text == ALL or any(form.fullmatch(text) for form in (_PAGES, _TIMES, _CROP))
 
 
+def is_pages(text: str) -> bool:
+    return text == ALL or _PAGES.fullmatch(text) is not None
+
+
 def page_numbers(selection: str, count: int, name: str, *, what: str = "page") -> Sequence[int]:
     """Return the numbers from 1 that a selection names, of ``count`` pages; all of them if it is empty.
 

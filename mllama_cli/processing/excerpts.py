@@ -16,7 +16,7 @@ from mllama_cli.processing.image_frames import frame_count, open_frames
 from mllama_cli.processing.images import Admit, OpenedImage, encode_image, open_sized
 from mllama_cli.processing.limits import DEFAULT_FRAMES, MAX_VIDEO_BYTES, too_many_images
 from mllama_cli.processing.pdf import draw_page, opened_pdf
-from mllama_cli.processing.sources import read_head, read_image
+from mllama_cli.processing.sources import HEAD_BYTES, read_head, read_image
 from mllama_cli.processing.video import frame_names, video_frames
 
 MAX_CROP_PIXELS = 16_000_000
@@ -45,7 +45,7 @@ def make_excerpts(
 
     Raise ImageError for a damaged file, UsageError for a selection that does not fit it or is larger than ``room``.
     """
-    head = source.data[:64] if isinstance(source, ImagePart) else read_head(source)
+    head = source.data[:HEAD_BYTES] if isinstance(source, ImagePart) else read_head(source)
     form = document_format(head)
     if form is not None and form.kind == "video":
         return _frames(source, name, form, selection, frames, room, admit)

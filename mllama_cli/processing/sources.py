@@ -26,6 +26,9 @@ _BASE64_PIECE = 1 << 20  # a multiple of four
 _MAX_NAME = 150
 """Characters of a missing file's name that an error quotes."""
 
+HEAD_BYTES = 64
+"""By so many bytes a file's format is known."""
+
 DATA_URL_NAME, BASE64_NAME = INLINE_NAMES = ("the data: URL", "the base64 text")
 """What images are called that have no name of their own."""
 
@@ -86,7 +89,7 @@ def read_head(path: str | Path) -> bytes:
         return b""
     try:
         with Path(path).open("rb") as file:
-            return file.read(64)
+            return file.read(HEAD_BYTES)
     except OSError:
         return b""
 
