@@ -38,7 +38,8 @@ PROMISED = [
     "Token",
     "__version__",
     "load",
-    "read_image read_images",
+    "read_image",
+    "read_images",
 ]
 
 

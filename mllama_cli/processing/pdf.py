@@ -84,7 +84,7 @@ def draw_page(
             raise NotAdmittedError
         # Rounded up by the renderer: a whole number must not become the next.
         scale = largest_on_canvas((height, width), config) * (1 - 1e-6)
-        image = page.render(scale=scale).to_pil()
+        image: Image.Image = page.render(scale=scale).to_pil()
         page.close()
     except PdfiumError as error:
         raise ImageError(f"{name} is damaged and cannot be drawn", _SAVE_AGAIN) from error

@@ -177,7 +177,7 @@ class _Reader:
     def _all_frames(self) -> "Iterator[VideoFrame]":
         for packet in self._video.container.demux(self._video.stream):
             with suppress(_invalid_data()):  # a damaged packet costs its own frame
-                yield from packet.decode()  # type: ignore[misc]
+                yield from packet.decode()
 
     def _decoded(self) -> "tuple[float, VideoFrame] | None":
         for frame in self._frames:
@@ -206,7 +206,7 @@ def _opened(file: BinaryIO, demuxer: str, name: str) -> Iterator[_Video]:
         ) from None
     try:
         # The demuxer is named: others follow addresses, or open further files.
-        with av.open(file, format=demuxer, metadata_errors="ignore") as container:
+        with av.open(file, "r", format=demuxer, metadata_errors="ignore") as container:
             if not container.streams.video:
                 raise ImageError(f"{name} has no pictures in it, only sound", "Give a video or a picture.")
             stream = container.streams.video[0]
@@ -231,7 +231,7 @@ def _require_small(codec: Any, name: str, admit: Admit | None) -> None:
         raise NotAdmittedError
 
 
-def _upright(frame: "VideoFrame", stream: "VideoStream") -> Image.Image:
+def _upright(frame: Any, stream: "VideoStream") -> Image.Image:
     """Return a frame in RGB as it is shown: its pixels made square, then turned."""
     image: Image.Image = frame.to_image()
     ratio = float(stream.sample_aspect_ratio or 1)
