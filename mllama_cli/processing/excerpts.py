@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from PIL import Image
+
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError, UsageError
@@ -121,8 +123,7 @@ def _frames_of_image(
         return [part]
     opened = open_frames(part, numbers, admit)
     return [
-        encode_image(fitted(image, _CANVAS), f"{part.name}#{number}")
-        for number, image in zip(numbers, opened, strict=True)
+        _encoded(fitted(image, _CANVAS), f"{part.name}#{number}") for number, image in zip(numbers, opened, strict=True)
     ]
 
 
@@ -152,4 +153,9 @@ def _cropped(image: OpenedImage, crop: Crop, name: str, label: str) -> ImagePart
     pixels = image.pixels.crop(box)
     while pixels.width * pixels.height > MAX_CROP_PIXELS:
         pixels = pixels.reduce(2)
-    return encode_image(pixels, label)
+    return _encoded(pixels, label)
+
+
+def _encoded(upright: Image.Image, name: str) -> ImagePart:
+    """Return an upright image as a PNG file, whatever orientation its metadata still tell."""
+    return encode_image(Image.frombytes("RGB", upright.size, upright.tobytes()), name)

@@ -40,11 +40,9 @@ def open_frames(part: ImagePart, numbers: Iterable[int], admit: Admit | None = N
         image = identify(part)
         for number in numbers:
             image.seek(number - 1)
-            orientation = orientation_of(image)
-            plan = plan_decoding(
-                image, part.data, part.name, converted=not is_plain_rgb(image), turned=orientation in UPRIGHT
-            )
+            turned = orientation_of(image) in UPRIGHT
+            plan = plan_decoding(image, part.data, part.name, converted=not is_plain_rgb(image), turned=turned)
             if admit is not None and not admit(plan):
                 raise NotAdmittedError
             image.load()
-            yield turned_upright(to_rgb(image, plan.reduction), orientation)
+            yield turned_upright(to_rgb(image, plan.reduction), orientation_of(image))  # a TIFF may be upright only now

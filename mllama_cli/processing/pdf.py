@@ -44,7 +44,7 @@ def opened_pdf(part: ImagePart) -> "Iterator[PdfDocument]":
                 f"{part.name} is encrypted: it opens with a password alone",
                 "Save it without one: qpdf --decrypt --password=... in.pdf out.pdf",
             ) from error
-        raise ImageError(f"{part.name} is a PDF document that is damaged and cannot be opened", _SAVE_AGAIN) from error
+        raise ImageError(f"{part.name} is a PDF document that is damaged or has no pages", _SAVE_AGAIN) from error
     try:
         if len(document) < 1:
             raise ImageError(f"{part.name} has no pages", _SAVE_AGAIN)

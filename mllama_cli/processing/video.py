@@ -97,14 +97,17 @@ def _spread(
 class _Video:
     """An open video: times are in seconds from its first frame."""
 
-    def __init__(self, container: "InputContainer", stream: "VideoStream") -> None:
+    def __init__(self, container: "InputContainer", stream: "VideoStream", *, guesses_length: bool) -> None:
         self.container, self.stream = container, stream
+        self._guesses_length = guesses_length
         self.base = float(stream.time_base or 0) or 1 / 90_000
         self.origin = (stream.start_time or 0) * self.base
         self.measured: float | None = None
 
     def length(self) -> float | None:
-        """Return how long the file says it is; None if it does not, or says what cannot be."""
+        """Return how long the file says it is; None if it does not."""
+        if self._guesses_length:
+            return None
         if self.stream.duration:
             seconds = float(self.stream.duration) * self.base
         else:
@@ -176,7 +179,7 @@ class _Reader:
 
     def _all_frames(self) -> "Iterator[VideoFrame]":
         for packet in self._video.container.demux(self._video.stream):
-            with suppress(_invalid_data()):  # a damaged packet costs its own frame
+            with suppress(*_packet_errors()):  # a damaged or empty packet costs its own frame
                 yield from packet.decode()
 
     def _decoded(self) -> "tuple[float, VideoFrame] | None":
@@ -188,11 +191,10 @@ class _Reader:
         return None
 
 
-def _invalid_data() -> type[Exception]:
-    from av.error import InvalidDataError
+def _packet_errors() -> tuple[type[Exception], ...]:
+    from av.error import ArgumentError, InvalidDataError
 
-    error: type[Exception] = InvalidDataError
-    return error
+    return InvalidDataError, ArgumentError
 
 
 @contextmanager
@@ -207,12 +209,12 @@ def _opened(file: BinaryIO, demuxer: str, name: str) -> Iterator[_Video]:
     try:
         # The demuxer is named: others follow addresses, or open further files.
         with av.open(file, "r", format=demuxer, metadata_errors="ignore") as container:
-            if not container.streams.video:
+            stream = container.streams.best("video")
+            if not isinstance(stream, av.VideoStream):
                 raise ImageError(f"{name} has no pictures in it, only sound", "Give a video or a picture.")
-            stream = container.streams.video[0]
             stream.codec_context.options = {"max_pixels": str(MAX_VIDEO_PIXELS)}
             stream.codec_context.thread_count = _THREADS
-            yield _Video(container, stream)
+            yield _Video(container, stream, guesses_length=demuxer == "mpeg")
     except (ImageError, UsageError, NotAdmittedError, MemoryError):
         raise
     except Exception as error:  # of FFmpeg's, and what PyAV makes of strange streams
