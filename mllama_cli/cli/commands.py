@@ -78,12 +78,12 @@ class _PlainHelp:
     def format_help(self, ctx: Any, formatter: Any) -> None:
         self.format_usage(ctx, formatter)  # type: ignore[attr-defined]
         self.format_help_text(ctx, formatter)  # type: ignore[attr-defined]
-        for title, rows in self._sections(ctx).items():
+        for title, rows in self.help_sections(ctx).items():
             with formatter.section(title):
                 formatter.write_dl(rows)
         self.format_epilog(ctx, formatter)  # type: ignore[attr-defined]
 
-    def _sections(self, ctx: Any) -> dict[str, list[tuple[str, str]]]:
+    def help_sections(self, ctx: Any) -> dict[str, list[tuple[str, str]]]:
         """Return the rows of each section: commands, arguments, then options by panel, --help among the last."""
         sections = _command_rows(getattr(self, "commands", {}))
         for parameter in self.get_params(ctx):
