@@ -1,4 +1,4 @@
-"""The one shape of `--json`: README.md's table has every field, and a field means the same in every command."""
+"""The one shape of `--json`: the table in docs/json.md has every field, and a field means the same in every command."""
 
 import json
 import re
@@ -61,9 +61,9 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list
 
 
 def documented() -> dict[str, set[str]]:
-    """Return the fields that README.md names for each command."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text[text.index("### JSON output") :].split("\n### ")[0]
+    """Return the fields that docs/json.md names for each command."""
+    text = (ROOT / "docs/json.md").read_text(encoding="utf-8")
+    section = text[text.index("## JSON output") :].split("\n## ")[0]
     rows = re.findall(r"^\| ([a-z `,]+?) \| (.*) \|$", section, re.MULTILINE)
     return {
         name.strip("`"): set(re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", fields)))
@@ -77,7 +77,7 @@ def objects(values: list[Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "config show"])
-def test_the_readme_names_every_field(command: str, outputs: dict[str, list[Any]]) -> None:
+def test_the_documentation_names_every_field(command: str, outputs: dict[str, list[Any]]) -> None:
     assert len(outputs[command]) == (2 if command == "caption" else 1), "one value, on one line"
     in_form = [json.loads(run_here(*shlex.split(line)).out) for line in FORMS.get(command, ())]
     shown = set().union(*(each.keys() for each in objects(outputs[command] + in_form)))
