@@ -4,6 +4,7 @@ The layout is compressed-tensors' symmetric ``pack-quantized``: q + 2^(bits - 1)
 int32 word along the input dimension, the first in the lowest bits; one positive scale for each group of a row.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,6 +32,13 @@ class PackedWeight:
         """Return how many neighbours along the input dimension share a scale."""
         return self.shape[1] // self.scale.shape[1]
 
+    def part(self, rows: slice, columns: slice) -> "PackedWeight":
+        """Return some rows and columns; columns must begin and end with a word. A cut group becomes smaller ones."""
+        start, stop = columns.start, columns.stop
+        words = self.packed[rows, start * self.bits // 32 : -(-stop * self.bits // 32)]
+        scale = scale_part(self.scale[rows], columns, self.shape[1])
+        return PackedWeight(words.contiguous(), scale.contiguous(), (words.shape[0], stop - start), self.bits)
+
     @cached_property
     def problem(self) -> str:
         """Describe the first mismatch between tensors and shape; empty if there is none. Checked once."""
@@ -46,6 +54,15 @@ class PackedWeight:
         if not packed.is_contiguous() or not scale.is_contiguous() or packed.device != scale.device:
             return "tensors that are not contiguous"
         return ""
+
+
+def scale_part(scale: Tensor, columns: slice, inputs: int) -> Tensor:
+    """Return the scales [out, groups] of some columns of a matrix with ``inputs`` columns."""
+    if scale.shape[1] == 1:
+        return scale
+    size, start, count = inputs // scale.shape[1], columns.start, columns.stop - columns.start
+    each = math.gcd(size, start, count)
+    return scale[:, torch.arange(start, columns.stop, each, device=scale.device) // size]
 
 
 def pack(q: Tensor, bits: int) -> Tensor:
