@@ -3,17 +3,21 @@
 import os
 import select
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Generator, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mllama_cli.core.errors import MllamaError
+from mllama_cli.core.errors import EngineError, MllamaError
 from mllama_cli.engine.device import compute_dtype, make_current
+from mllama_cli.engine.parallel.crew import JOIN_SECONDS
 from mllama_cli.engine.parallel.exchange import connect
 from mllama_cli.engine.parallel.group import Group
 from mllama_cli.engine.parallel.messages import Twins
@@ -23,6 +27,8 @@ from mllama_cli.model.cache import CrossCache, CrossKVCache, KVCache, LayerKV, S
 from mllama_cli.model.layers import set_exact
 from mllama_cli.model.visibility import CrossView
 from mllama_cli.quantization.opening import open_network
+
+POLL_SECONDS = 0.05
 
 
 class Follower:
@@ -122,6 +128,23 @@ def follow(connection: Connection) -> None:
         while True:
             operation, arguments = follower.twins.read(connection.recv_bytes())
             follower.call(operation, arguments)
+
+
+def follow_at(file: Path, rank: int) -> None:
+    """Join rank 0 at its socket, which it opens when it opens the model, and follow it. Raise EngineError."""
+    end = time.monotonic() + JOIN_SECONDS
+    line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    while True:
+        try:
+            line.connect(str(file))
+            break
+        except OSError as error:
+            if time.monotonic() > end:
+                raise EngineError(f"Rank 0 has opened no model at {file}") from error
+            time.sleep(POLL_SECONDS)
+    connection = Connection(line.detach())
+    connection.send(rank)
+    follow(connection)
 
 
 def _end_with(descriptor: int) -> None:

@@ -68,8 +68,11 @@ class LoadedModel:
         quantize: str | None = None,
         exact: bool = False,
         adapters: Sequence[Path] = (),
+        meeting: Path | None = None,
     ) -> "LoadedModel":
         """Open a checkpoint, with LoRA adapters to merge; ``load`` then reads its weights.
+
+        ``meeting`` is the socket where processes join that were started for the other devices of a list.
 
         Raise CheckpointError or DeviceError.
         """
@@ -81,7 +84,7 @@ class LoadedModel:
         team = None
         if others:
             require_divisible(MllamaConfig.from_dict(raw).text_config, 1 + len(others))
-            team = Team([chosen, *others])
+            team = Team([chosen, *others], meeting)
         opened = open_network(folder, raw)
         config = opened.config
         vision, context = config.vision_config is not None, config.text_config.max_position_embeddings
@@ -105,6 +108,11 @@ class LoadedModel:
             weights=weights,
             team=team,
         )
+
+    @property
+    def devices(self) -> Sequence[torch.device]:
+        """All devices that share the model."""
+        return (self.device,) if self.team is None else self.team.devices
 
     @property
     def has_vision(self) -> bool:

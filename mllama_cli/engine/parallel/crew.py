@@ -17,8 +17,12 @@ from typing import Any
 
 from mllama_cli.core.errors import EngineError
 from mllama_cli.core.text import shown
+from mllama_cli.system.private_sockets import bind_private
 
 MODULE = "mllama_cli.engine.follower"
+JOIN_SECONDS = 120.0
+"""How long ranks that something else has started may take until they join."""
+
 END_SECONDS = 3.0
 """How long the processes may take to end before they are killed."""
 
@@ -67,6 +71,24 @@ class Crew:
                     pass_fds=(theirs.fileno(),),
                 )
             self.add(Member(rank, Connection(ours.detach()), process, output))
+
+    def accept(self, count: int, file: Path) -> None:
+        """Wait for ranks 1 to ``count`` - 1, which something else has started, at a socket. Raise EngineError."""
+        missing = set(range(1, count))
+        try:
+            file.unlink(missing_ok=True)
+            with bind_private(file) as bound:
+                bound.listen(count)
+                bound.settimeout(JOIN_SECONDS)
+                while missing:
+                    line, _ = bound.accept()
+                    connection = Connection(line.detach())
+                    rank = connection.recv()
+                    missing.remove(rank)
+                    self.add(Member(rank, connection))
+            file.unlink(missing_ok=True)
+        except (OSError, EOFError, KeyError) as error:
+            raise EngineError(f"The processes of the model do not meet at {file}: {error}") from error
 
     def add(self, member: Member) -> None:
         self.members.append(member)

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
+import torch.distributed
 from torch import Tensor
 
 from mllama_cli.engine.parallel.plan import Share
+
+dist: Any = torch.distributed
+"""The module's groups as objects, without its one group for the process: their types are not declared."""
 
 MEETING_SECONDS = 120
 """How long the ranks wait for each other when they meet."""

@@ -40,6 +40,11 @@ class Names:
             self._tensors[tensor] = name
             weakref.finalize(tensor, self._gone.append, name).atexit = False
 
+    @property
+    def pending(self) -> int:
+        """The number of caches and tensors that are gone, which the other ranks hear with the next call."""
+        return len(self._gone)
+
     def write(self, call: Any) -> bytes:
         """Return a call as bytes, with the names of what is gone since the last one."""
         gone = [self._gone.popleft() for _ in range(len(self._gone))]

@@ -58,15 +58,21 @@ class Team:
     group: Group
     config: MllamaTextConfig
 
-    def __init__(self, devices: Sequence[torch.device]) -> None:
-        """Start the other ranks, which takes them some seconds; ``open`` waits for them."""
+    def __init__(self, devices: Sequence[torch.device], meeting: Path | None = None) -> None:
+        """Start the other ranks, which takes them some seconds; ``open`` waits for them.
+
+        With ``meeting``, something else has started them, and they join at this socket. Raise EngineError.
+        """
         self.devices = tuple(devices)
         self.share = Share(0, len(devices))
         self.names = Names()
         self.crew = Crew()
         self._lock = threading.RLock()
         self._end = weakref.finalize(self, self.crew.close)
-        self.crew.start(len(devices))
+        if meeting is None:
+            self.crew.start(len(devices))
+        else:
+            self.crew.accept(len(devices), meeting)
 
     def open(
         self, folder: Path, config: MllamaTextConfig, *, dtype: str, quantize: str | None, exact: bool,
