@@ -3,7 +3,6 @@
 import os
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,37 +67,32 @@ def devices_of(given: str | None) -> str | None:
 def end_with_ranks(engine: "Engine") -> None:
     """End this process when another rank of the engine ends, at the latest some seconds after it."""
     if engine.model.team is not None:
-        engine.model.team.crew.on_lost = _ending(_terminal_restorer())
+        engine.model.team.crew.on_lost = _end
 
 
-def _ending(restore: Callable[[], None]) -> "Callable[[EngineError], None]":
-    def end(error: "EngineError") -> None:
-        time.sleep(LOST_SECONDS)  # mostly the command says so itself, and this thread ends with the process
-        from mllama_cli.terminal.console import Terminal
+def _end(error: "EngineError") -> None:
+    time.sleep(LOST_SECONDS)  # mostly the command says so itself, and this thread ends with the process
+    from mllama_cli.terminal.console import Terminal
 
-        restore()
-        Terminal().error(error.message, error.hint)
-        sys.stderr.flush()
-        os._exit(1)
-
-    return end
+    _reset_terminal()
+    Terminal().error(error.message, error.hint)
+    sys.stderr.flush()
+    os._exit(1)
 
 
-def _terminal_restorer() -> Callable[[], None]:
-    """Return a function that sets the terminal as it is now, which a prompt may change."""
-    try:
+def _reset_terminal() -> None:
+    """Let the terminal show and edit what is typed again, which a prompt changes, and begin a new line."""
+    with suppress(ImportError, OSError, ValueError, AttributeError):
         import termios
 
         descriptor = sys.stdin.fileno()
-        settings = termios.tcgetattr(descriptor)
-    except (ImportError, OSError, ValueError, AttributeError, termios.error):
-        return lambda: None
-
-    def restore() -> None:
-        with suppress(OSError, termios.error):
-            termios.tcsetattr(descriptor, termios.TCSANOW, settings)
-
-    return restore
+        with suppress(termios.error):
+            modes = termios.tcgetattr(descriptor)
+            modes[0] |= termios.ICRNL | termios.IXON
+            modes[1] |= termios.OPOST
+            modes[3] |= termios.ICANON | termios.ECHO | termios.ISIG | termios.IEXTEN
+            termios.tcsetattr(descriptor, termios.TCSANOW, modes)
+            sys.stderr.write("\n")
 
 
 def _meeting() -> Path:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -114,20 +115,19 @@ def follow(connection: Connection) -> None:
     """Do what rank 0 says until it hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(connection.fileno(),), daemon=True).start()
-    connection.send("ready")
-    request = connection.recv()
-    assert isinstance(request, OpenRequest)
-    try:
-        follower = Follower(request, connection)
-    except MllamaError as error:
-        connection.send(Failure(type(error), error.message, error.hint))
-        connection.recv()
-        return
-    connection.send("open")
-    with torch.inference_mode():
-        while True:
-            operation, arguments = follower.twins.read(connection.recv_bytes())
-            follower.call(operation, arguments)
+    with suppress(EOFError, ConnectionError):
+        connection.send("ready")
+        try:
+            follower = Follower(connection.recv(), connection)
+        except MllamaError as error:
+            connection.send(Failure(type(error), error.message, error.hint))
+            connection.recv()
+            return
+        connection.send("open")
+        with torch.inference_mode():
+            while True:
+                operation, arguments = follower.twins.read(connection.recv_bytes())
+                follower.call(operation, arguments)
 
 
 def follow_at(file: Path, rank: int) -> None:

@@ -29,12 +29,12 @@ END_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Member:
-    """A rank, the connection to it and, if this process started it, its process and what it prints."""
+    """A rank, the connection to it and, if this process started it, its process and a file of what it prints."""
 
     rank: int
     connection: Connection
     process: "subprocess.Popen[bytes] | None" = None
-    output: Path | None = None
+    output: int | None = None
 
 
 class Crew:
@@ -49,24 +49,19 @@ class Crew:
         """Called once, on another thread, when a rank has ended although it should not."""
         self._closing = False
         self._lock = threading.Lock()
-        self._folder = tempfile.TemporaryDirectory(prefix="mllama-ranks-", ignore_cleanup_errors=True)
-
-    @property
-    def folder(self) -> Path:
-        """A private folder that exists as long as the crew does."""
-        return Path(self._folder.name)
 
     def start(self, count: int) -> None:
         """Start the processes of ranks 1 to ``count`` - 1."""
         for rank in range(1, count):
             ours, theirs = socket.socketpair()
-            output = self.folder / f"rank-{rank}.log"
-            with theirs, output.open("wb") as log:
+            output, name = tempfile.mkstemp(prefix="mllama-rank-")
+            Path(name).unlink()
+            with theirs:
                 process = subprocess.Popen(
                     [sys.executable, "-P", "-m", MODULE, str(theirs.fileno())],
                     stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
+                    stdout=output,
+                    stderr=output,
                     start_new_session=True,  # so that Ctrl-C in a terminal reaches rank 0 alone
                     pass_fds=(theirs.fileno(),),
                 )
@@ -109,7 +104,7 @@ class Crew:
         """Return what to tell the user about the rank that is lost."""
         return EngineError(
             self.reason or "A process that computes a part of the model has ended",
-            "Ask again: the model has to be loaded again.",
+            "Load the model again. A process that was killed may have been so for lack of memory.",
         )
 
     def abandon(self, reason: str) -> None:
@@ -128,7 +123,9 @@ class Crew:
                 except subprocess.TimeoutExpired:
                     member.process.kill()
                     member.process.wait()
-        self._folder.cleanup()
+        for member in self.members:
+            if member.output is not None:
+                os.close(member.output)
 
     def _listen(self, member: Member) -> None:
         while True:
@@ -168,6 +165,9 @@ def _how_it_ended(member: Member) -> str:
     if code < 0:
         with suppress(ValueError):
             return f"{what}: killed by {signal.Signals(-code).name}"
-    lines = member.output.read_text(errors="replace").strip().splitlines() if member.output is not None else []
+    lines = []
+    if member.output is not None:
+        size = os.fstat(member.output).st_size
+        lines = os.pread(member.output, size, 0).decode(errors="replace").strip().splitlines()
     said = f": {shown(lines[-1])[1:-1]}" if lines else ""
     return f"{what} (exit code {code}){said}"

@@ -41,14 +41,16 @@ class Group:
         device: torch.device,
         explain: Callable[[RuntimeError], Exception] = lambda error: error,
     ) -> "Group":
-        """Return the group of all ranks that meet at a file, once they are all there."""
+        """Return the group of all ranks that meet at a file, which nobody needs afterwards."""
         store = dist.FileStore(str(file), share.count)
         store.set_timeout(timedelta(seconds=MEETING_SECONDS))
         try:
             backend = _nccl(store, share) if device.type == "cuda" else _gloo(store, share)
         except RuntimeError as error:
             raise explain(error) from error
-        return cls(backend, share, explain)
+        group = cls(backend, share, explain)
+        group.all_reduce(torch.zeros(1, device=device))  # NCCL connects only now
+        return group
 
     def all_reduce(self, tensor: Tensor) -> None:
         """Replace a contiguous tensor by the sum of all ranks'."""

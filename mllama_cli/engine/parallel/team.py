@@ -1,5 +1,6 @@
 """All ranks of a network, as rank 0 drives them: what it does, it tells the others to do with their parts."""
 
+import tempfile
 import threading
 import weakref
 from collections.abc import Generator, Iterator, Sequence
@@ -80,19 +81,20 @@ class Team:
     ) -> None:  # fmt: skip
         """Let all ranks open a checkpoint, and meet. ``config`` is that of one rank."""
         self.config = config
-        meeting = self.crew.folder / "meeting"
         threads = max(1, torch.get_num_threads() // len(self.devices))
         self._replies()
-        for member in self.crew.members:
-            share = Share(member.rank, self.share.count)
-            device = str(self.devices[member.rank])
-            request = OpenRequest(folder, device, dtype, quantize, exact, tuple(adapters), share, meeting, threads)
-            with self._noticed():
-                member.connection.send(request)
-        if self.devices[0].type == "cpu":
-            torch.set_num_threads(threads)  # else the ranks would wait for each other's threads
-        self.group = Group.meet(meeting, self.share, self.devices[0], self._explained)
-        self._replies()
+        with tempfile.TemporaryDirectory(prefix="mllama-ranks-") as folder_:
+            meeting = Path(folder_) / "meeting"
+            for member in self.crew.members:
+                share = Share(member.rank, self.share.count)
+                device = str(self.devices[member.rank])
+                request = OpenRequest(folder, device, dtype, quantize, exact, tuple(adapters), share, meeting, threads)
+                with self._noticed():
+                    member.connection.send(request)
+            if self.devices[0].type == "cpu":
+                torch.set_num_threads(threads)  # else the ranks would wait for each other's threads
+            self.group = Group.meet(meeting, self.share, self.devices[0], self._explained)
+            self._replies()
 
     def close(self) -> None:
         """End the other ranks."""
