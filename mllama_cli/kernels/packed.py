@@ -8,6 +8,7 @@ dimension, the first in the lowest bits; one scale for each group of a row. What
 - fp8: a float of 8 bits, E4M3
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -43,6 +44,13 @@ class PackedWeight:
         packed, scale = self.packed[start:stop], self.scale[start:stop]
         return PackedWeight(packed, scale, (packed.shape[0], self.shape[1]), self.bits, self.code)
 
+    def part(self, rows: slice, columns: slice) -> "PackedWeight":
+        """Return some rows and columns; columns must begin and end with a word. A cut group becomes smaller ones."""
+        start, stop = columns.start, columns.stop
+        words = self.packed[rows, start * self.bits // 32 : -(-stop * self.bits // 32)].contiguous()
+        scale = scale_part(self.scale[rows], columns, self.shape[1]).contiguous()
+        return PackedWeight(words, scale, (words.shape[0], stop - start), self.bits, self.code)
+
     @cached_property
     def problem(self) -> str:
         """Describe the first mismatch between tensors and shape; empty if there is none. Checked once."""
@@ -58,6 +66,15 @@ class PackedWeight:
         if not packed.is_contiguous() or not scale.is_contiguous() or packed.device != scale.device:
             return "tensors that are not contiguous"
         return ""
+
+
+def scale_part(scale: Tensor, columns: slice, inputs: int) -> Tensor:
+    """Return the scales [out, groups] of some columns of a matrix with ``inputs`` columns."""
+    if scale.shape[1] == 1:
+        return scale
+    size, start, count = inputs // scale.shape[1], columns.start, columns.stop - columns.start
+    each = math.gcd(size, start, count)
+    return scale[:, torch.arange(start, columns.stop, each, device=scale.device) // size]
 
 
 def pack(q: Tensor, bits: int) -> Tensor:
