@@ -41,7 +41,9 @@ class QuantizedLinear(Projection):
         """Return the parameters as a matrix, cached while they are the same so that it is checked once."""
         packed, scale, held = self.weight_packed, self.weight_scale, self._held
         if held is None or held.packed is not packed or held.scale is not scale:
-            self._held = held = PackedWeight(packed, scale, (self.out_features, self.in_features), self.scheme.bits)
+            self._held = held = PackedWeight(
+                packed, scale, (self.out_features, self.in_features), self.scheme.bits, self.scheme.code
+            )
         return held
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,13 +60,14 @@ class QuantizedLinear(Projection):
         """Take a matrix of a file, called ``name``, that has our integers and scales. Raises CheckpointError."""
         scale = self.checked(f"{name}_scale", packed.scale)
         words = packed.packed[: self.out_features]
-        self.fill(PackedWeight(words.to(device), scale.to(device), (self.out_features, self.in_features), packed.bits))
+        shape = self.out_features, self.in_features
+        self.fill(PackedWeight(words.to(device), scale.to(device), shape, packed.bits, packed.code))
 
     def checked(self, name: str, tensor: Tensor) -> Tensor:
         """Return a file's tensor for the parameter ``name``, cut to the rows of config.json.
 
-        Fine-tuning may have added rows. Raises CheckpointError, with the name, for scales that are not positive numbers
-        and for the ``weight_shape`` of another matrix.
+        Fine-tuning may have added rows. Raises CheckpointError, with the name, for scales of integers that are not
+        positive numbers and for the ``weight_shape`` of another matrix.
         """
         attribute = name.rpartition(".")[2]
         if attribute == "weight_shape":
@@ -76,7 +79,8 @@ class QuantizedLinear(Projection):
                 )
             return torch.tensor((self.out_features, self.in_features))
         tensor = tensor[: self.out_features]
-        if attribute == "weight_scale" and not bool((torch.isfinite(tensor) & (tensor > 0)).all()):
+        is_integer = self.scheme.code == "int"  # other tools' scales may be zero where all weights are
+        if attribute == "weight_scale" and is_integer and not bool((torch.isfinite(tensor) & (tensor > 0)).all()):
             raise CheckpointError(
                 f"{name} holds scales that are not positive numbers: the file is damaged", DAMAGED_HINT
             )
