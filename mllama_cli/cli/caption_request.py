@@ -45,9 +45,10 @@ class CaptionInput:
     ] = None
     null: Annotated[bool, input_option("-0", "--null", help="Input paths are NUL-separated (find -print0).")] = False
     recursive: Annotated[bool, input_option("-r", "--recursive", help="Recurse into subfolders.")] = False
-    glob: Annotated[str | None, input_option(metavar="PATTERN", help="In folders, only files whose name matches.")] = (
-        None
-    )
+    glob: Annotated[
+        str | None,
+        input_option(metavar="PATTERN", help="In folders, only files whose name matches (default: all pictures)."),
+    ] = None
     shard: Annotated[
         str | None,
         input_option(metavar="I/N", help="Only part I of N disjoint parts, for several GPUs or machines."),
