@@ -5,7 +5,6 @@ import subprocess
 import sys
 import zlib
 from contextlib import suppress
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
@@ -17,14 +16,12 @@ from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError, ImageNotFoundError, MllamaError, UsageError
 from mllama_cli.processing.documents import Excerpt, crop_image, read_images, read_source
 from mllama_cli.processing.images import open_image
+from tests.documents import DOCUMENTS, needs_pdf
 from tests.processing.pdf_files import pdf_of, pdf_with_picture
 from tests.processing.pictures import file_of, noise
 
-DOCUMENTS = Path(__file__).parents[1] / "data/documents"
 LETTER = DOCUMENTS / "letter.pdf"
 RED, GREEN, BLUE = (255, 0, 0), (0, 160, 0), (0, 0, 255)
-
-needs_pdf = pytest.mark.skipif(not find_spec("pypdfium2"), reason="pypdfium2, of the extra pdf, is not installed")
 
 
 def saved(folder: Path, data: bytes, name: str = "a.pdf") -> str:
