@@ -246,3 +246,12 @@ def test_a_number_of_frames_that_cannot_be(frames: int) -> None:
 def test_pages_that_cannot_be() -> None:
     with pytest.raises(UsageError, match="pages must be like"):
         read_images(str(LETTER), pages="two")
+
+
+@needs_pdf
+def test_a_document_that_needs_much_memory_is_read_in_its_turn(tmp_path: Path) -> None:
+    path = tmp_path / "large.pdf"
+    path.write_bytes(pdf_of() + b"%" + bytes(200_000_000))
+    assert len(read_images(str(path))) == 1
+    path.write_bytes(pdf_with_picture(10_000, 10_000, zlib.compress(bytes(100_000_000), 1)))
+    assert open_image(read_images(str(path))[0]).size == (1120, 560)
