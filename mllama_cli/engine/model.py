@@ -10,6 +10,7 @@ from mllama_cli.core.config import GenerationConfig, MllamaConfig
 from mllama_cli.core.events import Event
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.cuda.backend import CapturedDecoder
+from mllama_cli.engine.cuda.leading import LeadingDecoder
 from mllama_cli.engine.device import choose_devices, free_bytes, make_current
 from mllama_cli.engine.forward import PREFILL_CHUNK, Decoder, Network
 from mllama_cli.engine.parallel.exchange import connect
@@ -19,6 +20,7 @@ from mllama_cli.engine.parallel.team import Team
 from mllama_cli.engine.vision import VisionEncoder
 from mllama_cli.engine.weights.loader import StoredWeights
 from mllama_cli.engine.weights.memory import choose_prefill_chunk
+from mllama_cli.engine.weights.opening import CheckpointOpening
 from mllama_cli.model.cache import KVCache
 from mllama_cli.model.layers import set_exact
 from mllama_cli.processing.grammar import Constraint, GrammarTokenizer
@@ -56,7 +58,7 @@ class LoadedModel:
         """Prompt tokens for each forward pass, as the memory that is left allows."""
         self.team = team
         self.vision = VisionEncoder(network, processor, device, team)
-        self.decoder = CapturedDecoder(network, dtype, device) if device.type == "cuda" else Decoder(network)
+        self.decoder = _decoder(network, dtype, device, team)
 
     @classmethod
     def from_folder(
@@ -94,8 +96,7 @@ class LoadedModel:
         weights = StoredWeights(opened, chosen, dtype, quantize, adapters, share)
         set_exact(opened.network, exact)
         if team is not None:
-            text = weights.config.text_config
-            team.open(folder, text, dtype=dtype, quantize=quantize, exact=exact, adapters=adapters)
+            team.open(CheckpointOpening(folder, dtype, quantize, exact, tuple(adapters)), weights.config.text_config)
             connect(opened.network, team.group)
             lead(opened.network, team)
         return cls(
@@ -166,3 +167,9 @@ class LoadedModel:
             self.team.wait()
         free = free_bytes(self.device) if self.device.type == "cuda" else 0
         self.prefill_chunk = choose_prefill_chunk(self.config, self.dtype.itemsize, self.device.type, free)
+
+
+def _decoder(network: Network, dtype: torch.dtype, device: torch.device, team: Team | None) -> Decoder:
+    if device.type != "cuda":
+        return Decoder(network)
+    return CapturedDecoder(network, dtype, device) if team is None else LeadingDecoder(network, dtype, device, team)

@@ -58,6 +58,8 @@ class LeadingVocabulary(VocabularyOfRanks):
         self._team = team
 
     def __call__(self, product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if self._team.inside:
+            return super().__call__(product, x)
         x = x.contiguous()
         with self._team.together("logits", tuple(x.shape)):
             self.group.broadcast(x)
