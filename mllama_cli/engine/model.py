@@ -13,8 +13,7 @@ from mllama_cli.engine.cuda.backend import CapturedDecoder
 from mllama_cli.engine.cuda.leading import LeadingDecoder
 from mllama_cli.engine.device import choose_devices, free_bytes, make_current
 from mllama_cli.engine.forward import PREFILL_CHUNK, Decoder, Network
-from mllama_cli.engine.parallel.exchange import connect
-from mllama_cli.engine.parallel.leading import LeadingCache, lead
+from mllama_cli.engine.parallel.leading import LeadingCache, share_out
 from mllama_cli.engine.parallel.plan import WHOLE, require_divisible
 from mllama_cli.engine.parallel.team import Team
 from mllama_cli.engine.vision import VisionEncoder
@@ -97,8 +96,7 @@ class LoadedModel:
         set_exact(opened.network, exact)
         if team is not None:
             team.open(CheckpointOpening(folder, dtype, quantize, exact, tuple(adapters)), weights.config.text_config)
-            connect(opened.network, team.group)
-            lead(opened.network, team)
+            share_out(opened.network, team)
         return cls(
             opened.network,
             weights.config,

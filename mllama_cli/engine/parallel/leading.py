@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Sequence
 import torch
 from torch import Tensor, nn
 
-from mllama_cli.engine.parallel.exchange import VocabularyOfRanks
+from mllama_cli.engine.parallel.exchange import VocabularyOfRanks, connect
 from mllama_cli.engine.parallel.team import Team
 from mllama_cli.model.cache import CrossCache, CrossKVCache, KVCache, LayerKV
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
@@ -90,8 +90,9 @@ def join_images(team: Team, batch: Sequence[Sequence[list[LayerKV]]]) -> CrossKV
     return joined
 
 
-def lead(network: MllamaForConditionalGeneration | MllamaForCausalLM, team: Team) -> None:
-    """Let what runs a network on rank 0 run it on all ranks."""
+def share_out(network: MllamaForConditionalGeneration | MllamaForCausalLM, team: Team) -> None:
+    """Let what runs a network that is cut, on rank 0, run it on all ranks."""
+    connect(network, team.group)
     leading = LeadingTextModel(network.language_model, team)
     if isinstance(network, MllamaForConditionalGeneration):
         network.model.language_model = leading
