@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from mllama_cli.core.errors import MemoryShortageError
 from mllama_cli.engine.forward import Network
 from mllama_cli.engine.parallel.plan import Share
 from mllama_cli.engine.weights.loader import StoredWeights
@@ -40,3 +41,12 @@ class CheckpointOpening:
         weights = StoredWeights(opened, device, self.dtype, self.quantize, self.adapters, share)
         set_exact(opened.network, self.exact)
         return OpenedShare(opened.network, weights.dtype, weights)
+
+    def fits(self, share: Share, device: torch.device) -> bool:
+        """Return whether a rank's share fits a GPU; its embeddings may be in host memory, but no vision tower."""
+        weights = self(share, device).weights
+        assert weights is not None
+        try:
+            return not weights.choose_plan({"text", "vision"}).vision
+        except MemoryShortageError:
+            return False
