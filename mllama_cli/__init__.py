@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mllama_cli.model.text import MllamaForCausalLM as MllamaForCausalLM
     from mllama_cli.model.text import MllamaTextModel as MllamaTextModel
     from mllama_cli.model.vision import MllamaVisionModel as MllamaVisionModel
+    from mllama_cli.processing.documents import read_images as read_images
     from mllama_cli.processing.image_processor import MllamaImageProcessor as MllamaImageProcessor
     from mllama_cli.processing.processor import MllamaProcessor as MllamaProcessor
     from mllama_cli.processing.sources import read_image as read_image
@@ -54,6 +55,7 @@ _NAMES = {
     "model.mllama": "MllamaForConditionalGeneration MllamaModel",
     "model.text": "MllamaForCausalLM MllamaTextModel",
     "model.vision": "MllamaVisionModel",
+    "processing.documents": "read_images",
     "processing.image_processor": "MllamaImageProcessor",
     "processing.processor": "MllamaProcessor",
     "processing.sources": "read_image",

@@ -39,6 +39,7 @@ PROMISED = [
     "__version__",
     "load",
     "read_image",
+    "read_images",
 ]
 
 

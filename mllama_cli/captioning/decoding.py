@@ -68,14 +68,15 @@ class DecodingPool:
         source = iter(jobs)
         while True:
             while len(ahead) < self._in_flight and (job := next(source, None)) is not None:
-                ahead.append((job, self._threads.submit(self._decode, job.entry.path, config, canvases)))
+                ahead.append((job, self._threads.submit(self._decode, job.entry, config, canvases)))
             if not ahead:
                 return
             with defer_interrupts():
                 wait([ahead[0][1]], POLL_SECONDS)
             yield ahead.popleft() if ahead[0][1].done() else None
 
-    def _decode(self, path: str, config: ImageProcessorConfig, canvases: bool) -> MeasuredImage:
-        image = self._decoder.decode_file(path, config) if canvases else self._decoder.measure_file(path, config)
+    def _decode(self, entry: ImageEntry, config: ImageProcessorConfig, canvases: bool) -> MeasuredImage:
+        decode = self._decoder.decode_file if canvases else self._decoder.measure_file
+        image = decode(entry.path, config, entry.page)
         _ = image.digest  # computed in this thread, kept by the image
         return image

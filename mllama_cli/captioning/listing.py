@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
+from mllama_cli.captioning.pdf_pages import PageCounter, has_pdf_name
 from mllama_cli.core.errors import ImageNotFoundError, UsageError
 from mllama_cli.core.text import natural_key
+from mllama_cli.processing.documents import split_source
 from mllama_cli.processing.sources import is_image_file
 from mllama_cli.system.files import expanded, is_folder
 from mllama_cli.system.patterns import has_image_name, matches
@@ -18,13 +20,20 @@ _TEXT_SUFFIXES = (".txt", ".caption", ".tags", ".json", ".jsonl", ".csv", ".tsv"
 
 @dataclass(frozen=True, slots=True)
 class ImageEntry:
-    """An image file. ``key`` is its path relative to the folder that the user named.
+    """An image file, or a page of a PDF document, whose ``path`` is like ``scan.pdf#2``.
 
-    Shards are made by key, since the same folder may have another path on another machine.
+    ``key`` is the path relative to the folder that the user named. Shards are made by key, since the same folder may
+    have another path on another machine.
     """
 
     path: str
     key: str
+    page: int = 0
+    """From 1; 0 for an image file."""
+
+    @property
+    def file(self) -> str:
+        return self.path.removesuffix(f"#{self.page}") if self.page else self.path
 
     @property
     def folder(self) -> str:
@@ -36,7 +45,7 @@ class ImageEntry:
 
     @property
     def stem(self) -> str:
-        return os.path.splitext(self.name)[0]
+        return os.path.splitext(os.path.basename(self.file))[0]
 
 
 @dataclass(frozen=True)
@@ -59,12 +68,14 @@ class CaptionPlan:
 class Listing:
     """Images in order, and subfolders that could not be listed, each with the reason.
 
-    ``left_out`` are the files in folders that are images, but whose names do not end like one's.
+    ``left_out`` are the files in folders that are images, but whose names do not end like one's; ``documents`` are the
+    PDF documents in folders, which are captioned only if they are named.
     """
 
     entries: list[ImageEntry]
     unreadable: list[tuple[str, str]]
     left_out: list[str] = field(default_factory=list)
+    documents: list[str] = field(default_factory=list)
 
     def plan(self, is_done: Callable[[ImageEntry], bool]) -> CaptionPlan:
         """Return a plan without the images that are done."""
@@ -77,6 +88,8 @@ def find_images(
 ) -> Listing:
     """Return all images in ``paths`` (files, folders, glob patterns) and in a list of files, in the order given.
 
+    A PDF document that is named, also by a pattern that ends in .pdf, yields its pages, or those after a # of its name.
+
     Folders yield their image files, by suffix, naturally sorted, without hidden files and folders. With ``recursive``,
     a folder that a link leads back to is visited once. ``pattern`` keeps the files in folders whose name matches. A
     listed file may have any name and need not exist: a missing one fails later, so that one bad line does not stop a
@@ -86,25 +99,25 @@ def find_images(
         ImageNotFoundError: a path does not exist, or a glob matches nothing.
         UsageError: there are no images at all.
     """
-    search = _Search(recursive, pattern)
     found: dict[str, ImageEntry] = {}
-    for path in paths:
-        for entry in search.named(path):
-            found.setdefault(_same(entry.path), entry)
-    for path in listed:
-        if "\0" in path:
-            search.unreadable.append((path, "a path cannot contain a NUL"))
-            continue
-        for entry in search.below(path) if is_folder(path) else [ImageEntry(path, path)]:
-            found.setdefault(_same(entry.path), entry)
+    with PageCounter() as counter:
+        search = _Search(recursive, pattern, counter)
+        for path in paths:
+            for entry in search.named(path):
+                found.setdefault(_same(entry.path), entry)
+        for path in listed:
+            for entry in search.listed(path):
+                found.setdefault(_same(entry.path), entry)
     if not found and not search.unreadable:
         where = ", ".join(paths) or "the list"
         hint = "" if recursive or not paths else " -r recurses into subfolders."
         if search.left_out:
             hint += f" {search.left_out[0]} is one by its content: name such files themselves, or rename them."
+        if search.documents:
+            hint += f" {search.documents[0]} is a PDF document: name it, or add --glob '*.pdf'."
         raise UsageError(f"There are no pictures in {where}", f"Pictures are files such as .jpg and .png.{hint}")
     left_out = [path for path in search.left_out if _same(path) not in found]
-    return Listing(list(found.values()), search.unreadable, left_out)
+    return Listing(list(found.values()), search.unreadable, left_out, search.documents)
 
 
 def shard_of(entries: Sequence[ImageEntry], index: int, count: int) -> list[ImageEntry]:
@@ -122,27 +135,52 @@ def read_list(text: str, *, nul: bool = False) -> list[str]:
 
 
 class _Search:
-    def __init__(self, recursive: bool, pattern: str | None) -> None:
+    def __init__(self, recursive: bool, pattern: str | None, counter: PageCounter) -> None:
         self.recursive, self.pattern = recursive, pattern
         self.unreadable: list[tuple[str, str]] = []
         self.left_out: list[str] = []
+        self.documents: list[str] = []
+        self._counter = counter
+        self._with_documents = pattern is not None and has_pdf_name(pattern)
 
     def named(self, path: str) -> Iterator[ImageEntry]:
-        named = str(expanded(path))
-        if is_folder(named):
+        file, selection = split_source(path)
+        named = str(expanded(file))
+        if is_folder(named) and not selection:
             yield from self.below(named)
         elif os.path.lexists(named):
-            yield ImageEntry(named, os.path.basename(named))
-        elif (found := matches(path)) is not None:
+            yield from self._pages(named, os.path.basename(named), selection)
+        elif (found := matches(file)) is not None:
             if not found:
                 raise ImageNotFoundError(f"{path} matches nothing", "Check the pattern.")
             for match in found:
                 if is_folder(match):
                     yield from self.below(match)
-                elif has_image_name(match):
-                    yield ImageEntry(match, match)
+                elif has_image_name(match) or (has_pdf_name(match) and has_pdf_name(file)):
+                    yield from self._pages(match, match, selection)
         else:
             raise ImageNotFoundError(f"no such picture or folder: {path}", "Check the path.")
+
+    def listed(self, path: str) -> Iterator[ImageEntry]:
+        """Yield the images of a line of a list, whose mistakes do not stop the others."""
+        if "\0" in path:
+            self.unreadable.append((path, "a path cannot contain a NUL"))
+        elif is_folder(path):
+            yield from self.below(path)
+        else:
+            file, selection = split_source(path)
+            if not has_pdf_name(file):
+                yield ImageEntry(path, path)
+                return
+            try:
+                yield from self._pages(file, file, selection)
+            except UsageError as error:
+                self.unreadable.append((path, error.message))
+
+    def _pages(self, path: str, key: str, selection: str = "") -> Iterator[ImageEntry]:
+        """Yield an image, or the pages of a document. Raise UsageError for a selection that does not fit it."""
+        for page in self._counter.pages(path, selection):
+            yield ImageEntry(f"{path}#{page}", f"{key}#{page}", page) if page else ImageEntry(path, key)
 
     def below(self, folder: str) -> Iterator[ImageEntry]:
         try:
@@ -164,12 +202,14 @@ class _Search:
                     folders.append(entry.name)
                 elif self.pattern is not None and not fnmatch(entry.name, self.pattern):
                     continue
-                elif has_image_name(entry.name):
+                elif has_image_name(entry.name) or (self._with_documents and has_pdf_name(entry.name)):
                     files.append(entry.name)
+                elif has_pdf_name(entry.name):
+                    self.documents.append(_join(folder, entry.name))
                 elif _is_misnamed_image(path := _join(folder, entry.name)):
                     self.left_out.append(path)
         for name in sorted(files, key=natural_key):
-            yield ImageEntry(_join(folder, name), below + name)
+            yield from self._pages(_join(folder, name), below + name)
         for name in sorted(folders, key=natural_key) if self.recursive else ():
             inner = _join(folder, name)
             try:

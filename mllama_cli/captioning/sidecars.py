@@ -26,23 +26,25 @@ def sidecar_paths(entries: Sequence[ImageEntry], extension: str) -> tuple[Mappin
     """Return the caption file of each image, by the image's path, and the number of images whose names collided.
 
     ``photo.jpg`` has ``photo.txt``. Where several images would share one file (photo.jpg and photo.png; on some disks
-    Photo.jpg too), each caption file starts with the image's full name: ``photo.jpg.txt``, ``photo.png.txt``.
+    Photo.jpg too), each caption file starts with the image's full name: ``photo.jpg.txt``, ``photo.png.txt``. The
+    second page of ``scan.pdf`` has ``scan.p2.txt``.
     """
     full: set[str] = set()
     while True:
         users: defaultdict[str, list[str]] = defaultdict(list)
         for entry in entries:
-            users[_sidecar(entry.path, extension, full=entry.path in full).casefold()].append(entry.path)
+            users[_sidecar(entry, extension, full=entry.path in full).casefold()].append(entry.path)
         # A full name may collide in turn: photo.jpg.txt is also the caption file of photo.jpg.png.
         shared = {path for paths in users.values() if len(paths) > 1 for path in paths} - full
         if not shared:
             break
         full |= shared
-    return {each.path: _sidecar(each.path, extension, full=each.path in full) for each in entries}, len(full)
+    return {each.path: _sidecar(each, extension, full=each.path in full) for each in entries}, len(full)
 
 
-def _sidecar(path: str, extension: str, *, full: bool) -> str:
-    return (path if full else os.path.splitext(path)[0]) + extension
+def _sidecar(entry: ImageEntry, extension: str, *, full: bool) -> str:
+    name = entry.file if full else os.path.splitext(entry.file)[0]
+    return f"{name}.p{entry.page}{extension}" if entry.page else name + extension
 
 
 class Sidecars:
@@ -193,7 +195,7 @@ class _SidecarLease:
 def stamp(entry: ImageEntry) -> str:
     """Identify an image's content without reading it: its size and modification time. Empty if it cannot be found."""
     try:
-        status = os.stat(entry.path)
+        status = os.stat(entry.file)
     except OSError:
         return ""
     return f"{status.st_size}:{status.st_mtime_ns}"

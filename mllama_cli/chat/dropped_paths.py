@@ -6,7 +6,8 @@ For each word of the message (quotes and backslashes hold a word together, as in
   my\\ photo.jpg, file:///a/b%20c.png, C:\\Users\\me\\d.jpg. So is an http(s) URL whose path has an image suffix.
 - A word with an image suffix that can only be a path (it has a folder in it, begins with ~ or ., is a file: URL, is
   quoted or escaped, or is the whole message) but names no file is an error: it is never sent as text.
-- A word of any other suffix that can only be a path is attached if the file is an image by its content.
+- A word of any other suffix that can only be a path is attached if the file is an image or a PDF by its content.
+- PDF documents and videos count as images, and a name may be followed by what is meant of it: report.pdf#2-4.
 - Any other word is text: a bare "figure.png" that does not exist, folders, files of other kinds.
 """
 
@@ -16,8 +17,9 @@ from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
 from mllama_cli.core.errors import ImageNotFoundError
-from mllama_cli.core.filetypes import IMAGE_SUFFIXES
-from mllama_cli.processing.sources import is_image_file
+from mllama_cli.core.filetypes import DOCUMENT_SUFFIXES, IMAGE_SUFFIXES, document_format, looks_like_image
+from mllama_cli.core.selection import is_selection, split_selection
+from mllama_cli.processing.sources import read_head
 from mllama_cli.system.files import expanded, is_file, is_folder
 
 MAX_SEARCHED = 1_000_000
@@ -140,7 +142,7 @@ def _as_file(word: str) -> str | None:
     path = _local(word)
     # macOS puts a narrow no-break space before AM and PM in screenshot names; some pastes lose it.
     for variant in (path, re.sub(r" (?=[AP]M\b)", "\u202f", path)):
-        if is_file(expanded(variant)):
+        if any(is_file(expanded(each)) for each in (variant, split_selection(variant)[0])):
             return variant
     return None
 
@@ -148,7 +150,11 @@ def _as_file(word: str) -> str | None:
 def _as_misnamed(word: str) -> str | None:
     """Return the path of an image whose name does not end like one's."""
     path = _local(word)
-    return path if path and is_image_file(expanded(path)) else None
+    for each in dict.fromkeys((path, split_selection(path)[0])) if path else ():
+        head = read_head(expanded(each))
+        if looks_like_image(head) or ((form := document_format(head)) is not None and form.kind == "pdf"):
+            return path
+    return None
 
 
 def _hint(word: str) -> str:
@@ -162,9 +168,12 @@ def _local(word: str) -> str:
     if not word.lower().startswith("file:"):
         return word
     try:
-        path = unquote(urlsplit(word).path)
+        parts = urlsplit(word)
+        path = unquote(parts.path)
     except ValueError:  # file://[x.png
         return word
+    if is_selection(parts.fragment):
+        path += f"#{parts.fragment}"
     # file:///C:/Users/...
     return path[1:] if re.match(r"^/[A-Za-z]:/", path) else path
 
@@ -180,8 +189,11 @@ def _only_a_path(word: str) -> bool:
 
 
 def _looks_like_image(word: str) -> bool:
-    stem, dot, suffix = word.rpartition(".")
-    return bool(stem) and f"{dot}{suffix}".lower() in IMAGE_SUFFIXES and not stem.endswith("/")
+    for each in (word, split_selection(word)[0]):
+        stem, dot, suffix = each.rpartition(".")
+        if stem and f"{dot}{suffix}".lower() in (*IMAGE_SUFFIXES, *DOCUMENT_SUFFIXES) and not stem.endswith("/"):
+            return True
+    return False
 
 
 def _tidy(text: str) -> str:

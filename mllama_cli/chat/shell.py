@@ -87,31 +87,43 @@ class Shell:
 
     def attach(self, *sources: str) -> "list[PreparedImage]":
         """Attach images by path or URL, all or none, and show their thumbnails."""
-        from mllama_cli.processing.sources import read_image
+        from mllama_cli.processing.documents import read_source
+        from mllama_cli.processing.limits import MAX_IMAGES
 
-        images = []
+        images: list[PreparedImage] = []
         with StatusLine(self.terminal) as status:
             for source in sources:
                 if "://" in source:
                     status.show(f"Fetching {source}")
-                images.append(self.dialogue.prepare(read_image(source)))
+                room = MAX_IMAGES - len(self.dialogue.attachments) - len(images)
+                images += map(self.dialogue.prepare, read_source(source, room=room).images)
         return self.attach_images(images)
 
     def attach_images(self, images: Iterable[ImagePart]) -> "list[PreparedImage]":
         """Attach images and show their thumbnails side by side."""
         first = len(self.dialogue.attachments) + 1
         attached = [self.dialogue.attach(image) for image in images]
-        if self.display.preview and attached:
+        self._show_thumbnails(attached, first)
+        return attached
+
+    def replace_image(self, index: int, image: ImagePart) -> "PreparedImage":
+        """Put an image in the place of an attached one, and show its thumbnail."""
+        prepared = self.dialogue.prepare(image)
+        self.dialogue.attachments[index] = prepared
+        self._show_thumbnails([prepared], index + 1)
+        return prepared
+
+    def _show_thumbnails(self, images: "list[PreparedImage]", first: int) -> None:
+        if self.display.preview and images:
             from mllama_cli.terminal.graphics import Thumbnail, show_thumbnails
 
             show_thumbnails(
                 self.terminal,
                 [
                     Thumbnail(image.canvas.image(), f"{number} {short_name(image.name)}")
-                    for number, image in enumerate(attached, first)
+                    for number, image in enumerate(images, first)
                 ],
             )
-        return attached
 
     def show_image(self, image: "PreparedImage") -> None:
         """Draw an image in the terminal, large."""

@@ -10,6 +10,7 @@ from mllama_cli.captioning.listing import Listing, find_images, read_list, shard
 from mllama_cli.cli.caption_request import CaptionInput
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.text import as_number, shown
+from mllama_cli.processing.documents import split_source
 from mllama_cli.system.files import expanded, is_file
 from mllama_cli.system.text_file import MAX_LIST_BYTES, decode, read_file, read_stream
 
@@ -35,12 +36,18 @@ def find_inputs(inputs: CaptionInput) -> FoundInputs:
     if part is not None:
         first = part[0] == 1
         listing = Listing(
-            shard_of(listing.entries, *part), listing.unreadable if first else [], listing.left_out if first else []
+            shard_of(listing.entries, *part),
+            listing.unreadable if first else [],
+            listing.left_out if first else [],
+            listing.documents if first else [],
         )
     return FoundInputs(
         listing,
         roots=(*(os.path.realpath(expanded(path)) for path in named), *list_digest, str(part)),
-        single_file=len(named) == 1 and not listed and is_file(expanded(named[0])),
+        single_file=len(named) == 1
+        and not listed
+        and len(listing.entries) == 1
+        and is_file(expanded(split_source(named[0])[0])),
     )
 
 

@@ -38,7 +38,7 @@ class CaptionInput:
 
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PATH", help="Folders, pictures or globs; - reads a list of paths from stdin."),
+        typer.Argument(metavar="PATH", help="Folders, pictures, PDFs or globs; - reads a list of paths from stdin."),
     ] = None
     files_from: Annotated[
         str | None, input_option(metavar="FILE", help="A list of paths, one per line (- for stdin).")

@@ -22,7 +22,7 @@ from mllama_cli.cli.common import ExitStatus, error_fields, load_settings, usage
 from mllama_cli.cli.options import ComputeOptions, adapter_folders
 from mllama_cli.core.caption_events import Captioned, CaptionEvent, CaptionFailed, CaptionsPlanned, Existing
 from mllama_cli.core.errors import MllamaError, UsageError
-from mllama_cli.system.files import expanded, resolved
+from mllama_cli.system.files import expanded, is_file, resolved
 from mllama_cli.system.safe_files import UnsafeFileError, open_marked
 from mllama_cli.terminal.caption_view import CaptionView
 from mllama_cli.terminal.console import Terminal
@@ -45,6 +45,9 @@ def run_captions(request: CaptionRequest) -> None:
             f"Left out {left_out[0]}{others}: pictures whose names do not end like a picture's. "
             "Name such files themselves, or rename them."
         )
+    if documents := inputs.listing.documents:
+        others = f" and {len(documents) - 1} more" if len(documents) > 1 else ""
+        terminal.note(f"Left out {documents[0]}{others}: PDF documents. Name them, or add --glob '*.pdf'.")
     answerers = Answerers(terminal, request.compute, request.sharing, load_settings(), verbose=request.display.verbose)
     model = answerers.choose()
     sampling = request.answer_sampling
@@ -209,11 +212,13 @@ class _Printer:
     def _show(self, event: Captioned, view: CaptionView) -> None:
         from mllama_cli.core.config import ImageProcessorConfig
         from mllama_cli.processing.decoding import decode_image
-        from mllama_cli.processing.sources import read_image
+        from mllama_cli.processing.documents import read_images
         from mllama_cli.terminal.graphics import show_preview
 
         try:
-            image = decode_image(read_image(Path(event.record.path)), ImageProcessorConfig()).canvas.image()
+            path = event.record.path  # a page of a document is no file
+            (part,) = read_images(Path(path) if is_file(path) else path)
+            image = decode_image(part, ImageProcessorConfig()).canvas.image()
         except MllamaError:  # deleted since
             return
         with view.paused():

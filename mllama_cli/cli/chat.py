@@ -41,7 +41,7 @@ def chat(
     saved = find_chat(saving.resume, last=saving.resume_last)
     interactive = request.is_interactive(terminal)
     if interactive:
-        question = Question(raw_images=read_images(asked.image or [], terminal))
+        question = Question(raw_images=read_images(asked, terminal))
     else:
         asked = replace(asked, system=request.system(saved))
         question = build_question(asked, terminal, before=saved.whole if saved else None)

@@ -15,6 +15,7 @@ from mllama_cli.cli import complete
 from mllama_cli.cli.grammar_options import GrammarOptions
 from mllama_cli.cli.options import SamplingOptions, Verbose, input_option, output_option
 from mllama_cli.core.sampling import Sampling
+from mllama_cli.processing.limits import MAX_IMAGES
 
 if TYPE_CHECKING:
     from mllama_cli.chat.storage.saved import SavedChat
@@ -40,8 +41,16 @@ class ChatInput:
             "-a",
             "--attachment",
             metavar="IMAGE",
-            help="A picture: a path, a pattern ('photos/*.jpg'), an http(s) or data: URL, or - for stdin (repeatable).",
+            help="A picture, PDF or video: a path, a pattern ('photos/*.jpg'), an http(s) or data: URL, or - for stdin "
+            "(repeatable). After a #: pages (a.pdf#2-4), times (a.mp4#0:10-0:20), a crop (a.jpg#x,y,width,height).",
         ),
+    ] = None
+    pages: Annotated[
+        str | None, input_option(metavar="PAGES", help="Pages of PDFs, such as 2-4 or 1,3,5 (default: all).")
+    ] = None
+    frames: Annotated[
+        int | None,
+        input_option(metavar="N", min=1, max=MAX_IMAGES, help="Frames of each video, spread evenly (default: 8)."),
     ] = None
     prompt: Annotated[
         str | None, input_option("-p", "--prompt", metavar="TEXT", help="The question, as an option.")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from mllama_cli.core.answerer import Prompt, RawPrompt
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
 from mllama_cli.core.errors import UsageError
-from mllama_cli.core.filetypes import IMAGE_SUFFIXES
+from mllama_cli.core.selection import split_selection
 from mllama_cli.system.files import expanded, is_file
+from mllama_cli.system.patterns import has_source_name
 from mllama_cli.system.text_file import MAX_PROMPT_BYTES, decode, read_stream
 from mllama_cli.terminal.console import Terminal
 
@@ -64,7 +65,7 @@ def build_question(asked: "ChatInput", terminal: Terminal, *, before: Conversati
     ``before`` is the saved chat that the question continues.
     """
     messages, system, raw = asked.messages, asked.system, asked.raw
-    words, images = _words(asked.words or []), asked.image or []
+    words, images = _words(asked.words or []), [split_selection(source)[0] for source in asked.image or []]
     if before is not None and (messages is not None or raw):
         raise UsageError(
             "A saved chat continues with a question, not with --messages or --raw", "Leave one of them out."
@@ -79,7 +80,7 @@ def build_question(asked: "ChatInput", terminal: Terminal, *, before: Conversati
             raise UsageError("--messages is a conversation: it takes no --system or --raw", "Put it into the file.")
         request = _request(messages, terminal)
         text = "\n\n".join(part for part in (asked.prompt or "", " ".join(words)) if part.strip())
-        conversation = _with_next(request.conversation, text, read_images(images, terminal), messages)
+        conversation = _with_next(request.conversation, text, read_images(asked, terminal), messages)
         if conversation.prefill and asked.prefill:
             raise UsageError(
                 f"--messages {messages} ends with the beginning of an answer, and so does --prefill",
@@ -90,7 +91,7 @@ def build_question(asked: "ChatInput", terminal: Terminal, *, before: Conversati
     parts = [_piped_text(terminal)] if not (asked.no_stdin or stdin_wanted) else []
     parts += [asked.prompt or "", " ".join(words)]
     text = "\n\n".join(part for part in parts if part.strip())
-    attached = read_images(images, terminal)
+    attached = read_images(asked, terminal)
     if not text and not attached:
         raise UsageError(
             "There is nothing to ask: no prompt, no image and no text on stdin",
@@ -143,7 +144,7 @@ def _with_next(conversation: Conversation, text: str, images: tuple[ImagePart, .
 def _words(words: Sequence[str]) -> Sequence[str]:
     # `-i *.jpg` gives only the first image to -i; the others arrive as words.
     for word in words:
-        if word.lower().endswith(IMAGE_SUFFIXES) and is_file(expanded(word)):
+        if has_source_name(word) and (is_file(expanded(word)) or is_file(expanded(split_selection(word)[0]))):
             raise UsageError(
                 f"{word} is an image, but it is where the question goes",
                 f"Write -i before each image (-i {word}), or quote the pattern: -i '*.jpg'",
@@ -163,18 +164,36 @@ def _piped_text(terminal: Terminal) -> str:
     return decode(data, "stdin", hint=hint).rstrip("\r\n")
 
 
-def read_images(sources: Sequence[str], terminal: Terminal) -> tuple[ImagePart, ...]:
-    """Return the images named on the command line, not yet decoded."""
-    if not sources:
-        return ()
-    from mllama_cli.chat.image_sources import expand_patterns
-    from mllama_cli.processing.sources import read_image
+def read_images(asked: "ChatInput", terminal: Terminal) -> tuple[ImagePart, ...]:
+    """Return the images named on the command line, not yet decoded, but pages of documents already drawn."""
+    from mllama_cli.processing.limits import MAX_IMAGES
 
-    if "-" in sources and terminal.stdin_is_tty:
-        raise UsageError("--image - reads an image from stdin, but stdin is the terminal", "Pipe one in: ... | mllama")
-    return tuple(
-        read_image(source, _binary_stdin(terminal) if source == "-" else None) for source in expand_patterns(sources)
-    )
+    read: list[ImagePart] = []
+    kinds = set()
+    if sources := asked.image or []:
+        from mllama_cli.chat.image_sources import expand_patterns
+        from mllama_cli.processing.documents import Excerpt, read_source, split_source
+
+        excerpt = Excerpt(asked.pages or "", asked.frames)
+        for source in expand_patterns(sources):
+            stdin = split_source(source)[0] == "-"
+            if stdin and terminal.stdin_is_tty:
+                raise UsageError(
+                    "--image - reads an image from stdin, but stdin is the terminal", "Pipe one in: ... | mllama"
+                )
+            found = read_source(
+                source, _binary_stdin(terminal) if stdin else None, excerpt=excerpt, room=MAX_IMAGES - len(read)
+            )
+            read += found.images
+            kinds.add(found.kind)
+    if asked.pages is not None and "pdf" not in kinds:
+        raise UsageError("--pages is for PDF documents, and there is none", "Name one: -i report.pdf --pages 2-4")
+    if asked.frames is not None and "video" not in kinds:
+        raise UsageError(
+            "--frames is for videos and animations, and there is none",
+            f"Name one: -i clip.mp4 --frames {asked.frames}, or -i anim.gif#all",
+        )
+    return tuple(read)
 
 
 def _request(source: str, terminal: Terminal) -> "MessagesRequest":

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from mllama_cli.core.errors import UsageError
-from mllama_cli.core.filetypes import IMAGE_SUFFIXES
 from mllama_cli.core.text import one_line, suggest
+from mllama_cli.system.patterns import has_source_name
 
 OTHER_NAMES = {
     "models": "list",
@@ -42,8 +42,8 @@ def unknown_command(words: list[str], commands: Iterable[str]) -> UsageError:
     word, rest = words[0], words[1:]
     if word in OTHER_NAMES:
         meant = f"mllama {OTHER_NAMES[word]} {shlex.join(rest)}".strip()
-    elif word.lower().endswith(IMAGE_SUFFIXES):
-        pictures = [each for each in words if each.lower().endswith(IMAGE_SUFFIXES)]
+    elif has_source_name(word):
+        pictures = [each for each in words if has_source_name(each)]
         question = [each for each in rest if each not in pictures] or ["What is this?"]
         flags = (part for each in pictures for part in ("-i", each))
         meant = f"mllama chat {shlex.join([*flags, *question])}"

@@ -1,6 +1,7 @@
-"""Table of the supported image formats. File suffixes, media types and messages are derived from it."""
+"""Tables of the supported image and document formats. File suffixes, media types and messages come from them."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,44 @@ IMAGE_FORMATS = (
     ImageFormat("HEIF", "pillow_heif", "image/heif", (".heif", ".heifs"), _brands(b"mif1", b"msf1")),
 )  # fmt: skip
 
+
+@dataclass(frozen=True, slots=True)
+class DocumentFormat:
+    """A format whose pages or frames are images.
+
+    Attributes:
+        kind: what reads it.
+        what: for messages.
+        demuxer: FFmpeg's name of a video's format.
+        suffixes: of file names.
+        magic: (offset, bytes) pairs, of which a file has one.
+    """
+
+    kind: Literal["pdf", "video"]
+    what: str
+    suffixes: tuple[str, ...]
+    magic: tuple[tuple[int, bytes], ...]
+    demuxer: str = ""
+
+
+DOCUMENT_FORMATS = (
+    DocumentFormat("pdf", "a PDF document", (".pdf",), ((0, b"%PDF-"), (3, b"%PDF-"))),
+    DocumentFormat(
+        "video", "a video", (".mp4", ".mov", ".m4v", ".3gp", ".3g2"),
+        ((4, b"ftyp"), (4, b"moov"), (4, b"mdat"), (0, b"\0\0\0\x08wide"), (0, b"\0\0\0\x08free")), "mov",
+    ),
+    DocumentFormat("video", "a video", (".mkv", ".webm"), ((0, b"\x1a\x45\xdf\xa3"),), "matroska"),
+    DocumentFormat("video", "a video", (".avi",), ((8, b"AVI LIST"),), "avi"),
+    DocumentFormat("video", "a video", (".ogv",), ((0, b"OggS"),), "ogg"),
+    DocumentFormat("video", "a video", (".flv",), ((0, b"FLV\1"),), "flv"),
+    DocumentFormat("video", "a video", (".wmv", ".asf"), ((0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"),), "asf"),
+    DocumentFormat("video", "a video", (".mpg", ".mpeg", ".vob"), ((0, b"\0\0\1\xba"),), "mpeg"),
+)  # fmt: skip
+
 IMAGE_SUFFIXES = tuple(suffix for row in IMAGE_FORMATS for suffix in row.suffixes)
+
+PDF_SUFFIXES = tuple(suffix for row in DOCUMENT_FORMATS if row.kind == "pdf" for suffix in row.suffixes)
+DOCUMENT_SUFFIXES = tuple(suffix for row in DOCUMENT_FORMATS for suffix in row.suffixes)
 
 *_first, _last = (row.name for row in IMAGE_FORMATS if row.common)
 FORMAT_NAMES = f"{', '.join(_first)} or {_last}"
@@ -74,6 +112,18 @@ FORMAT_NAMES = f"{', '.join(_first)} or {_last}"
 def image_format(data: bytes) -> ImageFormat | None:
     """Return the format by magic number, or None. Only decoding tells whether the rest is valid."""
     return next((row for row in IMAGE_FORMATS if row.matches(data)), None)
+
+
+def document_format(data: bytes) -> DocumentFormat | None:
+    """Return the format of a document or video by magic number; None for all else, images included.
+
+    >>> document_format(b"%PDF-1.7").what
+    'a PDF document'
+    """
+    if image_format(data) is not None:  # HEIC and AVIF begin as videos do
+        return None
+    found = (row for row in DOCUMENT_FORMATS if any(data[at : at + len(magic)] == magic for at, magic in row.magic))
+    return next(found, None)
 
 
 def looks_like_image(head: bytes) -> bool:

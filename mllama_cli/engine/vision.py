@@ -134,7 +134,8 @@ class ImageCache:
         """Encode an image, decoded unless ``tiles`` are given; yield the number of finished layers now and then."""
         if tiles is None:
             tiles = self._encoder.tiles(image)
-        layers = yield from self._encoder.steps(tiles.pixel_values, tiles.aspect_ratio_id)
+        pixels = tiles.pixel_values_on(self._encoder.device)
+        layers = yield from self._encoder.steps(pixels, tiles.aspect_ratio_id)
         self._add(image.digest, layers)
 
     def trim(self, kept: Collection[str] = ()) -> None:

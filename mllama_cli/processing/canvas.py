@@ -115,3 +115,26 @@ def fit_to_canvas(image: Size, canvas: Size, tile_size: int) -> Size:
     if scale_width < scale_height:
         return min(math.floor(height * scale_width) or 1, target_height), target_width
     return target_height, min(math.floor(width * scale_height) or 1, target_width)
+
+
+def largest_on_canvas(image: tuple[float, float], config: ImageProcessorConfig) -> float:
+    """Return the scale at which a page of this (height, width) is as large as any canvas allows.
+
+    >>> largest_on_canvas((840, 600), ImageProcessorConfig())  # 2 x 2 tiles: 1120 pixels high
+    1.3333333333333333
+    """
+    height, width = image
+    side = config.tile_size
+    return max(
+        min(high * side / height, wide * side / width) for high, wide in supported_aspect_ratios(config.max_image_tiles)
+    )
+
+
+def fitted(image: Image.Image, config: ImageProcessorConfig) -> Image.Image:
+    """Return an RGB image no larger than its canvas: what ``draw_canvas`` makes of it stays the same."""
+    side = config.tile_size
+    rows, columns = choose_canvas((image.height, image.width), supported_aspect_ratios(config.max_image_tiles), side)
+    height, width = fit_to_canvas((image.height, image.width), (rows * side, columns * side), side)
+    if width >= image.width and height >= image.height:
+        return image
+    return image.resize((width, height), Image.Resampling.BILINEAR)

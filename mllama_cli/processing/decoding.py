@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mllama_cli.processing.memory_budget import DecodingPlan
     from mllama_cli.processing.prepared import PreparedImage
 
-ImageT = TypeVar("ImageT")
+AnswerT = TypeVar("AnswerT")
 
 MAX_WORKERS = 16
 
@@ -80,17 +80,21 @@ class Decoder:
                 return image
         return self._decoded(image.name, image, config, seconds)
 
-    def decode_file(self, path: str, config: ImageProcessorConfig) -> "PreparedImage":
-        """Read an image file in a worker, too, and decode it. Raise MllamaError."""
-        return self._decoded(path, None, config, None)
+    def decode_file(self, path: str, config: ImageProcessorConfig, page: int = 0) -> "PreparedImage":
+        """Read an image file, or a page of a PDF document, in a worker, too, and decode it. Raise MllamaError."""
+        return self._decoded(path, None, config, None, page)
 
-    def measure_file(self, path: str, config: ImageProcessorConfig) -> MeasuredImage:
-        """Return an image file with its size, after a worker has decoded it without an error. Raise MllamaError."""
+    def measure_file(self, path: str, config: ImageProcessorConfig, page: int = 0) -> MeasuredImage:
+        """Return an image file with its size, after a worker has decoded it without an error. Raise MllamaError.
+
+        Of a PDF document that is the picture of a page, as PNG.
+        """
 
         def measured(answer: Mapping[str, Any], payload: bytes) -> MeasuredImage:
             return MeasuredImage(payload, path, width=answer["width"], height=answer["height"])
 
-        return self._asked(path, {"config": asdict(config), "canvas": False}, b"", self._seconds, measured)
+        request = {"config": asdict(config), "canvas": False, **_of_page(path, page)}
+        return self.ask(path, request, b"", measured)
 
     def start(self) -> None:
         """Start a worker ahead of the first image, without waiting for it."""
@@ -108,27 +112,32 @@ class Decoder:
             worker.kill()
 
     def _decoded(
-        self, name: str, image: ImagePart | None, config: ImageProcessorConfig, seconds: float | None
+        self, name: str, image: ImagePart | None, config: ImageProcessorConfig, seconds: float | None, page: int = 0
     ) -> "PreparedImage":
-        request: dict[str, Any] = {"config": asdict(config)}
+        request: dict[str, Any] = {"config": asdict(config), **_of_page(name, page)}
         if image is not None:
             request["bytes"] = len(image.data)
 
         def prepared(answer: Mapping[str, Any], payload: bytes) -> "PreparedImage":
             return _prepared(answer, payload, name, image, config)
 
-        data = b"" if image is None else image.data
-        return self._asked(name, request, data, self._seconds if seconds is None else seconds, prepared)
+        return self.ask(name, request, b"" if image is None else image.data, prepared, seconds=seconds)
 
-    def _asked(
+    def ask(
         self,
         name: str,
         request: Mapping[str, Any],
         data: bytes,
-        seconds: float,
-        read: Callable[[Mapping[str, Any], bytes], ImageT],
-    ) -> ImageT:
-        """Return what ``read`` makes of a worker's answer. Raise ImageError if it dies, or is late."""
+        read: Callable[[Mapping[str, Any], bytes], AnswerT],
+        *,
+        seconds: float | None = None,
+        if_late: str = "Save it again as PNG or JPEG, or make it smaller.",
+    ) -> AnswerT:
+        """Return what ``read`` makes of a worker's answer (``decoding_worker``) and the bytes that follow it.
+
+        Raise what the worker raises, and ImageError if it dies, or takes longer than ``seconds``, with a hint.
+        """
+        seconds = self._seconds if seconds is None else seconds
         with self._slots:
             for _ in range(2):  # once more, in case that the system killed the worker for another process's memory
                 with self._worker() as worker:
@@ -137,10 +146,7 @@ class Decoder:
                     except (_DiedError, OSError):
                         worker.kill()
                 if worker.is_late:
-                    raise ImageError(
-                        f"{name} takes longer than {seconds:g} seconds to read and decode",
-                        "Save it again as PNG or JPEG, or make it smaller.",
-                    )
+                    raise ImageError(f"{name} takes longer than {seconds:g} seconds to read and decode", if_late)
         raise ImageError(f"{name} crashes the image decoder", "The file may be damaged: try to save it again as PNG.")
 
     @contextmanager
@@ -174,8 +180,8 @@ class Decoder:
         request: Mapping[str, Any],
         data: bytes,
         seconds: float,
-        read: Callable[[Mapping[str, Any], bytes], ImageT],
-    ) -> ImageT:
+        read: Callable[[Mapping[str, Any], bytes], AnswerT],
+    ) -> AnswerT:
         answer, payload = worker.ask(request, data, seconds)
         if "large" in answer:
             with self._turn:
@@ -186,6 +192,11 @@ class Decoder:
             return read(answer, payload)
         except (ValueError, LookupError, TypeError) as error:  # its memory is damaged
             raise _DiedError from error
+
+
+def _of_page(path: str, page: int) -> dict[str, Any]:
+    """Return the fields of a request about a page of a document; none for ``page`` 0."""
+    return {"path": path.removesuffix(f"#{page}"), "page": page} if page else {}
 
 
 def _prepared(
@@ -200,7 +211,7 @@ def _prepared(
     count = math.prod(shape)
     height, width = answer["size"]
     canvas = Canvas(
-        np.frombuffer(payload, np.uint8, count).reshape(shape),
+        np.frombuffer(payload, np.uint8, count).reshape(shape).copy(),  # torch wants arrays that can be written to
         answer["columns"],
         answer["aspect_ratio_id"],
         (height, width),

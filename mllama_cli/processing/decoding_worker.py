@@ -1,8 +1,9 @@
 """Decode images in a process of its own: a decoder that crashes, hangs or takes all memory takes nothing else with it.
 
 Run as a script. A request on stdin is a line of JSON, and the bytes of the file unless its path is given. An answer on
-stdout is a line of JSON, and the canvas's pixels (and the file's bytes, if it was read here) unless it is an error. An
-image that takes much memory is announced first, and decoded once a line on stdin admits it.
+stdout is a line of JSON, and what was asked for unless it is an error: the canvas's pixels (and the file's bytes, if it
+was read here), or the pictures of a document. An image that takes much memory is announced first, and decoded once a
+line on stdin admits it.
 """
 
 import json
@@ -18,6 +19,7 @@ from typing import Any, BinaryIO
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError, MllamaError
+from mllama_cli.processing.images import Admit
 from mllama_cli.processing.limits import LARGE_PICTURE_BYTES, WORKER_BYTES
 from mllama_cli.processing.memory_budget import DecodingPlan
 from mllama_cli.processing.prepared import PreparedImage, prepare_image
@@ -58,25 +60,50 @@ def _receive(stdin: BinaryIO, requests: "SimpleQueue[Request]") -> None:
 
 def _answer(requests: "SimpleQueue[Request]", answers: BinaryIO) -> None:
     request, data = requests.get()
+    admitted = False
 
     def admit(plan: DecodingPlan) -> bool:
-        if plan.needed > LARGE_PICTURE_BYTES:
+        nonlocal admitted
+        if plan.needed > LARGE_PICTURE_BYTES and not admitted:
             _send(answers, {"large": True})
             requests.get()
+            admitted = True  # for all pages of a document
         return True
 
-    name = request["name"]
     try:
-        part = read_image(Path(name)) if "bytes" not in request else ImagePart(data, name)
-        image = prepare_image(part, ImageProcessorConfig(**request["config"]), admit)
+        head, *payload = _work(request, data, admit)
     except MemoryError:
+        name = request["name"]
         _send_error(answers, ImageError(f"{name} does not fit in memory", "Make the picture smaller first."))
     except MllamaError as error:
         _send_error(answers, error)
     else:
-        file = b"" if "bytes" in request else image.data
-        pixels = image.canvas.pixels.tobytes() if request.get("canvas", True) else b""
-        _send(answers, {**_described(image), "payload": len(pixels) + len(file)}, pixels, file)
+        _send(answers, {**head, "payload": sum(map(len, payload))}, *payload)
+
+
+def _work(request: Mapping[str, Any], data: bytes, admit: Admit) -> tuple[Any, ...]:
+    """Return the head of an answer, and the bytes that follow it. Raise MllamaError or MemoryError."""
+    name = request["name"]
+    path = Path(request.get("path", name))
+    sent = ImagePart(data, name) if "bytes" in request else None
+    if "config" not in request:  # so that images need not wait for these imports
+        from mllama_cli.processing.excerpts import count_pages, make_excerpts
+
+        if "excerpts" not in request:
+            return ({"pages": count_pages(path)},)
+        pictures = make_excerpts(sent or path, name, **request["excerpts"], admit=admit)
+        head = {"names": [each.name for each in pictures], "sizes": [len(each.data) for each in pictures]}
+        return head, *(each.data for each in pictures)
+    config = ImageProcessorConfig(**request["config"])
+    if "page" in request:
+        from mllama_cli.processing.excerpts import page_picture
+
+        image = prepare_image(page_picture(path, request["page"], config, admit), config)
+    else:
+        image = prepare_image(sent or read_image(path), config, admit)
+    file = b"" if sent else image.data
+    pixels = image.canvas.pixels.tobytes() if request.get("canvas", True) else b""
+    return _described(image), pixels, file
 
 
 def _described(image: PreparedImage) -> Mapping[str, Any]:

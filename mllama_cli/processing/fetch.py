@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import DownloadError, ImageError, UsageError, unusable_proxy
+from mllama_cli.core.filetypes import document_format
 from mllama_cli.core.text import hide_passwords
 from mllama_cli.processing.limits import DEFAULT_LIMITS, Limits, too_many_bytes
 from mllama_cli.processing.sniff import not_a_picture
@@ -143,7 +144,7 @@ async def _read(reply: "httpx.Response", name: str, limits: Limits) -> bytes:
 def _require_picture(body: bytes, reply: "httpx.Response", name: str) -> None:
     """Raise DownloadError for another kind of file, by its bytes, since servers often declare the wrong type."""
     kind = not_a_picture(body)
-    if kind is not None:
+    if kind is not None and document_format(body) is None:
         declared = reply.headers.get("content-type", "").partition(";")[0].strip() or "no type given"
         what = "a web page" if "web page" in kind.what else kind.what
         raise DownloadError(f"{name} gave {what} ({declared}), not a picture", kind.hint)

@@ -2,7 +2,8 @@
 
 import importlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -10,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mllama_cli.core.conversation import ImagePart
-from mllama_cli.core.errors import ImageError
+from mllama_cli.core.errors import ImageError, MllamaError
 from mllama_cli.core.filetypes import FORMAT_NAMES, IMAGE_FORMATS
 from mllama_cli.processing.color import is_plain_rgb, to_rgb
 from mllama_cli.processing.limits import MAX_JPEG_SCANS, too_many_pixels
@@ -22,7 +23,7 @@ _SIGNS_OF_A_CUT = ("truncated", "end of file", "eof", "only got", "no more image
 _DAMAGED = "Get the file again; if it opens in an image viewer, save it again as PNG."
 
 _ORIENTATION = 0x0112
-_UPRIGHT = {
+UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -66,11 +67,18 @@ def open_sized(part: ImagePart, admit: Admit | None = None) -> OpenedImage:
     """
     if not part.data:
         raise ImageError(f"{part.name} is empty (0 bytes)", "Give a picture file with something in it.")
+    with decoding_errors(part):
+        return _decode(part, admit)
+
+
+@contextmanager
+def decoding_errors(part: ImagePart) -> Iterator[None]:
+    """Raise what decoders raise as an ImageError about ``part``; NotAdmittedError as it is."""
     try:
         with warnings.catch_warnings():  # what decoders think of metadata is not for the user
             warnings.simplefilter("ignore")
-            return _decode(part, admit)
-    except (ImageError, NotAdmittedError):
+            yield
+    except (MllamaError, NotAdmittedError):
         raise
     except MemoryError as error:
         raise ImageError(f"{part.name} does not fit in memory", "Make the picture smaller first.") from error
@@ -94,12 +102,12 @@ def _decode(part: ImagePart, admit: Admit | None) -> OpenedImage:
         part = ImagePart(jpeg.data, part.name)
     elif part.data.startswith(b"\0\0\1\0") and (png := _png_in_icon(part.data)):  # Pillow decodes it at once
         return _decode(ImagePart(png, part.name), admit)
-    image = _identify(part)
+    image = identify(part)
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageError(f"{part.name} has no pixels ({width} x {height})", _DAMAGED)
     # A PNG's getexif() would decode the pixels to look behind them.
-    turned = b"eXIf" in part.data if image.format == "PNG" else _orientation(image) in _UPRIGHT
+    turned = b"eXIf" in part.data if image.format == "PNG" else orientation_of(image) in UPRIGHT
     plan = plan_decoding(
         image,
         part.data,
@@ -121,10 +129,10 @@ def _decode(part: ImagePart, admit: Admit | None) -> OpenedImage:
     else:
         image.load()
         width, height = image.size  # a TIFF may be upright only now
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     pixels = to_rgb(image, reduction)
     del image
-    pixels = _turned(pixels, orientation)
+    pixels = turned_upright(pixels, orientation)
     swapped = orientation in (5, 6, 7, 8)
     return OpenedImage(pixels, (height, width) if swapped else (width, height))
 
@@ -135,7 +143,7 @@ def _without_end(jpeg: JpegPixels, part: ImagePart, image: Image.Image) -> Image
     small = (image.width // 8 or 1, image.height // 8 or 1) if image.width * image.height > 16_000_000 else None
     decoded = []
     for each in (one, other):
-        trial = _identify(each)
+        trial = identify(each)
         if small:
             trial.draft(None, small)
         decoded.append(np.asarray(trial).reshape(trial.height, trial.width, -1))
@@ -143,7 +151,7 @@ def _without_end(jpeg: JpegPixels, part: ImagePart, image: Image.Image) -> Image
     area = decoded[0].shape[0] * decoded[0].shape[1]
     if differing > max(area // 100, min(256, area // 8)):
         raise OSError("image file is truncated")
-    return _identify(one)
+    return identify(one)
 
 
 def _reduce_while_decoding(image: Image.Image, reduction: int) -> None:
@@ -181,12 +189,12 @@ def encode_image(image: Image.Image, name: str = "image") -> ImagePart:
         raise ImageError(f"{name} has no pixels ({image.width} x {image.height})", "Give an image of 1 x 1 or more.")
     buffer = BytesIO()
     # A new RGB image, so that none of the original's metadata gets into the file.
-    pixels = _turned(to_rgb(image), _orientation(image))
+    pixels = turned_upright(to_rgb(image), orientation_of(image))
     Image.frombytes("RGB", pixels.size, pixels.tobytes()).save(buffer, "PNG", compress_level=1)
     return ImagePart(buffer.getvalue(), name)
 
 
-def _identify(part: ImagePart) -> Image.Image:
+def identify(part: ImagePart) -> Image.Image:
     """Parse the file's header without decoding pixels.
 
     Calls each plugin directly, because Image.open's limit doesn't report the size and warns at half of it.
@@ -226,15 +234,15 @@ def _identify_heif(part: ImagePart) -> Image.Image:
     return factory(BytesIO(part.data), "")
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged metadata: use the image without it
         return 1
 
 
-def _turned(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+def turned_upright(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
 
 def _not_a_picture(part: ImagePart) -> ImageError:

@@ -1,8 +1,8 @@
-"""Every limit on an image: the bytes of its file, the pixels, the memory and the time to decode it."""
+"""Every limit on an image, document or video: the bytes of its file, its pixels, the memory and time to decode it."""
 
 from dataclasses import dataclass
 
-from mllama_cli.core.errors import ImageError
+from mllama_cli.core.errors import ImageError, UsageError
 
 MAX_PICTURE_BYTES = 900_000_000
 """The most that one picture may take while it is decoded, converted and turned."""
@@ -26,6 +26,17 @@ MAX_SLOW_PIXELS = 16_000_000
 MAX_JPEG_SCANS = 100
 """Each pass over the picture takes time."""
 
+MAX_IMAGES = 100
+"""Images of one question: each takes memory before it is known whether they fit together."""
+MAX_PAGES = 10_000
+"""Pages of a document that is read page by page."""
+DEFAULT_FRAMES = 8
+"""Frames of a video or an animation, unless another number is asked for."""
+MAX_VIDEO_BYTES = 4 * 2**30
+"""Size of a video file, of which only parts are read."""
+MAX_VIDEO_PIXELS = 36_000_000
+"""The largest width x height of a video, 8K: a decoder keeps up to 17 frames."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -43,6 +54,17 @@ def too_many_bytes(name: str, limits: Limits) -> ImageError:
     size = limits.max_bytes
     shown = f"{size >> 20} MiB" if size >= 1 << 20 else f"{size} bytes"
     return ImageError(f"{name} is larger than {shown}", "Make the picture smaller, or convert it to JPEG, first.")
+
+
+def too_many_images(name: str, count: int, what: str, room: int = MAX_IMAGES) -> UsageError:
+    """Return the error for a document of more pages or frames (``what``) than a question has room for."""
+    if room < 1:
+        return UsageError(
+            f"there are {MAX_IMAGES} images before {name}, and one question takes no more", "Ask about fewer at a time."
+        )
+    more = f" {room} more images" if room < MAX_IMAGES else f" {room} images"
+    example = f"{name}#1-{room}" if what == "page" else f"--frames {room}"
+    return UsageError(f"{name} has {count:,} {what}s, and one question takes{more}", f"Choose up to {room}: {example}")
 
 
 def too_many_pixels(name: str, size: str) -> ImageError:

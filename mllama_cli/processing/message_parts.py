@@ -10,14 +10,21 @@ from PIL import Image
 
 from mllama_cli.core.conversation import ImagePart, Part, TextPart
 from mllama_cli.core.errors import MllamaError, UsageError
+from mllama_cli.core.filetypes import document_format
+from mllama_cli.core.selection import split_selection
 from mllama_cli.processing.images import encode_image
 from mllama_cli.processing.sources import INLINE_NAMES, decode_base64, is_base64_picture
 
-Reader = Callable[[str | Path], ImagePart]
+Reader = Callable[[str | Path], tuple[ImagePart, ...]]
+"""Returns the images that a source means: one, or the pages or frames of a document."""
 
 _TEXT_TYPES = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
-_IMAGE_TYPES = ("image", "image_url", "input_image")
-_IMAGE_KEYS = ("url", "path", "image", "image_url", "base64", "data", "source")
+_IMAGE_TYPES = ("image", "image_url", "input_image", "file", "input_file", "video", "video_url", "input_video")
+_IMAGE_KEYS = (
+    "url", "path", "image", "image_url", "base64", "data", "source", "file", "file_data", "video", "video_url",
+)  # fmt: skip
+_INNER_KEYS = {"image_url": "url", "video_url": "url", "file": "file_data"}
+"""Keys of objects that some formats have around the value."""
 _TEXT_HINT = 'Expected: {"type": "text", "text": "..."}'
 _IMAGE_HINT = (
     'Expected: {"type": "image", "path": ...} with "path", "url" or "base64", '
@@ -36,6 +43,9 @@ _HARMLESS = (
     "content_filter_results",
     "prompt_filter_results",
 )
+
+
+_DATA_URLS = ("data:image/", "data:video/", "data:application/pdf")
 
 
 def check_lost(item: Mapping[Any, Any], known: Collection[str], where: str) -> None:
@@ -58,14 +68,17 @@ def check_lost(item: Mapping[Any, Any], known: Collection[str], where: str) -> N
 
 def _holds_picture(value: Any, depth: int = 8) -> bool:
     if isinstance(value, str):
-        return value.lstrip()[:11].lower() == "data:image/" or is_base64_picture(value[:400])
+        return value.lstrip().lower().startswith(_DATA_URLS) or is_base64_picture(value[:400])
     if depth and isinstance(value, Mapping):
         value = list(value.values())
     return bool(depth) and isinstance(value, list) and any(_holds_picture(each, depth - 1) for each in value)
 
 
-def read_part(part: object, where: str, read: Reader) -> Part:
-    """Return a part of a message's content. Raise UsageError, or the errors of ``read``, with the place."""
+def read_part(part: object, where: str, read: Reader) -> tuple[Part, ...]:
+    """Return a part of a message's content, which a document makes several.
+
+    Raise UsageError, or the errors of ``read``, with the place.
+    """
     if not isinstance(part, dict):
         raise UsageError(f"{where} must be an object, not {kind_of(part)}", _TEXT_HINT)
     kind = part.get("type")
@@ -73,28 +86,34 @@ def read_part(part: object, where: str, read: Reader) -> Part:
         if not isinstance(part.get(key), str):
             raise UsageError(f'{where} has no string "{key}"', _TEXT_HINT)
         check_lost(part, ("type", key), where)
-        return TextPart(valid_text(part[key], where))
+        return (TextPart(valid_text(part[key], where)),)
     if kind not in _IMAGE_TYPES:
-        raise UsageError(f"{where}: part of type {kind!r} is not supported", "Types are text, image and image_url.")
+        raise UsageError(
+            f"{where}: part of type {kind!r} is not supported", "Types are text, image, image_url, file and video_url."
+        )
     given = [key for key in _IMAGE_KEYS if part.get(key) is not None]
     if len(given) != 1:
         what = "names its picture more than once" if given else "names no picture"
         raise UsageError(f"{where} {what}", _IMAGE_HINT)
-    check_lost(part, ("type", "name", *given), where)
+    check_lost(part, ("type", "name", "filename", *given), where)
     key, value = given[0], part[given[0]]
-    if key == "image_url" and isinstance(value, dict):
-        key, value = "image_url.url", value.get("url")
+    named = part.get("name") or part.get("filename")
+    if (inner := _INNER_KEYS.get(key)) and isinstance(value, dict):
+        if key == "file":
+            check_lost(value, (inner, "filename"), where)
+        named = named or value.get("filename")
+        key, value = f"{key}.{inner}", value.get(inner)
     elif key == "source" and isinstance(value, dict):  # Anthropic's
         inner = "data" if value.get("data") is not None else "url"
         key, value = f"source.{inner}", value.get(inner)
-    label = name if isinstance(name := part.get("name"), str) and name else where
+    label = named if isinstance(named, str) and named else where
     return read_picture(value, key, where, read, label)
 
 
-def read_picture(value: object, key: str, where: str, read: Reader, label: str) -> ImagePart:
-    """Return the picture that is the value of ``key``. ``label`` names it if its bytes are given.
+def read_picture(value: object, key: str, where: str, read: Reader, label: str) -> tuple[ImagePart, ...]:
+    """Return the picture that is the value of ``key``, or those of a document.
 
-    Raise UsageError, or the errors of ``read``, with the place.
+    ``label`` names it if its bytes are given. Raise UsageError, or the errors of ``read``, with the place.
     """
     try:
         return _picture(value, key, where, read, label)
@@ -104,22 +123,32 @@ def read_picture(value: object, key: str, where: str, read: Reader, label: str) 
         raise type(error)(f"{where}: {error.message}", error.hint) from error
 
 
-def _picture(value: object, key: str, where: str, read: Reader, label: str) -> ImagePart:
+def _picture(value: object, key: str, where: str, read: Reader, label: str) -> tuple[ImagePart, ...]:
     leaf = key.rpartition(".")[2]
     if leaf == "image" and isinstance(value, Image.Image):
-        return encode_image(value, label)
+        return (encode_image(value, label),)
     if leaf in ("image", "data", "images") and isinstance(value, bytes):
-        return ImagePart(value, label)
-    if leaf in ("path", "image", "images") and isinstance(value, Path):
+        return (ImagePart(value, label),)
+    if leaf in ("path", "image", "images", "video", "file") and isinstance(value, Path):
         return read(value)
     if not isinstance(value, str):
         raise UsageError(f'{where}: "{key}" must be a string, not {kind_of(value)}', _IMAGE_HINT)
     if value.strip() == "-":
         raise UsageError(f'{where}: "{key}" cannot be stdin', "Give a path or a URL, or the bytes in base64.")
-    if leaf in ("base64", "data") and value.lstrip()[:5].lower() != "data:":
-        return ImagePart(decode_base64(value, where), label)
-    image = read(value)
-    return replace(image, name=label) if image.name in INLINE_NAMES else image
+    if leaf in ("base64", "data", "file_data") and value.lstrip()[:5].lower() != "data:":
+        data = decode_base64(value, where)
+        if document_format(data) is None:
+            return (ImagePart(data, label),)
+        value = f"data:;base64,{value}"
+    return tuple(_labelled(image, label) for image in read(value))
+
+
+def _labelled(image: ImagePart, label: str) -> ImagePart:
+    """Return an image with ``label`` where its name is that of data that has none; a page keeps its number."""
+    name, selection = split_selection(image.name)
+    if name not in INLINE_NAMES:
+        return image
+    return replace(image, name=f"{label}#{selection}" if selection else label)
 
 
 def valid_text(text: str, where: str) -> str:

@@ -10,8 +10,8 @@ from mllama_cli.core.conversation import Conversation, Message, Part, Role, Text
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.sampling import SETTABLE, parameter_name
 from mllama_cli.core.tool_calls import read_calls
+from mllama_cli.processing.documents import read_images
 from mllama_cli.processing.message_parts import Reader, check_lost, kind_of, read_part, read_picture, valid_text
-from mllama_cli.processing.sources import read_image
 from mllama_cli.system.files import expanded
 from mllama_cli.system.json_file import parse_json
 from mllama_cli.system.text_file import read_file, read_stream
@@ -51,7 +51,7 @@ class MessagesRequest:
 
 
 def load_request(
-    source: str | Path, stdin: BinaryIO | None = None, *, read: Reader = read_image, to_answer: bool = True
+    source: str | Path, stdin: BinaryIO | None = None, *, read: Reader = read_images, to_answer: bool = True
 ) -> MessagesRequest:
     """Return the request in a JSON file, or on ``stdin`` if ``source`` is "-".
 
@@ -68,25 +68,26 @@ def load_request(
 
 
 def load_messages(
-    source: str | Path, stdin: BinaryIO | None = None, *, read: Reader = read_image, to_answer: bool = True
+    source: str | Path, stdin: BinaryIO | None = None, *, read: Reader = read_images, to_answer: bool = True
 ) -> Conversation:
     """Return the conversation alone of ``load_request``."""
     return load_request(source, stdin, read=read, to_answer=to_answer).conversation
 
 
-def parse_messages(data: object, read: Reader = read_image, *, to_answer: bool = True) -> Conversation:
+def parse_messages(data: object, read: Reader = read_images, *, to_answer: bool = True) -> Conversation:
     """Return the conversation alone of ``parse_request``."""
     return parse_request(data, read, to_answer=to_answer).conversation
 
 
-def parse_request(data: object, read: Reader = read_image, *, to_answer: bool = True) -> MessagesRequest:
+def parse_request(data: object, read: Reader = read_images, *, to_answer: bool = True) -> MessagesRequest:
     """Return a list of {role, content}, or a request with such a list under "messages".
 
     Args:
         data: content is a string or a list of parts. A text part is {"type": "text" or "input_text", "text"}. An image
             part has type "image", "image_url" or "input_image" and one of "url", "path", "image" (as ``read`` takes
             them; "image" may also be a PIL image or bytes), "image_url" with a string or {"url"}, "base64" or "data"
-            (the file's bytes); "name" is what the image is called where its bytes are given. A message may have
+            (the file's bytes); "name" is what the image is called where its bytes are given. A document or video may
+            also have type "file" with {"file_data", "filename"}, or "video_url" with {"url"}. A message may have
             ollama's "images", a list of paths or base64, which come before its text. "developer" is another name for
             system, "ipython" and "function" are for tool. System messages without text are left out.
         read: gets the image behind a path or URL.
@@ -172,7 +173,8 @@ def _images(images: object, where: str, read: Reader) -> list[Part]:
     if not isinstance(images, list):
         raise UsageError(f"{where}.images must be a list, not {kind_of(images)}", "Expected: paths, or base64.")
     places = [f"{where}.images[{index}]" for index in range(len(images))]
-    return [read_picture(image, "images", place, read, place) for image, place in zip(images, places, strict=True)]
+    read_all = (read_picture(image, "images", place, read, place) for image, place in zip(images, places, strict=True))
+    return [image for several in read_all for image in several]
 
 
 def _content(item: dict[str, Any], where: str, read: Reader) -> list[Part]:
@@ -183,5 +185,6 @@ def _content(item: dict[str, Any], where: str, read: Reader) -> list[Part]:
         return [TextPart(valid_text(content, f"{where}.content"))] if content else []
     if not isinstance(content, list):
         raise UsageError(f"{where}.content must be a string or a list of parts, not {kind_of(content)}", _JSON_HINT)
-    parts = [read_part(part, f"{where}.content[{index}]", read) for index, part in enumerate(content)]
+    read_all = (read_part(part, f"{where}.content[{index}]", read) for index, part in enumerate(content))
+    parts = [part for several in read_all for part in several]
     return [part for part in parts if part != TextPart("")] if item.get("role") in ("system", "developer") else parts

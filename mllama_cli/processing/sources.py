@@ -14,7 +14,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError, ImageNotFoundError, UsageError
-from mllama_cli.core.filetypes import image_format, looks_like_image
+from mllama_cli.core.filetypes import document_format, image_format, looks_like_image
 from mllama_cli.core.text import one_line, suggest
 from mllama_cli.processing.limits import DEFAULT_LIMITS, Limits, too_many_bytes
 from mllama_cli.system.files import expanded, is_file, is_folder
@@ -25,6 +25,9 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{64,}+={0,2}\s*")  # a picture is never
 _BASE64_PIECE = 1 << 20  # a multiple of four
 _MAX_NAME = 150
 """Characters of a missing file's name that an error quotes."""
+
+HEAD_BYTES = 64
+"""By so many bytes a file's format is known."""
 
 DATA_URL_NAME, BASE64_NAME = INLINE_NAMES = ("the data: URL", "the base64 text")
 """What images are called that have no name of their own."""
@@ -70,25 +73,30 @@ def read_image(source: str | Path, stdin: BinaryIO | None = None, *, limits: Lim
 
 
 def is_base64_picture(text: str) -> bool:
-    """Return whether ``text`` is base64, without any "data:" before it, that begins like a picture's."""
+    """Return whether ``text`` is base64, without any "data:" before it, that begins like a picture or document."""
     if not _BASE64.fullmatch(text):
         return False
     try:
         head = decode_base64("".join(text[:200].split())[:64], BASE64_NAME)
     except ImageError:
         return False
-    return image_format(head) is not None  # a long path may look alike
+    return image_format(head) is not None or document_format(head) is not None  # a long path may look alike
+
+
+def read_head(path: str | Path) -> bytes:
+    """Return the first bytes of a file, by which its format is known; none of what is not a file, or unreadable."""
+    if not is_file(path):
+        return b""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(HEAD_BYTES)
+    except OSError:
+        return b""
 
 
 def is_image_file(path: str | Path) -> bool:
     """Return whether a file of any name is surely an image by its first bytes."""
-    if not is_file(path):
-        return False
-    try:
-        with Path(path).open("rb") as file:
-            return looks_like_image(file.read(32))
-    except OSError:
-        return False
+    return looks_like_image(read_head(path))
 
 
 def decode_base64(text: str, name: str, limits: Limits = DEFAULT_LIMITS) -> bytes:

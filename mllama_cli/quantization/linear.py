@@ -47,7 +47,9 @@ class QuantizedLinear(Projection):
         """Return the parameters as a matrix, cached while they are the same so that it is checked once."""
         packed, scale, held = self.weight_packed, self.weight_scale, self._held
         if held is None or held.packed is not packed or held.scale is not scale:
-            self._held = held = PackedWeight(packed, scale, (self.out_features, self.in_features), self.scheme.bits)
+            self._held = held = PackedWeight(
+                packed, scale, (self.out_features, self.in_features), self.scheme.bits, self.scheme.code
+            )
         return held
 
     def cut(self, rows: slice, columns: slice) -> None:
@@ -73,18 +75,18 @@ class QuantizedLinear(Projection):
     def fill_checked(self, name: str, packed: PackedWeight, device: torch.device) -> None:
         """Take a whole matrix of a file, called ``name``, with our integers and scales. Raises CheckpointError."""
         rows = slice(0, self._whole[0])
-        _require_positive(f"{name}_scale", packed.scale[rows])
-        part = PackedWeight(packed.packed[rows], packed.scale[rows], self._whole, packed.bits)
+        self._require_positive(f"{name}_scale", packed.scale[rows])
+        part = PackedWeight(packed.packed[rows], packed.scale[rows], self._whole, packed.bits, packed.code)
         if self._kept is not None:
             part = part.part(*self._kept)
-        self.fill(PackedWeight(part.packed.to(device), part.scale.to(device), part.shape, part.bits))
+        self.fill(PackedWeight(part.packed.to(device), part.scale.to(device), part.shape, part.bits, part.code))
 
     def checked(self, name: str, tensor: Tensor) -> Tensor:
         """Return a file's tensor for the parameter ``name``, cut to the rows of config.json.
 
         Fine-tuning may have added rows. Of a layer that is cut, ``weight_packed`` is the part that is kept, and the
-        others are whole. Raises CheckpointError, with the name, for scales that are not positive numbers and for the
-        ``weight_shape`` of another matrix.
+        others are whole. Raises CheckpointError, with the name, for scales of integers that are not positive numbers
+        and for the ``weight_shape`` of another matrix.
         """
         attribute = name.rpartition(".")[2]
         outputs, wanted = self._whole
@@ -98,15 +100,18 @@ class QuantizedLinear(Projection):
         if attribute == "weight_packed":
             return tensor[: self.out_features].contiguous()
         tensor = tensor[:outputs]
-        _require_positive(name, tensor)
+        self._require_positive(name, tensor)
         if self._kept is not None:
             tensor = scale_part(tensor[self._kept[0]], self._kept[1], wanted).contiguous()
         return tensor
 
-
-def _require_positive(name: str, scale: Tensor) -> None:
-    if not bool((torch.isfinite(scale) & (scale > 0)).all()):
-        raise CheckpointError(f"{name} holds scales that are not positive numbers: the file is damaged", DAMAGED_HINT)
+    def _require_positive(self, name: str, scale: Tensor) -> None:
+        if self.scheme.code != "int":  # other tools' scales may be zero where all weights are
+            return
+        if not bool((torch.isfinite(scale) & (scale > 0)).all()):
+            raise CheckpointError(
+                f"{name} holds scales that are not positive numbers: the file is damaged", DAMAGED_HINT
+            )
 
 
 def linear_layers(network: nn.Module) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -13,12 +13,11 @@ from starlette.requests import Request
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import MllamaError, UsageError
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.device import make_current
 from mllama_cli.engine.model import LoadedModel
-from mllama_cli.processing.image_processor import ImageTiles
+from mllama_cli.processing.limits import MAX_IMAGES
 from mllama_cli.processing.message_parts import Reader
 from mllama_cli.processing.processor import MllamaProcessor, ModelInputs
-from mllama_cli.serving.images import MAX_IMAGES, FetchNeededError, image_reader
+from mllama_cli.serving.images import SlowError, image_reader
 from mllama_cli.serving.json_response import parse_body, read_body
 from mllama_cli.serving.prepared_images import NotKeptError, PreparedImages
 from mllama_cli.serving.settings import ServerSettings
@@ -29,7 +28,7 @@ Prepare = Callable[[ImagePart], ImagePart]
 PREPARING_THREADS = min(16, max(4, os.cpu_count() or 1))
 """Requests that are parsed and tokenized at once."""
 FETCHING_THREADS = 16
-"""Requests whose images are downloaded at once, which may take seconds each."""
+"""Requests whose images are downloaded, or drawn from documents, at once, which may take seconds each."""
 
 
 class Preparation:
@@ -59,19 +58,19 @@ class Preparation:
         self._images.decoder.close()
 
     async def read(self, request: Request, parse: Callable[[dict[str, Any], Reader], T]) -> T:
-        """Return what ``parse`` makes of a request's body with a reader of images, which may fetch them.
+        """Return what ``parse`` makes of a request's body with a reader of images, which may fetch or draw them.
 
         Raise UsageError if the body is not a JSON object, and what ``parse`` raises.
         """
         body = await read_body(request)
 
-        def parsed(fetch: bool) -> T:
-            return parse(parse_body(body), image_reader(self._settings, fetch=fetch))
+        def parsed(slow: bool) -> T:
+            return parse(parse_body(body), image_reader(self._settings, self._images.decoder, slow=slow))
 
         try:
-            return await _run(self._preparing, partial(parsed, fetch=False))
-        except FetchNeededError:
-            return await _run(self._fetching, partial(parsed, fetch=True))
+            return await _run(self._preparing, partial(parsed, slow=False))
+        except SlowError:
+            return await _run(self._fetching, partial(parsed, slow=True))
 
     async def inputs(self, processor: MllamaProcessor, conversation: Conversation) -> ModelInputs:
         """Return the prompt of a conversation, its images decoded, by the checkpoint's chat template."""
@@ -90,20 +89,6 @@ class Preparation:
     async def compile(self, model: LoadedModel, sampling: Sampling, beginning: str) -> None:
         """Compile what an answer must be, so that the engine's thread need not. Raise UsageError if it cannot."""
         await asyncio.get_running_loop().run_in_executor(self._preparing, model.constraint, sampling, beginning)
-
-    async def tiles(self, model: LoadedModel, images: Iterable[ImagePart]) -> dict[str, ImageTiles]:
-        """Return the tiles of prepared images by digest, as far as memory for them goes."""
-        distinct = {image.digest: image for image in images}
-
-        def make() -> dict[str, ImageTiles]:
-            make_current(model.device)
-            pinned = model.device.type == "cuda"
-            made = {
-                digest: self._images.tiles(image, model.processor, pinned=pinned) for digest, image in distinct.items()
-            }
-            return {digest: tiles for digest, tiles in made.items() if tiles is not None}
-
-        return await _run(self._decoding, make) if distinct else {}
 
     async def _with_images(
         self, processor: MllamaProcessor, images: Sequence[ImagePart], work: Callable[[Prepare], ModelInputs]

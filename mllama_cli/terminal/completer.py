@@ -10,10 +10,10 @@ from typing import Literal
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 
-from mllama_cli.core.filetypes import IMAGE_SUFFIXES
 from mllama_cli.core.sampling import SETTABLE
 from mllama_cli.core.settings import THEMES
 from mllama_cli.system.files import expanded
+from mllama_cli.system.patterns import has_source_name
 
 SET_OPTIONS = ("parameter", "system", "verbose", "quiet", "preview", "nopreview", "theme")
 MAX_ENTRIES = 5000
@@ -116,7 +116,7 @@ def paths(word: str, *, images_only: bool) -> Iterator[Completion]:
     for entry in found:
         if entry.name.startswith(".") and not start.startswith("."):
             continue
-        is_image = entry.name.lower().endswith(IMAGE_SUFFIXES)
+        is_image = has_source_name(entry.name)
         try:
             is_folder = entry.is_dir()
         except OSError:

@@ -35,10 +35,10 @@ ROLES = st.fixed_dictionaries({"role": st.sampled_from(["user", "system", "assis
 MESSAGE = st.builds(dict.__or__, st.dictionaries(KEYS, VALUES | st.sampled_from([DATA_URL, [TEXT]]), max_size=3), ROLES)
 
 
-def read_no_file(source: str | Path) -> ImagePart:
+def read_no_file(source: str | Path) -> tuple[ImagePart, ...]:
     if str(source).startswith("a"):
         raise ImageNotFoundError(f"no such picture: {source}", "Check the path.")
-    return ImagePart(b"x", str(source))
+    return (ImagePart(b"x", str(source)),)
 
 
 def parse(data: Any) -> None:

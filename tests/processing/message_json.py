@@ -18,8 +18,8 @@ GOOD = {"role": "user", "content": "hi"}
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
 
 
-def fake_read(source: str | Path) -> ImagePart:
-    return ImagePart(PICTURE, f"read {source}")
+def fake_read(source: str | Path) -> tuple[ImagePart, ...]:
+    return (ImagePart(PICTURE, f"read {source}"),)
 
 
 def user(*parts: object) -> list:

@@ -117,7 +117,7 @@ def test_paths_are_relative_to_the_current_folder(tmp_path: Path, monkeypatch: p
         (user(["x"]), "messages[0].content[0] must be an object, not a list"),
         (user("x"), "messages[0].content[0] must be an object, not a string"),
         (user(TEXT, {"text": "x"}), "messages[0].content[1]: part of type None is not supported"),
-        (user({"type": "video", "url": "x"}), "messages[0].content[0]: part of type 'video' is not supported"),
+        (user({"type": "audio", "url": "x"}), "messages[0].content[0]: part of type 'audio' is not supported"),
         (user({"type": {}, "url": "x"}), "messages[0].content[0]: part of type {} is not supported"),
         (user({"type": "text"}), 'messages[0].content[0] has no string "text"'),
         (user({"type": "text", "text": 5}), 'messages[0].content[0] has no string "text"'),

@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 
 from mllama_cli.core.errors import DownloadError, ImageError, UsageError
+from mllama_cli.processing.decoding import Decoder
 from mllama_cli.serving.images import image_reader
 from mllama_cli.serving.settings import ServerSettings
 from tests.processing.server import serving
 
 DATA = Path(__file__).parents[1] / "data"
 PNG, JPEG = ((DATA / name).read_bytes() for name in ("drawing.png", "sideways.jpg"))
-CLOSED, OPEN = image_reader(ServerSettings()), image_reader(ServerSettings(allow_image_urls=True))
+DECODER = Decoder(1)
+CLOSED = image_reader(ServerSettings(), DECODER)
+OPEN = image_reader(ServerSettings(allow_image_urls=True), DECODER)
 
 
 def encoded(data: bytes) -> str:
@@ -23,7 +26,7 @@ def encoded(data: bytes) -> str:
 def test_base64_with_and_without_a_header(data: bytes) -> None:
     text = encoded(data)
     for source in (text, f" {text}\n", f"data:image/png;base64,{text}", f"DATA:;base64,{text}", text.rstrip("=")):
-        assert CLOSED(source).data == data
+        assert [image.data for image in CLOSED(source)] == [data]
 
 
 @pytest.mark.parametrize("reader", [CLOSED, OPEN])
@@ -57,7 +60,7 @@ def test_allowed_urls_never_reach_this_machine(host: str) -> None:
 
 
 def test_an_image_over_the_limit_of_a_body_is_refused() -> None:
-    small = image_reader(ServerSettings(max_body=len(PNG) - 1))
+    small = image_reader(ServerSettings(max_body=len(PNG) - 1), DECODER)
     for source in (encoded(PNG), f"data:image/png;base64,{encoded(PNG)}"):
         with pytest.raises(ImageError, match="larger than"):
             small(source)
@@ -66,4 +69,4 @@ def test_an_image_over_the_limit_of_a_body_is_refused() -> None:
 def test_the_downloads_of_a_request_share_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mllama_cli.serving.images.FETCH_SECONDS", 0.0)
     with pytest.raises(DownloadError, match="not there after 0 s"):
-        image_reader(ServerSettings(allow_image_urls=True))("https://example.com/x.png")
+        image_reader(ServerSettings(allow_image_urls=True), DECODER)("https://example.com/x.png")

@@ -1,5 +1,6 @@
 """Slash commands for images."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,30 @@ def _image(shell: Shell, argument: str) -> None:
     if len(sources) > MANY_IMAGES and shell.source.choose(f"Attach {len(sources)} images? [y]es or [n]o", "yn") == "n":
         return
     _note_attached(shell, shell.attach(*sources))
+
+
+def _crop(shell: Shell, argument: str) -> None:
+    from mllama_cli.processing.documents import crop_image
+
+    waiting, asked = shell.dialogue.attachments, shell.dialogue.conversation.images
+    numbers = [as_number(word) for word in re.split(r"[\s,]+", argument.strip())]
+    which, box = (numbers[0], numbers[1:]) if len(numbers) == 5 else (len(waiting), numbers)
+    x, y, width, height = box if len(box) == 4 else (None,) * 4
+    if which is None or x is None or y is None or width is None or height is None:
+        raise UsageError(
+            "/crop needs x, y, width and height in pixels, after the number of an image if it is not the last",
+            "For example: /crop 100,200,400,300 (/images shows each image's size.)",
+        )
+    crop = (x, y, width, height)
+    if waiting and 1 <= which <= len(waiting):
+        image = shell.replace_image(which - 1, crop_image(waiting[which - 1], crop))
+    elif waiting:
+        raise UsageError(f"There is no attached image {which}", "/images lists them.")
+    elif asked:
+        (image,) = shell.attach_images([crop_image(asked[-1], crop)])
+    else:
+        raise UsageError("There is no image to crop", "/image PATH attaches one.")
+    _note_attached(shell, [image])
 
 
 def _paste(shell: Shell, argument: str) -> None:
@@ -90,11 +115,12 @@ IMAGE_COMMANDS = (
         ("image", "attach"),
         "PATH|URL",
         "image",
-        "Attach images: a file, a URL, a folder or a pattern such as *.png.",
+        "Attach images: a file, a URL, a folder, a pattern such as *.png, or pages: a.pdf#2-4.",
         _image,
     ),
     Command(("paste",), "", "none", "Attach the image in the clipboard.", _paste),
     Command(("images",), "", "none", "List what is attached.", _images),
     Command(("detach",), "N|all", "number", "Remove an attached image or text.", _detach),
+    Command(("crop",), "[N] X,Y,W,H", "number", "Keep a part of an image, at full resolution.", _crop),
     Command(("preview",), "[N|on|off]", "number", "Show an image enlarged; turn thumbnails on or off.", _preview),
 )

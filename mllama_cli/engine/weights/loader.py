@@ -65,7 +65,7 @@ class StoredWeights:
         self._adapters = Adapters(adapters, dense_shapes(self.network, self._names))
         self._widened = widen_linears(self.network, self._adapters)
         self._quantize = quantize
-        self._schemes = repack_linears(self.network, self.reader, quantize, self._adapters)
+        self._schemes = repack_linears(self.network, self.reader, quantize, self._adapters, device)
         self._repacked = {f"{name}.weight" for name in self._schemes}
         if quantize is not None:
             self._schemes |= quantize_linears(self.network, self.config.text_config, self.reader, quantize)

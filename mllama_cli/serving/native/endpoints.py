@@ -129,14 +129,14 @@ def info(app: Starlette) -> dict[str, Any]:
     return fields
 
 
-def _question(body: dict[str, Any], read_image: Reader) -> Question:
+def _question(body: dict[str, Any], read_images: Reader) -> Question:
     question = from_json(Question, body, "The request")
     if not isinstance(question.prompt, RawPrompt):
         question.prompt.require_answerable()
     return question
 
 
-def _choices(body: dict[str, Any], read_image: Reader) -> Choices:
+def _choices(body: dict[str, Any], read_images: Reader) -> Choices:
     return from_json(Choices, body, "The request")
 
 

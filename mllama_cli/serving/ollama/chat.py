@@ -29,14 +29,14 @@ async def chat(request: Request) -> Response:
     return await Reply(service, options, inputs, sampling, _message, start).respond(request)
 
 
-def parse(body: Body, read_image: Reader) -> tuple[Conversation | None, Options]:
+def parse(body: Body, read_images: Reader) -> tuple[Conversation | None, Options]:
     """Return the conversation, None if there are no messages, and the options of a request.
 
     Raise UsageError, ImageError or DownloadError.
     """
     options = read_options(body)
     messages = read_list(body, "messages")
-    return parse_messages(messages, read_image) if messages else None, options
+    return parse_messages(messages, read_images) if messages else None, options
 
 
 def _message(text: str) -> dict[str, Any]:

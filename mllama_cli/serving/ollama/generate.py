@@ -45,7 +45,7 @@ async def generate(request: Request) -> Response:
     return await Reply(service, options, inputs, sampling, _response, start, context_of).respond(request)
 
 
-def parse(body: Body, read_image: Reader) -> tuple[Prompt, Options]:
+def parse(body: Body, read_images: Reader) -> tuple[Prompt, Options]:
     """Return the prompt and the options of a request. Raise UsageError, ImageError or DownloadError."""
     options = read_options(body)
     if read_text(body, "template"):
@@ -62,7 +62,8 @@ def parse(body: Body, read_image: Reader) -> tuple[Prompt, Options]:
         raise FieldError("raw", "raw mode does not support template, system, or context", "Write them into the prompt.")
     text = valid_text(read_text(body, "prompt"), "prompt")
     places = [(f"images[{index}]", image) for index, image in enumerate(read_list(body, "images"))]
-    images = tuple(read_picture(image, "images", place, read_image, place) for place, image in places)
+    read_all = (read_picture(image, "images", place, read_images, place) for place, image in places)
+    images = tuple(image for several in read_all for image in several)
     return Prompt(text, images, system, bool(raw), tuple(context)), options
 
 

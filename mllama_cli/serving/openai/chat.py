@@ -35,7 +35,7 @@ async def chat_completions(request: Request) -> Response:
     return await Reply(service, requests, form, options).respond(request)
 
 
-def parse(body: Body, read_image: Reader) -> tuple[Conversation, dict[str, Any], Options]:
+def parse(body: Body, read_images: Reader) -> tuple[Conversation, dict[str, Any], Options]:
     """Return the conversation, the sampling parameters and the options of a request. Raise UsageError or ImageError."""
     if "messages" not in body:
         raise FieldError("messages", 'the request has no "messages"', 'Expected: [{"role": "user", "content": "..."}]')
@@ -43,7 +43,7 @@ def parse(body: Body, read_image: Reader) -> tuple[Conversation, dict[str, Any],
     sampling = read_sampling(body)
     if (count := read_top_logprobs(body)) is not None:
         sampling["logprobs"] = count
-    return parse_messages(body["messages"], read_image), sampling, options
+    return parse_messages(body["messages"], read_images), sampling, options
 
 
 def seeded(sampling: Sampling, n: int) -> Sequence[Sampling]:

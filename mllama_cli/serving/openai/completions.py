@@ -52,7 +52,7 @@ async def completions(request: Request) -> Response:
     return await Reply(service, requests, CompletionForm(tokenizer, sampling.logprobs, texts), options).respond(request)
 
 
-def parse(body: Body, read_image: Reader) -> tuple[list[Prompt], dict[str, Any], Options, bool]:
+def parse(body: Body, read_images: Reader) -> tuple[list[Prompt], dict[str, Any], Options, bool]:
     """Return prompts, sampling parameters, options, and whether to echo the prompts. Raise FieldError."""
     if body.get("suffix"):
         raise FieldError("suffix", "suffix is not supported", "Leave it out: this model only writes at the end.")
