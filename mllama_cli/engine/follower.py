@@ -122,13 +122,18 @@ class Follower:
 
 
 def follow(connection: Connection) -> None:
-    """Do what rank 0 says until it hangs up."""
+    """Do what rank 0 says until it hangs up, or call the function that it sends, for a process that works alone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(connection.fileno(),), daemon=True).start()
     with suppress(EOFError, ConnectionError):
         connection.send("ready")
+        request = connection.recv()
+        if not isinstance(request, JoinRequest):
+            request(connection)
+            connection.recv()
+            return
         try:
-            follower = Follower(connection.recv(), connection)
+            follower = Follower(request, connection)
         except MllamaError as error:
             connection.send(Failure(type(error), error.message, error.hint))
             connection.recv()
