@@ -29,6 +29,7 @@ from mllama_cli.core.errors import UsageError
 from mllama_cli.core.sampling import SETTABLE, Sampling
 
 if TYPE_CHECKING:
+    from mllama_cli.captioning.replicas import Replica
     from mllama_cli.core.settings import Settings
     from mllama_cli.engine.engine import Engine
 
@@ -145,6 +146,21 @@ class ComputeOptions:
         )
         end_with_ranks(engine)
         return engine
+
+    def replicas(self, folder: Path | None, name: str) -> "list[Replica]":
+        """Return an engine for each of the devices. Raise UsageError if there are not several."""
+        from mllama_cli.captioning.replicas import Replica
+        from mllama_cli.engine.device import choose_devices
+
+        devices = choose_devices(self.device or "auto")
+        if folder is None or len(devices) < 2:
+            raise UsageError("--replicas needs several devices", "Name them, such as --device cuda:0,cuda:1.")
+        import torch
+
+        threads = max(1, torch.get_num_threads() // len(devices))
+        folders = tuple(adapter_folders(self.adapter))
+        form = (self.dtype or "auto", self.quantize, self.exact, folders, threads)
+        return [Replica(folder, name, str(device), *form) for device in devices]
 
 
 def adapter_folders(given: "list[str] | None") -> list[Path]:

@@ -230,6 +230,10 @@ class MllamaConfig:
     image_token_index: int = declare(128256, "", *from_zero_to(MAX_IDS))
     dtype: str = "bfloat16"
 
+    def shared_by(self, ranks: int) -> "MllamaConfig":
+        """Return what each of ``ranks`` processes has of the language model, and the vision tower of the first."""
+        return replace(self, text_config=self.text_config.shared_by(ranks))
+
     @classmethod
     def from_dict(cls, data: Json) -> "MllamaConfig":
         kind = data.get("model_type")

@@ -17,17 +17,18 @@ import torch
 from torch import Tensor
 
 from mllama_cli.core.errors import EngineError, MllamaError
-from mllama_cli.engine.device import compute_dtype, make_current
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.cuda.backend import CapturedDecoder
+from mllama_cli.engine.device import make_current
+from mllama_cli.engine.forward import DecodeInput
 from mllama_cli.engine.parallel.crew import JOIN_SECONDS
 from mllama_cli.engine.parallel.exchange import connect
 from mllama_cli.engine.parallel.group import Group
 from mllama_cli.engine.parallel.messages import Twins
-from mllama_cli.engine.parallel.team import Failure, OpenRequest
-from mllama_cli.engine.weights.loader import StoredWeights
+from mllama_cli.engine.parallel.team import Failure, JoinRequest
+from mllama_cli.engine.weights.opening import OpenedShare
 from mllama_cli.model.cache import CrossCache, CrossKVCache, KVCache, LayerKV, SelfCache
-from mllama_cli.model.layers import set_exact
-from mllama_cli.model.visibility import CrossView
-from mllama_cli.quantization.opening import open_network
+from mllama_cli.model.visibility import CrossView, ImageSpan
 
 POLL_SECONDS = 0.05
 
@@ -35,29 +36,29 @@ POLL_SECONDS = 0.05
 class Follower:
     """The operations that rank 0 calls, by the names of the public methods."""
 
-    def __init__(self, request: OpenRequest, connection: Connection) -> None:
+    def __init__(self, request: JoinRequest, connection: Connection) -> None:
         self._connection = connection
         device = self._device = torch.device(request.device)
         make_current(device)
         if device.type == "cpu":
             torch.set_num_threads(request.threads)
-        opened = open_network(request.folder)
-        self._weights = StoredWeights(opened, device, request.dtype, request.quantize, request.adapters, request.share)
-        self._network, self._model = opened.network, opened.network.language_model
-        set_exact(self._network, request.exact)
-        self._dtype = compute_dtype(self._weights.weights_dtype, device)
+        opened: OpenedShare = request.opening(request.share, device)
+        self._weights, self._network, self._dtype = opened.weights, opened.network, opened.dtype
+        self._model = self._network.language_model
         self.twins = Twins(self._model.config, self._dtype, device)
-        self._generators: dict[int, Generator[None, None, object]] = {}
+        self._generators: dict[int, Generator[object, None, object]] = {}
         self._group = Group.meet(request.meeting, request.share, device)
         connect(self._network, self._group)
+        self._decoder = CapturedDecoder(self._network, self._dtype, device)
 
     def call(self, operation: str, arguments: Sequence[Any]) -> None:
         getattr(self, operation)(*arguments)
 
     def load(self, parts: set[str]) -> None:
         try:
-            missing = parts - self._weights.loaded
-            for _ in self._weights.load(missing) if missing else ():
+            weights = self._weights
+            missing = parts - weights.loaded if weights is not None else ()
+            for _ in weights.load(missing) if weights is not None and missing else ():
                 pass
         except MllamaError as error:
             self._connection.send(Failure(type(error), error.message, error.hint))
@@ -70,7 +71,7 @@ class Follower:
     def advance(self, number: int) -> None:
         try:
             next(self._generators[number])
-        except StopIteration:
+        except (StopIteration, MllamaError):
             del self._generators[number]
 
     def close(self, number: int) -> None:
@@ -110,15 +111,29 @@ class Follower:
     def copy(self, target: KVCache, source: KVCache, row: int, length: int, to_row: int) -> None:
         target.copy_from(source, row, length, to_row=to_row)
 
+    def build(self, with_images: bool, sampling: Sampling, check: bool) -> None:
+        self._decoder.build(with_images=with_images, sampling=sampling, check=check)
+
+    def decode(
+        self, cache: KVCache, cross: CrossKVCache | None, spans: Sequence[ImageSpan], sampling: Sampling, budget: int
+    ) -> Generator[object, None, object]:
+        logits = torch.zeros(1, self._model.config.vocab_size, dtype=self._dtype, device=self._device)
+        return self._decoder.tokens(DecodeInput(logits, cache, cross, spans, sampling, (), budget))
+
 
 def follow(connection: Connection) -> None:
-    """Do what rank 0 says until it hangs up."""
+    """Do what rank 0 says until it hangs up, or call the function that it sends, for a process that works alone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(connection.fileno(),), daemon=True).start()
     with suppress(EOFError, ConnectionError):
         connection.send("ready")
+        request = connection.recv()
+        if not isinstance(request, JoinRequest):
+            request(connection)
+            connection.recv()
+            return
         try:
-            follower = Follower(connection.recv(), connection)
+            follower = Follower(request, connection)
         except MllamaError as error:
             connection.send(Failure(type(error), error.message, error.hint))
             connection.recv()

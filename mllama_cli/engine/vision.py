@@ -83,7 +83,7 @@ class VisionEncoder:
             return (yield from network.model.encode_image_steps(pixel_values, aspect_ratio_id))
         with self._turn:
             if self._graphs is None:
-                self._graphs = VisionGraphs(network, self.device)
+                self._graphs = VisionGraphs(network, self.device, states_only=self._team is not None)
             pixels = pixel_values if pixel_values.is_cuda else pixel_values.pin_memory()
             # Graphs share their memory, so an image waits for the one before, which may be on another stream.
             current = torch.cuda.current_stream(self.device)

@@ -39,17 +39,18 @@ class PackedWeight:
         """Return how many neighbours along the input dimension share a scale."""
         return self.shape[1] // self.scale.shape[1]
 
+    def part(self, rows: slice, columns: slice) -> "PackedWeight":
+        """Return some rows and columns; columns must begin and end with a word. A cut group becomes smaller ones."""
+        start, stop = columns.start, columns.stop
+        words = self.packed[rows, start * self.bits // 32 : -(-stop * self.bits // 32)]
+        scale = scale_part(self.scale[rows], columns, self.shape[1])
+        shape = words.shape[0], stop - start
+        return PackedWeight(words.contiguous(), scale.contiguous(), shape, self.bits, self.code)
+
     def rows(self, start: int, stop: int) -> "PackedWeight":
         """Return rows [start, stop) of the matrix, in the same memory."""
         packed, scale = self.packed[start:stop], self.scale[start:stop]
         return PackedWeight(packed, scale, (packed.shape[0], self.shape[1]), self.bits, self.code)
-
-    def part(self, rows: slice, columns: slice) -> "PackedWeight":
-        """Return some rows and columns; columns must begin and end with a word. A cut group becomes smaller ones."""
-        start, stop = columns.start, columns.stop
-        words = self.packed[rows, start * self.bits // 32 : -(-stop * self.bits // 32)].contiguous()
-        scale = scale_part(self.scale[rows], columns, self.shape[1]).contiguous()
-        return PackedWeight(words, scale, (words.shape[0], stop - start), self.bits, self.code)
 
     @cached_property
     def problem(self) -> str:

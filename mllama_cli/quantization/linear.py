@@ -73,9 +73,10 @@ class QuantizedLinear(Projection):
         self.weight_shape = nn.Parameter(torch.tensor(packed.shape), requires_grad=False)
 
     def fill_checked(self, name: str, packed: PackedWeight, device: torch.device) -> None:
-        """Take a whole matrix of a file, called ``name``, with our numbers and scales. Raises CheckpointError."""
-        part = packed.rows(0, self._whole[0])
-        self._check_scales(f"{name}_scale", part.scale)
+        """Take a whole matrix of a file, called ``name``, with our integers and scales. Raises CheckpointError."""
+        rows = slice(0, self._whole[0])
+        self._require_positive(f"{name}_scale", packed.scale[rows])
+        part = PackedWeight(packed.packed[rows], packed.scale[rows], self._whole, packed.bits, packed.code)
         if self._kept is not None:
             part = part.part(*self._kept)
         self.fill(PackedWeight(part.packed.to(device), part.scale.to(device), part.shape, part.bits, part.code))
@@ -99,14 +100,15 @@ class QuantizedLinear(Projection):
         if attribute == "weight_packed":
             return tensor[: self.out_features].contiguous()
         tensor = tensor[:outputs]
-        self._check_scales(name, tensor)
+        self._require_positive(name, tensor)
         if self._kept is not None:
             tensor = scale_part(tensor[self._kept[0]], self._kept[1], wanted).contiguous()
         return tensor
 
-    def _check_scales(self, name: str, scale: Tensor) -> None:
-        is_integer = self.scheme.code == "int"  # other tools' scales may be zero where all weights are
-        if is_integer and not bool((torch.isfinite(scale) & (scale > 0)).all()):
+    def _require_positive(self, name: str, scale: Tensor) -> None:
+        if self.scheme.code != "int":  # other tools' scales may be zero where all weights are
+            return
+        if not bool((torch.isfinite(scale) & (scale > 0)).all()):
             raise CheckpointError(
                 f"{name} holds scales that are not positive numbers: the file is damaged", DAMAGED_HINT
             )

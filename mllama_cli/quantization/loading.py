@@ -124,4 +124,4 @@ def merge_into(module: nn.Module, name: str, stored: PackedWeight, adapters: Ada
         merged = adapters.merged(name, dense, stored.scale.dtype, start)
         parts.append(quantize_matrix(merged, scheme, "rtn").weight)
     packed, scales = torch.cat([part.packed for part in parts]), torch.cat([part.scale for part in parts])
-    module.fill(PackedWeight(packed, scales, stored.shape, MERGED_SCHEME.bits))
+    module.fill(PackedWeight(packed, scales, stored.shape, scheme.bits))

@@ -54,14 +54,38 @@ def test_a_question_has_the_answer_of_one_device() -> None:
 @pytest.mark.slow
 def test_captions_are_those_of_one_device(tmp_path: Path) -> None:
     outputs = []
-    for device in ("cpu", THREE):
-        output = tmp_path / f"{device}.jsonl"
-        result = run_script("caption", "-m", "sketch", "--device", device, str(DATA), "--output", str(output), env=ENV)
+    for device, *more in (("cpu",), (THREE,), ("cpu,cpu", "--replicas")):
+        output = tmp_path / f"{len(outputs)}.jsonl"
+        words = ("caption", "-m", "sketch", "--device", device, *more, str(DATA), "--output", str(output))
+        result = run_script(*words, env=ENV)
         assert result.code == 0, result.err
         lines = [json.loads(line) for line in output.read_text().splitlines()]
-        outputs.append(sorted((line["image"], line["caption"]) for line in lines))
-    assert outputs[0] == outputs[1]
+        outputs.append(sorted((line["path"], line["caption"]) for line in lines))
+    assert outputs[1] == outputs[2] == outputs[0]
     assert len(outputs[0]) >= 5
+
+
+def test_replicas_need_several_devices() -> None:
+    result = run_here("caption", "-m", "sketch", "--device", "cpu", "--replicas", str(DATA), "--output", "-")
+    assert (result.code, result.out) == (2, "")
+    assert result.error_lines[0] == "mllama: --replicas needs several devices"
+
+
+@pytest.mark.slow
+def test_a_replica_that_is_killed_ends_the_run_which_can_be_resumed(tmp_path: Path) -> None:
+    for number in range(60):
+        (tmp_path / f"{number}.png").write_bytes((DATA / "drawing.png").read_bytes() + bytes([number]))
+    words = ("caption", "-m", "sketch", "--device", "cpu,cpu", "--replicas", str(tmp_path))
+    process = start(*words)
+    wait_until(lambda: len(list(tmp_path.glob("*.txt"))) >= 2)
+    followers(process)[0].kill()
+    result = finished(process)
+    assert result.code == 1
+    assert LOST.format(1) in result.err
+    done = len(list(tmp_path.glob("*.txt")))
+    assert 2 <= done < 60
+    assert run_script(*words, env=ENV).code == 0
+    assert len(list(tmp_path.glob("*.txt"))) == 60
 
 
 @pytest.mark.slow

@@ -9,6 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from mllama_cli.benchmark.captions import caption_rate
+from mllama_cli.benchmark.decode import benchmark, token_bytes
+from mllama_cli.benchmark.random_network import random_model
+from mllama_cli.core.config import MllamaConfig
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.errors import EngineError, UsageError
 from mllama_cli.core.events import Token
@@ -137,6 +141,17 @@ def test_random_shapes(tmp_path: Path, form: str, seed: int) -> None:
     ids = [choice.randrange(256) for _ in range(choice.randrange(1, 50))]
     images = choice.randrange(4)
     torch.testing.assert_close(logits(several.model, ids, images), logits(one.model, ids, images), atol=1e-5, rtol=1e-5)
+
+
+def test_random_weights_are_measured_over_ranks() -> None:
+    config, cpu = MllamaConfig.from_dict(config_dict()), torch.device("cpu")
+    model, _ = random_model(config, dtype=torch.float32, device=cpu, others=[cpu], quantize="int8")
+    figures = {figure.name: figure for figure in benchmark(model, tokens=2)}
+    alone, _ = random_model(config, dtype=torch.float32, device=cpu, quantize="int8")
+    ours, whole = (token_bytes(each.network, with_images=False) for each in (model, alone))
+    assert figures["decode, text"].nbytes == ours
+    assert ours == pytest.approx(whole / 2, rel=0.05)
+    assert caption_rate(model)[0] > 0
 
 
 def test_a_number_of_devices_that_does_not_divide_the_heads(wide: Path) -> None:

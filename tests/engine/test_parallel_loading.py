@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mllama_cli.core.config import MllamaTextConfig
 from mllama_cli.core.errors import UsageError
-from mllama_cli.engine.parallel.plan import Share, require_divisible
+from mllama_cli.engine.parallel.plan import Share, fewest_ranks, require_divisible
 from mllama_cli.engine.weights.loader import StoredWeights
 from mllama_cli.kernels.packed import PackedWeight, dequantize, pack
 from mllama_cli.quantization.linear import QuantizedLinear
@@ -87,3 +87,13 @@ def test_sizes_that_do_not_divide_the_heads() -> None:
     with pytest.raises(UsageError, match="over 3 devices: they do not divide its 8 key/value heads") as error:
         require_divisible(text, 3)
     assert error.value.hint == "Use 2 devices, or one."
+
+
+def test_as_few_devices_as_are_needed_share_a_model() -> None:
+    text, room = MllamaTextConfig(), {(rank, count): 24 / count for count in range(1, 9) for rank in range(count)}
+
+    def fewest(size: float, available: int = 8) -> int:
+        return fewest_ranks(text, available, lambda share: room[share.rank, share.count] <= size)
+
+    assert [fewest(size) for size in (24, 12, 8, 6, 3, 2)] == [1, 2, 4, 4, 8, 1]
+    assert fewest(3, available=7) == 1

@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Sequence
 import torch
 from torch import Tensor, nn
 
-from mllama_cli.engine.parallel.exchange import VocabularyOfRanks
+from mllama_cli.engine.parallel.exchange import VocabularyOfRanks, connect
 from mllama_cli.engine.parallel.team import Team
 from mllama_cli.model.cache import CrossCache, CrossKVCache, KVCache, LayerKV
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
@@ -58,6 +58,8 @@ class LeadingVocabulary(VocabularyOfRanks):
         self._team = team
 
     def __call__(self, product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if self._team.inside:
+            return super().__call__(product, x)
         x = x.contiguous()
         with self._team.together("logits", tuple(x.shape)):
             self.group.broadcast(x)
@@ -88,8 +90,9 @@ def join_images(team: Team, batch: Sequence[Sequence[list[LayerKV]]]) -> CrossKV
     return joined
 
 
-def lead(network: MllamaForConditionalGeneration | MllamaForCausalLM, team: Team) -> None:
-    """Let what runs a network on rank 0 run it on all ranks."""
+def share_out(network: MllamaForConditionalGeneration | MllamaForCausalLM, team: Team) -> None:
+    """Let what runs a network that is cut, on rank 0, run it on all ranks."""
+    connect(network, team.group)
     leading = LeadingTextModel(network.language_model, team)
     if isinstance(network, MllamaForConditionalGeneration):
         network.model.language_model = leading

@@ -1,5 +1,6 @@
 """How a network is cut over ranks (processes with a device each), as data."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
@@ -73,6 +74,17 @@ class Share:
 
 WHOLE = Share()
 """The share of a process that has no others."""
+
+
+def fewest_ranks(config: MllamaTextConfig, available: int, fits: Callable[[Share], bool]) -> int:
+    """Return over how few of the ``available`` devices a model has to be cut so that every share ``fits``.
+
+    If it never does, or if one device is enough, return 1.
+    """
+    for count in range(1, available + 1):
+        if not any(size % count for size in _sizes(config)) and all(fits(Share(rank, count)) for rank in range(count)):
+            return count
+    return 1
 
 
 def require_divisible(config: MllamaTextConfig, count: int) -> None:

@@ -3,16 +3,16 @@
 import tempfile
 import threading
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from mllama_cli.core.config import MllamaTextConfig
-from mllama_cli.core.errors import MllamaError
+from mllama_cli.core.errors import EngineError, MllamaError
 from mllama_cli.engine.parallel.crew import Crew
 from mllama_cli.engine.parallel.group import Group
 from mllama_cli.engine.parallel.messages import Names
@@ -20,25 +20,24 @@ from mllama_cli.engine.parallel.plan import Share
 from mllama_cli.system.interrupts import defer_interrupts
 
 T = TypeVar("T")
+Y = TypeVar("Y")
 
 BROKEN_SECONDS = 2.0
 """How long after a failed operation it may take to find out which rank has ended."""
 
 
 @dataclass(frozen=True)
-class OpenRequest:
-    """What a rank needs to open its share of a checkpoint."""
+class JoinRequest:
+    """What a rank needs to know to open its share and to meet the others.
 
-    folder: Path
+    ``opening`` is called with the share and the device; ``threads`` are those of a CPU for each rank.
+    """
+
+    opening: Callable[[Share, torch.device], Any]
     device: str
-    dtype: str
-    quantize: str | None
-    exact: bool
-    adapters: tuple[Path, ...]
     share: Share
     meeting: Path
     threads: int
-    """Of a CPU for each rank."""
 
 
 @dataclass(frozen=True)
@@ -69,26 +68,25 @@ class Team:
         self.names = Names()
         self.crew = Crew()
         self._lock = threading.RLock()
+        self.inside = False
+        """Whether all ranks are running the same code, so that nothing need be told."""
         self._end = weakref.finalize(self, self.crew.close)
         if meeting is None:
             self.crew.start(len(devices))
         else:
             self.crew.accept(len(devices), meeting)
 
-    def open(
-        self, folder: Path, config: MllamaTextConfig, *, dtype: str, quantize: str | None, exact: bool,
-        adapters: Sequence[Path],
-    ) -> None:  # fmt: skip
-        """Let all ranks open a checkpoint, and meet. ``config`` is that of one rank."""
+    def open(self, opening: Callable[[Share, torch.device], Any], config: MllamaTextConfig) -> None:
+        """Let all ranks open their share of a network, and meet. ``config`` is that of one rank."""
         self.config = config
         threads = max(1, torch.get_num_threads() // len(self.devices))
         self._replies()
-        with tempfile.TemporaryDirectory(prefix="mllama-ranks-") as folder_:
-            meeting = Path(folder_) / "meeting"
+        with tempfile.TemporaryDirectory(prefix="mllama-ranks-") as folder:
+            meeting = Path(folder) / "meeting"
             for member in self.crew.members:
                 share = Share(member.rank, self.share.count)
                 device = str(self.devices[member.rank])
-                request = OpenRequest(folder, device, dtype, quantize, exact, tuple(adapters), share, meeting, threads)
+                request = JoinRequest(opening, device, share, meeting, threads)
                 with self._noticed():
                     member.connection.send(request)
             if self.devices[0].type == "cpu":
@@ -101,32 +99,52 @@ class Team:
         self._end()
 
     @contextmanager
-    def together(self, operation: str, *arguments: object) -> Iterator[None]:
-        """Tell all ranks to do what the block does. A Ctrl-C waits for the end of the block."""
+    def together(self, operation: str, *arguments: object, alike: bool = False) -> Iterator[None]:
+        """Tell all ranks to do what the block does. A Ctrl-C waits for the end of the block.
+
+        ``alike`` says that they run the same code, down to what would otherwise be told from within the block.
+        """
+        if self.inside:
+            yield
+            return
         with self._lock, defer_interrupts():
             self.crew.send(self.names.write((operation, arguments)))
+            self.inside = alike
             try:
                 yield
             except BaseException as error:
                 self.crew.abandon(f"The processes of the model are out of step after {type(error).__name__}: {error}")
                 raise
+            finally:
+                self.inside = False
 
-    def generate(self, steps: Generator[None, None, T], operation: str, *arguments: object) -> Generator[None, None, T]:
+    def generate(
+        self, steps: Generator[Y, None, T], operation: str, *arguments: object, alike: bool = False
+    ) -> Generator[Y, None, T]:
         """Run a generator on all ranks, step by step; the others make theirs by ``operation``."""
+        if self.inside:
+            return (yield from steps)
         number, ended = self.names.new(), False
         with self.together("begin", number, operation, arguments):
             pass
         try:
             while True:
-                with self.together("advance", number):
+                failure: MllamaError | None = None
+                with self.together("advance", number, alike=alike):
                     try:
-                        next(steps)
+                        value = next(steps)
                     except StopIteration as end:
                         ended = True
                         result: T = end.value
+                    except EngineError:
+                        raise
+                    except MllamaError as error:  # such as logits that are not finite, which all ranks see
+                        ended, failure = True, error
+                if failure is not None:
+                    raise failure
                 if ended:
                     return result
-                yield
+                yield value
         finally:
             if not ended and not self.crew.lost.is_set():
                 with self.together("close", number):
