@@ -30,8 +30,11 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def network(packed: dict[str, int] | None = None) -> MllamaForConditionalGeneration:
-    """A small one; ``packed`` gives the bits of the linear layers whose names end so."""
+CODED = {"nf4": Scheme(4, 32, "nf4"), "fp8": Scheme(8, 0, "fp8")}
+
+
+def network(packed: dict[str, int | str] | None = None) -> MllamaForConditionalGeneration:
+    """A small one; ``packed`` gives the bits, or the code, of the linear layers whose names end so."""
     text = {"num_hidden_layers": 3, "cross_attention_layers": [1], "intermediate_size": 64}
     text |= {"hidden_size": 128, "num_attention_heads": 4}  # heads of 32: the least that a GPU's matrix units take
     made = random_network(config_dict(text=text), seed=5)
@@ -40,7 +43,8 @@ def network(packed: dict[str, int] | None = None) -> MllamaForConditionalGenerat
         bits = next((bits for end, bits in (packed or {}).items() if name.endswith(end)), None)
         if bits is not None and isinstance(module, torch.nn.Linear) and "vision_model" not in name:
             owner, _, attribute = name.rpartition(".")
-            new = QuantizedLinear(module.in_features, module.out_features, Scheme(bits, 32))
+            scheme = CODED[bits] if isinstance(bits, str) else Scheme(bits, 32)
+            new = QuantizedLinear(module.in_features, module.out_features, scheme)
             new.fill(random_matrix(new, torch.float32, DEVICE))
             setattr(made.get_submodule(owner), attribute, new)
     set_exact(made, True)  # the network is the reference: on a CPU too it may not round activations
@@ -61,10 +65,12 @@ def align(tensors: list[Tensor], base: Tensor) -> list[Tensor]:
             {"down_proj": 8, "lm_head": 8, "mlp.up_proj": 4, "mlp.gate_proj": 4, "attn.o_proj": 4},
             marks=pytest.mark.slow,
         ),
+        pytest.param({"proj": "nf4"}, marks=pytest.mark.slow),
+        {"mlp.up_proj": "fp8", "mlp.gate_proj": "fp8", "down_proj": "nf4", "attn.o_proj": "fp8"},
     ],
-    ids=["plain", "8 bits", "mixed"],
+    ids=["plain", "8 bits", "mixed", "nf4", "mixed with codes"],
 )
-def test_steps_give_the_networks_logits(sees: bool, packed: dict[str, int] | None) -> None:
+def test_steps_give_the_networks_logits(sees: bool, packed: dict[str, int | str] | None) -> None:
     net = network(packed)
     image_token = net.config.image_token_index
     prompt = [image_token] * sees + list(range(1, 20))
