@@ -1,4 +1,4 @@
-"""A linear layer with a packed matrix."""
+"""A linear layer with a packed matrix, and one with a LoRA adapter over it."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mllama_cli.core.errors import CheckpointError
-from mllama_cli.kernels.ops import quantized_linear
+from mllama_cli.kernels.ops import linear, linear_add, quantized_linear
 from mllama_cli.kernels.packed import PackedWeight
 from mllama_cli.model.layers import Projection
 from mllama_cli.quantization.schemes import Scheme
@@ -28,13 +28,10 @@ class QuantizedLinear(Projection):
         self.in_features, self.out_features, self.scheme = inputs, outputs, scheme
         self._held: PackedWeight | None = None
 
-        def empty(*shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
-            return nn.Parameter(torch.empty(*shape, dtype=dtype, device="meta"), requires_grad=False)
-
-        self.weight_packed = empty(outputs, scheme.words(inputs), dtype=torch.int32)
-        self.weight_scale = empty(outputs, scheme.groups(inputs))
-        self.weight_shape = empty(2, dtype=torch.int64)
-        self.bias = empty(outputs) if bias else None
+        self.weight_packed = _empty(outputs, scheme.words(inputs), dtype=torch.int32)
+        self.weight_scale = _empty(outputs, scheme.groups(inputs))
+        self.weight_shape = _empty(2, dtype=torch.int64)
+        self.bias = _empty(outputs) if bias else None
 
     @property
     def packed(self) -> PackedWeight:
@@ -87,16 +84,42 @@ class QuantizedLinear(Projection):
         return tensor
 
 
+class AdaptedLinear(QuantizedLinear):
+    """A packed matrix W whose change by adapters is multiplied separately: W x + B (A x).
+
+    Packing the sum again would lose most of the change in 4 bits. ``lora_a`` [rank, in] and ``lora_b`` [out, rank],
+    which includes the adapters' scales, are plain matrices.
+    """
+
+    def __init__(self, inputs: int, outputs: int, scheme: Scheme, rank: int, *, bias: bool = False) -> None:
+        super().__init__(inputs, outputs, scheme, bias=bias)
+        self.lora_a = _empty(rank, inputs)
+        self.lora_b = _empty(outputs, rank)
+
+    def forward(self, x: Tensor) -> Tensor:
+        change = linear(x, self.lora_a, exact=self.exact)
+        return linear_add(change, self.lora_b, None, super().forward(x), exact=self.exact)
+
+    def fill_change(self, a: Tensor, b: Tensor) -> None:
+        """Take the matrices of the adapters."""
+        self.lora_a, self.lora_b = (nn.Parameter(each, requires_grad=False) for each in (a, b))
+
+
+def _empty(*shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
+    return nn.Parameter(torch.empty(*shape, dtype=dtype, device="meta"), requires_grad=False)
+
+
 def linear_layers(network: nn.Module) -> dict[str, int]:
     """Return the number of inputs of each linear layer, by name."""
     return {name: module.in_features for name, module in network.named_modules() if isinstance(module, nn.Linear)}
 
 
-def replace_linears(network: nn.Module, schemes: Mapping[str, Scheme]) -> None:
-    """Replace the named linear layers, packed or not, by QuantizedLinears."""
+def replace_linears(network: nn.Module, schemes: Mapping[str, Scheme], ranks: Mapping[str, int] | None = None) -> None:
+    """Replace the named linear layers, packed or not, by QuantizedLinears, with ``ranks`` by AdaptedLinears."""
     for name, scheme in schemes.items():
         owner, _, attribute = name.rpartition(".")
         old = network.get_submodule(name)
         assert isinstance(old, nn.Linear | QuantizedLinear)
-        new = QuantizedLinear(old.in_features, old.out_features, scheme, bias=old.bias is not None)
+        rank, shape, bias = (ranks or {}).get(name, 0), (old.in_features, old.out_features), old.bias is not None
+        new = AdaptedLinear(*shape, scheme, rank, bias=bias) if rank else QuantizedLinear(*shape, scheme, bias=bias)
         setattr(network.get_submodule(owner), attribute, new.train(old.training))
