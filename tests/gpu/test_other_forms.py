@@ -1,0 +1,50 @@
+"""nf4 and FP8 files stay packed on a GPU, decode from captured graphs, and answer as their dense twins."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mllama_cli.core.conversation import Conversation
+from mllama_cli.core.events import Notice
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.cuda.decode import GraphDecoder
+from mllama_cli.engine.cuda.self_check import relative_error
+from mllama_cli.engine.engine import Engine, load
+from mllama_cli.kernels.packed import dequantize
+from mllama_cli.quantization.linear import QuantizedLinear
+from tests.engine.conftest import picture
+from tests.quantization.test_other_forms import stored_as
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("name", ["nf4 double", "fp4", "FP8_DYNAMIC", "FP8_BLOCK"])
+def test_a_model_in_another_tool_s_form(name: str, tmp_path: Path) -> None:
+    made, plain = stored_as(name, tmp_path)
+    notices: list[str] = []
+
+    def note(event: object) -> None:
+        if isinstance(event, Notice):
+            notices.append(event.text)
+
+    engine: Engine = load(made, device="cuda", dtype="bfloat16", vision=True, progress=note)
+    twin = load(plain, device="cuda", dtype="bfloat16", vision=True)
+    assert not any("Reading weights" in notice for notice in notices)
+    for key, layer in engine.network.named_modules():
+        if isinstance(layer, QuantizedLinear):
+            assert layer.scheme.code in ("nf4", "fp4", "fp8")
+            expected = twin.network.get_submodule(key).weight
+            assert isinstance(expected, torch.Tensor)
+            assert torch.equal(dequantize(layer.packed, torch.bfloat16), expected)
+    for conversation in (Conversation.ask("Hello"), Conversation.ask("What?", (picture("red"),))):
+        assert list(engine.session().stream(conversation, Sampling(temperature=0, max_tokens=20)))
+        assert engine.fallback_reason == ""
+        ours, theirs = (each.session().probabilities(conversation, ["Yes", "No"]) for each in (engine, twin))
+        assert ours == pytest.approx(theirs, rel=0.05)
+    for sees in (False, True):
+        decoder = GraphDecoder(engine.network, torch.bfloat16, engine.device)
+        assert relative_error(decoder, engine.network, with_images=sees) < 0.03
