@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
-from mllama_cli.core.errors import ImageNotFoundError, UsageError
+from mllama_cli.core.conversation import ImagePart
+from mllama_cli.core.errors import ImageError, ImageNotFoundError, UsageError
 from mllama_cli.core.text import natural_key
 from mllama_cli.processing.sources import is_image_file
 from mllama_cli.system.files import expanded, is_folder
@@ -25,6 +26,14 @@ class ImageEntry:
 
     path: str
     key: str
+
+    def read(self) -> ImagePart | None:
+        """Return the image if it is no file of its own. Raise MllamaError."""
+        return None
+
+    def variable(self, name: str) -> str:
+        """Return what a variable of a sample in a shard stands for. Raise ImageError."""
+        raise ImageError(f"has no {name}, which the prompt quotes", "Only samples of shards have texts of their own.")
 
     @property
     def folder(self) -> str:

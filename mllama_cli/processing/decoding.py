@@ -86,11 +86,11 @@ class Decoder:
 
     def measure_file(self, path: str, config: ImageProcessorConfig) -> MeasuredImage:
         """Return an image file with its size, after a worker has decoded it without an error. Raise MllamaError."""
+        return self._measured(path, None, config)
 
-        def measured(answer: Mapping[str, Any], payload: bytes) -> MeasuredImage:
-            return MeasuredImage(payload, path, width=answer["width"], height=answer["height"])
-
-        return self._asked(path, {"config": asdict(config), "canvas": False}, b"", self._seconds, measured)
+    def measure(self, image: ImagePart, config: ImageProcessorConfig) -> MeasuredImage:
+        """Do as ``measure_file`` with an image that was read already."""
+        return self._measured(image.name, image, config)
 
     def start(self) -> None:
         """Start a worker ahead of the first image, without waiting for it."""
@@ -106,6 +106,17 @@ class Decoder:
             self._idle.clear()
         for worker in workers:
             worker.kill()
+
+    def _measured(self, name: str, image: ImagePart | None, config: ImageProcessorConfig) -> MeasuredImage:
+        request: dict[str, Any] = {"config": asdict(config), "canvas": False}
+        if image is not None:
+            request["bytes"] = len(image.data)
+
+        def measured(answer: Mapping[str, Any], payload: bytes) -> MeasuredImage:
+            data = payload if image is None else image.data
+            return MeasuredImage(data, name, width=answer["width"], height=answer["height"])
+
+        return self._asked(name, request, b"" if image is None else image.data, self._seconds, measured)
 
     def _decoded(
         self, name: str, image: ImagePart | None, config: ImageProcessorConfig, seconds: float | None
