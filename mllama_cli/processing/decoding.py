@@ -89,12 +89,11 @@ class Decoder:
 
         Of a PDF document that is the picture of a page, as PNG.
         """
+        return self._measured(path, None, config, page)
 
-        def measured(answer: Mapping[str, Any], payload: bytes) -> MeasuredImage:
-            return MeasuredImage(payload, path, width=answer["width"], height=answer["height"])
-
-        request = {"config": asdict(config), "canvas": False, **_of_page(path, page)}
-        return self.ask(path, request, b"", measured)
+    def measure(self, image: ImagePart, config: ImageProcessorConfig) -> MeasuredImage:
+        """Do as ``measure_file`` with an image that was read already."""
+        return self._measured(image.name, image, config)
 
     def start(self) -> None:
         """Start a worker ahead of the first image, without waiting for it."""
@@ -110,6 +109,19 @@ class Decoder:
             self._idle.clear()
         for worker in workers:
             worker.kill()
+
+    def _measured(
+        self, name: str, image: ImagePart | None, config: ImageProcessorConfig, page: int = 0
+    ) -> MeasuredImage:
+        request: dict[str, Any] = {"config": asdict(config), "canvas": False, **_of_page(name, page)}
+        if image is not None:
+            request["bytes"] = len(image.data)
+
+        def measured(answer: Mapping[str, Any], payload: bytes) -> MeasuredImage:
+            data = payload if image is None else image.data
+            return MeasuredImage(data, name, width=answer["width"], height=answer["height"])
+
+        return self.ask(name, request, b"" if image is None else image.data, measured)
 
     def _decoded(
         self, name: str, image: ImagePart | None, config: ImageProcessorConfig, seconds: float | None, page: int = 0
