@@ -38,7 +38,7 @@ DRAW_SECONDS = 0.25
 def run_shards(request: CaptionRequest, folder: str) -> None:
     """Caption the pictures of shards. Raise MllamaError, or typer.Exit if some failed or Ctrl-C was pressed."""
     terminal, options = Terminal(), request.shards
-    form = cast(OutputForm, options.form or "parquet")
+    form = cast(OutputForm, options.output_format or "parquet")
     store = store_of(folder)
     if scheme_of(folder) not in ("", *CONDITIONAL):
         raise UsageError(f"--to {folder}: captions are written to folders, s3:// and gs://")

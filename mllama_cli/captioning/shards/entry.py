@@ -68,6 +68,8 @@ class ShardImage(ImageEntry):
         """Return what a prompt's {txt} or {json.field} stands for. Raise ImageError if the sample has no such field."""
         value: Any = self.texts
         for part in name.split("."):
+            if isinstance(value, MllamaError):
+                raise value
             if not isinstance(value, Mapping) or part not in value:
                 raise ImageError(f"has no {name}, which the prompt quotes", _fields_hint(self.texts))
             value = value[part]

@@ -53,7 +53,7 @@ class Store(Protocol):
         ...
 
     def publish(self, file: BinaryIO, path: str) -> bool:
-        """Copy a file to ``path``, where it appears whole, unless there is one already. Return whether it did."""
+        """Copy a whole file to ``path``, where it appears whole, unless there is one already. Return whether it did."""
         ...
 
     def remove(self, path: str) -> None:
@@ -118,6 +118,7 @@ class LocalStore:
             return create_exclusively(_made(path), data)
 
     def publish(self, file: BinaryIO, path: str) -> bool:
+        file.seek(0)
         with _failing(path):
             target = _made(path)
             temporary = temporary_path(os.path.dirname(target), secrets.token_hex(8))
