@@ -67,16 +67,6 @@ def scheme_of(path: str) -> str:
     return found[1].lower() if found else ""
 
 
-def store_of(path: str) -> Store:
-    """Return the store of a path or an address. Raise UsageError for one that is not known, or needs a package."""
-    scheme = scheme_of(path)
-    if not scheme:
-        return LocalStore()
-    from mllama_cli.captioning.shards.remote_store import RemoteStore
-
-    return RemoteStore.of(scheme)
-
-
 class LocalStore:
     """Folders of this machine, also those that machines share."""
 

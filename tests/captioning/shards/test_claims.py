@@ -15,7 +15,8 @@ from mllama_cli.captioning.shards import claims
 from mllama_cli.captioning.shards.claims import Claims
 from mllama_cli.captioning.shards.entry import Shard
 from mllama_cli.captioning.shards.paths import find_shards
-from mllama_cli.captioning.shards.store import LocalStore, Store, store_of
+from mllama_cli.captioning.shards.store import LocalStore, Store
+from mllama_cli.captioning.shards.stores import store_of
 from tests.captioning.shards.conftest import FaultyStore
 from tests.captioning.shards.test_run import rows, run
 from tests.conftest import ROOT
@@ -113,9 +114,9 @@ def test_a_worker_that_is_stopped_leaves_its_shards_to_others(folder: str) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["local", "s3"])
+@pytest.mark.parametrize(("place", "attempts"), [("local", 30), ("s3", 6)])
 def test_workers_killed_at_random_moments_lose_and_repeat_nothing(
-    place: str, request: pytest.FixtureRequest, tmp_path: Path
+    place: str, attempts: int, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     make_shards(tmp_path / "in", 20, 5, 5)
     run(find_shards([str(tmp_path / "in")]), tmp_path / "whole")
@@ -132,17 +133,17 @@ def test_workers_killed_at_random_moments_lose_and_repeat_nothing(
 
     workers = [started() for _ in range(3)]
     kills = 0
-    for _ in range(30):
+    for _ in range(attempts):
         time.sleep(rng.uniform(0.1, 1.0))
         if place == "s3":
-            server.faults += [0.0] * rng.randrange(3)
+            server.faults = [0.0] * rng.randrange(3)
         index = rng.randrange(3)
         if workers[index].poll() is None:
             workers[index].send_signal(signal.SIGKILL)
             kills += 1
         workers[index].wait()
         workers[index] = started()
-    assert kills > 5
+    assert kills >= attempts // 5
     assert [each.wait(timeout=120) for each in workers] == [0, 0, 0], (tmp_path / "log").read_text()[-3000:]
     store = store_of(folder)
     names = store.names(folder)

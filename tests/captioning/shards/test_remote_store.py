@@ -11,7 +11,8 @@ from mllama_cli.captioning.shards import remote_store
 from mllama_cli.captioning.shards.entry import ReadOptions
 from mllama_cli.captioning.shards.paths import find_shards
 from mllama_cli.captioning.shards.reading import ShardRead, read_shards
-from mllama_cli.captioning.shards.store import StoreError, store_of
+from mllama_cli.captioning.shards.store import StoreError
+from mllama_cli.captioning.shards.stores import store_of
 from mllama_cli.core.errors import UsageError
 from tests.captioning.shards.conftest import FaultyStore
 from tests.captioning.shards.test_run import rows, run

@@ -241,8 +241,8 @@ def test_memory_stays_flat_over_shards(tmp_path: Path) -> None:
     from mllama_cli.captioning.shards.entry import ShardImage
 
     data = drawing(1)[0]
-    for number in range(4):
-        write_tar(tmp_path / f"{number}.tar", {f"{number}-{each}.png": data for each in range(50)})
+    for number in range(3):
+        write_tar(tmp_path / f"{number}.tar", {f"{number}-{each}.png": data for each in range(40)})
     most = 0
 
     class Counting(Reader):
@@ -252,4 +252,4 @@ def test_memory_stays_flat_over_shards(tmp_path: Path) -> None:
             return super()._answers(batch)
 
     run(find_shards([str(tmp_path)]), tmp_path / "out", reader=Counting(), prompt="{stem}")
-    assert 0 < most < 100  # what is read ahead, of 200
+    assert 0 < most < 100  # what is read ahead, of 120

@@ -16,7 +16,7 @@ from mllama_cli.captioning.shards.destination import ShardDestination
 from mllama_cli.captioning.shards.entry import ReadOptions
 from mllama_cli.captioning.shards.paths import find_shards
 from mllama_cli.captioning.shards.run import caption_shards, plan_shards
-from mllama_cli.captioning.shards.store import store_of
+from mllama_cli.captioning.shards.stores import store_of
 from tests.captioning.shards.test_run import Reader
 
 
