@@ -202,7 +202,8 @@ class CaptionPipeline:
 
     def _give_up(self, job: Job, error: MllamaError) -> CaptionFailed:
         # Failures are shown with the path first: don't repeat it.
-        reason = error.message.removeprefix(f"{Path(job.entry.path)} ")
+        path = job.entry.path
+        reason = error.message.removeprefix(f"{path if '://' in path else Path(path)} ")
         event = self.failed(job.record, reason, error.hint, error.kind)
         self._in_progress.discard(job)
         job.lease.release(event.record)

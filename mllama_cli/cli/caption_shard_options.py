@@ -26,7 +26,7 @@ class ShardOptions:
             "also s3://, gs://.",
         ),
     ] = None
-    form: Annotated[
+    output_format: Annotated[
         str | None,
         shard_option("--format", metavar="NAME", help="parquet (the default), or webdataset: captions with pictures."),
     ] = None
@@ -52,7 +52,7 @@ class ShardOptions:
 
     def __post_init__(self) -> None:
         flags = {
-            "--format": self.form,
+            "--format": self.output_format,
             "--image-column": self.image_column,
             "--key-column": self.key_column,
             "--claim": self.claim,
@@ -62,14 +62,16 @@ class ShardOptions:
         given = [flag for flag, value in flags.items() if value]
         if given and self.to is None:
             raise UsageError(f"{given[0]} is for shards", "Say where their captions go: --to DIR.")
-        if self.form is not None:
+        if self.output_format is not None:
             from mllama_cli.captioning.shards.outputs import OUTPUT_FORMS
 
-            if self.form not in OUTPUT_FORMS:
-                raise UsageError(f"--format cannot be {self.form!r}", f"It is one of {', '.join(OUTPUT_FORMS)}.")
+            if self.output_format not in OUTPUT_FORMS:
+                raise UsageError(
+                    f"--format cannot be {self.output_format!r}", f"It is one of {', '.join(OUTPUT_FORMS)}."
+                )
         if self.actors is not None and self.ray is None:
             raise UsageError("--actors is for Ray", "Add --ray auto or --ray local.")
-        if self.ray is not None and (self.claim or self.form == "webdataset"):
+        if self.ray is not None and (self.claim or self.output_format == "webdataset"):
             flag = "--claim" if self.claim else "--format webdataset"
             raise UsageError(
                 f"{flag} is not for Ray, which shares out the work itself and writes parquet", "Leave it out."

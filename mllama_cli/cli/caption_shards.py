@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from typing import Any, cast
 
@@ -17,7 +17,8 @@ from mllama_cli.captioning.shards.paths import find_shards, part_of
 from mllama_cli.captioning.shards.remote_store import CONDITIONAL
 from mllama_cli.captioning.shards.run import ShardPlan, caption_shards, plan_shards
 from mllama_cli.captioning.shards.settings_note import require_same_settings
-from mllama_cli.captioning.shards.store import Store, StoreError, scheme_of, store_of
+from mllama_cli.captioning.shards.store import Store, StoreError, scheme_of
+from mllama_cli.captioning.shards.stores import store_of
 from mllama_cli.captioning.shards.tally import Tally
 from mllama_cli.cli.answerers import Answerers
 from mllama_cli.cli.caption_inputs import read_lists, shard_part
@@ -27,6 +28,7 @@ from mllama_cli.cli.common import ExitStatus, load_settings
 from mllama_cli.core.caption_events import CaptionEvent, CaptionFailed, ShardDone, ShardEvent, ShardFailed
 from mllama_cli.core.errors import UsageError
 from mllama_cli.terminal.console import Terminal
+from mllama_cli.terminal.progress import clock
 from mllama_cli.terminal.shard_view import ShardView
 from mllama_cli.terminal.type_ahead import TypeAhead
 
@@ -38,7 +40,7 @@ DRAW_SECONDS = 0.25
 def run_shards(request: CaptionRequest, folder: str) -> None:
     """Caption the pictures of shards. Raise MllamaError, or typer.Exit if some failed or Ctrl-C was pressed."""
     terminal, options = Terminal(), request.shards
-    form = cast(OutputForm, options.form or "parquet")
+    form = cast(OutputForm, options.output_format or "parquet")
     store = store_of(folder)
     if scheme_of(folder) not in ("", *CONDITIONAL):
         raise UsageError(f"--to {folder}: captions are written to folders, s3:// and gs://")
@@ -47,6 +49,9 @@ def run_shards(request: CaptionRequest, folder: str) -> None:
     answerers = Answerers(terminal, request.compute, request.sharing, load_settings(), verbose=request.display.verbose)
     model = answerers.choose()
     require_same_settings(store, folder, _settings(request, model.name, form))
+    if options.ray is not None:
+        _run_on_ray(request, folder, shards, terminal, answerers)
+        return
     plan = plan_shards(shards, store, folder, form)
     worker = worker_name()
     claims = Claims(store, folder, plan.pending, SUFFIXES[form], worker) if options.claim else None
@@ -73,7 +78,7 @@ def run_shards(request: CaptionRequest, folder: str) -> None:
                     destination,
                     request.prompt.template,
                     request.prompt.postprocess,
-                    ReadOptions(options.image_column, options.key_column, request.prompt.template.reads_samples),
+                    _read_options(request),
                     pool=pool,
                 )
                 with closing(events), report.view:
@@ -100,6 +105,55 @@ def _shards(request: CaptionRequest) -> list[Shard]:
     listed, _ = read_lists(paths, inputs.files_from, null=False)
     shards = find_shards([*(path for path in paths if path != "-"), *listed])
     return part_of(shards, *part) if part is not None else shards
+
+
+def _read_options(request: CaptionRequest) -> ReadOptions:
+    options = request.shards
+    return ReadOptions(options.image_column, options.key_column, request.prompt.template.reads_samples)
+
+
+def _run_on_ray(
+    request: CaptionRequest, folder: str, shards: Sequence[Shard], terminal: Terminal, answerers: Answerers
+) -> None:
+    from mllama_cli.ray.pipeline import caption_on_ray
+
+    prompt, compute, options = request.prompt, answerers.compute, request.shards
+    load = {
+        "device": compute.device or "auto",
+        "dtype": compute.dtype or "auto",
+        "quantize": compute.quantize,
+        "exact": compute.exact,
+        "adapters": compute.adapter or (),
+    }
+    model = answerers.choose()
+    started = time.monotonic()
+    pictures, failed = caption_on_ray(
+        shards,
+        folder,
+        _read_options(request),
+        {
+            "model": str(model.folder) if model.folder is not None else model.name,
+            "prompt": prompt.template.text,
+            "system": prompt.system or "",
+            "prefill": prompt.prefill,
+            "postprocess": prompt.postprocess,
+            "slots": request.batching.slots,
+            "sampling": request.answer_sampling,
+            "load": load,
+        },
+        address=options.ray or "auto",
+        actors=options.actors,
+        progress=terminal.stderr_is_tty,
+        columns=request.columns,
+    )
+    seconds = time.monotonic() - started
+    if request.prints_json:
+        counts = {"pictures": pictures - failed, "failed": failed, "seconds": round(seconds, 1)}
+        terminal.result(json.dumps({"event": "summary", **counts}) + "\n")
+    failures = f", failed {failed} (their rows say why)" if failed else ""
+    terminal.note(f"Captioned {pictures - failed} pictures{failures} in {clock(seconds)}.")
+    if failed:
+        raise typer.Exit(ExitStatus.PARTLY if failed < pictures else ExitStatus.FAILURE)
 
 
 def _settings(request: CaptionRequest, model: str, form: str) -> dict[str, Any]:

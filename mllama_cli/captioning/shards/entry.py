@@ -9,8 +9,10 @@ from mllama_cli.captioning.listing import ImageEntry
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError, MllamaError
 from mllama_cli.core.text import shown
+from mllama_cli.processing.fetch import fetch_image
 
 ShardForm = Literal["tar", "parquet"]
+Content = bytes | str | Future[ImagePart] | MllamaError
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +43,11 @@ class ReadOptions:
 class ShardImage(ImageEntry):
     """A picture of a shard. ``path`` shows where it is; ``key`` is its name, which is unique in the shard.
 
-    ``content`` are the file's bytes, a download in progress, or the reason why there is neither.
+    ``content`` are the file's bytes, its URL, its download in progress, or the reason why there is none of these.
     """
 
     shard: Shard
-    content: "bytes | Future[ImagePart] | MllamaError" = field(repr=False)
+    content: "Content" = field(repr=False)
     texts: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """``txt`` and ``json`` of the sample, or the columns of a row as ``json``: what prompts quote."""
 
@@ -60,6 +62,8 @@ class ShardImage(ImageEntry):
             raise self.content
         if isinstance(self.content, Future):
             return self.content.result()
+        if isinstance(self.content, str):
+            return fetch_image(self.content)
         if not self.content:
             raise ImageError(f"{self.path} is empty (0 bytes)", "Give a picture file with something in it.")
         return ImagePart(self.content, self.path)
@@ -68,6 +72,8 @@ class ShardImage(ImageEntry):
         """Return what a prompt's {txt} or {json.field} stands for. Raise ImageError if the sample has no such field."""
         value: Any = self.texts
         for part in name.split("."):
+            if isinstance(value, MllamaError):
+                raise value
             if not isinstance(value, Mapping) or part not in value:
                 raise ImageError(f"has no {name}, which the prompt quotes", _fields_hint(self.texts))
             value = value[part]

@@ -90,12 +90,17 @@ def new_output(form: OutputForm, columns: Sequence[str] | None) -> ShardOutput:
 
 
 class ParquetOutput:
-    """Rows in a file without a name, which the system removes when the process ends, however it does."""
+    """Rows in a file without a name, which the system removes when the process ends, however it does.
 
-    def __init__(self, columns: Sequence[str] | None) -> None:
+    Args:
+        columns: the fields of captions that are JSON.
+        more: further columns of text.
+    """
+
+    def __init__(self, columns: Sequence[str] | None, more: Sequence[str] = ()) -> None:
         self._pa, self._pq = required("pyarrow"), required("pyarrow.parquet")
         text, number = self._pa.string(), self._pa.int32()
-        names = [*COLUMNS, *map(column_name, columns or ())]
+        names = [*more, *COLUMNS, *map(column_name, columns or ())]
         self._schema = self._pa.schema([(name, number if name in _NUMBERS else text) for name in names])
         self._file = _nameless_file()
         self._writer: Any = None

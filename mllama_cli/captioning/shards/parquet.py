@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from mllama_cli.captioning.shards.entry import ReadOptions, Shard, ShardImage
+from mllama_cli.captioning.shards.entry import Content, ReadOptions, Shard, ShardImage
 from mllama_cli.captioning.shards.packages import required
 from mllama_cli.captioning.shards.tar import DamagedShardError
 from mllama_cli.core.conversation import ImagePart
@@ -15,7 +15,7 @@ from mllama_cli.processing.limits import DEFAULT_LIMITS, too_many_bytes
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Fetch = Callable[[str], Future[ImagePart]]
+Fetch = Callable[[str], str | Future[ImagePart]]
 
 ROWS_AT_ONCE = 16
 """Rows that are decoded together: their pictures are in memory twice."""
@@ -49,7 +49,7 @@ def read_parquet(stream: BinaryIO, shard: Shard, options: ReadOptions, fetch: Fe
                 name = str(row[key]) if key is not None and row[key] is not None else f"{shard.name}/{number}"
                 texts = {"json": row, **({"txt": row["txt"]} if "txt" in row else {})} if options.texts else {}
                 path = f"{shard.path}/{name if key is not None else number}"
-                yield ShardImage(path, name, shard, _content(value, path, fetch), texts)
+                yield ShardImage(path, name, shard, content_of(value, path, fetch), texts)
                 number += 1
     except (pa.ArrowException, OSError, ValueError, EOFError) as error:
         if isinstance(error, MllamaError):
@@ -64,7 +64,8 @@ def _rows(batch: "pa.RecordBatch", image: str) -> Iterator[dict[str, Any]]:
         yield {name: value.as_py() for name, value in zip(names, row, strict=True)}
 
 
-def _content(value: Any, path: str, fetch: Fetch) -> bytes | Future[ImagePart] | MllamaError:
+def content_of(value: Any, path: str, fetch: Fetch) -> Content:
+    """Return what a cell holds: a picture's bytes, Hugging Face's ``{bytes, path}`` or a URL, else an error."""
     if isinstance(value, dict):  # an image of a Hugging Face data set
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
     if isinstance(value, bytes):

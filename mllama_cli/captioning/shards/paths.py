@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from mllama_cli.captioning.listing import ImageEntry, shard_of
 from mllama_cli.captioning.shards.entry import Shard, ShardForm
-from mllama_cli.captioning.shards.store import scheme_of, store_of
+from mllama_cli.captioning.shards.store import scheme_of
+from mllama_cli.captioning.shards.stores import store_of
 from mllama_cli.captioning.shards.webdataset import TAR_SUFFIXES
 from mllama_cli.core.errors import ImageNotFoundError, UsageError
 from mllama_cli.core.text import natural_key, shown

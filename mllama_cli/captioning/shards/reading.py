@@ -6,8 +6,9 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from mllama_cli.captioning.shards.entry import ReadOptions, Shard, ShardImage
-from mllama_cli.captioning.shards.parquet import read_parquet
-from mllama_cli.captioning.shards.store import Store, StoreError, store_of
+from mllama_cli.captioning.shards.parquet import Fetch, read_parquet
+from mllama_cli.captioning.shards.store import StoreError
+from mllama_cli.captioning.shards.stores import store_of
 from mllama_cli.captioning.shards.tar import DamagedShardError
 from mllama_cli.captioning.shards.webdataset import read_tar
 from mllama_cli.core.errors import MllamaError
@@ -54,7 +55,7 @@ def read_shards(shards: Iterable[Shard | None], options: ReadOptions) -> Iterato
                 continue
             yield ShardBegun(shard)
             try:
-                yield from read_shard(shard, options, pool, store_of(shard.path))
+                yield from read_shard(shard, options, lambda url: pool.submit(fetch_image, url))
             except DamagedShardError as error:
                 if error.cut:
                     reason = DamagedShardError("is cut off here")
@@ -68,14 +69,14 @@ def read_shards(shards: Iterable[Shard | None], options: ReadOptions) -> Iterato
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def read_shard(shard: Shard, options: ReadOptions, pool: ThreadPoolExecutor, store: Store) -> Iterator[ShardImage]:
+def read_shard(shard: Shard, options: ReadOptions, fetch: Fetch) -> Iterator[ShardImage]:
     """Yield a shard's pictures. Raise DamagedShardError, after what precedes the damage, StoreError or UsageError."""
-    with closing(store.open(shard.path)) as stream:
+    with closing(store_of(shard.path).open(shard.path)) as stream:
         try:
             if shard.form == "tar":
                 yield from read_tar(stream, shard, options)
             else:
-                yield from read_parquet(stream, shard, options, lambda url: pool.submit(fetch_image, url))
+                yield from read_parquet(stream, shard, options, fetch)
         except OSError as error:
             raise StoreError(f"{shard.path}: {error.strerror or error}", "Check the disk, and try again.") from error
 

@@ -1,6 +1,7 @@
 """Object stores and web servers, through fsspec."""
 
 import io
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,7 +21,7 @@ CONDITIONAL = ("s3", "s3a", "gs", "gcs", "memory")
 """Stores that create an object only if there is none, in one step."""
 
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
-_S3_OPTIONS = {"config_kwargs": {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}}
+_S3_CONFIG = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS, "retries": {"total_max_attempts": 1}}
 
 T = TypeVar("T")
 
@@ -39,19 +40,22 @@ class RemoteStore:
         fsspec = required("fsspec")
         options: dict[str, Any] = {"use_listings_cache": False}
         if scheme in ("s3", "s3a"):
-            options |= _S3_OPTIONS
+            options["config_kwargs"] = _S3_CONFIG
         try:
-            return cls(scheme, fsspec.filesystem(scheme, **options))
+            system = fsspec.filesystem(scheme, **options)
         except ImportError as error:
             raise missing(_PACKAGES.get(scheme, f"of fsspec for {scheme}://")) from error
         except ValueError as error:
             raise UsageError(
                 f"Files cannot be read from {scheme}:// addresses", "Give a path, s3://, gs:// or https://."
             ) from error
+        if hasattr(system, "retries"):
+            system.retries = 1  # we try again ourselves: both would multiply
+        return cls(scheme, system)
 
     def found(self, path: str) -> list[str] | None:
         if any(character in path for character in "*?["):
-            return [self._address(each) for each in self._try(lambda: self._system.glob(path), path)]
+            return self._matching(path)
         if self.scheme in ("http", "https") or not (path.endswith("/") or self._try(self._is_folder(path), path)):
             return None
         return [self._address(each) for each in self._try(lambda: self._system.ls(path, detail=False), path)]
@@ -110,6 +114,16 @@ class RemoteStore:
                 self._system.rm_file(path)
 
         self._try(removed, path)
+
+    def _matching(self, pattern: str) -> list[str]:
+        """Return the files that a pattern matches. fsspec's own glob takes a store that fails for an empty one."""
+        from fsspec.utils import glob_translate
+
+        plain = str(self._system._strip_protocol(pattern))
+        folder = plain[: re.search(r"[*?\[]", plain).start()].rpartition("/")[0]  # type: ignore[union-attr]
+        matches = re.compile(glob_translate(plain)).match
+        found = self._try(lambda: list(self._system.find(folder)), pattern)
+        return [self._address(each) for each in found if matches(str(each))]
 
     def _is_folder(self, path: str) -> Callable[[], bool]:
         return lambda: bool(self._system.isdir(path))

@@ -53,7 +53,7 @@ class Store(Protocol):
         ...
 
     def publish(self, file: BinaryIO, path: str) -> bool:
-        """Copy a file to ``path``, where it appears whole, unless there is one already. Return whether it did."""
+        """Copy a whole file to ``path``, where it appears whole, unless there is one already. Return whether it did."""
         ...
 
     def remove(self, path: str) -> None:
@@ -65,16 +65,6 @@ def scheme_of(path: str) -> str:
     """Return what precedes :// in lower case; empty for a path of this machine."""
     found = _ADDRESS.match(path)
     return found[1].lower() if found else ""
-
-
-def store_of(path: str) -> Store:
-    """Return the store of a path or an address. Raise UsageError for one that is not known, or needs a package."""
-    scheme = scheme_of(path)
-    if not scheme:
-        return LocalStore()
-    from mllama_cli.captioning.shards.remote_store import RemoteStore
-
-    return RemoteStore.of(scheme)
 
 
 class LocalStore:
@@ -118,6 +108,7 @@ class LocalStore:
             return create_exclusively(_made(path), data)
 
     def publish(self, file: BinaryIO, path: str) -> bool:
+        file.seek(0)
         with _failing(path):
             target = _made(path)
             temporary = temporary_path(os.path.dirname(target), secrets.token_hex(8))

@@ -4,7 +4,6 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
-from itertools import groupby
 from typing import Any, BinaryIO, cast
 
 from mllama_cli.captioning.shards.entry import ReadOptions, Shard, ShardImage
@@ -26,15 +25,25 @@ def read_tar(stream: BinaryIO, shard: Shard, options: ReadOptions) -> Iterator[S
     Raises DamagedShardError where the archive breaks off, after what precedes.
     """
     members = tar_members(_decompressed(stream, shard), lambda name: _limit(name, options))
-    cut = ""
+    key, sample = "", list[TarMember]()
     try:
-        for key, sample in groupby(_visible(members), lambda member: split_key(member.name)[0]):
-            yield _entry(shard, key, list(sample), options)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DamagedShardError(f"is cut off or damaged: {error}") from None
-    except DamagedShardError as error:
-        cut = split_key(error.cut)[0] if error.cut else ""
-        raise DamagedShardError(error.message, cut) from None
+        for member in members:
+            following = split_key(member.name)[0]
+            if following != key and sample:
+                yield _entry(shard, key, sample, options)
+                sample = []
+            key = following
+            if key.rpartition("/")[2]:
+                sample.append(member)
+    except (EOFError, zlib.error, gzip.BadGzipFile, DamagedShardError) as error:
+        damage = error if isinstance(error, DamagedShardError) else DamagedShardError(f"is cut off or damaged: {error}")
+        cut = split_key(damage.cut)[0]
+        if sample and (cut != key or _picture(sample, options) is not None):
+            yield _entry(shard, key, sample, options)
+            cut = cut if cut != key else ""
+        raise DamagedShardError(damage.message, cut) from None
+    if sample:
+        yield _entry(shard, key, sample, options)
 
 
 def split_key(name: str) -> tuple[str, str]:
@@ -46,10 +55,6 @@ def split_key(name: str) -> tuple[str, str]:
     folder, slash, file = name.removeprefix("./").rpartition("/")
     stem, _, extension = file.partition(".")
     return folder + slash + stem, extension.lower()
-
-
-def _visible(members: Iterator[TarMember]) -> Iterator[TarMember]:
-    return (member for member in members if split_key(member.name)[0].rpartition("/")[2])
 
 
 def _decompressed(stream: BinaryIO, shard: Shard) -> BinaryIO:
@@ -69,9 +74,13 @@ def _is_picture(extension: str, options: ReadOptions) -> bool:
     return f".{extension}" in IMAGE_SUFFIXES
 
 
+def _picture(sample: list[TarMember], options: ReadOptions) -> TarMember | None:
+    return next((member for member in sample if _is_picture(split_key(member.name)[1], options)), None)
+
+
 def _entry(shard: Shard, key: str, sample: list[TarMember], options: ReadOptions) -> ShardImage:
-    by_extension = {split_key(member.name)[1]: member for member in reversed(sample)}
-    picture = next((member for name, member in reversed(by_extension.items()) if _is_picture(name, options)), None)
+    by_extension = {split_key(member.name)[1]: member for member in sample}
+    picture = _picture(sample, options)
     content: bytes | MllamaError
     if picture is None:
         found = ", ".join(sorted(by_extension))[:100]
