@@ -13,6 +13,9 @@ GPU_MIB = {8: 8188, 12: 12282, 16: 16376, 24: 24564, 48: 49140, 80: 81559, 141: 
 RESERVED_MIB = 500
 """MiB that the CUDA context and a desktop take."""
 
+SHARING_MIB = 512
+"""MiB that the libraries take on each GPU to exchange results with others."""
+
 CAPTION_PROMPT_TOKENS = 32
 
 
@@ -25,17 +28,18 @@ class Fit:
     slots: int
 
 
-def usable_bytes(gb: int) -> int:
-    """Return the free bytes of a GPU of ``gb`` GB, a key of GPU_MIB."""
-    return (GPU_MIB[gb] - RESERVED_MIB) * 2**20
+def usable_bytes(gb: int, gpus: int = 1) -> int:
+    """Return the free bytes of a GPU of ``gb`` GB, a key of GPU_MIB, alone or as one of several that share a model."""
+    return (GPU_MIB[gb] - RESERVED_MIB - (SHARING_MIB if gpus > 1 else 0)) * 2**20
 
 
-def fit(config: MllamaConfig, quantize: str | None, free: int, itemsize: int = 2) -> Fit | None:
-    """Return how a model of this shape would run in ``free`` bytes; None if it does not fit."""
-    plan = plan_for_shape(config, quantize, free, itemsize)
+def fit(config: MllamaConfig, quantize: str | None, free: int, itemsize: int = 2, gpus: int = 1) -> Fit | None:
+    """Return how a model of this shape would run in ``free`` bytes of each of its GPUs; None if it does not fit."""
+    plan = plan_for_shape(config, quantize, free, itemsize, gpus)
     if plan is None:
         return None
-    free -= sizes_of_shape(config, quantize, itemsize).on_gpu(plan)
+    free -= sizes_of_shape(config, quantize, itemsize, gpus).on_gpu(plan)
+    config = config.shared_by(gpus)
     chunk = choose_prefill_chunk(config, itemsize, "cuda", free)
     length = CAPTION_PROMPT_TOKENS + EXPECTED_NEW_TOKENS
     slots = slots_that_fit(config, itemsize, free, chunk, length, 1, MAX_SLOTS["cuda"])

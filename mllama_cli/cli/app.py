@@ -9,6 +9,7 @@ import typer
 
 from mllama_cli.cli.commands import Commands, Group, LazyCommand
 from mllama_cli.cli.common import DEBUG_KEY, ExitStatus, error_fields
+from mllama_cli.cli.ranks import follow_launched, launched
 from mllama_cli.core.errors import MemoryShortageError, MllamaError
 from mllama_cli.core.version import __version__
 
@@ -105,6 +106,8 @@ class MllamaGroup(Group):
             if sys.stdout is None:  # `>&-`
                 raise MllamaError("stdout is closed, so the answer has nowhere to go", "Use >/dev/null to drop it.")
             _require_current_folder()
+            if (world := launched()) is not None and world[0] > 0:  # the command runs on rank 0
+                return follow_launched(world[0])
             result = super().invoke(ctx)
             sys.stdout.flush()
             return result

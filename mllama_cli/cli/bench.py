@@ -110,15 +110,15 @@ def _random(shape: str, compute: ComputeOptions, status: "StatusLine") -> "tuple
 
     from mllama_cli.benchmark.random_network import random_model
     from mllama_cli.core.errors import UsageError
-    from mllama_cli.engine.device import choose_device, choose_dtype, make_current
+    from mllama_cli.engine.device import choose_devices, choose_dtype, make_current
     from mllama_cli.engine.weights.shapes import SHAPES
 
     if shape not in SHAPES:
         raise UsageError(f"Unknown shape {shape!r}", f"Use {' or '.join(SHAPES)}.")
-    device, quantize = choose_device(compute.device or "auto"), compute.quantize
+    (device, *others), quantize = choose_devices(compute.device or "auto"), compute.quantize
     make_current(device)
     dtype = choose_dtype(compute.dtype or "auto", torch.bfloat16, 2**33, device)
-    model, plan = random_model(SHAPES[shape], dtype=dtype, device=device, quantize=quantize)
+    model, plan = random_model(SHAPES[shape], dtype=dtype, device=device, others=others, quantize=quantize)
     name = f"random {shape}" + (f", {quantize}" if quantize else "") + (f", {plan}" if str(plan) else "")
     return name, model, []
 
@@ -149,9 +149,10 @@ def _loaded(
 def _machine(subject: "LoadedModel") -> dict[str, Any]:
     import torch
 
-    cuda = subject.device.type == "cuda"
+    cuda, count = subject.device.type == "cuda", len(subject.devices)
+    name = torch.cuda.get_device_name(subject.device) if cuda else f"CPU, {torch.get_num_threads()} threads"
     return {
-        "device": torch.cuda.get_device_name(subject.device) if cuda else f"CPU, {torch.get_num_threads()} threads",
+        "device": f"{count} x {name}" if count > 1 else name,
         "dtype": str(subject.dtype).removeprefix("torch."),
         "torch": torch.__version__,
     }

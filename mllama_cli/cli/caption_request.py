@@ -232,6 +232,13 @@ class CaptionBatching:
         ),
     ] = None
 
+    replicas: Annotated[
+        bool,
+        speed_option(
+            "--replicas", help="Load the whole model on each of the devices of --device, which share the pictures."
+        ),
+    ] = False
+
     def __post_init__(self) -> None:
         if self.batch_size != "auto" and not as_number(self.batch_size):
             raise UsageError(f"--batch-size must be auto or a whole number from 1, not {shown(self.batch_size)}")
@@ -255,6 +262,8 @@ class CaptionRequest:
     form: GrammarOptions
 
     def __post_init__(self) -> None:
+        if self.batching.replicas and self.form.choice and self.prints_json:
+            raise UsageError("--replicas gives no probabilities of --choice", "Leave out --replicas or --json.")
         if not self.form.is_json:
             return
         if self.output.extension is None:

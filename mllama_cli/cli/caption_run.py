@@ -72,7 +72,8 @@ def run_captions(request: CaptionRequest) -> None:
             pool.start()  # it is ready when the model is
             stack.enter_context(TypeAhead(terminal, prompts=False))
             try:
-                asker = _asker(request, sampling, terminal, answerers, model)
+                make = _replicas if request.batching.replicas else _asker
+                asker = make(request, sampling, terminal, answerers, model)
                 events = _events(request, asker, plan, destination, pool)
                 with closing(events), view:
                     for event in events:
@@ -151,6 +152,26 @@ def _asker(
         for event in engine.prepare_batch():
             status.event(event)
     return EngineAsker(engine, greedy, prompt.system or "", slots, prefill=prompt.prefill)
+
+
+def _replicas(
+    request: CaptionRequest, sampling: Mapping[str, Any], terminal: Terminal, answerers: Answerers, model: ModelChoice
+) -> "Asker":
+    """Return an engine for each device, their weights loaded."""
+    from dataclasses import replace
+
+    from mllama_cli.captioning.replicas import Asked, ReplicaAsker
+    from mllama_cli.core.sampling import Sampling
+    from mllama_cli.terminal.answer_view import StatusLine
+
+    prompt = request.prompt
+    with StatusLine(terminal) as status:
+        status.show("Starting")
+        asker = ReplicaAsker(answerers.compute.replicas(model.folder, model.name))
+        greedy = Sampling.from_defaults(replace(asker.about.generation, do_sample=False), **sampling)
+        for event in asker.load(Asked(greedy, prompt.system or "", request.batching.slots, prompt.prefill)):
+            status.event(event)
+    return asker
 
 
 def _destination(

@@ -8,6 +8,7 @@ dimension, the first in the lowest bits; one scale for each group of a row. What
 - fp8: a float of 8 bits, E4M3
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,6 +39,14 @@ class PackedWeight:
         """Return how many neighbours along the input dimension share a scale."""
         return self.shape[1] // self.scale.shape[1]
 
+    def part(self, rows: slice, columns: slice) -> "PackedWeight":
+        """Return some rows and columns; columns must begin and end with a word. A cut group becomes smaller ones."""
+        start, stop = columns.start, columns.stop
+        words = self.packed[rows, start * self.bits // 32 : -(-stop * self.bits // 32)]
+        scale = scale_part(self.scale[rows], columns, self.shape[1])
+        shape = words.shape[0], stop - start
+        return PackedWeight(words.contiguous(), scale.contiguous(), shape, self.bits, self.code)
+
     def rows(self, start: int, stop: int) -> "PackedWeight":
         """Return rows [start, stop) of the matrix, in the same memory."""
         packed, scale = self.packed[start:stop], self.scale[start:stop]
@@ -58,6 +67,15 @@ class PackedWeight:
         if not packed.is_contiguous() or not scale.is_contiguous() or packed.device != scale.device:
             return "tensors that are not contiguous"
         return ""
+
+
+def scale_part(scale: Tensor, columns: slice, inputs: int) -> Tensor:
+    """Return the scales [out, groups] of some columns of a matrix with ``inputs`` columns."""
+    if scale.shape[1] == 1:
+        return scale
+    size, start, count = inputs // scale.shape[1], columns.start, columns.stop - columns.start
+    each = math.gcd(size, start, count)
+    return scale[:, torch.arange(start, columns.stop, each, device=scale.device) // size]
 
 
 def pack(q: Tensor, bits: int) -> Tensor:

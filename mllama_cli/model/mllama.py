@@ -40,9 +40,14 @@ class MllamaModel(nn.Module):
 
     def encode_tiles_steps(self, pixel_values: Tensor, aspect_ratio_ids: Tensor) -> Generator[int, None, list[LayerKV]]:
         """Do as ``encode_image_steps`` with tensors on the device: pixels in the model's dtype, the ratio's id [1]."""
+        states = yield from self.states_steps(pixel_values, aspect_ratio_ids)
+        return self.language_model.cross_keys_values(states)
+
+    def states_steps(self, pixel_values: Tensor, aspect_ratio_ids: Tensor) -> Generator[int, None, Tensor]:
+        """Encode tiles as ``encode_tiles_steps`` does, up to the cross-attention states [1, tokens, hidden]."""
         features = yield from self.vision_model.steps(pixel_values[None], aspect_ratio_ids)
         tokens: Tensor = self.multi_modal_projector(features)
-        return self.language_model.cross_keys_values(tokens.flatten(1, 2))
+        return tokens.flatten(1, 2)
 
 
 class MllamaForConditionalGeneration(nn.Module):

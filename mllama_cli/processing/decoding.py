@@ -12,7 +12,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -139,10 +139,13 @@ class Decoder:
         """
         seconds = self._seconds if seconds is None else seconds
         with self._slots:
-            for _ in range(2):  # once more, in case that the system killed the worker for another process's memory
-                with self._worker() as worker:
+            # Once more, in case that the system killed the worker for another process's memory, or that its limit for
+            # documents among others was too low.
+            for turn in (nullcontext(), self._turn):
+                again = {"admitted": True} if turn is self._turn else {}
+                with turn, self._worker() as worker:
                     try:
-                        return self._ask(worker, {**request, "name": name}, data, seconds, read)
+                        return self._ask(worker, {**request, "name": name, **again}, data, seconds, read)
                     except (_DiedError, OSError):
                         worker.kill()
                 if worker.is_late:

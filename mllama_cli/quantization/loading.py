@@ -75,11 +75,14 @@ def quantize_linears(
     return schemes
 
 
-def quantize_into(module: nn.Module, name: str, weight: Tensor, file: str) -> None:
-    """Quantize one loaded matrix into its replaced layer. Raises CheckpointError for NaN or infinity."""
+def quantize_into(module: nn.Module, name: str, weight: Tensor, scheme: Scheme, file: str) -> None:
+    """Quantize one loaded matrix, whole or the part that is kept here, into its replaced layer.
+
+    Raises CheckpointError for NaN or infinity.
+    """
     assert isinstance(module, QuantizedLinear)
     try:
-        module.fill(quantize_matrix(weight, module.scheme, "rtn").weight)
+        module.fill(quantize_matrix(weight, scheme, "rtn").weight)
     except NotFiniteError:
         raise not_finite(name, file) from None
 
@@ -113,11 +116,12 @@ def merge_into(module: nn.Module, name: str, stored: PackedWeight, adapters: Ada
     """Fill a layer with the ``stored`` matrix of another scheme and the adapters' changes of the weight ``name``."""
     assert isinstance(module, QuantizedLinear)
     rows, inputs = stored.shape
+    scheme = MERGED_SCHEME.fitted(inputs)
     step = max(1, _MERGED_BLOCK // inputs)
     parts = []
     for start in range(0, rows, step):
         dense = dequantize(stored.rows(start, start + step))
         merged = adapters.merged(name, dense, stored.scale.dtype, start)
-        parts.append(quantize_matrix(merged, module.scheme, "rtn").weight)
-    packed, scale = torch.cat([part.packed for part in parts]), torch.cat([part.scale for part in parts])
-    module.fill(PackedWeight(packed, scale, stored.shape, module.scheme.bits))
+        parts.append(quantize_matrix(merged, scheme, "rtn").weight)
+    packed, scales = torch.cat([part.packed for part in parts]), torch.cat([part.scale for part in parts])
+    module.fill(PackedWeight(packed, scales, stored.shape, scheme.bits))

@@ -1,6 +1,7 @@
 """Quantization schemes: bits and group size of a matrix."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.settings import QUANTIZATIONS
@@ -44,6 +45,12 @@ class Scheme:
             if Scheme(self.bits, size).divides(inputs):
                 return Scheme(self.bits, size)
         return Scheme(self.bits, 0)
+
+    def of_columns(self, columns: slice) -> "Scheme":
+        """Return the scheme of some columns: groups that they cut become smaller ones with the same scale."""
+        if not self.group_size:
+            return self
+        return replace(self, group_size=math.gcd(self.group_size, columns.start, columns.stop - columns.start))
 
     def __str__(self) -> str:
         return f"{self.bits} bit, " + (f"groups of {self.group_size}" if self.group_size else "per channel")

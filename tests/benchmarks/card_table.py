@@ -1,10 +1,13 @@
-"""What fits on which card, as in docs/performance.md: ``python -m tests.benchmarks.card_table``. It needs no GPU."""
+"""What fits on which cards, as in the documentation: ``python -m tests.benchmarks.card_table``. It needs no GPU."""
 
 from mllama_cli.benchmark.gpu_fit import GPU_MIB, Fit, fit, usable_bytes
 from mllama_cli.engine.weights.offload import OffloadPlan
 from mllama_cli.engine.weights.shapes import SHAPES
 
 FORMATS = (None, "int8", "int4")
+SEVERAL = ((2, 12), (2, 16), (2, 24), (4, 24), (2, 48), (4, 48), (2, 80), (2, 141))
+"""GPUs that share a model, and the GB of each."""
+
 MARKS = {
     OffloadPlan(): "",
     OffloadPlan(embeddings=True): " E",
@@ -19,13 +22,22 @@ def cell(found: Fit | None) -> str:
 
 
 def table() -> str:
-    """Markdown. Contexts are rounded down to hundreds."""
+    """Markdown of single cards. Contexts are rounded down to hundreds."""
+    return _table("card", {f"{card} GB": (1, card) for card in GPU_MIB})
+
+
+def several_table() -> str:
+    """Markdown of cards that share a model."""
+    return _table("cards", {f"{gpus} x {card} GB": (gpus, card) for gpus, card in SEVERAL})
+
+
+def _table(title: str, lines: dict[str, tuple[int, int]]) -> str:
     columns = [(shape, form) for shape in SHAPES for form in FORMATS]
-    rows = [["card", *(f"{shape.upper()}, {form or 'bfloat16'}" for shape, form in columns)]]
+    rows = [[title, *(f"{shape.upper()}, {form or 'bfloat16'}" for shape, form in columns)]]
     rows.append(["---"] * (len(columns) + 1))
-    for card in GPU_MIB:
-        fits = [fit(SHAPES[shape], form, usable_bytes(card)) for shape, form in columns]
-        rows.append([f"{card} GB", *map(cell, fits)])
+    for name, (gpus, card) in lines.items():
+        fits = [fit(SHAPES[shape], form, usable_bytes(card, gpus), gpus=gpus) for shape, form in columns]
+        rows.append([name, *map(cell, fits)])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
@@ -48,4 +60,4 @@ def short_cell(found: Fit | None) -> str:
 
 
 if __name__ == "__main__":
-    print(table(), short_table(), sep="\n\n")
+    print(table(), several_table(), short_table(), sep="\n\n")

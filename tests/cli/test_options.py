@@ -105,7 +105,7 @@ def test_flags_go_before_the_environment_and_that_before_the_file(monkeypatch: p
     [
         ("--temperature -1", "Temperature must be 0 or more, not -1.0"),
         ("--frequency-penalty 3", "Frequency-penalty must be from -2 to 2, not 3.0"),
-        ("--device tpu", "--device must be auto, cpu, cuda or cuda:N, not 'tpu'"),
+        ("--device tpu", "--device must be auto, cpu, cuda, cuda:N, or several such as cuda:0,cuda:1, not 'tpu'"),
         ("--dtype int3", "--dtype must be one of auto, bfloat16, float16, float32, not 'int3'"),
         ("--quantize int5", "Unknown quantization 'int5'"),
         ("-m nowhere", "nowhere"),

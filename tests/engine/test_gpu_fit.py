@@ -11,7 +11,7 @@ from mllama_cli.core.config import MllamaConfig
 from mllama_cli.engine.batch.capacity import MAX_SLOTS
 from mllama_cli.engine.weights.offload import sizes_of_shape
 from mllama_cli.engine.weights.shapes import SHAPES
-from tests.benchmarks.card_table import FORMATS, short_table, table
+from tests.benchmarks.card_table import FORMATS, several_table, short_table, table
 from tests.checkpoints import config_dict
 from tests.conftest import ROOT
 
@@ -19,6 +19,17 @@ from tests.conftest import ROOT
 def test_the_documentation_says_what_is_computed() -> None:
     assert table() in (ROOT / "docs/performance.md").read_text(encoding="utf-8")
     assert short_table() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_page_about_several_gpus_says_what_is_computed() -> None:
+    assert several_table() in (ROOT / "docs" / "several-gpus.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_more_cards_never_hold_less(shape: str, form: str | None) -> None:
+    found = [fit(SHAPES[shape], form, usable_bytes(24, gpus), gpus=gpus) for gpus in (2, 4, 8)]
+    assert [f is not None for f in found] == sorted(f is not None for f in found)
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -38,4 +49,5 @@ def test_sizes_without_weights_are_those_of_weights() -> None:
     config = MllamaConfig.from_dict(config_dict())
     for form in FORMATS:
         made = random_network(config, dtype=torch.bfloat16, device=torch.device("cpu"), quantize=form)
+        assert sizes_of_shape(config, form, ranks=2).total < sizes_of_shape(config, form).total
         assert sizes_of_shape(config, form).total == sum(parameter.nbytes for parameter in made.parameters())

@@ -320,8 +320,8 @@ class Scheduler:
 
 
 def make_slots(model: LoadedModel, count: int) -> tuple[Slots, PromptReader]:
-    """Return slots and what reads prompts, by captured graphs where our kernels run."""
-    if has_decode_attention(model.device, model.dtype, model.config.text_config.head_dim):
+    """Return slots and what reads prompts, by captured graphs where our kernels run on one device."""
+    if model.team is None and has_decode_attention(model.device, model.dtype, model.config.text_config.head_dim):
         from mllama_cli.engine.batch.captured_prompts import CapturedPromptReader
         from mllama_cli.engine.batch.captured_slots import CapturedSlots
 

@@ -38,19 +38,17 @@ class CapturedDecoder(Decoder):
         if self.fallback_reason:
             return
         from mllama_cli.engine.cuda.build_cache import Work, first_time, remember
-        from mllama_cli.engine.cuda.self_check import MAX_RELATIVE_ERROR, relative_error
+        from mllama_cli.engine.cuda.self_check import MAX_RELATIVE_ERROR
 
         work: Work = "images" if with_images else "text"
         new = first_time(self._network, self._device, work)
         if new:
             yield Notice("Building kernels for this GPU, once: about 20 seconds")
         try:
-            decoder = self._take()
-            decoder.prepare(with_images=with_images, sampling=sampling)
-            if new and (error := relative_error(decoder, self._network, with_images=with_images)) > MAX_RELATIVE_ERROR:
+            error = self.build(with_images=with_images, sampling=sampling, check=new)
+            if error > MAX_RELATIVE_ERROR:
                 self._fall_back(f"kernels do not compute here what the network does: {error:.0%} apart")
                 return
-            self._idle.append(decoder)
         except Exception as error:  # such as no C compiler or an old driver; torch still works
             if is_out_of_memory(error) or strict_kernels():
                 raise
@@ -58,6 +56,20 @@ class CapturedDecoder(Decoder):
             self._fall_back(f"kernels could not be built: {last_line}")
             return
         remember(self._network, self._device, work)
+
+    def build(self, *, with_images: bool, sampling: Sampling, check: bool) -> float:
+        """Build kernels and capture graphs for an answer; return their relative error if it is to be checked, else 0.
+
+        A decoder whose error is too large is not used.
+        """
+        from mllama_cli.engine.cuda.self_check import MAX_RELATIVE_ERROR, relative_error
+
+        decoder = self._take()
+        decoder.prepare(with_images=with_images, sampling=sampling)
+        error = relative_error(decoder, self._network, with_images=with_images) if check else 0.0
+        if error <= MAX_RELATIVE_ERROR:
+            self._idle.append(decoder)
+        return error
 
     def tokens(self, start: DecodeInput) -> Generator[ChosenToken]:
         if self.fallback_reason:

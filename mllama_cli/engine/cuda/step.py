@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mllama_cli.engine.cuda.operands import Operand, operand
 from mllama_cli.engine.forward import Network
+from mllama_cli.engine.parallel.exchange import VocabularyOfRanks
 from mllama_cli.kernels.cuda.attention import Addresses, Scratch, decode_attention, splits_for
 from mllama_cli.kernels.cuda.embed_argmax import embed
 from mllama_cli.kernels.cuda.gemv_api import gemv
@@ -81,6 +82,10 @@ class DecodeStep:
         self.rotation = torch.empty(batch, 2, dim // 2, dtype=torch.float32, device=device)
         self.frequencies = model.frequencies(device)
         self.scratch = Scratch(batch, heads, dim, splits_for(batch, kv_heads), device)
+        exchange = network.lm_head.exchange
+        self.ranks = exchange if isinstance(exchange, VocabularyOfRanks) else None
+        self.logits = state.logits if self.ranks is None else buffer(network.lm_head.out_features)
+        """Those of the tokens that this rank has."""
 
     def run(self) -> None:
         """Compute state.logits after state.tokens at state.positions; store their keys and values in the caches."""
@@ -107,18 +112,30 @@ class DecodeStep:
                 out_interleave=out_form,
             )  # fmt: skip
             gemv(
-                self.attended, layer.attention_out, y, residual=x, factor=layer.attention_gate,
+                self.attended, layer.attention_out, y, residual=self._once(x), factor=layer.attention_gate,
                 in_interleave=out_form, out_interleave=mlp_form, residual_interleave=form,
             )  # fmt: skip
+            self._add_up(y)
             gemv(
                 y, layer.mlp_in, self.inner, norm=layer.mlp_norm, eps=eps, swiglu=True,
                 in_interleave=mlp_form, out_interleave=down_form,
             )  # fmt: skip
             gemv(
-                self.inner, layer.mlp_out, x, residual=y, factor=layer.mlp_gate,
+                self.inner, layer.mlp_out, x, residual=self._once(y), factor=layer.mlp_gate,
                 in_interleave=down_form, out_interleave=next_form, residual_interleave=mlp_form,
             )  # fmt: skip
-        gemv(x, self.head, state.logits, norm=self.head_norm, eps=eps, in_interleave=interleave_factor(self.head[0]))
+            self._add_up(x)
+        gemv(x, self.head, self.logits, norm=self.head_norm, eps=eps, in_interleave=interleave_factor(self.head[0]))
+        if self.ranks is not None:
+            state.logits.copy_(self.ranks.gathered(self.logits))
+
+    def _once(self, residual: Tensor) -> Tensor | None:
+        """Return the residual on one of the ranks, whose results are added up."""
+        return residual if self.ranks is None or self.ranks.group.share.rank == 0 else None
+
+    def _add_up(self, part: Tensor) -> None:
+        if self.ranks is not None:
+            self.ranks.group.all_reduce(part)
 
 
 def _layer(layer: MllamaSelfAttentionDecoderLayer | MllamaCrossAttentionDecoderLayer) -> _Layer:

@@ -29,14 +29,18 @@ class _Captured:
     """Graphs to replay in order, with the number of layers that are done after each."""
     pixels: Tensor
     ids: Tensor
-    result: list[LayerKV]
+    result: Tensor | list[LayerKV]
+    """The keys and values, or the states from which several ranks compute theirs."""
 
 
 class VisionGraphs:
     """Encode the first image with some number of tiles eagerly, later ones by replaying graphs."""
 
-    def __init__(self, network: MllamaForConditionalGeneration, device: torch.device) -> None:
-        self._network, self._device = network, device
+    def __init__(
+        self, network: MllamaForConditionalGeneration, device: torch.device, *, states_only: bool = False
+    ) -> None:
+        """``states_only`` leaves the keys and values out of the graphs: several ranks compute them together."""
+        self._network, self._device, self._states_only = network, device, states_only
         self._seen: set[int] = set()
         self._captured: dict[int, _Captured] = {}
         self._pool: Any = None
@@ -61,6 +65,8 @@ class VisionGraphs:
         for graph, layers in captured.parts:
             graph.replay()
             yield layers
+        if isinstance(captured.result, Tensor):
+            return self._network.language_model.cross_keys_values(captured.result)
         return [(keys.clone(), values.clone()) for keys, values in captured.result]
 
     def _worth_capturing(self) -> bool:
@@ -70,9 +76,12 @@ class VisionGraphs:
         weight = self._network.model.vision_model.patch_embedding.weight
         pixels = torch.zeros(pixel_values.shape, dtype=weight.dtype, device=self._device)
         ids = torch.ones(1, dtype=torch.int64, device=self._device)
-        steps = self._network.model.encode_tiles_steps(pixels, ids)
+        model = self._network.model
+        steps: Generator[int, None, Tensor | list[LayerKV]] = model.encode_tiles_steps(pixels, ids)
+        if self._states_only:
+            steps = model.states_steps(pixels, ids)
         parts: list[tuple[torch.cuda.CUDAGraph, int]] = []
-        result: list[LayerKV] | None = None
+        result: Tensor | list[LayerKV] | None = None
 
         def advance() -> int:
             nonlocal result

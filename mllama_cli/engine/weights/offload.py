@@ -13,6 +13,8 @@ import torch
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.core.errors import MemoryShortageError
 from mllama_cli.engine.device import gib
+from mllama_cli.engine.parallel.cut import cut_network
+from mllama_cli.engine.parallel.plan import Share
 from mllama_cli.engine.weights.memory import min_working_bytes
 from mllama_cli.engine.weights.shapes import network_of_shape
 from mllama_cli.kernels.codes import TABLES
@@ -81,9 +83,14 @@ class WeightSizes:
 
 
 @cache
-def sizes_of_shape(config: MllamaConfig, quantize: str | None, itemsize: int = 2) -> WeightSizes:
-    """Return the sizes for a config without weights; ``quantize`` as in ``network_of_shape``."""
+def sizes_of_shape(config: MllamaConfig, quantize: str | None, itemsize: int = 2, ranks: int = 1) -> WeightSizes:
+    """Return the sizes for a config without weights; ``quantize`` as in ``network_of_shape``.
+
+    With several ``ranks`` they are those of the first, which has more than the others.
+    """
     network = network_of_shape(config, quantize)
+    if ranks > 1:
+        cut_network(network, Share(0, ranks))
     sizes = {n: p.numel() * (itemsize if p.is_floating_point() else p.itemsize) for n, p in network.named_parameters()}
     for name, module in network.named_modules():
         if isinstance(module, QuantizedLinear) and module.scheme.code in TABLES:
@@ -126,10 +133,12 @@ def plan_for(
     return plan
 
 
-def plan_for_shape(config: MllamaConfig, quantize: str | None, free: int, itemsize: int = 2) -> OffloadPlan | None:
-    """Return the plan for a model of this shape in ``free`` bytes; None if none fits."""
-    sizes = sizes_of_shape(config, quantize, itemsize)
-    work = min_working_bytes(config, itemsize)
+def plan_for_shape(
+    config: MllamaConfig, quantize: str | None, free: int, itemsize: int = 2, ranks: int = 1
+) -> OffloadPlan | None:
+    """Return the plan for a model of this shape in ``free`` bytes of each of ``ranks`` GPUs; None if none fits."""
+    sizes = sizes_of_shape(config, quantize, itemsize, ranks)
+    work = min_working_bytes(config.shared_by(ranks), itemsize)
     return choose_plan(sizes, work, free, can_offload_embeddings=lambda: not config.text_config.tie_word_embeddings)
 
 

@@ -1,0 +1,184 @@
+"""All ranks of a network, as rank 0 drives them: what it does, it tells the others to do with their parts."""
+
+import tempfile
+import threading
+import weakref
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from mllama_cli.core.config import MllamaTextConfig
+from mllama_cli.core.errors import EngineError, MllamaError
+from mllama_cli.engine.parallel.crew import Crew
+from mllama_cli.engine.parallel.group import Group
+from mllama_cli.engine.parallel.messages import Names
+from mllama_cli.engine.parallel.plan import Share
+from mllama_cli.system.interrupts import defer_interrupts
+
+T = TypeVar("T")
+Y = TypeVar("Y")
+
+BROKEN_SECONDS = 2.0
+"""How long after a failed operation it may take to find out which rank has ended."""
+
+
+@dataclass(frozen=True)
+class JoinRequest:
+    """What a rank needs to know to open its share and to meet the others.
+
+    ``opening`` is called with the share and the device; ``threads`` are those of a CPU for each rank.
+    """
+
+    opening: Callable[[Share, torch.device], Any]
+    device: str
+    share: Share
+    meeting: Path
+    threads: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The error of a rank that goes on."""
+
+    kind: type[MllamaError]
+    message: str
+    hint: str
+
+
+class Team:
+    """Rank 0's view of all ranks; it is rank 0 itself.
+
+    ``config`` is that of one rank. Every method raises EngineError once a rank is lost.
+    """
+
+    group: Group
+    config: MllamaTextConfig
+
+    def __init__(self, devices: Sequence[torch.device], meeting: Path | None = None) -> None:
+        """Start the other ranks, which takes them some seconds; ``open`` waits for them.
+
+        With ``meeting``, something else has started them, and they join at this socket. Raise EngineError.
+        """
+        self.devices = tuple(devices)
+        self.share = Share(0, len(devices))
+        self.names = Names()
+        self.crew = Crew()
+        self._lock = threading.RLock()
+        self.inside = False
+        """Whether all ranks are running the same code, so that nothing need be told."""
+        self._end = weakref.finalize(self, self.crew.close)
+        if meeting is None:
+            self.crew.start(len(devices))
+        else:
+            self.crew.accept(len(devices), meeting)
+
+    def open(self, opening: Callable[[Share, torch.device], Any], config: MllamaTextConfig) -> None:
+        """Let all ranks open their share of a network, and meet. ``config`` is that of one rank."""
+        self.config = config
+        threads = max(1, torch.get_num_threads() // len(self.devices))
+        self._replies()
+        with tempfile.TemporaryDirectory(prefix="mllama-ranks-") as folder:
+            meeting = Path(folder) / "meeting"
+            for member in self.crew.members:
+                share = Share(member.rank, self.share.count)
+                device = str(self.devices[member.rank])
+                request = JoinRequest(opening, device, share, meeting, threads)
+                with self._noticed():
+                    member.connection.send(request)
+            if self.devices[0].type == "cpu":
+                torch.set_num_threads(threads)  # else the ranks would wait for each other's threads
+            self.group = Group.meet(meeting, self.share, self.devices[0], self._explained)
+            self._replies()
+
+    def close(self) -> None:
+        """End the other ranks."""
+        self._end()
+
+    @contextmanager
+    def together(self, operation: str, *arguments: object, alike: bool = False) -> Iterator[None]:
+        """Tell all ranks to do what the block does. A Ctrl-C waits for the end of the block.
+
+        ``alike`` says that they run the same code, down to what would otherwise be told from within the block.
+        """
+        if self.inside:
+            yield
+            return
+        with self._lock, defer_interrupts():
+            self.crew.send(self.names.write((operation, arguments)))
+            self.inside = alike
+            try:
+                yield
+            except BaseException as error:
+                self.crew.abandon(f"The processes of the model are out of step after {type(error).__name__}: {error}")
+                raise
+            finally:
+                self.inside = False
+
+    def generate(
+        self, steps: Generator[Y, None, T], operation: str, *arguments: object, alike: bool = False
+    ) -> Generator[Y, None, T]:
+        """Run a generator on all ranks, step by step; the others make theirs by ``operation``."""
+        if self.inside:
+            return (yield from steps)
+        number, ended = self.names.new(), False
+        with self.together("begin", number, operation, arguments):
+            pass
+        try:
+            while True:
+                failure: MllamaError | None = None
+                with self.together("advance", number, alike=alike):
+                    try:
+                        value = next(steps)
+                    except StopIteration as end:
+                        ended = True
+                        result: T = end.value
+                    except EngineError:
+                        raise
+                    except MllamaError as error:  # such as logits that are not finite, which all ranks see
+                        ended, failure = True, error
+                if failure is not None:
+                    raise failure
+                if ended:
+                    return result
+                yield value
+        finally:
+            if not ended and not self.crew.lost.is_set():
+                with self.together("close", number):
+                    steps.close()
+
+    def load(self, parts: set[str]) -> None:
+        """Let the other ranks load their share of these parts of the weights; ``wait`` for them."""
+        with self.together("load", parts):
+            pass
+
+    def wait(self) -> None:
+        """Wait until each rank has answered. Raise the error of one that could not do what it was told."""
+        self._replies()
+
+    def _replies(self) -> None:
+        failures = []
+        for _ in self.crew.members:
+            answer = self.crew.replies.get()
+            if answer is None:
+                self.crew.replies.put(None)
+                raise self.crew.error()
+            if isinstance(answer[1], Failure):
+                failures.append(answer[1])
+        for failure in failures:
+            raise failure.kind(failure.message, failure.hint)
+
+    @contextmanager
+    def _noticed(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.crew.lost.wait(BROKEN_SECONDS)
+            raise self.crew.error() from error
+
+    def _explained(self, error: RuntimeError) -> Exception:
+        """Return the error for users if a rank is lost, else the one that was caught."""
+        return self.crew.error() if self.crew.lost.wait(BROKEN_SECONDS) else error
