@@ -1,4 +1,4 @@
-"""Make page.png, the README's image of the page that `mllama serve` has, from a real chat in Chromium.
+"""Make docs/images/page.png, a picture of the page that `mllama serve` has, from a real chat in Chromium.
 
     python .github/page.py
 
@@ -38,4 +38,4 @@ def talk(tab: Browser, url: str) -> bytes:
 
 with serving(load("sketch", device="cpu", vision=True)) as server, browser() as tab:
     picture = Image.open(io.BytesIO(talk(tab, server.url))).convert("RGB")
-picture.quantize(128).save(Path(__file__).with_suffix(".png"), optimize=True)
+picture.quantize(128).save(ROOT / "docs" / "images" / "page.png", optimize=True)

@@ -18,7 +18,7 @@ LIMITS = re.findall(r"^\| .* \| (.*) \| `([a-z_.]+)\.([A-Z_]+[a-zA-Z_.]*)` \|$",
 def test_limits_are_those_of_the_code(written: str, module: str, constant: str) -> None:
     value = reduce(getattr, constant.split("."), import_module(f"mllama_cli.{module}"))
     number, _, unit = written.partition(" ")
-    assert int(number.replace(",", "")) * {"": 1, "s": 1, "MB": 10**6, "MiB": 2**20}[unit] == value
+    assert int(number.replace(",", "")) * {"": 1, "s": 1, "MB": 10**6, "KiB": 2**10, "MiB": 2**20}[unit] == value
 
 
 def test_the_table_of_limits_is_read_whole() -> None:

@@ -52,6 +52,11 @@ def test_the_weights_of_the_built_in_model_are_in_it_and_its_trainer_is_not(whee
     assert set(names) >= {name for name in modules if not name.startswith("mllama_cli/sketch/")}
 
 
+def test_it_installs_the_man_page(environment: Path) -> None:
+    installed = environment.parent / "share/man/man1/mllama.1"
+    assert installed.read_bytes() == (ROOT / "docs/mllama.1").read_bytes()
+
+
 def test_installed_it_answers_from_any_folder(environment: Path, tmp_path: Path) -> None:
     where = run(environment / "python", "-c", "import mllama_cli; print(mllama_cli.__file__)", cwd=tmp_path)
     assert environment.parent in Path(where.strip()).parents

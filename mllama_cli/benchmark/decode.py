@@ -17,7 +17,7 @@ from mllama_cli.engine.forward import DecodeInput, Network, prefill
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.vision import encoded_bytes
 from mllama_cli.kernels.packed import PackedWeight
-from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
+from mllama_cli.model.cache import LayerKV
 from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer
 from mllama_cli.model.visibility import image_spans
 
@@ -107,8 +107,8 @@ def random_ids(model: LoadedModel, length: int) -> list[int]:
 
 def prefilled(model: LoadedModel, ids: list[int], encoded: list[LayerKV] | None, count: int = 1) -> DecodeInput:
     """Prefill a prompt; return the input to decode ``count`` tokens greedily."""
-    cache = KVCache(model.config.text_config, dtype=model.dtype, device=model.device)
-    cross = CrossKVCache.from_images([[encoded]]) if encoded else None
+    cache = model.new_cache()
+    cross = model.vision.join([[encoded]]) if encoded else None
     spans = image_spans(ids, model.config.image_token_index)
     logits = torch.empty(0)
     for _, step in prefill(model.network, ids, cache, cross, spans, model.device, model.prefill_chunk):

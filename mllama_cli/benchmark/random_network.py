@@ -13,6 +13,7 @@ from mllama_cli.engine.weights.memory import choose_prefill_chunk, min_working_b
 from mllama_cli.engine.weights.offload import OffloadPlan, choose_plan, is_embedding, refusal, sizes_of_shape
 from mllama_cli.engine.weights.offloaded_vision import OffloadedVision, to_host
 from mllama_cli.engine.weights.shapes import network_of_shape
+from mllama_cli.kernels.codes import TABLES
 from mllama_cli.kernels.ops import reads_host_memory
 from mllama_cli.kernels.packed import PackedWeight
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
@@ -96,7 +97,12 @@ def random_network(
 def random_matrix(module: QuantizedLinear, dtype: torch.dtype, device: torch.device) -> PackedWeight:
     """Return a packed matrix of random numbers for a layer, scaled to keep the size of activations."""
     scheme, inputs, outputs = module.scheme, module.in_features, module.out_features
-    words = torch.randint(-(2**31), 2**31 - 1, (outputs, scheme.words(inputs)), dtype=torch.int32, device=device)
-    size = 2.0 ** (2 - scheme.bits) * inputs**-0.5
-    scale = torch.full((outputs, scheme.groups(inputs)), size, dtype=dtype, device=device)
-    return PackedWeight(words, scale, (outputs, inputs), scheme.bits)
+    shape = outputs, scheme.words(inputs)
+    if scheme.code == "fp8":  # random bits would often be huge, or no number
+        words = torch.randn(outputs, inputs, dtype=dtype, device=device).to(torch.float8_e4m3fn).view(torch.int32)
+    else:
+        words = torch.randint(-(2**31), 2**31 - 1, shape, dtype=torch.int32, device=device)
+    size = {"int": 2.0 ** (2 - scheme.bits), "fp8": 1.0}.get(scheme.code, 1.7) * inputs**-0.5
+    kept = torch.float32 if scheme.code in TABLES else dtype
+    scale = torch.full((outputs, scheme.groups(inputs)), size, dtype=kept, device=device)
+    return PackedWeight(words, scale, (outputs, inputs), scheme.bits, scheme.code)

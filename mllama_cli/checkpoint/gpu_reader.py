@@ -2,7 +2,7 @@
 
 import os
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,41 +28,95 @@ Arrivals = queue.SimpleQueue[torch.cuda.Event | BaseException]
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """A read at ``start`` of a file into ``target``, the bytes of a part of a tensor on the GPU."""
+class Extent:
+    """The bytes of a tensor, or of some of its rows and columns, in a file: ``rows`` runs of ``run`` bytes."""
 
     file: Path
     start: int
+    run: int
+    rows: int
+    stride: int
+    """Bytes from the start of one run to that of the next."""
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, stored: StoredTensor, part: tuple[slice, slice] | None = None) -> "Extent":
+        """Return the extent of a stored tensor, or of the rows and columns ``part`` of a matrix."""
+        info, dtype = stored.info, torch_dtype(stored.info)
+        if part is None:
+            return cls(stored.file, info.start, stored.nbytes, 1, stored.nbytes, info.shape, dtype)
+        rows, columns = part
+        width, size = info.shape[1], dtype.itemsize
+        height, count = rows.stop - rows.start, columns.stop - columns.start
+        start = info.start + (rows.start * width + columns.start) * size
+        if count == width:
+            run = height * width * size
+            return cls(stored.file, start, run, 1, run, (height, count), dtype)
+        return cls(stored.file, start, count * size, height, width * size, (height, count), dtype)
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows * self.run
+
+    def reads(self) -> Iterator[tuple[int, int]]:
+        """Yield (offset, end) of its bytes for each read: whole runs where they are short."""
+        step = PIECE_BYTES if self.rows == 1 else max(1, PIECE_BYTES // self.run) * self.run
+        for offset in range(0, self.nbytes, step):
+            yield offset, min(offset + step, self.nbytes)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A read of the bytes from ``offset`` on of an extent into ``target``, bytes on the GPU."""
+
+    extent: Extent
+    offset: int
     target: Tensor
 
+    def runs(self) -> Iterator[tuple[int, int, int]]:
+        """Yield (position in the file, first byte, end) for each run of the target's bytes."""
+        extent, count = self.extent, self.target.numel()
+        if extent.rows == 1:
+            yield extent.start + self.offset, 0, count
+            return
+        for first in range(0, count, extent.run):
+            yield extent.start + (self.offset + first) // extent.run * extent.stride, first, first + extent.run
 
-def read_to_gpu(tensors: Sequence[tuple[str, StoredTensor]], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+
+def read_to_gpu(
+    tensors: Sequence[tuple[str, StoredTensor]],
+    device: torch.device,
+    parts: Mapping[str, tuple[slice, slice]] | None = None,
+) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor on the GPU, in its stored dtype) in the given order, each when it is complete.
 
-    At most WINDOW_BYTES, or one tensor, are read ahead. Raises CheckpointError, with the file's name, if a file cannot
-    be read or ends early.
+    Of matrices in ``parts``, only these rows and columns are read. At most WINDOW_BYTES, or one tensor, are read ahead.
+    Raises CheckpointError, with the file's name, if a file cannot be read or ends early.
     """
-    window: list[tuple[str, StoredTensor]] = []
+    parts = parts or {}
+    window: list[tuple[str, Extent]] = []
     size = 0
     for name, stored in tensors:
-        if window and size + stored.nbytes > WINDOW_BYTES:
+        extent = Extent.of(stored, parts.get(name))
+        if window and size + extent.nbytes > WINDOW_BYTES:
             yield from _read_window(window, device)
             window, size = [], 0
-        window.append((name, stored))
-        size += stored.nbytes
+        window.append((name, extent))
+        size += extent.nbytes
     yield from _read_window(window, device)
 
 
-def _read_window(tensors: Sequence[tuple[str, StoredTensor]], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+def _read_window(tensors: Sequence[tuple[str, Extent]], device: torch.device) -> Iterator[tuple[str, Tensor]]:
     device = torch.empty(0, device=device).device  # with its index: new threads don't inherit the current device
     stop = Event()
     arrived: list[Arrivals] = [queue.SimpleQueue() for _ in tensors]
-    wholes = [torch.empty(t.info.shape, dtype=torch_dtype(t.info), device=device) for _, t in tensors]
+    wholes = [torch.empty(extent.shape, dtype=extent.dtype, device=device) for _, extent in tensors]
     work: queue.SimpleQueue[tuple[int, _Piece]] = queue.SimpleQueue()
-    for number, ((_, stored), whole) in enumerate(zip(tensors, wholes, strict=True)):
+    for number, ((_, extent), whole) in enumerate(zip(tensors, wholes, strict=True)):
         flat = whole.view(-1).view(torch.uint8)
-        for start in range(0, stored.nbytes, PIECE_BYTES):
-            work.put((number, _Piece(stored.file, stored.info.start + start, flat[start : start + PIECE_BYTES])))
+        for start, end in extent.reads():
+            work.put((number, _Piece(extent, start, flat[start:end])))
     ready = torch.cuda.Event()
     ready.record(torch.cuda.current_stream(device))  # earlier work may still use the tensors' memory
     count = min(READER_THREADS, os.cpu_count() or 1)
@@ -70,8 +124,8 @@ def _read_window(tensors: Sequence[tuple[str, StoredTensor]], device: torch.devi
         try:
             for _ in range(count):
                 threads.submit(_run, work, arrived, device, ready, stop)
-            for number, (name, stored) in enumerate(tensors):
-                for _ in range(0, stored.nbytes, PIECE_BYTES):
+            for number, (name, extent) in enumerate(tensors):
+                for _ in extent.reads():
                     event = arrived[number].get()
                     if isinstance(event, BaseException):
                         raise event
@@ -103,12 +157,13 @@ def _run(
                     number, piece = work.get_nowait()
                 except queue.Empty:
                     break
-                if piece.file not in files:
-                    files[piece.file] = opened.enter_context(piece.file.open("rb", buffering=0)).fileno()
+                path = piece.extent.file
+                if path not in files:
+                    files[path] = opened.enter_context(path.open("rb", buffering=0)).fileno()
                 if (event := busy[buffer]) is not None:
                     event.synchronize()
                 source = buffers[buffer][: piece.target.numel()]
-                _read(files[piece.file], piece, source)
+                _read(files[path], piece, source)
                 piece.target.copy_(source, non_blocking=True)
                 event = torch.cuda.Event()
                 event.record(stream)
@@ -126,12 +181,13 @@ def _run(
 
 def _read(file: int, piece: _Piece, buffer: Tensor) -> None:
     view = buffer.numpy().data
-    done = 0
-    while done < len(view):
-        try:
-            count = os.preadv(file, [view[done:]], piece.start + done)
-        except OSError as error:
-            raise CheckpointError(f"{piece.file} cannot be read: {error.strerror}", COPY_AGAIN) from error
-        if count == 0:
-            raise CheckpointError(f"{piece.file} ends early", COPY_AGAIN)
-        done += count
+    for position, first, end in piece.runs():
+        done = first
+        while done < end:
+            try:
+                count = os.preadv(file, [view[done:end]], position + done - first)
+            except OSError as error:
+                raise CheckpointError(f"{piece.extent.file} cannot be read: {error.strerror}", COPY_AGAIN) from error
+            if count == 0:
+                raise CheckpointError(f"{piece.extent.file} ends early", COPY_AGAIN)
+            done += count

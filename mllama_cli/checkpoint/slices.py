@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mllama_cli.checkpoint.decoded import DecodedTensor
 from mllama_cli.checkpoint.reader import torch_dtype
-from mllama_cli.checkpoint.stored import StoredMatrix, StoredTensor
+from mllama_cli.checkpoint.stored import DecodedTensor, StoredMatrix, StoredTensor
 from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 
 

@@ -1,5 +1,6 @@
-"""What a file holds: plain tensors, and matrices that other tools store as several tensors. Imports no torch."""
+"""What a file holds: plain tensors, and those of other tools and formats, which are decoded. Imports no torch."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from mllama_cli.checkpoint.header import TensorInfo
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mllama_cli.kernels.codes import Code
     from mllama_cli.kernels.packed import PackedWeight
 
 
@@ -31,12 +33,26 @@ class StoredTensor:
         return (self.file,)
 
 
+ReadBytes = Callable[[Path, int, int], "Tensor"]
+"""Returns so many bytes of a file from an offset on, as a flat uint8 tensor."""
+
+
+@dataclass(frozen=True)
+class DecodedTensor(StoredTensor, ABC):
+    """A tensor that is decoded row by row. ``info`` has the dtype and shape that it gets, and its bytes in the file."""
+
+    @abstractmethod
+    def rows(self, read: ReadBytes, start: int, stop: int) -> "Tensor":
+        """Return rows [start, stop) of the first dimension. Raise CheckpointError."""
+
+
 @dataclass(frozen=True)
 class Packing:
-    """Symmetric integers in our packed layout; ``group_size`` 0 means one scale for each row."""
+    """Numbers of a ``code`` in our packed layout; ``group_size`` 0 means one scale for each row."""
 
     bits: int
     group_size: int
+    code: "Code" = "int"
 
 
 @dataclass(frozen=True)
@@ -49,7 +65,7 @@ class Form:
         dtype: of the dense matrix, by its safetensors name.
         shape: of the dense matrix, (out, in).
         dense: makes that matrix from the parts, on their device.
-        packing: our packed layout that holds exactly the same integers and scales, if there is one.
+        packing: our packed layout that holds exactly the same numbers and scales, if there is one.
         packed: makes it from the parts.
         ours: whether the parts are those of our packed layout, so that they are read as they are.
     """

@@ -9,47 +9,80 @@ import typer
 
 from mllama_cli.cli.commands import Commands, Group, LazyCommand
 from mllama_cli.cli.common import DEBUG_KEY, ExitStatus, error_fields
+from mllama_cli.cli.ranks import follow_launched, launched
 from mllama_cli.core.errors import MemoryShortageError, MllamaError
 from mllama_cli.core.version import __version__
 
+_ASK, _MODELS, _ENGINES, _OTHER = "Ask", "Models", "Running engines", "Chats, settings and speed"
+
 COMMANDS = (
-    LazyCommand("chat", "chat:chat", "Ask a question, with or without pictures; the answer streams to stdout."),
-    LazyCommand("caption", "caption:caption", "Write captions for pictures: photo.txt next to photo.jpg."),
-    LazyCommand("serve", "serve:serve", "Serve a model over HTTP, for clients of OpenAI and of ollama."),
     LazyCommand(
-        "ps", "ps:ps", "List the running engines: model, device, memory, answers, time until they end, address."
+        "chat", "chat:chat", "Ask a question, with or without pictures; the answer streams to stdout.", section=_ASK
     ),
-    LazyCommand("stop", "ps:stop", "End running engines and free their memory."),
-    LazyCommand("list", "models:list_models", "List the models on this machine: name, size, kind, date."),
-    LazyCommand("ls", "models:list_models", "List the models on this machine: name, size, kind, date.", hidden=True),
+    LazyCommand(
+        "caption", "caption:caption", "Write captions for pictures: photo.txt next to photo.jpg.", section=_ASK
+    ),
+    LazyCommand("serve", "serve:serve", "Serve a model over HTTP, for clients of OpenAI and of ollama.", section=_ASK),
+    LazyCommand(
+        "download",
+        "download:download",
+        "Download a model into the Hugging Face cache and print its folder.",
+        section=_MODELS,
+    ),
+    LazyCommand(
+        "pull",
+        "download:download",
+        "Download a model into the Hugging Face cache and print its folder.",
+        section=_MODELS,
+        hidden=True,
+    ),
+    LazyCommand(
+        "list", "models:list_models", "List the models on this machine: name, size, kind, date.", section=_MODELS
+    ),
+    LazyCommand(
+        "ls",
+        "models:list_models",
+        "List the models on this machine: name, size, kind, date.",
+        section=_MODELS,
+        hidden=True,
+    ),
     LazyCommand(
         "show",
         "show:show",
         "Show a model's architecture, parameters, memory, chat template and defaults, or what a LoRA adapter changes.",
+        section=_MODELS,
     ),
-    LazyCommand("rm", "models:remove", "Delete models from this machine and free their disk space."),
-    LazyCommand("download", "download:download", "Download a model into the Hugging Face cache and print its folder."),
     LazyCommand(
-        "pull", "download:download", "Download a model into the Hugging Face cache and print its folder.", hidden=True
+        "quantize", "quantize:quantize", "Quantize a model to 4 or 8 bits and print its new folder.", section=_MODELS
     ),
-    LazyCommand("quantize", "quantize:quantize", "Quantize a model to 4 or 8 bits and print its new folder."),
     LazyCommand(
         "import",
         "import_:import_model",
         "Import a Llama 3.2 Vision model of ollama's, a GGUF file or Meta's own files, and print its new folder.",
+        section=_MODELS,
     ),
+    LazyCommand("rm", "models:remove", "Delete models from this machine and free their disk space.", section=_MODELS),
+    LazyCommand(
+        "ps",
+        "ps:ps",
+        "List the running engines: model, device, memory, answers, time until they end, address.",
+        section=_ENGINES,
+    ),
+    LazyCommand("stop", "ps:stop", "End running engines and free their memory.", section=_ENGINES),
+    LazyCommand("history", "history:history", "List, show, export and delete saved chats.", section=_OTHER),
+    LazyCommand("config", "config:config", "Show and change defaults: model, sampling, display.", section=_OTHER),
     LazyCommand(
         "completion",
         "completion:completion",
         "Print the completion script for a shell; its first line says where to put it.",
+        section=_OTHER,
     ),
     LazyCommand(
         "bench",
         "bench:bench",
         "Measure loading, vision, time to first token, prefill and decoding, and compare with memory bandwidth.",
+        section=_OTHER,
     ),
-    LazyCommand("config", "config:config", "Show and change defaults: model, sampling, display."),
-    LazyCommand("history", "history:history", "List, show, export and delete saved chats."),
 )
 """All commands, in the order of `mllama --help`. Their help is that of the functions (tests/cli/test_startup.py)."""
 
@@ -73,6 +106,8 @@ class MllamaGroup(Group):
             if sys.stdout is None:  # `>&-`
                 raise MllamaError("stdout is closed, so the answer has nowhere to go", "Use >/dev/null to drop it.")
             _require_current_folder()
+            if (world := launched()) is not None and world[0] > 0:  # the command runs on rank 0
+                return follow_launched(world[0])
             result = super().invoke(ctx)
             sys.stdout.flush()
             return result

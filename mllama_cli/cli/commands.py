@@ -78,16 +78,14 @@ class _PlainHelp:
     def format_help(self, ctx: Any, formatter: Any) -> None:
         self.format_usage(ctx, formatter)  # type: ignore[attr-defined]
         self.format_help_text(ctx, formatter)  # type: ignore[attr-defined]
-        for title, rows in self._sections(ctx).items():
+        for title, rows in self.help_sections(ctx).items():
             with formatter.section(title):
                 formatter.write_dl(rows)
         self.format_epilog(ctx, formatter)  # type: ignore[attr-defined]
 
-    def _sections(self, ctx: Any) -> dict[str, list[tuple[str, str]]]:
+    def help_sections(self, ctx: Any) -> dict[str, list[tuple[str, str]]]:
         """Return the rows of each section: commands, arguments, then options by panel, --help among the last."""
-        sections: dict[str, list[tuple[str, str]]] = {}
-        if commands := _command_rows(getattr(self, "commands", {})):
-            sections["Commands"] = commands
+        sections = _command_rows(getattr(self, "commands", {}))
         for parameter in self.get_params(ctx):
             if (row := parameter.get_help_record(ctx)) is None:
                 continue
@@ -111,14 +109,15 @@ def _plain(help_text: str) -> str:
     return f"{text.removesuffix('.')} (default: {default[1]})." if default else text
 
 
-def _command_rows(commands: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return names and first sentences; a hidden command that does the same as a shown one is named beside it."""
-    rows = []
+def _command_rows(commands: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """Return names and first sentences by section; a hidden command is named with the shown one that does the same."""
+    sections: dict[str, list[tuple[str, str]]] = {}
     for name, command in commands.items():
         if not command.hidden:
             same = (other for other, each in commands.items() if each.hidden and _does(each) == _does(command))
-            rows.append((", ".join([name, *same]), command.get_short_help_str(limit=200)))
-    return rows
+            row = ", ".join([name, *same]), command.get_short_help_str(limit=200)
+            sections.setdefault(getattr(command, "section", "Commands"), []).append(row)
+    return sections
 
 
 def _does(command: Any) -> Any:
@@ -140,11 +139,12 @@ class LazyCommand(Command):
 
     Args:
         target: module in this package and name in it, "chat:chat", of a function or of an app of subcommands.
+        section: the title under which `mllama --help` lists it.
     """
 
-    def __init__(self, name: str, target: str, help_text: str, *, hidden: bool = False) -> None:
+    def __init__(self, name: str, target: str, help_text: str, *, section: str, hidden: bool = False) -> None:
         super().__init__(name, help=help_text, hidden=hidden)
-        self.target = target
+        self.target, self.section = target, section
 
     def load(self) -> Any:
         """Import the command and return it."""

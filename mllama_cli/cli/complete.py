@@ -57,7 +57,7 @@ def chats(incomplete: str) -> list[tuple[str, str]]:
 
 
 def devices(incomplete: str) -> list[str]:
-    return _starting_with(incomplete, ["auto", "cpu", "cuda", "cuda:0"])
+    return _starting_with(incomplete, ["auto", "cpu", "cuda", "cuda:0", "cuda:all"])
 
 
 def dtypes(incomplete: str) -> list[str]:

@@ -23,6 +23,7 @@ import typer
 
 from mllama_cli.cli import complete
 from mllama_cli.cli.common import DEBUG_KEY
+from mllama_cli.cli.ranks import devices_of, end_with_ranks, launched, meeting
 from mllama_cli.core.duration import is_duration, parse_duration
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.sampling import SETTABLE, Sampling
@@ -69,7 +70,11 @@ Model = Annotated[
 ]
 Device = Annotated[
     str | None,
-    compute_option(metavar="DEVICE", help="auto (the default), cpu, cuda or cuda:N.", autocompletion=complete.devices),
+    compute_option(
+        metavar="DEVICE",
+        help="auto (the default), cpu, cuda, cuda:N, or several that share the model: cuda:0,cuda:1 or cuda:all.",
+        autocompletion=complete.devices,
+    ),
 ]
 Dtype = Annotated[
     str | None,
@@ -120,7 +125,7 @@ class ComputeOptions:
         return replace(
             self,
             model=self.model or os.environ.get(MODEL_VARIABLE) or settings.model,
-            device=self.device or settings.device,
+            device=devices_of(self.device or settings.device),
             dtype=self.dtype or settings.dtype,
         )
 
@@ -128,7 +133,7 @@ class ComputeOptions:
         """Return an engine for the model in a folder, its weights not yet loaded. Imports torch."""
         from mllama_cli.engine.engine import Engine
 
-        return Engine(
+        engine = Engine(
             folder,
             name,
             device=self.device or "auto",
@@ -136,7 +141,10 @@ class ComputeOptions:
             quantize=self.quantize,
             exact=self.exact,
             adapters=adapter_folders(self.adapter),
+            meeting=meeting(),
         )
+        end_with_ranks(engine)
+        return engine
 
 
 def adapter_folders(given: "list[str] | None") -> list[Path]:
@@ -176,7 +184,7 @@ class SharingOptions:
 
     def with_defaults(self, settings: "Settings") -> "SharingOptions":
         """Return these options, completed from the environment and the config file."""
-        alone = self.no_server or _is_set(NO_SERVER_VARIABLE)
+        alone = self.no_server or _is_set(NO_SERVER_VARIABLE) or launched() is not None
         if alone and self.keep_alive is not None:
             raise UsageError("--keep-alive and --no-server are mutually exclusive", "Leave one of them out.")
         given = os.environ.get(KEEP_ALIVE_VARIABLE) or None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mllama_cli.cli.common import BUILT_IN_NOTE, ExitStatus, load_settings, resolve_model
-from mllama_cli.cli.options import ComputeOptions, Debug, option_groups
+from mllama_cli.cli.options import ComputeOptions, Debug, option_groups, output_option
 from mllama_cli.cli.serve_lines import file_lines, port_lines, server_url
 from mllama_cli.core.duration import parse_duration
 from mllama_cli.core.errors import UsageError
@@ -68,13 +68,11 @@ def serve(
         str, typer.Option(metavar="auto|N", help="Requests answered at once.", rich_help_panel=_LIMITS)
     ] = "auto",
     max_queue: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Requests that may wait (default: 256).", rich_help_panel=_LIMITS)
+        int, typer.Option(metavar="N", min=1, help="Requests that may wait.", rich_help_panel=_LIMITS)
     ] = 256,
     max_context: Annotated[
         int,
-        typer.Option(
-            metavar="N", min=16, help="Tokens of a prompt and its answer (default: 8192).", rich_help_panel=_LIMITS
-        ),
+        typer.Option(metavar="N", min=16, help="Tokens of a prompt and its answer.", rich_help_panel=_LIMITS),
     ] = 8192,
     keep_alive: Annotated[
         str,
@@ -86,11 +84,9 @@ def serve(
     ] = "forever",
     grace: Annotated[
         str,
-        typer.Option(
-            metavar="TIME", help="Time for running answers to end on Ctrl-C (default: 30s).", rich_help_panel=_LIMITS
-        ),
+        typer.Option(metavar="TIME", help="Time for running answers to end on Ctrl-C.", rich_help_panel=_LIMITS),
     ] = "30s",
-    verbose: Annotated[bool, typer.Option("--verbose", help="Print a line for each request to stderr.")] = False,
+    verbose: Annotated[bool, output_option("--verbose", help="Print a line for each request to stderr.")] = False,
     debug: Debug = False,
 ) -> None:
     """Serve a model over HTTP, for clients of OpenAI and of ollama.

@@ -5,7 +5,7 @@ transformers versions load.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from mllama_cli.core.errors import CheckpointError, UsageError
@@ -111,6 +111,8 @@ class MllamaTextConfig:
     pad_token_id: int = declare(128004, "", *from_zero_to(MAX_IDS))
     embedding_rows: int = 0
     """Rows of embed_tokens in the files, where they differ from vocab_size + EXTRA_EMBEDDINGS."""
+    ranks: int = 1
+    """Processes that share the heads and inner features: those given here are one's own (``shared_by``)."""
 
     @property
     def embeddings(self) -> int:
@@ -119,7 +121,17 @@ class MllamaTextConfig:
 
     @property
     def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+        return self.hidden_size // (self.num_attention_heads * self.ranks)
+
+    def shared_by(self, ranks: int) -> "MllamaTextConfig":
+        """Return what each of ``ranks`` processes has: its heads and inner features, of the same width."""
+        return replace(
+            self,
+            num_attention_heads=self.num_attention_heads // ranks,
+            num_key_value_heads=self.num_key_value_heads // ranks,
+            intermediate_size=self.intermediate_size // ranks,
+            ranks=self.ranks * ranks,
+        )
 
     @property
     def self_attention_layers(self) -> tuple[int, ...]:

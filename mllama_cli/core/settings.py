@@ -15,7 +15,7 @@ THEMES = ("auto", "dark", "light", "none")
 LOG_CHOICES = ("all", "chats", "none")
 DTYPE_CHOICES = ("auto", "bfloat16", "float16", "float32")
 QUANTIZATIONS = ("int4", "int8")
-DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+DEVICE = re.compile(r"auto|cuda(:\d+)?|cuda:all|cpu(,cpu)*|cuda:\d+(,cuda:\d+)*")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,10 @@ class Settings:
 
     model: str | None = declare(None, "the model that is used where none is named")
     device: str | None = declare(
-        None, "where to compute: auto, cpu, cuda or cuda:N", DEVICE.fullmatch, "be auto, cpu, cuda or cuda:N"
+        None,
+        "where to compute: auto, cpu, cuda, cuda:N, or several such as cuda:0,cuda:1",
+        DEVICE.fullmatch,
+        "be auto, cpu, cuda, cuda:N, or several such as cuda:0,cuda:1",
     )
     dtype: str | None = declare(None, "number format", *one_of(DTYPE_CHOICES))
     system: str | None = declare(None, "system prompt of every chat")

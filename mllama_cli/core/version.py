@@ -1,3 +1,3 @@
 """The version, in the lowest room because web clients of several rooms send it."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -34,15 +34,33 @@ def choose_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise DeviceError(f"{name!r} is not a device", "Use auto, cpu, cuda or cuda:N.") from None
+        raise DeviceError(
+            f"{name!r} is not a device", "Use auto, cpu, cuda, cuda:N or several such as cuda:0,cuda:1."
+        ) from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise DeviceError("CUDA was asked for, but this machine has no usable CUDA device", "Use --device cpu.")
         if (device.index or 0) >= torch.cuda.device_count():
             raise DeviceError(f"There is no {device}: this machine has {torch.cuda.device_count()} CUDA devices")
     elif device.type != "cpu":
-        raise DeviceError(f"Device {name!r} is not supported", "Use auto, cpu, cuda or cuda:N.")
+        raise DeviceError(
+            f"Device {name!r} is not supported", "Use auto, cpu, cuda, cuda:N or several such as cuda:0,cuda:1."
+        )
     return device
+
+
+def choose_devices(name: str = "auto") -> list[torch.device]:
+    """Return the devices of a comma-separated list, or of "cuda:all". Raise DeviceError if this machine lacks one."""
+    if name == "cuda:all":
+        choose_device("cuda")
+        return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    devices = [choose_device(each) for each in name.split(",")]
+    if len(devices) > 1:
+        if len({device.type for device in devices}) > 1:
+            raise DeviceError(f"{name} are devices of different kinds", "Name several GPUs, or cpu several times.")
+        if devices[0].type == "cuda" and len({device.index or 0 for device in devices}) < len(devices):
+            raise DeviceError(f"{name} names the same GPU twice", "Name each GPU once, or use cuda:all.")
+    return devices
 
 
 def make_current(device: torch.device) -> None:

@@ -30,7 +30,8 @@ def load(
     Raise ModelNotFoundError, CheckpointError, DeviceError or MemoryShortageError.
 
     Args:
-        device: "cuda:N" becomes the current CUDA device of each thread that uses the engine.
+        device: "cuda:N" becomes the current CUDA device of each thread that uses the engine. Several, such as
+            "cuda:0,cuda:1" or "cuda:all", share the model; a process is started for each but the first.
         vision: also load the weights for images, which otherwise load with the first image.
         quantize: "int4" or "int8" quantizes the language model while it loads.
         exact: do not round activations to 8 bits on a CPU for products with packed matrices.
@@ -73,11 +74,18 @@ class Engine:
         quantize: str | None = None,
         exact: bool = False,
         adapters: Sequence[Path] = (),
+        meeting: Path | None = None,
     ) -> None:
         self.path = folder
         self.name = name
         self.model = LoadedModel.from_folder(
-            folder, device=device, dtype=dtype, quantize=quantize, exact=exact, adapters=adapters
+            folder,
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
+            exact=exact,
+            adapters=adapters,
+            meeting=meeting,
         )
         self.config, self.generation_config = self.model.config, self.model.generation_config
         self.network, self.processor = self.model.network, self.model.processor
@@ -115,7 +123,7 @@ class Engine:
         return ModelInfo(
             name=self.name,
             path=str(self.path),
-            device=str(self.device),
+            device=",".join(map(str, self.model.devices)),
             dtype=str(self.dtype).removeprefix("torch."),
             context=text.max_position_embeddings,
             layers=text.num_hidden_layers,

@@ -9,7 +9,7 @@ from torch import Tensor
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.events import Event
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.sampling import ChosenToken, Sampler
+from mllama_cli.engine.sampling import ChosenToken, Method, Sampler, noted
 from mllama_cli.kernels.ops import upload
 from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.layers import result_of
@@ -139,18 +139,36 @@ class DecodeInput:
 
 
 def decode(network: Network, start: DecodeInput) -> Generator[ChosenToken]:
-    """Yield the answer's tokens; by the time one is yielded, all before it are in the cache."""
-    logits = start.logits
+    """Yield the answer's tokens; by the time one is yielded, all before it are in the cache.
+
+    Tokens that a grammar leaves no choice about are fed together.
+    """
+    logits, left = start.logits, start.budget
     sampler = Sampler(1, logits.shape[-1], logits.device)
     sampler.admit(0, start.sampling, start.prompt, start.constraint)
-    for number in range(start.budget):
+    together = start.constraint if takes_forced_tokens(start.sampling) else None
+    while left:
         (token,) = sampler.choose(logits)
         if isinstance(token, MllamaError):
             raise token
         yield token
-        if number + 1 < start.budget:
-            ids = upload(torch.tensor([[token.id]]), logits.device)
+        left -= 1
+        forced = together.forced[:left] if together is not None else []
+        left -= len(forced)
+        if left or forced:
+            ids = upload(torch.tensor([[token.id, *forced]]), logits.device)
             logits = forward(network, ids, start.cache, start.cross, [start.spans])
+        sampler.skip(0, len(forced))
+        for id_ in forced:
+            taken = noted(ChosenToken(id_), together)
+            if isinstance(taken, MllamaError):
+                raise taken
+            yield taken
+
+
+def takes_forced_tokens(sampling: Sampling) -> bool:
+    """Return whether tokens need no choice where a grammar leaves none: no log-probabilities, nothing counts them."""
+    return sampling.grammar is not None and sampling.logprobs is None and not Method.of(sampling).adjusts
 
 
 class Decoder:

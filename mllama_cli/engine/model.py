@@ -10,11 +10,16 @@ from mllama_cli.core.config import GenerationConfig, MllamaConfig
 from mllama_cli.core.events import Event
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.cuda.backend import CapturedDecoder
-from mllama_cli.engine.device import choose_device, free_bytes, make_current
+from mllama_cli.engine.device import choose_devices, free_bytes, make_current
 from mllama_cli.engine.forward import PREFILL_CHUNK, Decoder, Network
+from mllama_cli.engine.parallel.exchange import connect
+from mllama_cli.engine.parallel.leading import LeadingCache, lead
+from mllama_cli.engine.parallel.plan import WHOLE, require_divisible
+from mllama_cli.engine.parallel.team import Team
 from mllama_cli.engine.vision import VisionEncoder
 from mllama_cli.engine.weights.loader import StoredWeights
 from mllama_cli.engine.weights.memory import choose_prefill_chunk
+from mllama_cli.model.cache import KVCache
 from mllama_cli.model.layers import set_exact
 from mllama_cli.processing.grammar import Constraint, GrammarTokenizer
 from mllama_cli.processing.processor import MllamaProcessor
@@ -25,7 +30,8 @@ from mllama_cli.system.json_file import read_json
 class LoadedModel:
     """A network with everything that turns prompts into tokens on one device.
 
-    ``weights`` loads the parts that are missing; None if the network is complete.
+    ``weights`` loads the parts that are missing; None if the network is complete. With a ``team``, the network is rank
+    0's share, and ``config`` describes that.
     """
 
     def __init__(
@@ -39,6 +45,7 @@ class LoadedModel:
         generation_config: GenerationConfig | None = None,
         weights: StoredWeights | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
+        team: Team | None = None,
     ) -> None:
         self.network, self.config, self.processor = network, config, processor
         self.device, self.dtype = device, dtype
@@ -47,7 +54,8 @@ class LoadedModel:
         self.eos = frozenset(self.generation_config.eos_token_id or config.text_config.eos_token_id)
         self.prefill_chunk = prefill_chunk
         """Prompt tokens for each forward pass, as the memory that is left allows."""
-        self.vision = VisionEncoder(network, processor, device)
+        self.team = team
+        self.vision = VisionEncoder(network, processor, device, team)
         self.decoder = CapturedDecoder(network, dtype, device) if device.type == "cuda" else Decoder(network)
 
     @classmethod
@@ -60,32 +68,51 @@ class LoadedModel:
         quantize: str | None = None,
         exact: bool = False,
         adapters: Sequence[Path] = (),
+        meeting: Path | None = None,
     ) -> "LoadedModel":
         """Open a checkpoint, with LoRA adapters to merge; ``load`` then reads its weights.
+
+        ``meeting`` is the socket where processes join that were started for the other devices of a list.
 
         Raise CheckpointError or DeviceError.
         """
         raw = read_json(folder / "config.json")
         generation = folder / "generation_config.json"
         generation_config = GenerationConfig.from_dict(read_json(generation) if generation.is_file() else {})
-        chosen = choose_device(device)
+        chosen, *others = choose_devices(device)
         make_current(chosen)
+        team = None
+        if others:
+            require_divisible(MllamaConfig.from_dict(raw).text_config, 1 + len(others))
+            team = Team([chosen, *others], meeting)
         opened = open_network(folder, raw)
         config = opened.config
         vision, context = config.vision_config is not None, config.text_config.max_position_embeddings
         processor = MllamaProcessor.from_pretrained(folder, config.image_token_index, vision=vision, max_tokens=context)
         processor.tokenizer.require_below(config.text_config.embeddings)
-        weights = StoredWeights(opened, chosen, dtype, quantize, adapters)
+        share = team.share if team is not None else WHOLE
+        weights = StoredWeights(opened, chosen, dtype, quantize, adapters, share)
         set_exact(opened.network, exact)
+        if team is not None:
+            text = weights.config.text_config
+            team.open(folder, text, dtype=dtype, quantize=quantize, exact=exact, adapters=adapters)
+            connect(opened.network, team.group)
+            lead(opened.network, team)
         return cls(
             opened.network,
-            config,
+            weights.config,
             processor,
             device=chosen,
             dtype=weights.dtype,
             generation_config=generation_config,
             weights=weights,
+            team=team,
         )
+
+    @property
+    def devices(self) -> Sequence[torch.device]:
+        """All devices that share the model."""
+        return (self.device,) if self.team is None else self.team.devices
 
     @property
     def has_vision(self) -> bool:
@@ -121,10 +148,21 @@ class LoadedModel:
         """
         return self.grammars.constraint(sampling.grammar, beginning) if sampling.grammar is not None else None
 
+    def new_cache(self, batch: int = 1) -> KVCache:
+        """Return an empty self KV cache."""
+        config, dtype, device = self.config.text_config, self.dtype, self.device
+        if self.team is not None:
+            return LeadingCache(self.team, batch, dtype=dtype, device=device)
+        return KVCache(config, batch, dtype=dtype, device=device)
+
     def load(self, *, vision: bool = False) -> Iterator[Event]:
         """Load the weights for text and, with ``vision``, for images, unless loaded; yield progress."""
         if self.weights is None or not (missing := self.weights.missing(vision=vision)):
             return
+        if self.team is not None:
+            self.team.load(missing)
         yield from self.weights.load(missing)
+        if self.team is not None:
+            self.team.wait()
         free = free_bytes(self.device) if self.device.type == "cuda" else 0
         self.prefill_chunk = choose_prefill_chunk(self.config, self.dtype.itemsize, self.device.type, free)

@@ -145,6 +145,13 @@ class Sampler:
         state.drawn += 1
 
     @torch.inference_mode()
+    def skip(self, row: int, count: int) -> None:
+        """Pass over a row's next draws, of tokens that need no choice."""
+        for _ in range(count):
+            self.refill(row)
+        self._draws[self._rows[row].index] += count
+
+    @torch.inference_mode()
     def update_masks(self, first: int = 0, count: int = 1) -> None:
         """Upload which tokens constraints allow next. ``launch`` does it; call it before a captured choice."""
         some = [row for row in self._rows[first : first + count] if row.constraint is not None]

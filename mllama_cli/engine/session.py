@@ -18,7 +18,7 @@ from mllama_cli.engine.device import Clock, is_out_of_memory, make_current, memo
 from mllama_cli.engine.forward import DecodeInput, log_probability, prefill
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.vision import ImageCache
-from mllama_cli.model.cache import CrossKVCache, KVCache
+from mllama_cli.model.cache import CrossKVCache
 from mllama_cli.model.layers import result_of
 from mllama_cli.model.visibility import ImageSpan, image_spans
 from mllama_cli.processing.grammar import Constraint
@@ -33,7 +33,7 @@ class Session:
 
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
-        self.cache = KVCache(model.config.text_config, dtype=model.dtype, device=model.device)
+        self.cache = model.new_cache()
         self.ids: list[int] = []
         self.seen_images: list[str] = []
         self.images = ImageCache(model.vision)
@@ -85,7 +85,7 @@ class Session:
         # Images that no new token sees are not encoded (again).
         active = [i for i, span in enumerate(spans) if span.end is None or span.end > kept]
         yield from self._encode([inputs.images[i] for i in active])
-        cross = CrossKVCache.from_images([[self.images.get(inputs.images[i].digest) for i in active]])
+        cross = self.images.join([[inputs.images[i].digest for i in active]])
         active_spans = [spans[i] for i in active]
         encoded = clock.mark()
         logits = yield from self._prefill(prompt, kept, cross, active_spans)
@@ -146,7 +146,7 @@ class Session:
         active = [i for i, span in enumerate(spans) if span.end is None or span.end > kept]
         for _ in self._encode([inputs.images[i] for i in active]):
             pass
-        cross = CrossKVCache.from_images([[self.images.get(inputs.images[i].digest) for i in active]])
+        cross = self.images.join([[inputs.images[i].digest for i in active]])
         active_spans = [spans[i] for i in active]
         logits = result_of(self._prefill(prompt, kept, cross, active_spans))
         scores = []

@@ -11,6 +11,8 @@ from mllama_cli.core.answerer import text_only
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.engine.cuda.vision_graphs import VisionGraphs
 from mllama_cli.engine.forward import Network
+from mllama_cli.engine.parallel.leading import join_images
+from mllama_cli.engine.parallel.team import Team
 from mllama_cli.model.cache import CrossKVCache, LayerKV
 from mllama_cli.model.layers import result_of
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
@@ -28,8 +30,10 @@ def require_vision(network: Network) -> MllamaForConditionalGeneration:
 class VisionEncoder:
     """Run the vision tower: on a GPU from captured graphs, on a CPU layer by layer."""
 
-    def __init__(self, network: Network, processor: MllamaProcessor, device: torch.device) -> None:
-        self.device = device
+    def __init__(
+        self, network: Network, processor: MllamaProcessor, device: torch.device, team: Team | None = None
+    ) -> None:
+        self.device, self._team = device, team
         self._network, self._processor = network, processor
         self._graphs: VisionGraphs | None = None
         self._encoded: torch.cuda.Event | None = None
@@ -47,6 +51,10 @@ class VisionEncoder:
     def tiles(self, image: ImagePart) -> ImageTiles:
         """Decode an image and cut it into tiles. Raise ImageError, or UsageError if the model is text-only."""
         return self._processor.tiles(image)
+
+    def join(self, batch: Sequence[Sequence[list[LayerKV]]]) -> CrossKVCache | None:
+        """Join encoded images, as ``CrossKVCache.from_images`` does."""
+        return CrossKVCache.from_images(batch) if self._team is None else join_images(self._team, batch)
 
     def prepare(self) -> bool:
         """Capture the graphs for another number of tiles; return whether there was one. Load the weights first."""
@@ -113,16 +121,21 @@ class ImageCache:
         """Return one or several encoded images joined into one, of which there is one copy for all that ask."""
         key = group_key(digests)
         if key not in self._encoded:
-            joined = CrossKVCache.from_images([[self.get(digest) for digest in digests]])
+            joined = self.join([digests])
             assert joined is not None
             self._add(key, joined.layers)
         return self.get(key)
+
+    def join(self, batch: Sequence[Sequence[str]]) -> CrossKVCache | None:
+        """Return the images of each conversation of a batch, by digest, as one cache; None if there are none."""
+        return self._encoder.join([[self.get(digest) for digest in digests] for digests in batch])
 
     def encode_steps(self, image: ImagePart, tiles: ImageTiles | None = None) -> Iterator[int]:
         """Encode an image, decoded unless ``tiles`` are given; yield the number of finished layers now and then."""
         if tiles is None:
             tiles = self._encoder.tiles(image)
-        layers = yield from self._encoder.steps(tiles.pixel_values, tiles.aspect_ratio_id)
+        pixels = tiles.pixel_values_on(self._encoder.device)
+        layers = yield from self._encoder.steps(pixels, tiles.aspect_ratio_id)
         self._add(image.digest, layers)
 
     def trim(self, kept: Collection[str] = ()) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.kernels import packed as reference
+from mllama_cli.kernels.codes import Code
 from mllama_cli.kernels.packed import PackedWeight
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def quantized_linear(x: Tensor, weight: PackedWeight, *, exact: bool = False) ->
     """
     check(weight)
     _check_columns(x, weight.shape[1])
-    if x.device.type == "cpu" and not needs_grad(x):
+    if x.device.type == "cpu" and weight.code == "int" and not needs_grad(x):
         from mllama_cli.kernels.cpu.linear import quantized
 
         return quantized(x, weight, exact=exact)
@@ -136,6 +137,11 @@ def quantized_linear(x: Tensor, weight: PackedWeight, *, exact: bool = False) ->
 
         return dequantize.quantized_linear(x, weight)
     return reference.quantized_linear(x, weight)
+
+
+def multiplies_packed(code: Code, device: torch.device) -> bool:
+    """Return whether matrices of this code should stay packed on a device: on a CPU, kernels know integers alone."""
+    return code == "int" or device.type != "cpu"
 
 
 def check(weight: PackedWeight) -> None:

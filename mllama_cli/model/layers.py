@@ -1,7 +1,7 @@
 """Building blocks of both transformers."""
 
-from collections.abc import Generator
-from typing import TypeVar
+from collections.abc import Callable, Generator
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -38,13 +38,30 @@ class Embedding(nn.Embedding):
         return ops.embedding(ids, self.weight)
 
 
+class Exchange(Protocol):
+    """Completes a product of which each of several processes computes a part."""
+
+    def __call__(self, product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Return the whole product for x; ``product`` computes this process's part."""
+        ...
+
+
 class Projection(nn.Module):
     """A linear layer, plain or quantized.
 
-    ``exact`` keeps activations in their precision; otherwise a CPU may round them where that is faster.
+    ``exact`` keeps activations in their precision; otherwise a CPU may round them where that is faster. ``exchange``
+    is None where this process has the whole matrix, or where others go on with the part that it computes.
     """
 
     exact = False
+    exchange: Exchange | None = None
+
+    def product(self, x: Tensor) -> Tensor:
+        """Return the product with the matrix that this process has."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x) if self.exchange is None else self.exchange(self.product, x)
 
     def forward_add(self, x: Tensor, residual: Tensor) -> Tensor:
         """Return residual + self(x), possibly written over ``residual``."""
@@ -62,10 +79,15 @@ def set_exact(network: nn.Module, on: bool) -> None:
 class Linear(nn.Linear, Projection):
     """nn.Linear with the fastest product for its weight's dtype and device; F.linear for float32."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.weight, self.bias, exact=self.exact)
 
+    def forward(self, x: Tensor) -> Tensor:
+        return Projection.forward(self, x)
+
     def forward_add(self, x: Tensor, residual: Tensor) -> Tensor:
+        if self.exchange is not None:
+            return super().forward_add(x, residual)
         return ops.linear_add(x, self.weight, self.bias, residual, exact=self.exact)
 
 

@@ -1,7 +1,7 @@
 """Compute which text rows see which images, by the model's own rule, from the positions of the image tokens.
 
 An image is seen from its own token up to the next image token; images whose tokens are adjacent form a group and share
-its end. The last group is seen up to the end, generated tokens included (README, "How exact", C).
+its end. The last group is seen up to the end, generated tokens included (docs/accuracy.md, C).
 """
 
 from collections.abc import Sequence

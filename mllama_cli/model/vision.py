@@ -162,7 +162,7 @@ class MllamaVisionModel(nn.Module):
 
         intermediate = []
         for index, layer in enumerate(self.transformer.layers):
-            if index in config.intermediate_layers_indices:  # Meta takes a layer's input (README, "How exact", A)
+            if index in config.intermediate_layers_indices:  # Meta takes a layer's input (docs/accuracy.md, A)
                 intermediate.append(x)
             x = layer(x, real, repeated, repeats)
             yield index + 1

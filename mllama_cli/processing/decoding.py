@@ -214,7 +214,7 @@ def _prepared(
     count = math.prod(shape)
     height, width = answer["size"]
     canvas = Canvas(
-        np.frombuffer(payload, np.uint8, count).reshape(shape),
+        np.frombuffer(payload, np.uint8, count).reshape(shape).copy(),  # torch wants arrays that can be written to
         answer["columns"],
         answer["aspect_ratio_id"],
         (height, width),

@@ -229,13 +229,23 @@ class GrammarTokenizer:
         return compiled
 
     def masks(self, constraints: "Sequence[Constraint]") -> "Tensor":
-        """Return which tokens are allowed next, int32 [n, ceil(vocab_size / 32)], 32 tokens to a word, lowest first."""
+        """Return which tokens are allowed next, int32 [n, ceil(vocab_size / 32)], 32 tokens to a word, lowest first.
+
+        Where the text that follows is certain, that is its next token alone, though other tokens spell it too: so an
+        answer is the same whether certain tokens are chosen one by one or fed together.
+        """
         import torch
         from llguidance import LLExecutor
 
         masks = torch.full((len(constraints), self._bytes_per_mask // 4), -1, dtype=torch.int32)
         # A failed one stays unmasked: whatever is chosen is reported as an error.
-        rows = [(constraint.state, index) for index, constraint in enumerate(constraints) if not constraint.failed]
+        rows = []
+        for index, constraint in enumerate(constraints):
+            if forced := constraint.forced:
+                masks[index] = 0
+                masks[index, forced[0] // 32] = _BITS[forced[0] % 32]
+            elif not constraint.failed:
+                rows.append((constraint.state, index))
         if len(rows) > 1:
             self._executor = self._executor or LLExecutor()
             self._executor.unsafe_compute_mask_ptr(rows, masks.data_ptr(), self._bytes_per_mask, len(constraints))
@@ -261,11 +271,20 @@ class _Vocabulary:
         return self._tokenizer.encode(text.decode("utf-8"))
 
 
+_BITS = [1 << bit for bit in range(31)] + [-(1 << 31)]
+"""The bits of an int32."""
+
+
 class Constraint:
     """Follows one answer through its grammar."""
 
     def __init__(self, vocabulary: GrammarTokenizer, state: "LLMatcher") -> None:
         self.vocabulary, self.state = vocabulary, state
+
+    @property
+    def forced(self) -> list[int]:
+        """The next tokens, as far as the grammar leaves no choice of text."""
+        return [] if self.failed or self.state.is_stopped() else self.state.compute_ff_tokens()
 
     @property
     def failed(self) -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.kernels.ops import quantized_linear
-from mllama_cli.kernels.packed import PackedWeight
+from mllama_cli.kernels.packed import PackedWeight, scale_part
 from mllama_cli.model.layers import Projection
 from mllama_cli.quantization.schemes import Scheme
 
@@ -27,12 +27,18 @@ class QuantizedLinear(Projection):
         super().__init__()
         self.in_features, self.out_features, self.scheme = inputs, outputs, scheme
         self._held: PackedWeight | None = None
+        self._kept: tuple[slice, slice] | None = None
+        """The rows and columns of the matrix ``_whole`` (out, in) that are here; None for all."""
+        self._whole = (outputs, inputs)
+        self._empty(bias=bias)
 
+    def _empty(self, *, bias: bool = False) -> None:
         def empty(*shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
             return nn.Parameter(torch.empty(*shape, dtype=dtype, device="meta"), requires_grad=False)
 
-        self.weight_packed = empty(outputs, scheme.words(inputs), dtype=torch.int32)
-        self.weight_scale = empty(outputs, scheme.groups(inputs))
+        outputs, inputs = self.out_features, self.in_features
+        self.weight_packed = empty(outputs, self.scheme.words(inputs), dtype=torch.int32)
+        self.weight_scale = empty(outputs, self.scheme.groups(inputs))
         self.weight_shape = empty(2, dtype=torch.int64)
         self.bias = empty(outputs) if bias else None
 
@@ -41,46 +47,69 @@ class QuantizedLinear(Projection):
         """Return the parameters as a matrix, cached while they are the same so that it is checked once."""
         packed, scale, held = self.weight_packed, self.weight_scale, self._held
         if held is None or held.packed is not packed or held.scale is not scale:
-            self._held = held = PackedWeight(packed, scale, (self.out_features, self.in_features), self.scheme.bits)
+            self._held = held = PackedWeight(
+                packed, scale, (self.out_features, self.in_features), self.scheme.bits, self.scheme.code
+            )
         return held
 
-    def forward(self, x: Tensor) -> Tensor:
+    def cut(self, rows: slice, columns: slice) -> None:
+        """Keep only these rows and columns of the matrix, while it is on the meta device."""
+        self._kept = (rows, columns)
+        self._whole = (self.out_features, self.in_features)
+        self.out_features, self.in_features = rows.stop - rows.start, columns.stop - columns.start
+        self.scheme = self.scheme.of_columns(columns)
+        self._empty()
+
+    def product(self, x: Tensor) -> Tensor:
         out = quantized_linear(x, self.packed, exact=self.exact)
         return out if self.bias is None else out + self.bias
 
     def fill(self, packed: PackedWeight) -> None:
-        """Take a matrix that has just been quantized."""
+        """Take a matrix that has just been quantized, whole or the part that is kept of it."""
+        if self._kept is not None and packed.shape == self._whole:
+            packed = packed.part(*self._kept)
         self.weight_packed = nn.Parameter(packed.packed, requires_grad=False)
         self.weight_scale = nn.Parameter(packed.scale, requires_grad=False)
         self.weight_shape = nn.Parameter(torch.tensor(packed.shape), requires_grad=False)
 
     def fill_checked(self, name: str, packed: PackedWeight, device: torch.device) -> None:
-        """Take a matrix of a file, called ``name``, that has our integers and scales. Raises CheckpointError."""
-        scale = self.checked(f"{name}_scale", packed.scale)
-        words = packed.packed[: self.out_features]
-        self.fill(PackedWeight(words.to(device), scale.to(device), (self.out_features, self.in_features), packed.bits))
+        """Take a whole matrix of a file, called ``name``, with our numbers and scales. Raises CheckpointError."""
+        part = packed.rows(0, self._whole[0])
+        self._check_scales(f"{name}_scale", part.scale)
+        if self._kept is not None:
+            part = part.part(*self._kept)
+        self.fill(PackedWeight(part.packed.to(device), part.scale.to(device), part.shape, part.bits, part.code))
 
     def checked(self, name: str, tensor: Tensor) -> Tensor:
         """Return a file's tensor for the parameter ``name``, cut to the rows of config.json.
 
-        Fine-tuning may have added rows. Raises CheckpointError, with the name, for scales that are not positive numbers
+        Fine-tuning may have added rows. Of a layer that is cut, ``weight_packed`` is the part that is kept, and the
+        others are whole. Raises CheckpointError, with the name, for scales of integers that are not positive numbers
         and for the ``weight_shape`` of another matrix.
         """
         attribute = name.rpartition(".")[2]
+        outputs, wanted = self._whole
         if attribute == "weight_shape":
             rows, inputs = tensor.tolist()
-            if rows < self.out_features or inputs != self.in_features:
+            if rows < outputs or inputs != wanted:
                 raise CheckpointError(
-                    f"{name} says [{rows}, {inputs}], config.json asks for [{self.out_features}, {self.in_features}]",
-                    DAMAGED_HINT,
+                    f"{name} says [{rows}, {inputs}], config.json asks for [{outputs}, {wanted}]", DAMAGED_HINT
                 )
             return torch.tensor((self.out_features, self.in_features))
-        tensor = tensor[: self.out_features]
-        if attribute == "weight_scale" and not bool((torch.isfinite(tensor) & (tensor > 0)).all()):
+        if attribute == "weight_packed":
+            return tensor[: self.out_features].contiguous()
+        tensor = tensor[:outputs]
+        self._check_scales(name, tensor)
+        if self._kept is not None:
+            tensor = scale_part(tensor[self._kept[0]], self._kept[1], wanted).contiguous()
+        return tensor
+
+    def _check_scales(self, name: str, scale: Tensor) -> None:
+        is_integer = self.scheme.code == "int"  # other tools' scales may be zero where all weights are
+        if is_integer and not bool((torch.isfinite(scale) & (scale > 0)).all()):
             raise CheckpointError(
                 f"{name} holds scales that are not positive numbers: the file is damaged", DAMAGED_HINT
             )
-        return tensor
 
 
 def linear_layers(network: nn.Module) -> dict[str, int]:

@@ -9,6 +9,7 @@ from mllama_cli.checkpoint.adapters.merge import Adapters
 from mllama_cli.checkpoint.reader import CheckpointReader
 from mllama_cli.checkpoint.slices import SliceReader
 from mllama_cli.core.config import MllamaTextConfig
+from mllama_cli.kernels import ops
 from mllama_cli.kernels.packed import PackedWeight, dequantize
 from mllama_cli.quantization.linear import QuantizedLinear, linear_layers, replace_linears
 from mllama_cli.quantization.opening import scheme_of
@@ -26,12 +27,12 @@ _MERGED_BLOCK = 1 << 25
 
 
 def repack_linears(
-    network: nn.Module, reader: CheckpointReader, wanted: str | None, adapters: Adapters
+    network: nn.Module, reader: CheckpointReader, wanted: str | None, adapters: Adapters, device: torch.device
 ) -> dict[str, Scheme]:
-    """Replace the layers in a form whose integers and scales our packed layout holds exactly; return their schemes.
+    """Replace the layers in a form whose numbers and scales our packed layout holds exactly; return their schemes.
 
     Those of more bits than ``wanted`` (int4, int8) are left to be quantized, and those that adapters change to be read
-    dense.
+    dense, as are those of a code that the device does not multiply.
     """
     most = scheme_named(wanted).bits if wanted is not None else 8
     linears = linear_layers(network)
@@ -42,6 +43,7 @@ def repack_linears(
         and f"{name}.weight" not in adapters
         and matrix.form.packing is not None
         and matrix.form.packing.bits <= most
+        and ops.multiplies_packed(matrix.form.packing.code, device)
     }
     replace_linears(network, schemes)
     return schemes
@@ -73,11 +75,14 @@ def quantize_linears(
     return schemes
 
 
-def quantize_into(module: nn.Module, name: str, weight: Tensor, file: str) -> None:
-    """Quantize one loaded matrix into its replaced layer. Raises CheckpointError for NaN or infinity."""
+def quantize_into(module: nn.Module, name: str, weight: Tensor, scheme: Scheme, file: str) -> None:
+    """Quantize one loaded matrix, whole or the part that is kept here, into its replaced layer.
+
+    Raises CheckpointError for NaN or infinity.
+    """
     assert isinstance(module, QuantizedLinear)
     try:
-        module.fill(quantize_matrix(weight, module.scheme, "rtn").weight)
+        module.fill(quantize_matrix(weight, scheme, "rtn").weight)
     except NotFiniteError:
         raise not_finite(name, file) from None
 
@@ -111,12 +116,12 @@ def merge_into(module: nn.Module, name: str, stored: PackedWeight, adapters: Ada
     """Fill a layer with the ``stored`` matrix of another scheme and the adapters' changes of the weight ``name``."""
     assert isinstance(module, QuantizedLinear)
     rows, inputs = stored.shape
+    scheme = MERGED_SCHEME.fitted(inputs)
     step = max(1, _MERGED_BLOCK // inputs)
     parts = []
     for start in range(0, rows, step):
-        packed, scale = stored.packed[start : start + step], stored.scale[start : start + step]
-        dense = dequantize(PackedWeight(packed, scale, (len(packed), inputs), stored.bits))
-        merged = adapters.merged(name, dense, scale.dtype, start)
-        parts.append(quantize_matrix(merged, module.scheme, "rtn").weight)
-    packed, scale = torch.cat([part.packed for part in parts]), torch.cat([part.scale for part in parts])
-    module.fill(PackedWeight(packed, scale, stored.shape, module.scheme.bits))
+        dense = dequantize(stored.rows(start, start + step))
+        merged = adapters.merged(name, dense, stored.scale.dtype, start)
+        parts.append(quantize_matrix(merged, scheme, "rtn").weight)
+    packed, scales = torch.cat([part.packed for part in parts]), torch.cat([part.scale for part in parts])
+    module.fill(PackedWeight(packed, scales, stored.shape, MERGED_SCHEME.bits))

@@ -70,4 +70,4 @@ def _replace_packed(network: nn.Module, contents: Contents) -> None:
 def scheme_of(form: Form) -> Scheme:
     """Return the scheme of a form that our packed layout holds."""
     assert form.packing is not None
-    return Scheme(form.packing.bits, form.packing.group_size)
+    return Scheme(form.packing.bits, form.packing.group_size, form.packing.code)

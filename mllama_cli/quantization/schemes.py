@@ -1,9 +1,11 @@
 """Quantization schemes: bits and group size of a matrix."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.settings import QUANTIZATIONS
+from mllama_cli.kernels.codes import TABLES, Code
 
 GROUP_SIZES = (128, 64, 32)
 """Sizes that we write; others can be read."""
@@ -11,13 +13,15 @@ GROUP_SIZES = (128, 64, 32)
 
 @dataclass(frozen=True, order=True)
 class Scheme:
-    """Symmetric integers of ``bits`` bits; ``group_size`` neighbours along the input dimension share a scale.
+    """Numbers of ``bits`` bits; ``group_size`` neighbours along the input dimension share a scale.
 
-    A group size of 0 means one scale per row (output channel).
+    A group size of 0 means one scale per row (output channel). We quantize to symmetric integers; other codes are those
+    of other tools' files.
     """
 
     bits: int
     group_size: int
+    code: Code = "int"
 
     def groups(self, inputs: int) -> int:
         """Return the number of scales in a row."""
@@ -28,7 +32,8 @@ class Scheme:
         return -(-inputs * self.bits // 32)
 
     def nbytes(self, rows: int, inputs: int, scale_bytes: int = 2) -> int:
-        """Return the bytes of a packed matrix."""
+        """Return the bytes of a packed matrix; scales of a table are float32."""
+        scale_bytes = 4 if self.code in TABLES else scale_bytes
         return rows * (4 * self.words(inputs) + scale_bytes * self.groups(inputs))
 
     def divides(self, inputs: int) -> bool:
@@ -40,6 +45,12 @@ class Scheme:
             if Scheme(self.bits, size).divides(inputs):
                 return Scheme(self.bits, size)
         return Scheme(self.bits, 0)
+
+    def of_columns(self, columns: slice) -> "Scheme":
+        """Return the scheme of some columns: groups that they cut become smaller ones with the same scale."""
+        if not self.group_size:
+            return self
+        return replace(self, group_size=math.gcd(self.group_size, columns.start, columns.stop - columns.start))
 
     def __str__(self) -> str:
         return f"{self.bits} bit, " + (f"groups of {self.group_size}" if self.group_size else "per channel")

@@ -2,14 +2,13 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.events import Event, GenerationStats
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch.loop import EngineLoop, Handle, Listener
-from mllama_cli.processing.image_processor import ImageTiles
 from mllama_cli.processing.processor import ModelInputs
 
 EngineRequest = tuple[ModelInputs, Sampling]
@@ -38,8 +37,7 @@ class Answers:
     """The answers to several requests, which are submitted together and cancelled together.
 
     Events wait here until they are asked for; an answer's length bounds their number, so a slow client needs no limit
-    of its own. ``heard`` has a listener for each request, which is called on the engine's thread. ``tiles`` has those
-    of the images that are not encoded yet, by digest.
+    of its own. ``heard`` has a listener for each request, which is called on the engine's thread.
     """
 
     def __init__(
@@ -48,7 +46,6 @@ class Answers:
         waker: Waker,
         requests: Sequence[EngineRequest],
         heard: Sequence[Listener] = (),
-        tiles: Mapping[str, ImageTiles] | None = None,
     ) -> None:
         self._loop, self._waker = loop, waker
         self._events: deque[tuple[int, Event | MllamaError]] = deque()
@@ -58,8 +55,7 @@ class Answers:
         try:
             for index, (inputs, sampling) in enumerate(requests):
                 tell = heard[index] if heard else None
-                made = tuple((tiles or {}).get(image.digest) for image in inputs.images)
-                self._handles.append(loop.submit(inputs, sampling, self._listener(index, tell), made))
+                self._handles.append(loop.submit(inputs, sampling, self._listener(index, tell)))
         except MllamaError:
             self.cancel()
             raise

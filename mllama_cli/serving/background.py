@@ -70,6 +70,8 @@ def _open(
         quantize=key.quantize or None,
         exact=key.exact,
     )
+    if engine.model.team is not None:
+        engine.model.team.crew.on_lost = lambda error: _end()
     for event in engine.load_weights(vision=engine.has_vision):
         report(event)
     registration.add(keys_of(engine, key))

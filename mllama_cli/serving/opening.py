@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -48,6 +49,8 @@ class Opening:
     ) -> None:
         self._name, self._open_app, self._idle, self._end = name, open_app, idle, end
         self.grace = grace
+        self._opener = ThreadPoolExecutor(1, "open")
+        """Not the event loop's own threads, which it waits for at its end: opening a model takes minutes."""
         self._app: Starlette | None = None
         self._failure: MllamaError | None = None
         self._events: list[Event] = []
@@ -96,7 +99,7 @@ class Opening:
             loop.call_soon_threadsafe(self._tell, event)
 
         try:
-            app = await asyncio.to_thread(self._open_app, report)
+            app = await loop.run_in_executor(self._opener, self._open_app, report)
             async with app.router.lifespan_context(app):
                 self._app = app
                 self._wake()

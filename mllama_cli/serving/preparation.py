@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -13,9 +13,7 @@ from starlette.requests import Request
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import MllamaError, UsageError
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.device import make_current
 from mllama_cli.engine.model import LoadedModel
-from mllama_cli.processing.image_processor import ImageTiles
 from mllama_cli.processing.limits import MAX_IMAGES
 from mllama_cli.processing.message_parts import Reader
 from mllama_cli.processing.processor import MllamaProcessor, ModelInputs
@@ -91,20 +89,6 @@ class Preparation:
     async def compile(self, model: LoadedModel, sampling: Sampling, beginning: str) -> None:
         """Compile what an answer must be, so that the engine's thread need not. Raise UsageError if it cannot."""
         await asyncio.get_running_loop().run_in_executor(self._preparing, model.constraint, sampling, beginning)
-
-    async def tiles(self, model: LoadedModel, images: Iterable[ImagePart]) -> dict[str, ImageTiles]:
-        """Return the tiles of prepared images by digest, as far as memory for them goes."""
-        distinct = {image.digest: image for image in images}
-
-        def make() -> dict[str, ImageTiles]:
-            make_current(model.device)
-            pinned = model.device.type == "cuda"
-            made = {
-                digest: self._images.tiles(image, model.processor, pinned=pinned) for digest, image in distinct.items()
-            }
-            return {digest: tiles for digest, tiles in made.items() if tiles is not None}
-
-        return await _run(self._decoding, make) if distinct else {}
 
     async def _with_images(
         self, processor: MllamaProcessor, images: Sequence[ImagePart], work: Callable[[Prepare], ModelInputs]

@@ -2,27 +2,17 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import replace
-from typing import Any, TypeVar
-from weakref import WeakValueDictionary
 
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.processing.decoding import Decoder
-from mllama_cli.processing.image_processor import ImageTiles
 from mllama_cli.processing.prepared import PreparedImage
-from mllama_cli.processing.processor import MllamaProcessor
-
-T = TypeVar("T")
 
 DECODE_SECONDS = 20.0
 """Time for one image, once a worker has taken it."""
 MAX_KEPT_BYTES = 64 * 2**20
 """Pixels of images that are kept: 17 of four tiles."""
-MAX_TILES_BYTES = 2**30
-"""Tiles that wait for the engine, which makes those of further requests itself."""
 
 
 class NotKeptError(LookupError):
@@ -39,8 +29,7 @@ class PreparedImages:
         self.decoder = Decoder(seconds=DECODE_SECONDS)
         self._limit, self._nbytes = limit, 0
         self._kept: OrderedDict[str, PreparedImage] = OrderedDict()
-        self._tiles: WeakValueDictionary[str, ImageTiles] = WeakValueDictionary()
-        self._coming: dict[tuple[str, str], Future[Any]] = {}
+        self._coming: dict[str, Future[PreparedImage]] = {}
         self._lock = threading.Lock()
 
     def kept(self, image: ImagePart) -> PreparedImage:
@@ -53,50 +42,23 @@ class PreparedImages:
 
     def prepare(self, image: ImagePart, config: ImageProcessorConfig) -> PreparedImage:
         """Return an image with its canvas and without its file, decoded unless it is kept. Raise ImageError."""
-        return self._once(
-            ("canvas", image.digest),
-            lambda: self._find(image.digest),
-            lambda: self.decoder.decode(image, config).without_file(),
-            self._keep,
-        )
-
-    def tiles(self, image: ImagePart, processor: MllamaProcessor, *, pinned: bool) -> ImageTiles | None:
-        """Return the tiles of a prepared image, in memory that a GPU can read if ``pinned``; None if too many wait."""
-
-        def make() -> ImageTiles:
-            tiles = processor.tiles(image)
-            return replace(tiles, pixel_values=tiles.pixel_values.pin_memory()) if pinned else tiles
-
-        def keep(made: ImageTiles) -> None:
-            self._tiles[image.digest] = made
-
-        if sum(tiles.pixel_values.nbytes for tiles in list(self._tiles.values())) >= MAX_TILES_BYTES:
-            return self._tiles.get(image.digest)
-        return self._once(("tiles", image.digest), lambda: self._tiles.get(image.digest), make, keep)
-
-    def _once(
-        self, key: tuple[str, str], find: Callable[[], T | None], make: Callable[[], T], keep: Callable[[T], None]
-    ) -> T:
-        """Return what is found, or else what one of the threads that ask makes and keeps."""
+        mine: Future[PreparedImage] = Future()
         with self._lock:
-            if (found := find()) is not None:
+            if (found := self._find(image.digest)) is not None:
                 return found
-            coming: Future[T] | None = self._coming.get(key)
-            mine: Future[T] = Future()
-            if coming is None:
-                self._coming[key] = mine
-        if coming is not None:
+            coming = self._coming.setdefault(image.digest, mine)
+        if coming is not mine:
             return coming.result()
         try:
-            made = make()
+            made = self.decoder.decode(image, config).without_file()
         except BaseException as error:
             with self._lock:
-                del self._coming[key]
+                del self._coming[image.digest]
             mine.set_exception(error)
             raise
         with self._lock:
-            keep(made)
-            del self._coming[key]
+            self._keep(made)
+            del self._coming[image.digest]
         mine.set_result(made)
         return made
 

@@ -16,7 +16,9 @@ def keys_of(engine: Engine, asked: EngineKey) -> Sequence[EngineKey]:
     dtypes, devices = [asked.dtype], [asked.device, str(device)]
     if weights is not None:
         dtypes += [str(weights.weights_dtype).removeprefix("torch."), *(["auto"] if weights.is_auto else [])]
-    if device.index in (None, 0):
+    if engine.model.team is not None:
+        devices = [asked.device]
+    elif device.index in (None, 0):
         devices += [device.type, *(["auto"] if choose_device().type == device.type else [])]
     return [asked.for_device(*pair) for pair in dict.fromkeys(product(devices, dtypes))]
 

@@ -19,7 +19,6 @@ from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch.loop import EngineLoop, LoopStats
 from mllama_cli.engine.engine import Engine
 from mllama_cli.engine.session import Session
-from mllama_cli.processing.image_processor import ImageTiles
 from mllama_cli.processing.message_parts import Reader
 from mllama_cli.processing.processor import ModelInputs
 from mllama_cli.serving.answer import Answers, EngineRequest, Waker
@@ -152,11 +151,10 @@ class Service:
             self._require_fits(inputs)
             if sampling.grammar is not None:
                 await self._preparation.compile(self.engine.model, sampling, inputs.prefill)
-        tiles = await self._tiles(requests)
         loop = await self._loaded_loop()
         recorders = [self.metrics.begin(len(inputs.ids)) for inputs, _ in requests]
         self._waker = self._waker or Waker()
-        answers = Answers(loop, self._waker, requests, recorders, tiles)
+        answers = Answers(loop, self._waker, requests, recorders)
         self._live.add(answers)
         try:
             async for batch in answers.batches():
@@ -261,13 +259,6 @@ class Service:
 
     async def _controlled(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._control, work)
-
-    async def _tiles(self, requests: Sequence[EngineRequest]) -> dict[str, ImageTiles]:
-        """Return the tiles of images that are not encoded, so that the engine's thread need not make them."""
-        loop = self._loop
-        images = (image for inputs, _ in requests for image in inputs.images)
-        new = [image for image in images if loop is None or not loop.has_image(image.digest)]
-        return await self._preparation.tiles(self.engine.model, new)
 
 
 def _release_memory() -> None:

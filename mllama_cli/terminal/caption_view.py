@@ -1,8 +1,8 @@
 """Progress of a captioning run on stderr: a bar with the last caption, nothing elsewhere; a summary."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic
 from types import TracebackType
 
 from rich.console import Group, RenderableType
@@ -38,7 +38,7 @@ class CaptionView:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._slots = 1
-        self._started = time.monotonic()
+        self._started = monotonic()
 
     def __enter__(self) -> "CaptionView":
         return self
@@ -67,7 +67,7 @@ class CaptionView:
         match event:
             case CaptionsPlanned(total, skipped):
                 self.total, self.skipped = total, skipped
-                self._started = time.monotonic()
+                self._started = monotonic()
                 self._begin()
             case Captioned(record):
                 self.done += 1
@@ -86,7 +86,7 @@ class CaptionView:
 
     def summary(self) -> None:
         """Print the counts, and each failure with its reason."""
-        seconds = time.monotonic() - self._started
+        seconds = monotonic() - self._started
         parts = [f"Captioned {self.done}"]
         parts += [f"skipped {self.skipped} (done before)"] if self.skipped else []
         parts += [f"failed {self.failed}"] if self.failed else []
@@ -123,7 +123,7 @@ class CaptionView:
         assert self._bar is not None
         if self._last is None:
             at_once = f"{self._slots} pictures" if self._slots > 1 else "the first picture"
-            waited = clock(time.monotonic() - self._started)
+            waited = clock(monotonic() - self._started)
             return Group(self._bar, Text(f"looking at {at_once}, {waited}", style="dim"))
         path, caption = self._last
         shown = Text(no_wrap=True, overflow="ellipsis")
@@ -138,7 +138,7 @@ class CaptionView:
     def _counts(self) -> str:
         """Return what is done and, by the same figures, the time that is left."""
         handled = self.done + self.failed
-        pace = handled / max(time.monotonic() - self._started, 1e-9)
+        pace = handled / max(monotonic() - self._started, 1e-9)
         parts = [f"{self.skipped} skipped"] if self.skipped else []
         parts += [f"{self.failed} failed"] if self.failed else []
         if handled:

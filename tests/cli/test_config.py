@@ -49,7 +49,7 @@ def test_values_come_as_they_are_written(tmp_path: Path) -> None:
         ("top_k = true", "top_k must be a whole number", ""),
         ("preview = 1", "preview must be true or false", ""),
         ('theme = "blue"', "theme must be one of auto, dark, light, none, not 'blue'", "colours"),
-        ('device = "tpu"', "device must be auto, cpu, cuda or cuda:N, not 'tpu'", ""),
+        ('device = "tpu"', "device must be auto, cpu, cuda, cuda:N, or several such as cuda:0,cuda:1, not 'tpu'", ""),
         ("temperature = -1", "temperature must be 0 or more, not -1.0", "0 is greedy"),
         ('stop = ["A", ""]', "stop must not contain an empty text", ""),
         ("seed = 18446744073709551616", "seed must be from -2^63 to 2^64 - 1", "repeatable"),

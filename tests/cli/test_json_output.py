@@ -1,4 +1,4 @@
-"""The one shape of `--json`: the README's table has every field, and a field means the same in every command."""
+"""The one shape of `--json`: the table in docs/json.md has every field, and a field means the same in every command."""
 
 import json
 import re
@@ -29,6 +29,15 @@ COMMANDS = {
     "history show": "history show 1 --json",
     "config show": "config show --json",
 }
+FORMS = {
+    "chat": [f"chat -m sketch --json --no-stdin -i {DRAWING} --choice yes --choice no Hi"],
+    "caption": [
+        "caption -m sketch --json good.png --choice yes --choice no",
+        "caption -m sketch --json good.png --schema form.json",
+    ],
+}
+"""Commands whose answers have a form, which adds fields."""
+
 USAGE = {"prompt_tokens", "completion_tokens", "images"}
 
 
@@ -43,6 +52,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list
         patch.chdir(folder)
         (folder / "good.png").write_bytes(DRAWING.read_bytes())
         (folder / "bad.png").write_bytes(DRAWING.read_bytes()[:30])
+        count = {"type": "integer", "minimum": 0, "maximum": 9}
+        (folder / "form.json").write_text(json.dumps({"type": "object", "properties": {"count": count}}))
         ChatStore().save(SavedChat.new("11b"), Conversation.ask("Hi").with_assistant("Hello."), settings={"a": 1})
         printed = {name: run_here(*shlex.split(line)) for name, line in COMMANDS.items()}
         assert {name: result.code for name, result in printed.items()} == dict.fromkeys(COMMANDS, 0) | {"caption": 3}
@@ -50,9 +61,9 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list
 
 
 def documented() -> dict[str, set[str]]:
-    """Return the fields that the README names for each command."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text[text.index("### JSON output") :].split("\n### ")[0]
+    """Return the fields that docs/json.md names for each command."""
+    text = (ROOT / "docs/json.md").read_text(encoding="utf-8")
+    section = text[text.index("## JSON output") :].split("\n## ")[0]
     rows = re.findall(r"^\| ([a-z `,]+?) \| (.*) \|$", section, re.MULTILINE)
     return {
         name.strip("`"): set(re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", fields)))
@@ -66,9 +77,10 @@ def objects(values: list[Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "config show"])
-def test_the_readme_names_every_field(command: str, outputs: dict[str, list[Any]]) -> None:
+def test_the_documentation_names_every_field(command: str, outputs: dict[str, list[Any]]) -> None:
     assert len(outputs[command]) == (2 if command == "caption" else 1), "one value, on one line"
-    shown = set().union(*(each.keys() for each in objects(outputs[command])))
+    in_form = [json.loads(run_here(*shlex.split(line)).out) for line in FORMS.get(command, ())]
+    shown = set().union(*(each.keys() for each in objects(outputs[command] + in_form)))
     assert shown == documented()[command]
 
 

@@ -21,7 +21,7 @@ from mllama_cli.core.settings import KEYS, Settings
 from tests.checkpoints import make_checkpoint
 from tests.console import run_here
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+CHAT_PAGE = (Path(__file__).parents[2] / "docs/chat.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("command", ["chat", "caption"])
@@ -33,12 +33,12 @@ def test_every_sampling_parameter_is_a_flag(command: str, monkeypatch: pytest.Mo
         assert f"{parameter.help[0].upper()}{parameter.help[1:]}." in shown
 
 
-def test_every_sampling_parameter_is_a_setting_and_in_the_readme() -> None:
+def test_every_sampling_parameter_is_a_setting_and_documented() -> None:
     shown = run_here("config", "show").out
     for name, parameter in SETTABLE.items():
         assert KEYS[name] is parameter
         assert f"\n{name} " in shown
-        assert f"`{parameter.flag}`" in README
+        assert f"`{parameter.flag}`" in CHAT_PAGE
 
 
 def test_every_sampling_parameter_can_be_set_in_a_chat() -> None:
@@ -105,7 +105,7 @@ def test_flags_go_before_the_environment_and_that_before_the_file(monkeypatch: p
     [
         ("--temperature -1", "Temperature must be 0 or more, not -1.0"),
         ("--frequency-penalty 3", "Frequency-penalty must be from -2 to 2, not 3.0"),
-        ("--device tpu", "--device must be auto, cpu, cuda or cuda:N, not 'tpu'"),
+        ("--device tpu", "--device must be auto, cpu, cuda, cuda:N, or several such as cuda:0,cuda:1, not 'tpu'"),
         ("--dtype int3", "--dtype must be one of auto, bfloat16, float16, float32, not 'int3'"),
         ("--quantize int5", "Unknown quantization 'int5'"),
         ("-m nowhere", "nowhere"),

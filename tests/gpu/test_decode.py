@@ -116,6 +116,11 @@ def test_a_replayed_tower_gives_what_the_first_run_gave(gpu: Engine) -> None:
             assert (a - b).norm() / a.norm() < 1e-5
 
 
+def test_a_gpu_normalises_bytes_as_the_host_does(gpu: Engine) -> None:
+    tiles = gpu.processor.tiles(picture("blue", (100, 60)))
+    assert torch.equal(tiles.pixel_values_on(gpu.device).cpu(), tiles.pixel_values)
+
+
 def test_memory_is_stable_over_a_long_answer(gpu: Engine) -> None:
     sampling = Sampling(max_tokens=1500)
     ids(gpu.session(), TEXT, sampling)

@@ -14,7 +14,7 @@ from mllama_cli.core.config import ASPECT_RATIOS, ImageProcessorConfig
 from mllama_cli.core.errors import CheckpointError, ImageError
 from mllama_cli.processing.canvas import choose_canvas, fit_to_canvas, supported_aspect_ratios
 from mllama_cli.processing.color import to_rgb
-from mllama_cli.processing.image_processor import MllamaImageProcessor
+from mllama_cli.processing.image_processor import MllamaImageProcessor, look_up
 from tests.processing.pictures import noise
 
 peer = pytest.importorskip("transformers.models.mllama.image_processing_pil_mllama")
@@ -116,6 +116,14 @@ def test_other_means_and_scales_equal_transformers() -> None:
     [tiles] = MllamaImageProcessor(config)(image)
     expected = theirs(image, return_tensors="pt")["pixel_values"][0, 0, : tiles.num_tiles]
     assert torch.equal(tiles.pixel_values, expected)
+
+
+def test_bytes_looked_up_on_a_device_equal_those_of_the_host() -> None:
+    config = ImageProcessorConfig(tile_size=56, image_mean=(0.1, 0.5, 0.7), image_std=(0.2, 0.3, 0.4))
+    (tiles,) = MllamaImageProcessor(config)(noise(300, 200))
+    assert tiles.pixels.dtype == torch.uint8
+    assert tiles.values is not None
+    assert torch.equal(look_up(tiles.pixels, tiles.values), tiles.pixel_values)
 
 
 def test_aspect_ratios_are_in_the_order_of_their_ids() -> None:

@@ -15,6 +15,7 @@ from mllama_cli.core.events import Event, Notice, QuantizeProgress
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.engine import Engine, load
 from mllama_cli.engine.weights import loader
+from mllama_cli.kernels import ops
 from mllama_cli.kernels.packed import dequantize
 from mllama_cli.quantization.linear import QuantizedLinear
 from mllama_cli.quantization.plan import make_plan
@@ -23,6 +24,7 @@ from mllama_cli.quantization.schemes import Scheme
 from tests.checkpoint.foreign.writers import FORMS
 from tests.checkpoints import config_dict, make_checkpoint
 from tests.console import run_here
+from tests.engine.conftest import picture
 from tests.quantization.running import run, weights
 
 WIDTHS = {"hidden_size": 128, "intermediate_size": 256}
@@ -110,6 +112,46 @@ def test_what_does_not_fit_in_16_bits_becomes_8(tmp_path: Path, monkeypatch: pyt
         assert layer.scheme == Scheme(8, 128)
         dense = expected[f"{tower}.weight"].float()
         assert (dequantize(layer.packed) - dense).norm() < 0.01 * dense.norm()
+
+
+@pytest.mark.parametrize("name", ["nf4 double", "fp4", "FP8_DYNAMIC", "FP8_BLOCK", "FP8 per tensor"])
+def test_a_device_that_multiplies_them_keeps_them_packed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, plain = stored_as(name, tmp_path)
+    monkeypatch.setattr(ops, "multiplies_packed", lambda code, device: True)
+    engine, notices = opened(made, dtype="bfloat16")
+    assert not any(FORMS[name][1] in notice for notice in notices)
+    expected = weights(plain)
+    packed = {key: m for key, m in engine.network.named_modules() if isinstance(m, QuantizedLinear)}
+    assert len(packed) > 10
+    for key, layer in packed.items():
+        assert layer.scheme.code == name[:3].lower()
+        assert torch.equal(dequantize(layer.packed, torch.bfloat16), expected[f"{key}.weight"])
+    sizes = sum(
+        parameter.nbytes for layer in packed.values() for parameter in (layer.weight_packed, layer.weight_scale)
+    )
+    assert sizes < 0.6 * sum(expected[f"{key}.weight"].nbytes for key in packed)
+    twin, _ = opened(plain, dtype="bfloat16")
+    for conversation in (Conversation.ask("Hello"), Conversation.ask("What?", (picture("red"),))):
+        ours, theirs = (each.session().probabilities(conversation, ["Yes", "No"]) for each in (engine, twin))
+        assert ours == pytest.approx(theirs, rel=0.02)
+
+
+def test_fewer_bits_than_asked_for_stay_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "multiplies_packed", lambda code, device: True)
+    made, _ = stored_as("nf4", tmp_path)
+    schemes = {}
+    for wanted in ("int8", "int4"):
+        engine = load(made, device="cpu", quantize=wanted)
+        layer = engine.network.get_submodule("model.language_model.layers.0.mlp.up_proj")
+        assert isinstance(layer, QuantizedLinear)
+        schemes[wanted] = layer.scheme
+    assert set(schemes.values()) == {Scheme(4, 64, "nf4")}
+    fp8, _ = stored_as("FP8_DYNAMIC", tmp_path / "fp8")
+    layer = load(fp8, device="cpu", quantize="int4").network.get_submodule("model.language_model.layers.0.mlp.up_proj")
+    assert isinstance(layer, QuantizedLinear)
+    assert layer.scheme.code == "int"
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -21,6 +21,8 @@ from mllama_cli.serving.settings import ServerSettings
 from mllama_cli.serving.sockets import bind
 
 DATA = Path(__file__).parents[1] / "data"
+END_SECONDS = 30.0
+"""Far longer than a server without grace needs to end."""
 HOT = 3
 """A temperature at which the built-in model, which is sure of itself, gives another answer for each seed."""
 
@@ -65,6 +67,13 @@ def read_metrics(page: str) -> dict[str, float]:
     return samples
 
 
+def still_open(server: uvicorn.Server) -> str:
+    """Say what keeps a server from ending."""
+    state = server.server_state
+    requests = [f"{task.get_coro()}" for task in state.tasks]
+    return f"the server runs on after {END_SECONDS} s: {len(state.connections)} connections, requests {requests}"
+
+
 @contextmanager
 def serving(engine: Engine, settings: ServerSettings | None = None) -> Iterator[Server]:
     """Yield a server that answers with ``engine``, which no other server may use meanwhile."""
@@ -72,7 +81,7 @@ def serving(engine: Engine, settings: ServerSettings | None = None) -> Iterator[
     with bind("127.0.0.1", 0) as listener:
         config = uvicorn.Config(app, log_level="error", http=LimitedProtocol, timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:
             wait_until(lambda: server.started or not thread.is_alive())
@@ -81,7 +90,8 @@ def serving(engine: Engine, settings: ServerSettings | None = None) -> Iterator[
                 yield Server(port, engine, client)
         finally:
             server.should_exit = True
-            thread.join()
+            thread.join(END_SECONDS)
+            assert not thread.is_alive(), still_open(server)
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:

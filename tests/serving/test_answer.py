@@ -25,7 +25,7 @@ class Loop:
         self.listeners: list[Callable[[Event | MllamaError], None]] = []
         self.cancelled: list[int] = []
 
-    def submit(self, inputs: Any, sampling: Any, listener: Any, tiles: Any) -> int:
+    def submit(self, inputs: Any, sampling: Any, listener: Any) -> int:
         if len(self.listeners) == self.room:
             raise QueueFullError("full")
         self.listeners.append(listener)

@@ -15,9 +15,7 @@ from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError
 from mllama_cli.engine.engine import Engine
-from mllama_cli.processing.image_processor import ImageTiles
 from mllama_cli.processing.prepared import PreparedImage
-from mllama_cli.serving import prepared_images
 from mllama_cli.serving.preparation import FETCHING_THREADS
 from mllama_cli.serving.prepared_images import NotKeptError, PreparedImages
 from mllama_cli.serving.settings import ServerSettings
@@ -86,20 +84,6 @@ def test_a_damaged_image_is_an_error_for_all_that_bring_it(store: PreparedImages
     assert len(decoded) > 1, "it is tried again"
 
 
-def test_tiles_are_shared_while_they_are_needed_and_limited(
-    store: PreparedImages, sketch: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = sketch.processor.require_vision().config
-    one, other = (store.prepare(picture(seed), config) for seed in range(2))
-    tiles = store.tiles(one, sketch.processor, pinned=False)
-    assert isinstance(tiles, ImageTiles)
-    assert store.tiles(one, sketch.processor, pinned=False) is tiles
-    monkeypatch.setattr(prepared_images, "MAX_TILES_BYTES", 1)
-    assert store.tiles(other, sketch.processor, pinned=False) is None
-    del tiles
-    assert store.tiles(other, sketch.processor, pinned=False) is not None
-
-
 def about(part: dict[str, Any], text: str = "What is this?") -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": [part, {"type": "text", "text": text}]}], "max_tokens": 2}
 
@@ -112,20 +96,11 @@ def ask(server: Server, body: dict[str, Any]) -> int:
     return server.post("/v1/chat/completions", body).status_code
 
 
-def test_tiles_are_made_once_and_not_by_the_engine(sketch: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    threads: list[str] = []
-    make = sketch.processor.tiles
-
-    def noted(image: ImagePart) -> ImageTiles:
-        threads.append(threading.current_thread().name)
-        return make(image)
-
-    monkeypatch.setattr(sketch.processor, "tiles", noted)
+def test_an_image_that_comes_again_is_not_encoded_again(sketch: Engine) -> None:
     with serving(sketch) as server:
         for text in ("What is this?", "What is on its left?"):
             assert ask(server, about(image_part("drawing.png"), text)) == 200
         metrics = server.metrics()
-    assert [name.partition("_")[0] for name in threads] == ["decode"]
     assert metrics["mllama:images_encoded_total"] == metrics["mllama:image_cache_hits_total"] == 1
 
 

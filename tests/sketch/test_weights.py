@@ -9,6 +9,7 @@ from PIL import Image
 
 from mllama_cli import Conversation, Sampling, load, read_image
 from mllama_cli.core.events import Token
+from mllama_cli.core.grammar import Grammar
 from mllama_cli.engine.batch.request import BatchRequest
 from mllama_cli.engine.batch.run import run_batch
 from mllama_cli.engine.engine import Engine
@@ -114,3 +115,13 @@ def test_transformers_loads_the_folder_and_says_the_same(engine: Engine) -> None
         made = peer.generate(**inputs, max_new_tokens=60, do_sample=False, eos_token_id=[model_config.EOT])
     answer = processor.decode(made[0, len(ours.ids) :], skip_special_tokens=True)
     assert answer == "".join(e.text for e in engine.stream(talk, GREEDY) if isinstance(e, Token))
+
+
+def test_choices_classify_as_often_right_as_free_answers(engine: Engine) -> None:
+    samples = list(held_out("colour", 100))
+    talks, choices = [conversation_of(sample) for sample in samples], sorted({sample.answer for sample in samples})
+    held = Sampling(temperature=0, max_tokens=60, grammar=Grammar.choices(choices))
+    free, chosen = (engine.answer_batch(talks, sampling) for sampling in (GREEDY, held))
+    assert all(reply.text in choices for reply in chosen)
+    right = [sum(r.text == s.answer for r, s in zip(replies, samples, strict=True)) for replies in (free, chosen)]
+    assert right[1] >= right[0] >= 95

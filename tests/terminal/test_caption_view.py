@@ -1,7 +1,5 @@
 """The progress of a captioning run."""
 
-import time
-
 import pytest
 
 from mllama_cli.core.caption_events import BatchSize, Captioned, CaptionRecord, CaptionsPlanned
@@ -15,7 +13,7 @@ def shown(
 ) -> str:
     """Return what stderr gets from a run whose batches take that long and end all at once."""
     now = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("mllama_cli.terminal.caption_view.monotonic", lambda: now[0])
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("NO_COLOR", "1")

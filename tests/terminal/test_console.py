@@ -35,6 +35,7 @@ def colourless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave every escape sequence in the output to the samples."""
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "24")  # without which a dumb terminal has 80 columns
 
 
 def assert_harmless(shown: str, *, lines: int | None, limit: int = MAX_LINE) -> None:

@@ -8,7 +8,6 @@ import pytest
 from rich.style import Style
 
 from mllama_cli.terminal.console import Terminal
-from mllama_cli.terminal.markdown import view as markdown_view
 from mllama_cli.terminal.markdown.blocks import block_lines
 from mllama_cli.terminal.markdown.theme import markdown_theme
 from mllama_cli.terminal.markdown.view import MarkdownView
@@ -59,7 +58,7 @@ KNOWN = re.compile(r"\x1b\[(?:\?(?:2026|25)[hl]|2K|1A|[\d;]*m)|\r")
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time flies, so that every piece is drawn."""
     ticks = itertools.count(0, 1000)
-    monkeypatch.setattr(markdown_view.time, "monotonic", lambda: next(ticks))
+    monkeypatch.setattr("mllama_cli.terminal.markdown.view.monotonic", lambda: next(ticks))
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
 

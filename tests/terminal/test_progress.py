@@ -1,7 +1,6 @@
 """How a download's progress looks: a bar on a terminal, nothing elsewhere."""
 
 import re
-import time
 
 import pytest
 
@@ -13,13 +12,8 @@ from tests.console import Stream
 GB = 10**9
 
 
-def shown(
-    monkeypatch: pytest.MonkeyPatch, tty: bool, *done: int, step: float = 6.0, name: str = "11b", columns: int = 120
-) -> str:
-    """What stderr gets when a download of 20 GB is that far, ``step`` seconds apart."""
-    clock = iter(range(10_000))
-    now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0] if next(clock) >= 0 else 0.0)
+def shown(monkeypatch: pytest.MonkeyPatch, tty: bool, *done: int, name: str = "11b", columns: int = 120) -> str:
+    """Return what stderr gets from a download of 20 GB that is that far, and further."""
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -27,7 +21,6 @@ def shown(
     with DownloadView(Terminal(*streams), name) as view:
         for count in done:
             view.event(DownloadProgress(count, 20 * GB, "model.safetensors"))
-            now[0] += step
     assert streams[1].text() == ""
     return streams[2].text()
 

@@ -1,8 +1,9 @@
 """bitsandbytes: 4 bits by a table of 16 values (nf4, fp4), and LLM.int8."""
 
 import math
+import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from mllama_cli.checkpoint.foreign.parts import FLOATS, Parts, Row, require_fini
 from mllama_cli.checkpoint.stored import Form, Packing
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.core.text import shown
+from mllama_cli.kernels.codes import TABLES, Code
 from mllama_cli.system.json_file import parse_object
 
 if TYPE_CHECKING:
@@ -17,10 +19,11 @@ if TYPE_CHECKING:
 
     from mllama_cli.kernels.packed import PackedWeight
 
-_KINDS = ("nf4", "fp4")
+_KINDS: tuple[Code, ...] = ("nf4", "fp4")
 _STATE = ".weight.quant_state.bitsandbytes__"
 _MAX_STATE_BYTES = 64 * 2**10
 _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+_PER_WORD = 8
 _BLOCK = 1 << 24  # weights decoded at once, a multiple of every block size
 _MAX_BLOCK_SIZE = 1 << 16
 
@@ -38,8 +41,8 @@ class _State:
 
 
 def _recognize_4bit(parts: Parts) -> Form:
-    kind = next((kind for kind in _KINDS if _STATE + kind in parts), "")
-    if not kind:
+    kind = next((kind for kind in _KINDS if _STATE + kind in parts), None)
+    if kind is None:
         raise parts.wrong(".weight.absmax", "has no quant_state (nf4 or fp4) with it")
     state = _state(parts, _STATE + kind, kind)
     count = math.prod(state.shape)
@@ -55,7 +58,16 @@ def _recognize_4bit(parts: Parts) -> Form:
         parts.elements(".weight.nested_absmax", -(-blocks // state.nested))
         parts.elements(".weight.nested_quant_map", 256)
     label = f"bitsandbytes {kind}" + (" (double)" if state.nested else "")
-    return Form(label, 4, _DTYPES[state.dtype], state.shape, partial(_dense_4bit, state, label))
+    form = Form(label, 4, _DTYPES[state.dtype], state.shape, partial(_dense_4bit, state, label))
+    if state.shape[1] % state.block or state.block % _PER_WORD or not _is_standard(parts, kind):
+        return form
+    return replace(form, packing=Packing(4, state.block, kind), packed=partial(_pack_4bit, state, label, kind))
+
+
+def _is_standard(parts: Parts, kind: Code) -> bool:
+    """Return whether the table is the one that every version of bitsandbytes has written."""
+    end = ".weight.quant_map"
+    return parts.tensors[end].info.dtype == "F32" and parts.data(end) == struct.pack("<16f", *TABLES[kind])
 
 
 def _state(parts: Parts, end: str, kind: str) -> _State:
@@ -91,12 +103,7 @@ def _dense_4bit(state: _State, label: str, parts: "Mapping[str, Tensor]") -> "Te
     import torch
 
     codes = parts[".weight"].contiguous().reshape(-1).view(torch.uint8)
-    scale = parts[".weight.absmax"].reshape(-1)
-    if state.nested:
-        table = parts[".weight.nested_quant_map"].reshape(-1).float()
-        outer = parts[".weight.nested_absmax"].reshape(-1).float()
-        scale = table[scale.int()] * outer.repeat_interleave(state.nested)[: scale.numel()] + state.offset
-    scale = require_finite(scale.float(), label)
+    scale = _scale_4bit(state, label, parts)
     values = require_finite(parts[".weight.quant_map"].reshape(-1).float(), label)
     dtype: torch.dtype = getattr(torch, state.dtype)
     count = math.prod(state.shape)
@@ -108,6 +115,28 @@ def _dense_4bit(state: _State, label: str, parts: "Mapping[str, Tensor]") -> "Te
         scales = scale[start // state.block : -(-stop // state.block)].repeat_interleave(state.block)
         out[start:stop] = values[q.int()] * scales[: stop - start]
     return out.view(state.shape)
+
+
+def _scale_4bit(state: _State, label: str, parts: "Mapping[str, Tensor]") -> "Tensor":
+    """Return the float32 scales of the blocks, which may be stored in 8 bits themselves."""
+    scale = parts[".weight.absmax"].reshape(-1)
+    if state.nested:
+        table = parts[".weight.nested_quant_map"].reshape(-1).float()
+        outer = parts[".weight.nested_absmax"].reshape(-1).float()
+        scale = table[scale.int()] * outer.repeat_interleave(state.nested)[: scale.numel()] + state.offset
+    return require_finite(scale.float(), label)
+
+
+def _pack_4bit(state: _State, label: str, kind: Code, parts: "Mapping[str, Tensor]") -> "PackedWeight":
+    """Swap the halves of each byte: our first number is in the lower one."""
+    import torch
+
+    from mllama_cli.kernels.packed import PackedWeight
+
+    codes = parts[".weight"].contiguous().reshape(-1).view(torch.uint8)
+    words = ((codes >> 4) | (codes << 4)).view(torch.int32).view(state.shape[0], -1)
+    scale = _scale_4bit(state, label, parts).view(state.shape[0], -1)
+    return PackedWeight(words, scale.contiguous(), state.shape, 4, kind)
 
 
 def _recognize_8bit(parts: Parts) -> Form:

@@ -23,6 +23,8 @@ _KINDS = {"F8_E4M3": "FP8", "F8_E5M2": "FP8 (E5M2)", "I8": "int8"}
 _ACTIVATIONS = (".input_scale", ".input_zero_point", ".input_global_scale", ".output_scale", ".output_zero_point")
 """Scales of activations, which are not rounded here."""
 
+_PER_WORD = 4
+
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
@@ -42,6 +44,9 @@ def _recognize_scaled(parts: Parts) -> Form:
     if stored == "I8" and not zero and per_row == 1 and inputs % per_column == 0:
         packing = Packing(8, 0 if per_column == inputs else per_column)
         return Form(label, 8, dtype, (rows, inputs), dense, packing, partial(_pack_scaled, label, end))
+    if stored == "F8_E4M3" and not zero and inputs % per_column == per_column % _PER_WORD == 0:
+        packing = Packing(8, 0 if per_column == inputs else per_column, "fp8")
+        return Form(label, 8, dtype, (rows, inputs), dense, packing, partial(_pack_fp8, label, end, per_row))
     return Form(label, 8, dtype, (rows, inputs), dense)
 
 
@@ -100,6 +105,19 @@ def _pack_scaled(label: str, end: str, parts: "Mapping[str, Tensor]") -> "Packed
 
     weight, scale = parts[".weight"], require_finite(parts[end], label)
     return PackedWeight(pack(weight, 8), scale.view(weight.shape[0], -1), (weight.shape[0], weight.shape[1]), 8)
+
+
+def _pack_fp8(label: str, end: str, per_row: int, parts: "Mapping[str, Tensor]") -> "PackedWeight":
+    """Take the bytes as they are, and a scale for each row."""
+    import torch
+
+    from mllama_cli.kernels.packed import PackedWeight
+
+    weight, scale = parts[".weight"].contiguous(), require_finite(parts[end], label)
+    rows, inputs = weight.shape
+    scale = scale.view(1, 1) if scale.numel() == 1 else scale.view(scale.shape[0], -1)
+    spread = scale.repeat_interleave(per_row, 0)[:rows].contiguous()
+    return PackedWeight(weight.view(torch.int32), spread, (rows, inputs), 8, "fp8")
 
 
 def _recognize_packed(parts: Parts) -> Form:

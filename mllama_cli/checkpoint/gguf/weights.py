@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mllama_cli.checkpoint.decoded import DecodedTensor, ReadBytes
 from mllama_cli.checkpoint.gguf.blocks import dequantize
 from mllama_cli.checkpoint.gguf.header import GgufFile, GgufTensor
 from mllama_cli.checkpoint.gguf.names import DERIVED, gguf_names
 from mllama_cli.checkpoint.header import TensorInfo
 from mllama_cli.checkpoint.names import hub_name
 from mllama_cli.checkpoint.reader import torch_dtype
+from mllama_cli.checkpoint.stored import DecodedTensor, ReadBytes
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 from mllama_cli.core.text import shown

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mllama_cli.checkpoint.decoded import DecodedTensor, ReadBytes
 from mllama_cli.checkpoint.header import TensorInfo
 from mllama_cli.checkpoint.meta.names import DERIVED, EXTRA_TOKENS, TABLES, TOKENS, meta_names
 from mllama_cli.checkpoint.meta.pickled import PickledTensor, read_pickled
 from mllama_cli.checkpoint.names import hub_name
 from mllama_cli.checkpoint.reader import torch_dtype
+from mllama_cli.checkpoint.stored import DecodedTensor, ReadBytes
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.core.text import shown

@@ -185,7 +185,7 @@ class Admission:
                 if held.cache.capacity >= length:
                     held.cache.truncate(shared)
                     return held.cache
-        cache = KVCache(model.config.text_config, dtype=model.dtype, device=model.device)
+        cache = model.new_cache()
         cache.reserve(length)
         if held is not None:
             cache.copy_from(held.cache, 0, shared)

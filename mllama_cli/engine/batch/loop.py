@@ -1,5 +1,6 @@
 """Answer requests from any thread: a thread owns the model, and events come to each request's listener."""
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -15,8 +16,6 @@ from mllama_cli.engine.batch.request import Request
 from mllama_cli.engine.batch.scheduler import Scheduler
 from mllama_cli.engine.device import make_current
 from mllama_cli.engine.model import LoadedModel
-from mllama_cli.engine.vision import ImageCache
-from mllama_cli.processing.image_processor import ImageTiles
 from mllama_cli.processing.processor import ModelInputs
 
 T = TypeVar("T")
@@ -25,7 +24,9 @@ MAX_QUEUE = 256
 """Requests that wait for a slot; more are refused."""
 
 Listener = Callable[[Event | MllamaError], None]
-"""Called on the loop's thread with each event; GenerationStats or an error is the last. Must return at once."""
+"""Called on the loop's thread with each event; GenerationStats or an error is the last. Must return at once.
+
+If it raises, its request is cancelled."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,19 @@ class Handle(Request):
     """A submitted request."""
 
     def __init__(
-        self, inputs: ModelInputs, sampling: Sampling, listener: Listener, tiles: tuple[ImageTiles | None, ...]
+        self, inputs: ModelInputs, sampling: Sampling, listener: Listener, cancel: Callable[["Handle"], None]
     ) -> None:
-        super().__init__(inputs, sampling, tiles=tiles)
-        self._listener = listener
+        super().__init__(inputs, sampling)
+        self._listener, self._cancel = listener, cancel
 
     def report(self, event: Event | MllamaError) -> None:
-        if not self.cancelled:
+        if self.cancelled:
+            return
+        try:
             self._listener(event)
+        except Exception:  # a fault of the caller's, which must not end the other requests
+            logging.getLogger(__name__).exception("A listener failed, so its request is cancelled")
+            self._cancel(self)
 
 
 class EngineLoop:
@@ -86,7 +92,6 @@ class EngineLoop:
         self._new: deque[Handle] = deque()
         self._cancelled: deque[Handle] = deque()
         self._work: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._images: ImageCache | None = None
         self._stats = self._before = LoopStats(self._memory.slots, 0, 0)
         """``_before`` has the counters of schedulers that failed."""
         self.prepared = threading.Event()
@@ -96,16 +101,14 @@ class EngineLoop:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(
-        self, inputs: ModelInputs, sampling: Sampling, listener: Listener, tiles: tuple[ImageTiles | None, ...] = ()
-    ) -> Handle:
-        """Queue a request; ``tiles`` are those of its images, made ahead, or None for an image that ``has_image``.
+    def submit(self, inputs: ModelInputs, sampling: Sampling, listener: Listener) -> Handle:
+        """Queue a request.
 
         Raise QueueFullError, ShuttingDownError or, if the request can never fit, ContextLengthError or
         MemoryShortageError.
         """
         self._require_fit(inputs, sampling)
-        handle = Handle(inputs, sampling, listener, tiles)
+        handle = Handle(inputs, sampling, listener, self.cancel)
         with self._changed:
             if self._closing:
                 raise _shutting_down()
@@ -135,11 +138,6 @@ class EngineLoop:
     def stats(self) -> LoopStats:
         with self._changed:
             return replace(self._stats, waiting=self._stats.waiting + len(self._new))
-
-    def has_image(self, digest: str) -> bool:
-        """Return whether an image is encoded now, so that its tiles need not be made. It may be dropped any time."""
-        images = self._images
-        return images is not None and digest in images
 
     def close(self, grace: float = 0.0) -> None:
         """Refuse what has no slot (ShuttingDownError), let running answers end for ``grace`` seconds, then stop."""
@@ -189,7 +187,6 @@ class EngineLoop:
                     request.report(_shutting_down())
                     scheduler.cancel(request)
                 if scheduler.idle:
-                    self._images = None
                     return
             try:
                 if scheduler.idle:
@@ -204,9 +201,7 @@ class EngineLoop:
             self._count(scheduler)
 
     def _new_scheduler(self) -> Scheduler:
-        scheduler = Scheduler(self.model, self._memory, max_context=self.max_context)
-        self._images = scheduler.admission.images
-        return scheduler
+        return Scheduler(self.model, self._memory, max_context=self.max_context)
 
     def _fail_all(self, scheduler: Scheduler, error: Exception) -> None:
         """Report a fault of ours, after which nothing in the scheduler can be relied on."""

@@ -10,7 +10,7 @@ from mllama_cli.engine.forward import PREFILL_CHUNK, forward, forward_steps
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.vision import ImageCache
 from mllama_cli.kernels.ops import upload
-from mllama_cli.model.cache import CrossKVCache, KVCache, LayerKV
+from mllama_cli.model.cache import CrossKVCache
 from mllama_cli.model.visibility import ImageSpan
 
 PREPARED_TOKENS = 80
@@ -39,13 +39,10 @@ class Prompt:
     def new(self) -> tuple[int, ...]:
         return self.request.ids[self.fed :]
 
-    def encoded(self, images: ImageCache) -> list[list[LayerKV]]:
-        return [images.get(digest) for digest in self.images]
-
     def cross(self, images: ImageCache) -> CrossKVCache | None:
         """Return the images' keys and values, joined once."""
         if self._cross is None:
-            self._cross = CrossKVCache.from_images([self.encoded(images)])
+            self._cross = images.join([self.images])
         return self._cross
 
     def read(self, model: LoadedModel, images: ImageCache, chunk: int) -> Generator[int, None, Tensor]:
@@ -83,9 +80,8 @@ class PromptReader:
             return False
         chunk = self.model.prefill_chunk
         for counts in ([PREPARED_TOKENS, 5], [PREPARED_TOKENS], [chunk]):  # builds kernels, if they are new here
-            text, where = self.model.config.text_config, self.model.device
-            cache = KVCache(text, len(counts), dtype=self.model.dtype, device=where)
-            ids = torch.zeros(len(counts), counts[0], dtype=torch.long, device=where)
+            cache = self.model.new_cache(len(counts))
+            ids = torch.zeros(len(counts), counts[0], dtype=torch.long, device=self.model.device)
             forward(self.model.network, ids, cache, None, [[]] * len(counts), counts)
         self._prepared = True
         return True
@@ -99,13 +95,13 @@ class PromptReader:
         model = self.model
         kept, new = [prompt.fed for prompt in prompts], [prompt.new for prompt in prompts]
         longest = max(map(len, new))
-        batch = KVCache(model.config.text_config, len(prompts), dtype=model.dtype, device=model.device)
+        batch = model.new_cache(len(prompts))
         batch.reserve(max(kept) + longest)
         for row, prompt in enumerate(prompts):
             batch.copy_from(prompt.cache, 0, prompt.fed, to_row=row)
         pad = model.config.text_config.pad_token_id
         ids = upload(torch.tensor([[*each, *[pad] * (longest - len(each))] for each in new]), model.device)
-        cross = CrossKVCache.from_images([prompt.encoded(images) for prompt in prompts])
+        cross = images.join([prompt.images for prompt in prompts])
         logits = forward(model.network, ids, batch, cross, [prompt.spans for prompt in prompts], list(map(len, new)))
         for row, prompt in enumerate(prompts):
             prompt.cache.copy_from(batch, row, len(prompt.request.ids))

@@ -20,7 +20,7 @@ class Request:
     """A prompt to answer and, once it is admitted, its caches and its answer.
 
     Args:
-        tiles: those of ``inputs.images``, in order; if empty, or where None, they are made when needed.
+        tiles: those of ``inputs.images``, in order; if empty, they are made when needed.
         streams: whether somebody watches the tokens come, so that the answer can never start again, and memory for all
             of it is reserved at admission.
     """
@@ -30,7 +30,7 @@ class Request:
         inputs: ModelInputs,
         sampling: Sampling,
         *,
-        tiles: tuple[ImageTiles | None, ...] = (),
+        tiles: tuple[ImageTiles, ...] = (),
         streams: bool = True,
     ) -> None:
         self.inputs, self.sampling = inputs, sampling

@@ -42,7 +42,11 @@ def _mark(network: Network, device: torch.device, work: Work) -> Path:
 
 
 def _form(matrix: Operand) -> str:
-    return str(matrix.dtype) if isinstance(matrix, torch.Tensor) else f"{matrix.bits} bits by {matrix.group_size}"
+    return (
+        str(matrix.dtype)
+        if isinstance(matrix, torch.Tensor)
+        else f"{matrix.bits} bits by {matrix.group_size} {matrix.code}"
+    )
 
 
 @cache

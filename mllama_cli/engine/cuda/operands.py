@@ -39,12 +39,14 @@ def groups(network: Network) -> Iterator[list[nn.Module]]:
 
 
 def same_format(operands: Sequence[Operand]) -> bool:
-    """Return whether all are plain, or all are packed with the same bits and group size."""
+    """Return whether all are plain, or all are packed with the same bits, group size and code."""
     first = operands[0]
     if isinstance(first, Tensor):
         return all(isinstance(other, Tensor) for other in operands)
-    form = (first.bits, first.group_size)
-    return all(isinstance(other, PackedWeight) and (other.bits, other.group_size) == form for other in operands)
+    form = (first.bits, first.group_size, first.code)
+    return all(
+        isinstance(other, PackedWeight) and (other.bits, other.group_size, other.code) == form for other in operands
+    )
 
 
 def unsupported_reason(network: Network, dtype: torch.dtype, device: torch.device) -> str:

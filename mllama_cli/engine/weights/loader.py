@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,9 +11,12 @@ import torch
 from mllama_cli.checkpoint.adapters.merge import Adapters
 from mllama_cli.checkpoint.names import part
 from mllama_cli.checkpoint.reader import torch_dtype
+from mllama_cli.checkpoint.stored import StoredMatrix
 from mllama_cli.core.events import Event, LoadProgress, Notice
 from mllama_cli.core.text import human_size, shown
 from mllama_cli.engine.device import HEADROOM, check_fits, choose_dtype, compute_dtype, free_bytes
+from mllama_cli.engine.parallel.cut import Kept, cut_network, pieces_of
+from mllama_cli.engine.parallel.plan import WHOLE, Cut, Share, cut_of
 from mllama_cli.engine.weights.offload import (
     OffloadPlan,
     WeightSizes,
@@ -39,7 +43,7 @@ class StoredWeights:
     """Load a checkpoint's weights into a network on the meta device.
 
     ``dtype`` is the dtype of activations and caches, ``weights_dtype`` that of matrices. The LoRA adapters in the
-    folders ``adapters`` are merged into the weights.
+    folders ``adapters`` are merged into the weights. Of layers that are cut, only this rank's ``share`` is loaded.
     """
 
     def __init__(
@@ -49,9 +53,11 @@ class StoredWeights:
         dtype: str,
         quantize: str | None,
         adapters: Sequence[Path] = (),
+        share: Share = WHOLE,
     ) -> None:
-        """Raise UsageError for weights to quantize that are packed already, DeviceError for an unknown dtype.
+        """Raise UsageError for weights to quantize that are packed already, or that cannot be cut.
 
+        Raise DeviceError for an unknown dtype.
         Raise CheckpointError for an adapter that is damaged or does not fit.
         """
         self.config, self.network, self.device = opened.config, opened.network, device
@@ -59,7 +65,7 @@ class StoredWeights:
         self._adapters = Adapters(adapters, dense_shapes(self.network, self._names))
         self._widened = widen_linears(self.network, self._adapters)
         self._quantize = quantize
-        self._schemes = repack_linears(self.network, self.reader, quantize, self._adapters)
+        self._schemes = repack_linears(self.network, self.reader, quantize, self._adapters, device)
         self._repacked = {f"{name}.weight" for name in self._schemes}
         if quantize is not None:
             self._schemes |= quantize_linears(self.network, self.config.text_config, self.reader, quantize)
@@ -70,11 +76,32 @@ class StoredWeights:
         """Whether ``weights_dtype`` is what "auto" means here."""
         self._narrowed = dtype == "auto" and stored == torch.bfloat16 and self.weights_dtype == torch.float16
         self.dtype = compute_dtype(self.weights_dtype, device)
+        self.share = share
         self.loaded: set[str] = set()
         """Parts that are in memory: "text", "vision"."""
+        self._kept: dict[str, Kept] = {}
+        self._pieces: dict[str, Kept] = {}
+        """The rows and columns that are read of tensors of which others are not."""
         self._notice = self._open_other_forms()
+        if share.count > 1:
+            self._cut()
         self.plan: OffloadPlan | None = None
         """Chosen for the whole model when its first part is loaded."""
+
+    def _cut(self) -> None:
+        packed = {name: module for name, module in self.network.named_modules() if isinstance(module, QuantizedLinear)}
+        bits = {name: module.scheme.bits for name, module in packed.items()}
+        self._kept = cut_network(self.network, self.share)
+        self.config = replace(self.config, text_config=self.network.language_model.config)
+        self._names = [name for name in self._names if self.share.has(name.rpartition(".")[0])]
+        alone = [
+            name
+            for name in self._names
+            if name not in self._adapters
+            and not self._is_widened(name)
+            and not isinstance(self.reader.tensors[name], StoredMatrix)
+        ]
+        self._pieces = pieces_of(self._kept, alone, bits, self._schemes)
 
     def missing(self, *, vision: bool) -> set[str]:
         """Return the parts yet to be loaded for prompts, with images if ``vision``."""
@@ -179,11 +206,13 @@ class StoredWeights:
             self._schemes,
             self._adapters,
             self._widened,
+            self._kept,
+            self._pieces,
         )
         done, total = 0, sum(tensors[name].nbytes for name in names)
         yield LoadProgress(0, total)
         with self._warmed_up():
-            for name, tensor in read_tensors(self.reader, names, plan, self.device, self._repacked):
+            for name, tensor in read_tensors(self.reader, names, plan, self.device, self._repacked, self._pieces):
                 placement.put(name, tensor, tensors[name].file.name)
                 if not (plan.vision and is_vision_layer(name)):  # offloaded layers are only mapped so far
                     done += tensors[name].nbytes
@@ -221,11 +250,14 @@ class StoredWeights:
         return elements.get(attribute, 2) * torch_dtype(info).itemsize
 
     def _bytes(self, name: str) -> int:
-        return loaded_bytes(
+        owner, _, attribute = name.rpartition(".")
+        cut = cut_of(owner)
+        nbytes = loaded_bytes(
             self.reader.tensors[name],
-            packed=name.rpartition(".")[2].startswith("weight_"),
+            packed=attribute.startswith("weight_"),
             scheme=self._schemes.get(name.removesuffix(".weight")),
-            merged=name in self._adapters,
+            copied=name in self._adapters or (self.share.count > 1 and cut is Cut.INPUTS),
             dtype=self.weights_dtype,
             device=self.device,
         )
+        return nbytes if cut in (Cut.WHOLE, Cut.FIRST) else nbytes // self.share.count

@@ -15,6 +15,8 @@ from mllama_cli.core.errors import MemoryShortageError
 from mllama_cli.engine.device import gib
 from mllama_cli.engine.weights.memory import min_working_bytes
 from mllama_cli.engine.weights.shapes import network_of_shape
+from mllama_cli.kernels.codes import TABLES
+from mllama_cli.quantization.linear import QuantizedLinear
 
 _VISION_LAYERS = ("model.vision_model.transformer.layers.", "model.vision_model.global_transformer.layers.")
 
@@ -80,9 +82,13 @@ class WeightSizes:
 
 @cache
 def sizes_of_shape(config: MllamaConfig, quantize: str | None, itemsize: int = 2) -> WeightSizes:
-    """Return the sizes for a config without weights; ``quantize`` (int8, int4) as while loading."""
-    parameters = network_of_shape(config, quantize).named_parameters()
-    return WeightSizes.of({n: p.numel() * (itemsize if p.is_floating_point() else p.itemsize) for n, p in parameters})
+    """Return the sizes for a config without weights; ``quantize`` as in ``network_of_shape``."""
+    network = network_of_shape(config, quantize)
+    sizes = {n: p.numel() * (itemsize if p.is_floating_point() else p.itemsize) for n, p in network.named_parameters()}
+    for name, module in network.named_modules():
+        if isinstance(module, QuantizedLinear) and module.scheme.code in TABLES:
+            sizes[f"{name}.weight_scale"] = module.weight_scale.numel() * 4  # float32, whatever else is
+    return WeightSizes.of(sizes)
 
 
 def choose_plan(

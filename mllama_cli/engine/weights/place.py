@@ -1,12 +1,13 @@
 """Put stored tensors into the network, each on its device and in its format."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from mllama_cli.checkpoint.adapters.merge import Adapters
 from mllama_cli.engine.forward import Network
+from mllama_cli.engine.parallel.cut import Kept
 from mllama_cli.engine.weights.offload import OffloadPlan, is_vision_layer
 from mllama_cli.engine.weights.offloaded_vision import OffloadedVision, to_host
 from mllama_cli.kernels.packed import PackedWeight
@@ -21,6 +22,8 @@ class Placement:
 
     ``dtype`` is the dtype of activations and caches, ``weights_dtype`` that of matrices. ``schemes`` has the layers to
     quantize while loading; ``widened`` those that are read packed into other layers, to merge ``adapters`` into them.
+    ``kept`` has the rows and columns that are here of layers that are cut; ``pieces`` names the tensors of which no
+    others are read.
     """
 
     def __init__(
@@ -33,10 +36,13 @@ class Placement:
         schemes: Mapping[str, Scheme],
         adapters: Adapters,
         widened: Mapping[str, QuantizedLinear],
+        kept: Mapping[str, Kept],
+        pieces: Container[str],
     ) -> None:
         self._network, self._plan, self._device = network, plan, device
         self._dtype, self._weights_dtype, self._schemes = dtype, weights_dtype, schemes
         self._adapters, self._widened = adapters, widened
+        self._kept, self._pieces = kept, pieces
         self._vocab_size = network.language_model.config.vocab_size
         self._modules = dict(network.named_modules())
 
@@ -48,7 +54,7 @@ class Placement:
             assert isinstance(module, QuantizedLinear)
             module.fill_checked(name, tensor, self._device_of(name))
             return
-        if name == "lm_head.weight":
+        if name == "lm_head.weight" and name not in self._pieces:
             # Rows added for fine-tuning are never sampled.
             tensor = tensor[: self._vocab_size]
         if owner in self._widened and attribute != "bias":
@@ -59,8 +65,10 @@ class Placement:
             dtype = tensor.dtype if owner in self._schemes else self._weights_dtype
             tensor = self._adapters.merged(name, tensor, dtype if tensor.dim() > 1 else torch.float32)
         if attribute == "weight" and owner in self._schemes:
-            quantize_into(module, name, tensor.to(self._device_of(name)), file)
+            quantize_into(module, name, tensor.to(self._device_of(name)), self._schemes[owner], file)
         else:
+            if owner in self._kept and attribute == "weight" and name not in self._pieces:
+                tensor = tensor[self._kept[owner]]
             value = nn.Parameter(self._placed(module, name, tensor), requires_grad=False)
             module.register_parameter(attribute, value)
 
@@ -76,13 +84,16 @@ class Placement:
     def tie_output_layer(self) -> None:
         """Share the embeddings with the output layer."""
         table = self._network.language_model.embed_tokens.weight
-        self._network.lm_head.weight = nn.Parameter(table[: self._vocab_size], requires_grad=False)
+        rows, _ = self._kept.get("lm_head", (slice(self._vocab_size), None))
+        self._network.lm_head.weight = nn.Parameter(table[rows], requires_grad=False)
 
     def finish_vision(self) -> Iterator[int]:
         """Prepare the loaded vision tower to run; yield the bytes of each layer moved to host memory."""
         if not isinstance(self._network, MllamaForConditionalGeneration):
             return
         tower = self._network.model.vision_model
+        if tower.class_embedding.is_meta:  # it is another rank's
+            return
         if self._plan.vision:
             yield from OffloadedVision(tower, self._device).pack()
         elif self._device.type == "cuda":
@@ -100,4 +111,4 @@ class Placement:
         dtype = self._weights_dtype if isinstance(owner, nn.Linear | nn.Embedding) else self._dtype
         if self._plan.covers(name) and device == self._device:
             return to_host(tensor, dtype, self._device)
-        return tensor.to(device, dtype)
+        return tensor.to(device, dtype).contiguous()  # some columns of a matrix are not

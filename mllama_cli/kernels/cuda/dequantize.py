@@ -7,6 +7,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mllama_cli.kernels.cuda import packed_matmul
+from mllama_cli.kernels.cuda.lookup import fp8_value, table_value
+from mllama_cli.kernels.cuda.unpack import unit_of
 from mllama_cli.kernels.packed import PackedWeight
 
 MAX_PACKED_MATMUL_ROWS = 128
@@ -14,7 +16,9 @@ MAX_PACKED_MATMUL_ROWS = 128
 
 
 @triton.jit
-def dequantize_kernel(packed, scale, out, words, columns, group, groups, BITS: tl.constexpr, BLOCK: tl.constexpr):
+def dequantize_kernel(
+    packed, scale, out, words, columns, group, groups, BITS: tl.constexpr, CODE: tl.constexpr, BLOCK: tl.constexpr
+):
     """Dequantize BLOCK words of one row in each program."""
     row = tl.program_id(0).to(tl.int64)
     word = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -25,7 +29,13 @@ def dequantize_kernel(packed, scale, out, words, columns, group, groups, BITS: t
     column = word[:, None] * PER_WORD + index[None, :]
     inside = column < columns
     factor = tl.load(scale + row * groups + column // group, mask=inside, other=0.0).to(tl.float32)
-    value = (number - (1 << (BITS - 1))).to(tl.float32) * factor
+    if CODE == "int":
+        value = (number - (1 << (BITS - 1))).to(tl.float32)
+    elif CODE == "fp8":
+        value = fp8_value(number) * unit_of(CODE)
+    else:
+        value = table_value(number, CODE)
+    value *= factor
     tl.store(out + row * columns + column, value.to(out.dtype.element_ty), mask=inside)
 
 
@@ -35,8 +45,8 @@ def dequantize(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
     out = torch.empty(rows, columns, dtype=dtype, device=weight.packed.device)
     words = weight.packed.shape[1]
     dequantize_kernel[(rows, triton.cdiv(words, 256))](
-        weight.packed, weight.scale, out, words, columns, weight.group_size, weight.scale.shape[1], weight.bits, 256,
-        num_warps=4,
+        weight.packed, weight.scale, out, words, columns, weight.group_size, weight.scale.shape[1], weight.bits,
+        weight.code, 256, num_warps=4,
     )  # fmt: skip
     return out
 

@@ -65,7 +65,7 @@ def gemv(
         packed = [w for w in weights if isinstance(w, PackedWeight)]
         assert len(packed) == len(weights)
         assert in_interleave == interleave_factor(first)
-        assert all((w.bits, w.group_size) == (first.bits, first.group_size) for w in packed)
+        assert all((w.bits, w.group_size, w.code) == (first.bits, first.group_size, first.code) for w in packed)
         shapes = [w.shape for w in packed]
     else:
         packed = []
@@ -86,7 +86,7 @@ def gemv(
     if isinstance(first, PackedWeight):
         words = [w.packed for w in packed] + [first.packed] * (3 - len(packed))
         scales = [w.scale for w in packed] + [first.scale] * (3 - len(packed))
-        form = (*shape, first.bits, first.group_size, tile.rows, tile.columns)
+        form = (*shape, first.bits, first.code, first.group_size, tile.rows, tile.columns)
         if tile.programs:
             programs = min(blocks, tile.programs * multiprocessors(x.device))
             launch(
@@ -113,11 +113,16 @@ def choose_gemv_tile(weight: Tensor | PackedWeight, shapes: Sequence[tuple[int, 
         columns = min(triton.next_power_of_2(size_in), 4096 if size_in <= 4096 else 2048)
         return GemvTile(4, columns, min(max(columns // 512, 1), 8))
     quads = triton.next_power_of_2(size_in * weight.bits // 128)
+    decoded = weight.code != "int"  # takes more registers: these tiles are the largest that need no others
     if quads <= 256 and weight.bits == 4 and swiglu:
         return GemvTile(2, quads, max(1, quads // 32), programs=1024 // quads)
     if quads <= 256 and weight.bits == 8 and rows > 65536:
         return GemvTile(4, quads, max(1, quads // 64), programs=8)
-    if weight.bits == 8:
+    if decoded and weight.bits == 4:
+        tile = GemvTile(4, 64, 4) if size_in > 4096 else GemvTile(4, 128, 4)
+    elif decoded:
+        tile = GemvTile(2, 256, 4) if swiglu or size_in > 4096 else GemvTile(4, 128, 4)
+    elif weight.bits == 8:
         long, small = size_in > 4096, rows <= 4096
         tile = GemvTile(4, 256, 4) if swiglu or long else GemvTile(4, 128, 4) if small else GemvTile(8, 128, 4)
     else:

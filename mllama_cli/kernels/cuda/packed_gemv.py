@@ -6,13 +6,13 @@ import triton.language as tl
 from mllama_cli.kernels.cuda.gemv import epilogue, load_epilogue, select_matrix
 from mllama_cli.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
 from mllama_cli.kernels.cuda.layout import offset_of
-from mllama_cli.kernels.cuda.unpack import as_biased_float, bias_of
+from mllama_cli.kernels.cuda.unpack import as_biased_float, bias_of, unit_of
 
 
 @triton.jit
 def packed_gemv_kernel(
     x, norm, residual, factor, p0, p1, p2, s0, s1, s2, out, eps,
-    N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr,
+    N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr,
     GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
     OUT_INTERLEAVE: tl.constexpr, RESIDUAL_INTERLEAVE: tl.constexpr,
     SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
@@ -51,9 +51,9 @@ def packed_gemv_kernel(
             words_up = tl.load(p1 + tile + begin * 4, mask=inside, other=other, eviction_policy="evict_first")
         which = scale_tile + ((begin + quads) // QUADS_A_GROUP)[:, None]
         live = kept[None, :] & (quads < QUADS - begin)[:, None]
-        scale = tl.load(scales + which, mask=live, other=0.0).to(tl.float32)
+        scale = tl.load(scales + which, mask=live, other=0.0).to(tl.float32) * unit_of(CODE)
         if SWIGLU:
-            scale_up = tl.load(s1 + which, mask=live, other=0.0).to(tl.float32)
+            scale_up = tl.load(s1 + which, mask=live, other=0.0).to(tl.float32) * unit_of(CODE)
         if begin == 0:
             gdc_wait(PDL)
             before, times = load_epilogue(
@@ -71,10 +71,11 @@ def packed_gemv_kernel(
             if HAS_NORM:
                 squares_here += row * row
                 row *= tl.load(norm + source, mask=here, other=0.0).to(tl.float32)
-            bias += row * bias_of(number, BITS, EXACT)
-            products += as_biased_float(words, number, BITS, EXACT, ASSEMBLY) * row
+            if CODE == "int":
+                bias += row * bias_of(number, BITS, CODE, EXACT)
+            products += as_biased_float(words, number, BITS, CODE, EXACT, ASSEMBLY) * row
             if SWIGLU:
-                products_up += as_biased_float(words_up, number, BITS, EXACT, ASSEMBLY) * row
+                products_up += as_biased_float(words_up, number, BITS, CODE, EXACT, ASSEMBLY) * row
         bias_sum = tl.sum(bias, axis=2)
         sums += (tl.sum(products, axis=2) - bias_sum) * scale
         if SWIGLU:

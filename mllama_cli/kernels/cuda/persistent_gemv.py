@@ -10,7 +10,7 @@ import triton.language as tl
 from mllama_cli.kernels.cuda.gemv import load_epilogue, select_matrix
 from mllama_cli.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
 from mllama_cli.kernels.cuda.layout import offset_of
-from mllama_cli.kernels.cuda.unpack import as_biased_float, bias_of
+from mllama_cli.kernels.cuda.unpack import as_biased_float, bias_of, unit_of
 
 
 @triton.jit
@@ -38,24 +38,27 @@ def load_activations(x, norm, INDEX: tl.constexpr, WORDS: tl.constexpr, within, 
 
 
 @triton.jit
-def product(words, x0, x1, x2, x3, x4, x5, x6, x7, BITS: tl.constexpr, EXACT: tl.constexpr, ASSEMBLY: tl.constexpr):
+def product(
+    words, x0, x1, x2, x3, x4, x5, x6, x7,
+    BITS: tl.constexpr, CODE: tl.constexpr, EXACT: tl.constexpr, ASSEMBLY: tl.constexpr,
+):  # fmt: skip
     """Multiply the numbers of words [Q, N, 4], as biased floats, by activations -> [Q, N]."""
-    total = as_biased_float(words, 0, BITS, EXACT, ASSEMBLY) * x0
-    total += as_biased_float(words, 1, BITS, EXACT, ASSEMBLY) * x1
-    total += as_biased_float(words, 2, BITS, EXACT, ASSEMBLY) * x2
-    total += as_biased_float(words, 3, BITS, EXACT, ASSEMBLY) * x3
+    total = as_biased_float(words, 0, BITS, CODE, EXACT, ASSEMBLY) * x0
+    total += as_biased_float(words, 1, BITS, CODE, EXACT, ASSEMBLY) * x1
+    total += as_biased_float(words, 2, BITS, CODE, EXACT, ASSEMBLY) * x2
+    total += as_biased_float(words, 3, BITS, CODE, EXACT, ASSEMBLY) * x3
     if BITS == 4:
-        total += as_biased_float(words, 4, BITS, EXACT, ASSEMBLY) * x4
-        total += as_biased_float(words, 5, BITS, EXACT, ASSEMBLY) * x5
-        total += as_biased_float(words, 6, BITS, EXACT, ASSEMBLY) * x6
-        total += as_biased_float(words, 7, BITS, EXACT, ASSEMBLY) * x7
+        total += as_biased_float(words, 4, BITS, CODE, EXACT, ASSEMBLY) * x4
+        total += as_biased_float(words, 5, BITS, CODE, EXACT, ASSEMBLY) * x5
+        total += as_biased_float(words, 6, BITS, CODE, EXACT, ASSEMBLY) * x6
+        total += as_biased_float(words, 7, BITS, CODE, EXACT, ASSEMBLY) * x7
     return tl.sum(total, axis=2)
 
 
 @triton.jit
 def persistent_gemv_kernel(
     x, norm, residual, factor, p0, p1, p2, s0, s1, s2, out, eps, programs,
-    N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr,
+    N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr,
     GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
     OUT_INTERLEAVE: tl.constexpr, RESIDUAL_INTERLEAVE: tl.constexpr,
     SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
@@ -94,10 +97,10 @@ def persistent_gemv_kernel(
     x3, more = load_activations(x, norm, 3, WORDS, within, here, HAS_NORM)
     squares += more
     bias = (
-        x0 * bias_of(0, BITS, EXACT)
-        + x1 * bias_of(1, BITS, EXACT)
-        + x2 * bias_of(2, BITS, EXACT)
-        + x3 * bias_of(3, BITS, EXACT)
+        x0 * bias_of(0, BITS, CODE, EXACT)
+        + x1 * bias_of(1, BITS, CODE, EXACT)
+        + x2 * bias_of(2, BITS, CODE, EXACT)
+        + x3 * bias_of(3, BITS, CODE, EXACT)
     )
     x4 = x0
     x5 = x0
@@ -113,20 +116,21 @@ def persistent_gemv_kernel(
         x7, more = load_activations(x, norm, 7, WORDS, within, here, HAS_NORM)
         squares += more
         bias += (
-            x4 * bias_of(4, BITS, EXACT)
-            + x5 * bias_of(5, BITS, EXACT)
-            + x6 * bias_of(6, BITS, EXACT)
-            + x7 * bias_of(7, BITS, EXACT)
+            x4 * bias_of(4, BITS, CODE, EXACT)
+            + x5 * bias_of(5, BITS, CODE, EXACT)
+            + x6 * bias_of(6, BITS, CODE, EXACT)
+            + x7 * bias_of(7, BITS, CODE, EXACT)
         )
     bias_sum = tl.sum(bias, axis=2)
     length = 1.0
     if HAS_NORM:
         length = tl.rsqrt(tl.sum(tl.sum(tl.sum(squares, axis=2), axis=1), axis=0) / K + eps)
     for block in range(program, BLOCKS, programs):
-        sums = (product(words, x0, x1, x2, x3, x4, x5, x6, x7, BITS, EXACT, ASSEMBLY) - bias_sum) * scale.to(tl.float32)
+        sums = product(words, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, EXACT, ASSEMBLY) - bias_sum
+        sums *= scale.to(tl.float32) * unit_of(CODE)
         if SWIGLU:
-            ups = product(words_up, x0, x1, x2, x3, x4, x5, x6, x7, BITS, EXACT, ASSEMBLY) - bias_sum
-            ups *= scale_up.to(tl.float32)
+            ups = product(words_up, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, EXACT, ASSEMBLY) - bias_sum
+            ups *= scale_up.to(tl.float32) * unit_of(CODE)
         target_rows = first + rows
         kept = rows < count
         following = block + programs

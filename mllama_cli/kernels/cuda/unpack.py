@@ -1,11 +1,14 @@
-"""Unpack numbers from words. Converting integers is slow, so float32 bits are assembled instead.
+"""Unpack numbers from words. Converting integers is slow, so bits of floats are assembled instead.
 
-This is the "magic number" trick of FasterTransformer and Marlin: OR-ing a number into the upper bits of a mantissa (one
-lop3 instruction) yields a constant plus the number. The constant, the bias, is subtracted where that costs least.
+For integers this is the "magic number" trick of FasterTransformer and Marlin: OR-ing a number into the upper bits of a
+mantissa (one lop3 instruction) yields a constant plus the number. The constant, the bias, is subtracted where that
+costs least. kernels/cuda/lookup.py has the other codes, which have no bias.
 """
 
 import triton
 import triton.language as tl
+
+from mllama_cli.kernels.cuda.lookup import fp8_value, pick, table_value, word_of_fp8, word_of_table
 
 
 @triton.constexpr_function
@@ -25,8 +28,35 @@ def bit_of(index, bits, exact):
 
 
 @triton.jit
-def as_biased_float(words, INDEX: tl.constexpr, BITS: tl.constexpr, EXACT: tl.constexpr, ASSEMBLY: tl.constexpr):
-    """Return the number at INDEX of each int32 word, as float32, plus ``bias_of``. ASSEMBLY is for a GPU."""
+def as_biased_float(
+    words, INDEX: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr, EXACT: tl.constexpr, ASSEMBLY: tl.constexpr
+):
+    """Return the number at INDEX of each int32 word, as float32, plus ``bias_of``. ASSEMBLY is for a GPU.
+
+    Its unit is ``unit_of`` the code. Calls for the indices of one word share what they compute.
+    """
+    if CODE == "int":
+        return _biased_integer(words, INDEX, BITS, EXACT, ASSEMBLY)
+    elif CODE == "fp8":
+        if ASSEMBLY:
+            return pick(word_of_fp8(words), INDEX)
+        else:
+            return fp8_value((words >> (8 * INDEX)) & 0xFF)
+    else:
+        if ASSEMBLY:
+            return pick(word_of_table(words, CODE), INDEX)
+        else:
+            return table_value((words >> (4 * INDEX)) & 0xF, CODE)
+
+
+@triton.constexpr_function
+def unit_of(code):
+    """Return the unit of ``as_biased_float`` and ``fp8_value``, by which scales are multiplied."""
+    return 256.0 if code == "fp8" else 1.0
+
+
+@triton.jit
+def _biased_integer(words, INDEX: tl.constexpr, BITS: tl.constexpr, EXACT: tl.constexpr, ASSEMBLY: tl.constexpr):
     BIT: tl.constexpr = bit_of(INDEX, BITS, EXACT)
     SHIFT: tl.constexpr = BIT - BITS * INDEX
     MASK: tl.constexpr = ((1 << BITS) - 1) << BIT
@@ -47,33 +77,39 @@ def as_biased_float(words, INDEX: tl.constexpr, BITS: tl.constexpr, EXACT: tl.co
 
 
 @triton.jit
-def bias_of(INDEX: tl.constexpr, BITS: tl.constexpr, EXACT: tl.constexpr):
-    """Return what ``as_biased_float`` adds at this index, the packed numbers' own offset 2^(bits - 1) included."""
+def bias_of(INDEX: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr, EXACT: tl.constexpr):
+    """Return what ``as_biased_float`` adds at this index, the integers' own offset 2^(bits - 1) included."""
     BIT: tl.constexpr = bit_of(INDEX, BITS, EXACT)
-    BIAS: tl.constexpr = 1.0 * ((1 << (23 - BIT)) + (1 << (BITS - 1)))
+    BIAS: tl.constexpr = 1.0 * ((1 << (23 - BIT)) + (1 << (BITS - 1))) if CODE == "int" else 0.0
     return BIAS
 
 
 @triton.jit
-def dequantize_number(words, scale, INDEX: tl.constexpr, BITS: tl.constexpr, ASSEMBLY: tl.constexpr):
+def dequantize_number(
+    words, scale, INDEX: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr, ASSEMBLY: tl.constexpr
+):
     """Return the number at INDEX of each word times its scale, in float32."""
-    return as_biased_float(words, INDEX, BITS, True, ASSEMBLY) * scale - bias_of(INDEX, BITS, True) * scale
+    value = as_biased_float(words, INDEX, BITS, CODE, True, ASSEMBLY) * scale
+    if CODE == "int":
+        value -= bias_of(INDEX, BITS, CODE, True) * scale
+    return value
 
 
 @triton.jit
-def dequantize_tile(words, scale, BITS: tl.constexpr, ASSEMBLY: tl.constexpr):
+def dequantize_tile(words, scale, BITS: tl.constexpr, CODE: tl.constexpr, ASSEMBLY: tl.constexpr):
     """Dequantize words [N, W] with scales float32 [N, W] or [N, 1] -> float32 [N, W * 32 / BITS]."""
-    p0 = dequantize_number(words, scale, 0, BITS, ASSEMBLY)
-    p1 = dequantize_number(words, scale, 1, BITS, ASSEMBLY)
-    p2 = dequantize_number(words, scale, 2, BITS, ASSEMBLY)
-    p3 = dequantize_number(words, scale, 3, BITS, ASSEMBLY)
+    scale *= unit_of(CODE)
+    p0 = dequantize_number(words, scale, 0, BITS, CODE, ASSEMBLY)
+    p1 = dequantize_number(words, scale, 1, BITS, CODE, ASSEMBLY)
+    p2 = dequantize_number(words, scale, 2, BITS, CODE, ASSEMBLY)
+    p3 = dequantize_number(words, scale, 3, BITS, CODE, ASSEMBLY)
     if BITS == 8:
         return tl.interleave(tl.interleave(p0, p2), tl.interleave(p1, p3))
     else:
-        p4 = dequantize_number(words, scale, 4, BITS, ASSEMBLY)
-        p5 = dequantize_number(words, scale, 5, BITS, ASSEMBLY)
-        p6 = dequantize_number(words, scale, 6, BITS, ASSEMBLY)
-        p7 = dequantize_number(words, scale, 7, BITS, ASSEMBLY)
+        p4 = dequantize_number(words, scale, 4, BITS, CODE, ASSEMBLY)
+        p5 = dequantize_number(words, scale, 5, BITS, CODE, ASSEMBLY)
+        p6 = dequantize_number(words, scale, 6, BITS, CODE, ASSEMBLY)
+        p7 = dequantize_number(words, scale, 7, BITS, CODE, ASSEMBLY)
         even = tl.interleave(tl.interleave(p0, p4), tl.interleave(p2, p6))
         odd = tl.interleave(tl.interleave(p1, p5), tl.interleave(p3, p7))
         return tl.interleave(even, odd)

@@ -1,7 +1,7 @@
 """Draw streaming Markdown: finished blocks are printed once, only the open block is redrawn."""
 
 import shutil
-import time
+from time import monotonic
 
 from rich.text import Text
 
@@ -48,11 +48,11 @@ class MarkdownView:
         finished: list[str] = []
         if "\n" in text:
             finished, self._open = split_finished(self._open)
-        now = time.monotonic()
+        now = monotonic()
         if finished or now >= self._next_frame:
             self._draw(finished)
             # Draw slow blocks less often, so that drawing does not slow the answer down.
-            self._next_frame = now + max(FRAME_SECONDS, 4 * (time.monotonic() - now))
+            self._next_frame = now + max(FRAME_SECONDS, 4 * (monotonic() - now))
 
     def finish(self) -> None:
         """Draw the complete answer and put the cursor on a new line."""

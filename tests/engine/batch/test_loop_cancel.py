@@ -105,6 +105,19 @@ def test_a_listener_that_cancels_at_a_token_hears_no_more(engine: Engine) -> Non
     assert isinstance(caller.events[-1], Token)
 
 
+def test_a_listener_that_fails_loses_its_own_answer_alone(engine: Engine) -> None:
+    with running(engine) as loop:
+        failing = Caller(engine, loop, CONVERSATIONS[0], Sampling(max_tokens=30))
+        other = Caller(engine, loop, CONVERSATIONS[1], Sampling(max_tokens=30))
+        failing.on_token = lambda: 1 / 0
+        failing.submit()
+        other.submit()
+        assert other.answer() == tokens_alone(engine, other.inputs, other.sampling)
+        settled(loop)
+    assert len(failing.tokens) == 1
+    assert not failing.over.is_set()
+
+
 def test_cancelling_what_has_ended_is_harmless(engine: Engine) -> None:
     with running(engine, slots=2) as loop:
         first = Caller(engine, loop, "Hello", Sampling(max_tokens=3)).submit()

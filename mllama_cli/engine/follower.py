@@ -1,0 +1,159 @@
+"""A process of rank 1 or higher: it does what rank 0 tells it, with its share of the network, and ends with it."""
+
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mllama_cli.core.errors import EngineError, MllamaError
+from mllama_cli.engine.device import compute_dtype, make_current
+from mllama_cli.engine.parallel.crew import JOIN_SECONDS
+from mllama_cli.engine.parallel.exchange import connect
+from mllama_cli.engine.parallel.group import Group
+from mllama_cli.engine.parallel.messages import Twins
+from mllama_cli.engine.parallel.team import Failure, OpenRequest
+from mllama_cli.engine.weights.loader import StoredWeights
+from mllama_cli.model.cache import CrossCache, CrossKVCache, KVCache, LayerKV, SelfCache
+from mllama_cli.model.layers import set_exact
+from mllama_cli.model.visibility import CrossView
+from mllama_cli.quantization.opening import open_network
+
+POLL_SECONDS = 0.05
+
+
+class Follower:
+    """The operations that rank 0 calls, by the names of the public methods."""
+
+    def __init__(self, request: OpenRequest, connection: Connection) -> None:
+        self._connection = connection
+        device = self._device = torch.device(request.device)
+        make_current(device)
+        if device.type == "cpu":
+            torch.set_num_threads(request.threads)
+        opened = open_network(request.folder)
+        self._weights = StoredWeights(opened, device, request.dtype, request.quantize, request.adapters, request.share)
+        self._network, self._model = opened.network, opened.network.language_model
+        set_exact(self._network, request.exact)
+        self._dtype = compute_dtype(self._weights.weights_dtype, device)
+        self.twins = Twins(self._model.config, self._dtype, device)
+        self._generators: dict[int, Generator[None, None, object]] = {}
+        self._group = Group.meet(request.meeting, request.share, device)
+        connect(self._network, self._group)
+
+    def call(self, operation: str, arguments: Sequence[Any]) -> None:
+        getattr(self, operation)(*arguments)
+
+    def load(self, parts: set[str]) -> None:
+        try:
+            missing = parts - self._weights.loaded
+            for _ in self._weights.load(missing) if missing else ():
+                pass
+        except MllamaError as error:
+            self._connection.send(Failure(type(error), error.message, error.hint))
+        else:
+            self._connection.send("loaded")
+
+    def begin(self, number: int, operation: str, arguments: Sequence[Any]) -> None:
+        self._generators[number] = getattr(self, operation)(*arguments)
+
+    def advance(self, number: int) -> None:
+        try:
+            next(self._generators[number])
+        except StopIteration:
+            del self._generators[number]
+
+    def close(self, number: int) -> None:
+        self._generators.pop(number).close()
+
+    def steps(
+        self, input_ids: Tensor, cache: KVCache | None, cross: CrossCache | None, view: CrossView | None
+    ) -> Generator[None, None, object]:
+        return self._model.steps(input_ids, cache, cross, view)
+
+    def run_steps(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        cache: SelfCache | None,
+        mask: Tensor | None,
+        cross: CrossCache | None,
+        view: CrossView | None,
+    ) -> Generator[None, None, object]:
+        return self._model.run_steps(input_ids, self._model.context(positions, cache, mask), cross, view)
+
+    def logits(self, shape: tuple[int, ...]) -> None:
+        hidden = torch.empty(shape, dtype=self._dtype, device=self._device)
+        self._group.broadcast(hidden)
+        self._network.lm_head(hidden)
+
+    def cross_keys_values(self, number: int, shape: tuple[int, ...]) -> None:
+        states = torch.empty(shape, dtype=self._dtype, device=self._device)
+        self._group.broadcast(states)
+        self.twins.add_layers(number, self._model.cross_keys_values(states))
+
+    def join(self, number: int, batch: Sequence[Sequence[list[LayerKV]]]) -> None:
+        joined = CrossKVCache.from_images(batch)
+        assert joined is not None
+        self.twins.add_layers(number, joined.layers)
+
+    def copy(self, target: KVCache, source: KVCache, row: int, length: int, to_row: int) -> None:
+        target.copy_from(source, row, length, to_row=to_row)
+
+
+def follow(connection: Connection) -> None:
+    """Do what rank 0 says until it hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(connection.fileno(),), daemon=True).start()
+    with suppress(EOFError, ConnectionError):
+        connection.send("ready")
+        try:
+            follower = Follower(connection.recv(), connection)
+        except MllamaError as error:
+            connection.send(Failure(type(error), error.message, error.hint))
+            connection.recv()
+            return
+        connection.send("open")
+        with torch.inference_mode():
+            while True:
+                operation, arguments = follower.twins.read(connection.recv_bytes())
+                follower.call(operation, arguments)
+
+
+def follow_at(file: Path, rank: int) -> None:
+    """Join rank 0 at its socket, which it opens when it opens the model, and follow it. Raise EngineError."""
+    end = time.monotonic() + JOIN_SECONDS
+    line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    while True:
+        try:
+            line.connect(str(file))
+            break
+        except OSError as error:
+            if time.monotonic() > end:
+                raise EngineError(f"Rank 0 has opened no model at {file}") from error
+            time.sleep(POLL_SECONDS)
+    connection = Connection(line.detach())
+    connection.send(rank)
+    follow(connection)
+
+
+def _end_with(descriptor: int) -> None:
+    """End this process when rank 0 hangs up, whatever it is doing: it may wait for a rank that is gone."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLRDHUP)
+    poll.poll()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    follow(Connection(int(sys.argv[1])))

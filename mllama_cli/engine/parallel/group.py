@@ -1,0 +1,88 @@
+"""Collective operations of the ranks that share a network: gloo between CPUs, NCCL between GPUs."""
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from mllama_cli.engine.parallel.plan import Share
+
+dist: Any = torch.distributed
+"""The module's groups as objects, without its one group for the process: their types are not declared."""
+
+MEETING_SECONDS = 120
+"""How long the ranks wait for each other when they meet."""
+
+COLLECTIVE_SECONDS = 3600
+"""How long an operation may take: other ranks' deaths are noticed by other means, and at once."""
+
+
+class Group:
+    """The ranks of one network. All must call the same operations in the same order.
+
+    ``explain`` turns the error of a broken connection into one for users.
+    """
+
+    def __init__(
+        self, backend: Any, share: Share, explain: Callable[[RuntimeError], Exception] = lambda error: error
+    ) -> None:
+        self._backend, self.share, self._explain = backend, share, explain
+
+    @classmethod
+    def meet(
+        cls,
+        file: Path,
+        share: Share,
+        device: torch.device,
+        explain: Callable[[RuntimeError], Exception] = lambda error: error,
+    ) -> "Group":
+        """Return the group of all ranks that meet at a file, which nobody needs afterwards."""
+        store = dist.FileStore(str(file), share.count)
+        store.set_timeout(timedelta(seconds=MEETING_SECONDS))
+        try:
+            backend = _nccl(store, share) if device.type == "cuda" else _gloo(store, share)
+        except RuntimeError as error:
+            raise explain(error) from error
+        group = cls(backend, share, explain)
+        group.all_reduce(torch.zeros(1, device=device))  # NCCL connects only now
+        return group
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Replace a contiguous tensor by the sum of all ranks'."""
+        self._wait(self._backend.allreduce, [tensor])
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        """Return the tensors of all ranks, which have the same shape, in the order of the ranks."""
+        everyone = [torch.empty_like(tensor) for _ in range(self.share.count)]
+        self._wait(self._backend.allgather, [everyone], [tensor])
+        return everyone
+
+    def broadcast(self, tensor: Tensor) -> None:
+        """Replace a contiguous tensor by that of rank 0."""
+        self._wait(self._backend.broadcast, tensor, 0)
+
+    def _wait(self, operation: Callable[..., Any], *arguments: Any) -> None:
+        """Run an operation; on a GPU only the current stream waits for it."""
+        try:
+            operation(*arguments).wait()
+        except RuntimeError as error:
+            raise self._explain(error) from error
+
+
+def _gloo(store: Any, share: Share) -> Any:
+    options = dist.ProcessGroupGloo._Options()
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
+    options._timeout = timedelta(seconds=COLLECTIVE_SECONDS)
+    return dist.ProcessGroupGloo(store, share.rank, share.count, options)
+
+
+def _nccl(store: Any, share: Share) -> Any:
+    os.environ["NCCL_NVLS_ENABLE"] = "0"  # NVLink multicast can take down a host that several users share
+    options = dist.ProcessGroupNCCL.Options()
+    options._timeout = timedelta(seconds=COLLECTIVE_SECONDS)
+    return dist.ProcessGroupNCCL(store, share.rank, share.count, options)

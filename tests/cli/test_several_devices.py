@@ -1,0 +1,136 @@
+"""One model over several devices, here CPU processes, by the command: the same answers, and nothing is left."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.console import SCRIPT, Result, run_here, run_script
+from tests.serving.running import wait_until
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sockets of Unix")
+
+DATA = Path(__file__).parents[1] / "data"
+THREE = "cpu,cpu,cpu"
+"""The built-in model has 3 key/value heads."""
+LOST = "mllama: The process of rank {}, which computes a part of the model, ended: killed by SIGKILL"
+ENV = {"OMP_NUM_THREADS": "1", "MLLAMA_NO_SERVER": "1"}
+
+
+def followers(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+    return [
+        child for child in psutil.Process(process.pid).children() if "mllama_cli.engine.follower" in child.cmdline()
+    ]
+
+
+def start(*words: str) -> "subprocess.Popen[bytes]":
+    command = [str(SCRIPT), *words]
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **ENV}
+    )
+
+
+def finished(process: "subprocess.Popen[bytes]", seconds: float = 60) -> Result:
+    out, err = process.communicate(timeout=seconds)
+    return Result(process.returncode, out.decode(), err.decode())
+
+
+def test_a_question_has_the_answer_of_one_device() -> None:
+    question = ("-m", "sketch", "--image", str(DATA / "drawing.png"), "Describe this picture.")
+    one, three = (run_script("chat", "--device", device, *question, env=ENV) for device in ("cpu", THREE))
+    assert (three.code, three.err) == (0, "")
+    assert three.out == one.out
+    assert "3 red circles" in three.out
+
+
+@pytest.mark.slow
+def test_captions_are_those_of_one_device(tmp_path: Path) -> None:
+    outputs = []
+    for device in ("cpu", THREE):
+        output = tmp_path / f"{device}.jsonl"
+        result = run_script("caption", "-m", "sketch", "--device", device, str(DATA), "--output", str(output), env=ENV)
+        assert result.code == 0, result.err
+        lines = [json.loads(line) for line in output.read_text().splitlines()]
+        outputs.append(sorted((line["image"], line["caption"]) for line in lines))
+    assert outputs[0] == outputs[1]
+    assert len(outputs[0]) >= 5
+
+
+@pytest.mark.slow
+def test_a_server_over_several_devices_ends_with_any_of_them() -> None:
+    server = start("serve", "-m", "sketch", "--device", THREE, "--port", "0")
+    assert server.stderr is not None
+    first = server.stderr.readline().decode()
+    while " on http" not in first:
+        first = server.stderr.readline().decode()
+    url = next(word for word in first.split() if word.startswith("http"))
+    asked = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
+    answer = httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=60).json()
+    assert "simple drawing" in answer["choices"][0]["message"]["content"]
+    ranks = followers(server)
+    assert len(ranks) == 2
+    ranks[1].kill()
+    killed = time.monotonic()
+    result = finished(server)
+    assert time.monotonic() - killed < 30  # not the hour that a collective operation may take
+    assert result.code == 1
+    assert LOST.format(2) in result.err
+    wait_until(lambda: not any(rank.is_running() for rank in ranks))
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+def test_a_rank_that_is_killed_at_any_moment_ends_the_command(seed: int) -> None:
+    words = ("chat", "-m", "sketch", "--device", THREE, "--image", str(DATA / "drawing.png"), "Describe it.")
+    process = start(*words)
+    wait_until(lambda: len(followers(process)) == 2)
+    ranks = followers(process)
+    time.sleep(random.Random(seed).uniform(0, 1.5))
+    chosen = ranks[seed % 2]
+    chosen.kill()
+    result = finished(process)
+    assert result.code == 1
+    assert result.error_lines[0].startswith("mllama: The process of rank")
+    assert len(result.error_lines) == 2
+    wait_until(lambda: not any(rank.is_running() for rank in ranks))
+
+
+def test_ranks_end_with_a_command_that_is_killed() -> None:
+    process = start("chat", "-m", "sketch", "--device", THREE, "Hello")
+    wait_until(lambda: len(followers(process)) == 2)
+    ranks = followers(process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    wait_until(lambda: not any(rank.is_running() for rank in ranks))
+
+
+def test_a_number_of_devices_that_does_not_divide_the_heads() -> None:
+    result = run_here("chat", "-m", "sketch", "--device", "cpu,cpu", "Hello", stdin=b"")
+    assert (result.code, result.out) == (2, "")
+    assert result.error_lines == [
+        "mllama: This model cannot be cut over 2 devices: they do not divide its 3 key/value heads",
+        "Use one device.",
+    ]
+
+
+@pytest.mark.parametrize("device", ["cpu,cuda:0", "cuda:0,cuda:0", "cpu,", "cuda:all,cpu"])
+def test_lists_that_are_no_devices(device: str) -> None:
+    result = run_here("chat", "-m", "sketch", "--device", device, "Hello", stdin=b"")
+    assert (result.code, result.out) == (2, "")
+    assert len(result.error_lines) in (1, 2)
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun() -> None:
+    torchrun = SCRIPT.with_name("torchrun")
+    command = [str(torchrun), "--nproc-per-node", "3", "-m", "mllama_cli", "chat", "-m", "sketch", "Hello"]
+    done = subprocess.run(command, input=b"", capture_output=True, env={**os.environ, **ENV}, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert "simple drawing" in done.stdout.decode()

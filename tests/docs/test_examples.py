@@ -1,0 +1,85 @@
+"""Run each program of examples/ with the built-in model, as its first lines say."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mllama_cli import load
+from tests.conftest import ROOT
+from tests.serving.running import serving
+
+EXAMPLES = ROOT / "examples"
+DATA = ROOT / "tests/data"
+
+
+def run(name: str, *arguments: str, code: int = 0, **env: str) -> str:
+    """Run an example as a program; return what it prints."""
+    here = {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "MLLAMA_MODEL": "sketch"}
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name, *arguments],
+        env={**os.environ, **here, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == code, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(autouse=True)
+def _no_other_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLLAMA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def test_describe() -> None:
+    assert run("describe.py", str(DATA / "drawing.png")) == "I see 3 red circles, a blue square and a yellow star.\n"
+
+
+def test_chat_with_memory() -> None:
+    questions = "How many circles are there?", "What colour is the star?"
+    shown = run("chat_with_memory.py", str(DATA / "drawing.png"), *questions).splitlines()
+    assert shown[:2] == ["> How many circles are there?", "There are 3 circles."]
+    assert shown[3:5] == ["> What colour is the star?", "The star is yellow."]
+    assert "(17 tokens of prompt, 0 of them read before)" in shown
+    assert not shown[5].endswith(" 0 of them read before)")
+
+
+def test_search_index(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("drawing.png", "before.png"):
+        shutil.copy(DATA / name, photos)
+    found = run("search_index.py", str(photos), "yellow star")
+    assert found == f"{photos}/drawing.png: I see 3 red circles, a blue square and a yellow star.\n"
+    for file in photos.glob("*.png"):
+        file.write_bytes(b"read once")
+    assert run("search_index.py", str(photos), "yellow star") == found
+    assert run("search_index.py", str(photos), "zebra") == ""
+
+
+def test_receipt() -> None:
+    receipt = json.loads(run("receipt.py", str(DATA / "card.png")))
+    assert receipt.keys() == {"shop", "date", "items", "total"}
+    assert all(item.keys() == {"name", "price"} for item in receipt["items"])
+
+
+def test_server_batch() -> None:
+    with serving(load("sketch", device="cpu", vision=True)) as server:
+        images = [str(DATA / name) for name in ("drawing.png", "card.png", "drawing.png")]
+        shown = run("server_batch.py", "What is in this picture?", *images, OPENAI_BASE_URL=f"{server.url}/v1")
+    answers = [line.partition(": ")[2] for line in shown.splitlines()]
+    assert answers[0] == answers[2] == "I see 3 red circles, a blue square and a yellow star."
+    assert len(answers) == 3
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.py")), ids=lambda file: file.name)
+def test_an_example_is_short_and_tested(file: Path) -> None:
+    assert len(file.read_text(encoding="utf-8").splitlines()) < 40
+    assert f"test_{file.stem}" in globals()

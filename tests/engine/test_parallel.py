@@ -1,0 +1,161 @@
+"""A model over several processes computes what one process computes, and ends with any of them."""
+
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mllama_cli.core.conversation import Conversation
+from mllama_cli.core.errors import EngineError, UsageError
+from mllama_cli.core.events import Token
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.engine import Engine, load
+from mllama_cli.engine.forward import prefill
+from mllama_cli.engine.model import LoadedModel
+from mllama_cli.model.visibility import image_spans
+from tests.checkpoints import config_dict, make_checkpoint
+from tests.engine.conftest import picture
+from tests.quantization.running import quantize_four
+
+QUESTIONS = ("What is this?", "And what is that, in a longer question?", "Why?")
+
+
+def shape(random: random.Random) -> dict[str, int]:
+    """Return a random shape that four ranks can share."""
+    kv_heads = 4 * random.choice((1, 2))
+    heads = kv_heads * random.choice((1, 2, 3))
+    return {
+        "num_key_value_heads": kv_heads,
+        "num_attention_heads": heads,
+        "hidden_size": heads * 8 * random.choice((1, 2)),
+        "intermediate_size": 32 * random.choice((1, 3, 4)),
+    }
+
+
+def over(folder: Path, count: int, **options: object) -> Engine:
+    """Load a model on ``count`` CPU ranks."""
+    return load(folder, device=",".join(["cpu"] * count), vision=True, **options)  # type: ignore[arg-type]
+
+
+def logits(model: LoadedModel, ids: list[int], images: int) -> Tensor:
+    """Return the logits after a prompt with some images, read in chunks."""
+    pixels = torch.Generator().manual_seed(1)
+    encoded = [
+        model.vision.encode(torch.randn(tiles, 3, 56, 56, generator=pixels), tiles) for tiles in range(1, 1 + images)
+    ]
+    cache, cross = model.new_cache(), model.vision.join([encoded])
+    prompt = [*ids[:3], *[model.config.image_token_index] * images, *ids]
+    spans = image_spans(prompt, model.config.image_token_index)
+    steps = prefill(model.network, prompt, cache, cross, spans, model.device, 16)
+    return torch.cat([step for _, step in steps])
+
+
+def texts(engine: Engine, sampling: Sampling) -> list[str]:
+    """Return answers in a session that goes on, and of a batch."""
+    session, answers = engine.session(), []
+    for question in QUESTIONS[:2]:
+        conversation = Conversation.ask(question, (picture("red"), picture("blue")))
+        answers += ["".join(event.text for event in session.stream(conversation, sampling) if isinstance(event, Token))]
+    several = [Conversation.ask(text, (picture("green"),) * (index != 1)) for index, text in enumerate(QUESTIONS)]
+    return answers + [reply.text for reply in engine.answer_batch(several, sampling)]
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = config_dict(shape(random.Random(1)))
+    return make_checkpoint(tmp_path_factory.mktemp("models") / "wide", config, seed=5)
+
+
+@pytest.fixture(scope="module")
+def alone(wide: Path) -> Engine:
+    return load(wide, device="cpu", vision=True)
+
+
+@pytest.fixture(scope="module")
+def team(wide: Path) -> Iterator[Engine]:
+    engine = over(wide, 2)
+    yield engine
+    assert engine.model.team is not None
+    engine.model.team.close()
+
+
+def test_logits_are_those_of_one_process(alone: Engine, team: Engine) -> None:
+    ids = list(range(40))
+    for images in (0, 1, 3):
+        torch.testing.assert_close(logits(team.model, ids, images), logits(alone.model, ids, images), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(max_tokens=12), Sampling(max_tokens=12, temperature=0.8, seed=3)])
+def test_answers_are_those_of_one_process(alone: Engine, team: Engine, sampling: Sampling) -> None:
+    assert texts(team, sampling) == texts(alone, sampling)
+
+
+def test_probabilities_are_those_of_one_process(alone: Engine, team: Engine) -> None:
+    conversation = Conversation.ask("Which?", (picture(),))
+    both = [engine.session().probabilities(conversation, ["yes", "no"]) for engine in (alone, team)]
+    assert both[1] == pytest.approx(both[0], abs=1e-5)
+
+
+def test_an_answer_can_be_abandoned_at_any_event(alone: Engine, team: Engine) -> None:
+    conversation, sampling = Conversation.ask("What is this?", (picture(),)), Sampling(max_tokens=6)
+    session = team.session()
+    for count in range(1, 8):
+        stream = session.stream(conversation, sampling)
+        for _ in range(count):
+            next(stream)
+        stream.close()
+    assert texts(team, sampling) == texts(alone, sampling)
+
+
+def test_caches_end_with_those_of_the_first_process(team: Engine) -> None:
+    assert team.model.team is not None
+    names = team.model.team.names
+    for _ in range(3):
+        list(team.session().stream(Conversation.ask("What is this?", (picture(),)), Sampling(max_tokens=2)))
+    gone = names.pending
+    list(team.session().stream(Conversation.ask("Text"), Sampling(max_tokens=2)))
+    assert gone > 0
+    assert names.pending < gone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("form", ["plain", "int4", "int8", "packed"])
+def test_random_shapes(tmp_path: Path, form: str, seed: int) -> None:
+    choice = random.Random(seed)
+    folder = make_checkpoint(tmp_path / "model", config_dict(shape(choice)), seed=seed)
+    if form == "packed":
+        quantize_four(str(folder), str(tmp_path / "packed"))
+        folder = tmp_path / "packed"
+    quantize = form if form.startswith("int") else None
+    one = load(folder, device="cpu", vision=True, quantize=quantize, exact=True)
+    several = over(folder, choice.choice((2, 4)), quantize=quantize, exact=True)
+    ids = [choice.randrange(256) for _ in range(choice.randrange(1, 50))]
+    images = choice.randrange(4)
+    torch.testing.assert_close(logits(several.model, ids, images), logits(one.model, ids, images), atol=1e-5, rtol=1e-5)
+
+
+def test_a_number_of_devices_that_does_not_divide_the_heads(wide: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be cut over 3 devices: they do not divide its 4 key/value heads"):
+        over(wide, 3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_rank_that_is_killed_ends_all_others(wide: Path, seed: int) -> None:
+    engine = over(wide, 2)
+    assert engine.model.team is not None
+    members = engine.model.team.crew.members
+    stream = engine.session().stream(Conversation.ask("What is this?", (picture(),)), Sampling(max_tokens=200))
+    for _ in range((0, 3, 30)[seed]):
+        next(stream)
+    (process,) = [member.process for member in members]
+    assert process is not None
+    process.send_signal(signal.SIGKILL)
+    with pytest.raises(EngineError, match=r"The process of rank 1, .* ended: killed by SIGKILL"):
+        list(stream)
+    with pytest.raises(EngineError):
+        list(engine.session().stream(Conversation.ask("Again?"), Sampling(max_tokens=2)))
