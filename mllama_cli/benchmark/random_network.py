@@ -6,7 +6,7 @@ from tokenizers.models import BPE
 from torch import nn
 
 from mllama_cli.core.config import MllamaConfig
-from mllama_cli.engine.device import free_bytes
+from mllama_cli.engine.device import compute_dtype, free_bytes
 from mllama_cli.engine.forward import PREFILL_CHUNK, Network
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.weights.memory import choose_prefill_chunk, min_working_bytes
@@ -37,7 +37,8 @@ def random_model(
     network = random_network(config, dtype=dtype, device=device, quantize=quantize, plan=plan)
     if device.type == "cuda" and not plan.vision:
         network.model.vision_model.fuse_projections()
-    return model_without_tokenizer(network, config, dtype=dtype, device=device, prefill_chunk=chunk), plan
+    compute = compute_dtype(dtype, device)
+    return model_without_tokenizer(network, config, dtype=compute, device=device, prefill_chunk=chunk), plan
 
 
 def model_without_tokenizer(
@@ -75,7 +76,9 @@ def random_network(
         if not parameter.is_meta:
             continue
         owner, _, attribute = name.rpartition(".")
-        values = torch.empty(parameter.shape, dtype=dtype, device=device)
+        is_matrix = isinstance(network.get_submodule(owner), nn.Linear | nn.Embedding)
+        kept = dtype if is_matrix else compute_dtype(dtype, device)  # as engine/weights/place.py places them
+        values = torch.empty(parameter.shape, dtype=kept, device=device)
         if parameter.dim() == 1:
             values.fill_(1.0 if "norm" in name and attribute == "weight" else 0.5 if "gate" in name else 0.0)
         elif "tile" in name:
