@@ -134,8 +134,8 @@ class Answerers:
         assert model.folder is not None
         self._say(
             status,
-            f"The conversation is longer than the {found.about.context} tokens of the running engine's context: the "
-            f"model is loaded in this process.",
+            f"The conversation is longer than the context of the engine on {found.client.address}: the model is loaded "
+            f"in this process.",
         )
         return self.compute.open_engine(model.folder, model.name)
 
