@@ -1,9 +1,10 @@
 """Speed and memory of the packed formats on one GPU: integers, and the nf4 and FP8 of other tools' files.
 
-    python -m tests.benchmarks.packed_codes [--shape 11b] [--formats int4,nf4,int8,fp8] [--tiles]
+    python -m tests.benchmarks.packed_codes [--shape 11b] [--formats int4,nf4,int8,fp8] [--rank 16] [--tiles]
 
 Prints, for each format with random weights, the tokens per second of whole decode steps with and without an image, the
-share of the memory bandwidth, and the memory that the weights take. ``--tiles`` also times the products of one row at
+share of the memory bandwidth, and the memory that the weights take. ``--rank`` puts a LoRA adapter over all packed
+layers of the language model. ``--tiles`` also times the products of one row at
 the model's shapes with several tiles, to choose those of ``choose_gemv_tile``.
 """
 
@@ -20,7 +21,7 @@ from mllama_cli.engine.weights.shapes import FILE_SCHEMES, SHAPES
 from mllama_cli.kernels.cuda.gemv_api import GemvTile, choose_gemv_tile, gemv
 from mllama_cli.kernels.cuda.layout import interleave_factor
 from mllama_cli.kernels.packed import PackedWeight
-from mllama_cli.quantization.linear import QuantizedLinear
+from mllama_cli.quantization.linear import AdaptedLinear, QuantizedLinear, replace_linears
 from mllama_cli.quantization.schemes import scheme_named
 
 DEVICE = torch.device("cuda")
@@ -75,10 +76,27 @@ def time_tiles(config: MllamaConfig, form: str) -> None:
             print(f"    {1000 * milliseconds:.1f} us ({nbytes / milliseconds / 1e9:.2f} TB/s) {tile}")
 
 
+def adapt(network: torch.nn.Module, rank: int) -> None:
+    """Put an adapter of random numbers over the packed layers of the language model."""
+    packed = {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, QuantizedLinear) and "language_model" in name
+    }
+    replace_linears(network, {name: module.scheme for name, module in packed.items()}, dict.fromkeys(packed, rank))
+    for name, old in packed.items():
+        new = network.get_submodule(name)
+        assert isinstance(new, AdaptedLinear)
+        new.fill(old.packed)
+        shapes = (rank, old.in_features), (old.out_features, rank)
+        new.fill_change(*(torch.randn(shape, dtype=torch.bfloat16, device=DEVICE) / 100 for shape in shapes))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="11b")
     parser.add_argument("--formats", default="int4,nf4,int8,fp8")
+    parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--tiles", action="store_true")
     options = parser.parse_args()
     config = SHAPES[options.shape]
@@ -87,6 +105,8 @@ def main() -> None:
         before = torch.cuda.memory_allocated()
         with torch.inference_mode():
             model, _ = random_model(config, dtype=torch.bfloat16, device=DEVICE, quantize=form)
+            if options.rank:
+                adapt(model.network, options.rank)
             print(f"{form}: weights {(torch.cuda.memory_allocated() - before) / 1e9:.2f} GB", flush=True)
             for figure in benchmark(model):
                 if figure.name.startswith(("decode", "prefill")):

@@ -1,9 +1,11 @@
 """nf4 and FP8 files stay packed on a GPU, decode from captured graphs, and answer as their dense twins."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.events import Notice
@@ -12,7 +14,7 @@ from mllama_cli.engine.cuda.decode import GraphDecoder
 from mllama_cli.engine.cuda.self_check import relative_error
 from mllama_cli.engine.engine import Engine, load
 from mllama_cli.kernels.packed import dequantize
-from mllama_cli.quantization.linear import QuantizedLinear
+from mllama_cli.quantization.linear import AdaptedLinear, QuantizedLinear
 from tests.engine.conftest import picture
 from tests.quantization.test_other_forms import stored_as
 
@@ -45,6 +47,38 @@ def test_a_model_in_another_tool_s_form(name: str, tmp_path: Path) -> None:
         assert engine.fallback_reason == ""
         ours, theirs = (each.session().probabilities(conversation, ["Yes", "No"]) for each in (engine, twin))
         assert ours == pytest.approx(theirs, rel=0.05)
+    for sees in (False, True):
+        decoder = GraphDecoder(engine.network, torch.bfloat16, engine.device)
+        assert relative_error(decoder, engine.network, with_images=sees) < 0.03
+
+
+def write_adapter(folder: Path, network: torch.nn.Module, rank: int = 8) -> Path:
+    """Write a LoRA adapter of random numbers for every packed layer of the language model."""
+    folder.mkdir()
+    settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "init_lora_weights": True}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    tensors = {}
+    for name, module in network.named_modules():
+        if isinstance(module, QuantizedLinear) and "language_model" in name:
+            a = torch.randn(rank, module.in_features) / module.in_features**0.5
+            b = 0.05 * torch.randn(module.out_features, rank)
+            tensors |= {f"base_model.model.{name}.lora_{part}.weight": each for part, each in (("A", a), ("B", b))}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["W4A16", "nf4 double", "FP8_DYNAMIC"])
+def test_an_adapter_over_packed_weights(name: str, tmp_path: Path) -> None:
+    made, _ = stored_as(name, tmp_path)
+    plain = load(made, device="cuda", dtype="bfloat16", vision=True)
+    adapter = write_adapter(tmp_path / "adapter", plain.network)
+    engine = load(made, device="cuda", dtype="bfloat16", vision=True, adapters=adapter)
+    assert any(isinstance(module, AdaptedLinear) for module in engine.network.modules())
+    ask = Conversation.ask("What?", (picture("red"),))
+    assert list(engine.session().stream(ask, Sampling(temperature=0, max_tokens=20)))
+    assert engine.fallback_reason == ""
+    before, after = (each.session().probabilities(ask, ["Yes", "No"]) for each in (plain, engine))
+    assert before != pytest.approx(after, rel=1e-3)
     for sees in (False, True):
         decoder = GraphDecoder(engine.network, torch.bfloat16, engine.device)
         assert relative_error(decoder, engine.network, with_images=sees) < 0.03

@@ -72,6 +72,11 @@ def test_captured_answers_equal_the_cpus(
     assert answer == ids(cpu.session(), conversation, sampling)
 
 
+def test_small_sums_are_read_from_the_other_gpus_where_that_is_possible(two: Engine) -> None:
+    assert two.model.team is not None
+    assert two.model.team.group.is_one_shot == torch.cuda.can_device_access_peer(0, 1)
+
+
 def test_an_abandoned_answer_leaves_the_caches_usable(cpu: Engine, two: Engine) -> None:
     sampling = Sampling(max_tokens=40)
     for conversation in (TEXT, ASK):

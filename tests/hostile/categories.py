@@ -11,6 +11,7 @@ CATEGORIES = {
     "addresses and web servers": "addresses.cases",
     "configs": "checkpoints.configs",
     "weights": "checkpoints.weights",
+    "imported files": "imports.cases",
     "chat templates": "checkpoints.templates",
     "tokenizers": "checkpoints.tokenizers",
     "messages": "texts.messages",

@@ -1,6 +1,5 @@
 """Collective operations of the ranks that share a network: gloo between CPUs, NCCL between GPUs."""
 
-import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from mllama_cli.engine.parallel.one_shot import OneShot, forbid_multicast, one_shot
 from mllama_cli.engine.parallel.plan import Share
 
 dist: Any = torch.distributed
@@ -32,6 +32,7 @@ class Group:
         self, backend: Any, share: Share, explain: Callable[[RuntimeError], Exception] = lambda error: error
     ) -> None:
         self._backend, self.share, self._explain = backend, share, explain
+        self._one_shot: OneShot | None = None
 
     @classmethod
     def meet(
@@ -41,7 +42,7 @@ class Group:
         device: torch.device,
         explain: Callable[[RuntimeError], Exception] = lambda error: error,
     ) -> "Group":
-        """Return the group of all ranks that meet at a file, which nobody needs afterwards."""
+        """Return the group of all ranks that meet at a file, which GPUs need as long as they are a group."""
         store = dist.FileStore(str(file), share.count)
         store.set_timeout(timedelta(seconds=MEETING_SECONDS))
         try:
@@ -50,11 +51,21 @@ class Group:
             raise explain(error) from error
         group = cls(backend, share, explain)
         group.all_reduce(torch.zeros(1, device=device))  # NCCL connects only now
+        if device.type == "cuda":
+            group._one_shot = one_shot(backend, store, share, device, str(file), group.all_reduce)
         return group
 
     def all_reduce(self, tensor: Tensor) -> None:
         """Replace a contiguous tensor by the sum of all ranks'."""
+        if self._one_shot is not None and self._one_shot.takes(tensor):
+            self._one_shot.all_reduce(tensor)
+            return
         self._wait(self._backend.allreduce, [tensor])
+
+    @property
+    def is_one_shot(self) -> bool:
+        """Whether small tensors are added up by reading the other GPUs' memory."""
+        return self._one_shot is not None
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         """Return the tensors of all ranks, which have the same shape, in the order of the ranks."""
@@ -82,7 +93,7 @@ def _gloo(store: Any, share: Share) -> Any:
 
 
 def _nccl(store: Any, share: Share) -> Any:
-    os.environ["NCCL_NVLS_ENABLE"] = "0"  # NVLink multicast can take down a host that several users share
+    forbid_multicast()
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = timedelta(seconds=COLLECTIVE_SECONDS)
     return dist.ProcessGroupNCCL(store, share.rank, share.count, options)

@@ -4,7 +4,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -81,8 +81,13 @@ class Team:
         self.config = config
         threads = max(1, torch.get_num_threads() // len(self.devices))
         self._replies()
-        with tempfile.TemporaryDirectory(prefix="mllama-ranks-") as folder:
-            meeting = Path(folder) / "meeting"
+        with ExitStack() as stack:
+            folder = tempfile.TemporaryDirectory(prefix="mllama-ranks-", ignore_cleanup_errors=True)
+            if self.devices[0].type == "cuda":
+                self._folder = folder  # which goes with this object
+            else:
+                stack.enter_context(folder)
+            meeting = Path(folder.name) / "meeting"
             for member in self.crew.members:
                 share = Share(member.rank, self.share.count)
                 device = str(self.devices[member.rank])
