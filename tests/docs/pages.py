@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from tests.conftest import ROOT
@@ -20,7 +21,8 @@ class Block:
 
     Attributes:
         line: the number of its first line in the page.
-        is_run: whether it can run here: it is not marked `<!-- not run: why -->`, and installs nothing.
+        is_run: whether it can run here: it is not marked `<!-- not run: why -->`, installs nothing, and the modules of
+            `<!-- needs: module module -->` are installed.
     """
 
     language: str
@@ -38,9 +40,12 @@ def blocks(page: str) -> Iterator[Block]:
     """Yield the blocks of a page in order."""
     text = read(page)
     for found in _BLOCK.finditer(text):
-        marked = (found["note"] or "").startswith("not run: ")
-        line = text.count("\n", 0, found.start("text")) + 1
-        yield Block(found["language"], found["text"], line, not marked and ".venv/bin/" not in found["text"])
+        note = found["note"] or ""
+        lacks = (
+            [name for name in note.removeprefix("needs: ").split() if not find_spec(name)] if "needs: " in note else []
+        )
+        is_run = not note.startswith("not run: ") and not lacks and ".venv/bin/" not in found["text"]
+        yield Block(found["language"], found["text"], text.count("\n", 0, found.start("text")) + 1, is_run)
 
 
 def commands(block: Block) -> Iterator[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import mllama_cli
 from mllama_cli.cli.common import ExitStatus
 from mllama_cli.core import errors
 from mllama_cli.serving.errors import STATUSES
@@ -16,7 +17,7 @@ from tests.docs.pages import DOCS, PAGES, anchors, read
 
 DOCUMENTS = [*PAGES.values(), *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"))]
 ROOMS = "|".join(path.parent.name for path in (ROOT / "mllama_cli").glob("*/__init__.py"))
-OTHER_PROGRAMS = r"python|pytest|pip|torchrun|vllm|hf|\.venv"
+OTHER_PROGRAMS = r"python|pytest|pip|torchrun|vllm|hf|qpdf|ffmpeg|\.venv"
 
 
 def options(page: str) -> set[str]:
@@ -73,6 +74,11 @@ def test_every_page_is_in_the_menu_and_reached_from_the_readme() -> None:
     for page in menu - {"index", "contributing"}:  # the README is its own index, and has CONTRIBUTING.md
         assert f"(docs/{page}.md)" in read("README")
         assert f"({page}.md)" in read("index")
+
+
+def test_every_public_name_is_on_the_python_page() -> None:
+    shown = re.findall(r"^::: mllama_cli\.(\w+)$", read("python"), re.MULTILINE)
+    assert sorted(shown) == sorted(set(mllama_cli.__all__) - {"__version__"})
 
 
 def test_the_readme_is_read_in_two_minutes() -> None:
