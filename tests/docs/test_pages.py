@@ -15,7 +15,7 @@ from tests.docs.pages import DOCS, PAGES, anchors, read
 
 DOCUMENTS = [*PAGES.values(), *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"))]
 ROOMS = "|".join(path.parent.name for path in (ROOT / "mllama_cli").glob("*/__init__.py"))
-OTHER_PROGRAMS = r"python|pytest|pip|vllm|hf|\.venv"
+OTHER_PROGRAMS = r"python|pytest|pip|qpdf|vllm|hf|\.venv"
 
 
 def options(page: str) -> set[str]:

@@ -22,9 +22,11 @@ def make_workplace(folder: Path, page_text: str) -> None:
     """Put what a page's commands read into a folder: whatever files the page names, and models under their names."""
     for model in ("11b", "11b-base"):
         (folder / model).symlink_to(built_in_model(), target_is_directory=True)
-    for name in set(re.findall(r"[\w./-]+\.(?:jpg|png|json|txt)\b", page_text)) | {"photo.jpg"}:
+    for name in set(re.findall(r"[\w./-]+\.(?:jpg|png|json|txt|pdf|mp4)\b", page_text)) | {"photo.jpg"}:
         if "/" not in name:
             _FILES.get(name, _drawing)(folder / name)
+    (folder / "scans").mkdir()
+    shutil.copy(DATA / "documents/letter.pdf", folder / "scans/scan.pdf")
     for name in ("photos", "train", "products"):
         _pictures(folder / name)
     (folder / "old").mkdir()
@@ -38,7 +40,9 @@ def _pictures(folder: Path) -> None:
 
 
 def _drawing(file: Path) -> None:
-    if (DATA / file.name).is_file():
+    if file.suffix in (".pdf", ".mp4"):
+        shutil.copy(DATA / "documents" / {".pdf": "letter.pdf", ".mp4": "long.mp4"}[file.suffix], file)
+    elif (DATA / file.name).is_file():
         shutil.copy(DATA / file.name, file)
     elif file.suffix in (".jpg", ".png", ".webp"):
         Image.open(DATA / "drawing.png").convert("RGB").save(file)
