@@ -38,7 +38,7 @@ def test_captions_of_shards_say_what_the_pictures_show_and_a_second_run_does_not
     assert other.code == 2
     assert "captions of another command: its prompt" in other.err
     outputs = [f"0000{number}.parquet" for number in range(4)]
-    assert names(out) == [*outputs, "_settings.json", "_summary", "p0.parquet"]
+    assert names(out) == [*outputs, "_claims", "_settings.json", "_summary", "p0.parquet"]
 
 
 @pytest.mark.parametrize(
