@@ -47,6 +47,8 @@ class Follower:
         self._model = self._network.language_model
         self.twins = Twins(self._model.config, self._dtype, device)
         self._generators: dict[int, Generator[object, None, object]] = {}
+        connection.send("open")
+        connection.recv()
         self._group = Group.meet(request.meeting, request.share, device)
         connect(self._network, self._group)
         self._decoder = CapturedDecoder(self._network, self._dtype, device)
@@ -138,7 +140,7 @@ def follow(connection: Connection) -> None:
             connection.send(Failure(type(error), error.message, error.hint))
             connection.recv()
             return
-        connection.send("open")
+        connection.send("met")
         with torch.inference_mode():
             while True:
                 operation, arguments = follower.twins.read(connection.recv_bytes())
@@ -165,7 +167,7 @@ def follow_at(file: Path, rank: int) -> None:
 def _end_with(descriptor: int) -> None:
     """End this process when rank 0 hangs up, whatever it is doing: it may wait for a rank that is gone."""
     poll = select.poll()
-    poll.register(descriptor, select.POLLRDHUP)
+    poll.register(descriptor, getattr(select, "POLLRDHUP", select.POLLHUP))  # the former is Linux's
     poll.poll()
     os._exit(0)
 

@@ -90,7 +90,7 @@ class LoadedModel:
         team = None
         if others:
             require_divisible(text, 1 + len(others))
-            team = Team([chosen, *others], meeting)
+            team = Team([chosen, *others], opening, text, meeting)
         opened = open_network(folder, raw)
         config = opened.config
         vision, context = config.vision_config is not None, config.text_config.max_position_embeddings
@@ -99,9 +99,6 @@ class LoadedModel:
         share = team.share if team is not None else WHOLE
         weights = StoredWeights(opened, chosen, dtype, quantize, adapters, share)
         set_exact(opened.network, exact)
-        if team is not None:
-            team.open(CheckpointOpening(folder, dtype, quantize, exact, tuple(adapters)), weights.config.text_config)
-            share_out(opened.network, team)
         return cls(
             opened.network,
             weights.config,
@@ -168,6 +165,9 @@ class LoadedModel:
             yield Notice(self._notice)
             self._notice = ""
         if self.team is not None:
+            if not self.weights.loaded:
+                self.team.start()
+                share_out(self.network, self.team)
             self.team.load(missing)
         yield from self.weights.load(missing)
         if self.team is not None:

@@ -110,6 +110,15 @@ def test_a_server_over_several_devices_ends_with_any_of_them() -> None:
     wait_until(lambda: not any(rank.is_running() for rank in ranks))
 
 
+@pytest.mark.slow
+def test_the_processes_of_a_server_that_nobody_asks_end_with_its_weights() -> None:
+    server = start("serve", "-m", "sketch", "--device", THREE, "--port", "0", "--keep-alive", "1s")
+    wait_until(lambda: len(followers(server)) == 2)
+    wait_until(lambda: not followers(server))
+    server.send_signal(signal.SIGTERM)
+    assert finished(server).code == 0
+
+
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_a_rank_that_is_killed_at_any_moment_ends_the_command(seed: int) -> None:
     words = ("chat", "-m", "sketch", "--device", THREE, "--image", str(DATA / "drawing.png"), "Describe it.")
