@@ -50,7 +50,8 @@ class Follower:
         connection.send("open")
         connection.recv()
         self._group = Group.meet(request.meeting, request.share, device)
-        connect(self._network, self._group)
+        if self._weights is None:
+            connect(self._network, self._group)
         self._decoder = CapturedDecoder(self._network, self._dtype, device)
 
     def call(self, operation: str, arguments: Sequence[Any]) -> None:
@@ -58,10 +59,12 @@ class Follower:
 
     def load(self, parts: set[str]) -> None:
         try:
-            weights = self._weights
-            missing = parts - weights.loaded if weights is not None else ()
-            for _ in weights.load(missing) if weights is not None and missing else ():
+            assert self._weights is not None
+            is_first = not self._weights.loaded
+            for _ in self._weights.load(parts):
                 pass
+            if is_first:
+                connect(self._network, self._group)
         except MllamaError as error:
             self._connection.send(Failure(type(error), error.message, error.hint))
         else:

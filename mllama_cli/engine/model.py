@@ -165,13 +165,14 @@ class LoadedModel:
             yield Notice(self._notice)
             self._notice = ""
         if self.team is not None:
-            if not self.weights.loaded:
+            if not self.team.is_started:
                 self.team.start()
-                share_out(self.network, self.team)
             self.team.load(missing)
         yield from self.weights.load(missing)
         if self.team is not None:
             self.team.wait()
+            if not self.team.leads:  # not before: a layer runs alone while weights load, to warm up
+                share_out(self.network, self.team)
         free = free_bytes(self.device) if self.device.type == "cuda" else 0
         self.prefill_chunk = choose_prefill_chunk(self.config, self.dtype.itemsize, self.device.type, free)
 

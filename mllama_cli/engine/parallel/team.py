@@ -75,7 +75,13 @@ class Team:
         self._lock = threading.RLock()
         self.inside = False
         """Whether all ranks are running the same code, so that nothing need be told."""
+        self.leads = False
+        """Whether what runs the network on rank 0 runs it on all ranks."""
         self._end = weakref.finalize(self, self.crew.close)
+
+    @property
+    def is_started(self) -> bool:
+        return bool(self.crew.members)
 
     def start(self) -> None:
         """Let all ranks open their share of the network, and meet. Raise EngineError, or what keeps one from it."""
