@@ -18,7 +18,7 @@ def drawings(folder: Path, count: int) -> dict[str, str]:
     folder.mkdir(exist_ok=True)
     facts = {}
     for number in range(count):
-        picture, answer = _drawing(number)
+        picture, answer = drawing(number)
         (folder / f"{number}.png").write_bytes(picture)
         facts[str(number)] = answer
     return facts
@@ -26,11 +26,12 @@ def drawings(folder: Path, count: int) -> dict[str, str]:
 
 def opened(number: int) -> Image.Image:
     """Return the drawing of a number."""
-    return Image.open(io.BytesIO(_drawing(number)[0]))
+    return Image.open(io.BytesIO(drawing(number)[0]))
 
 
 @lru_cache(maxsize=256)
-def _drawing(number: int) -> tuple[bytes, str]:
+def drawing(number: int) -> tuple[bytes, str]:
+    """Return the PNG of a number's drawing, and what it shows in the built-in model's words."""
     seed = FIRST + number * 1000
     while True:  # training has several wordings: this is the one that `mllama caption` gets
         sample = make_sample(seed, "describe")

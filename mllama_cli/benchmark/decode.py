@@ -1,6 +1,7 @@
 """Measure a model's speed, and decoding also relative to the memory bandwidth."""
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -49,6 +50,15 @@ def read_bandwidth(device: torch.device) -> float:
     return values.nbytes / min(_repeated(lambda: values.sum(), device))
 
 
+def peak_bytes() -> int:
+    """Return the most memory that this process has held, mapped files included; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def token_bytes(network: Network, *, with_images: bool) -> int:
     """Return the bytes of weights that a decoded token reads, with the cross-attention layers only after images."""
     layers = network.language_model.layers
@@ -88,6 +98,8 @@ def benchmark(model: LoadedModel, *, tokens: int | None = None) -> Iterator[Figu
         nbytes = token_bytes(model.network, with_images=image_kv is not None) + encoded_bytes(image_kv or [])
         name = "decode, text" if image_kv is None else "decode, after an image"
         yield Figure(name, rate, "tokens/s", nbytes, rate * nbytes / bandwidth)
+    if device.type == "cpu" and (peak := peak_bytes()):
+        yield Figure("memory, peak", peak / 1e9, "GB")
 
 
 def largest_ratio(model: LoadedModel) -> int:

@@ -9,7 +9,7 @@ from tokenizers.models import BPE
 from torch import nn
 
 from mllama_cli.core.config import MllamaConfig
-from mllama_cli.engine.device import free_bytes
+from mllama_cli.engine.device import compute_dtype, free_bytes
 from mllama_cli.engine.forward import PREFILL_CHUNK, Network
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.parallel.cut import cut_network
@@ -79,7 +79,8 @@ def random_model(
         share_out(network, team)
     if device.type == "cuda" and not plan.vision and isinstance(network, MllamaForConditionalGeneration):
         network.model.vision_model.fuse_projections()
-    made = model_without_tokenizer(network, local, dtype=dtype, device=device, prefill_chunk=chunk, team=team)
+    compute = compute_dtype(dtype, device)
+    made = model_without_tokenizer(network, local, dtype=compute, device=device, prefill_chunk=chunk, team=team)
     return made, plan
 
 
@@ -122,7 +123,9 @@ def random_network(
         owner, _, attribute = name.rpartition(".")
         if not parameter.is_meta or not share.has(owner):
             continue
-        values = torch.empty(parameter.shape, dtype=dtype, device=device)
+        is_matrix = isinstance(network.get_submodule(owner), nn.Linear | nn.Embedding)
+        kept = dtype if is_matrix else compute_dtype(dtype, device)  # as engine/weights/place.py places them
+        values = torch.empty(parameter.shape, dtype=kept, device=device)
         if parameter.dim() == 1:
             values.fill_(1.0 if "norm" in name and attribute == "weight" else 0.5 if "gate" in name else 0.0)
         elif "tile" in name:

@@ -1,9 +1,10 @@
 """Decode, resize and tile images in worker processes, ahead of the model."""
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, wait
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from mllama_cli.captioning.listing import ImageEntry
 from mllama_cli.core.config import ImageProcessorConfig
@@ -57,26 +58,47 @@ class DecodingPool:
         self._decoder.start()
 
     def decode(
-        self, jobs: Iterable[JobT], config: ImageProcessorConfig, *, canvases: bool = True
+        self, jobs: Iterable[JobT | None], config: ImageProcessorConfig, *, canvases: bool = True
     ) -> Iterator[tuple[JobT, Decoding] | None]:
         """Yield each job, in order, with the finished decoding of its image; None while the next is not ready.
+
+        None in ``jobs`` means that the next one is not there yet.
 
         ``jobs`` is pulled no further ahead than the workers need. A decoding's result may be an MllamaError. Without
         ``canvases``, images are decoded only to find mistakes in them, and come as they are.
         """
         ahead: deque[tuple[JobT, Decoding]] = deque()
-        source = iter(jobs)
+        source, more = iter(jobs), True
         while True:
-            while len(ahead) < self._in_flight and (job := next(source, None)) is not None:
-                ahead.append((job, self._threads.submit(self._decode, job.entry, config, canvases)))
+            while more and len(ahead) < self._in_flight:
+                job = next(source, _END)
+                if job is None:
+                    break
+                if job is _END:
+                    more = False
+                else:
+                    ahead.append((job, self._threads.submit(self._decode, job.entry, config, canvases)))
             if not ahead:
-                return
+                if not more:
+                    return
+                time.sleep(POLL_SECONDS)
+                yield None
+                continue
             with defer_interrupts():
                 wait([ahead[0][1]], POLL_SECONDS)
             yield ahead.popleft() if ahead[0][1].done() else None
 
     def _decode(self, entry: ImageEntry, config: ImageProcessorConfig, canvases: bool) -> MeasuredImage:
-        decode = self._decoder.decode_file if canvases else self._decoder.measure_file
-        image = decode(entry.path, config, entry.page)
+        data = entry.read()
+        image: MeasuredImage
+        if data is not None:
+            image = self._decoder.decode(data, config) if canvases else self._decoder.measure(data, config)
+        elif canvases:
+            image = self._decoder.decode_file(entry.path, config, entry.page)
+        else:
+            image = self._decoder.measure_file(entry.path, config, entry.page)
         _ = image.digest  # computed in this thread, kept by the image
         return image
+
+
+_END: Any = object()

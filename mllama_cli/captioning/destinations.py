@@ -5,6 +5,7 @@ from typing import Protocol
 from mllama_cli.captioning.listing import ImageEntry
 from mllama_cli.core.caption_events import CaptionRecord
 from mllama_cli.core.errors import CaptionError
+from mllama_cli.core.events import FinishReason
 from mllama_cli.system.files import is_disk_full
 from mllama_cli.system.safe_files import UnsafeFileError
 
@@ -16,7 +17,7 @@ class LeaseRefusedError(Exception):
 class Lease(Protocol):
     """The right to caption one image. ``write`` ends it, even where it fails, and so does ``release``."""
 
-    def write(self, record: CaptionRecord) -> str:
+    def write(self, record: CaptionRecord, finish_reason: FinishReason = "stop") -> str:
         """Store the caption and return where. Raise CaptionError if it cannot be written."""
         ...
 
@@ -68,7 +69,7 @@ class NullDestination:
 
 
 class _NullLease:
-    def write(self, record: CaptionRecord) -> str:
+    def write(self, record: CaptionRecord, finish_reason: FinishReason = "stop") -> str:
         return ""
 
     def release(self, record: CaptionRecord | None = None) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
 from mllama_cli.captioning.pdf_pages import PageCounter, has_pdf_name
-from mllama_cli.core.errors import ImageNotFoundError, UsageError
+from mllama_cli.core.conversation import ImagePart
+from mllama_cli.core.errors import ImageError, ImageNotFoundError, UsageError
 from mllama_cli.core.text import natural_key
 from mllama_cli.processing.documents import split_source
 from mllama_cli.processing.sources import is_image_file
@@ -28,12 +29,20 @@ class ImageEntry:
 
     path: str
     key: str
-    page: int = 0
+    page: int = field(default=0, kw_only=True)
     """From 1; 0 for an image file."""
 
     @property
     def file(self) -> str:
         return self.path.removesuffix(f"#{self.page}") if self.page else self.path
+
+    def read(self) -> ImagePart | None:
+        """Return the image if it is no file of its own. Raise MllamaError."""
+        return None
+
+    def variable(self, name: str) -> str:
+        """Return what a variable of a sample in a shard stands for. Raise ImageError."""
+        raise ImageError(f"has no {name}, which the prompt quotes", "Only samples of shards have texts of their own.")
 
     @property
     def folder(self) -> str:
@@ -180,7 +189,7 @@ class _Search:
     def _pages(self, path: str, key: str, selection: str = "") -> Iterator[ImageEntry]:
         """Yield an image, or the pages of a document. Raise UsageError for a selection that does not fit it."""
         for page in self._counter.pages(path, selection):
-            yield ImageEntry(f"{path}#{page}", f"{key}#{page}", page) if page else ImageEntry(path, key)
+            yield ImageEntry(f"{path}#{page}", f"{key}#{page}", page=page) if page else ImageEntry(path, key)
 
     def below(self, folder: str) -> Iterator[ImageEntry]:
         try:

@@ -11,6 +11,7 @@ from mllama_cli.captioning.listing import ImageEntry
 from mllama_cli.captioning.records import Format, encode, header, is_cut_record, is_record, records
 from mllama_cli.core.caption_events import CaptionRecord
 from mllama_cli.core.errors import CaptionError, UsageError
+from mllama_cli.core.events import FinishReason
 from mllama_cli.system.locks import Lock
 from mllama_cli.system.safe_files import neighbor_name, open_regular
 
@@ -160,7 +161,7 @@ class _LineLease:
     def __init__(self, file: OutputFile) -> None:
         self._file = file
 
-    def write(self, record: CaptionRecord) -> str:
+    def write(self, record: CaptionRecord, finish_reason: FinishReason = "stop") -> str:
         self._file.add(record)
         return self._file.path
 

@@ -19,7 +19,8 @@ CAPTION_MAX_TOKENS = 256
 """In a longer caption the model usually repeats itself."""
 
 VARIABLES = ("name", "stem", "folder", "existing", "tags")
-_VARIABLE = re.compile(r"\{(\w+)\}")
+SAMPLE_VARIABLES = ("txt", "json")
+_VARIABLE = re.compile(r"\{(\w+|json(?:\.\w+)+)\}")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class PromptTemplate:
     """A prompt with variables. Other braces are kept.
 
     {name} is photo.jpg, {stem} photo, {folder} the name of its folder, {existing} the text of its caption file, and
-    {tags} that text as comma-separated tags.
+    {tags} that text as comma-separated tags. In a shard, {txt} is the sample's text and {json.field} a field of its
+    JSON, or a column.
     """
 
     text: str
@@ -35,11 +37,12 @@ class PromptTemplate:
     def __post_init__(self) -> None:
         if not self.text.strip():
             raise UsageError("The prompt is empty", "Leave it out for the default one.")
-        unknown = [name for name in _VARIABLE.findall(self.text) if name not in VARIABLES]
+        known = (*VARIABLES, *SAMPLE_VARIABLES)
+        unknown = [name for name in _VARIABLE.findall(self.text) if name.partition(".")[0] not in known]
         if unknown:
             raise UsageError(
                 f"The prompt has an unknown variable {{{unknown[0]}}}",
-                f"There are {', '.join(f'{{{name}}}' for name in VARIABLES)}.",
+                f"There are {', '.join(map('{{{}}}'.format, VARIABLES))}; of shards also {{txt}} and {{json.FIELD}}.",
             )
 
     @property
@@ -47,8 +50,16 @@ class PromptTemplate:
         """Return whether the prompt needs the text of caption files."""
         return not {"existing", "tags"}.isdisjoint(_VARIABLE.findall(self.text))
 
+    @property
+    def reads_samples(self) -> bool:
+        """Return whether the prompt needs the texts of samples in shards."""
+        return any(name.partition(".")[0] in SAMPLE_VARIABLES for name in _VARIABLE.findall(self.text))
+
     def fill(self, entry: ImageEntry, existing: str = "") -> str:
-        """Return the prompt for one image; ``existing`` is the text of its caption file."""
+        """Return the prompt for one image; ``existing`` is the text of its caption file.
+
+        Raises ImageError if it quotes what the image's sample does not have.
+        """
         values = {
             "name": entry.name,
             "stem": entry.stem,
@@ -56,7 +67,11 @@ class PromptTemplate:
             "existing": existing.strip(),
             "tags": ", ".join(as_tags(existing)),
         }
-        filled = _VARIABLE.sub(lambda found: values[found[1]], self.text)
+
+        def value(found: re.Match[str]) -> str:
+            return values[found[1]] if found[1] in values else entry.variable(found[1])
+
+        filled = _VARIABLE.sub(value, self.text)
         return filled.encode("utf-8", "replace").decode()  # a file's name may be any bytes
 
 

@@ -26,7 +26,7 @@ def as_json(record: CaptionRecord, *, with_fields: bool = False) -> dict[str, An
     ``with_fields`` adds what a caption says that is JSON.
     """
     caption = None if record.error else record.caption
-    fields = {"fields": _parsed_caption(record)} if with_fields else {}
+    fields = {"fields": parsed_caption(record)} if with_fields else {}
     return {**_values(record), "caption": caption, "error": record.error or None, **fields}
 
 
@@ -39,7 +39,7 @@ def encode(record: CaptionRecord, form: Format, columns: Sequence[str] | None = 
         values = as_json(record, with_fields=columns is not None)
         # A file name may contain any bytes, which are written unchanged.
         return json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
-    parsed = _parsed_caption(record) if columns else None
+    parsed = parsed_caption(record) if columns else None
     said = parsed if isinstance(parsed, dict) else {}
     return _csv_line([*_values(record).values(), *(_cell(said.get(name)) for name in columns or ())])
 
@@ -50,7 +50,7 @@ def header(form: Format, columns: Sequence[str] | None = None) -> bytes:
     return _csv_line([*COLUMNS, *names]) if form == "csv" else b""
 
 
-def _parsed_caption(record: CaptionRecord) -> Any:
+def parsed_caption(record: CaptionRecord) -> Any:
     """Return what a caption says that is JSON; None if it failed."""
     if record.error:
         return None

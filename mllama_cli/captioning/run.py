@@ -30,6 +30,9 @@ from mllama_cli.core.conversation import MeasuredImage
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.system.files import is_disk_full
 
+MAX_KEPT_ANSWERS = 50_000
+"""Answers that are kept for identical images, so that memory does not grow with the number of images."""
+
 
 @dataclass(eq=False)
 class Job:
@@ -72,13 +75,9 @@ def caption_images(
         yield CaptionsPlanned(plan.total, plan.skipped)
         for folder, reason in plan.unreadable:
             yield pipeline.failed(CaptionRecord(folder, model=asker.model), f"cannot be listed: {reason}")
-        with pool:
-            decoded = pipeline.decode(pipeline.acquire(plan.pending), pool)
-            with closing(pipeline.ask(decoded)) as answered:
-                yield from pipeline.write(answered)
+        yield from pipeline.run(plan.pending, pool)
         exhausted = True
     finally:
-        pipeline.release_all()
         destination.finish(exhausted=exhausted, complete=exhausted and not pipeline.failures)
 
 
@@ -98,11 +97,27 @@ class CaptionPipeline:
         self._waiting: dict[object, list[Job]] = {}
         """Jobs whose question is being answered, by ``Job.question``."""
         self._answers: dict[object, Answer] = {}
-        """Answers so far, by ``Job.question``."""
+        """The last answers, by ``Job.question``."""
 
-    def acquire(self, entries: Iterable[ImageEntry]) -> Iterator[Job]:
+    def run(self, entries: Iterable[ImageEntry | None], pool: DecodingPool) -> Generator[CaptionEvent]:
+        """Yield an event for each image. Close the generator to stop; images in progress are then released.
+
+        Args:
+            entries: None in it means that the next image is not there yet.
+            pool: decodes the images; it is closed at the end.
+        """
+        try:
+            with pool, closing(self.ask(self.decode(self.acquire(entries), pool))) as answered:
+                yield from self.write(answered)
+        finally:
+            self.release_all()
+
+    def acquire(self, entries: Iterable[ImageEntry | None]) -> Iterator[Job | None]:
         """Stage 1: yield a job for each image that this run could lock."""
         for entry in entries:
+            if entry is None:
+                yield None
+                continue
             record = CaptionRecord(entry.path, model=self.asker.model)
             try:
                 lease = self.destination.acquire(entry)
@@ -118,7 +133,7 @@ class CaptionPipeline:
                 self._in_progress.add(job)
                 yield job
 
-    def decode(self, jobs: Iterable[Job], pool: DecodingPool) -> Iterator[tuple[Job, MeasuredImage] | None]:
+    def decode(self, jobs: Iterable[Job | None], pool: DecodingPool) -> Iterator[tuple[Job, MeasuredImage] | None]:
         """Stage 2: yield each job with its image, decoded ahead by ``pool``; None while the next is not ready."""
         for item in pool.decode(jobs, self.asker.image_config, canvases=self.asker.draws_canvases):
             if item is None:
@@ -128,10 +143,10 @@ class CaptionPipeline:
             try:
                 image = decoding.result()
                 existing = self.destination.existing(job.entry) if self.prompt.reads_existing else ""
+                prompt = self.prompt.fill(job.entry, existing)
             except MllamaError as error:
                 self._events.append(self._give_up(job, error))
                 continue
-            prompt = self.prompt.fill(job.entry, existing)
             job.record = replace(job.record, width=image.width, height=image.height, prompt=prompt, sha256=image.digest)
             yield job, image
 
@@ -143,6 +158,8 @@ class CaptionPipeline:
                 again = replace(answer, seconds=0.0)  # equal images cost nothing more
                 if answer.error is None:
                     self._answers[answer.key] = again
+                    if len(self._answers) > MAX_KEPT_ANSWERS:
+                        del self._answers[next(iter(self._answers))]  # the oldest
                 for job in self._waiting.pop(answer.key):
                     yield job, answer
                     answer = again
@@ -176,7 +193,7 @@ class CaptionPipeline:
         caption = self.postprocess(answer.text)
         record = replace(job.record, caption=caption, tokens=answer.tokens, seconds=answer.seconds)
         try:
-            written_to = job.lease.write(record)
+            written_to = job.lease.write(record, answer.finish_reason)
             return Captioned(record, written_to, answer.finish_reason, answer.prompt_tokens, answer.probabilities)
         except MllamaError as error:
             if is_disk_full(error):
@@ -185,7 +202,8 @@ class CaptionPipeline:
 
     def _give_up(self, job: Job, error: MllamaError) -> CaptionFailed:
         # Failures are shown with the path first: don't repeat it.
-        reason = error.message.removeprefix(f"{Path(job.entry.path)} ")
+        path = job.entry.path
+        reason = error.message.removeprefix(f"{path if '://' in path else Path(path)} ")
         event = self.failed(job.record, reason, error.hint, error.kind)
         self._in_progress.discard(job)
         job.lease.release(event.record)

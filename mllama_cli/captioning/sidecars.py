@@ -12,6 +12,7 @@ from mllama_cli.captioning.journal import CaptionJournal, JournalEntry, digest
 from mllama_cli.captioning.listing import ImageEntry
 from mllama_cli.core.caption_events import CaptionRecord, Existing
 from mllama_cli.core.errors import CaptionError
+from mllama_cli.core.events import FinishReason
 from mllama_cli.system.locks import Lock, remove_abandoned_locks
 from mllama_cli.system.safe_files import read_regular
 
@@ -179,7 +180,7 @@ class _SidecarLease:
         self._entry = entry
         self._path = path
 
-    def write(self, record: CaptionRecord) -> str:
+    def write(self, record: CaptionRecord, finish_reason: FinishReason = "stop") -> str:
         try:
             self._sidecars.write(self._lock, self._entry, record.caption)
         except OSError as error:

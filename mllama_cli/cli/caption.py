@@ -8,6 +8,7 @@ from mllama_cli.cli.caption_request import (
     CaptionPrompt,
     CaptionRequest,
 )
+from mllama_cli.cli.caption_shard_options import ShardOptions
 from mllama_cli.cli.grammar_options import GrammarOptions
 from mllama_cli.cli.options import ComputeOptions, Debug, SamplingOptions, SharingOptions, option_groups
 
@@ -24,15 +25,23 @@ def caption(
     sharing: SharingOptions,
     sampling: SamplingOptions,
     form: GrammarOptions,
+    shards: ShardOptions,
     debug: Debug = False,
 ) -> None:
     """Write captions for pictures: photo.txt next to photo.jpg.
 
     Existing captions are kept, so running the same command again resumes a stopped run.
     The caption of a single picture is printed, not written.
+    With --to, the pictures in webdataset tars and parquet files are captioned.
 
     Example: mllama caption photos/
     """
-    from mllama_cli.cli.caption_run import run_captions
+    request = CaptionRequest(inputs, prompt, output, display, batching, compute, sharing, sampling, form, shards)
+    if shards.to is not None:
+        from mllama_cli.cli.caption_shards import run_shards
 
-    run_captions(CaptionRequest(inputs, prompt, output, display, batching, compute, sharing, sampling, form))
+        run_shards(request, shards.to)
+    else:
+        from mllama_cli.cli.caption_run import run_captions
+
+        run_captions(request)

@@ -11,7 +11,7 @@ from mllama_cli.cli.caption_request import CaptionInput
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.text import as_number, shown
 from mllama_cli.processing.documents import split_source
-from mllama_cli.system.files import expanded, is_file
+from mllama_cli.system.files import expanded, is_file, is_folder
 from mllama_cli.system.text_file import MAX_LIST_BYTES, decode, read_file, read_stream
 
 _LIST_HINT = "Pipe one in: find . -name '*.jpg' | mllama caption -"
@@ -29,9 +29,10 @@ class FoundInputs:
 def find_inputs(inputs: CaptionInput) -> FoundInputs:
     """List the images. Raise UsageError or ImageNotFoundError."""
     paths = inputs.paths or []
-    part = _shard(inputs.shard)
-    listed, list_digest = _read_lists(paths, inputs.files_from, inputs.null)
+    part = shard_part(inputs.shard)
+    listed, list_digest = read_lists(paths, inputs.files_from, inputs.null)
     named = [path for path in paths if path != "-"]
+    _require_pictures(named)
     listing = find_images(named, listed=listed, recursive=inputs.recursive, pattern=inputs.glob)
     if part is not None:
         first = part[0] == 1
@@ -51,7 +52,16 @@ def find_inputs(inputs: CaptionInput) -> FoundInputs:
     )
 
 
-def _read_lists(paths: Sequence[str], files_from: str | None, null: bool) -> tuple[list[str], tuple[str, ...]]:
+def _require_pictures(paths: Sequence[str]) -> None:
+    """Raise UsageError if shards are named."""
+    from mllama_cli.captioning.shards.paths import looks_like_shards
+
+    shard = next((path for path in paths if looks_like_shards(path) and not is_folder(expanded(path))), None)
+    if shard is not None:
+        raise UsageError(f"{shard} holds many pictures", "Say where their captions go: --to DIR.")
+
+
+def read_lists(paths: Sequence[str], files_from: str | None, null: bool) -> tuple[list[str], tuple[str, ...]]:
     """Return the paths in the list and the list's digest, both empty without a list."""
     source = "-" if "-" in paths else files_from
     if files_from is not None and "-" in paths and files_from != "-":
@@ -74,7 +84,8 @@ def _read_lists(paths: Sequence[str], files_from: str | None, null: bool) -> tup
     return listed, (hashlib.sha256(data).hexdigest(),)
 
 
-def _shard(shard: str | None) -> tuple[int, int] | None:
+def shard_part(shard: str | None) -> tuple[int, int] | None:
+    """Return the numbers of --shard I/N. Raise UsageError."""
     if shard is None:
         return None
     index, count = (as_number(part) for part in shard.partition("/")[::2])

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mllama_cli.cli import complete
+from mllama_cli.cli.caption_shard_options import ShardOptions
 from mllama_cli.cli.grammar_options import GrammarOptions
 from mllama_cli.cli.options import ComputeOptions, SamplingOptions, SharingOptions, Verbose, input_option, output_option
 from mllama_cli.core.caption_events import EXISTING
@@ -45,9 +46,10 @@ class CaptionInput:
     ] = None
     null: Annotated[bool, input_option("-0", "--null", help="Input paths are NUL-separated (find -print0).")] = False
     recursive: Annotated[bool, input_option("-r", "--recursive", help="Recurse into subfolders.")] = False
-    glob: Annotated[str | None, input_option(metavar="PATTERN", help="In folders, only files whose name matches.")] = (
-        None
-    )
+    glob: Annotated[
+        str | None,
+        input_option(metavar="PATTERN", help="In folders, only files whose name matches (default: all pictures)."),
+    ] = None
     shard: Annotated[
         str | None,
         input_option(metavar="I/N", help="Only part I of N disjoint parts, for several GPUs or machines."),
@@ -259,10 +261,12 @@ class CaptionRequest:
     sharing: SharingOptions
     sampling: SamplingOptions
     form: GrammarOptions
+    shards: ShardOptions = field(default_factory=ShardOptions)
 
     def __post_init__(self) -> None:
         if self.batching.replicas and self.form.choice and self.prints_json:
             raise UsageError("--replicas gives no probabilities of --choice", "Leave out --replicas or --json.")
+        self._check_shards()
         if not self.form.is_json:
             return
         if self.output.extension is None:
@@ -277,6 +281,31 @@ class CaptionRequest:
             raise UsageError(
                 f"--existing {self.output.existing} would put two JSON texts into one file", "Use skip or overwrite."
             )
+
+    def _check_shards(self) -> None:
+        """Raise UsageError for options that are for files and not for shards, or the other way round."""
+        if self.shards.to is None:
+            if self.prompt.template.reads_samples:
+                raise UsageError("{txt} and {json.FIELD} quote samples of shards", "Add --to DIR, or leave them out.")
+            return
+        unfit = {
+            "--output": self.output.output,
+            "--sidecar": self.output.sidecar,
+            "--existing": self.output.existing != "skip",
+            "--extension": self.output.extension,
+            "--separator": self.output.separator,
+            "--preview": self.display.preview,
+            "--recursive": self.inputs.recursive,
+            "--glob": self.inputs.glob,
+            "-0": self.inputs.null,
+        }
+        given = [flag for flag, value in unfit.items() if value]
+        if given:
+            raise UsageError(f"{given[0]} is not for shards, which --to captions", "Leave one of them out.")
+        if self.prompt.template.reads_existing:
+            raise UsageError("{existing} and {tags} quote caption files", "In shards, {txt} is the text of a sample.")
+        if self.shards.claim and self.inputs.shard is not None:
+            raise UsageError("--claim and --shard both say who captions which shard", "Leave one of them out.")
 
     @property
     def answer_sampling(self) -> dict[str, Any]:

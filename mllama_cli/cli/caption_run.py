@@ -52,7 +52,7 @@ def run_captions(request: CaptionRequest) -> None:
     model = answerers.choose()
     sampling = request.answer_sampling
     run = request.run_key(
-        inputs.roots, f"{model.where} {request.compute.quantize}{_adapters(request.compute)}", sampling
+        inputs.roots, f"{model.where} {request.compute.quantize}{adapters_key(request.compute)}", sampling
     )
     # Only one image was named, and no option asks to save its caption.
     single = inputs.single_file and request.output.output is None and not request.output.sidecar
@@ -67,13 +67,12 @@ def run_captions(request: CaptionRequest) -> None:
     else:
         with ExitStack() as stack:
             stack.callback(destination.finish, exhausted=False, complete=False)
-            list_error = stack.enter_context(_error_list(request.output.errors))
+            list_error = stack.enter_context(error_list(request.output.errors))
             pool = stack.enter_context(DecodingPool(request.batching.workers))
             pool.start()  # it is ready when the model is
             stack.enter_context(TypeAhead(terminal, prompts=False))
             try:
-                make = _replicas if request.batching.replicas else _asker
-                asker = make(request, sampling, terminal, answerers, model)
+                asker = open_asker(request, sampling, terminal, answerers, model)
                 events = _events(request, asker, plan, destination, pool)
                 with closing(events), view:
                     for event in events:
@@ -94,7 +93,7 @@ def run_captions(request: CaptionRequest) -> None:
         raise typer.Exit(ExitStatus.PARTLY if view.done or view.skipped else ExitStatus.FAILURE)
 
 
-def _adapters(compute: ComputeOptions) -> str:
+def adapters_key(compute: ComputeOptions) -> str:
     """Return the adapters as a part of a run's key; empty without any, so that older runs keep theirs."""
     return "".join(f" {resolved(folder)}" for folder in adapter_folders(compute.adapter))
 
@@ -112,10 +111,12 @@ def _events(
     yield from caption_images(plan, asker, destination, prompt.template, prompt.postprocess, pool=pool)
 
 
-def _asker(
+def open_asker(
     request: CaptionRequest, sampling: Mapping[str, Any], terminal: Terminal, answerers: Answerers, model: ModelChoice
 ) -> "Asker":
     """Return a running engine or one in this process, its weights loaded, as the pipeline asks it."""
+    if request.batching.replicas:
+        return _replicas(request, sampling, terminal, answerers, model)
     from dataclasses import replace
 
     from mllama_cli.core.sampling import Sampling
@@ -262,7 +263,7 @@ def _record(event: Captioned | CaptionFailed, *, with_fields: bool) -> dict[str,
 
 
 @contextmanager
-def _error_list(path: Path | None) -> Iterator[Callable[[CaptionFailed], None]]:
+def error_list(path: Path | None) -> Iterator[Callable[[CaptionFailed], None]]:
     """Yield a function that adds a line to the FILE of --errors: an image's path, a tab and the reason."""
     if path is None:
         yield lambda event: None

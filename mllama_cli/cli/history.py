@@ -29,7 +29,7 @@ def list_chats(
         str, typer.Option("-s", "--search", metavar="TEXT", help="Only chats with this text in their name or messages.")
     ] = "",
     limit: Annotated[
-        int | None, typer.Option("-n", "--limit", metavar="N", min=1, help="Only the N newest chats.")
+        int | None, typer.Option("-n", "--limit", metavar="N", min=1, help="Only the N newest chats (default: all).")
     ] = None,
     as_json: AsJson = False,
     debug: Debug = False,

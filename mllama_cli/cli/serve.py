@@ -40,7 +40,7 @@ def serve(
         typer.Option(
             metavar="KEY",
             envvar="MLLAMA_API_KEY",
-            help="What clients must send as `Authorization: Bearer KEY`.",
+            help="What clients must send as `Authorization: Bearer KEY` (default: $MLLAMA_API_KEY, or none).",
             rich_help_panel=_ACCESS,
         ),
     ] = None,

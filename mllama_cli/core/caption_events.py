@@ -71,4 +71,38 @@ class BatchSize:
     slots: int
 
 
+@dataclass(frozen=True, slots=True)
+class ShardsPlanned:
+    """The first event of a run over shards, instead of CaptionsPlanned: ``done`` of ``total`` have their output."""
+
+    total: int
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardDone:
+    """A shard's captions are in ``output``.
+
+    ``damage`` says where a shard breaks off, of which only what precedes was captioned. ``is_new`` is false if another
+    worker wrote the output meanwhile, which was then kept.
+    """
+
+    path: str
+    output: str
+    pictures: int
+    failed: int
+    damage: str = ""
+    is_new: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFailed:
+    """A shard could not be read to its end, so that nothing was written for it."""
+
+    path: str
+    error: str
+    hint: str = ""
+
+
+ShardEvent = ShardsPlanned | ShardDone | ShardFailed
 CaptionEvent = CaptionsPlanned | Captioned | CaptionSkipped | CaptionFailed | BatchSize

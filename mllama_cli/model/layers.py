@@ -91,6 +91,13 @@ class Linear(nn.Linear, Projection):
         return ops.linear_add(x, self.weight, self.bias, residual, exact=self.exact)
 
 
+def rounded_for(x: Tensor, projection: nn.Module) -> Tensor:
+    """Return x in the dtype to which a plain linear layer rounds many rows: see ``ops.rounded_for``."""
+    if not isinstance(projection, Linear):
+        return x
+    return ops.rounded_for(x, projection.weight, exact=projection.exact)
+
+
 class MllamaTextRMSNorm(nn.Module):
     """RMSNorm over the last dimension: in float32, cast back, then times the weight."""
 

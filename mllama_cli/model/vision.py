@@ -176,9 +176,11 @@ class MllamaVisionModel(nn.Module):
             ),
             dim=1,
         )
-        for index, layer in enumerate(self.global_transformer.layers, len(self.transformer.layers)):
-            x = layer(x, real, repeated, repeats)
-            yield index + 1
+        last = len(self.transformer.layers) + len(self.global_transformer.layers)
+        for number, layer in enumerate(self.global_transformer.layers, len(self.transformer.layers) + 1):
+            # After the last layer nothing attends to padding; transformers projects it with all tiles.
+            x = layer(x, real, repeated, repeats, last=number == last and not all_tiles)
+            yield number
 
         def features(states: Tensor) -> Tensor:
             kept: Tensor = states[:, :real].unflatten(1, (tiles, tokens))

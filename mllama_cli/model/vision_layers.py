@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllama_cli.core.config import MllamaVisionConfig
-from mllama_cli.kernels.ops import add_layer_norm, pad_heads
+from mllama_cli.kernels.ops import add_layer_norm, by_rows, pad_heads
 from mllama_cli.kernels.sdpa import encoder_attention
-from mllama_cli.model.layers import Linear
+from mllama_cli.model.layers import Linear, rounded_for
 
 
 class MllamaVisionAttention(nn.Module):
@@ -51,20 +51,25 @@ class MllamaVisionAttention(nn.Module):
         parts = [project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj)]
         return torch.stack(parts, dim=2)
 
-    def forward(self, x: Tensor, real: int, repeated: slice, repeats: int) -> Tensor:
-        """Attend over x [N, real + padding, hidden]; the keys in ``repeated`` count ``repeats`` times."""
-        qkv = self.project(x)
+    def forward(self, x: Tensor, real: int, repeated: slice, repeats: int, *, last: bool = False) -> Tensor:
+        """Attend over x [N, real + padding, hidden]; the keys in ``repeated`` count ``repeats`` times.
+
+        Return only the real tokens' rows if this is the ``last`` layer.
+        """
+        qkv = self.project(rounded_for(x, self.q_proj))
         scale = self.head_dim**-0.5
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        parts = []
         try:
             with on_side_stream(x):  # few queries, which alone would leave a GPU idle
-                padding = encoder_attention(q[:, :, real:], k[:, :, :real], v[:, :, :real], scale)
+                if not last:
+                    parts.append(encoder_attention(q[:, :, real:], k[:, :, :real], v[:, :, :real], scale))
             if repeats > 1:
                 q, k, v = repeat_padding_keys(qkv, scale, repeated.start, repeats).permute(2, 0, 3, 1, 4)
-            seen = encoder_attention(q[:, :, :real], k, v, scale)[..., : self.head_dim]
+            parts.insert(0, encoder_attention(q[:, :, :real], k, v, scale)[..., : self.head_dim])
         finally:
             join_side_stream(x)  # also on errors: a capture cannot end before all streams have joined
-        result: Tensor = self.o_proj(torch.cat((seen.transpose(1, 2), padding.transpose(1, 2)), dim=1).flatten(2))
+        result: Tensor = self.o_proj(torch.cat([part.transpose(1, 2) for part in parts], dim=1).flatten(2))
         return result
 
 
@@ -110,8 +115,11 @@ class MllamaVisionMLP(nn.Module):
         self.fc2 = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return result
+        def branch(rows: Tensor) -> Tensor:
+            result: Tensor = self.fc2(F.gelu(self.fc1(rounded_for(rows, self.fc1))))
+            return result
+
+        return by_rows(branch, x, self.fc1.out_features)
 
 
 class MllamaVisionEncoderLayer(nn.Module):
@@ -128,8 +136,11 @@ class MllamaVisionEncoderLayer(nn.Module):
             self.gate_attn = nn.Parameter(torch.full((1,), math.pi / 4))
             self.gate_ffn = nn.Parameter(torch.full((1,), math.pi / 4))
 
-    def forward(self, x: Tensor, real: int, repeated: slice, repeats: int) -> Tensor:
-        attention = self.self_attn(self.input_layernorm(x), real, repeated, repeats)
+    def forward(self, x: Tensor, real: int, repeated: slice, repeats: int, *, last: bool = False) -> Tensor:
+        """Return the next states of x [N, real + padding, hidden], with ``last`` only of the real tokens."""
+        attention = self.self_attn(self.input_layernorm(x), real, repeated, repeats, last=last)
+        if last:
+            x = x[:, :real].contiguous()
         norm, gate = self.post_attention_layernorm, self.gate_attn.tanh() if self.gated else None
         x, normed = add_layer_norm(x, attention, gate, norm.weight, norm.bias, norm.eps)
         mlp = self.mlp(normed)

@@ -12,7 +12,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -89,12 +89,11 @@ class Decoder:
 
         Of a PDF document that is the picture of a page, as PNG.
         """
+        return self._measured(path, None, config, page)
 
-        def measured(answer: Mapping[str, Any], payload: bytes) -> MeasuredImage:
-            return MeasuredImage(payload, path, width=answer["width"], height=answer["height"])
-
-        request = {"config": asdict(config), "canvas": False, **_of_page(path, page)}
-        return self.ask(path, request, b"", measured)
+    def measure(self, image: ImagePart, config: ImageProcessorConfig) -> MeasuredImage:
+        """Do as ``measure_file`` with an image that was read already."""
+        return self._measured(image.name, image, config)
 
     def start(self) -> None:
         """Start a worker ahead of the first image, without waiting for it."""
@@ -110,6 +109,19 @@ class Decoder:
             self._idle.clear()
         for worker in workers:
             worker.kill()
+
+    def _measured(
+        self, name: str, image: ImagePart | None, config: ImageProcessorConfig, page: int = 0
+    ) -> MeasuredImage:
+        request: dict[str, Any] = {"config": asdict(config), "canvas": False, **_of_page(name, page)}
+        if image is not None:
+            request["bytes"] = len(image.data)
+
+        def measured(answer: Mapping[str, Any], payload: bytes) -> MeasuredImage:
+            data = payload if image is None else image.data
+            return MeasuredImage(data, name, width=answer["width"], height=answer["height"])
+
+        return self.ask(name, request, b"" if image is None else image.data, measured)
 
     def _decoded(
         self, name: str, image: ImagePart | None, config: ImageProcessorConfig, seconds: float | None, page: int = 0
@@ -139,10 +151,13 @@ class Decoder:
         """
         seconds = self._seconds if seconds is None else seconds
         with self._slots:
-            for _ in range(2):  # once more, in case that the system killed the worker for another process's memory
-                with self._worker() as worker:
+            # Once more, in case that the system killed the worker for another process's memory, or that its limit for
+            # documents among others was too low.
+            for turn in (nullcontext(), self._turn):
+                again = {"admitted": True} if turn is self._turn else {}
+                with turn, self._worker() as worker:
                     try:
-                        return self._ask(worker, {**request, "name": name}, data, seconds, read)
+                        return self._ask(worker, {**request, "name": name, **again}, data, seconds, read)
                     except (_DiedError, OSError):
                         worker.kill()
                 if worker.is_late:

@@ -3,7 +3,7 @@
 Run as a script. A request on stdin is a line of JSON, and the bytes of the file unless its path is given. An answer on
 stdout is a line of JSON, and what was asked for unless it is an error: the canvas's pixels (and the file's bytes, if it
 was read here), or the pictures of a document. An image that takes much memory is announced first, and decoded once a
-line on stdin admits it.
+line on stdin admits it, unless the request is "admitted".
 """
 
 import json
@@ -20,7 +20,7 @@ from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError, MllamaError
 from mllama_cli.processing.images import Admit
-from mllama_cli.processing.limits import LARGE_PICTURE_BYTES, WORKER_BYTES
+from mllama_cli.processing.limits import DOCUMENT_BYTES, LARGE_PICTURE_BYTES, SMALL_DOCUMENT_BYTES, WORKER_BYTES
 from mllama_cli.processing.memory_budget import DecodingPlan
 from mllama_cli.processing.prepared import PreparedImage, prepare_image
 from mllama_cli.processing.sources import read_image
@@ -33,21 +33,21 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     with Path(os.devnull).open("wb") as nothing:
         os.dup2(nothing.fileno(), 1)  # libraries in C must not write among the answers
-    limit_memory()
+    limit_memory(WORKER_BYTES)
     requests: SimpleQueue[Request] = SimpleQueue()
     threading.Thread(target=_receive, args=(sys.stdin.buffer, requests), daemon=True).start()
     while True:
         _answer(requests, answers)
 
 
-def limit_memory() -> None:
-    """Make any allocation beyond WORKER_BYTES fail, where the system can."""
+def limit_memory(size: int) -> None:
+    """Make any allocation beyond ``size`` bytes in all fail, where the system can."""
     if sys.platform == "linux":
         import resource
 
         with suppress(OSError, ValueError):
             _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-            resource.setrlimit(resource.RLIMIT_DATA, (WORKER_BYTES, hard))
+            resource.setrlimit(resource.RLIMIT_DATA, (size, hard))
 
 
 def _receive(stdin: BinaryIO, requests: "SimpleQueue[Request]") -> None:
@@ -60,18 +60,30 @@ def _receive(stdin: BinaryIO, requests: "SimpleQueue[Request]") -> None:
 
 def _answer(requests: "SimpleQueue[Request]", answers: BinaryIO) -> None:
     request, data = requests.get()
-    admitted = False
+    admitted = request.get("admitted", False)
+    is_document = "page" in request or "config" not in request
+    limit_memory((DOCUMENT_BYTES if admitted else SMALL_DOCUMENT_BYTES) if is_document else WORKER_BYTES)
+
+    def wait_for_turn() -> None:
+        nonlocal admitted
+        _send(answers, {"large": True})
+        requests.get()
+        admitted = True  # for all pages of a document
+        limit_memory(DOCUMENT_BYTES if is_document else WORKER_BYTES)
 
     def admit(plan: DecodingPlan) -> bool:
-        nonlocal admitted
         if plan.needed > LARGE_PICTURE_BYTES and not admitted:
-            _send(answers, {"large": True})
-            requests.get()
-            admitted = True  # for all pages of a document
+            wait_for_turn()
         return True
 
     try:
-        head, *payload = _work(request, data, admit)
+        try:
+            head, *payload = _work(request, data, admit)
+        except MemoryError:
+            if admitted or not is_document:
+                raise
+            wait_for_turn()
+            head, *payload = _work(request, data, admit)
     except MemoryError:
         name = request["name"]
         _send_error(answers, ImageError(f"{name} does not fit in memory", "Make the picture smaller first."))

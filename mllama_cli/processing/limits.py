@@ -11,6 +11,10 @@ LARGE_PICTURE_BYTES = 300_000_000
 WORKER_BYTES = MAX_PICTURE_BYTES + 400_000_000
 """What a decoding process may allocate, should a file deceive the estimate of what its decoder takes."""
 
+DOCUMENT_BYTES = MAX_PICTURE_BYTES + 100_000_000
+SMALL_DOCUMENT_BYTES = LARGE_PICTURE_BYTES + 200_000_000
+"""The same for a document or video, whose needs are not known beforehand; those that need more come one at a time."""
+
 QUICK_PICTURE_BYTES = 250_000_000
 """A JPEG or PNG that takes no more memory than this, some 25 million pixels, need not be decoded in a worker."""
 QUICK_PICTURE_PASSES = 12

@@ -1,4 +1,4 @@
-"""A linear layer with a packed matrix."""
+"""A linear layer with a packed matrix, and one with a LoRA adapter over it."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mllama_cli.core.errors import CheckpointError
-from mllama_cli.kernels.ops import quantized_linear
+from mllama_cli.kernels.ops import linear, linear_add, quantized_linear
 from mllama_cli.kernels.packed import PackedWeight, scale_part
 from mllama_cli.model.layers import Projection
 from mllama_cli.quantization.schemes import Scheme
@@ -28,19 +28,16 @@ class QuantizedLinear(Projection):
         self.in_features, self.out_features, self.scheme = inputs, outputs, scheme
         self._held: PackedWeight | None = None
         self._kept: tuple[slice, slice] | None = None
-        """The rows and columns of the matrix ``_whole`` (out, in) that are here; None for all."""
-        self._whole = (outputs, inputs)
+        """The rows and columns of the matrix ``whole`` (out, in) that are here; None for all."""
+        self.whole = (outputs, inputs)
         self._empty(bias=bias)
 
     def _empty(self, *, bias: bool = False) -> None:
-        def empty(*shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
-            return nn.Parameter(torch.empty(*shape, dtype=dtype, device="meta"), requires_grad=False)
-
         outputs, inputs = self.out_features, self.in_features
-        self.weight_packed = empty(outputs, self.scheme.words(inputs), dtype=torch.int32)
-        self.weight_scale = empty(outputs, self.scheme.groups(inputs))
-        self.weight_shape = empty(2, dtype=torch.int64)
-        self.bias = empty(outputs) if bias else None
+        self.weight_packed = _empty(outputs, self.scheme.words(inputs), dtype=torch.int32)
+        self.weight_scale = _empty(outputs, self.scheme.groups(inputs))
+        self.weight_shape = _empty(2, dtype=torch.int64)
+        self.bias = _empty(outputs) if bias else None
 
     @property
     def packed(self) -> PackedWeight:
@@ -55,7 +52,7 @@ class QuantizedLinear(Projection):
     def cut(self, rows: slice, columns: slice) -> None:
         """Keep only these rows and columns of the matrix, while it is on the meta device."""
         self._kept = (rows, columns)
-        self._whole = (self.out_features, self.in_features)
+        self.whole = (self.out_features, self.in_features)
         self.out_features, self.in_features = rows.stop - rows.start, columns.stop - columns.start
         self.scheme = self.scheme.of_columns(columns)
         self._empty()
@@ -66,7 +63,7 @@ class QuantizedLinear(Projection):
 
     def fill(self, packed: PackedWeight) -> None:
         """Take a matrix that has just been quantized, whole or the part that is kept of it."""
-        if self._kept is not None and packed.shape == self._whole:
+        if self._kept is not None and packed.shape == self.whole:
             packed = packed.part(*self._kept)
         self.weight_packed = nn.Parameter(packed.packed, requires_grad=False)
         self.weight_scale = nn.Parameter(packed.scale, requires_grad=False)
@@ -74,9 +71,9 @@ class QuantizedLinear(Projection):
 
     def fill_checked(self, name: str, packed: PackedWeight, device: torch.device) -> None:
         """Take a whole matrix of a file, called ``name``, with our integers and scales. Raises CheckpointError."""
-        rows = slice(0, self._whole[0])
+        rows = slice(0, self.whole[0])
         self._require_positive(f"{name}_scale", packed.scale[rows])
-        part = PackedWeight(packed.packed[rows], packed.scale[rows], self._whole, packed.bits, packed.code)
+        part = PackedWeight(packed.packed[rows], packed.scale[rows], self.whole, packed.bits, packed.code)
         if self._kept is not None:
             part = part.part(*self._kept)
         self.fill(PackedWeight(part.packed.to(device), part.scale.to(device), part.shape, part.bits, part.code))
@@ -89,7 +86,7 @@ class QuantizedLinear(Projection):
         and for the ``weight_shape`` of another matrix.
         """
         attribute = name.rpartition(".")[2]
-        outputs, wanted = self._whole
+        outputs, wanted = self.whole
         if attribute == "weight_shape":
             rows, inputs = tensor.tolist()
             if rows < outputs or inputs != wanted:
@@ -114,16 +111,50 @@ class QuantizedLinear(Projection):
             )
 
 
+class AdaptedLinear(QuantizedLinear):
+    """A packed matrix W whose change by adapters is multiplied separately: W x + B (A x).
+
+    Packing the sum again would lose most of the change in 4 bits. ``lora_a`` [rank, in] and ``lora_b`` [out, rank],
+    which includes the adapters' scales, are plain matrices.
+    """
+
+    def __init__(self, inputs: int, outputs: int, scheme: Scheme, rank: int, *, bias: bool = False) -> None:
+        super().__init__(inputs, outputs, scheme, bias=bias)
+        self.lora_a = _empty(rank, inputs)
+        self.lora_b = _empty(outputs, rank)
+
+    def cut(self, rows: slice, columns: slice) -> None:
+        super().cut(rows, columns)
+        self.lora_a = _empty(self.lora_a.shape[0], self.in_features)
+        self.lora_b = _empty(self.out_features, self.lora_b.shape[1])
+
+    def product(self, x: Tensor) -> Tensor:
+        change = linear(x, self.lora_a, exact=self.exact)
+        return linear_add(change, self.lora_b, None, super().product(x), exact=self.exact)
+
+    def fill_change(self, a: Tensor, b: Tensor) -> None:
+        """Take the matrices of the adapters, for all rows and columns."""
+        if self._kept is not None:
+            rows, columns = self._kept
+            a, b = a[:, columns].contiguous(), b[rows].contiguous()
+        self.lora_a, self.lora_b = (nn.Parameter(each, requires_grad=False) for each in (a, b))
+
+
+def _empty(*shape: int, dtype: torch.dtype | None = None) -> nn.Parameter:
+    return nn.Parameter(torch.empty(*shape, dtype=dtype, device="meta"), requires_grad=False)
+
+
 def linear_layers(network: nn.Module) -> dict[str, int]:
     """Return the number of inputs of each linear layer, by name."""
     return {name: module.in_features for name, module in network.named_modules() if isinstance(module, nn.Linear)}
 
 
-def replace_linears(network: nn.Module, schemes: Mapping[str, Scheme]) -> None:
-    """Replace the named linear layers, packed or not, by QuantizedLinears."""
+def replace_linears(network: nn.Module, schemes: Mapping[str, Scheme], ranks: Mapping[str, int] | None = None) -> None:
+    """Replace the named linear layers, packed or not, by QuantizedLinears, with ``ranks`` by AdaptedLinears."""
     for name, scheme in schemes.items():
         owner, _, attribute = name.rpartition(".")
         old = network.get_submodule(name)
         assert isinstance(old, nn.Linear | QuantizedLinear)
-        new = QuantizedLinear(old.in_features, old.out_features, scheme, bias=old.bias is not None)
+        rank, shape, bias = (ranks or {}).get(name, 0), (old.in_features, old.out_features), old.bias is not None
+        new = AdaptedLinear(*shape, scheme, rank, bias=bias) if rank else QuantizedLinear(*shape, scheme, bias=bias)
         setattr(network.get_submodule(owner), attribute, new.train(old.training))

@@ -11,7 +11,7 @@ from mllama_cli.checkpoint.slices import SliceReader
 from mllama_cli.core.config import MllamaTextConfig
 from mllama_cli.kernels import ops
 from mllama_cli.kernels.packed import PackedWeight, dequantize
-from mllama_cli.quantization.linear import QuantizedLinear, linear_layers, replace_linears
+from mllama_cli.quantization.linear import AdaptedLinear, QuantizedLinear, linear_layers, replace_linears
 from mllama_cli.quantization.opening import scheme_of
 from mllama_cli.quantization.plan import refuse_quantized
 from mllama_cli.quantization.policy import QuantizeOptions, choose_schemes
@@ -20,7 +20,10 @@ from mllama_cli.quantization.schemes import GROUP_SIZES, Scheme, scheme_named
 from mllama_cli.quantization.sensitivity import ErrorProbe, not_finite
 
 MERGED_SCHEME = Scheme(8, 128)
-"""Of packed matrices that an adapter changes: in 4 bits, most changes would be smaller than a step."""
+"""Of packed matrices with which an adapter is merged: in 4 bits, most changes would be smaller than a step."""
+
+MAX_SEPARATE_RANK = 256
+"""Rank of a change up to which two more products are faster than a matrix of 8 bits instead of 4."""
 
 _MERGED_BLOCK = 1 << 25
 """Weights that are dequantized at once to merge an adapter into them."""
@@ -31,8 +34,8 @@ def repack_linears(
 ) -> dict[str, Scheme]:
     """Replace the layers in a form whose numbers and scales our packed layout holds exactly; return their schemes.
 
-    Those of more bits than ``wanted`` (int4, int8) are left to be quantized, and those that adapters change to be read
-    dense, as are those of a code that the device does not multiply.
+    Those of more bits than ``wanted`` (int4, int8) are left to be quantized. Those that adapters must be merged with
+    are left to be read dense, as are those of a code that the device does not multiply.
     """
     most = scheme_named(wanted).bits if wanted is not None else 8
     linears = linear_layers(network)
@@ -40,13 +43,26 @@ def repack_linears(
         name: scheme_of(matrix.form)
         for name, matrix in reader.contents.matrices()
         if name in linears
-        and f"{name}.weight" not in adapters
+        and (f"{name}.weight" not in adapters or _rank(adapters, name))
         and matrix.form.packing is not None
         and matrix.form.packing.bits <= most
         and ops.multiplies_packed(matrix.form.packing.code, device)
     }
-    replace_linears(network, schemes)
+    replace_linears(network, schemes, {name: _rank(adapters, name) for name in schemes})
     return schemes
+
+
+def _rank(adapters: Adapters, module: str) -> int:
+    """Return the rank of a change that is kept apart; 0 where it is merged."""
+    rank = adapters.rank(f"{module}.weight")
+    return rank if rank <= MAX_SEPARATE_RANK else 0
+
+
+def adapt_linears(network: nn.Module, adapters: Adapters) -> None:
+    """Replace the packed layers that adapters change by low rank by ones that keep the change apart."""
+    packed = {name: module for name, module in network.named_modules() if isinstance(module, QuantizedLinear)}
+    ranks = {name: rank for name in packed if (rank := _rank(adapters, name))}
+    replace_linears(network, {name: packed[name].scheme for name in ranks}, ranks)
 
 
 def round_linears(network: nn.Module, names: set[str]) -> dict[str, Scheme]:
@@ -102,11 +118,13 @@ def dense_shapes(network: nn.Module, names: Iterable[str]) -> dict[str, tuple[in
 
 
 def widen_linears(network: nn.Module, adapters: Adapters) -> dict[str, QuantizedLinear]:
-    """Replace the packed layers that adapters change by ones of MERGED_SCHEME; return the old ones, to read into."""
+    """Replace the other packed layers that adapters change by ones of MERGED_SCHEME; return the old, to read into."""
     stored = {
         name: module
         for name, module in network.named_modules()
-        if isinstance(module, QuantizedLinear) and f"{name}.weight" in adapters
+        if isinstance(module, QuantizedLinear)
+        and not isinstance(module, AdaptedLinear)
+        and f"{name}.weight" in adapters
     }
     replace_linears(network, {name: MERGED_SCHEME.fitted(module.in_features) for name, module in stored.items()})
     return stored

@@ -129,6 +129,17 @@ def replacing(target: str, random: str = "", *, mode: int = 0o666) -> Iterator[B
         raise
 
 
+def create_exclusively(path: str, data: bytes) -> bool:
+    """Write a new file. Return False, and write nothing, if there is anything of that name."""
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o666)
+    except FileExistsError:
+        return False
+    with open(file, "wb") as opened:
+        opened.write(data)
+    return True
+
+
 def remove_plain(path: str) -> None:
     """Remove a regular file of ours that has one name; leave anything else."""
     with suppress(OSError):

@@ -9,6 +9,8 @@ import pytest
 
 from mllama_cli.captioning.listing import ImageEntry, find_images, read_list, shard_of
 from mllama_cli.core.errors import ImageNotFoundError, UsageError
+from tests.documents import DOCUMENTS, needs_pdf
+from tests.processing.pdf_files import pdf_of
 
 
 @pytest.fixture
@@ -145,3 +147,47 @@ def test_pictures_whose_names_hide_it_are_counted(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         find_images([str(tmp_path)])
     assert "is one by its content" in caught.value.hint
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "b.pdf").write_bytes(pdf_of(2))
+    (tmp_path / "c.PDF").write_bytes(pdf_of(11))
+    (tmp_path / "locked.pdf").write_bytes((DOCUMENTS / "encrypted.pdf").read_bytes())
+    return tmp_path
+
+
+@needs_pdf
+def test_documents_that_are_named_give_their_pages(scans: Path) -> None:
+    listing = find_images([str(scans / "b.pdf")])
+    assert [(entry.path, entry.key, entry.page, entry.file) for entry in listing.entries] == [
+        (f"{scans}/b.pdf#{page}", f"b.pdf#{page}", page, f"{scans}/b.pdf") for page in (1, 2)
+    ]
+    assert names(f"{scans}/c.PDF#10-") == ["c.PDF#10", "c.PDF#11"]
+    assert names(f"{scans}/*.pdf#2", f"{scans}/b.pdf#1-2") == ["b.pdf#2", "locked.pdf#1", "b.pdf#1"]
+    listed = find_images([], listed=[f"{scans}/b.pdf", f"{scans}/b.pdf#9", f"{scans}/nope.pdf"])
+    assert [entry.name for entry in listed.entries] == ["b.pdf#1", "b.pdf#2", "nope.pdf"]
+    assert [path for path, _ in listed.unreadable] == [f"{scans}/b.pdf#9"]
+
+
+@needs_pdf
+def test_documents_in_folders_are_left_out_unless_a_pattern_names_them(scans: Path) -> None:
+    listing = find_images([str(scans)])
+    assert [entry.name for entry in listing.entries] == ["a.png"]
+    assert sorted(listing.documents) == [f"{scans}/{name}" for name in ("b.pdf", "c.PDF", "locked.pdf")]
+    assert names(str(scans), pattern="b.pdf") == ["b.pdf#1", "b.pdf#2"]
+    (scans / "a.png").unlink()
+    with pytest.raises(UsageError) as caught:
+        find_images([str(scans)])
+    assert "--glob '*.pdf'" in caught.value.hint
+
+
+@needs_pdf
+def test_pages_that_are_not_there_and_files_without_pages(scans: Path) -> None:
+    with pytest.raises(UsageError, match="no page 3"):
+        names(f"{scans}/b.pdf#3")
+    with pytest.raises(UsageError, match="not a PDF document"):
+        names(f"{scans}/a.png#1")
+    (scans / "a.png#1").write_bytes(b"x")
+    assert names(f"{scans}/a.png#1") == ["a.png#1"]

@@ -22,6 +22,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "sub" / "c.png").write_bytes(b"x")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("r.pdf", "clip.MP4", "r#1.pdf", "x.pdf#2"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "scan").write_bytes(b"%PDF-1.7")
     return tmp_path
 
 
@@ -34,6 +37,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("Compare a.png with b.JPG, please.", "Compare with, please.", ["a.png", "b.JPG"]),
         ("a.png b.JPG", "", ["a.png", "b.JPG"]),
         ("a.png\nWhat is it?", "What is it?", ["a.png"]),
+        ("r.pdf", "", ["r.pdf"]),
+        ("Sum up r.pdf#2-4, please.", "Sum up, please.", ["r.pdf#2-4"]),
+        ("What happens in clip.MP4#0:10-0:20?", "What happens in?", ["clip.MP4#0:10-0:20"]),
+        ("Read a.png#100,20,30,40.", "Read.", ["a.png#100,20,30,40"]),
+        ("r#1.pdf", "", ["r#1.pdf"]),
+        ("r#1.pdf#3", "", ["r#1.pdf#3"]),
+        ("x.pdf#2", "", ["x.pdf#2"]),
+        ("./scan#2 what?", "what?", ["./scan#2"]),
+        ("https://h/r.pdf#2-4", "", ["https://h/r.pdf#2-4"]),
+        ("Is issue #12 in a C#2 file.", "Is issue #12 in a C#2 file.", []),
         ("'my photo.jpg' what is it?", "what is it?", ["my photo.jpg"]),
         ('"my photo.jpg" what is it?', "what is it?", ["my photo.jpg"]),
         ("my\\ photo.jpg what is it?", "what is it?", ["my photo.jpg"]),

@@ -7,8 +7,10 @@ from PIL import Image
 
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import MllamaError
+from mllama_cli.processing.images import open_image
 from tests.chat.harness import DATA, PHOTO, ChatHarness, photo
 from tests.decodes import count_png_decodes
+from tests.documents import DOCUMENTS, needs_pdf, needs_video
 
 
 def test_a_picture_waits_for_its_question(harness: ChatHarness) -> None:
@@ -114,3 +116,55 @@ def test_many_images_are_asked_about(harness: ChatHarness, tmp_path: Path) -> No
     assert harness.dialogue.chips == []
     harness.type("/image *.png")
     assert len(harness.dialogue.chips) == 9
+
+
+@needs_pdf
+def test_pages_are_attached_by_command_and_from_a_message(harness: ChatHarness, tmp_path: Path) -> None:
+    letter = DOCUMENTS / "letter.pdf"
+    said = harness.type(f"/image {letter}#2-3")
+    assert "Attached letter.pdf#2 792x1120, 4 tiles." in said
+    assert harness.dialogue.chips == ["letter.pdf#2", "letter.pdf#3"]
+    harness.type(f"What is on {letter}#1 ?")
+    assert [image.name for image in harness.dialogue.conversation.images] == [f"{letter}#{n}" for n in (2, 3, 1)]
+    said = harness.type(f"/image {DOCUMENTS}/encrypted.pdf", f"/image {letter}#7", f"sum up {letter}#1,9")
+    assert "encrypted.pdf is encrypted" in said
+    assert "has 4 pages, and no page 7" in said
+    assert "no page 9" in said
+    assert len(harness.roles) == 2, "nothing was sent"
+
+
+@needs_video
+def test_frames_of_a_video_are_attached(harness: ChatHarness) -> None:
+    harness.type(f"/image {DOCUMENTS}/clip.mp4#0:01-0:02")
+    assert harness.dialogue.chips[:2] == ["clip.mp4#0:01", "clip.mp4#0:01.1"]
+    assert len(harness.dialogue.chips) == 8
+
+
+def test_an_attached_image_is_cropped_in_its_place(harness: ChatHarness) -> None:
+    card = DATA / "card.png"
+    said = harness.type(f"/image {card}", f"/image {PHOTO}", "/crop 1 10,20,100,50")
+    assert "Attached card.png#10,20,100,50 100x50, 2 tiles." in said
+    assert harness.dialogue.chips == ["card.png#10,20,100,50", "drawing.png"]
+    cropped = open_image(harness.dialogue.attachments[0])
+    with Image.open(card) as whole:
+        assert cropped.tobytes() == whole.convert("RGB").crop((10, 20, 110, 70)).tobytes()
+    harness.type("/crop 5 6 30 20")
+    assert harness.dialogue.chips == ["card.png#10,20,100,50", "drawing.png#5,6,30,20"]
+
+
+def test_the_last_image_of_the_conversation_can_be_cropped_and_asked_about(harness: ChatHarness) -> None:
+    harness.type(f"What is {PHOTO} ?", "/crop 5,6,30,20", "And here?")
+    assert [image.name.rpartition("/")[2] for image in harness.dialogue.conversation.images] == [
+        "drawing.png",
+        "drawing.png#5,6,30,20",
+    ]
+
+
+@pytest.mark.parametrize(
+    "argument", ["", "1", "1,2,3", "a,b,c,d", "1,2,3,4,5,6", "-1,2,3,4", "9 1,2,3,4", "90000,0,1,1"]
+)
+def test_a_crop_that_cannot_be(harness: ChatHarness, argument: str) -> None:
+    assert "There is no image to crop" in harness.type("/crop 1,2,3,4")
+    harness.type(f"/image {PHOTO}")
+    assert "mllama: " in harness.type(f"/crop {argument}")
+    assert harness.dialogue.chips == ["drawing.png"]

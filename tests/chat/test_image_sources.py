@@ -11,7 +11,20 @@ from mllama_cli.core.errors import ImageNotFoundError
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of files, which is the current one and the user's home."""
-    for name in ("b10.png", "b9.jpg", "a.PNG", "notes.txt", ".hidden.png", "c[1].png", "c1.png", "my photos/x y.png"):
+    for name in (
+        "b10.png",
+        "b9.jpg",
+        "a.PNG",
+        "notes.txt",
+        ".hidden.png",
+        "c[1].png",
+        "c1.png",
+        "d1.pdf",
+        "d2.pdf",
+        "e#1.png",
+        "f.mp4",
+        "my photos/x y.png",
+    ):
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "photos" / name).touch()
     (tmp_path / "photos" / "folder.png").mkdir()
@@ -25,7 +38,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("source", "names"),
     [
         ("photos/b*", ["photos/b9.jpg", "photos/b10.png"]),
-        ("photos/*", [f"photos/{name}" for name in ("a.PNG", "b9.jpg", "b10.png", "c1.png", "c[1].png")]),
+        ("photos/*", [f"photos/{name}" for name in ("a.PNG", "b9.jpg", "b10.png", "c1.png", "c[1].png", "e#1.png")]),
+        ("photos/*.pdf", ["photos/d1.pdf", "photos/d2.pdf"]),
+        ("photos/d*.pdf#2-4", ["photos/d1.pdf#2-4", "photos/d2.pdf#2-4"]),
+        ("photos/b*#1,2,3,4", ["photos/b9.jpg#1,2,3,4", "photos/b10.png#1,2,3,4"]),
+        ("photos/*.mp4", ["photos/f.mp4"]),
+        ("photos/d1.pdf#2", ["photos/d1.pdf#2"]),
         ("**/*y.png", ["photos/my photos/x y.png"]),
         ("~/photos/b?.jpg", ["{home}/photos/b9.jpg"]),
         ("photos/c[1].png", ["photos/c[1].png"]),

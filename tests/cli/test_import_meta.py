@@ -140,6 +140,21 @@ def repacked(folder: Path, compression: int, pickled: bytes | None = None) -> No
             archive.writestr(name, pickled if pickled is not None and name.endswith(".pkl") else data)
 
 
+def nested_key() -> bytes:
+    """Return a pickle of a dictionary whose key is a tuple of 2 ** 60 leaves, in 60 tuples."""
+    nested: Any = (None,)
+    for _ in range(60):
+        nested = (nested, nested)
+    return b"\x80\x02}" + pickle.dumps(nested, 2)[2:-1] + b"K\x01s."
+
+
+def many_parts(folder: Path) -> None:
+    """Write an archive with a directory of 12 MB."""
+    with zipfile.ZipFile(folder / "consolidated.00.pth", "w") as archive:
+        for number in range(60_000):
+            archive.writestr(f"archive/{number:0150d}", b"")
+
+
 def params(folder: Path, **values: Any) -> None:
     file = folder / "params.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
@@ -167,6 +182,14 @@ def assert_refused(result: Result, *words: str) -> None:
         (lambda folder: repacked(folder, zipfile.ZIP_DEFLATED), ("is compressed",)),
         (lambda folder: repacked(folder, zipfile.ZIP_STORED, pickle.dumps(Harmful(), 2)), ("plain weights",)),
         (lambda folder: repacked(folder, zipfile.ZIP_STORED, pickle.dumps([1], 2)), ("weights by name",)),
+        (lambda folder: repacked(folder, zipfile.ZIP_STORED, pickle.dumps({}, 4)), ("pickle uses",)),
+        (lambda folder: repacked(folder, zipfile.ZIP_STORED, b"\x80\x02}"), ("cut short, or is none",)),
+        (
+            lambda folder: repacked(folder, zipfile.ZIP_STORED, b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R."),
+            ("bytearray",),
+        ),
+        (lambda folder: repacked(folder, zipfile.ZIP_STORED, nested_key()), ("a tuple is in it several times",)),
+        (many_parts, ("cut short, or was made",)),
         (lambda folder: resaved(folder, lambda t: t.update(x=3)), ("'x' is not a tensor",)),
         (lambda folder: resaved(folder, lambda t: t.update(x=torch.zeros(2))), ("unknown weights: x",)),
         (lambda folder: resaved(folder, lambda t: t.pop("text_model.norm.weight")), ("lacks weights", "norm.weight")),

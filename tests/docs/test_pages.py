@@ -8,6 +8,7 @@ import pytest
 
 from mllama_cli.cli.common import ExitStatus
 from mllama_cli.core import errors
+from mllama_cli.serving.errors import STATUSES
 from mllama_cli.sketch import evaluate
 from tests.cli.test_help import ALL, help_of
 from tests.conftest import ROOT
@@ -98,6 +99,15 @@ def test_the_floors_are_those_of_the_import_rules() -> None:
 def test_every_exit_code_is_documented(page: str) -> None:
     documented = {int(code) for code in re.findall(r"^\| (\d+) \|", read(page), re.MULTILINE)}
     assert documented == {status.value for status in ExitStatus}
+
+
+def test_every_status_of_the_server_is_documented() -> None:
+    documented = {
+        int(code)
+        for row in re.findall(r"^\| ([45]\d\d.*?) \|", read("server"), re.MULTILINE)
+        for code in row.split(", ")
+    }
+    assert documented >= {status for _, status in STATUSES} | {500}
 
 
 def test_every_kind_of_error_has_its_section() -> None:

@@ -1,4 +1,4 @@
-"""LoRA adapters that PEFT saved, merged while loading: the weights are those of PEFT's own merge."""
+"""LoRA adapters that PEFT saved: weights as by PEFT's own merge, and over packed ones products as by PEFT itself."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from mllama_cli.core.errors import CheckpointError
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.engine import Engine, load
 from mllama_cli.kernels.packed import dequantize
-from mllama_cli.quantization.linear import QuantizedLinear
+from mllama_cli.quantization.linear import AdaptedLinear, QuantizedLinear
 from mllama_cli.quantization.plan import make_plan
 from tests.checkpoints import config_dict, make_checkpoint, random_network, text_only_config
 from tests.engine.conftest import picture
@@ -149,31 +149,67 @@ def test_a_bfloat16_model_is_rounded_once(tmp_path: Path) -> None:
     assert torch.equal(exact[name].bfloat16(), rounded[name])
 
 
-def test_over_packed_weights_the_changed_matrices_get_8_bits(base: Path, tmp_path: Path) -> None:
-    """In 4 bits most of an adapter's change would be lost; matrices that it leaves alone stay as they are."""
+def test_over_packed_weights_changes_are_multiplied_apart_as_peft_does(base: Path, tmp_path: Path) -> None:
+    """In 4 bits most of an adapter's change would be lost, so the packed matrices stay as they are."""
     run(make_plan(base, FOUR), tmp_path / "packed")
     make_adapter(tmp_path / "adapter", SIMPLE)
-    events: list[Any] = []
     plain, changed = (
-        load(tmp_path / "packed", device="cpu", dtype="float32", vision=True, adapters=folders, progress=events.append)
+        load(tmp_path / "packed", device="cpu", dtype="float32", vision=True, exact=True, adapters=folders)
         for folders in ((), tmp_path / "adapter")
     )
-    delta = weights_of(load(base, device="cpu", dtype="float32", vision=True, adapters=tmp_path / "adapter"))
-    source = weights_of(load(base, device="cpu", dtype="float32", vision=True))
+    peft = pytest.importorskip("peft")
+    config = config_dict()
+    unmerged = peft.PeftModel.from_pretrained(
+        transformers_model(config, random_network(config, 5)), tmp_path / "adapter"
+    )
+    adapted = []
     for name, module in changed.network.named_modules():
         if not isinstance(module, QuantizedLinear):
             continue
         before = plain.network.get_submodule(name)
         assert isinstance(before, QuantizedLinear)
-        if name.endswith(("q_proj", "v_proj")):
-            assert module.scheme.bits == 8
-            wanted = dequantize(before.packed) + delta[f"{name}.weight"] - source[f"{name}.weight"]
-            assert (dequantize(module.packed) - wanted).norm() < 0.01 * wanted.norm()
-        else:
-            assert module.scheme == before.scheme
-            assert torch.equal(module.packed.packed, before.packed.packed)
-    assert any("8 bits" in getattr(event, "text", "") for event in events)
+        assert module.scheme == before.scheme
+        assert torch.equal(module.packed.packed, before.packed.packed)
+        assert isinstance(module, AdaptedLinear) == name.endswith(("q_proj", "v_proj"))
+        if isinstance(module, AdaptedLinear):
+            adapted.append(name)
+            theirs = unmerged.base_model.model.get_submodule(name)
+            theirs.base_layer.weight.data = dequantize(before.packed)
+            x = torch.randn(2, 5, module.in_features)
+            torch.testing.assert_close(module(x), theirs(x), rtol=1e-4, atol=1e-5)
+    assert len(adapted) == 10
     assert text_of(changed)
+
+
+def test_several_adapters_over_packed_weights_add_up(base: Path, tmp_path: Path) -> None:
+    run(make_plan(base, FOUR), tmp_path / "packed")
+    folders = [tmp_path / "one", tmp_path / "two"]
+    make_adapter(folders[0], SIMPLE)
+    make_adapter(folders[1], KINDS["rslora"])
+    name = "model.language_model.layers.0.self_attn.q_proj"
+    x, results = torch.randn(3, config_dict()["text_config"]["hidden_size"]), []
+    for given in ([], folders[:1], folders[1:], folders):
+        engine = load(tmp_path / "packed", device="cpu", dtype="float32", exact=True, adapters=given)
+        results.append(engine.network.get_submodule(name)(x))
+    none, one, two, both = results
+    torch.testing.assert_close(both - none, (one - none) + (two - none), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(one, two)
+
+
+def test_over_packed_weights_changes_that_are_more_than_low_rank_give_8_bits(base: Path, tmp_path: Path) -> None:
+    run(make_plan(base, FOUR), tmp_path / "packed")
+    make_adapter(tmp_path / "adapter", KINDS["dora"])
+    events: list[Any] = []
+    engine = load(
+        tmp_path / "packed", device="cpu", dtype="float32", adapters=tmp_path / "adapter", progress=events.append
+    )
+    module = engine.network.get_submodule("model.language_model.layers.0.self_attn.q_proj")
+    assert type(module) is QuantizedLinear
+    assert module.scheme.bits == 8
+    stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    (lengths,) = (t for name, t in stored.items() if "language_model.layers.0.self_attn.q_proj.lora_magnitude" in name)
+    torch.testing.assert_close(dequantize(module.packed).norm(dim=1), lengths, rtol=0.01, atol=0)
+    assert any("8 bits" in getattr(event, "text", "") for event in events)
 
 
 @pytest.mark.parametrize("form", ["FP8", "INT8"])
@@ -188,10 +224,14 @@ def test_over_matrices_in_other_forms_the_sum_is_that_of_the_dense_ones(base: Pa
     save_file({**tensors, f"{name}_scale": scale}, folder / "model.safetensors", {"format": "pt"})
     make_adapter(tmp_path / "adapter", SIMPLE)
     ours = canonical(name)
-    plain, changed = (
-        weights_of(load(source, device="cpu", dtype="float32", adapters=tmp_path / "adapter"))[ours]
-        for source in (base, folder)
-    )
+    plain = weights_of(load(base, device="cpu", dtype="float32", adapters=tmp_path / "adapter"))[ours]
+    engine = load(folder, device="cpu", dtype="float32", adapters=tmp_path / "adapter")
+    module = engine.network.get_submodule(ours.removesuffix(".weight"))
+    if isinstance(module, AdaptedLinear):
+        changed = dequantize(module.packed) + module.lora_b @ module.lora_a
+    else:
+        changed = weights_of(engine)[ours]
+    assert isinstance(module, AdaptedLinear) == (form == "INT8")
     source = weights_of(load(base, device="cpu", dtype="float32"))[ours]
     assert torch.allclose(changed, tensors[name].float() * scale + plain - source, atol=1e-5)
 

@@ -17,12 +17,14 @@ def test_every_figure_is_measured_and_positive(engine: Engine) -> None:
     assert {
         "memory, read", "vision, 1 tile", "vision, 4 tiles", "first token, image and 24 tokens",
         "first token, 24 tokens", "prefill, 1024 tokens", "decode, text", "decode, after an image",
+        "memory, peak",
     } == set(figures)  # fmt: skip
     assert all(figure.value > 0 for figure in figures.values())
     text, image = figures["decode, text"], figures["decode, after an image"]
     assert text.nbytes is not None
     assert image.nbytes is not None
     assert 0 < text.nbytes < image.nbytes
+    assert 0.05 < figures["memory, peak"].value < 64
 
 
 def test_a_token_reads_no_embedding_and_no_keys_of_the_image(engine: Engine) -> None:
@@ -45,6 +47,13 @@ def test_a_random_network_computes_finite_numbers(engine: Engine) -> None:
         logits = made(torch.tensor([[1, 2, 3]]))
         assert torch.isfinite(logits).all()
         assert 0.01 < float(logits.std()) < 100
+
+
+def test_a_random_network_in_16_bits_computes_on_a_cpu_as_a_loaded_one(engine: Engine) -> None:
+    model, _ = random_model(engine.config, dtype=torch.bfloat16, device=torch.device("cpu"))
+    layer = model.network.language_model.layers[0]
+    assert layer.mlp.up_proj.weight.dtype == torch.bfloat16
+    assert layer.input_layernorm.weight.dtype == model.dtype == torch.float32
 
 
 @pytest.mark.parametrize("with_words", [True, False], ids=["loaded", "random"])

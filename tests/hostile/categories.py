@@ -7,9 +7,11 @@ from tests.hostile.cases import Case, Outcome, empty_program, run
 
 CATEGORIES = {
     "pictures": "pictures.cases",
+    "documents and videos": "documents.cases",
     "addresses and web servers": "addresses.cases",
     "configs": "checkpoints.configs",
     "weights": "checkpoints.weights",
+    "imported files": "imports.cases",
     "chat templates": "checkpoints.templates",
     "tokenizers": "checkpoints.tokenizers",
     "messages": "texts.messages",

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.kernels import cuda, ops
@@ -64,6 +65,44 @@ def test_a_processor_that_multiplies_bfloat16_is_used(monkeypatch: pytest.Monkey
     weight, x = rows(64, 128).bfloat16(), rows(20, 128)
     assert torch.equal(ops.linear(x, weight), F.linear(x.bfloat16(), weight).float())
     assert error(ops.linear(x, weight, exact=True), exact(x, weight)) < FLOAT32
+
+
+def test_a_bias_is_added_before_the_result_is_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "multiplies_bfloat16", lambda: True)
+    weight, bias = rows(40, 128, seed=3).bfloat16(), rows(1, 40, seed=4)[0].bfloat16()
+    for m in (1, 20):
+        x = rows(m, 128)
+        truth = exact(x, weight) + bias.double()
+        assert error(ops.linear(x, weight, bias), truth) < BFLOAT16
+        assert error(ops.linear(x, weight, bias, exact=True), truth) < FLOAT32
+
+
+def test_rows_are_rounded_once_for_several_products_where_bfloat16_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = rows(20, 64), rows(40, 64, seed=3).bfloat16()
+    monkeypatch.setattr(linear, "multiplies_bfloat16", lambda: True)
+    narrow = ops.rounded_for(x, weight)
+    assert narrow.dtype == torch.bfloat16
+    assert torch.equal(ops.linear(narrow, weight).float(), ops.linear(x, weight)), "rounding first changes nothing"
+    assert ops.rounded_for(x, weight, exact=True) is x
+    assert ops.rounded_for(x, weight.float()) is x
+    assert ops.rounded_for(x.requires_grad_(), weight) is x
+    monkeypatch.setattr(linear, "multiplies_bfloat16", lambda: False)
+    assert ops.rounded_for(rows(20, 64), weight).dtype == torch.float32
+
+
+def test_rows_taken_some_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, seen = rows(2 * 21, 8).view(2, 21, 8), []
+
+    def squared(part: Tensor) -> Tensor:
+        seen.append(part.shape[-2])
+        return part * part
+
+    monkeypatch.setattr(ops, "BUFFER_BYTES", 10 * 32 * 4)
+    with torch.no_grad():
+        assert torch.equal(ops.by_rows(squared, x, 32), x * x)
+    assert seen == [10, 10, 1]
+    assert torch.equal(ops.by_rows(squared, x, 32), x * x)
+    assert seen[3:] == [21], "training keeps everything anyway"
 
 
 def test_float32_is_torchs_product_to_the_bit(way: str) -> None:

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import zlib
 from contextlib import suppress
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
@@ -17,14 +16,12 @@ from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError, ImageNotFoundError, MllamaError, UsageError
 from mllama_cli.processing.documents import Excerpt, crop_image, read_images, read_source
 from mllama_cli.processing.images import open_image
+from tests.documents import DOCUMENTS, needs_pdf
 from tests.processing.pdf_files import pdf_of, pdf_with_picture
 from tests.processing.pictures import file_of, noise
 
-DOCUMENTS = Path(__file__).parents[1] / "data/documents"
 LETTER = DOCUMENTS / "letter.pdf"
 RED, GREEN, BLUE = (255, 0, 0), (0, 160, 0), (0, 0, 255)
-
-needs_pdf = pytest.mark.skipif(not find_spec("pypdfium2"), reason="pypdfium2, of the extra pdf, is not installed")
 
 
 def saved(folder: Path, data: bytes, name: str = "a.pdf") -> str:
@@ -249,3 +246,12 @@ def test_a_number_of_frames_that_cannot_be(frames: int) -> None:
 def test_pages_that_cannot_be() -> None:
     with pytest.raises(UsageError, match="pages must be like"):
         read_images(str(LETTER), pages="two")
+
+
+@needs_pdf
+def test_a_document_that_needs_much_memory_is_read_in_its_turn(tmp_path: Path) -> None:
+    path = tmp_path / "large.pdf"
+    path.write_bytes(pdf_of() + b"%" + bytes(200_000_000))
+    assert len(read_images(str(path))) == 1
+    path.write_bytes(pdf_with_picture(10_000, 10_000, zlib.compress(bytes(100_000_000), 1)))
+    assert open_image(read_images(str(path))[0]).size == (1120, 560)

@@ -1,5 +1,6 @@
 """Conversations as JSON, in the formats that other tools write."""
 
+import base64
 import json
 from io import BytesIO
 from pathlib import Path
@@ -11,6 +12,7 @@ from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextP
 from mllama_cli.core.errors import ImageError, ImageNotFoundError, UsageError
 from mllama_cli.processing.images import open_image
 from mllama_cli.processing.messages import load_messages, parse_messages
+from tests.documents import needs_pdf
 from tests.processing.message_json import (
     CALL,
     DATA_URL,
@@ -23,6 +25,7 @@ from tests.processing.message_json import (
     refused,
     user,
 )
+from tests.processing.pdf_files import pdf_of
 from tests.processing.pictures import noise
 
 
@@ -230,3 +233,22 @@ def test_a_conversation_that_is_only_read_may_end_with_an_answer() -> None:
 def test_a_picture_given_by_its_bytes_may_have_a_name(part: dict) -> None:
     assert image_of(part | {"name": "photo.png"}) == ImagePart(PICTURE, "photo.png")
     assert image_of(part | {"name": 3}).name == "messages[0].content[0]"
+
+
+@needs_pdf
+@pytest.mark.parametrize("field", ["file", "flat", "base64"])
+def test_a_document_becomes_its_pages_in_their_place(field: str) -> None:
+    encoded = base64.b64encode(pdf_of(2)).decode()
+    file = {"file_data": f"data:application/pdf;base64,{encoded}", "filename": "a.pdf"}
+    part = {
+        "file": {"type": "file", "file": file},
+        "flat": {"type": "input_file", **file},
+        "base64": {"type": "image", "base64": encoded, "name": "a.pdf"},
+    }[field]
+    (message,) = parse_messages(user(part, TEXT))
+    assert [each.name for each in message.images] == ["a.pdf#1", "a.pdf#2"]
+    assert message.parts[2] == TextPart("What is this?")
+
+
+def test_the_content_of_a_file_that_is_not_sent_is_missed() -> None:
+    assert "file_id" in refused(user({"type": "file", "file": {"file_id": "file-1"}}, TEXT)).message

@@ -12,10 +12,10 @@ from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError, MllamaError, UsageError
 from mllama_cli.processing.documents import Excerpt, read_images, read_source
 from mllama_cli.processing.images import open_image
+from tests.documents import DOCUMENTS, needs_video
 
-pytest.importorskip("av", reason="PyAV, of the extra video, is not installed")
+pytestmark = needs_video
 
-DOCUMENTS = Path(__file__).parents[1] / "data/documents"
 CLIP = DOCUMENTS / "clip.mp4"
 FORMATS = ["mp4", "mov", "webm", "avi", "flv", "wmv", "mpg"]
 

@@ -6,8 +6,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from mllama_cli.checkpoint.gguf.header import read_gguf
 from mllama_cli.checkpoint.names import canonical
 from mllama_cli.core.events import Event
+from mllama_cli.quantization import quantize as quantize_module
+from mllama_cli.quantization.gguf_import import GgufModel, import_plan
 from mllama_cli.quantization.plan import QuantizePlan, make_plan
 from mllama_cli.quantization.policy import QuantizeOptions
 from mllama_cli.quantization.quantize import quantize
@@ -27,6 +30,18 @@ def run(plan: QuantizePlan, folder: Path, **how: Any) -> list[Event]:
 
 def quantize_four(source: str, folder: str) -> int:
     run(make_plan(Path(source), FOUR), Path(folder))
+    return 0
+
+
+def gguf_plan(file: Path, bits: int = 8) -> QuantizePlan:
+    """Return the plan to import a GGUF file."""
+    return import_plan(GgufModel((read_gguf(file),)), bits)[0]
+
+
+def import_gguf(source: str, folder: str) -> int:
+    """Import a GGUF file, noting each matrix in the journal as soon as it is finished."""
+    quantize_module.SYNC_BYTES = 1
+    run(gguf_plan(Path(source)), Path(folder))
     return 0
 
 

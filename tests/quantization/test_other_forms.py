@@ -206,7 +206,9 @@ def test_an_unknown_tool_is_refused_by_the_name_that_config_json_gives(tmp_path:
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("nf4 double", "bitsandbytes nf4"), ("FP8_DYNAMIC", "FP8 per channel"), ("W8A8", "repacked exactly (int8)"),
+    [("nf4 double", "on a GPU as they are (bitsandbytes nf4 (double))"),
+     ("FP8_DYNAMIC", "on a GPU as they are (FP8 per channel)"), ("NVFP4A16", "as 16 bit where that fits"),
+     ("W8A8", "repacked exactly (int8)"),
      ("GPTQ", "repacked exactly (int4)"), ("W4A16", "packed as they are")],
 )  # fmt: skip
 def test_show_tells_what_is_there(name: str, said: str, tmp_path: Path) -> None:

@@ -7,8 +7,11 @@ import pytest
 
 from mllama_cli.core.errors import DownloadError, ImageError, UsageError
 from mllama_cli.processing.decoding import Decoder
-from mllama_cli.serving.images import image_reader
+from mllama_cli.processing.documents import read_images
+from mllama_cli.serving.images import SlowError, image_reader
 from mllama_cli.serving.settings import ServerSettings
+from tests.documents import DOCUMENTS, needs_pdf
+from tests.processing.pdf_files import pdf_of
 from tests.processing.server import serving
 
 DATA = Path(__file__).parents[1] / "data"
@@ -70,3 +73,36 @@ def test_the_downloads_of_a_request_share_a_time_limit(monkeypatch: pytest.Monke
     monkeypatch.setattr("mllama_cli.serving.images.FETCH_SECONDS", 0.0)
     with pytest.raises(DownloadError, match="not there after 0 s"):
         image_reader(ServerSettings(allow_image_urls=True), DECODER)("https://example.com/x.png")
+
+
+@needs_pdf
+def test_pages_of_a_document() -> None:
+    data = (DOCUMENTS / "letter.pdf").read_bytes()
+    expected = read_images(str(DOCUMENTS / "letter.pdf"))
+    url = f"data:application/pdf;base64,{encoded(data)}"
+    for source, images in ((url, expected), (encoded(data), expected), (f"{url}#2-3", expected[1:3])):
+        assert [image.data for image in CLOSED(source)] == [image.data for image in images]
+    assert (
+        CLOSED(f"data:image/png;base64,{encoded(PNG)}#1,2,3,4")[0].data
+        == read_images(f"{DATA}/drawing.png#1,2,3,4")[0].data
+    )
+
+
+@needs_pdf
+def test_the_documents_of_a_request_share_its_room() -> None:
+    reader = image_reader(ServerSettings(), DECODER)
+    pages = encoded(pdf_of(60))
+    assert len(reader(pages)) == 60
+    with pytest.raises(UsageError, match="has 60 pages, and one question takes 40 more images"):
+        reader(pages)
+    with pytest.raises(UsageError, match="has 101 pages"):
+        image_reader(ServerSettings(), DECODER)(encoded(pdf_of(101)))
+
+
+@needs_pdf
+def test_what_is_slow_is_left_to_threads_that_may_wait() -> None:
+    quick = image_reader(ServerSettings(), DECODER, slow=False)
+    assert quick(encoded(PNG))[0].data == PNG
+    for source in (encoded(pdf_of()), f"data:;base64,{encoded(PNG)}#1,2,3,4"):
+        with pytest.raises(SlowError):
+            quick(source)

@@ -2,11 +2,13 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import ollama
 import pytest
 
+from tests.documents import needs_pdf, pdf_of_pictures
 from tests.serving.running import DATA, HOT, Server, image_base64, wait_until
 
 WHO = [{"role": "user", "content": "Who are you?"}]
@@ -31,6 +33,15 @@ def test_a_chat_with_its_counts_and_durations(client: ollama.Client) -> None:
 def test_a_chat_about_an_image_file(client: ollama.Client) -> None:
     question = {"role": "user", "content": "Which colour does the star have?", "images": [str(DATA / "drawing.png")]}
     assert re.search(r"\byellow\b", client.chat("sketch", [question]).message.content or "")
+
+
+@needs_pdf
+def test_a_page_of_a_document(client: ollama.Client, tmp_path: Path) -> None:
+    path = pdf_of_pictures(tmp_path / "drawing.pdf", DATA / "drawing.png")
+    question = {"role": "user", "content": "Which colour does the star have?", "images": [path.read_bytes()]}
+    assert re.search(r"\byellow\b", client.chat("sketch", [question]).message.content or "")
+    answer = client.generate("sketch", question["content"], images=[path.read_bytes()])
+    assert re.search(r"\byellow\b", answer.response)
 
 
 def test_a_stream_has_the_same_text_and_one_end(client: ollama.Client) -> None:

@@ -1,15 +1,18 @@
 """The openai package as a client: it parses every answer with its own types."""
 
+import base64
 import json
 import math
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import openai
 import pydantic
 import pytest
 
-from tests.serving.running import HOT, Server, image_part, wait_until
+from tests.documents import DOCUMENTS, needs_pdf, needs_video, pdf_of_pictures
+from tests.serving.running import DATA, HOT, Server, image_part, wait_until
 
 WHO: list[Any] = [{"role": "user", "content": "Who are you?"}]
 COLOUR: list[Any] = [
@@ -42,6 +45,27 @@ def test_a_text_question_with_its_usage(client: openai.OpenAI) -> None:
 
 def test_an_image(client: openai.OpenAI) -> None:
     assert re.search(r"\byellow\b", ask(client, COLOUR))
+
+
+@needs_pdf
+@pytest.mark.parametrize("kind", ["image_url", "file"])
+def test_a_document(client: openai.OpenAI, tmp_path: Path, kind: str) -> None:
+    path = pdf_of_pictures(tmp_path / "drawings.pdf", DATA / "card.png", DATA / "drawing.png")
+    url = f"data:application/pdf;base64,{base64.b64encode(path.read_bytes()).decode()}#2"
+    part = {"url": url} if kind == "image_url" else {"file_data": url, "filename": "drawings.pdf"}
+    messages = [{"role": "user", "content": [{"type": kind, kind: part}, COLOUR[0]["content"][1]]}]
+    assert re.search(r"\byellow\b", ask(client, messages))
+    part["url" if kind == "image_url" else "file_data"] = url.replace("#2", "#3")
+    with pytest.raises(openai.BadRequestError, match="has 2 pages, and no page 3"):
+        ask(client, messages)
+
+
+@needs_video
+def test_a_video(client: openai.OpenAI) -> None:
+    encoded = base64.b64encode((DOCUMENTS / "clip.mp4").read_bytes()).decode()
+    part = {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{encoded}"}}
+    messages: Any = [{"role": "user", "content": [part, {"type": "text", "text": "What is this?"}]}]
+    assert ask(client, messages, max_tokens=5)
 
 
 def test_several_turns_and_images(client: openai.OpenAI) -> None:

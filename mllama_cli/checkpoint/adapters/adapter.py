@@ -53,6 +53,12 @@ class Change:
     added: tuple[StoredTensor, float] | None = None
 
     @property
+    def is_low_rank(self) -> bool:
+        """Return whether it adds a product of low rank and does nothing else."""
+        plain = self.low_rank is not None and self.low_rank.magnitude is None
+        return plain and self.whole is None and self.embedding is None and self.added is None
+
+    @property
     def stored(self) -> Iterator[StoredTensor]:
         """Yield the adapter's tensors that it uses."""
         for each in (self.low_rank, self.embedding):

@@ -1,9 +1,10 @@
-"""Merge adapters into the weights of a model, row by row, in float32."""
+"""Merge adapters into the weights of a model, row by row, in float32, or keep their products apart."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mllama_cli.checkpoint.adapters.adapter import WEIGHTS_FILE, Adapter, Change
@@ -34,6 +35,25 @@ class Adapters:
         """Return whether any adapter changes a weight, by our name of it."""
         return name in self._changes
 
+    def rank(self, name: str) -> int:
+        """Return the rank of a weight's change if it is a sum of products of low rank and nothing else, otherwise 0."""
+        found = [change.low_rank for change in self._changes.get(name, ()) if change.is_low_rank]
+        return sum(each.rank for each in found if each) if len(found) == len(self._changes.get(name, ())) else 0
+
+    def factors(self, name: str, outputs: int) -> tuple[Tensor, Tensor]:
+        """Return A [rank, in] and B [outputs, rank] whose product ``rank`` describes, scaled, in float32.
+
+        Raises CheckpointError for NaN and infinity.
+        """
+        first, second = [], []
+        with SliceReader() as slices:
+            for each in (change.low_rank for change in self._changes[name]):
+                assert each is not None
+                first.append(_finite(slices, each.a))
+                b = each.scale * _finite(slices, each.b)[:outputs]
+                second.append(F.pad(b, (0, 0, 0, outputs - len(b))))
+        return torch.cat(first), torch.cat(second, 1)
+
     @property
     def files(self) -> list[Path]:
         """Return the files that say how weights change, in the order of the adapters."""
@@ -57,6 +77,14 @@ class Adapters:
         return result
 
 
+def _finite(slices: SliceReader, stored: StoredTensor, start: int = 0, stop: int | None = None) -> Tensor:
+    """Return rows of an adapter's tensor in float32. Raises CheckpointError for NaN and infinity."""
+    values = slices.rows(stored, start, stop).float()
+    if not bool(torch.isfinite(values).all()):
+        raise CheckpointError(f"{stored.file}: {stored.stored_name} holds NaN or infinity", COPY_AGAIN)
+    return values
+
+
 def _changed(change: Change, block: Tensor, start: int, slices: SliceReader) -> Tensor:
     """Return a float32 block of rows from ``start`` on with one adapter's change.
 
@@ -66,10 +94,7 @@ def _changed(change: Change, block: Tensor, start: int, slices: SliceReader) -> 
 
     def read(stored: StoredTensor, *, all_rows: bool = False) -> Tensor:
         first, last = (0, None) if all_rows else (start, max(start, min(stop, stored.info.shape[0])))
-        values = slices.rows(stored, first, last).to(block.device, torch.float32)
-        if not bool(torch.isfinite(values).all()):
-            raise CheckpointError(f"{stored.file}: {stored.stored_name} holds NaN or infinity", COPY_AGAIN)
-        return values
+        return _finite(slices, stored, first, last).to(block.device)
 
     if change.whole is not None:
         values = read(change.whole)

@@ -115,6 +115,8 @@ def _pack_fp8(label: str, end: str, per_row: int, parts: "Mapping[str, Tensor]")
 
     weight, scale = parts[".weight"].contiguous(), require_finite(parts[end], label)
     rows, inputs = weight.shape
+    if weight.storage_offset() % _PER_WORD or weight.data_ptr() % _PER_WORD:  # a view of a file, at any of its bytes
+        weight = weight.clone()
     scale = scale.view(1, 1) if scale.numel() == 1 else scale.view(scale.shape[0], -1)
     spread = scale.repeat_interleave(per_row, 0)[:rows].contiguous()
     return PackedWeight(weight.view(torch.int32), spread, (rows, inputs), 8, "fp8")

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
 from mllama_cli import kernels
-from mllama_cli.engine.cuda.operands import Operand, groups, module_is_absent, operand
+from mllama_cli.engine.cuda.operands import groups, module_is_absent, operand
 from mllama_cli.engine.forward import Network
+from mllama_cli.quantization.linear import AdaptedLinear
 from mllama_cli.system.paths import cache_folder
 
 Work = Literal["text", "images", "batch"]
@@ -35,18 +37,18 @@ def _mark(network: Network, device: torch.device, work: Work) -> Path:
     """Return a file named by a hash of what determines the kernels: GPU, versions, shapes, formats, sources."""
     model = network.language_model
     loaded = (m for modules in groups(network) for m in modules if not module_is_absent(m))
-    forms = sorted({_form(operand(module)) for module in loaded})
+    forms = sorted({_form(module) for module in loaded})
     system = torch.cuda.get_device_capability(device), torch.__version__
     name = f"{system} {model.config} {model.norm.weight.dtype} {forms} {work} {_sources()}"
     return cache_folder() / "kernels" / sha256(name.encode()).hexdigest()[:16]
 
 
-def _form(matrix: Operand) -> str:
-    return (
-        str(matrix.dtype)
-        if isinstance(matrix, torch.Tensor)
-        else f"{matrix.bits} bits by {matrix.group_size} {matrix.code}"
-    )
+def _form(module: nn.Module) -> str:
+    matrix = operand(module)
+    if isinstance(matrix, torch.Tensor):
+        return str(matrix.dtype)
+    change = f" and rank {module.lora_a.shape[0]}" if isinstance(module, AdaptedLinear) else ""
+    return f"{matrix.bits} bits by {matrix.group_size} {matrix.code}{change}"
 
 
 @cache

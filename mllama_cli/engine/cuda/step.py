@@ -1,19 +1,16 @@
 """One decode step, from token ids to logits, as kernels on static buffers."""
 
-from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mllama_cli.engine.cuda.operands import Operand, operand
+from mllama_cli.engine.cuda.product import Product
 from mllama_cli.engine.forward import Network
 from mllama_cli.engine.parallel.exchange import VocabularyOfRanks
 from mllama_cli.kernels.cuda.attention import Addresses, Scratch, decode_attention, splits_for
 from mllama_cli.kernels.cuda.embed_argmax import embed
-from mllama_cli.kernels.cuda.gemv_api import gemv
-from mllama_cli.kernels.cuda.layout import interleave, interleave_factor
 from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer, MllamaSelfAttentionDecoderLayer
 
 
@@ -43,10 +40,10 @@ class _Layer:
 
     cache_index: int
     cross: bool
-    attention_in: list[Operand]
-    attention_out: list[Operand]
-    mlp_in: list[Operand]
-    mlp_out: list[Operand]
+    attention_in: Product
+    attention_out: Product
+    mlp_in: Product
+    mlp_out: Product
     attention_norm: Tensor
     mlp_norm: Tensor
     query_norm: Tensor | None = None
@@ -60,14 +57,15 @@ class DecodeStep:
     def __init__(self, network: Network, state: State, *, with_images: bool) -> None:
         model, config = network.language_model, network.language_model.config
         self.state, self.config, self.model = state, config, model
-        self.head = [operand(network.lm_head)]
+        batch = state.tokens.shape[0]
+        self.head = Product([network.lm_head], batch)
         self.layers: list[_Layer] = []
         for layer in model.layers:
             assert isinstance(layer, MllamaSelfAttentionDecoderLayer | MllamaCrossAttentionDecoderLayer)
             if with_images or isinstance(layer, MllamaSelfAttentionDecoderLayer):
-                self.layers.append(_layer(layer))
-        self.head_norm = interleave(model.norm.weight.detach(), interleave_factor(self.head[0]))
-        batch, device, dtype = state.tokens.shape[0], state.tokens.device, state.logits.dtype
+                self.layers.append(_layer(layer, batch))
+        self.head_norm = self.head.norm(model.norm.weight)
+        device, dtype = state.tokens.device, state.logits.dtype
         heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
 
         def buffer(size: int) -> Tensor:
@@ -92,40 +90,33 @@ class DecodeStep:
         state, eps = self.state, self.config.rms_norm_eps
         x, y = self.residual
         first = self.layers[0].attention_in if self.layers else self.head
-        form = interleave_factor(first[0])
         table = self.model.embed_tokens.weight.detach()
-        embed(state.tokens, state.positions, table, self.frequencies, x, self.rotation, form)
+        embed(state.tokens, state.positions, table, self.frequencies, x, self.rotation, first.form)
         for index, layer in enumerate(self.layers):
             following = self.layers[index + 1].attention_in if index + 1 < len(self.layers) else self.head
-            form, next_form = interleave_factor(layer.attention_in[0]), interleave_factor(following[0])
-            out_form, mlp_form, down_form = (
-                interleave_factor(weights[0]) for weights in (layer.attention_out, layer.mlp_in, layer.mlp_out)
-            )
+            form, mlp_form, down_form = layer.attention_in.form, layer.mlp_in.form, layer.mlp_out.form
             projected = self.query if layer.cross else self.projected
-            gemv(x, layer.attention_in, projected, norm=layer.attention_norm, eps=eps, in_interleave=form)
+            layer.attention_in.multiply(x, projected, norm=layer.attention_norm, eps=eps)
             query, key, value = (projected, None, None) if layer.cross else self.qkv
             caches, visible = (state.cross_attn, state.ranges) if layer.cross else (state.self_attn, state.positions)
             decode_attention(
                 query, self.attended, self.scratch, caches, visible, cache_index=layer.cache_index,
                 kv_heads=self.config.num_key_value_heads, dim=self.config.head_dim, key=key, value=value,
                 rotation=None if layer.cross else self.rotation, norm=layer.query_norm, eps=eps,
-                out_interleave=out_form,
+                out_interleave=layer.attention_out.form,
             )  # fmt: skip
-            gemv(
-                self.attended, layer.attention_out, y, residual=self._once(x), factor=layer.attention_gate,
-                in_interleave=out_form, out_interleave=mlp_form, residual_interleave=form,
+            layer.attention_out.multiply(
+                self.attended, y, residual=self._once(x), factor=layer.attention_gate,
+                out_interleave=mlp_form, residual_interleave=form,
             )  # fmt: skip
             self._add_up(y)
-            gemv(
-                y, layer.mlp_in, self.inner, norm=layer.mlp_norm, eps=eps, swiglu=True,
-                in_interleave=mlp_form, out_interleave=down_form,
-            )  # fmt: skip
-            gemv(
-                self.inner, layer.mlp_out, x, residual=self._once(y), factor=layer.mlp_gate,
-                in_interleave=down_form, out_interleave=next_form, residual_interleave=mlp_form,
+            layer.mlp_in.multiply(y, self.inner, norm=layer.mlp_norm, eps=eps, swiglu=True, out_interleave=down_form)
+            layer.mlp_out.multiply(
+                self.inner, x, residual=self._once(y), factor=layer.mlp_gate,
+                out_interleave=following.form, residual_interleave=mlp_form,
             )  # fmt: skip
             self._add_up(x)
-        gemv(x, self.head, self.logits, norm=self.head_norm, eps=eps, in_interleave=interleave_factor(self.head[0]))
+        self.head.multiply(x, self.logits, norm=self.head_norm, eps=eps)
         if self.ranks is not None:
             state.logits.copy_(self.ranks.gathered(self.logits))
 
@@ -138,7 +129,7 @@ class DecodeStep:
             self.ranks.group.all_reduce(part)
 
 
-def _layer(layer: MllamaSelfAttentionDecoderLayer | MllamaCrossAttentionDecoderLayer) -> _Layer:
+def _layer(layer: MllamaSelfAttentionDecoderLayer | MllamaCrossAttentionDecoderLayer, batch: int) -> _Layer:
     query_norm = attention_gate = mlp_gate = None
     if isinstance(layer, MllamaCrossAttentionDecoderLayer):
         inputs, output = [layer.cross_attn.q_proj], layer.cross_attn.o_proj
@@ -148,24 +139,18 @@ def _layer(layer: MllamaSelfAttentionDecoderLayer | MllamaCrossAttentionDecoderL
     else:
         attention = layer.self_attn
         inputs, output = [attention.q_proj, attention.k_proj, attention.v_proj], attention.o_proj
-    attention_in, mlp_in = (
-        [operand(each) for each in inputs],
-        [operand(layer.mlp.gate_proj), operand(layer.mlp.up_proj)],
-    )
+    attention_in = Product(inputs, batch)
+    mlp_in = Product([layer.mlp.gate_proj, layer.mlp.up_proj], batch)
     return _Layer(
         cache_index=layer.cache_index,
         cross=isinstance(layer, MllamaCrossAttentionDecoderLayer),
         attention_in=attention_in,
-        attention_out=[operand(output)],
+        attention_out=Product([output], batch),
         mlp_in=mlp_in,
-        mlp_out=[operand(layer.mlp.down_proj)],
-        attention_norm=_norm(layer.input_layernorm.weight, attention_in),
-        mlp_norm=_norm(layer.post_attention_layernorm.weight, mlp_in),
+        mlp_out=Product([layer.mlp.down_proj], batch),
+        attention_norm=attention_in.norm(layer.input_layernorm.weight),
+        mlp_norm=mlp_in.norm(layer.post_attention_layernorm.weight),
         query_norm=query_norm,
         attention_gate=attention_gate,
         mlp_gate=mlp_gate,
     )
-
-
-def _norm(weight: Tensor, reader: Sequence[Operand]) -> Tensor:
-    return interleave(weight.detach(), interleave_factor(reader[0]))

@@ -28,8 +28,9 @@ from mllama_cli.engine.weights.offload import (
 from mllama_cli.engine.weights.place import Placement
 from mllama_cli.engine.weights.read import loaded_bytes, read_tensors
 from mllama_cli.kernels import ops
-from mllama_cli.quantization.linear import QuantizedLinear
+from mllama_cli.quantization.linear import AdaptedLinear, QuantizedLinear
 from mllama_cli.quantization.loading import (
+    adapt_linears,
     dense_shapes,
     quantize_linears,
     repack_linears,
@@ -43,7 +44,8 @@ class StoredWeights:
     """Load a checkpoint's weights into a network on the meta device.
 
     ``dtype`` is the dtype of activations and caches, ``weights_dtype`` that of matrices. The LoRA adapters in the
-    folders ``adapters`` are merged into the weights. Of layers that are cut, only this rank's ``share`` is loaded.
+    folders ``adapters`` are merged into the weights, or kept apart over packed ones. Of layers that are cut, only this
+    rank's ``share`` is loaded.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class StoredWeights:
         self.config, self.network, self.device = opened.config, opened.network, device
         self.reader, self._tied, self._names = opened.reader, opened.tied, list(opened.expected)
         self._adapters = Adapters(adapters, dense_shapes(self.network, self._names))
+        adapt_linears(self.network, self._adapters)
         self._widened = widen_linears(self.network, self._adapters)
         self._quantize = quantize
         self._schemes = repack_linears(self.network, self.reader, quantize, self._adapters, device)
@@ -236,7 +239,19 @@ class StoredWeights:
         return not self._tied and ops.reads_host_memory(self.device)
 
     def _sizes(self, names: list[str]) -> dict[str, int]:
-        return {name: self._widened_bytes(name) if self._is_widened(name) else self._bytes(name) for name in names}
+        return {
+            name: self._change_bytes(name)
+            + (self._widened_bytes(name) if self._is_widened(name) else self._bytes(name))
+            for name in names
+        }
+
+    def _change_bytes(self, name: str) -> int:
+        """Return the bytes of adapters' matrices that are kept apart from this one."""
+        owner, _, attribute = name.rpartition(".")
+        module = self.network.get_submodule(owner)
+        if not isinstance(module, AdaptedLinear) or attribute not in ("weight", "weight_packed"):
+            return 0
+        return (module.lora_a.numel() + module.lora_b.numel()) * self.weights_dtype.itemsize
 
     def _is_widened(self, name: str) -> bool:
         owner, _, attribute = name.rpartition(".")

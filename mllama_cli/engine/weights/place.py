@@ -12,7 +12,7 @@ from mllama_cli.engine.weights.offload import OffloadPlan, is_vision_layer
 from mllama_cli.engine.weights.offloaded_vision import OffloadedVision, to_host
 from mllama_cli.kernels.packed import PackedWeight
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
-from mllama_cli.quantization.linear import QuantizedLinear
+from mllama_cli.quantization.linear import AdaptedLinear, QuantizedLinear
 from mllama_cli.quantization.loading import merge_into, quantize_into
 from mllama_cli.quantization.schemes import Scheme
 
@@ -50,6 +50,9 @@ class Placement:
         """Make a stored tensor the network's parameter of that name. ``file`` is for error messages."""
         owner, _, attribute = name.rpartition(".")
         module = self._modules[owner]
+        if isinstance(module, AdaptedLinear) and module.lora_a.is_meta:
+            change = self._adapters.factors(f"{owner}.weight", module.whole[0])
+            module.fill_change(*(each.to(self._device_of(name), self._weights_dtype) for each in change))
         if isinstance(tensor, PackedWeight):
             assert isinstance(module, QuantizedLinear)
             module.fill_checked(name, tensor, self._device_of(name))

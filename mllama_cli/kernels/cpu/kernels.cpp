@@ -270,7 +270,8 @@ static inline bytes32 same_four(const int8_t *from) {
 
 // ---- 8-bit activations ----
 //
-// ``values``: for 4-bit weights, each 64 are stored as 32 even ones, then 32 odd ones, like the nibbles; else in order.
+// ``values``: for 4-bit weights, each 64 are stored as 32 even ones, then 32 odd ones, like the nibbles (``wide``: each
+// 128 as 64 and 64); else in order.
 // ``scale`` has four copies for each 32 values: lanes 0 to 3 of a sum over 64 belong to the first 32. ``offset`` is what
 // each group's unsigned weights add.
 
@@ -280,6 +281,7 @@ struct Activations {
     int64_t rows;
     int8_t *values;
     float *scale, *offset;
+    bool wide;
 
     int64_t length() const { return w->blocks32() * 32; }
     int64_t groups() const { return eights(w->groups); }
@@ -320,8 +322,9 @@ static void quantize_row(void *job, int64_t m) {
         int32_t flat[32];
         memcpy(flat, q, sizeof flat);
         if (w.bits == 4) {
-            int8_t *even = values + b / 2 * 64 + b % 2 * 16;
-            for (int i = 0; i < 16; i++) even[i] = flat[2 * i], even[i + 32] = flat[2 * i + 1];
+            const int64_t half = a.wide ? 64 : 32, in_half = half / 16;
+            int8_t *even = values + b / in_half * 2 * half + b % in_half * 16;
+            for (int i = 0; i < 16; i++) even[i] = flat[2 * i], even[i + half] = flat[2 * i + 1];
         } else {
             for (int i = 0; i < 32; i++) values[b * 32 + i] = flat[i];
         }
@@ -342,62 +345,141 @@ struct Job {
     int first, kind;
 };
 
-template <int M> static void few_int8(void *job, int64_t index) {
-    const Job &j = *(Job *)job;
+// R rows of the matrix at a time, so that their sums do not wait for one another.
+template <int M, int R> static inline void rows_int8(const Job &j, int64_t n, float *scale) {
     const Matrix &w = *j.w;
     const Activations &a = *j.a;
-    const int64_t end = w.n < (index + 1) * j.piece ? w.n : (index + 1) * j.piece, blocks = w.blocks32();
+    const int64_t blocks = w.blocks32(), whole = w.k / 64, stride = eights(w.groups);
     const bool narrow = w.group() == 32;
-    const int64_t in_group = narrow ? 1 : w.group() / 64, whole = w.k / 64;
-    static thread_local Buffer buffer;
-    float *scale = (float *)buffer.get(eights(w.groups) * 5 * sizeof(float)), *spread = scale + eights(w.groups);
-    for (int64_t n = index * j.piece; n < end; n++) {
-        const uint8_t *row = w.row(n);
-        w.scales(n, scale);
-        f8 sums[M] = {};
-        auto block = [&](int64_t b, const uint8_t *from, f8 *into) {
-            bytes32 packed = load<bytes32>(from), low = packed & 15, high = packed >> 4;
-            for (int m = 0; m < M; m++) {
-                const int8_t *v = a.values + m * a.length() + b * 64;
-                Sums s = dot(dot(Sums{}, low, load<bytes32>(v)), high, load<bytes32>(v + 32));
-                into[m] += floats(total(s)) * load<f8>(a.scale + (m * blocks + b * 2) * 4);
-            }
-        };
-        auto last_block = [&](int64_t b, f8 *into) {
-            uint8_t last[32] = {};
-            memcpy(last, row + b * 32, w.row_bytes - b * 32);
-            block(b, last, into);
-        };
-        if (narrow) {
-            for (int64_t g = 0; g < blocks; g++)
-                for (int i = 0; i < 4; i++) spread[g * 4 + i] = scale[g];
-            for (int64_t b = 0; b < blocks / 2; b++) {
-                f8 part[M] = {};
-                if (b < whole) block(b, row + b * 32, part);
-                else last_block(b, part);
-                for (int m = 0; m < M; m++) sums[m] += part[m] * load<f8>(spread + b * 8);
-            }
-        } else {
-            for (int64_t g = 0, b = 0; g < w.groups; g++) {
-                f8 part[M] = {};
-                const int64_t stop = b + in_group;
-                for (; b + 2 <= stop && b + 2 <= whole; b += 2) {  // a cache line at a time
-                    __builtin_prefetch(row + b * 32 + PREFETCH_BYTES);
-                    block(b, row + b * 32, part);
-                    block(b + 1, row + b * 32 + 32, part);
-                }
-                if (b < stop && b < whole) block(b, row + b * 32, part), b++;
-                if (b < stop) last_block(b, part), b++;
-                for (int m = 0; m < M; m++) sums[m] += part[m] * scale[g];
+    const int64_t in_group = narrow ? 1 : w.group() / 64;
+    const uint8_t *rows[R];
+    for (int r = 0; r < R; r++) {
+        rows[r] = w.row(n + r);
+        w.scales(n + r, scale + r * stride);
+    }
+    f8 sums[R][M] = {};
+    auto block = [&](int64_t b, int r, const uint8_t *from, f8 (&into)[R][M]) {
+        bytes32 packed = load<bytes32>(from), low = packed & 15, high = packed >> 4;
+        for (int m = 0; m < M; m++) {
+            const int8_t *v = a.values + m * a.length() + b * 64;
+            Sums s = dot(dot(Sums{}, low, load<bytes32>(v)), high, load<bytes32>(v + 32));
+            into[r][m] += floats(total(s)) * load<f8>(a.scale + (m * blocks + b * 2) * 4);
+        }
+    };
+    auto last_block = [&](int64_t b, int r, f8 (&into)[R][M]) {
+        uint8_t last[32] = {};
+        memcpy(last, rows[r] + b * 32, w.row_bytes - b * 32);
+        block(b, r, last, into);
+    };
+    if (narrow) {
+        for (int64_t b = 0; b < blocks / 2; b++) {
+            f8 part[R][M] = {};
+            for (int r = 0; r < R; r++) {
+                const float *by = scale + r * stride + 2 * b;
+                const f8 two = {by[0], by[0], by[0], by[0], by[1], by[1], by[1], by[1]};
+                if (b < whole) block(b, r, rows[r] + b * 32, part);
+                else last_block(b, r, part);
+                for (int m = 0; m < M; m++) sums[r][m] += part[r][m] * two;
             }
         }
-        for (int m = 0; m < M && m < j.rows - j.first; m++) {
-            const float *offset = a.offset + m * a.groups();
-            for (int64_t g = 0; g < w.groups; g += 8) sums[m] += load<f8>(offset + g) * load<f8>(scale + g);
-            j.out[(j.first + m) * w.n + n] = sum(sums[m]);
+    } else {
+        for (int64_t g = 0, b = 0; g < w.groups; g++) {
+            f8 part[R][M] = {};
+            const int64_t stop = b + in_group;
+            for (; b + 2 <= stop && b + 2 <= whole; b += 2)  // a cache line at a time
+                for (int r = 0; r < R; r++) {
+                    __builtin_prefetch(rows[r] + R * w.row_bytes + b * 32);  // the next R rows
+                    block(b, r, rows[r] + b * 32, part);
+                    block(b + 1, r, rows[r] + b * 32 + 32, part);
+                }
+            for (; b < stop; b++)
+                for (int r = 0; r < R; r++)
+                    if (b < whole) block(b, r, rows[r] + b * 32, part);
+                    else last_block(b, r, part);
+            for (int r = 0; r < R; r++)
+                for (int m = 0; m < M; m++) sums[r][m] += part[r][m] * scale[r * stride + g];
+        }
+    }
+    for (int m = 0; m < M && m < j.rows - j.first; m++) {
+        const float *offset = a.offset + m * a.groups();
+        for (int r = 0; r < R; r++) {
+            for (int64_t g = 0; g < w.groups; g += 8) sums[r][m] += load<f8>(offset + g) * load<f8>(scale + r * stride + g);
+            j.out[(j.first + m) * w.n + n + r] = sum(sums[r][m]);
         }
     }
 }
+
+template <int M> static void few_int8(void *job, int64_t index) {
+    constexpr int R = M <= 2 ? 2 : 1;
+    const Job &j = *(Job *)job;
+    const Matrix &w = *j.w;
+    const int64_t end = w.n < (index + 1) * j.piece ? w.n : (index + 1) * j.piece;
+    static thread_local Buffer buffer;
+    float *scale = (float *)buffer.get(R * eights(w.groups) * sizeof(float));
+    int64_t n = index * j.piece;
+    for (; n + R <= end; n += R) rows_int8<M, R>(j, n, scale);
+    for (; n < end; n++) rows_int8<M, 1>(j, n, scale);
+}
+
+// The same with vectors of 64 bytes, for groups of 128 elements or a multiple, R rows of the matrix at a time: sums of
+// several rows do not wait for one another.
+#if defined(X86) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#define WIDE 1
+
+template <int M, int R> static inline void wide_rows_int8(const Job &j, int64_t n, float *scale) {
+    const Matrix &w = *j.w;
+    const Activations &a = *j.a;
+    const int64_t blocks = w.blocks32(), in_group = w.group() / 128, stride = eights(w.groups);
+    const __m512i nibble = _mm512_set1_epi8(15);
+    const uint8_t *row = w.row(n);
+    for (int r = 0; r < R; r++) w.scales(n + r, scale + r * stride);
+    __m512 sums[R][M];
+    for (int r = 0; r < R; r++)
+        for (int m = 0; m < M; m++) sums[r][m] = _mm512_setzero_ps();
+    for (int64_t g = 0, b = 0; g < w.groups; g++) {
+        __m512 by[R];
+        for (int r = 0; r < R; r++) by[r] = _mm512_set1_ps(scale[r * stride + g]);
+        for (const int64_t stop = b + in_group; b < stop; b++) {
+            for (int r = 0; r < R; r++) {
+                const uint8_t *from = row + r * w.row_bytes + b * 64;
+                __builtin_prefetch(from + R * w.row_bytes);
+                const __m512i packed = _mm512_loadu_si512(from), low = _mm512_and_si512(packed, nibble);
+                const __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), nibble);
+                for (int m = 0; m < M; m++) {
+                    const int8_t *v = a.values + m * a.length() + b * 128;
+                    __m512i s = _mm512_dpbusd_epi32(_mm512_setzero_si512(), low, _mm512_loadu_si512(v));
+                    s = _mm512_dpbusd_epi32(s, high, _mm512_loadu_si512(v + 64));
+                    const __m512 part = _mm512_mul_ps(by[r], _mm512_loadu_ps(a.scale + (m * blocks + b * 4) * 4));
+                    sums[r][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s), part, sums[r][m]);
+                }
+            }
+        }
+    }
+    for (int m = 0; m < M && m < j.rows - j.first; m++) {
+        const float *offset = a.offset + m * a.groups();
+        for (int r = 0; r < R; r++) {
+            f8 last = {};
+            for (int64_t g = 0; g < w.groups; g += 8) last += load<f8>(offset + g) * load<f8>(scale + r * stride + g);
+            j.out[(j.first + m) * w.n + n + r] = _mm512_reduce_add_ps(sums[r][m]) + sum(last);
+        }
+    }
+}
+
+template <int M> static void few_int8_wide(void *job, int64_t index) {
+    constexpr int R = 4 / M;
+    const Job &j = *(Job *)job;
+    const Matrix &w = *j.w;
+    const int64_t end = w.n < (index + 1) * j.piece ? w.n : (index + 1) * j.piece;
+    static thread_local Buffer buffer;
+    float *scale = (float *)buffer.get(R * eights(w.groups) * sizeof(float));
+    int64_t n = index * j.piece;
+    for (; n + R <= end; n += R) wide_rows_int8<M, R>(j, n, scale);
+    for (; n < end; n++) wide_rows_int8<M, 1>(j, n, scale);
+}
+#else
+#define WIDE 0
+template <int M> static void few_int8_wide(void *, int64_t) {}
+#endif
 
 // ---- few rows in float32 ----
 
@@ -746,10 +828,13 @@ int mllama_packed_int8(const float *x, int64_t m, const uint8_t *packed, const v
     const int64_t scales = rows * w.blocks32() * 4 * sizeof(float), offsets = rows * eights(groups) * sizeof(float);
     char *memory = kept.get(values + scales + offsets);
     if (!memory) return 1;
-    Activations a{x, &w, m, (int8_t *)memory, (float *)(memory + values), (float *)(memory + values + scales)};
+    Activations a{x, &w, m, (int8_t *)memory, (float *)(memory + values), (float *)(memory + values + scales), false};
+    a.wide = WIDE && m <= few && bits == 4 && w.group() % 128 == 0 && k % 128 == 0;
     parallel(m * k < 65536 ? 1 : threads, rows, quantize_row, &a);
     Job job{&w, &a, nullptr, m, piece_of(w), length, out, 0, 0};
-    if (m <= few && bits == 4) {
+    if (a.wide) {
+        parallel(threads, pieces(n, job.piece), m <= 1 ? few_int8_wide<1> : m <= 2 ? few_int8_wide<2> : few_int8_wide<4>, &job);
+    } else if (m <= few && bits == 4) {
         parallel(threads, pieces(n, job.piece), m <= 1 ? few_int8<1> : m <= 2 ? few_int8<2> : few_int8<4>, &job);
     } else {
         job.piece = 32;

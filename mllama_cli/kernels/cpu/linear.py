@@ -27,17 +27,25 @@ PART_BYTES = 8 * 2**20
 """Size of the float32 buffer: large enough for a fast product, small compared to any matrix that matters."""
 
 
-def dense(x: Tensor, weight: Tensor, *, exact: bool) -> Tensor:
+def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, exact: bool) -> Tensor:
     """Multiply x [..., in] by the transposed bfloat16 or float16 matrix [out, in] in float32; return x's dtype."""
-    rows = _rows(x)
     kernels = native()
-    if rows.shape[0] <= MAX_GEMV_ROWS and kernels is not None and weight.is_contiguous():
-        out = kernels.half(rows, weight)
-    elif not exact and (rows.shape[0] <= MAX_GEMV_ROWS or (weight.dtype == torch.bfloat16 and multiplies_bfloat16())):
-        out = F.linear(rows.to(weight.dtype), weight).float()
+    few = x.numel() <= MAX_GEMV_ROWS * x.shape[-1]
+    if few and kernels is not None and weight.is_contiguous():
+        out = kernels.half(_rows(x), weight)
+    elif not exact and (few or rounds_to_bfloat16(weight)):
+        narrow = None if bias is None else bias.to(weight.dtype)
+        return F.linear(x.detach().to(weight.dtype), weight, narrow).to(x.dtype)
     else:
-        out = _by_parts(rows, weight.shape, lambda start, stop, part: part.copy_(weight[start:stop]))
+        out = _by_parts(_rows(x), weight.shape, lambda start, stop, part: part.copy_(weight[start:stop]))
+    if bias is not None:
+        out += bias
     return _shaped(out, x)
+
+
+def rounds_to_bfloat16(weight: Tensor) -> bool:
+    """Return whether products of many rows with this matrix take activations in bfloat16, unless ``exact``."""
+    return weight.dtype == torch.bfloat16 and multiplies_bfloat16()
 
 
 def quantized(x: Tensor, weight: PackedWeight, *, exact: bool) -> Tensor:

@@ -53,6 +53,25 @@ NF4_ASSEMBLY = tl.constexpr(lookup_assembly(TABLES["nf4"]))
 FP4_ASSEMBLY = tl.constexpr(lookup_assembly(TABLES["fp4"]))
 
 
+FP8_ASSEMBLY = tl.constexpr("""{
+.reg .b32 even, odd, sign;
+.reg .b16 half<4>;
+shl.b32 even, $4, 8;
+shr.b32 odd, $4, 1;
+and.b32 odd, odd, 0x3F803F80;
+lop3.b32 odd, $4, 0x80008000, odd, 0xEA;
+and.b32 sign, even, 0x80008000;
+shr.b32 even, even, 1;
+lop3.b32 even, even, 0x3F803F80, sign, 0xEA;
+mov.b32 {half0, half2}, even;
+mov.b32 {half1, half3}, odd;
+cvt.f32.f16 $0, half0;
+cvt.f32.f16 $1, half1;
+cvt.f32.f16 $2, half2;
+cvt.f32.f16 $3, half3;
+}""")
+
+
 @triton.jit
 def word_of_table(words, CODE: tl.constexpr):
     """Return the values of the eight codes in each word, as a tuple."""
@@ -70,24 +89,7 @@ def word_of_fp8(words):
     Shifted by a bit, they are float16 numbers, which have one bit more of exponent.
     """
     return tl.inline_asm_elementwise(
-        """{
-        .reg .b32 even, odd, sign;
-        .reg .b16 half<4>;
-        shl.b32 even, $4, 8;
-        shr.b32 odd, $4, 1;
-        and.b32 odd, odd, 0x3F803F80;
-        lop3.b32 odd, $4, 0x80008000, odd, 0xEA;
-        and.b32 sign, even, 0x80008000;
-        shr.b32 even, even, 1;
-        lop3.b32 even, even, 0x3F803F80, sign, 0xEA;
-        mov.b32 {half0, half2}, even;
-        mov.b32 {half1, half3}, odd;
-        cvt.f32.f16 $0, half0;
-        cvt.f32.f16 $1, half1;
-        cvt.f32.f16 $2, half2;
-        cvt.f32.f16 $3, half3;
-        }""",
-        "=f,=f,=f,=f,r", [words], (tl.float32, tl.float32, tl.float32, tl.float32), True, 1,
+        FP8_ASSEMBLY, "=f,=f,=f,=f,r", [words], (tl.float32, tl.float32, tl.float32, tl.float32), True, 1,
     )  # fmt: skip
 
 

@@ -88,6 +88,18 @@ def test_packed_matrices_are_bitwise_the_tool_s_own(name: str, tmp_path: Path) -
     assert torch.equal(dequantize(packed.rows(100, 107), expected.dtype), expected.view(packed.shape)[100:107])
 
 
+@pytest.mark.parametrize("name", ["nf4", "FP8_DYNAMIC"])
+def test_bytes_at_any_place_of_a_file_are_packed(name: str, tmp_path: Path) -> None:
+    tensors, expected = FORMS[name][0](matrix())
+    form, _, parts = read_back(written(tmp_path / "model", tensors))
+    weight = parts[".weight"]
+    moved = torch.empty(weight.numel() + 1, dtype=torch.uint8)[1:]
+    moved.copy_(weight.view(torch.uint8).flatten())
+    assert form.packed is not None
+    packed = form.packed({**parts, ".weight": moved.view(weight.dtype).view(weight.shape)})
+    assert torch.equal(dequantize(packed, expected.dtype), expected.view(packed.shape))
+
+
 def test_a_table_of_another_kind_is_read_dense(tmp_path: Path) -> None:
     tensors, _ = FORMS["nf4"][0](matrix())
     tensors[".weight.quant_map"] = tensors[".weight.quant_map"] * 2

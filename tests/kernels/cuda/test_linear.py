@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.triton_here import DEVICE, apart  # isort: skip  (first: it prepares Triton)
+from mllama_cli.kernels.codes import Code
 from mllama_cli.kernels.cuda.dequantize import dequantize
 from mllama_cli.kernels.cuda.gemv_api import GemvTile, gemv
 from mllama_cli.kernels.cuda.layout import interleave
@@ -24,6 +25,16 @@ def packed(rows: int, inputs: int, bits: int, group: int) -> PackedWeight:
     q = torch.randint(-(1 << (bits - 1)), 1 << (bits - 1), (rows, inputs), device=DEVICE)
     scale = (torch.rand(rows, inputs // group, device=DEVICE) + 0.1) / 2**bits / inputs**0.5
     return PackedWeight(pack(q, bits), scale, (rows, inputs), bits)
+
+
+def coded(rows: int, inputs: int, code: Code, group: int) -> PackedWeight:
+    """Return a random matrix of numbers that are not integers."""
+    bits = 8 if code == "fp8" else 4
+    numbers = torch.randint(0, 256, (rows, inputs * bits // 8), dtype=torch.uint8, device=DEVICE)
+    if code == "fp8":
+        numbers = torch.randn(rows, inputs, device=DEVICE).to(torch.float8_e4m3fn).view(torch.uint8)
+    scale = (torch.rand(rows, inputs // group, device=DEVICE) + 0.1) / inputs**0.5
+    return PackedWeight(numbers.view(torch.int32), scale, (rows, inputs), bits, code)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +135,41 @@ def test_persistent_programs(bits: int, inputs: int, group: int, rows: tuple[int
         tile=tile,
     )
     assert apart(out, F.silu(F.linear(h, reference_dequantize(gate))) * F.linear(h, reference_dequantize(up))) < 4e-4
+
+
+@pytest.mark.parametrize("code", ["nf4", "fp4", "fp8"])
+@pytest.mark.parametrize(
+    "tile", [None, GemvTile(4, 16, 1), GemvTile(8, 64, 2, programs=2)], ids=["chosen", "tiles", "persistent"]
+)
+def test_tables_and_floats_of_8_bits(code: Code, tile: GemvTile | None) -> None:
+    torch.manual_seed(7)
+    bits = 8 if code == "fp8" else 4
+    form = 32 // bits
+    x, norm, residual = drawn(2, 384), drawn(384), drawn(2, 48)
+    weights = [coded(n, 384, code, 64 if bits == 4 else 128) for n in (32, 16)]
+    out = torch.full_like(residual, torch.nan)
+    gemv(
+        interleave(x, form), weights, out, norm=interleave(norm, form), eps=EPS, residual=residual, in_interleave=form,
+        tile=tile,
+    )  # fmt: skip
+    h = rms_norm(x, norm, EPS)
+    assert apart(out, residual + F.linear(h, torch.cat([reference_dequantize(w) for w in weights]))) < 4e-4
+
+    gate, up = coded(32, 384, code, 384), coded(32, 384, code, 384)
+    out = torch.full((2, 32), torch.nan, device=DEVICE)
+    gemv(interleave(h, form), [gate, up], out, swiglu=True, in_interleave=form, tile=tile)
+    assert apart(out, F.silu(F.linear(h, reference_dequantize(gate))) * F.linear(h, reference_dequantize(up))) < 4e-4
+
+
+@pytest.mark.parametrize("code", ["nf4", "fp4", "fp8"])
+def test_every_code_is_unpacked_as_the_reference_does(code: Code) -> None:
+    inputs = 256
+    numbers = torch.arange(256, dtype=torch.uint8).repeat(3, 1)
+    numbers[numbers & 127 == 127] = 0  # no numbers of E4M3
+    bits = 8 if code == "fp8" else 4
+    words = numbers[:, : inputs * bits // 8].contiguous().view(torch.int32).to(DEVICE)
+    weight = PackedWeight(words, torch.tensor([[1.0], [0.37], [-1e-3]], device=DEVICE), (3, inputs), bits, code)
+    assert torch.equal(dequantize(weight, torch.float32), reference_dequantize(weight))
 
 
 @pytest.mark.parametrize(("bits", "inputs", "group"), [(4, 256, 64), (8, 200, 200), (4, 36, 12)])

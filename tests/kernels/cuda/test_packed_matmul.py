@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.triton_here import DEVICE, apart  # isort: skip  (first: it prepares Triton)
+from mllama_cli.kernels.codes import Code
 from mllama_cli.kernels.cuda import dequantize as many_rows
 from mllama_cli.kernels.cuda.packed_matmul import MatmulTile, packed_matmul, supports
 from mllama_cli.kernels.packed import PackedWeight, dequantize, pack
@@ -38,6 +39,21 @@ def test_the_product_is_that_of_the_unpacked_matrix(
     assert supports(x, weight)
     exact = x.double() @ dequantize(weight, torch.float32).double().T
     assert apart(packed_matmul(x, weight, tile), exact) < NOISE
+
+
+@pytest.mark.parametrize(("code", "bits"), [("nf4", 4), ("fp4", 4), ("fp8", 8)])
+@pytest.mark.parametrize("count", [1, 8, 40])
+def test_tables_and_floats_of_8_bits(code: Code, bits: int, count: int) -> None:
+    torch.manual_seed(count)
+    numbers = torch.randint(0, 256, (70, 512 * bits // 8), dtype=torch.uint8)
+    if code == "fp8":
+        numbers = torch.randn(70, 512).to(torch.float8_e4m3fn).view(torch.uint8)
+    scale = (torch.rand(70, 8) + 0.1) / 512**0.5
+    weight = PackedWeight(numbers.view(torch.int32).to(DEVICE), scale.to(DEVICE), (70, 512), bits, code)
+    x = torch.randn(count, 512, device=DEVICE).half()
+    assert supports(x, weight)
+    exact = x.double() @ dequantize(weight, torch.float32).double().T
+    assert apart(packed_matmul(x, weight), exact) < NOISE
 
 
 @pytest.mark.parametrize("count", [1, many_rows.MAX_PACKED_MATMUL_ROWS, many_rows.MAX_PACKED_MATMUL_ROWS + 1])

@@ -1,0 +1,173 @@
+"""Shards and captions in an object store that fails now and then."""
+
+import io
+import random
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from mllama_cli.captioning.shards import remote_store
+from mllama_cli.captioning.shards.entry import ReadOptions
+from mllama_cli.captioning.shards.paths import find_shards
+from mllama_cli.captioning.shards.reading import ShardRead, read_shards
+from mllama_cli.captioning.shards.store import StoreError
+from mllama_cli.captioning.shards.stores import store_of
+from mllama_cli.core.errors import UsageError
+from tests.captioning.shards.conftest import FaultyStore
+from tests.captioning.shards.test_run import rows, run
+from tests.shards import make_shards
+
+FAILS = [0.0] * 200
+
+
+def upload(folder: Path, prefix: str) -> None:
+    store = store_of(prefix)
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            assert store.publish(file, f"{prefix}/{path.name}")
+
+
+def test_files_are_created_once_listed_and_removed(s3: FaultyStore, prefix: str) -> None:
+    store = store_of(prefix)
+    assert store.names(prefix) == []
+    assert store.read(f"{prefix}/a") is None
+    assert store.create(f"{prefix}/a", b"first")
+    assert not store.create(f"{prefix}/a", b"second")
+    assert store.read(f"{prefix}/a") == b"first"
+    store.write(f"{prefix}/x/b", b"third")
+    assert not store.publish(io.BytesIO(b"fourth"), f"{prefix}/x/b")
+    assert sorted(store.names(f"{prefix}/")) == ["a", "x/b"]
+    store.remove(f"{prefix}/a")
+    store.remove(f"{prefix}/a")
+    assert not store.exists(f"{prefix}/a")
+    with pytest.raises(StoreError, match="no such file"):
+        store.open(f"{prefix}/a")
+
+
+def test_large_files_appear_whole_once(s3: FaultyStore, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_store, "BLOCK_BYTES", 5 * 2**20)
+    store, data = store_of(prefix), random.Random(1).randbytes(11 * 2**20)
+    assert store.publish(io.BytesIO(data), f"{prefix}/large")
+    assert not store.publish(io.BytesIO(bytes(len(data))), f"{prefix}/large")
+    s3.faults += [0.0] * 3
+    with store.open(f"{prefix}/large") as file:
+        file.seek(7)
+        s3.faults += [0.0] * 6
+        assert file.read() == data[7:]
+
+
+def test_what_seemed_to_fail_and_was_carried_out_counts(s3: FaultyStore, prefix: str) -> None:
+    s3.faults, s3.after = [0.0], True
+    assert store_of(prefix).create(f"{prefix}/a", b"ours")
+
+
+def test_a_store_that_goes_on_failing_is_an_error(s3: FaultyStore, prefix: str) -> None:
+    s3.faults += FAILS
+    with pytest.raises(StoreError, match="the store failed 7 times"):
+        store_of(prefix).write(f"{prefix}/a", b"")
+
+
+def test_a_late_answer_is_asked_for_again(s3: FaultyStore, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_store, "_S3_CONFIG", {"read_timeout": 0.3, "retries": {"total_max_attempts": 1}})
+    remote_store.RemoteStore.of.cache_clear()
+    try:
+        store = store_of(prefix)
+        s3.faults += [1.0, 1.0]
+        store.write(f"{prefix}/a", b"late")
+        assert store.read(f"{prefix}/a") == b"late"
+    finally:
+        remote_store.RemoteStore.of.cache_clear()
+
+
+def test_shards_of_a_store_that_fails_give_what_local_ones_give(s3: FaultyStore, prefix: str, tmp_path: Path) -> None:
+    make_shards(tmp_path / "in", 3, 2, 3)
+    run(find_shards([str(tmp_path / "in")]), tmp_path / "out")
+    upload(tmp_path / "in", prefix)
+    rng = random.Random(5)
+
+    class Failing(list[float]):
+        """A third of all requests fail."""
+
+        def __bool__(self) -> bool:
+            return rng.random() < 0.3
+
+        def pop(self, index: object = 0) -> float:
+            return 0.0
+
+    s3.faults = Failing()
+    try:
+        shards = find_shards([f"{prefix}/{{00000..00002}}.tar", f"{prefix}/*.parquet"])
+        assert [shard.name for shard in find_shards([f"{prefix}/"])] == [shard.name for shard in shards]
+        run_to(shards, f"{prefix}/out")
+    finally:
+        s3.faults = []
+    store = store_of(prefix)
+    (tmp_path / "copy").mkdir()
+    for name in store.names(f"{prefix}/out"):
+        with store.open(f"{prefix}/out/{name}") as file:
+            (tmp_path / "copy" / name).write_bytes(file.read())
+    assert rows(tmp_path / "copy") == rows(tmp_path / "out")
+    assert len(rows(tmp_path / "out")) == 5
+
+
+def run_to(shards: list, address: str) -> None:  # type: ignore[type-arg]
+    from mllama_cli.captioning.decoding import DecodingPool
+    from mllama_cli.captioning.postprocess import Postprocess
+    from mllama_cli.captioning.prompts import PromptTemplate
+    from mllama_cli.captioning.shards.destination import ShardDestination
+    from mllama_cli.captioning.shards.run import caption_shards, plan_shards
+    from tests.captioning.shards.test_run import Reader
+
+    store = store_of(address)
+    plan = plan_shards(shards, store, address, "parquet")
+    destination = ShardDestination(store, address, "parquet")
+    prompt, options = PromptTemplate("How wide?"), ReadOptions()
+    list(
+        caption_shards(plan, plan.pending, Reader(), destination, prompt, Postprocess(), options, pool=DecodingPool(0))
+    )
+
+
+def test_shards_of_a_web_server_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    pytest.importorskip("fsspec")
+    pytest.importorskip("aiohttp")
+    make_shards(tmp_path, 1, 0, 3)
+    handler: type[SimpleHTTPRequestHandler] = type(
+        "Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None}
+    )
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/{{00000..00000}}.tar"
+        *entries, end = list(read_shards(find_shards([address]), ReadOptions()))[1:]
+        server.shutdown()
+    assert end == ShardRead(find_shards([address])[0])
+    assert len(entries) == 3
+
+
+@pytest.mark.parametrize(("package", "scheme"), [("s3fs", "s3"), ("gcsfs", "gs"), ("aiohttp", "https")])
+def test_a_missing_package_is_named(package: str, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec = pytest.importorskip("fsspec")
+
+    def absent(*_: object, **__: object) -> None:
+        raise ImportError
+
+    monkeypatch.setattr(fsspec, "filesystem", absent)
+    remote_store.RemoteStore.of.cache_clear()
+    with pytest.raises(UsageError, match=f"package {package}") as caught:
+        store_of(f"{scheme}://bucket/x.tar")
+    assert caught.value.hint == f"Run `pip install {package}`."
+
+
+def test_pyarrow_is_named_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from mllama_cli.captioning.shards.outputs import new_output
+
+    absent: ModuleType | None = None
+    monkeypatch.setitem(sys.modules, "pyarrow", absent)
+    with pytest.raises(UsageError, match="package pyarrow"):
+        new_output("parquet", None)

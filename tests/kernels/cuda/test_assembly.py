@@ -1,0 +1,120 @@
+"""PTX that no interpreter of Triton runs: evaluated here for every byte, and compiled for GPUs that are not there."""
+
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.triton_here import DEVICE  # isort: skip  (first: it prepares Triton)
+from mllama_cli.kernels.codes import TABLES
+from mllama_cli.kernels.cuda import lookup
+
+
+def evaluate(assembly: str, outputs: int, word: int) -> list[float]:
+    """Return the outputs of PTX without control flow for the input $N, a word of 32 bits."""
+    registers: dict[str, int] = {f"${outputs}": word}
+    results = [float("nan")] * outputs
+
+    def value(operand: str) -> int:
+        return registers[operand] if operand in registers else int(operand, 0)
+
+    for line in re.split(r";", assembly.strip().strip("{}")):
+        name, _, rest = line.strip().partition(" ")
+        halves = re.fullmatch(r"\{(\w+), (\w+)\}, (\w+)", rest)
+        parts = [part.strip() for part in rest.split(",")]
+        if not name or name == ".reg":
+            continue
+        if name == "mov.b32" and halves is not None:
+            registers[halves[1]], registers[halves[2]] = value(halves[3]) & 0xFFFF, value(halves[3]) >> 16
+        elif name == "and.b32":
+            registers[parts[0]] = value(parts[1]) & value(parts[2])
+        elif name == "shl.b32":
+            registers[parts[0]] = value(parts[1]) << value(parts[2]) & 0xFFFFFFFF
+        elif name == "shr.b32":
+            registers[parts[0]] = value(parts[1]) >> value(parts[2])
+        elif name == "lop3.b32":
+            assert parts[4] == "0xEA"  # a & b | c
+            registers[parts[0]] = value(parts[1]) & value(parts[2]) | value(parts[3])
+        elif name == "prmt.b32":
+            pool = struct.pack("<II", value(parts[1]), value(parts[2]))
+            chosen = [value(parts[3]) >> 4 * index & 15 for index in range(4)]
+            assert max(chosen) < 8  # beyond, a byte's sign is repeated
+            registers[parts[0]] = int.from_bytes(bytes(pool[index] for index in chosen), "little")
+        elif name == "cvt.f32.f16":
+            (results[int(parts[0][1:])],) = struct.unpack("<e", struct.pack("<H", value(parts[1])))
+        else:
+            raise AssertionError(f"unknown instruction {line}")
+    return results
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_a_table_is_looked_up_for_every_code_at_every_index(kind: str) -> None:
+    table = torch.tensor(TABLES[kind]).half().float().tolist()
+    for first in range(16):
+        codes = [(first + 3 * index) % 16 for index in range(8)]
+        word = sum(code << 4 * index for index, code in enumerate(codes))
+        assert evaluate(lookup.lookup_assembly(TABLES[kind]), 8, word) == [table[code] for code in codes]
+
+
+def test_float8_becomes_the_same_number_for_every_byte_at_every_index() -> None:
+    numbers = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    for first in range(256):
+        found = [(first + 67 * index) % 256 for index in range(4)]
+        if any(byte & 127 == 127 for byte in found):  # no numbers
+            continue
+        results = evaluate(lookup.FP8_ASSEMBLY.value, 4, int.from_bytes(bytes(found), "little"))
+        assert [256 * result for result in results] == [float(numbers[byte]) for byte in found]
+
+
+COMPILE = """
+import sys
+import triton
+from triton.backends.compiler import GPUTarget
+from mllama_cli.kernels.cuda.{module} import {kernel} as kernel
+target = GPUTarget("cuda", {capability}, 32)
+for code, bits in (("nf4", 4), ("fp4", 4), ("fp8", 8)):
+    constants = dict({constants})
+    types = dict({types})
+    signature = {{name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}}
+    source = triton.compiler.ASTSource(kernel, signature, constants)
+    made = triton.compile(source, target, {{"num_warps": {warps}}})
+    assert made.asm["cubin"]
+    assert "prmt" in made.asm["ptx"] if bits == 4 else "cvt.f32.f16" in made.asm["ptx"]
+"""
+
+GEMV = (
+    "N0=64, N1=64, N2=0, K=4096, BITS=bits, CODE=code, GROUP=64, BLOCK_N=4, BLOCK_Q=64, OUT_INTERLEAVE=1, "
+    "RESIDUAL_INTERLEAVE=1, SWIGLU=True, HAS_NORM=True, HAS_RESIDUAL=False, HAS_FACTOR=False, ASSEMBLY=True, "
+    "EARLY=True, PDL={pdl}"
+)
+GEMV_TYPES = (
+    "x='*bf16', norm='*bf16', residual='*bf16', factor='*fp32', p0='*i32', p1='*i32', p2='*i32', s0='*fp32', "
+    "s1='*fp32', s2='*fp32', out='*bf16', eps='fp32', programs='i32'"
+)
+MATMUL = "BITS=bits, CODE=code, ONE_GROUP=True, EVEN=True, BLOCK_M=16, BLOCK_N=64, BLOCK_W=16, ASSEMBLY=True"
+MATMUL_TYPES = (
+    "x='*bf16', packed='*i32', scale='*bf16', out='*bf16', count='i32', n='i32', words_a_row='i32', "
+    "words_a_group='i32', groups='i32', steps='i32'"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="compiled and run by the other tests there")
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("module", ["packed_gemv", "persistent_gemv", "packed_matmul"])
+def test_kernels_compile_for_a_gpu(module: str, capability: int, tmp_path: Path) -> None:
+    gemv = module != "packed_matmul"
+    script = COMPILE.format(
+        module=module,
+        kernel=f"{module}_kernel",
+        capability=capability,
+        constants=(GEMV if gemv else MATMUL).format(pdl=capability >= 90),
+        types=GEMV_TYPES if gemv else MATMUL_TYPES,
+        warps=4,
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
