@@ -72,10 +72,10 @@ def random_model(
         plan = chosen
         chunk = choose_prefill_chunk(local, dtype.itemsize, "cuda", free - sizes.on_gpu(plan))
     opening = RandomOpening(config, dtype, quantize, plan)
-    team = Team([device, *others]) if others else None
+    team = Team([device, *others], opening, config.text_config) if others else None
     network = opening(Share(0, ranks), device).network
     if team is not None:
-        team.open(opening, local.text_config)
+        team.start()
         share_out(network, team)
     if device.type == "cuda" and not plan.vision and isinstance(network, MllamaForConditionalGeneration):
         network.model.vision_model.fuse_projections()

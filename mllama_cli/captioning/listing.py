@@ -108,15 +108,16 @@ def find_images(
         ImageNotFoundError: a path does not exist, or a glob matches nothing.
         UsageError: there are no images at all.
     """
+    same = _Same()
     found: dict[str, ImageEntry] = {}
     with PageCounter() as counter:
         search = _Search(recursive, pattern, counter)
         for path in paths:
             for entry in search.named(path):
-                found.setdefault(_same(entry.path), entry)
+                found.setdefault(same(entry.path), entry)
         for path in listed:
             for entry in search.listed(path):
-                found.setdefault(_same(entry.path), entry)
+                found.setdefault(same(entry.path), entry)
     if not found and not search.unreadable:
         where = ", ".join(paths) or "the list"
         hint = "" if recursive or not paths else " -r recurses into subfolders."
@@ -125,7 +126,7 @@ def find_images(
         if search.documents:
             hint += f" {search.documents[0]} is a PDF document: name it, or add --glob '*.pdf'."
         raise UsageError(f"There are no pictures in {where}", f"Pictures are files such as .jpg and .png.{hint}")
-    left_out = [path for path in search.left_out if _same(path) not in found]
+    left_out = [path for path in search.left_out if same(path) not in found]
     return Listing(list(found.values()), search.unreadable, left_out, search.documents)
 
 
@@ -135,12 +136,6 @@ def shard_of(entries: Sequence[ImageEntry], index: int, count: int) -> list[Imag
     Stable when files come and go, and the same on every machine.
     """
     return [entry for entry in entries if _hash(entry.key) % count == index - 1]
-
-
-def read_list(text: str, *, nul: bool = False) -> list[str]:
-    """Return the non-blank paths in a list: one a line, or each ended by NUL."""
-    lines = text.split("\0") if nul else text.splitlines()
-    return [line for line in lines if line.strip()]
 
 
 class _Search:
@@ -235,8 +230,18 @@ def _is_misnamed_image(path: str) -> bool:
     return not path.lower().endswith(_TEXT_SUFFIXES) and is_image_file(path)
 
 
-def _same(path: str) -> str:
-    return os.path.normpath(os.path.abspath(path))
+class _Same:
+    """What two paths of the same file have in common, below the folder that is the current one now.
+
+    Mostly that is the path itself, so that a million of them need not be held twice.
+    """
+
+    def __init__(self) -> None:
+        self._current = os.path.join(os.getcwd(), "")
+
+    def __call__(self, path: str) -> str:
+        same = os.path.normpath(path).removeprefix(self._current)
+        return path if same == path else same
 
 
 def _hash(key: str) -> int:

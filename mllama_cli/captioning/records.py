@@ -16,6 +16,9 @@ Format = Literal["jsonl", "csv"]
 MAX_RECORD_BYTES = 16 * 2**20
 """Longest record, far more than a prompt and an answer have."""
 
+MAX_VALUES = 100_000
+"""Most values in a record, also of a caption that is JSON: more is not read, as each would take many bytes."""
+
 _CUT_TEXT = re.compile(r'"(?:[^"\\]|\\.)*\\?|n|nu|nul|', re.DOTALL)
 _CUT_NUMBER = re.compile(r"-?\d*\.?\d*(?:e[+-]?\d*)?")
 
@@ -151,6 +154,8 @@ def records(data: IO[bytes], form: Format) -> Iterator[tuple[bytes, dict[str, An
 
 def _row(raw: bytes) -> list[str]:
     """Return the fields of one CSV record; none if the reader refuses it."""
+    if raw.count(b",") > MAX_VALUES:
+        return []
     try:
         return next(csv.reader(io.StringIO(raw.decode("utf-8", "surrogateescape"), newline="")), [])
     except csv.Error:  # a field beyond its limit
@@ -158,6 +163,8 @@ def _row(raw: bytes) -> list[str]:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
+    if sum(map(line.count, (b",", b"[", b"{"))) > MAX_VALUES:
+        return None
     try:
         value = json.loads(line.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError):

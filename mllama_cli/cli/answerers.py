@@ -123,9 +123,21 @@ class Answerers:
         self._say(status, f"The running engine on {found.client.address} answers.")
         if model.folder is not None:
             found.call_model(model.name)
+            if not found.info.background:  # whose context is the model's own
+                found.open_longer = lambda: self._longer(found, model, status)
             if self._sharing.seconds and (key := self._key(model)) is not None:
                 found.reconnect = lambda: self._started(key, model, status)  # it may end before the next question
         return found
+
+    def _longer(self, found: "RemoteAnswerer", model: ModelChoice, status: "StatusLine") -> "Answerer":
+        """Return the model in this process, for a conversation that is longer than a server's context."""
+        assert model.folder is not None
+        self._say(
+            status,
+            f"The conversation is longer than the context of the engine on {found.client.address}: the model is loaded "
+            f"in this process.",
+        )
+        return self.compute.open_engine(model.folder, model.name)
 
     def _say(self, status: "StatusLine", text: str) -> None:
         if self._verbose:

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mllama_cli.captioning.listing import Listing, find_images, read_list, shard_of
+from mllama_cli.captioning.listing import Listing, find_images, shard_of
 from mllama_cli.cli.caption_request import CaptionInput
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.text import as_number, shown
 from mllama_cli.processing.documents import split_source
 from mllama_cli.system.files import expanded, is_file, is_folder
-from mllama_cli.system.text_file import MAX_LIST_BYTES, decode, read_file, read_stream
+from mllama_cli.system.text_file import open_file, read_list
 
 _LIST_HINT = "Pipe one in: find . -name '*.jpg' | mllama caption -"
 
@@ -75,13 +75,16 @@ def read_lists(paths: Sequence[str], files_from: str | None, null: bool) -> tupl
     if source == "-":
         if sys.stdin is None or sys.stdin.isatty():
             raise UsageError("The list of paths should come from stdin, but stdin is the terminal", _LIST_HINT)
-        data = read_stream(sys.stdin.buffer, "stdin", limit=MAX_LIST_BYTES)
+        listed = list(read_list(sys.stdin.buffer, "stdin", nul=null))
     else:
-        data = read_file(expanded(source), limit=MAX_LIST_BYTES)
-    listed = read_list(decode(data, source, errors="surrogateescape"), nul=null)
+        with open_file(expanded(source)) as file:
+            listed = list(read_list(file, source, nul=null))
     if not listed and paths in ([], ["-"]):
         raise UsageError("The list of paths is empty", _LIST_HINT)
-    return listed, (hashlib.sha256(data).hexdigest(),)
+    digest = hashlib.sha256()
+    for path in listed:
+        digest.update(path.encode("utf-8", "surrogateescape") + b"\0")
+    return listed, (digest.hexdigest(),)
 
 
 def shard_part(shard: str | None) -> tuple[int, int] | None:

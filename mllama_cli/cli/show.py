@@ -106,6 +106,8 @@ def _human_count(count: int) -> str:
 
 
 def _rows(name: str, found: "Inspection", has_template: bool) -> list[tuple[str, str | Path]]:
+    from mllama_cli.engine.parallel.plan import possible_ranks
+
     text, vision = found.config.text_config, found.config.vision_config
     cross = len(text.cross_attention_layers)
     generation = found.generation
@@ -143,6 +145,8 @@ def _rows(name: str, found: "Inspection", has_template: bool) -> list[tuple[str,
         ("defaults", sampling),
         ("stop tokens", _named_tokens(found.path, generation.eos_token_id or text.eos_token_id)),
     ]
+    if counts := possible_ranks(text):
+        rows.append(("several GPUs", f"{' or '.join(map(str, counts))} can share it"))
     if found.license:
         rows.append(("licence", found.license))
     return rows

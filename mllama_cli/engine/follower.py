@@ -47,8 +47,11 @@ class Follower:
         self._model = self._network.language_model
         self.twins = Twins(self._model.config, self._dtype, device)
         self._generators: dict[int, Generator[object, None, object]] = {}
+        connection.send("open")
+        connection.recv()
         self._group = Group.meet(request.meeting, request.share, device)
-        connect(self._network, self._group)
+        if self._weights is None:
+            connect(self._network, self._group)
         self._decoder = CapturedDecoder(self._network, self._dtype, device)
 
     def call(self, operation: str, arguments: Sequence[Any]) -> None:
@@ -56,10 +59,12 @@ class Follower:
 
     def load(self, parts: set[str]) -> None:
         try:
-            weights = self._weights
-            missing = parts - weights.loaded if weights is not None else ()
-            for _ in weights.load(missing) if weights is not None and missing else ():
+            assert self._weights is not None
+            is_first = not self._weights.loaded
+            for _ in self._weights.load(parts):
                 pass
+            if is_first:
+                connect(self._network, self._group)
         except MllamaError as error:
             self._connection.send(Failure(type(error), error.message, error.hint))
         else:
@@ -138,7 +143,7 @@ def follow(connection: Connection) -> None:
             connection.send(Failure(type(error), error.message, error.hint))
             connection.recv()
             return
-        connection.send("open")
+        connection.send("met")
         with torch.inference_mode():
             while True:
                 operation, arguments = follower.twins.read(connection.recv_bytes())
@@ -165,7 +170,7 @@ def follow_at(file: Path, rank: int) -> None:
 def _end_with(descriptor: int) -> None:
     """End this process when rank 0 hangs up, whatever it is doing: it may wait for a rank that is gone."""
     poll = select.poll()
-    poll.register(descriptor, select.POLLRDHUP)
+    poll.register(descriptor, getattr(select, "POLLRDHUP", select.POLLHUP))  # the former is Linux's
     poll.poll()
     os._exit(0)
 

@@ -90,7 +90,7 @@ class LoadedModel:
         team = None
         if others:
             require_divisible(text, 1 + len(others))
-            team = Team([chosen, *others], meeting)
+            team = Team([chosen, *others], opening, text, meeting)
         opened = open_network(folder, raw)
         config = opened.config
         vision, context = config.vision_config is not None, config.text_config.max_position_embeddings
@@ -99,9 +99,6 @@ class LoadedModel:
         share = team.share if team is not None else WHOLE
         weights = StoredWeights(opened, chosen, dtype, quantize, adapters, share)
         set_exact(opened.network, exact)
-        if team is not None:
-            team.open(CheckpointOpening(folder, dtype, quantize, exact, tuple(adapters)), weights.config.text_config)
-            share_out(opened.network, team)
         return cls(
             opened.network,
             weights.config,
@@ -168,10 +165,14 @@ class LoadedModel:
             yield Notice(self._notice)
             self._notice = ""
         if self.team is not None:
+            if not self.team.is_started:
+                self.team.start()
             self.team.load(missing)
         yield from self.weights.load(missing)
         if self.team is not None:
             self.team.wait()
+            if not self.team.leads:  # not before: a layer runs alone while weights load, to warm up
+                share_out(self.network, self.team)
         free = free_bytes(self.device) if self.device.type == "cuda" else 0
         self.prefill_chunk = choose_prefill_chunk(self.config, self.dtype.itemsize, self.device.type, free)
 

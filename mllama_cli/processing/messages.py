@@ -58,13 +58,16 @@ def load_request(
     Relative image paths in it are relative to the current folder. Raises UsageError for a file that is missing, not
     JSON, or not in the form that ``parse_request`` expects.
     """
+    return parse_request(_load_json(source, stdin), read, to_answer=to_answer)
+
+
+def _load_json(source: str | Path, stdin: BinaryIO | None) -> object:
     name = "stdin" if source == "-" else str(source)
     data = read_stream(stdin or sys.stdin.buffer, name) if source == "-" else read_file(expanded(name))
-    if not data.strip():
+    if not data or data.isspace():
         raise UsageError(f"{name} is empty, where JSON messages were expected", _JSON_HINT)
     lines_hint = "JSON Lines are not supported: wrap the messages in [ ]."
-    values = parse_json(data, name, hint=_JSON_HINT, lines_hint=lines_hint, max_values=_MAX_VALUES)
-    return parse_request(values, read, to_answer=to_answer)
+    return parse_json(data, name, hint=_JSON_HINT, lines_hint=lines_hint, max_values=_MAX_VALUES)
 
 
 def load_messages(

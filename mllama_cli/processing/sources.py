@@ -23,6 +23,8 @@ from mllama_cli.system.text_file import read_limited
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{64,}+={0,2}\s*")  # a picture is never shorter
 _BASE64_PIECE = 1 << 20  # a multiple of four
+_MAX_PATH = 4096
+"""Characters of a path that may exist: a picture in base64 need not be taken apart as one."""
 _MAX_NAME = 150
 """Characters of a missing file's name that an error quotes."""
 
@@ -58,7 +60,7 @@ def read_image(source: str | Path, stdin: BinaryIO | None = None, *, limits: Lim
         return _read_data_url(address, limits)
     match = _SCHEME.match(address)
     if match is None:
-        if is_base64_picture(source) and not is_file(expanded(source)):
+        if is_base64_picture(source) and (len(source) > _MAX_PATH or not is_file(expanded(source))):
             return ImagePart(decode_base64(source, BASE64_NAME, limits), BASE64_NAME)
         return _read_path(Path(source), source, limits)
     source = address

@@ -41,8 +41,8 @@ class Captioner:
     """Caption the pictures of batches, with one engine for each object, which Ray makes in an actor.
 
     A call returns the columns of a file of captions: ``key, caption, finish_reason, tokens, width, height, sha256,
-    model, prompt_hash, error``. What is wrong with a picture is its ``error``, not an exception. Pictures of all calls at once
-    share the engine's slots, so that the end of a batch drains nothing: let several calls run at a time.
+    model, prompt_hash, error``. What is wrong with a picture is its ``error``, not an exception. Pictures of all calls
+    at once share the engine's slots, so that the end of a batch drains nothing: let several calls run at a time.
 
     Example::
 

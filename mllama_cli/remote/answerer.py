@@ -5,9 +5,9 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-from mllama_cli.core.answerer import ModelInfo, Prompt
+from mllama_cli.core.answerer import Answerer, AnswerSession, ModelInfo, Prompt
 from mllama_cli.core.conversation import Conversation
-from mllama_cli.core.errors import EngineError
+from mllama_cli.core.errors import ContextLengthError, EngineError
 from mllama_cli.core.events import Event, GenerationStats, Notice
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.remote.client import Address, Client
@@ -36,12 +36,16 @@ class RemoteAnswerer:
 
     Attributes:
         reconnect: if set, is called once for a question that finds no engine any more, and returns another.
+        open_longer: if set, is called once for a conversation that is longer than the engine's context, and returns
+            the model with a longer one, which answers from then on.
     """
 
     def __init__(self, client: Client, info: EngineInfo, hold: Generator[dict[str, Any]] | None = None) -> None:
         self.client, self.info = client, info
         self._hold = hold
         self.reconnect: Callable[[], RemoteAnswerer] | None = None
+        self.open_longer: Callable[[], Answerer] | None = None
+        self._longer: Answerer | None = None
 
     @property
     def about(self) -> ModelInfo:
@@ -62,6 +66,12 @@ class RemoteAnswerer:
     def session(self) -> "RemoteSession":
         return RemoteSession(self)
 
+    def longer(self) -> Answerer | None:
+        """Return the model with a longer context; None if there is none."""
+        if self._longer is None and self.open_longer is not None:
+            self._longer = self.open_longer()
+        return self._longer
+
     def close(self) -> None:
         """Let the engine go. Questions may still be asked."""
         if self._hold is not None:
@@ -80,6 +90,7 @@ class RemoteSession:
     def __init__(self, answerer: RemoteAnswerer) -> None:
         self._answerer = answerer
         self._notices: set[str] = set()
+        self._longer: AnswerSession | None = None
 
     def stream(self, prompt: Prompt, sampling: Sampling | None = None) -> Generator[Event]:
         """Yield the events of an answer. Closing the generator stops the answer.
@@ -88,9 +99,14 @@ class RemoteSession:
         """
         if isinstance(prompt, Conversation):
             prompt.require_answerable()
+        if self._longer is not None:
+            yield from self._longer.stream(prompt, sampling)
+            return
         question = to_json(Question(prompt, sampling))
         try:
             yield from self._ask(question)
+        except ContextLengthError as error:
+            yield from self._require_longer(error).stream(prompt, sampling)
         except EngineError as error:
             reconnect = self._answerer.reconnect
             if reconnect is None or not error.is_absent:
@@ -100,9 +116,21 @@ class RemoteSession:
 
     def probabilities(self, prompt: Prompt, texts: Sequence[str]) -> Mapping[str, float]:
         """Return how likely each text is as the whole answer, as the engine finds it. Raise as ``stream`` does."""
+        if self._longer is not None:
+            return self._longer.probabilities(prompt, texts)
         client, asked = self._answerer.client, to_json(Choices(prompt, tuple(texts)))
-        found = from_json(Probabilities, client.call("POST", CHOICES_PATH, asked), str(client.address), EngineError)
+        try:
+            found = from_json(Probabilities, client.call("POST", CHOICES_PATH, asked), str(client.address), EngineError)
+        except ContextLengthError as error:
+            return self._require_longer(error).probabilities(prompt, texts)
         return dict(zip(texts, found.probabilities, strict=True))
+
+    def _require_longer(self, error: ContextLengthError) -> AnswerSession:
+        """Return a session with a longer context, which has the conversation from now on. Raise ``error`` if none."""
+        if (longer := self._answerer.longer()) is None:
+            raise error
+        self._longer = longer.session()
+        return self._longer
 
     def _ask(self, question: Any) -> Generator[Event]:
         with closing(self._answerer.client.lines("POST", ANSWER_PATH, question)) as lines:

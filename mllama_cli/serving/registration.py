@@ -32,6 +32,7 @@ def registered(
     with suppress(EngineError, OSError):  # the server is of use all the same
         asked = EngineKey.of(engine.path, device or "auto", dtype or "auto", quantize, exact)
         registration = Registration.create(keys_of(engine, asked))
+    del engine  # which the server drops when nobody uses it
     try:
         yield registration
     finally:

@@ -1,17 +1,28 @@
 """Read JSON and TOML that others wrote, within limits of size, nesting and digits."""
 
+import codecs
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mllama_cli.core.errors import COPY_AGAIN, CheckpointError, MllamaError, UsageError
-from mllama_cli.system.text_file import decode, read_file
+from mllama_cli.system.text_file import decode, read_file, too_large
 
 MAX_JSON_BYTES = 16 * 2**20
 """Largest JSON file of a checkpoint or answer of a hub: an index of 100,000 tensors has 10 MB."""
 MAX_TOML_BYTES = 2**20
 
+_SMALL_BYTES = 4 * 2**20
+"""JSON up to this size is decoded as a whole, whatever is in it."""
+_MAX_STRING_BYTES = 16 * 2**20
+"""Largest strings of such JSON as Python holds them: an emoji makes each character of its string take four bytes."""
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_WIDE = re.compile(rb"[\xc4-\xff]|\\u(?!00)")
+_WIDEST = re.compile(rb"[\xf0-\xff]|\\u[dD][89abAB]")
+_BEYOND_ASCII = re.compile(r"[^\x00-\x7f]+")
+_PIECE_BYTES = 1 << 20
 _MAX_VALUES = 1_000_000
 _MAX_DEPTH = 64
 _MAX_DIGITS = 100
@@ -73,7 +84,7 @@ def read_toml(path: Path, hint: str = "") -> dict[str, Any]:
 
 
 def _parse(loads: Callable[[str], Any], data: bytes, name: str, kind: str, error: type[MllamaError], hint: str) -> Any:
-    text = decode(data, name, error)
+    text = decode(data, name, error) if len(data) <= _SMALL_BYTES else _decode_large(data, name, error)
     try:
         value = loads(text)
         _require_plain(value)
@@ -82,6 +93,40 @@ def _parse(loads: Callable[[str], Any], data: bytes, name: str, kind: str, error
     except ValueError as problem:
         raise error(f"{name} is not valid {kind}: {problem}", hint) from problem
     return value
+
+
+def _decode_large(data: bytes, name: str, error: type[MllamaError]) -> str:
+    """Return JSON text with what is not ASCII escaped, so that a picture in base64 takes a byte for each character.
+
+    Raise ``error`` if its strings would take much more memory than the text.
+    """
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE))
+    if wide or (_WIDE.search(data) and _string_bytes(data) > _MAX_STRING_BYTES):
+        raise too_large(name, _SMALL_BYTES, error)
+    data = data.removeprefix(codecs.BOM_UTF8)
+    if data.isascii():
+        return data.decode("ascii")
+    pieces: list[str] = []
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for start in range(0, len(data), _PIECE_BYTES):
+            piece = decoder.decode(data[start : start + _PIECE_BYTES], final=start + _PIECE_BYTES >= len(data))
+            pieces.append(
+                piece if piece.isascii() else _BEYOND_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], piece)
+            )
+    except UnicodeDecodeError:
+        decode(data, name, error)  # raises, with the position in the whole
+        raise
+    return "".join(pieces)
+
+
+def _string_bytes(data: bytes) -> int:
+    """Return the bytes that Python takes for the strings in JSON, or more."""
+    total = 0
+    for string in _STRING.finditer(data):
+        width = 1 if not _WIDE.search(data, *string.span()) else 2 if not _WIDEST.search(data, *string.span()) else 4
+        total += width * (string.end() - string.start())
+    return total
 
 
 def _require_plain(value: Any) -> None:

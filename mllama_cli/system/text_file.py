@@ -3,15 +3,19 @@
 import codecs
 import io
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from mllama_cli.core.errors import MllamaError, UsageError
 
 MAX_TEXT_BYTES = 16 * 2**20
-"""Largest text of any kind, such as messages with pictures in base64. Reading it takes about four times as much."""
+"""Largest text of any kind, such as messages with pictures in base64."""
 MAX_LIST_BYTES = 64 * 2**20
 """Largest list of paths: a million of them."""
+MAX_LISTED_CHARACTERS = 2**16
+"""Longest path in a list, more than any system has."""
 MAX_PROMPT_BYTES = 4 * 2**20
 """Largest prompt or template, far more than any context holds."""
 
@@ -45,16 +49,24 @@ def read_file(
 
     Raise ``error`` for what is missing (then its cause is FileNotFoundError), unreadable, or longer than ``limit``.
     """
+    with open_file(path, error, pipes=pipes) as stream:
+        return read_stream(stream, str(path), limit=limit, error=error)
+
+
+@contextmanager
+def open_file(path: Path, error: type[MllamaError] = UsageError, *, pipes: bool = True) -> Iterator[BinaryIO]:
+    """Yield the open file of ``read_file``."""
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise error(f"{path} is a folder", "Give a file.")
         if not (stat.S_ISREG(mode) or (pipes and stat.S_ISFIFO(mode))):
             raise error(f"{path} is {'neither a file nor a pipe' if pipes else 'not a regular file'}", "Give a file.")
-        with path.open("rb") as stream:
-            return read_stream(stream, str(path), limit=limit, error=error)
+        stream = path.open("rb")
     except (OSError, ValueError) as problem:  # ValueError: a NUL or a lone surrogate in the path
         raise _unreadable(str(path), problem, error) from problem
+    with stream:
+        yield stream
 
 
 def read_stream(
@@ -66,9 +78,49 @@ def read_stream(
     except (OSError, ValueError) as problem:  # ValueError: it is closed
         raise _unreadable(name, problem, error) from problem
     if data is None:
-        shown = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit} bytes"
-        raise error(f"{name} is larger than {shown}", "No such text is that long: check that it is the right one.")
+        raise too_large(name, limit, error)
     return data
+
+
+def read_list(
+    stream: BinaryIO,
+    name: str,
+    *,
+    nul: bool = False,
+    limit: int = MAX_LIST_BYTES,
+    error: type[MllamaError] = UsageError,
+) -> Iterator[str]:
+    """Yield the paths of a list as they are read, without blank lines: one a line, or each ended by NUL.
+
+    Bytes that are not text become surrogates, as in the names of files. Raise ``error``, as ``read_stream`` does, also
+    for what is no list of paths.
+    """
+    end, rest, left = "\0" if nul else "\n", "", limit
+    decoder: codecs.IncrementalDecoder | None = None
+    while True:
+        try:
+            chunk = stream.read(min(_CHUNK_BYTES, left + 1))
+            decoder = decoder or codecs.getincrementaldecoder(_encoding(chunk))("surrogateescape")
+            text = decoder.decode(chunk, final=not chunk)
+        except (OSError, ValueError) as problem:  # ValueError: it is closed, or not the text that its mark says
+            raise _unreadable(name, problem, error) from problem
+        left -= len(chunk)
+        if left < 0:
+            raise too_large(name, limit, error)
+        *lines, rest = (rest + text).split(end)
+        if not chunk:
+            lines.append(rest)
+        elif len(rest) > MAX_LISTED_CHARACTERS:
+            raise error(f"{name} is not a list of paths", "Write one path a line; -0 is for lists with NUL after each.")
+        yield from (line.removesuffix("\r") for line in lines if line.strip())
+        if not chunk:
+            return
+
+
+def too_large(name: str, limit: int, error: type[MllamaError] = UsageError) -> MllamaError:
+    """Return the error for a text of more than ``limit`` bytes."""
+    shown = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit} bytes"
+    return error(f"{name} is larger than {shown}", "No such text is that long: check that it is the right one.")
 
 
 def read_limited(stream: BinaryIO, limit: int) -> bytes | None:
@@ -90,12 +142,16 @@ def decode(
     errors: str = "strict",
 ) -> str:
     """Return text in UTF-8, or in UTF-16 or UTF-32 if it begins with a byte order mark. Raise ``error`` for others."""
-    encoding = next((name for mark, name in _ENCODINGS if data.startswith(mark)), "UTF-8")
+    encoding = _encoding(data)
     try:
         return data.decode(encoding, errors)
     except UnicodeDecodeError as problem:
         what = f"{name} is not {encoding.removesuffix('-sig')} text (byte {problem.start})"
         raise error(what, hint) from problem
+
+
+def _encoding(data: bytes) -> str:
+    return next((name for mark, name in _ENCODINGS if data.startswith(mark)), "UTF-8")
 
 
 def _unreadable(name: str, problem: Exception, error: type[MllamaError]) -> MllamaError:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mllama_cli.captioning.listing import ImageEntry, find_images, read_list, shard_of
+from mllama_cli.captioning.listing import ImageEntry, find_images, shard_of
 from mllama_cli.core.errors import ImageNotFoundError, UsageError
 from tests.documents import DOCUMENTS, needs_pdf
 from tests.processing.pdf_files import pdf_of
@@ -98,11 +98,6 @@ def test_shards_are_disjoint_whole_and_the_same_wherever_the_folder_lies() -> No
     assert all(75 < len(part) < 175 for part in parts)
     for index, part in enumerate(parts, 1):
         assert {p.key for p in part} <= {p.key for p in shard_of(there, index, 4)}, "more files move none"
-
-
-def test_lists_by_line_and_by_nul() -> None:
-    assert read_list("a.png\n\n  b c.png\n") == ["a.png", "  b c.png"]
-    assert read_list("a\nb.png\0c.png\0", nul=True) == ["a\nb.png", "c.png"]
 
 
 @pytest.mark.slow

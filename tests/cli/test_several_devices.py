@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -26,9 +27,13 @@ ENV = {"OMP_NUM_THREADS": "1", "MLLAMA_NO_SERVER": "1"}
 
 
 def followers(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
-    return [
-        child for child in psutil.Process(process.pid).children() if "mllama_cli.engine.follower" in child.cmdline()
-    ]
+    """Return the processes of other ranks that a command has started and that have not ended."""
+    found = []
+    for child in psutil.Process(process.pid).children():
+        with suppress(psutil.Error):  # it ends now
+            if "mllama_cli.engine.follower" in child.cmdline():
+                found.append(child)
+    return found
 
 
 def start(*words: str) -> "subprocess.Popen[bytes]":
@@ -41,6 +46,18 @@ def start(*words: str) -> "subprocess.Popen[bytes]":
 def finished(process: "subprocess.Popen[bytes]", seconds: float = 60) -> Result:
     out, err = process.communicate(timeout=seconds)
     return Result(process.returncode, out.decode(), err.decode())
+
+
+def hello(server: "subprocess.Popen[bytes]") -> str:
+    """Say hello to a server once it listens; return its answer."""
+    assert server.stderr is not None
+    line = server.stderr.readline().decode()
+    while " on http" not in line:
+        line = server.stderr.readline().decode()
+    url = next(word for word in line.split() if word.startswith("http"))
+    asked = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
+    answer = httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=60).json()
+    return str(answer["choices"][0]["message"]["content"])
 
 
 def test_a_question_has_the_answer_of_one_device() -> None:
@@ -91,14 +108,7 @@ def test_a_replica_that_is_killed_ends_the_run_which_can_be_resumed(tmp_path: Pa
 @pytest.mark.slow
 def test_a_server_over_several_devices_ends_with_any_of_them() -> None:
     server = start("serve", "-m", "sketch", "--device", THREE, "--port", "0")
-    assert server.stderr is not None
-    first = server.stderr.readline().decode()
-    while " on http" not in first:
-        first = server.stderr.readline().decode()
-    url = next(word for word in first.split() if word.startswith("http"))
-    asked = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
-    answer = httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=60).json()
-    assert "simple drawing" in answer["choices"][0]["message"]["content"]
+    assert "simple drawing" in hello(server)
     ranks = followers(server)
     assert len(ranks) == 2
     ranks[1].kill()
@@ -108,6 +118,15 @@ def test_a_server_over_several_devices_ends_with_any_of_them() -> None:
     assert result.code == 1
     assert LOST.format(2) in result.err
     wait_until(lambda: not any(rank.is_running() for rank in ranks))
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_server_that_nobody_asks_end_with_its_weights() -> None:
+    server = start("serve", "-m", "sketch", "--device", THREE, "--port", "0", "--keep-alive", "1s")
+    assert "simple drawing" in hello(server)
+    wait_until(lambda: not followers(server))
+    server.send_signal(signal.SIGTERM)
+    assert finished(server).code == 0
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])

@@ -85,6 +85,9 @@ def run_block(block: Block) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(block.is_run for block in blocks(page))])
 def test_what_a_page_shows_can_be_done(page: str, workplace: Path, request: pytest.FixtureRequest) -> None:
+    if page == "documents-and-video":
+        for module in ("pypdfium2", "av"):
+            pytest.importorskip(module, reason="of the extras pdf and video")
     make_workplace(workplace, read(page))
     for block in blocks(page):
         if not block.is_run:

@@ -104,6 +104,20 @@ def test_probabilities_are_those_of_one_process(alone: Engine, team: Engine) -> 
     assert both[1] == pytest.approx(both[0], abs=1e-5)
 
 
+def test_weights_of_16_bits_compute_what_one_process_computes(wide: Path) -> None:
+    one, two = load(wide, device="cpu", vision=True, dtype="bfloat16"), over(wide, 2, dtype="bfloat16")
+    ids = list(range(30))
+    torch.testing.assert_close(logits(two.model, ids, 1), logits(one.model, ids, 1), atol=0.1, rtol=0.1)
+
+
+def test_weights_load_when_they_are_needed(wide: Path, alone: Engine) -> None:
+    engine = load(wide, device="cpu,cpu")  # for text
+    assert engine.model.team is not None
+    assert not engine.model.vision_loaded
+    assert texts(engine, Sampling(max_tokens=4)) == texts(alone, Sampling(max_tokens=4))
+    assert engine.model.vision_loaded
+
+
 def test_an_answer_can_be_abandoned_at_any_event(alone: Engine, team: Engine) -> None:
     conversation, sampling = Conversation.ask("What is this?", (picture(),)), Sampling(max_tokens=6)
     session = team.session()

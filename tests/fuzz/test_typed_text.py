@@ -1,11 +1,11 @@
 """What users type, paste and drop: messages with paths in them, addresses of images, names of models, values."""
 
+import io
 from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
 
-from mllama_cli.captioning.listing import read_list
 from mllama_cli.captioning.prompts import PromptTemplate
 from mllama_cli.chat.dropped_paths import find_images
 from mllama_cli.core.sampling import SETTABLE
@@ -13,6 +13,7 @@ from mllama_cli.core.settings import KEYS
 from mllama_cli.core.text import one_line, strip_control
 from mllama_cli.hub.catalog import hub_address, resolve
 from mllama_cli.processing.sources import is_base64_picture, read_image
+from mllama_cli.system.text_file import read_list
 from tests.fuzz.conftest import Fuzz
 from tests.fuzz.inputs import TEXTS
 
@@ -118,8 +119,9 @@ def test_a_value_of_a_setting(fuzz: Fuzz) -> None:
 def test_a_prompt_of_captions_and_a_list_of_files(fuzz: Fuzz) -> None:
     def read(text: str) -> None:
         PromptTemplate(text)
-        read_list(text)
-        read_list(text, nul=True)
+        data = text.encode("utf-8", "surrogatepass")
+        list(read_list(io.BytesIO(data), "x"))
+        list(read_list(io.BytesIO(data), "x", nul=True))
 
     fuzz(read, LINES)
 

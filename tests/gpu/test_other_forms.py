@@ -57,7 +57,7 @@ def write_adapter(folder: Path, network: torch.nn.Module, rank: int = 8) -> Path
     folder.mkdir()
     settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "init_lora_weights": True}
     (folder / "adapter_config.json").write_text(json.dumps(settings))
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name, module in network.named_modules():
         if isinstance(module, QuantizedLinear) and "language_model" in name:
             a = torch.randn(rank, module.in_features) / module.in_features**0.5

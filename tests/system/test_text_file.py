@@ -6,7 +6,7 @@ import json
 import os
 import threading
 from pathlib import Path
-from typing import cast
+from typing import Any, BinaryIO, cast
 
 import pytest
 from hypothesis import given
@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from mllama_cli.core.errors import CheckpointError, MllamaError, UsageError
 from mllama_cli.system.json_file import parse_json, read_json, read_toml
-from mllama_cli.system.text_file import MAX_PROMPT_BYTES, decode, read_file, read_limited, read_stream, read_text
+from mllama_cli.system.text_file import (
+    MAX_PROMPT_BYTES,
+    decode,
+    read_file,
+    read_limited,
+    read_list,
+    read_stream,
+    read_text,
+)
 
 MARKS = {
     "utf-8": codecs.BOM_UTF8,
@@ -140,3 +148,49 @@ def test_toml_that_would_break_a_reader_is_one_line(tmp_path: Path, text: str) -
 def test_ordinary_json_is_what_the_json_module_reads(value: object) -> None:
     text = json.dumps(value)
     assert parse_json(text.encode(), "x") == json.loads(text)
+
+
+def listed(data: bytes, **options: Any) -> list[str]:
+    return list(read_list(io.BytesIO(data), "the list", **options))
+
+
+def test_a_list_has_a_path_a_line_or_each_ended_by_nul() -> None:
+    assert listed(b"a.png\r\n\n  b c.png") == ["a.png", "  b c.png"]
+    assert listed(b"a\nb.png\0c.png\0", nul=True) == ["a\nb.png", "c.png"]
+    assert listed(b"caf\xe9.png\n" + "a\u2028b.png".encode()) == ["caf\udce9.png", "a\u2028b.png"]
+    assert listed("a.png\nfür.png\n".encode("utf-16")) == ["a.png", "für.png"]
+    many = [f"folder/{index}.png" for index in range(200_000)]
+    assert listed("\n".join(many).encode()) == many
+
+
+def test_what_is_no_list_of_paths_is_refused() -> None:
+    with pytest.raises(UsageError, match="not a list of paths") as raised:
+        listed(b"a.png\0" * 500_000)
+    assert "-0" in raised.value.hint
+    with pytest.raises(UsageError, match="the list is larger than 5 bytes"):
+        listed(b"a.png\n", limit=5)
+    stream = Endless()
+    with pytest.raises(UsageError, match="larger than 64 MiB"):
+        for _ in read_list(cast(BinaryIO, stream), "stdin"):
+            pass
+    assert stream.taken < 66 << 20
+
+
+PICTURE = "iVBORw0KGgo/+" + "A" * (5 << 20)
+
+
+@pytest.mark.parametrize("text", ['日本語 \\ "é" 😀', "plain", "line\nline", "\ud800", "\u002b"])
+@pytest.mark.parametrize("escaped", [False, True])
+def test_large_json_is_what_the_json_module_reads(text: str, escaped: bool) -> None:
+    value = [{"role": text, "images": [PICTURE]}]
+    data = json.dumps(value, ensure_ascii=escaped).encode("utf-8", "replace")
+    assert parse_json(data, "x") == json.loads(data)
+    assert parse_json(codecs.BOM_UTF8 + data, "x") == json.loads(data)
+
+
+@pytest.mark.parametrize("wide", ["😀", "\\ud83d\\ude00"])
+def test_large_text_that_would_take_four_bytes_a_character_is_refused(wide: str) -> None:
+    with pytest.raises(UsageError, match="larger than 4 MiB"):
+        parse_json(f'["{PICTURE}{wide}"]'.encode(), "x")
+    with pytest.raises(UsageError, match=r"not UTF-8 text \(byte 5242897\)"):
+        parse_json(f'["{PICTURE}"]'.encode() + b"\xff", "x")

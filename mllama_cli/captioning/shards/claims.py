@@ -138,8 +138,8 @@ class Claims:
         for name in self._done & self._left.keys():
             del self._left[name]
         for name in self._done & leases.keys() - self._held.keys():
-            for number in leases.pop(name):  # its worker ended between the two steps of finishing
-                self._store.remove(self._lease(name, number))
+            for done in leases.pop(name):  # its worker ended between the two steps of finishing
+                self._store.remove(self._lease(name, done))
         held = {name: max(numbers) for name, numbers in leases.items() if name in self._left}
         known = self._watched
         self._watched = {

@@ -158,7 +158,7 @@ class TarOutput:
         member = tarfile.TarInfo(name)
         member.size = len(data)
         self._tar.addfile(member, io.BytesIO(data))
-        self._tar.members.clear()  # it would keep them all
+        self._tar.getmembers().clear()  # it would keep them all
 
 
 def _extension(data: bytes) -> str:
@@ -169,4 +169,4 @@ def _extension(data: bytes) -> str:
 
 
 def _nameless_file() -> BinaryIO:
-    return tempfile.TemporaryFile(prefix="mllama-")  # type: ignore[return-value]
+    return tempfile.TemporaryFile(prefix="mllama-")

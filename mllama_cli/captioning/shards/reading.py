@@ -65,8 +65,10 @@ def read_shards(shards: Iterable[Shard | None], options: ReadOptions) -> Iterato
                 yield ShardUnreadable(shard, error)
             else:
                 yield ShardRead(shard)
-    finally:
+    except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown(wait=False)  # the last downloads are still waited for
 
 
 def read_shard(shard: Shard, options: ReadOptions, fetch: Fetch) -> Iterator[ShardImage]:

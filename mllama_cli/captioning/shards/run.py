@@ -13,7 +13,7 @@ from mllama_cli.captioning.shards.destination import ShardDestination
 from mllama_cli.captioning.shards.entry import ReadOptions, Shard
 from mllama_cli.captioning.shards.outputs import SUFFIXES, OutputForm
 from mllama_cli.captioning.shards.read_ahead import ReadAhead
-from mllama_cli.captioning.shards.reading import item_bytes, read_shards
+from mllama_cli.captioning.shards.reading import ReadItem, item_bytes, read_shards
 from mllama_cli.captioning.shards.store import Store
 from mllama_cli.core.caption_events import CaptionEvent, ShardEvent, ShardsPlanned
 
@@ -56,7 +56,7 @@ def caption_shards(
     pipeline = CaptionPipeline(asker, destination, prompt, postprocess)
     yield ShardsPlanned(plan.total, plan.total - len(plan.pending))
     try:
-        with ReadAhead(read_shards(taken, options), item_bytes) as ahead:
+        with ReadAhead[ReadItem](read_shards(taken, options), item_bytes) as ahead:
             events = pipeline.run(destination.follow(ahead.items()), pool)
             with closing(events):
                 for event in events:

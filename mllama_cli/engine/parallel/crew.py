@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from mllama_cli.core.errors import EngineError
+from mllama_cli.core.errors import DeviceError, EngineError
 from mllama_cli.core.text import shown
 from mllama_cli.system.private_sockets import bind_private
 
@@ -51,7 +51,9 @@ class Crew:
         self._lock = threading.Lock()
 
     def start(self, count: int) -> None:
-        """Start the processes of ranks 1 to ``count`` - 1."""
+        """Start the processes of ranks 1 to ``count`` - 1. Raise DeviceError where this system cannot."""
+        if os.name != "posix":
+            raise DeviceError("Several devices need a Unix system, such as Linux or WSL", "Name one device.")
         for rank in range(1, count):
             ours, theirs = socket.socketpair()
             output, name = tempfile.mkstemp(prefix="mllama-rank-")
@@ -99,6 +101,18 @@ class Crew:
         except OSError as error:
             self.lost.wait(END_SECONDS)
             raise self.error() from error
+
+    def tell(self, member: Member, message: object) -> None:
+        """Send an object to one rank. Raise EngineError if it is lost."""
+        try:
+            member.connection.send(message)
+        except OSError as error:
+            self.lost.wait(END_SECONDS)
+            raise self.error() from error
+
+    def explained(self, error: RuntimeError) -> Exception:
+        """Return the error for users if a rank is lost, else the one that was caught."""
+        return self.error() if self.lost.wait(END_SECONDS) else error
 
     def error(self) -> EngineError:
         """Return what to tell the user about the rank that is lost."""

@@ -99,3 +99,4 @@ def share_out(network: MllamaForConditionalGeneration | MllamaForCausalLM, team:
     else:
         network.model = leading
     network.lm_head.exchange = LeadingVocabulary(team, leading.config.vocab_size)
+    team.leads = True

@@ -6,6 +6,7 @@ not provide this, NCCL is used; it is also the reference with which the first su
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -73,10 +74,8 @@ def one_shot(
     if not all_can(_can_share(share, device, reduce)):
         return None
     made: OneShot | None = None
-    try:
+    with suppress(RuntimeError, ImportError, AttributeError, TypeError):  # another version of torch, or an old driver
         made = OneShot(name, register_group(backend, store, share, device, name), device)
-    except (RuntimeError, ImportError, AttributeError, TypeError):  # another version of torch, or an old driver
-        pass
     if not all_can(made is not None) or made is None:
         return None
     return made if all_can(_is_right(made, share, device, reduce)) else None

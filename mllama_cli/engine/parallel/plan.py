@@ -95,13 +95,23 @@ def require_divisible(config: MllamaTextConfig, count: int) -> None:
         (config.intermediate_size, "features of its feed-forward layers"),
     ):
         if size % count:
-            fitting = [str(n) for n in range(2, count) if not any(size % n for size in _sizes(config))]
+            fitting = [str(n) for n in possible_ranks(config) if n < count]
             raise UsageError(
                 f"This model cannot be cut over {count} devices: they do not divide its {size} {name}",
                 f"Use {' or '.join(fitting)} devices, or one." if fitting else "Use one device.",
             )
     if config.vocab_size < count:
         raise UsageError(f"This model cannot be cut over {count} devices: its vocabulary is smaller", "Use one device.")
+
+
+def possible_ranks(config: MllamaTextConfig) -> list[int]:
+    """Return the numbers of ranks, from 2 on, that divide a model of this shape.
+
+    >>> possible_ranks(MllamaTextConfig())
+    [2, 4, 8]
+    """
+    most = config.num_key_value_heads
+    return [count for count in range(2, most + 1) if not any(size % count for size in _sizes(config))]
 
 
 def _sizes(config: MllamaTextConfig) -> tuple[int, int, int]:

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,9 +22,6 @@ from mllama_cli.system.interrupts import defer_interrupts
 
 T = TypeVar("T")
 Y = TypeVar("Y")
-
-BROKEN_SECONDS = 2.0
-"""How long after a failed operation it may take to find out which rank has ended."""
 
 
 @dataclass(frozen=True)
@@ -56,48 +54,68 @@ class Team:
     """
 
     group: Group
-    config: MllamaTextConfig
+    """Since ``start``."""
 
-    def __init__(self, devices: Sequence[torch.device], meeting: Path | None = None) -> None:
-        """Start the other ranks, which takes them some seconds; ``open`` waits for them.
+    def __init__(
+        self,
+        devices: Sequence[torch.device],
+        opening: Callable[[Share, torch.device], Any],
+        config: MllamaTextConfig,
+        meeting: Path | None = None,
+    ) -> None:
+        """Take note of how other ranks open their share. ``start`` starts them.
 
-        With ``meeting``, something else has started them, and they join at this socket. Raise EngineError.
+        With ``meeting``, something else has started their processes, which join at this socket.
         """
-        self.devices = tuple(devices)
+        self.devices, self.config = tuple(devices), config.shared_by(len(devices))
         self.share = Share(0, len(devices))
         self.names = Names()
         self.crew = Crew()
+        self._opening, self._meeting = opening, meeting
         self._lock = threading.RLock()
         self.inside = False
         """Whether all ranks are running the same code, so that nothing need be told."""
+        self.leads = False
+        """Whether what runs the network on rank 0 runs it on all ranks."""
         self._end = weakref.finalize(self, self.crew.close)
-        if meeting is None:
-            self.crew.start(len(devices))
-        else:
-            self.crew.accept(len(devices), meeting)
 
-    def open(self, opening: Callable[[Share, torch.device], Any], config: MllamaTextConfig) -> None:
-        """Let all ranks open their share of a network, and meet. ``config`` is that of one rank."""
-        self.config = config
-        threads = max(1, torch.get_num_threads() // len(self.devices))
-        self._replies()
+    @property
+    def is_started(self) -> bool:
+        return bool(self.crew.members)
+
+    def start(self) -> None:
+        """Let all ranks open their share of the network, and meet. Raise EngineError, or what keeps one from it."""
+        if self.crew.lost.is_set():
+            raise self.crew.error()
+        try:
+            self._start()
+        except BaseException as error:
+            self.crew.abandon(f"The processes of the model could not be started: {error}")
+            raise
+
+    def _start(self) -> None:
+        if self._meeting is None:
+            self.crew.start(len(self.devices))
+        else:
+            self.crew.accept(len(self.devices), self._meeting)
+        self.wait()
         with ExitStack() as stack:
             folder = tempfile.TemporaryDirectory(prefix="mllama-ranks-", ignore_cleanup_errors=True)
             if self.devices[0].type == "cuda":
                 self._folder = folder  # which goes with this object
             else:
                 stack.enter_context(folder)
-            meeting = Path(folder.name) / "meeting"
+            meeting, threads = Path(folder.name) / "meeting", max(1, _cpu_threads() // len(self.devices))
             for member in self.crew.members:
-                share = Share(member.rank, self.share.count)
-                device = str(self.devices[member.rank])
-                request = JoinRequest(opening, device, share, meeting, threads)
-                with self._noticed():
-                    member.connection.send(request)
+                share, device = Share(member.rank, self.share.count), str(self.devices[member.rank])
+                self.crew.tell(member, JoinRequest(self._opening, device, share, meeting, threads))
+            self.wait()
             if self.devices[0].type == "cpu":
                 torch.set_num_threads(threads)  # else the ranks would wait for each other's threads
-            self.group = Group.meet(meeting, self.share, self.devices[0], self._explained)
-            self._replies()
+            for member in self.crew.members:
+                self.crew.tell(member, "meet")
+            self.group = Group.meet(meeting, self.share, self.devices[0], self.crew.explained)
+            self.wait()
 
     def close(self) -> None:
         """End the other ranks."""
@@ -162,9 +180,6 @@ class Team:
 
     def wait(self) -> None:
         """Wait until each rank has answered. Raise the error of one that could not do what it was told."""
-        self._replies()
-
-    def _replies(self) -> None:
         failures = []
         for _ in self.crew.members:
             answer = self.crew.replies.get()
@@ -176,14 +191,8 @@ class Team:
         for failure in failures:
             raise failure.kind(failure.message, failure.hint)
 
-    @contextmanager
-    def _noticed(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self.crew.lost.wait(BROKEN_SECONDS)
-            raise self.crew.error() from error
 
-    def _explained(self, error: RuntimeError) -> Exception:
-        """Return the error for users if a rank is lost, else the one that was caught."""
-        return self.crew.error() if self.crew.lost.wait(BROKEN_SECONDS) else error
+@cache
+def _cpu_threads() -> int:
+    """Return how many threads torch used before a team changed it."""
+    return torch.get_num_threads()

@@ -23,8 +23,8 @@ from mllama_cli.kernels.cpu import torch_ops
 from mllama_cli.kernels.cpu.native import MAX_GEMV_ROWS, native
 from mllama_cli.kernels.packed import PackedWeight
 
-PART_BYTES = 8 * 2**20
-"""Size of the float32 buffer: large enough for a fast product, small compared to any matrix that matters."""
+PART_BYTES = 28 * 2**20
+"""Size of the float32 buffer: a matrix of the vision tower fits whole; glibc keeps freed buffers of up to 32 MiB."""
 
 
 def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, exact: bool) -> Tensor:

@@ -38,3 +38,4 @@ film "" -c:v libx264 -pix_fmt yuv420p -f matroska - > live.mkv  # to a pipe: no 
 ffmpeg -v error -y -i clip.mp4 -c copy -metadata:s:v rotate=90 -bitexact turned.mp4
 ffmpeg -v error -y -f lavfi -i sine=duration=1 -c:a aac -b:a 16k -bitexact sound.mp4
 ffmpeg -v error -y -f lavfi -i color=black:size=8192x8192:rate=1 -frames:v 1 -c:v libvpx-vp9 -pix_fmt yuv420p -bitexact huge.webm
+ffmpeg -v error -y -f lavfi -i testsrc=size=64x48:rate=1:duration=30 -c:v libx264 -pix_fmt yuv420p -bitexact long.mp4

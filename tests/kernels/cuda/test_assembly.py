@@ -83,37 +83,45 @@ for code, bits in (("nf4", 4), ("fp4", 4), ("fp8", 8)):
     source = triton.compiler.ASTSource(kernel, signature, constants)
     made = triton.compile(source, target, {{"num_warps": {warps}}})
     assert made.asm["cubin"]
-    assert "prmt" in made.asm["ptx"] if bits == 4 else "cvt.f32.f16" in made.asm["ptx"]
+    assert not {assembly} or ("prmt" if bits == 4 else "cvt.f32.f16") in made.asm["ptx"]
 """
 
 GEMV = (
     "N0=64, N1=64, N2=0, K=4096, BITS=bits, CODE=code, GROUP=64, BLOCK_N=4, BLOCK_Q=64, OUT_INTERLEAVE=1, "
     "RESIDUAL_INTERLEAVE=1, SWIGLU=True, HAS_NORM=True, HAS_RESIDUAL=False, HAS_FACTOR=False, ASSEMBLY=True, "
-    "EARLY=True, PDL={pdl}"
-)
-GEMV_TYPES = (
+    "EARLY=True, PDL={pdl}",
     "x='*bf16', norm='*bf16', residual='*bf16', factor='*fp32', p0='*i32', p1='*i32', p2='*i32', s0='*fp32', "
-    "s1='*fp32', s2='*fp32', out='*bf16', eps='fp32', programs='i32'"
+    "s1='*fp32', s2='*fp32', out='*bf16', eps='fp32', programs='i32'",
 )
-MATMUL = "BITS=bits, CODE=code, ONE_GROUP=True, EVEN=True, BLOCK_M=16, BLOCK_N=64, BLOCK_W=16, ASSEMBLY=True"
-MATMUL_TYPES = (
-    "x='*bf16', packed='*i32', scale='*bf16', out='*bf16', count='i32', n='i32', words_a_row='i32', "
-    "words_a_group='i32', groups='i32', steps='i32'"
-)
+KERNELS = {
+    "packed_gemv": GEMV,
+    "persistent_gemv": GEMV,
+    "packed_matmul": (
+        "BITS=bits, CODE=code, ONE_GROUP=True, EVEN=True, BLOCK_M=16, BLOCK_N=64, BLOCK_W=16, ASSEMBLY=True",
+        "x='*bf16', packed='*i32', scale='*bf16', out='*bf16', count='i32', n='i32', words_a_row='i32', "
+        "words_a_group='i32', groups='i32', steps='i32'",
+    ),
+    "dequantize": (
+        "BITS=bits, CODE=code, BLOCK=256",
+        "packed='*i32', scale='*bf16', out='*bf16', words='i32', columns='i32', group='i32', groups='i32'",
+    ),
+}
+"""Constants and types of the arguments."""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="compiled and run by the other tests there")
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("module", ["packed_gemv", "persistent_gemv", "packed_matmul"])
+@pytest.mark.parametrize("module", KERNELS)
 def test_kernels_compile_for_a_gpu(module: str, capability: int, tmp_path: Path) -> None:
-    gemv = module != "packed_matmul"
+    constants, types = KERNELS[module]
     script = COMPILE.format(
         module=module,
         kernel=f"{module}_kernel",
         capability=capability,
-        constants=(GEMV if gemv else MATMUL).format(pdl=capability >= 90),
-        types=GEMV_TYPES if gemv else MATMUL_TYPES,
+        constants=constants.format(pdl=capability >= 90),
+        types=types,
+        assembly="ASSEMBLY" in constants,
         warps=4,
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
