@@ -98,6 +98,11 @@ def _work(request: Mapping[str, Any], data: bytes, admit: Admit) -> tuple[Any, .
     name = request["name"]
     path = Path(request.get("path", name))
     sent = ImagePart(data, name) if "bytes" in request else None
+    if "clipboard" in request:
+        from mllama_cli.processing.clipboard import grab_clipboard_image
+
+        found = grab_clipboard_image()
+        return {"name": found.name}, found.data
     if "config" not in request:  # so that images need not wait for these imports
         from mllama_cli.processing.excerpts import count_pages, make_excerpts
 

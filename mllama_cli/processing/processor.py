@@ -120,16 +120,17 @@ class MllamaProcessor:
         """Return the prompt for a base model: image tokens, begin_of_text, then the text verbatim.
 
         Special tokens in the text are parsed as such. Images replace <|image|>, else they precede everything.
-        ``prefill`` follows on a line of its own and begins the answer.
+        ``prefill`` follows on a line of its own and begins the answer. Raise CheckpointError if the model has no
+        begin_of_text.
         """
         text, prefill = replace_surrogates(text), replace_surrogates(prefill).rstrip(" \t")
         text = f"{text}\n{prefill}" if prefill else text
         if images:
             self.require_vision()
-        bos = self.tokenizer.special_names.get("bos_token", "")
+        bos = self.tokenizer.require_bos()
         if IMAGE_TOKEN not in text:
             text = IMAGE_TOKEN * len(images) + text
-        if bos and bos not in text:
+        if bos not in text:
             body = text
             while body.startswith(IMAGE_TOKEN):
                 body = body.removeprefix(IMAGE_TOKEN)

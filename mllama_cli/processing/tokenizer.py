@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 
 from mllama_cli.core.config import section
 from mllama_cli.core.errors import COPY_AGAIN, CheckpointError, ContextLengthError
-from mllama_cli.core.text import replace_surrogates
-from mllama_cli.processing.tokenizer_file import read_tokenizer
+from mllama_cli.core.text import replace_surrogates, shown
+from mllama_cli.processing.tokenizer_file import BEGIN_OF_TEXT, read_tokenizer
 from mllama_cli.system.files import is_file
 from mllama_cli.system.json_file import read_json
 
@@ -20,6 +20,7 @@ _CHARACTERS_PER_TOKEN = 8
 """More than any ordinary text has on average."""
 _PIECE_CHARACTERS = 1 << 14
 _CUT_TOKENS = 16
+_COPY_NAMES = "Copy tokenizer.json and tokenizer_config.json from the original model."
 
 
 class MllamaTokenizer:
@@ -46,7 +47,7 @@ class MllamaTokenizer:
         """Read tokenizer.json of a checkpoint folder, and the names of its special tokens.
 
         They are in tokenizer_config.json or, in older folders, in special_tokens_map.json; begin_of_text is also known
-        by its id in config.json. Raises CheckpointError.
+        by its id in config.json, else by Llama 3's name. Raises CheckpointError.
         """
         backend = read_tokenizer(folder / "tokenizer.json")
         names: dict[str, str] = {}
@@ -54,12 +55,26 @@ class MllamaTokenizer:
             if is_file(folder / file):
                 names.update(_special_names(read_json(folder / file)))
         for file in ("config.json", "generation_config.json"):
-            if "bos_token" not in names and is_file(folder / file):
+            if not names.get("bos_token") and is_file(folder / file):
                 data = read_json(folder / file)
                 id_ = data.get("bos_token_id", section(data, "text_config", file).get("bos_token_id"))
                 token = backend.id_to_token(id_) if type(id_) is int and 0 <= id_ < 2**32 else None
                 names.update({"bos_token": token} if token else {})
-        return cls(backend, names)
+        tokenizer = cls(backend, names)
+        if not names.get("bos_token") and BEGIN_OF_TEXT in tokenizer.special_ids:
+            tokenizer.special_names["bos_token"] = BEGIN_OF_TEXT
+        return tokenizer
+
+    def require_bos(self) -> str:
+        """Return the token that every prompt begins with. Raise CheckpointError if none is known, or not by its id."""
+        bos = self.special_names.get("bos_token", "")
+        if not bos:
+            raise CheckpointError("No file of the model says which token begins a prompt (bos_token)", _COPY_NAMES)
+        if bos not in self.special_ids and bos.encode() not in self._literal.values():
+            raise CheckpointError(
+                f"The model's bos_token is {shown(bos)}, which is not a token of tokenizer.json", _COPY_NAMES
+            )
+        return bos
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of plain text, with special tokens in it as ordinary characters."""

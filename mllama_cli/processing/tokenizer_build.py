@@ -6,9 +6,9 @@ from typing import Any
 
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.core.text import shown
-from mllama_cli.processing.tokenizer_file import LLAMA_3
+from mllama_cli.processing.tokenizer_file import BEGIN_OF_TEXT, LLAMA_3
 
-BEGIN_OF_TEXT, END_OF_TURN, PADDING = "<|begin_of_text|>", "<|eot_id|>", "<|finetune_right_pad_id|>"
+END_OF_TURN, PADDING = "<|eot_id|>", "<|finetune_right_pad_id|>"
 STOPS = ("<|end_of_text|>", "<|eom_id|>", END_OF_TURN)
 IMAGE = "<|image|>"
 

@@ -17,6 +17,8 @@ from mllama_cli.core.text import shown
 
 MAX_BYTES = 200 * 2**20
 
+BEGIN_OF_TEXT = "<|begin_of_text|>"
+
 _TYPES = frozenset(
     ("BPE", "ByteLevel", "Sequence", "Split", "NFC", "NFD", "NFKC", "NFKD", "TemplateProcessing")
 )  # fmt: skip

@@ -5,7 +5,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mllama_cli.core.errors import MllamaError
+from mllama_cli.system.json_file import MAX_JSON_BYTES, parse_json
 from mllama_cli.system.locks import Lock
+from mllama_cli.system.text_file import open_file
 
 JOURNAL_NAME = ".quantize.jsonl"
 
@@ -15,9 +18,10 @@ FINGERPRINT_KEYS = {"source", "method", "shards"}
 def is_journal(path: Path) -> bool:
     """Return whether a file is a journal of ours, which shows that the folder is ours, too."""
     try:
-        with path.open("rb") as file:
-            first = json.loads(file.readline())
-    except (OSError, ValueError, RecursionError):
+        with open_file(path, pipes=False) as file:
+            line = file.readline(MAX_JSON_BYTES + 1)
+        first = parse_json(line, path.name) if len(line) <= MAX_JSON_BYTES else None
+    except (OSError, MllamaError):
         return False
     return isinstance(first, dict) and first.keys() == FINGERPRINT_KEYS
 

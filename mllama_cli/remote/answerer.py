@@ -49,7 +49,8 @@ class RemoteAnswerer:
 
     @property
     def about(self) -> ModelInfo:
-        return self.info.about
+        about = self.info.about
+        return about if self._longer is None else replace(about, context=self._longer.about.context)
 
     @property
     def fallback_reason(self) -> str:
@@ -57,7 +58,7 @@ class RemoteAnswerer:
 
     def call_model(self, name: str) -> None:
         """Show the model under the name that the user gave it here."""
-        self.info = replace(self.info, about=replace(self.about, name=name))
+        self.info = replace(self.info, about=replace(self.info.about, name=name))
 
     def load_weights(self, *, vision: bool = False) -> Iterator[Event]:
         """Yield nothing: the weights are loaded."""

@@ -16,7 +16,14 @@ from mllama_cli.hub.catalog import resolve
 from mllama_cli.processing.chat_template import ChatTemplate
 from mllama_cli.processing.prepared import read_image_config
 from mllama_cli.processing.tokenizer import MllamaTokenizer
-from tests.checkpoints import config_dict, make_checkpoint, write_json, write_preprocessor, write_tokenizer
+from tests.checkpoints import (
+    byte_tokenizer,
+    config_dict,
+    make_checkpoint,
+    write_json,
+    write_preprocessor,
+    write_tokenizer,
+)
 
 ODD = ("x", [], [1], {}, {"a": 1}, True, 1.5, -1, 10**18, 10**400, float("nan"), float("inf"), "9" * 5000)
 PREPROCESSOR = {"size": {"height": 56, "width": 56}, "max_image_tiles": 4, "image_mean": [0.5] * 3,
@@ -188,9 +195,10 @@ def test_ids_beyond_the_embedding_are_refused(tmp_path: Path) -> None:
 def test_begin_of_text_without_tokenizer_config(tmp_path: Path, source: str) -> None:
     write_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
-    assert "bos_token" not in MllamaTokenizer.from_pretrained(tmp_path).special_names
-    write_json(tmp_path / source, {"bos_token": {"content": "<|begin_of_text|>"}, "bos_token_id": 256})
-    assert MllamaTokenizer.from_pretrained(tmp_path).special_names["bos_token"] == "<|begin_of_text|>"
+    assert MllamaTokenizer.from_pretrained(tmp_path).require_bos() == "<|begin_of_text|>"
+    id_ = byte_tokenizer().token_to_id("<|eot_id|>")
+    write_json(tmp_path / source, {"bos_token": {"content": "<|eot_id|>"}, "bos_token_id": id_})
+    assert MllamaTokenizer.from_pretrained(tmp_path).require_bos() == "<|eot_id|>"
 
 
 @pytest.mark.parametrize(

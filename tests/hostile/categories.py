@@ -7,6 +7,7 @@ from tests.hostile.cases import Case, Outcome, empty_program, run
 
 CATEGORIES = {
     "pictures": "pictures.cases",
+    "AVIF and HEIC": "heif.cases",
     "documents and videos": "documents.cases",
     "addresses and web servers": "addresses.cases",
     "configs": "checkpoints.configs",

@@ -69,6 +69,7 @@ def cases() -> Iterator[Case]:
                 )
     for name, data in NOT_JSON.items():
         yield Case(f"journal: {name}", lambda folder, data=data: _journal(folder, data))
+    yield Case("journal: a first line of 60 MB", lambda folder: _journal(folder, b"[" + b"0," * 30_000_000), heavy=True)
     for kind in ("link", "hard link", "dangling link", "pipe", "folder"):
         yield Case(f"a caption file that is a {kind}", lambda folder, kind=kind: _odd_caption_file(folder, kind))
     yield Case("a folder that a link leads back to", _loop)

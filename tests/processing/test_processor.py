@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
-from mllama_cli.core.errors import ContextLengthError, TemplateError, UsageError
+from mllama_cli.core.errors import CheckpointError, ContextLengthError, TemplateError, UsageError
 from mllama_cli.core.tool_calls import ToolCall
 from mllama_cli.processing.chat_template import ChatTemplate, fold_system, template_messages
 from mllama_cli.processing.processor import MllamaProcessor
@@ -226,6 +226,18 @@ def test_folding_keeps_the_order_of_the_parts() -> None:
     assert folded.messages == (Message("user", (TextPart("S\n\nbefore "), ONE, TextPart(" after"))),)
     alone = fold_system(Conversation((Message("system", (TextPart("S"),)), Message("user", (ONE,)))))
     assert alone.messages == (Message("user", (ONE, TextPart("S"))),)
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [({}, "says which token begins a prompt"), ({"bos_token": ""}, "says which token"),
+     ({"bos_token": "<s>"}, "bos_token is '<s>', which is not a token")],
+)  # fmt: skip
+def test_a_raw_prompt_without_a_known_begin_of_text_is_refused(names: dict[str, str], problem: str) -> None:
+    processor = MllamaProcessor(MllamaTokenizer(byte_tokenizer(), names), None, None, IMAGE)
+    with pytest.raises(CheckpointError, match=problem) as caught:
+        processor.raw("x")
+    assert "tokenizer_config.json" in caught.value.hint
 
 
 def test_a_raw_prompt_with_too_many_image_tokens_is_refused(small: MllamaProcessor) -> None:

@@ -18,11 +18,13 @@ from mllama_cli.core.errors import QuantizationError, UsageError
 from mllama_cli.core.events import Event, QuantizeSummary
 from mllama_cli.engine.engine import load
 from mllama_cli.quantization import quantize as quantize_module
+from mllama_cli.quantization.journal import JOURNAL_NAME, is_journal
 from mllama_cli.quantization.plan import make_plan
 from mllama_cli.quantization.policy import QuantizeOptions
 from mllama_cli.quantization.quantize import quantize
 from mllama_cli.quantization.rounding import quantize_matrix
 from mllama_cli.quantization.schemes import Scheme
+from mllama_cli.system.json_file import MAX_JSON_BYTES
 from tests.benchmarks.random_checkpoint import write
 from tests.checkpoints import config_dict, make_checkpoint, text_only_config
 from tests.prepared import Prepared
@@ -85,6 +87,18 @@ PLANTS = [
     "subfolder",
     "lock",
 ]
+
+
+def test_a_journal_is_known_by_a_first_line_of_bounded_size(source: Path, tmp_path: Path) -> None:
+    file = tmp_path / JOURNAL_NAME
+    first = json.dumps(make_plan(source, FOUR).fingerprint()).encode()
+    file.write_bytes(first + b"\n")
+    assert is_journal(file)
+    file.write_bytes(first + b" " * MAX_JSON_BYTES + b"\n")
+    assert not is_journal(file)
+    file.unlink()
+    os.mkfifo(file)
+    assert not is_journal(file)
 
 
 @pytest.mark.parametrize("force", [False, True])

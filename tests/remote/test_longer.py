@@ -24,6 +24,7 @@ def test_the_model_is_opened_once_with_a_longer_context() -> None:
     engine = load("sketch", device="cpu", dtype="float32")
     with serving(load("sketch", device="cpu", dtype="float32"), ServerSettings(grace=0, max_context=64)) as server:
         answerer = connect(Address.parse(server.url))
+        assert answerer.about.context == 64
         session = answerer.session()
         with pytest.raises(ContextLengthError):
             answer(session, LONG)
@@ -34,5 +35,6 @@ def test_the_model_is_opened_once_with_a_longer_context() -> None:
         first = answer(session, LONG)
         assert answer(answerer.session(), LONG) == first != ""
         assert opened == [engine]
+        assert answerer.about.context == engine.about.context > 64
         with pytest.raises(ContextLengthError):
             answer(session, Conversation.ask("Is there a star? " * 100_000))

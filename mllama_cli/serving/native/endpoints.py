@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -111,7 +112,7 @@ def info(app: Starlette) -> dict[str, Any]:
     stats, model = service.stats(), service.engine
     on_gpu = model.device.type == "cuda"
     found = EngineInfo(
-        about=model.about,
+        about=replace(model.about, context=service.max_context),
         version=__version__,
         protocol=PROTOCOL,
         pid=os.getpid(),
