@@ -2,7 +2,8 @@
 
 An engine has two files in a folder of this user: ``NAME.sock`` and ``NAME.lock``. NAME stands for everything that a
 client must agree with, so that what does not fit is never found; other names of the same engine are links to its
-socket. A socket whose lock nobody holds was left by a process that was killed.
+socket. A socket whose lock nobody holds was left by a process that was killed. Where there are no Unix sockets, that
+file records a port of this machine and the token that the engine asks for.
 """
 
 import hashlib
@@ -93,8 +94,8 @@ def find(
     Raise EngineError if it does not answer, or what kept it from loading.
     """
     for folder in existing_folders():
-        address = Address(folder / f"{key.name}{_SOCKET}")
         try:
+            address = Address.of_file(socket_file(folder, key.name))
             return connect(address, keep_alive=keep_alive, progress=progress)
         except EngineError as error:
             if not error.is_absent:
@@ -114,14 +115,13 @@ def running() -> list[Address]:
                 remove_socket(file)
                 lock.release()
             elif not file.is_symlink():
-                found.append(Address(file))
+                with suppress(EngineError):  # it starts, and has not written its record
+                    found.append(Address.of_file(file))
     return found
 
 
 def existing_folders() -> Iterator[Path]:
     """Yield the folders of sockets that exist and are safe to use."""
-    if not has_unix_sockets():
-        return
     for folder in _folders():
         with suppress(OSError):
             require_private_folder(folder)
@@ -130,8 +130,6 @@ def existing_folders() -> Iterator[Path]:
 
 def usable_folder() -> Path:
     """Return the best folder for new sockets, which is created. Raise EngineError if there is none."""
-    if not has_unix_sockets():
-        raise EngineError("This system has no Unix sockets, which engines listen on", "Use `mllama serve`.")
     reasons = []
     for folder in _folders():
         try:
@@ -178,8 +176,10 @@ class Registration:
     def create(cls, keys: Sequence[EngineKey]) -> "Registration | None":
         """Return a registration under those keys that no other engine has; None if there is none.
 
-        Raise EngineError if there is no safe folder, OSError.
+        Raise EngineError if there is no safe folder or no Unix socket, OSError.
         """
+        if not has_unix_sockets():
+            raise EngineError("This system has no Unix sockets, which a server's clients find it by")
         folder = usable_folder()
         for index, key in enumerate(keys):
             lock = Lock.acquire(str(lock_file(folder, key.name)))
@@ -205,11 +205,16 @@ class Registration:
         for name in dict.fromkeys(key.name for key in keys):
             with suppress(OSError):
                 lock = Lock.acquire(str(lock_file(self.folder, name)))
-                if lock is not None:
-                    file = socket_file(self.folder, name)
-                    self._held.append((file, lock))
+                if lock is None:
+                    continue
+                file = socket_file(self.folder, name)
+                try:
                     remove_socket(file)
                     file.symlink_to(self.file.name)
+                except OSError:  # Windows asks for a privilege: clients must not wait for a name that leads nowhere
+                    lock.release()
+                    raise
+                self._held.append((file, lock))
 
     def close(self) -> None:
         """Give up all names. The socket is removed before its lock, so that no client takes it for a live one."""
