@@ -40,7 +40,8 @@ _DIGITS = 16
 class EngineKey:
     """What an engine and its client must agree on, as it was asked for: "auto" means the same to both.
 
-    ``state`` changes with the files of the model, ``visible`` are the GPUs that "auto" and "cuda" choose from.
+    ``state`` changes with the files of the model, ``adapters`` are folders and states in the order in which they are
+    merged, ``visible`` are the GPUs that "auto" and "cuda" choose from.
     """
 
     path: str
@@ -50,16 +51,24 @@ class EngineKey:
     quantize: str
     exact: bool
     visible: str
+    adapters: tuple[tuple[str, str], ...] = ()
     version: str = __version__
     protocol: int = PROTOCOL
 
     @classmethod
     def of(
-        cls, folder: Path, device: str = "auto", dtype: str = "auto", quantize: str | None = None, exact: bool = False
+        cls,
+        folder: Path,
+        device: str = "auto",
+        dtype: str = "auto",
+        quantize: str | None = None,
+        exact: bool = False,
+        adapters: Sequence[Path] = (),
     ) -> "EngineKey":
-        """Return the key of a model's folder. Raise OSError if the folder cannot be read."""
+        """Return the key of a model's folder and its adapters'. Raise OSError if one of them cannot be read."""
         path = resolved(folder)
-        return cls(str(path), _state(path), device, dtype, quantize or "", exact, _visible(device))
+        merged = tuple((str(each), _state(each)) for each in map(resolved, adapters))
+        return cls(str(path), _state(path), device, dtype, quantize or "", exact, _visible(device), merged)
 
     def for_device(self, device: str, dtype: str) -> "EngineKey":
         """Return the key of the same model on another device."""

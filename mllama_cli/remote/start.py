@@ -65,7 +65,9 @@ class StartRequest:
     @classmethod
     def read(cls, text: str) -> "StartRequest":
         fields = json.loads(text)
-        return cls(**{**fields, "key": EngineKey(**fields["key"])})
+        key = fields["key"]
+        adapters = tuple((path, state) for path, state in key["adapters"])
+        return cls(**{**fields, "key": EngineKey(**{**key, "adapters": adapters})})
 
 
 def start(

@@ -94,6 +94,7 @@ def _open(
         dtype=key.dtype,
         quantize=key.quantize or None,
         exact=key.exact,
+        adapters=[Path(path) for path, _ in key.adapters],
     )
     if engine.model.team is not None:
         engine.model.team.crew.on_lost = lambda error: _end()
