@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mllama_cli.cli.common import resolve_model
-from mllama_cli.cli.options import HOST_VARIABLE, KEY_VARIABLE, ComputeOptions, SharingOptions
+from mllama_cli.cli.options import HOST_VARIABLE, KEY_VARIABLE, ComputeOptions, SharingOptions, adapter_folders
 from mllama_cli.core.errors import EngineError, MllamaError, ModelNotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -145,16 +145,19 @@ class Answerers:
             self._terminal.note(text)
 
     def _key(self, model: ModelChoice) -> "EngineKey | None":
-        """Return what a running engine must agree with; None with adapters, or if the folder cannot be read."""
+        """Return what a running engine must agree with; None if a folder cannot be read."""
         from mllama_cli.remote.engines import EngineKey
 
         compute = self.compute
-        if compute.adapter:
-            return None
         assert model.folder is not None
         try:
             return EngineKey.of(
-                model.folder, compute.device or "auto", compute.dtype or "auto", compute.quantize, compute.exact
+                model.folder,
+                compute.device or "auto",
+                compute.dtype or "auto",
+                compute.quantize,
+                compute.exact,
+                adapter_folders(compute.adapter),
             )
         except OSError:
             return None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mllama_cli.cli.common import BUILT_IN_NOTE, ExitStatus, load_settings, resolve_model
-from mllama_cli.cli.options import ComputeOptions, Debug, option_groups, output_option
+from mllama_cli.cli.options import ComputeOptions, Debug, adapter_folders, option_groups, output_option
 from mllama_cli.cli.serve_lines import file_lines, port_lines, server_url
 from mllama_cli.core.duration import parse_duration
 from mllama_cli.core.errors import UsageError
@@ -129,7 +129,6 @@ def _serve(
     verbose: bool,
 ) -> None:
     import signal
-    from contextlib import nullcontext
     from dataclasses import replace
 
     from mllama_cli.hub.catalog import is_built_in
@@ -141,9 +140,8 @@ def _serve(
     if compute.model is None and is_built_in(name) and not terminal.stderr_is_tty:  # else it has been said
         terminal.note(BUILT_IN_NOTE)
     engine = _loaded(terminal, compute, folder, name)
-    # With adapters it is another model than the one that other commands are asked for.
-    found_by = registered(engine, compute.device, compute.dtype, compute.quantize, compute.exact)
-    with nullcontext() if compute.adapter else found_by as own:
+    adapters = adapter_folders(compute.adapter)
+    with registered(engine, compute.device, compute.dtype, compute.quantize, compute.exact, adapters) as own:
         app = create_app(
             engine,
             replace(settings, private_socket=str(own.file)) if own is not None else settings,

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 from mllama_cli.core.errors import EngineError, MllamaError, UsageError
 from mllama_cli.core.text import one_line
 from mllama_cli.remote.events import line, read_error
-from mllama_cli.system.private_sockets import is_own_peer
+from mllama_cli.system.loopback import LOOPBACK, PortRecord
+from mllama_cli.system.private_sockets import has_unix_sockets, is_own_peer
 
 DEFAULT_PORT = 11434
 CONNECT_SECONDS = 10.0
@@ -25,7 +26,10 @@ MAX_LINE_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class Address:
-    """Where an engine listens: on a Unix socket, or at a host and a port. ``key`` is what a server asks for."""
+    """Where an engine listens: on a Unix socket, or at a host and a port. ``key`` is what a server asks for.
+
+    A port whose number and key are in a file of this user has that ``file``, too.
+    """
 
     file: Path | None = None
     secure: bool = False
@@ -33,6 +37,20 @@ class Address:
     port: int = DEFAULT_PORT
     folder: str = ""
     key: str | None = None
+
+    @classmethod
+    def of_file(cls, file: Path) -> "Address":
+        """Return the address of an engine of this user by its socket, or by its record where there are no sockets.
+
+        Raise an absent EngineError if there is no record.
+        """
+        if has_unix_sockets():
+            return cls(file)
+        try:
+            record = PortRecord.read(file)
+        except OSError as error:
+            raise _absent(file, error) from error
+        return cls(file, host=LOOPBACK, port=record.port, key=record.token)
 
     @classmethod
     def parse(cls, text: str, key: str | None = None) -> "Address":
@@ -62,7 +80,7 @@ class Address:
         return f"Address({str(self)!r})"
 
     def connection(self) -> http.client.HTTPConnection:
-        if self.file is not None:
+        if self.file is not None and self.key is None:
             return _SocketConnection(self.file)
         kind = http.client.HTTPSConnection if self.secure else http.client.HTTPConnection
         return kind(self.host, self.port, timeout=CONNECT_SECONDS)
@@ -167,11 +185,14 @@ class Client:
         except (ConnectionResetError, BrokenPipeError, http.client.HTTPException) as error:
             raise _gone(heard()) from error
         except OSError as error:
-            absent = EngineError(
-                f"Nothing answers on {self.address}: {error.strerror or error}", "Check that the server runs."
-            )
-            absent.is_absent = isinstance(error, FileNotFoundError | ConnectionRefusedError | PermissionError)
-            raise absent from error
+            raise _absent(self.address, error) from error
+
+
+def _absent(where: object, error: OSError) -> EngineError:
+    """Return the error for an address that cannot be connected to."""
+    absent = EngineError(f"Nothing answers on {where}: {error.strerror or error}", "Check that the server runs.")
+    absent.is_absent = isinstance(error, FileNotFoundError | ConnectionRefusedError | PermissionError)
+    return absent
 
 
 def _gone(heard: bool) -> EngineError:

@@ -2,7 +2,8 @@
 
 An engine has two files in a folder of this user: ``NAME.sock`` and ``NAME.lock``. NAME stands for everything that a
 client must agree with, so that what does not fit is never found; other names of the same engine are links to its
-socket. A socket whose lock nobody holds was left by a process that was killed.
+socket. A socket whose lock nobody holds was left by a process that was killed. Where there are no Unix sockets, that
+file records a port of this machine and the token that the engine asks for.
 """
 
 import hashlib
@@ -39,7 +40,8 @@ _DIGITS = 16
 class EngineKey:
     """What an engine and its client must agree on, as it was asked for: "auto" means the same to both.
 
-    ``state`` changes with the files of the model, ``visible`` are the GPUs that "auto" and "cuda" choose from.
+    ``state`` changes with the files of the model, ``adapters`` are folders and states in the order in which they are
+    merged, ``visible`` are the GPUs that "auto" and "cuda" choose from.
     """
 
     path: str
@@ -49,16 +51,24 @@ class EngineKey:
     quantize: str
     exact: bool
     visible: str
+    adapters: tuple[tuple[str, str], ...] = ()
     version: str = __version__
     protocol: int = PROTOCOL
 
     @classmethod
     def of(
-        cls, folder: Path, device: str = "auto", dtype: str = "auto", quantize: str | None = None, exact: bool = False
+        cls,
+        folder: Path,
+        device: str = "auto",
+        dtype: str = "auto",
+        quantize: str | None = None,
+        exact: bool = False,
+        adapters: Sequence[Path] = (),
     ) -> "EngineKey":
-        """Return the key of a model's folder. Raise OSError if the folder cannot be read."""
+        """Return the key of a model's folder and its adapters'. Raise OSError if one of them cannot be read."""
         path = resolved(folder)
-        return cls(str(path), _state(path), device, dtype, quantize or "", exact, _visible(device))
+        merged = tuple((str(each), _state(each)) for each in map(resolved, adapters))
+        return cls(str(path), _state(path), device, dtype, quantize or "", exact, _visible(device), merged)
 
     def for_device(self, device: str, dtype: str) -> "EngineKey":
         """Return the key of the same model on another device."""
@@ -93,8 +103,8 @@ def find(
     Raise EngineError if it does not answer, or what kept it from loading.
     """
     for folder in existing_folders():
-        address = Address(folder / f"{key.name}{_SOCKET}")
         try:
+            address = Address.of_file(socket_file(folder, key.name))
             return connect(address, keep_alive=keep_alive, progress=progress)
         except EngineError as error:
             if not error.is_absent:
@@ -114,14 +124,13 @@ def running() -> list[Address]:
                 remove_socket(file)
                 lock.release()
             elif not file.is_symlink():
-                found.append(Address(file))
+                with suppress(EngineError):  # it starts, and has not written its record
+                    found.append(Address.of_file(file))
     return found
 
 
 def existing_folders() -> Iterator[Path]:
     """Yield the folders of sockets that exist and are safe to use."""
-    if not has_unix_sockets():
-        return
     for folder in _folders():
         with suppress(OSError):
             require_private_folder(folder)
@@ -130,8 +139,6 @@ def existing_folders() -> Iterator[Path]:
 
 def usable_folder() -> Path:
     """Return the best folder for new sockets, which is created. Raise EngineError if there is none."""
-    if not has_unix_sockets():
-        raise EngineError("This system has no Unix sockets, which engines listen on", "Use `mllama serve`.")
     reasons = []
     for folder in _folders():
         try:
@@ -178,8 +185,10 @@ class Registration:
     def create(cls, keys: Sequence[EngineKey]) -> "Registration | None":
         """Return a registration under those keys that no other engine has; None if there is none.
 
-        Raise EngineError if there is no safe folder, OSError.
+        Raise EngineError if there is no safe folder or no Unix socket, OSError.
         """
+        if not has_unix_sockets():
+            raise EngineError("This system has no Unix sockets, which a server's clients find it by")
         folder = usable_folder()
         for index, key in enumerate(keys):
             lock = Lock.acquire(str(lock_file(folder, key.name)))
@@ -205,11 +214,16 @@ class Registration:
         for name in dict.fromkeys(key.name for key in keys):
             with suppress(OSError):
                 lock = Lock.acquire(str(lock_file(self.folder, name)))
-                if lock is not None:
-                    file = socket_file(self.folder, name)
-                    self._held.append((file, lock))
+                if lock is None:
+                    continue
+                file = socket_file(self.folder, name)
+                try:
                     remove_socket(file)
                     file.symlink_to(self.file.name)
+                except OSError:  # Windows asks for a privilege: clients must not wait for a name that leads nowhere
+                    lock.release()
+                    raise
+                self._held.append((file, lock))
 
     def close(self) -> None:
         """Give up all names. The socket is removed before its lock, so that no client takes it for a live one."""

@@ -1,7 +1,8 @@
 """Start an engine in the background, exactly one for a key, however many clients want it at once.
 
 Who holds the lock of a key binds its socket and starts the engine, which inherits both: there is no moment in which
-nobody holds the lock of an engine that starts, and clients connect before it runs.
+nobody holds the lock of an engine that starts, and clients connect before it runs. Where there are no Unix sockets
+(Windows, where nothing can be inherited either), the engine takes both by itself, and ends at once if another has them.
 """
 
 import json
@@ -11,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mllama_cli.core.errors import EngineError
@@ -27,7 +28,7 @@ from mllama_cli.remote.engines import (
 )
 from mllama_cli.system.locks import Lock
 from mllama_cli.system.paths import state_folder
-from mllama_cli.system.private_sockets import bind_private
+from mllama_cli.system.private_sockets import bind_private, has_unix_sockets
 from mllama_cli.system.safe_files import open_regular, remove_plain
 
 MODULE = "mllama_cli.serving.background"
@@ -37,9 +38,11 @@ LOCKED_SECONDS = 60.0
 MAX_LOGS = 10
 MAX_LOG_BYTES = 2**20
 KEPT_LOG_BYTES = 2**16
+ANOTHER_RUNS = 75
+"""Exit code of an engine that found another with its name: EX_TEMPFAIL."""
 
 _POLL_SECONDS = 0.02
-_BACKLOG = 512
+BACKLOG = 512
 _LOG = "engine-{}.log"
 
 
@@ -53,7 +56,7 @@ class StartRequest:
     folder: str = ""
     """Of its socket and its lock."""
     socket: int = -1
-    """Descriptor of the socket, as that of ``lock``."""
+    """Descriptor of the socket, as that of ``lock``; negative if the engine takes them by itself."""
     lock: int = -1
 
     def line(self) -> str:
@@ -62,7 +65,9 @@ class StartRequest:
     @classmethod
     def read(cls, text: str) -> "StartRequest":
         fields = json.loads(text)
-        return cls(**{**fields, "key": EngineKey(**fields["key"])})
+        key = fields["key"]
+        adapters = tuple((path, state) for path, state in key["adapters"])
+        return cls(**{**fields, "key": EngineKey(**{**key, "adapters": adapters})})
 
 
 def start(
@@ -80,13 +85,14 @@ def start(
     process: subprocess.Popen[bytes] | None = None
     while True:
         try:
-            return connect(Address(file), keep_alive=keep_alive, progress=progress)
+            return connect(Address.of_file(file), keep_alive=keep_alive, progress=progress)
         except EngineError as error:
             _require_alive(process, key)
             if not error.is_absent or isinstance(error.__cause__, PermissionError) or started >= ATTEMPTS:
                 raise
         try:
-            lock = Lock.acquire(str(lock_file(folder, key.name)))
+            waits = not has_unix_sockets() and process is not None and process.poll() is None  # for its own engine
+            lock = None if waits else Lock.acquire(str(lock_file(folder, key.name)))
             if lock is not None:
                 process = _spawn(StartRequest(name, key, keep_alive, str(folder)), lock)
                 started += 1
@@ -112,19 +118,14 @@ def _spawn(request: StartRequest, lock: Lock) -> subprocess.Popen[bytes]:
     file = socket_file(Path(request.folder), request.key.name)
     try:
         remove_socket(file)
+        if not has_unix_sockets():
+            lock.release()
+            with _log(request.key) as log:
+                return _process(request, log)
         bound = bind_private(file)
         with bound, _log(request.key) as log:
-            bound.listen(_BACKLOG)
-            descriptors = (bound.fileno(), lock.descriptor)
-            given = StartRequest(request.name, request.key, request.keep_alive, request.folder, *descriptors)
-            process = subprocess.Popen(
-                [sys.executable, "-m", MODULE, given.line()],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                pass_fds=descriptors,
-            )
+            bound.listen(BACKLOG)
+            process = _process(replace(request, socket=bound.fileno(), lock=lock.descriptor), log)
     except BaseException:
         lock.release()
         raise
@@ -132,10 +133,22 @@ def _spawn(request: StartRequest, lock: Lock) -> subprocess.Popen[bytes]:
     return process
 
 
+def _process(request: StartRequest, log: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", MODULE, request.line()],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+        pass_fds=[each for each in (request.socket, request.lock) if each >= 0],
+        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+    )
+
+
 def _require_alive(process: "subprocess.Popen[bytes] | None", key: EngineKey) -> None:
     """Raise EngineError if the engine that this process started has ended by itself, which it would do again."""
     code = process.poll() if process is not None else None
-    if code is not None and code >= 0:
+    if code is not None and code >= 0 and code != ANOTHER_RUNS:
         raise EngineError(
             f"The engine ended while it was starting (exit code {code})", f"Its messages: {log_file(key)}"
         )
@@ -161,7 +174,8 @@ def _log(key: EngineKey) -> Iterator[int]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_old_logs(path)
         file = open_regular(str(path), os.O_WRONLY | os.O_APPEND, create=True)
-        os.fchmod(file, 0o600)
+        if sys.platform != "win32":
+            os.fchmod(file, 0o600)
         os.ftruncate(file, 0)
     if file < 0:
         file = os.open(os.devnull, os.O_WRONLY)

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sys
 import time
 from contextlib import suppress
 
@@ -10,7 +11,8 @@ from mllama_cli.core.errors import EngineError
 from mllama_cli.remote.client import Address, Client
 from mllama_cli.remote.engines import running
 from mllama_cli.remote.question import STOP_PATH
-from mllama_cli.system.private_sockets import peer_process
+from mllama_cli.system.loopback import PortRecord
+from mllama_cli.system.private_sockets import has_unix_sockets, peer_process
 
 STOP_SECONDS = 40.0
 """Longer than an engine lets its running answers end."""
@@ -28,7 +30,7 @@ def stop(address: Address) -> None:
         return
     with suppress(OSError):
         if (process := _process(address)) is not None:
-            os.kill(process, signal.SIGKILL)
+            os.kill(process, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)  # there SIGTERM kills
     if not _has_ended(address, KILLED_SECONDS):
         raise EngineError(f"The engine on {address} does not end", "Find its process with `lsof` and kill it.")
 
@@ -46,6 +48,8 @@ def _has_ended(address: Address, seconds: float) -> bool:
 def _process(address: Address) -> int | None:
     """Return the id of the process that listens on a socket; None if the system does not say."""
     assert address.file is not None
+    if not has_unix_sockets():
+        return PortRecord.read(address.file).process
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connected:
         connected.settimeout(1)
         connected.connect(str(address.file))

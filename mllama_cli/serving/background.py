@@ -1,6 +1,7 @@
 """The process of an engine that commands have started: `python -m mllama_cli.serving.background REQUEST`.
 
-Its socket and its lock come from the process that started it. It ends when nobody has used it for a while.
+Its socket and its lock come from the process that started it, where they can be inherited. It ends when nobody has
+used it for a while.
 """
 
 import asyncio
@@ -8,22 +9,27 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from starlette.applications import Starlette
 
 from mllama_cli.core.events import Event
-from mllama_cli.remote.engines import EngineKey, Registration, lock_file
-from mllama_cli.remote.start import StartRequest, log_file, shorten_log
+from mllama_cli.remote.engines import EngineKey, Registration, lock_file, remove_socket, socket_file
+from mllama_cli.remote.start import ANOTHER_RUNS, BACKLOG, StartRequest, log_file, shorten_log
+from mllama_cli.serving.guard import KeyGuard
 from mllama_cli.serving.idle import IdleEnd
 from mllama_cli.serving.opening import Opening
 from mllama_cli.serving.run import serve
 from mllama_cli.serving.settings import ServerSettings
 from mllama_cli.system.locks import Lock
+from mllama_cli.system.loopback import listen_on_loopback
 
 GRACE_SECONDS = 30.0
 LOG_SECONDS = 10.0
+TAKE_SECONDS = 1.0
+"""How long to try for the lock, which commands that look for engines hold for a moment."""
 MAX_BODY = 512 * 2**20
 """Of a question with its images, which comes from this user."""
 MAX_CONTEXT = 2**31
@@ -36,9 +42,7 @@ def main(text: str) -> None:
     folder, key = Path(request.folder), request.key
     os.umask(0o077)
     os.chdir(folder)  # the command's own folder may be removed, or on a disk that is taken out
-    lock = Lock.inherited(str(lock_file(folder, key.name)), request.lock)
-    bound = socket.socket(fileno=request.socket)
-    bound.set_inheritable(False)
+    lock, bound, token = _inherited(request) if request.socket >= 0 else _taken(request)
     registration = Registration(folder, key.name, lock, bound)
     idle = IdleEnd(request.keep_alive, _end)
 
@@ -47,10 +51,31 @@ def main(text: str) -> None:
 
     opening = Opening(request.name, open_app, idle, _end, GRACE_SECONDS)
     try:
-        serve(opening, opening, [bound], ready=lambda: _watch_log(key))
+        serve(KeyGuard(opening, ServerSettings(api_key=token)), opening, [bound], ready=lambda: _watch_log(key))
     finally:
         registration.close()
     os._exit(0)  # a thread that still opens the model would keep the process
+
+
+def _inherited(request: StartRequest) -> tuple[Lock, socket.socket, None]:
+    """Return the lock and the socket of the process that started this one. No token is needed."""
+    lock = Lock.inherited(str(lock_file(Path(request.folder), request.key.name)), request.lock)
+    bound = socket.socket(fileno=request.socket)
+    bound.set_inheritable(False)
+    return lock, bound, None
+
+
+def _taken(request: StartRequest) -> tuple[Lock, socket.socket, str]:
+    """Return the lock, a port of this machine, and the token for it. End the process if another engine has the lock."""
+    folder, name = Path(request.folder), request.key.name
+    end = time.monotonic() + TAKE_SECONDS
+    while (lock := Lock.acquire(str(lock_file(folder, name)))) is None:
+        if time.monotonic() > end:
+            sys.exit(ANOTHER_RUNS)
+        time.sleep(0.02)
+    file = socket_file(folder, name)
+    remove_socket(file)
+    return lock, *listen_on_loopback(file, BACKLOG)
 
 
 def _open(
@@ -69,6 +94,7 @@ def _open(
         dtype=key.dtype,
         quantize=key.quantize or None,
         exact=key.exact,
+        adapters=[Path(path) for path, _ in key.adapters],
     )
     if engine.model.team is not None:
         engine.model.team.crew.on_lost = lambda error: _end()

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import product
+from pathlib import Path
 
 from mllama_cli.core.errors import EngineError
 from mllama_cli.engine.device import choose_device
@@ -25,12 +26,17 @@ def keys_of(engine: Engine, asked: EngineKey) -> Sequence[EngineKey]:
 
 @contextmanager
 def registered(
-    engine: Engine, device: str | None, dtype: str | None, quantize: str | None, exact: bool
+    engine: Engine,
+    device: str | None,
+    dtype: str | None,
+    quantize: str | None,
+    exact: bool,
+    adapters: Sequence[Path],
 ) -> Iterator[Registration | None]:
     """Let clients of this user find an engine that was asked for so; None where another has all its names, or fails."""
     registration = None
     with suppress(EngineError, OSError):  # the server is of use all the same
-        asked = EngineKey.of(engine.path, device or "auto", dtype or "auto", quantize, exact)
+        asked = EngineKey.of(engine.path, device or "auto", dtype or "auto", quantize, exact, adapters)
         registration = Registration.create(keys_of(engine, asked))
     del engine  # which the server drops when nobody uses it
     try:

@@ -27,13 +27,15 @@ def runtime_folders(program: str, longest_name: int) -> list[Path]:
     """Return the folders where sockets may be, best first, whether they exist or not.
 
     They are in $XDG_RUNTIME_DIR and in the folder of temporary files, where a name of ``longest_name`` bytes fits.
+    Without Unix sockets any length fits.
     """
     user = os.geteuid() if hasattr(os, "geteuid") else 0
     runtime, temporary = (os.environ.get(name, "") for name in ("XDG_RUNTIME_DIR", "TMPDIR"))
+    if sys.platform == "win32":
+        temporary = os.environ.get("TEMP", "")
+    limit = MAX_SOCKET_PATH if has_unix_sockets() else sys.maxsize
     found = [Path(runtime) / program, Path(temporary) / f"{program}-{user}", Path("/tmp") / f"{program}-{user}"]
-    fitting = [
-        each for each in found if each.is_absolute() and len(os.fsencode(each)) + 1 + longest_name <= MAX_SOCKET_PATH
-    ]
+    fitting = [each for each in found if each.is_absolute() and len(os.fsencode(each)) + 1 + longest_name <= limit]
     in_runtime = [each for each in fitting if each is found[0]]
     return in_runtime + [each for each in fitting if each is not found[0]][:1]
 

@@ -21,7 +21,9 @@ from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.remote.client import Client
 from mllama_cli.remote.engines import running
 from mllama_cli.remote.question import STOP_PATH
+from tests.checkpoints import make_checkpoint
 from tests.console import SCRIPT, Result, run_here, run_script
+from tests.engine.test_adapters import SIMPLE, make_adapter
 
 DATA = Path(__file__).parents[1] / "data"
 DRAWING, CARD = str(DATA / "drawing.png"), str(DATA / "card.png")
@@ -254,3 +256,19 @@ def test_the_second_of_two_cold_starts_is_told_once(tmp_path: Path, monkeypatch:
     assert not is_second_cold_start(), "the first was long ago"
     assert is_second_cold_start()
     assert not is_second_cold_start(), "it has been said"
+
+
+def test_an_engine_with_adapters_answers_who_asks_for_the_same(home: dict[str, str], tmp_path: Path) -> None:
+    painter = tmp_path / "painter"
+    make_checkpoint(tmp_path / "base", seed=5)
+    make_adapter(painter, SIMPLE)
+    model = ("chat", "-m", str(tmp_path / "base"), "--device", "cpu", "--dtype", "float32", "--max-tokens", "8")
+    merged = (*model, "--adapter", str(painter))
+    started = run_script(*merged, "--keep-alive", "5m", "Hello", env=home)
+    assert started.code == 0, started.err
+    there, here = both_ways(home, *merged, "--verbose", "Hello")
+    assert "The running engine on" in there.err
+    assert started.out == there.out == here.out
+    without = run_here(*model, "--verbose", "Hello")
+    assert "The model is loaded in this process." in without.err
+    assert without.out != here.out

@@ -19,6 +19,10 @@ from mllama_cli.system.private_sockets import bind_private, make_private_folder,
 
 def test_a_key_tells_apart_what_answers_differently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = shutil.copytree(built_in_model(), tmp_path / "model")
+    painter, poet = tmp_path / "painter", tmp_path / "poet"
+    for adapter in (painter, poet):
+        adapter.mkdir()
+        (adapter / "adapter_model.safetensors").write_bytes(b"1")
     key = EngineKey.of(folder)
     assert key == EngineKey.of(tmp_path / "." / "model")
     others = [
@@ -27,6 +31,9 @@ def test_a_key_tells_apart_what_answers_differently(tmp_path: Path, monkeypatch:
         EngineKey.of(folder, dtype="float32"),
         EngineKey.of(folder, quantize="int4"),
         EngineKey.of(folder, exact=True),
+        EngineKey.of(folder, adapters=[painter]),
+        EngineKey.of(folder, adapters=[painter, poet]),
+        EngineKey.of(folder, adapters=[poet, painter]),
         replace(key, version="0.0.1"),
         replace(key, protocol=0),
     ]
@@ -34,6 +41,8 @@ def test_a_key_tells_apart_what_answers_differently(tmp_path: Path, monkeypatch:
     others.append(EngineKey.of(folder))
     assert EngineKey.of(folder, "cpu") == others[1]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    os.utime(painter / "adapter_model.safetensors", ns=(1, 1))
+    others.append(EngineKey.of(folder, adapters=[painter]))
     os.utime(folder / "model.safetensors", ns=(1, 1))
     others.append(EngineKey.of(folder))
     assert len({each.name for each in (key, *others)}) == len(others) + 1
