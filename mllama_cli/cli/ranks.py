@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from mllama_cli.core.errors import UsageError
 if TYPE_CHECKING:
     from mllama_cli.core.errors import EngineError
     from mllama_cli.engine.engine import Engine
+    from mllama_cli.engine.parallel.crew import Crew
 
 LOST_SECONDS = 2.0
 """How long a command may take to end by itself when a rank has ended."""
@@ -67,15 +69,17 @@ def devices_of(given: str | None) -> str | None:
 def end_with_ranks(engine: "Engine") -> None:
     """End this process when another rank of the engine ends, at the latest some seconds after it."""
     if engine.model.team is not None:
-        engine.model.team.crew.on_lost = _end
+        crew = engine.model.team.crew
+        crew.on_lost = partial(_end, crew)
 
 
-def _end(error: "EngineError") -> None:
+def _end(crew: "Crew", error: "EngineError") -> None:
     time.sleep(LOST_SECONDS)  # mostly the command says so itself, and this thread ends with the process
     from mllama_cli.terminal.console import Terminal
 
     _reset_terminal()
-    Terminal().error(error.message, error.hint)
+    if not crew.told:
+        Terminal().error(error.message, error.hint)
     sys.stderr.flush()
     os._exit(1)
 

@@ -47,6 +47,8 @@ class Crew:
         self.reason = ""
         self.on_lost: Callable[[EngineError], None] | None = None
         """Called once, on another thread, when a rank has ended although it should not."""
+        self.told = False
+        """Whether the main thread has had the error, which a command prints."""
         self._closing = False
         self._lock = threading.Lock()
 
@@ -116,6 +118,8 @@ class Crew:
 
     def error(self) -> EngineError:
         """Return what to tell the user about the rank that is lost."""
+        if threading.current_thread() is threading.main_thread():
+            self.told = True
         return EngineError(
             self.reason or "A process that computes a part of the model has ended",
             "Load the model again. A process that was killed may have been so for lack of memory.",
@@ -159,7 +163,7 @@ class Crew:
         self._hang_up()
         self.replies.put(None)
         if self.on_lost is not None:
-            self.on_lost(self.error())
+            threading.Thread(target=lambda lost: lost(self.error()), args=(self.on_lost,), daemon=True).start()
 
     def _hang_up(self) -> None:
         """Shut the connections down, which ends their processes; closing them could meet a thread that reads."""
