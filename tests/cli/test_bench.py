@@ -28,6 +28,7 @@ def test_every_figure_is_there_and_adds_up() -> None:
         "prefill, 1024 tokens",
         "decode, text",
         "decode, after an image",
+        "memory, peak",
         "captions of 64 tokens, 4 tiles, 4 at once",
     ]
     assert all(figure["value"] > 0 for figure in figures.values())
