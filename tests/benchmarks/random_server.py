@@ -73,7 +73,7 @@ class RandomEngine(Engine):
             made.max_context,
         )
         self.model = LoadedModel(
-            made.network, made.config, processor, device=chosen, dtype=kind, prefill_chunk=made.prefill_chunk
+            made.network, made.config, processor, device=chosen, dtype=made.dtype, prefill_chunk=made.prefill_chunk
         )
         self.model.eos = frozenset()
         self.config, self.generation_config = self.model.config, self.model.generation_config

@@ -28,6 +28,10 @@ from tests.shards import make_shards, sample, write_tar
 pq = pytest.importorskip("pyarrow.parquet")
 
 
+MOST_IDLE = 10
+"""How often a batch waits for another question."""
+
+
 class Reader:
     """Answers with what it was asked and an image's width, the last question of each batch first."""
 
@@ -43,11 +47,13 @@ class Reader:
     def ask(self, questions: Iterable[Question | None], on_batch_size: Callable[[int], None]) -> Generator[Answer]:
         on_batch_size(self.batch)
         batch: list[Question] = []
+        idle = 0
         for question in questions:
             self.waits += question is None
+            idle = idle + 1 if question is None else 0
             if question is not None:
                 batch.append(question)
-            if len(batch) == self.batch:
+            if len(batch) == self.batch or idle > MOST_IDLE:  # others may wait for these answers
                 yield from self._answers(batch)
                 batch = []
         yield from self._answers(batch)
