@@ -157,7 +157,9 @@ class Decoder:
                 again = {"admitted": True} if turn is self._turn else {}
                 with turn, self._worker() as worker:
                     try:
-                        return self._ask(worker, {**request, "name": name, **again}, data, seconds, read)
+                        # A worker may have been started in another folder.
+                        asked = {**request, "name": name, "folder": _current_folder(), **again}
+                        return self._ask(worker, asked, data, seconds, read)
                     except (_DiedError, OSError):
                         worker.kill()
                 if worker.is_late:
@@ -207,6 +209,13 @@ class Decoder:
             return read(answer, payload)
         except (ValueError, LookupError, TypeError) as error:  # its memory is damaged
             raise _DiedError from error
+
+
+def _current_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was deleted
+        return ""
 
 
 def _of_page(path: str, page: int) -> dict[str, Any]:

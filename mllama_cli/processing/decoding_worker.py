@@ -96,6 +96,8 @@ def _answer(requests: "SimpleQueue[Request]", answers: BinaryIO) -> None:
 def _work(request: Mapping[str, Any], data: bytes, admit: Admit) -> tuple[Any, ...]:
     """Return the head of an answer, and the bytes that follow it. Raise MllamaError or MemoryError."""
     name = request["name"]
+    with suppress(OSError):  # what it has as a relative path is then not found
+        os.chdir(request.get("folder", ""))
     path = Path(request.get("path", name))
     sent = ImagePart(data, name) if "bytes" in request else None
     if "clipboard" in request:

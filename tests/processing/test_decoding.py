@@ -87,6 +87,16 @@ def test_an_image_that_takes_too_long_is_named_and_its_worker_replaced() -> None
     decoder.close()
 
 
+def test_paths_are_relative_to_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(1)
+    for width, folder in ((9, tmp_path / "one"), (17, tmp_path / "two")):
+        folder.mkdir()
+        (folder / "photo.png").write_bytes(file_of(noise(width, 9)))
+        monkeypatch.chdir(folder)
+        assert decoder.decode_file("photo.png", CONFIG).width == width
+    decoder.close()
+
+
 def test_an_image_that_kills_every_worker_is_named() -> None:
     decoder = Decoder(1)
     part = ImagePart(file_of(noise(9, 9)), "trap.png")
