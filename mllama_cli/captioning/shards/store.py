@@ -11,7 +11,7 @@ from typing import BinaryIO, Protocol
 from mllama_cli.core.errors import CaptionError
 from mllama_cli.system.files import expanded
 from mllama_cli.system.patterns import matches
-from mllama_cli.system.safe_files import create_exclusively, read_regular, replacing, temporary_path
+from mllama_cli.system.safe_files import create_exclusively, is_temporary, read_regular, replacing, temporary_path
 
 MAX_SMALL_BYTES = 2**20
 """Longest lease, summary and note of settings."""
@@ -88,7 +88,8 @@ class LocalStore:
         found = []
         for inside, _, files in os.walk(expanded(folder)):
             below = os.path.relpath(inside, expanded(folder))
-            found += [name if below == os.curdir else f"{below}/{name}".replace(os.sep, "/") for name in files]
+            whole = [name for name in files if not is_temporary(name)]
+            found += [name if below == os.curdir else f"{below}/{name}".replace(os.sep, "/") for name in whole]
         return found
 
     def exists(self, path: str) -> bool:
