@@ -58,13 +58,14 @@ class ShardView:
 
     def summary(self, counts: Mapping[str, Any]) -> None:
         """Print the counts, and the first failures with their reasons."""
-        line = f"Captioned {counts['pictures']} pictures in {counts['shards_done_here']} shards"
+        pictures, shards = counts["pictures"], counts["shards_done_here"]
+        line = f"Captioned {pictures} picture{'s' * (pictures != 1)} in {shards} shard{'s' * (shards != 1)}"
         if failed := counts["failed"]:
             line += f", failed {failed}"
         if counts["skipped"]:
             line += f", left out {counts['skipped']} whose key was there already"
         line += f" in {clock(counts['seconds'])} ({counts['pictures_per_second']:.1f} images/s). "
-        line += f"{counts['shards_done']} of {counts['shards']} shards are done."
+        line += f"{counts['shards_done']} of {counts['shards']} shards done."
         self._terminal.note(line)
         for path, reason in self._failures:
             self._terminal.err.print(f"  {path}: {reason}", style="red")
