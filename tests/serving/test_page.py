@@ -1,6 +1,7 @@
 """The page at /, in a real browser, with a real server."""
 
 import base64
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,13 +127,13 @@ def test_markdown_becomes_what_it_means(chat: Browser) -> None:
 
 @needs_chromium
 def test_escape_stops_an_answer_and_frees_the_slot(chat: Browser, server: Server) -> None:
-    # The built-in model soon comes to an end by itself; at this temperature it does not.
-    chat.run("""(() => {
-        const plain = fetch;
-        window.fetch = (url, options = {}) => plain(url, options.body
-            ? {...options, body: JSON.stringify({...JSON.parse(options.body), temperature: 50, max_tokens: 1900})}
+    # The built-in model soon comes to an end by itself; with this bias it does not.
+    chat.run(f"""(() => {{
+        const plain = fetch, endless = {{max_tokens: 1900, logit_bias: {json.dumps(server.endless)}}};
+        window.fetch = (url, options = {{}}) => plain(url, options.body
+            ? {{...options, body: JSON.stringify({{...JSON.parse(options.body), ...endless}})}}
             : options);
-    })()""")
+    }})()""")
     chat.write("Who are you?")
     chat.press("Enter")
     chat.wait("document.querySelector('.answer')?.innerText.length > 20")
