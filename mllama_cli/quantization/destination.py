@@ -114,7 +114,11 @@ class QuantizeDestination:
                     require_plain(path.name, path.lstat())
                 except UnsafeFileError as error:
                     reason = f"holds something unsafe: {error.strerror}"
-            if not reason and names not in ([], [LOCK_NAME]) and not is_journal(self.partial / JOURNAL_NAME):
+            journal = self.partial / JOURNAL_NAME
+            kept = [name for name in names if name != LOCK_NAME and not is_temporary(name)]
+            # A run that is killed as it begins leaves an empty journal, or none.
+            begun = kept in ([], [JOURNAL_NAME]) and not (kept and journal.lstat().st_size)
+            if not reason and not begun and not is_journal(journal):
                 reason = f"has no {JOURNAL_NAME}"
         if reason:
             raise UsageError(
