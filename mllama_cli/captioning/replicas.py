@@ -99,7 +99,7 @@ class Replica:
 
 
 def _receive(connection: Connection, arrived: "queue.SimpleQueue[Question | None]") -> None:
-    """Take in questions at once, so that whoever sends them never waits for the answers."""
+    """Take in questions at once, so that the sender never waits for the answers."""
     question: Question | None = connection.recv()
     while question is not None:
         arrived.put(question)

@@ -143,7 +143,7 @@ class Captioner:
         try:
             for _ in pipeline.run(self._pictures(destination), DecodingPool()):
                 pass
-        except BaseException as error:  # whoever waits for a picture reports it
+        except BaseException as error:  # the caller that waits for a picture reports it
             self._error = error
             for asked in list(self._asked):
                 with contextlib.suppress(Exception):
@@ -167,7 +167,7 @@ class _Asked:
 
 
 class _Answers:
-    """A CaptionDestination that hands each row to whoever waits for it."""
+    """A CaptionDestination that hands each row to its waiting caller."""
 
     def __init__(self, columns: Sequence[str] | None) -> None:
         self.columns = columns

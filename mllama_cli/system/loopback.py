@@ -1,4 +1,4 @@
-"""A port of this machine in place of a private Unix socket: whoever can read its record, this user alone, may ask."""
+"""A port of this machine in place of a private Unix socket, for those who can read its record: this user alone."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Background engines where there are no Unix sockets: on a port of this machine, for whoever has the token."""
+"""Background engines where there are no Unix sockets: on a port of this machine, protected by a token."""
 
 import socket
 import subprocess

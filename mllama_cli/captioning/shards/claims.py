@@ -2,7 +2,7 @@
 
 A lease is created only if there is none, which object stores and file systems do in one step. Its holder writes a new
 beat into it from time to time. A lease whose beat has not changed for a while was a dead worker's, and is taken over by
-creating the next one: ``NAME.1``, ``NAME.2``, ... Since clocks of machines differ, only the clock of whoever watches
+creating the next one: ``NAME.1``, ``NAME.2``, ... Since clocks of machines differ, only the clock of the watcher
 counts. Should a worker that seemed dead go on, two caption the same shard; its output is still written once, by the
 first that is done.
 """

@@ -1,4 +1,4 @@
-"""Run an iterator in a thread, some items ahead of whoever takes them."""
+"""Run an iterator in a thread, some items ahead of its consumer."""
 
 import threading
 from collections import deque
@@ -61,7 +61,7 @@ class ReadAhead(Generic[ItemT]):
             for item in self._source:
                 if not self._put(item):
                     return
-        except BaseException as error:  # whoever takes the items reports it
+        except BaseException as error:  # the consumer reports it
             self._error = error
         finally:
             self._ended = True

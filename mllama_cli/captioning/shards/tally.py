@@ -61,7 +61,7 @@ class Tally:
 
     @property
     def done_in_all(self) -> int:
-        """The shards that have their output, whoever wrote it."""
+        """The shards that have their output, from any worker."""
         own = self.done_before + self.shards_done
         return own if self.left is None else max(own, self.shards - self.left())
 
