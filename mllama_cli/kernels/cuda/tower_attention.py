@@ -1,0 +1,330 @@
+"""Attention of the vision tower: heads of 80 dimensions as 64 + 16, read where the q/k/v product left them.
+
+Most attention kernels run 80 dimensions as 128. One launch attends from all tokens: real ones over all keys, of which
+those of the repeated tile carry a bias, and padding over the real keys (model/vision_layers.py). Its work is cut into
+segments, a block of queries over a range of blocks of keys; some segments are parts of a block's keys, so that all
+multiprocessors end at about the same time, and their results are combined by a second kernel.
+"""
+
+import heapq
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from mllama_cli.kernels.cuda.attention import LOG2_E
+from mllama_cli.kernels.cuda.launch import multiprocessors
+
+FIRST, SECOND = 64, 16
+"""A head's dimensions are multiplied in two parts, since Triton's blocks are powers of two."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How the kernel cuts its work: rows and keys in a block, warps, loads in flight, programs on a multiprocessor."""
+
+    rows: int = 128
+    keys: int = 64
+    warps: int = 8
+    stages: int = 3
+    resident: int = 2
+    ahead: bool = False
+    """Start the next block's scores before this block's softmax."""
+
+
+TILE = Tile()
+FIELDS = 8
+"""int32 numbers that describe a segment."""
+
+SEGMENT_COST = 2
+"""What starting and ending a segment costs, in blocks of keys."""
+
+NOWHERE = 2**30
+
+
+@triton.jit
+def scores_of(q_first, q_second, keys_first, keys_second, row, head,
+              HEADS: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr):  # fmt: skip
+    """Multiply the queries by a block of keys, which starts at ``row`` of all tokens."""
+    column = (HEADS + head) * (FIRST + SECOND)
+    scores = tl.dot(q_first, keys_first.load([row, column]).T)
+    return tl.dot(q_second, keys_second.load([row, column + FIRST]).T, scores)
+
+
+@triton.jit
+def accumulate(scores, top, bias, best, total, out_first, out_second, keys_first, keys_second, row, head, scale,
+               HEADS: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr):  # fmt: skip
+    """Add a block's values, weighted by its scores, to the sums; ``top`` is its largest logarithm of each row."""
+    column = (2 * HEADS + head) * (FIRST + SECOND)
+    top = tl.maximum(best, top)
+    weights = tl.math.exp2(scores * scale - (top - bias)[:, None])
+    shrink = tl.math.exp2(best - top)
+    total = total * shrink + tl.sum(weights, axis=1)
+    out_first *= shrink[:, None]
+    out_second *= shrink[:, None]
+    values_first = keys_first.load([row, column])
+    values_second = keys_second.load([row, column + FIRST])
+    weights = weights.to(values_first.dtype)
+    out_first = tl.dot(weights, values_first, out_first)
+    out_second = tl.dot(weights, values_second, out_second)
+    return top, total, out_first, out_second
+
+
+@triton.jit
+def segment_kernel(
+    queries_first, queries_second, keys_first, keys_second, segments, out, part_out, part_best, part_total,
+    tokens, real, counted, out_rows, bias, scale,
+    HEADS: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
+    AHEAD: tl.constexpr,
+):  # fmt: skip
+    """Attend from one block of one head's queries to some blocks of keys in each program.
+
+    Logarithms are in base 2. Plain blocks of keys come first, then those of which some rows do not see some keys, or
+    of which only some carry the ``bias``.
+    """
+    DIM: tl.constexpr = FIRST + SECOND
+    entry = segments + tl.program_id(0) * 8
+    base = tl.load(entry)
+    head = tl.load(entry + 1)
+    first_row = tl.load(entry + 2)
+    begin = tl.load(entry + 3)
+    end = tl.load(entry + 4)
+    plain = tl.load(entry + 5)
+    skip = tl.load(entry + 6)
+    part = tl.load(entry + 7)
+
+    q_first = queries_first.load([base + first_row, head * DIM])
+    q_second = queries_second.load([base + first_row, head * DIM + FIRST])
+    best = tl.full([ROWS], -float("inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    out_first = tl.zeros([ROWS, FIRST], tl.float32)
+    out_second = tl.zeros([ROWS, SECOND], tl.float32)
+
+    stop = tl.minimum(end, plain)
+    if AHEAD:
+        if begin < stop:
+            block = begin + (begin >= skip).to(tl.int32)
+            scores = scores_of(
+                q_first, q_second, keys_first, keys_second, base + block * KEYS, head, HEADS, FIRST, SECOND
+            )
+            for unit in range(begin, stop):
+                following = tl.minimum(unit + 1, stop - 1)
+                following += (following >= skip).to(tl.int32)
+                coming = scores_of(
+                    q_first, q_second, keys_first, keys_second, base + following * KEYS, head, HEADS, FIRST, SECOND
+                )
+                start = (unit + (unit >= skip).to(tl.int32)) * KEYS
+                added = tl.where(start >= counted, bias, 0.0)
+                best, total, out_first, out_second = accumulate(
+                    scores, tl.max(scores, axis=1) * scale + added, added, best, total, out_first, out_second,
+                    keys_first, keys_second, base + start, head, scale, HEADS, FIRST, SECOND,
+                )  # fmt: skip
+                scores = coming
+    else:
+        for unit in range(begin, stop):
+            start = (unit + (unit >= skip).to(tl.int32)) * KEYS
+            added = tl.where(start >= counted, bias, 0.0)
+            scores = scores_of(q_first, q_second, keys_first, keys_second, base + start, head, HEADS, FIRST, SECOND)
+            best, total, out_first, out_second = accumulate(
+                scores, tl.max(scores, axis=1) * scale + added, added, best, total, out_first, out_second,
+                keys_first, keys_second, base + start, head, scale, HEADS, FIRST, SECOND,
+            )  # fmt: skip
+
+    row = first_row + tl.arange(0, ROWS)
+    limit = tl.where(row < real, tokens, real)
+    for unit in tl.range(tl.maximum(begin, plain), end, num_stages=1):
+        start = tl.where((unit == plain) & (skip < unit), skip, unit) * KEYS
+        scores = scores_of(q_first, q_second, keys_first, keys_second, base + start, head, HEADS, FIRST, SECOND)
+        key = start + tl.arange(0, KEYS)
+        scores = scores * scale + tl.where(key >= counted, bias, 0.0)[None, :]
+        scores = tl.where(key[None, :] < limit[:, None], scores, -1e30)
+        best, total, out_first, out_second = accumulate(
+            scores, tl.max(scores, axis=1), 0.0, best, total, out_first, out_second,
+            keys_first, keys_second, base + start, head, 1.0, HEADS, FIRST, SECOND,
+        )  # fmt: skip
+
+    column = tl.arange(0, FIRST)
+    rest = FIRST + tl.arange(0, SECOND)
+    if part < 0:
+        out_first /= total[:, None]
+        out_second /= total[:, None]
+        image = base // tokens
+        target = out + ((image * out_rows + row).to(tl.int64) * HEADS + head)[:, None] * DIM
+        inside = (row < out_rows)[:, None]
+        tl.store(target + column[None, :], out_first.to(out.dtype.element_ty), mask=inside)
+        tl.store(target + rest[None, :], out_second.to(out.dtype.element_ty), mask=inside)
+    else:
+        index = part * ROWS + tl.arange(0, ROWS)
+        tl.store(part_best + index, best)
+        tl.store(part_total + index, total)
+        kept = part_out + index[:, None] * DIM
+        tl.store(kept + column[None, :], out_first)
+        tl.store(kept + rest[None, :], out_second)
+
+
+@triton.jit
+def combine_kernel(
+    pieces, out, part_out, part_best, part_total, tokens, out_rows,
+    HEADS: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Combine the parts of some rows of one block of queries in each program."""
+    DIM: tl.constexpr = FIRST + SECOND
+    entry = pieces + tl.program_id(0) * 8
+    base = tl.load(entry)
+    head = tl.load(entry + 1)
+    first_row = tl.load(entry + 2)
+    begin = tl.load(entry + 3)
+    end = tl.load(entry + 4)
+    near = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
+    column = tl.arange(0, FIRST)
+    rest = FIRST + tl.arange(0, SECOND)
+    best = tl.full([CHUNK], -float("inf"), tl.float32)
+    total = tl.zeros([CHUNK], tl.float32)
+    out_first = tl.zeros([CHUNK, FIRST], tl.float32)
+    out_second = tl.zeros([CHUNK, SECOND], tl.float32)
+    for part in range(begin, end):
+        index = part * ROWS + near
+        theirs = tl.load(part_best + index)
+        top = tl.maximum(best, theirs)
+        shrink = tl.math.exp2(best - top)
+        weight = tl.math.exp2(theirs - top)
+        total = total * shrink + tl.load(part_total + index) * weight
+        source = part_out + index[:, None] * DIM
+        out_first = out_first * shrink[:, None] + tl.load(source + column[None, :]) * weight[:, None]
+        out_second = out_second * shrink[:, None] + tl.load(source + rest[None, :]) * weight[:, None]
+        best = top
+    row = first_row + near
+    inside = (row < out_rows)[:, None]
+    target = out + ((base // tokens * out_rows + row).to(tl.int64) * HEADS + head)[:, None] * DIM
+    tl.store(target + column[None, :], (out_first / total[:, None]).to(out.dtype.element_ty), mask=inside)
+    tl.store(target + rest[None, :], (out_second / total[:, None]).to(out.dtype.element_ty), mask=inside)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A block of queries: which image's first token, head and row; how many blocks of keys, and which of them last."""
+
+    base: int
+    head: int
+    row: int
+    units: int
+    plain: int
+    skip: int
+
+
+def work_of(batch: int, heads: int, tokens: int, real: int, counted: int, rows: int, tile: Tile) -> list[Work]:
+    """Return the blocks of queries [0, rows), those with the most keys first.
+
+    Keys from ``counted`` on carry a bias. Blocks of keys in order: [0, skip) and (skip, plain] plain, then skip, ...
+    """
+    keys = tile.keys
+    work = []
+    for row in range(0, rows, tile.rows):
+        skip = NOWHERE
+        if row >= real:
+            units, plain = -(-real // keys), real // keys
+        elif row + tile.rows > real and rows > real:
+            units, plain = -(-tokens // keys), min(real, counted) // keys
+        else:
+            units, plain = -(-tokens // keys), tokens // keys
+            if counted < tokens and counted % keys and counted // keys < plain:
+                skip = counted // keys
+                plain -= 1
+        work += [Work(image * tokens, head, row, units, plain, skip) for image in range(batch) for head in range(heads)]
+    return sorted(work, key=lambda one: -one.units)
+
+
+def makespan(costs: list[int], places: int) -> int:
+    """Return when the last of these is done if each goes to the first place that is free."""
+    ends = [0] * places
+    for cost in costs:
+        heapq.heapreplace(ends, ends[0] + cost)
+    return max(ends)
+
+
+def cut(work: list[Work], places: int) -> tuple[list[int], int]:
+    """Return how many parts each of ``work`` is cut into so that all places end soon, and the expected end."""
+    best = ([1] * len(work), makespan([one.units + SEGMENT_COST for one in work], places))
+    for parts in (2, 3, 4, 5, 6, 8):
+        for share in range(1, 9):
+            whole = max(0, len(work) - max(1, share * places // (4 * parts)))
+            counts = [1] * whole + [min(parts, one.units) for one in work[whole:]]
+            costs = []
+            for one, count in zip(work, counts, strict=True):
+                costs += [-(-one.units // count) + SEGMENT_COST + (count > 1)] * count
+            end = makespan(costs, places)
+            if end < best[1]:
+                best = (counts, end)
+    return best
+
+
+@dataclass(frozen=True)
+class Plan:
+    segments: Tensor
+    """int32 [segments, FIELDS] for ``segment_kernel``."""
+    pieces: Tensor
+    """int32 [blocks of queries that are cut, FIELDS] for ``combine_kernel``."""
+    parts: int
+
+
+@cache
+def plan(
+    batch: int, heads: int, tokens: int, real: int, counted: int, rows: int, tile: Tile, device: torch.device
+) -> Plan:
+    """Cut the attention of one shape into segments; see ``work_of``."""
+    work = work_of(batch, heads, tokens, real, counted, rows, tile)
+    counts, _ = cut(work, multiprocessors(device) * tile.resident)
+    segments: list[list[int]] = []
+    pieces: list[list[int]] = []
+    parts = 0
+    for one, count in zip(work, counts, strict=True):
+        for index in range(count):
+            begin, end = one.units * index // count, one.units * (index + 1) // count
+            slot = -1 if count == 1 else parts + index
+            segments.append([one.base, one.head, one.row, begin, end, one.plain, one.skip, slot])
+        if count > 1:
+            pieces.append([one.base, one.head, one.row, parts, parts + count, 0, 0, 0])
+            parts += count
+
+    def table(rows_of: list[list[int]]) -> Tensor:
+        return torch.tensor(rows_of or [[0] * FIELDS], dtype=torch.int32, device=device)
+
+    return Plan(table(segments), table(pieces), parts)
+
+
+def tower_attention(
+    qkv: Tensor, real: int, counted: int, repeats: int, *, rows: int | None = None, tile: Tile = TILE
+) -> Tensor:
+    """Attend as ``tower_attention`` of kernels/sdpa.py from qkv [N, tokens, 3, heads, D] -> [N, rows, heads * D]."""
+    batch, tokens, _, heads, dim = qkv.shape
+    assert dim == FIRST + SECOND
+    rows = tokens if rows is None else rows
+    if repeats == 1:
+        counted = tokens
+    todo = plan(batch, heads, tokens, real, counted, rows, tile, qkv.device)
+    flat = qkv.reshape(batch * tokens, 3 * heads * dim)
+    out = qkv.new_empty(batch, rows, heads * dim)
+    part_out = qkv.new_empty(todo.parts * tile.rows, dim, dtype=torch.float32)
+    part_best, part_total = (part_out.new_empty(todo.parts * tile.rows) for _ in range(2))
+
+    def blocks(count: int, width: int) -> TensorDescriptor:
+        return TensorDescriptor(flat, list(flat.shape), list(flat.stride()), [count, width])
+
+    segment_kernel[(todo.segments.shape[0],)](
+        blocks(tile.rows, FIRST), blocks(tile.rows, SECOND), blocks(tile.keys, FIRST), blocks(tile.keys, SECOND),
+        todo.segments, out, part_out, part_best, part_total,
+        tokens, real, counted, rows, math.log2(repeats), LOG2_E * dim**-0.5,
+        heads, FIRST, SECOND, tile.rows, tile.keys, tile.ahead, num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    if todo.parts:
+        chunk = 16
+        combine_kernel[(todo.pieces.shape[0], tile.rows // chunk)](
+            todo.pieces, out, part_out, part_best, part_total, tokens, rows,
+            heads, FIRST, SECOND, tile.rows, chunk, num_warps=2,
+        )  # fmt: skip
+    return out
