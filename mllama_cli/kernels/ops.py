@@ -205,6 +205,15 @@ def add_layer_norm(
     return total, F.layer_norm(total, weight.shape, weight, bias, eps)
 
 
+def gelu_(x: Tensor) -> Tensor:
+    """Return gelu(x) in its exact form, with erf; possibly written over x."""
+    if use_triton(x) and x.is_contiguous():
+        from mllama_cli.kernels.cuda import elementwise
+
+        return elementwise.gelu_(x)
+    return F.gelu(x)
+
+
 def silu_and_mul(gate: Tensor, up: Tensor) -> Tensor:
     """Return silu(gate) * up, elementwise."""
     if use_triton(gate):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mllama_cli.core.config import MllamaVisionConfig
 from mllama_cli.model.layers import Embedding, normal_parameter, result_of
-from mllama_cli.model.vision_layers import MllamaVisionEncoder, MllamaVisionEncoderLayer
+from mllama_cli.model.vision_layers import Branch, MllamaVisionEncoder, MllamaVisionEncoderLayer
 
 
 class MllamaPrecomputedAspectRatioEmbedding(nn.Module):
@@ -161,12 +161,14 @@ class MllamaVisionModel(nn.Module):
         repeated = slice(tiles * padded, None)
 
         intermediate = []
+        branch: Branch | None = None  # what is to be added to x, which the next layer does together with its norm
         for index, layer in enumerate(self.transformer.layers):
             if index in config.intermediate_layers_indices:  # Meta takes a layer's input (docs/accuracy.md, A)
+                x, branch = x if branch is None else branch.added_to(x), None
                 intermediate.append(x)
-            x = layer(x, real, repeated, repeats)
+            x, branch = layer(x, branch, real, repeated, repeats)
             yield index + 1
-        x = self.layernorm_post(x)
+        x = self.layernorm_post(x if branch is None else branch.added_to(x))
         tile_vectors = self.post_tile_positional_embedding(aspect_ratio_ids, every)
         x = x + torch.cat(
             (
@@ -177,10 +179,13 @@ class MllamaVisionModel(nn.Module):
             dim=1,
         )
         last = len(self.transformer.layers) + len(self.global_transformer.layers)
+        branch = None
         for number, layer in enumerate(self.global_transformer.layers, len(self.transformer.layers) + 1):
             # After the last layer nothing attends to padding; transformers projects it with all tiles.
-            x = layer(x, real, repeated, repeats, last=number == last and not all_tiles)
+            x, branch = layer(x, branch, real, repeated, repeats, last=number == last and not all_tiles)
             yield number
+        if branch is not None:
+            x = branch.added_to(x)
 
         def features(states: Tensor) -> Tensor:
             kept: Tensor = states[:, :real].unflatten(1, (tiles, tokens))

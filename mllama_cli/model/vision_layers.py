@@ -1,22 +1,28 @@
-"""The vision tower's transformer layers, in a form that needs no attention mask.
-
-Tokens are ordered [real | padding], so that the mask, under which only padding does not see padding, becomes two calls
-without one: real queries over all keys, padding queries over real keys.
-"""
+"""The vision tower's transformer layers, in a form that needs no attention mask: see kernels/tower.py."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllama_cli.core.config import MllamaVisionConfig
-from mllama_cli.kernels.ops import add_layer_norm, by_rows, pad_heads
-from mllama_cli.kernels.sdpa import encoder_attention
+from mllama_cli.kernels.ops import add_layer_norm, by_rows, gelu_
+from mllama_cli.kernels.tower import tower_attention
 from mllama_cli.model.layers import Linear, rounded_for
+
+
+class Branch(NamedTuple):
+    """What a layer adds to its input at its end."""
+
+    values: Tensor
+    gate: Tensor | None
+    """One factor of all values."""
+
+    def added_to(self, x: Tensor) -> Tensor:
+        """Return x + gate * values."""
+        return x + (self.values if self.gate is None else self.gate * self.values)
 
 
 class MllamaVisionAttention(nn.Module):
@@ -57,55 +63,9 @@ class MllamaVisionAttention(nn.Module):
         Return only the real tokens' rows if this is the ``last`` layer.
         """
         qkv = self.project(rounded_for(x, self.q_proj))
-        scale = self.head_dim**-0.5
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        parts = []
-        try:
-            with on_side_stream(x):  # few queries, which alone would leave a GPU idle
-                if not last:
-                    parts.append(encoder_attention(q[:, :, real:], k[:, :, :real], v[:, :, :real], scale))
-            if repeats > 1:
-                q, k, v = repeat_padding_keys(qkv, scale, repeated.start, repeats).permute(2, 0, 3, 1, 4)
-            parts.insert(0, encoder_attention(q[:, :, :real], k, v, scale)[..., : self.head_dim])
-        finally:
-            join_side_stream(x)  # also on errors: a capture cannot end before all streams have joined
-        result: Tensor = self.o_proj(torch.cat([part.transpose(1, 2) for part in parts], dim=1).flatten(2))
+        rows = real if last else x.shape[1]
+        result: Tensor = self.o_proj(tower_attention(qkv, real, repeated.start, repeats, rows=rows))
         return result
-
-
-@cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
-
-
-@contextmanager
-def on_side_stream(x: Tensor) -> Iterator[None]:
-    """Run the block in parallel with what follows, until ``join_side_stream``; no effect without a GPU."""
-    if not x.is_cuda or torch.is_grad_enabled():
-        yield
-        return
-    side = _side_stream(x.device)
-    side.wait_stream(torch.cuda.current_stream(x.device))
-    with torch.cuda.stream(side):
-        yield
-
-
-def join_side_stream(x: Tensor) -> None:
-    """Make the current stream wait for what was started ``on_side_stream``."""
-    if x.is_cuda and not torch.is_grad_enabled():
-        torch.cuda.current_stream(x.device).wait_stream(_side_stream(x.device))
-
-
-def repeat_padding_keys(qkv: Tensor, scale: float, first: int, repeats: int) -> Tensor:
-    """Pad queries, keys, values [N, tokens, 3, heads, D] so that keys from ``first`` on count ``repeats`` times.
-
-    Two extra dimensions carry the bias log(repeats) / scale, rounded to q's dtype, and the rounding error, so that it
-    is exact enough in bfloat16 too. Head dimensions are padded to a multiple of 8 for fast attention kernels.
-    """
-    dim = qkv.shape[-1]
-    bias = torch.tensor(math.log(repeats) / scale)
-    rounded = bias.to(qkv.dtype).float()
-    return pad_heads(qkv, -(-(dim + 2) // 8) * 8, first, float(rounded), float(bias - rounded))
 
 
 class MllamaVisionMLP(nn.Module):
@@ -116,7 +76,7 @@ class MllamaVisionMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         def branch(rows: Tensor) -> Tensor:
-            result: Tensor = self.fc2(F.gelu(self.fc1(rounded_for(rows, self.fc1))))
+            result: Tensor = self.fc2(gelu_(self.fc1(rounded_for(rows, self.fc1))))
             return result
 
         return by_rows(branch, x, self.fc1.out_features)
@@ -136,16 +96,24 @@ class MllamaVisionEncoderLayer(nn.Module):
             self.gate_attn = nn.Parameter(torch.full((1,), math.pi / 4))
             self.gate_ffn = nn.Parameter(torch.full((1,), math.pi / 4))
 
-    def forward(self, x: Tensor, real: int, repeated: slice, repeats: int, *, last: bool = False) -> Tensor:
-        """Return the next states of x [N, real + padding, hidden], with ``last`` only of the real tokens."""
-        attention = self.self_attn(self.input_layernorm(x), real, repeated, repeats, last=last)
+    def forward(
+        self, x: Tensor, branch: Branch | None, real: int, repeated: slice, repeats: int, *, last: bool = False
+    ) -> tuple[Tensor, Branch]:
+        """Return the next states of x [N, real + padding, hidden], with ``last`` only of the real tokens.
+
+        States are a sum that is still to be done, together with the norm that comes next: x and ``branch``.
+        """
+        norm = self.input_layernorm
+        if branch is None:
+            normed = norm(x)
+        else:
+            x, normed = add_layer_norm(x, branch.values, branch.gate, norm.weight, norm.bias, norm.eps)
+        attention = self.self_attn(normed, real, repeated, repeats, last=last)
         if last:
             x = x[:, :real].contiguous()
         norm, gate = self.post_attention_layernorm, self.gate_attn.tanh() if self.gated else None
         x, normed = add_layer_norm(x, attention, gate, norm.weight, norm.bias, norm.eps)
-        mlp = self.mlp(normed)
-        result: Tensor = x + (self.gate_ffn.tanh() * mlp if self.gated else mlp)
-        return result
+        return x, Branch(self.mlp(normed), self.gate_ffn.tanh() if self.gated else None)
 
 
 class MllamaVisionEncoder(nn.Module):

@@ -1,0 +1,118 @@
+"""The vision tower's attention: our kernel where it runs, else torch's in a form that needs no mask.
+
+Tokens are ordered [real | padding]. Padding does not see padding, and the last keys may count several times: they stand
+for as many equal tiles.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from mllama_cli.kernels.ops import pad_heads, strict_kernels, triton_available
+from mllama_cli.kernels.sdpa import encoder_attention
+
+MAX_RELATIVE_ERROR = 0.02
+"""Of the kernel on random numbers, where 16-bit rounding causes about 0.003."""
+
+
+def tower_attention(qkv: Tensor, real: int, counted: int, repeats: int, *, rows: int) -> Tensor:
+    """Attend from queries, keys and values [N, tokens, 3, heads, D] -> [N, rows, heads * D], the first ``rows`` tokens.
+
+    The first ``real`` tokens see all keys, of which those from ``counted`` on count ``repeats`` times; the others see
+    the keys of the first ``real`` tokens. ``rows`` is ``real`` or all tokens.
+    """
+    if not torch.is_grad_enabled() and has_tower_kernel(qkv.device, qkv.dtype, qkv.shape[-1]):
+        from mllama_cli.kernels.cuda import tower_attention as kernel
+
+        return kernel.tower_attention(qkv, real, counted, repeats, rows=rows)
+    return two_calls(qkv, real, counted, repeats, rows=rows)
+
+
+@cache
+def has_tower_kernel(device: torch.device, dtype: torch.dtype, dim: int) -> bool:
+    """Return whether our kernel runs here and computes what torch does, by trying it.
+
+    It was measured to be faster on GPUs of compute capability 9.0 alone, whose instructions it is made for.
+    """
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or dim != 80:
+        return False
+    if torch.cuda.get_device_capability(device) != (9, 0) or not triton_available(device):
+        return False
+    try:
+        error = tower_kernel_error(device, dtype, dim)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # such as a Triton without tensor descriptors: torch's attention gives the same result
+        if strict_kernels():
+            raise
+        return False
+    if error > MAX_RELATIVE_ERROR and strict_kernels():
+        raise RuntimeError(f"the vision tower's attention is {error:.0%} wrong")
+    return error <= MAX_RELATIVE_ERROR
+
+
+@torch.no_grad()
+def tower_kernel_error(device: torch.device, dtype: torch.dtype, dim: int) -> float:
+    """Return the relative error of our kernel on random numbers, with each kind of block that an image has."""
+    from mllama_cli.kernels.cuda import tower_attention as kernel
+
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(1, 640, 3, 2, dim, generator=generator).to(device, dtype)
+    exact = two_calls(qkv.float(), 300, 330, 3, rows=640)
+    return float((kernel.tower_attention(qkv, 300, 330, 3, rows=640).float() - exact).norm() / exact.norm())
+
+
+def two_calls(qkv: Tensor, real: int, counted: int, repeats: int, *, rows: int) -> Tensor:
+    """Compute ``tower_attention`` by two calls without a mask: real queries over all keys, padding over real keys."""
+    scale = qkv.shape[-1] ** -0.5
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    parts = []
+    try:
+        with on_side_stream(qkv):  # few queries, which alone would leave a GPU idle
+            if rows > real:
+                parts.append(encoder_attention(q[:, :, real:], k[:, :, :real], v[:, :, :real], scale))
+        if repeats > 1:
+            q, k, v = repeat_padding_keys(qkv, scale, counted, repeats).permute(2, 0, 3, 1, 4)
+        parts.insert(0, encoder_attention(q[:, :, :real], k, v, scale)[..., : qkv.shape[-1]])
+    finally:
+        join_side_stream(qkv)  # also on errors: a capture cannot end before all streams have joined
+    return torch.cat([part.transpose(1, 2) for part in parts], dim=1).flatten(2)
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def on_side_stream(x: Tensor) -> Iterator[None]:
+    """Run the block in parallel with what follows, until ``join_side_stream``; no effect without a GPU."""
+    if not x.is_cuda or torch.is_grad_enabled():
+        yield
+        return
+    side = _side_stream(x.device)
+    side.wait_stream(torch.cuda.current_stream(x.device))
+    with torch.cuda.stream(side):
+        yield
+
+
+def join_side_stream(x: Tensor) -> None:
+    """Make the current stream wait for what was started ``on_side_stream``."""
+    if x.is_cuda and not torch.is_grad_enabled():
+        torch.cuda.current_stream(x.device).wait_stream(_side_stream(x.device))
+
+
+def repeat_padding_keys(qkv: Tensor, scale: float, first: int, repeats: int) -> Tensor:
+    """Pad queries, keys, values [N, tokens, 3, heads, D] so that keys from ``first`` on count ``repeats`` times.
+
+    Two extra dimensions carry the bias log(repeats) / scale, rounded to q's dtype, and the rounding error, so that it
+    is exact enough in bfloat16 too. Head dimensions are padded to a multiple of 8 for fast attention kernels.
+    """
+    dim = qkv.shape[-1]
+    bias = torch.tensor(math.log(repeats) / scale)
+    rounded = bias.to(qkv.dtype).float()
+    return pad_heads(qkv, -(-(dim + 2) // 8) * 8, first, float(rounded), float(bias - rounded))
