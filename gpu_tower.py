@@ -172,10 +172,9 @@ def products():
         exact = F.gelu(F.linear(x.float(), w[5120, 1280].float(), b1.float()))
         say(f"  fc1 + gelu error today {apart(F.gelu(F.linear(x, w[5120, 1280], b1)), exact):.5f}")
         for o in (
-            dict(bm=128, bn=256, bk=64, warps=8, stages=3), dict(bm=128, bn=256, bk=64, warps=8, stages=4, flat=False),
-            dict(bm=128, bn=256, bk=64, warps=8, stages=3, halves=True),
-            dict(bm=128, bn=128, bk=64, warps=4, stages=3, per=2), dict(bm=128, bn=128, bk=64, warps=4, stages=3, persistent=False, flat=False),
-            dict(bm=128, bn=128, bk=64, warps=8, stages=3, per=2, flat=False), dict(bm=128, bn=256, bk=64, warps=8, stages=3, gelu=False),
+            dict(), dict(halves=True), dict(halves=True, flat=False), dict(halves=True, persistent=False, flat=False),
+            dict(bn=128, warps=4, per=2, halves=True), dict(bn=128, warps=4, persistent=False, flat=False, halves=True),
+            dict(bn=128, per=2, halves=True, flat=False), dict(gelu=False),
         ):
             def one():
                 run = lambda: gpu_fc.fc_gelu(x, w[5120, 1280], b1, **o)
