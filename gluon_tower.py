@@ -60,10 +60,10 @@ def mask_block(scores, unit, plain, skip, row, real, tokens, counted, lift, KEYS
 
 @gluon.jit
 def multiply_partition(
-    q1, q2, k1, k2, v1, v2, q_ready, k_ready, k_free, v_ready, v_free, out, part_out, part_best, part_total,
+    q1, q2, k1, k2, v1, v2, q_ready, k_ready, k_free, v_ready, v_free, order, out, part_out, part_best, part_total,
     base, head, first_row, begin, end, plain, skip, part, tokens, real, counted, out_rows, bias, scale,
     HEADS: gl.constexpr, FIRST: gl.constexpr, SECOND: gl.constexpr, ROWS: gl.constexpr, KEYS: gl.constexpr,
-    STAGES: gl.constexpr, GROUP: gl.constexpr, WARPS: gl.constexpr,
+    STAGES: gl.constexpr, GROUPS: gl.constexpr, TURNS: gl.constexpr, GROUP: gl.constexpr, WARPS: gl.constexpr,
 ):
     """Attend from rows [64 * GROUP, 64 * GROUP + 64) of the block."""
     DIM: gl.constexpr = FIRST + SECOND
@@ -81,8 +81,12 @@ def multiply_partition(
     qb = q2.index(GROUP)
     mbarrier.wait(k_ready.index(0), 0)
     none = gl.zeros([ROWS, KEYS], gl.float32, layout=SL)
+    if TURNS:
+        mbarrier.wait(order.index(GROUP), 1 if GROUP == 0 else 0)
     coming = warpgroup_mma(qa, k1.index(0).permute((1, 0)), none, use_acc=False, is_async=True)
     coming = warpgroup_mma(qb, k2.index(0).permute((1, 0)), coming, is_async=True)
+    if TURNS:
+        mbarrier.arrive(order.index((GROUP + 1) % GROUPS), count=1)
     scores = warpgroup_mma_wait(0, deps=[coming])
     mbarrier.arrive(k_free.index(0), count=1)
     added = 0.0
@@ -105,11 +109,15 @@ def multiply_partition(
         last = (step - 1) % STAGES
         last_phase = ((step - 1) // STAGES) & 1
         mbarrier.wait(k_ready.index(stage), phase)
+        if TURNS:
+            mbarrier.wait(order.index(GROUP), (step & 1) ^ (1 if GROUP == 0 else 0))
         coming = warpgroup_mma(qa, k1.index(stage).permute((1, 0)), none, use_acc=False, is_async=True)
         coming = warpgroup_mma(qb, k2.index(stage).permute((1, 0)), coming, is_async=True)
         mbarrier.wait(v_ready.index(last), last_phase)
         t1 = warpgroup_mma(gl.convert_layout(weights, P1), v1.index(last), o1, is_async=True)
         t2 = warpgroup_mma(gl.convert_layout(weights, P2), v2.index(last), o2, is_async=True)
+        if TURNS:
+            mbarrier.arrive(order.index((GROUP + 1) % GROUPS), count=1)
         scores = warpgroup_mma_wait(2, deps=[coming])
         mbarrier.arrive(k_free.index(stage), count=1)
         added = 0.0
@@ -163,7 +171,7 @@ def segment_kernel(
     queries_first, queries_second, keys_first, keys_second, segments, out, part_out, part_best, part_total,
     tokens, real, counted, out_rows, bias, scale,
     HEADS: gl.constexpr, FIRST: gl.constexpr, SECOND: gl.constexpr, ROWS: gl.constexpr, KEYS: gl.constexpr,
-    STAGES: gl.constexpr, GROUPS: gl.constexpr, REGISTERS: gl.constexpr, num_warps: gl.constexpr,
+    STAGES: gl.constexpr, GROUPS: gl.constexpr, TURNS: gl.constexpr, REGISTERS: gl.constexpr, num_warps: gl.constexpr,
 ):
     DIM: gl.constexpr = FIRST + SECOND
     element: gl.constexpr = queries_first.dtype
@@ -188,8 +196,10 @@ def segment_kernel(
     k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    order = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], mbarrier.MBarrierLayout())
     for index in gl.static_range(GROUPS):
         mbarrier.init(q_ready.index(index), count=1)
+        mbarrier.init(order.index(index), count=1)
     for index in gl.static_range(STAGES):
         mbarrier.init(k_ready.index(index), count=1)
         mbarrier.init(k_free.index(index), count=GROUPS)
@@ -207,14 +217,14 @@ def segment_kernel(
         gl.warp_specialize(
             [
                 (multiply_partition, (
-                    q1, q2, k1, k2, v1, v2, q_ready, k_ready, k_free, v_ready, v_free, out, part_out, part_best, part_total,
+                    q1, q2, k1, k2, v1, v2, q_ready, k_ready, k_free, v_ready, v_free, order, out, part_out, part_best, part_total,
                     base, head, first_row, begin, end, plain, skip, part, tokens, real, counted, out_rows, bias, scale,
-                    HEADS, FIRST, SECOND, ROWS, KEYS, STAGES, 0, num_warps,
+                    HEADS, FIRST, SECOND, ROWS, KEYS, STAGES, GROUPS, TURNS, 0, num_warps,
                 )),
                 (multiply_partition, (
-                    q1, q2, k1, k2, v1, v2, q_ready, k_ready, k_free, v_ready, v_free, out, part_out, part_best, part_total,
+                    q1, q2, k1, k2, v1, v2, q_ready, k_ready, k_free, v_ready, v_free, order, out, part_out, part_best, part_total,
                     base, head, first_row, begin, end, plain, skip, part, tokens, real, counted, out_rows, bias, scale,
-                    HEADS, FIRST, SECOND, ROWS, KEYS, STAGES, 1, num_warps,
+                    HEADS, FIRST, SECOND, ROWS, KEYS, STAGES, GROUPS, TURNS, 1, num_warps,
                 )),
                 (load_partition, (
                     keys_first, keys_second, k1, k2, v1, v2, k_ready, k_free, v_ready, v_free, base, head, begin, end, skip, plain,
@@ -227,19 +237,19 @@ def segment_kernel(
         gl.warp_specialize(
             [
                 (multiply_partition, (
-                    q1, q2, k1, k2, v1, v2, q_ready, k_ready, k_free, v_ready, v_free, out, part_out, part_best, part_total,
+                    q1, q2, k1, k2, v1, v2, q_ready, k_ready, k_free, v_ready, v_free, order, out, part_out, part_best, part_total,
                     base, head, first_row, begin, end, plain, skip, part, tokens, real, counted, out_rows, bias, scale,
-                    HEADS, FIRST, SECOND, ROWS, KEYS, STAGES, 0, num_warps,
+                    HEADS, FIRST, SECOND, ROWS, KEYS, STAGES, GROUPS, TURNS, 0, num_warps,
                 )),
                 (multiply_partition, (
-                    q1, q2, k1, k2, v1, v2, q_ready, k_ready, k_free, v_ready, v_free, out, part_out, part_best, part_total,
+                    q1, q2, k1, k2, v1, v2, q_ready, k_ready, k_free, v_ready, v_free, order, out, part_out, part_best, part_total,
                     base, head, first_row, begin, end, plain, skip, part, tokens, real, counted, out_rows, bias, scale,
-                    HEADS, FIRST, SECOND, ROWS, KEYS, STAGES, 1, num_warps,
+                    HEADS, FIRST, SECOND, ROWS, KEYS, STAGES, GROUPS, TURNS, 1, num_warps,
                 )),
                 (multiply_partition, (
-                    q1, q2, k1, k2, v1, v2, q_ready, k_ready, k_free, v_ready, v_free, out, part_out, part_best, part_total,
+                    q1, q2, k1, k2, v1, v2, q_ready, k_ready, k_free, v_ready, v_free, order, out, part_out, part_best, part_total,
                     base, head, first_row, begin, end, plain, skip, part, tokens, real, counted, out_rows, bias, scale,
-                    HEADS, FIRST, SECOND, ROWS, KEYS, STAGES, 2, num_warps,
+                    HEADS, FIRST, SECOND, ROWS, KEYS, STAGES, GROUPS, TURNS, 2, num_warps,
                 )),
                 (load_partition, (
                     keys_first, keys_second, k1, k2, v1, v2, k_ready, k_free, v_ready, v_free, base, head, begin, end, skip, plain,
@@ -250,7 +260,7 @@ def segment_kernel(
         )
 
 
-def attention(qkv, real, counted, repeats, *, rows=None, keys=128, stages=2, groups=2, registers=240, warps=4, group_rows=64):
+def attention(qkv, real, counted, repeats, *, rows=None, keys=128, stages=2, groups=2, registers=240, warps=4, group_rows=64, turns=False):
     batch, tokens, _, heads, dim = qkv.shape
     rows = tokens if rows is None else rows
     if repeats == 1:
@@ -271,7 +281,7 @@ def attention(qkv, real, counted, repeats, *, rows=None, keys=128, stages=2, gro
         blocks(group_rows, 64), blocks(group_rows, 16), blocks(keys, 64), blocks(keys, 16),
         todo.segments, out, part_out, part_best, part_total,
         tokens, real, counted, rows, math.log2(repeats), LOG2_E * dim**-0.5,
-        heads, 64, 16, group_rows, keys, stages, groups, registers, num_warps=warps,
+        heads, 64, 16, group_rows, keys, stages, groups, turns, registers, num_warps=warps,
     )
     if todo.parts:
         # a block of 192 rows is combined in chunks of 16 too

@@ -115,13 +115,14 @@ def triton_variants():
 def gluon_variants():
     import gluon_tower
     found = []
-    for keys, stages, groups, registers, group_rows in (
-        (128, 2, 2, 240, 64), (128, 3, 2, 240, 64), (64, 4, 2, 240, 64), (64, 4, 3, 160, 64), (64, 3, 2, 240, 128),
+    for keys, stages, groups, registers, group_rows, turns in (
+        (128, 2, 2, 240, 64, False), (128, 2, 2, 240, 64, True), (128, 3, 2, 240, 64, True), (64, 4, 2, 240, 64, True),
+        (64, 4, 3, 160, 64, False), (64, 4, 3, 160, 64, True), (64, 3, 2, 240, 128, True),
     ):
+        options = dict(keys=keys, stages=stages, groups=groups, registers=registers, group_rows=group_rows, turns=turns)
         found.append((
-            f"gluon {groups} x {group_rows} x {keys} stages {stages}",
-            lambda qkv, r, c, n, o=dict(keys=keys, stages=stages, groups=groups, registers=registers, group_rows=group_rows):
-            gluon_tower.attention(qkv, r, c, n, **o),
+            f"gluon {groups} x {group_rows} x {keys} stages {stages}{' in turns' if turns else ''}",
+            lambda qkv, r, c, n, o=options: gluon_tower.attention(qkv, r, c, n, **o),
         ))
     return found
 
