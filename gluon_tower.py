@@ -166,7 +166,7 @@ def multiply_partition(
         gl.store(part_out + gl.expand_dims((part * BLOCK + near2) * DIM, 1) + column2, o2)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["tokens", "real", "counted", "out_rows"])
 def segment_kernel(
     queries_first, queries_second, keys_first, keys_second, segments, out, part_out, part_best, part_total,
     tokens, real, counted, out_rows, bias, scale,

@@ -75,7 +75,7 @@ def accumulate(scores, top, bias, best, total, out_first, out_second, keys_first
     return top, total, out_first, out_second
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "real", "counted", "out_rows"])
 def segment_kernel(
     queries_first, queries_second, keys_first, keys_second, segments, out, part_out, part_best, part_total,
     tokens, real, counted, out_rows, bias, scale,
@@ -167,7 +167,7 @@ def segment_kernel(
         tl.store(kept + rest[None, :], out_second)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "out_rows"])
 def combine_kernel(
     pieces, out, part_out, part_best, part_total, tokens, out_rows,
     HEADS: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,

@@ -1,6 +1,7 @@
 """Kernels over many rows against their torch references."""
 
 import torch
+import torch.nn.functional as F
 
 from tests.triton_here import DEVICE, apart  # isort: skip  (first: it prepares Triton)
 from mllama_cli.kernels import ops as plain
@@ -24,6 +25,11 @@ def test_norms_and_gate() -> None:
     ):
         assert apart(ours[0], exact[0]) < 1e-6
         assert apart(ours[1], exact[1]) < 1e-6
+
+
+def test_exact_gelu() -> None:
+    x = torch.cat((torch.linspace(-9, 9, 5001), torch.tensor([0.0, -1e-8, 1e4, -1e4]))).to(DEVICE)
+    assert (fused.gelu_(x.clone()) - F.gelu(x)).abs().max() < 1e-6
 
 
 def test_rotation_of_heads_stored_row_by_row() -> None:
