@@ -53,7 +53,7 @@ def silu_and_mul_kernel(gate, up, out, count, BLOCK: tl.constexpr):
 
 @triton.jit
 def gelu_of(x):
-    """Return x * Phi(x) by the formula 7.1.26 of Abramowitz and Stegun, whose error is 1.5e-7, in half of erf's time."""
+    """Return x * Phi(x) by formula 7.1.26 of Abramowitz and Stegun, of error 1.5e-7, in half the time of erf."""
     size = tl.abs(x)
     t = 1.0 / (1.0 + 0.2316419 * size)
     tail = t * (0.12741479 + t * (-0.14224838 + t * (0.71070688 + t * (-0.72657602 + t * 0.53070272))))
