@@ -26,6 +26,12 @@ BUFFER_BYTES = 24 * 2**20
 MAX_NATIVE_ROWS = 8
 """Rows up to which our CPU kernels compute norm, gate and rotation; with more, torch's threads are worth it."""
 
+MIN_FUSED_GELU_ROWS = 1024
+"""Rows from which our product with GELU was measured to be faster than cuBLAS and a pass over its result."""
+
+MAX_KERNEL_ERROR = 0.02
+"""Relative error of a kernel on random numbers, where 16-bit rounding causes about 0.002."""
+
 
 def strict_kernels() -> bool:
     """Return whether a kernel that fails must raise instead of falling back to torch (MLLAMA_STRICT_KERNELS=1).
@@ -148,6 +154,62 @@ def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor,
     return residual + linear(x, weight, bias, exact=exact)
 
 
+def gelu_(x: Tensor) -> Tensor:
+    """Return gelu(x) in its exact form, with erf; possibly written over x."""
+    if use_triton(x) and x.is_contiguous():
+        from mllama_cli.kernels.cuda import elementwise
+
+        return elementwise.gelu_(x)
+    return F.gelu(x)
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None, *, exact: bool = False) -> Tensor:
+    """Return gelu(linear(x)), with erf: a GPU of compute capability 9.0 computes both in one kernel."""
+    if bias is not None and x.numel() >= MIN_FUSED_GELU_ROWS * x.shape[-1] and has_product_gelu(x.device, x.dtype):
+        from mllama_cli.kernels.cuda import product_gelu as kernel
+
+        if not torch.is_grad_enabled() and kernel.supports(x, weight, bias):
+            return kernel.product_gelu(x, weight, bias)
+    return gelu_(linear(x, weight, bias, exact=exact))
+
+
+@cache
+def has_product_gelu(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether the kernel of product and GELU runs here and computes what torch does, by trying it."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    if torch.cuda.get_device_capability(device) != (9, 0) or not triton_available(device):
+        return False
+
+    def error() -> float:
+        from mllama_cli.kernels.cuda.product_gelu import product_gelu
+
+        generator = torch.Generator().manual_seed(0)
+        x, weight, bias = (
+            torch.randn(shape, generator=generator).to(device, dtype) for shape in ((300, 200), (512, 200), (512,))
+        )
+        exact = F.gelu(F.linear(x.float(), weight.float(), bias.float()))
+        return float((product_gelu(x, weight, bias).float() - exact).norm() / exact.norm())
+
+    return runs_right(error)
+
+
+def runs_right(relative_error: Callable[[], float]) -> bool:
+    """Return whether a kernel, tried on random 16-bit numbers, neither fails nor is wrong."""
+    try:
+        with torch.no_grad():
+            error = relative_error()
+    except torch.OutOfMemoryError:
+        raise  # says nothing about the kernel: another attempt may succeed
+    except Exception:  # such as a Triton without what it uses: torch's own operations give the same result
+        if strict_kernels():
+            raise
+        return False
+    if error > MAX_KERNEL_ERROR and strict_kernels():
+        raise RuntimeError(f"a kernel computes here what is {error:.0%} from torch's result")
+    return error <= MAX_KERNEL_ERROR
+
+
 def quantized_linear(x: Tensor, weight: PackedWeight, *, exact: bool = False) -> Tensor:
     """Multiply x [..., in] by the transposed packed matrix -> [..., out], in x's dtype.
 
@@ -203,15 +265,6 @@ def add_layer_norm(
         return elementwise.add_layer_norm(x, branch, gate, weight, bias, eps)
     total = x + (branch if gate is None else gate * branch)
     return total, F.layer_norm(total, weight.shape, weight, bias, eps)
-
-
-def gelu_(x: Tensor) -> Tensor:
-    """Return gelu(x) in its exact form, with erf; possibly written over x."""
-    if use_triton(x) and x.is_contiguous():
-        from mllama_cli.kernels.cuda import elementwise
-
-        return elementwise.gelu_(x)
-    return F.gelu(x)
 
 
 def silu_and_mul(gate: Tensor, up: Tensor) -> Tensor:

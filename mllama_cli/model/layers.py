@@ -68,6 +68,10 @@ class Projection(nn.Module):
         total: Tensor = residual + self(x)
         return total
 
+    def forward_gelu(self, x: Tensor) -> Tensor:
+        """Return gelu(self(x)), in its exact form with erf."""
+        return ops.gelu_(self(x))
+
 
 def set_exact(network: nn.Module, on: bool) -> None:
     """Set whether activations keep their precision, for all linear layers of a network."""
@@ -89,6 +93,11 @@ class Linear(nn.Linear, Projection):
         if self.exchange is not None:
             return super().forward_add(x, residual)
         return ops.linear_add(x, self.weight, self.bias, residual, exact=self.exact)
+
+    def forward_gelu(self, x: Tensor) -> Tensor:
+        if self.exchange is not None:
+            return super().forward_gelu(x)
+        return ops.linear_gelu(x, self.weight, self.bias, exact=self.exact)
 
 
 def rounded_for(x: Tensor, projection: nn.Module) -> Tensor:

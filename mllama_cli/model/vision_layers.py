@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mllama_cli.core.config import MllamaVisionConfig
-from mllama_cli.kernels.ops import add_layer_norm, by_rows, gelu_
+from mllama_cli.kernels.ops import add_layer_norm, by_rows
 from mllama_cli.kernels.tower import tower_attention
 from mllama_cli.model.layers import Linear, rounded_for
 
@@ -76,7 +76,7 @@ class MllamaVisionMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         def branch(rows: Tensor) -> Tensor:
-            result: Tensor = self.fc2(gelu_(self.fc1(rounded_for(rows, self.fc1))))
+            result: Tensor = self.fc2(self.fc1.forward_gelu(rounded_for(rows, self.fc1)))
             return result
 
         return by_rows(branch, x, self.fc1.out_features)

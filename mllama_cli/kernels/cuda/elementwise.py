@@ -146,7 +146,7 @@ def silu_and_mul(gate: Tensor, up: Tensor) -> Tensor:
 
 def gelu_(x: Tensor) -> Tensor:
     """Write gelu(x), with erf, over contiguous x."""
-    gelu_kernel[(triton.cdiv(x.numel(), 4096),)](x, x.numel(), 4096, num_warps=8)
+    gelu_kernel[(triton.cdiv(x.numel(), 2048),)](x, x.numel(), 2048, num_warps=4)
     return x
 
 

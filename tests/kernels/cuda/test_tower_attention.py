@@ -8,11 +8,12 @@ from torch import Tensor
 
 from tests.triton_here import DEVICE, apart  # isort: skip  (first: it prepares Triton)
 from mllama_cli.kernels.cuda import tower_attention as kernel
-from mllama_cli.kernels.tower import two_calls
+from mllama_cli.kernels.tower import tower_attention, tower_kernel, two_calls
 
 DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
 CLOSE = 1e-2 if DEVICE.type == "cuda" else 1e-5
 SMALL = kernel.Tile(rows=64, keys=32, warps=4, stages=2, resident=1)
+HOPPER = DEVICE.type == "cuda" and torch.cuda.get_device_capability(DEVICE) == (9, 0)
 
 SHAPES = {  # images, tokens, real, first counted, its repeats, rows
     "no padding": (1, 128, 128, 128, 1, 128),
@@ -21,6 +22,7 @@ SHAPES = {  # images, tokens, real, first counted, its repeats, rows
     "real rows alone": (1, 250, 100, 110, 3, 100),
     "counted from a block on": (1, 256, 120, 128, 2, 256),
     "blocks of each kind": (1, 384, 300, 330, 3, 384),
+    "no unused tile": (1, 256, 250, 256, 0, 256),
 }
 
 
@@ -28,7 +30,8 @@ def masked(qkv: Tensor, real: int, counted: int, repeats: int, rows: int) -> Ten
     """Attend in float64 with the mask and the counts written out."""
     q, k, v = qkv.double().permute(2, 0, 3, 1, 4)
     scores = q @ k.transpose(-1, -2) * qkv.shape[-1] ** -0.5
-    scores[..., counted:] += math.log(repeats)
+    if repeats > 1:
+        scores[..., counted:] += math.log(repeats)
     scores[..., real:, real:] = -math.inf
     return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)[:, :rows]
 
@@ -62,7 +65,7 @@ def test_parts_of_a_block_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     tile = kernel.Tile(rows=128, keys=32, warps=4, stages=2, resident=1)
     assert kernel.plan(1, 2, 384, 300, 330, 384, tile, DEVICE).parts > 0
     qkv = drawn(1, 384)
-    assert apart(kernel.tower_attention(qkv, 300, 330, 3, tile=tile), masked(qkv, 300, 330, 3, 384)) < CLOSE
+    assert apart(kernel.tower_attention(qkv, 300, 330, 3, rows=384, tile=tile), masked(qkv, 300, 330, 3, 384)) < CLOSE
     kernel.plan.cache_clear()
 
 
@@ -77,3 +80,15 @@ def test_every_block_of_keys_is_in_one_segment() -> None:
             seen = real if row >= real else tokens
             units = sorted(unit for part in parts for unit in part)
             assert units == list(range(-(-seen // kernel.TILE.keys)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HOPPER, reason="needs a GPU of compute capability 9.0")
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
+@torch.inference_mode()
+def test_the_kernel_that_is_chosen(shape: tuple[int, ...]) -> None:
+    images, tokens, real, counted, repeats, rows = shape
+    assert tower_kernel(DEVICE, DTYPE, 80) is not None
+    qkv = drawn(images, tokens)
+    ours = tower_attention(qkv, real, counted, repeats, rows=rows)
+    assert apart(ours, masked(qkv, real, counted, repeats, rows)) < CLOSE
