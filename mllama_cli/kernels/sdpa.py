@@ -8,7 +8,8 @@ costs about 1 us more for a million pairs of a query and a key, all others:
 
 - causal squares of a multiple of 1,024 rows recur: they are the first chunks of all long prompts, whose size is a power
   of two from 1,024 on (engine/weights/memory.py). A process plans for at most four of them up to a full chunk;
-- an encoder's shapes recur: there are as many as numbers of tiles;
+- an encoder's shapes recur: there are as many as numbers of tiles (the vision tower's go to our own kernels where
+  these are faster: kernels/tower.py);
 - text over vision tokens, rows that follow others, and prompts of other lengths do not.
 """
 

@@ -1,6 +1,7 @@
 """Test which product runs and that all agree, embedding lookup, and failing kernels."""
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -249,3 +250,27 @@ def test_cpu_kernels_that_cannot_be_compiled_are_an_error_only_where_kernels_are
     monkeypatch.delenv("MLLAMA_CPU_KERNELS")
     monkeypatch.setattr(compiler, "find_compiler", lambda: None)
     ops.prepare(torch.device("cpu"))
+
+
+def test_a_kernel_that_fails_or_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> float:
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.delenv("MLLAMA_STRICT_KERNELS", raising=False)
+    assert ops.runs_right(lambda: 0.002)
+    assert not ops.runs_right(lambda: 0.5)
+    assert not ops.runs_right(lambda: float("nan"))
+    assert not ops.runs_right(fails)
+    monkeypatch.setenv("MLLAMA_STRICT_KERNELS", "1")
+    for wrong in (0.5, float("nan")):
+        with pytest.raises(RuntimeError, match="computes here"):
+            ops.runs_right(partial(float, wrong))
+    with pytest.raises(RuntimeError, match="no such instruction"):
+        ops.runs_right(fails)
+
+
+def test_product_and_gelu() -> None:
+    x, weight, bias = rows(3, 64), rows(32, 64), rows(1, 32)[0]
+    expected = F.gelu(F.linear(x, weight, bias))
+    assert torch.allclose(ops.linear_gelu(x, weight, bias), expected, atol=1e-6)
+    assert torch.allclose(ops.linear_gelu(x, weight, None), F.gelu(F.linear(x, weight)), atol=1e-6)

@@ -33,7 +33,8 @@ def masked(qkv: Tensor, real: int, counted: int, repeats: int, rows: int) -> Ten
     if repeats > 1:
         scores[..., counted:] += math.log(repeats)
     scores[..., real:, real:] = -math.inf
-    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)[:, :rows]
+    result: Tensor = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+    return result[:, :rows]
 
 
 def drawn(images: int, tokens: int, *, dim: int = 80) -> Tensor:
