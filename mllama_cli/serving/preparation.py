@@ -86,6 +86,10 @@ class Preparation:
             processor, images, lambda prepare: processor.raw(text, [prepare(image) for image in images], prefill)
         )
 
+    def recent_image(self, digest: str) -> ImagePart | None:
+        """Return an image that was prepared lately; None for others."""
+        return self._images.find(digest)
+
     async def compile(self, model: LoadedModel, sampling: Sampling, beginning: str) -> None:
         """Compile what an answer must be, so that the engine's thread need not. Raise UsageError if it cannot."""
         await asyncio.get_running_loop().run_in_executor(self._preparing, model.constraint, sampling, beginning)

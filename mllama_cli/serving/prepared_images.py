@@ -32,11 +32,14 @@ class PreparedImages:
         self._coming: dict[str, Future[PreparedImage]] = {}
         self._lock = threading.Lock()
 
-    def kept(self, image: ImagePart) -> PreparedImage:
-        """Return an image that was prepared lately. Raise NotKeptError for others."""
+    def find(self, digest: str) -> PreparedImage | None:
+        """Return an image that was prepared lately; None for others."""
         with self._lock:
-            found = self._find(image.digest)
-        if found is None:
+            return self._find(digest)
+
+    def kept(self, image: ImagePart) -> PreparedImage:
+        """Do as ``find`` does, and raise NotKeptError for others."""
+        if (found := self.find(image.digest)) is None:
             raise NotKeptError
         return found
 
