@@ -121,7 +121,7 @@ def _work(request: Mapping[str, Any], data: bytes, admit: Admit) -> tuple[Any, .
     else:
         image = prepare_image(sent or read_image(path), config, admit)
     file = b"" if sent else image.data
-    pixels = image.canvas.pixels.tobytes() if request.get("canvas", True) else b""
+    pixels = image.canvas.pixels.data.cast("B") if request.get("canvas", True) else b""
     return _described(image), pixels, file
 
 
@@ -141,7 +141,7 @@ def _send_error(answers: BinaryIO, error: MllamaError) -> None:
     _send(answers, {"error": type(error).__name__, "message": error.message, "hint": error.hint})
 
 
-def _send(answers: BinaryIO, head: Mapping[str, Any], *more: bytes) -> None:
+def _send(answers: BinaryIO, head: Mapping[str, Any], *more: bytes | memoryview) -> None:
     answers.write(json.dumps(head).encode() + b"\n")
     for each in more:
         answers.write(each)

@@ -9,6 +9,9 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
+
+PIPE_BYTES = 2**20
 
 
 def start_worker(script: str, more: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
@@ -16,7 +19,7 @@ def start_worker(script: str, more: Mapping[str, str] | None = None) -> "subproc
 
     Ctrl-C does not reach it. What it writes to stderr is dropped.
     """
-    return subprocess.Popen(
+    worker = subprocess.Popen(
         [sys.executable, "-P", str(Path(__file__).with_name(script))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -24,6 +27,18 @@ def start_worker(script: str, more: Mapping[str, str] | None = None) -> "subproc
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **(more or {})},
         start_new_session=True,
     )
+    for stream in (worker.stdin, worker.stdout):
+        _widen(stream)
+    return worker
+
+
+def _widen(pipe: IO[bytes] | None) -> None:
+    """Let a pipe hold more, where the system can, so that an image does not change processes sixty times."""
+    if sys.platform == "linux" and pipe is not None:
+        import fcntl
+
+        with suppress(OSError):  # beyond what this user may have
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 def end_worker(worker: "subprocess.Popen[bytes]") -> None:

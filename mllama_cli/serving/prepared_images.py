@@ -15,10 +15,6 @@ MAX_KEPT_BYTES = 64 * 2**20
 """Pixels of images that are kept: 17 of four tiles."""
 
 
-class NotKeptError(LookupError):
-    """An image has to be decoded first."""
-
-
 class PreparedImages:
     """Images as the model sees them. A chat sends its images again at each turn: the latest need not be decoded again.
 
@@ -36,12 +32,6 @@ class PreparedImages:
         """Return an image that was prepared lately; None for others."""
         with self._lock:
             return self._find(digest)
-
-    def kept(self, image: ImagePart) -> PreparedImage:
-        """Do as ``find`` does, and raise NotKeptError for others."""
-        if (found := self.find(image.digest)) is None:
-            raise NotKeptError
-        return found
 
     def prepare(self, image: ImagePart, config: ImageProcessorConfig) -> PreparedImage:
         """Return an image with its canvas and without its file, decoded unless it is kept. Raise ImageError."""
