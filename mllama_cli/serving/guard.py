@@ -2,6 +2,7 @@
 
 import hmac
 import ipaddress
+import re
 import socket
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -53,7 +54,8 @@ class OriginGuard:
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app = app
         self._any = "*" in settings.cors
-        self._origins = {origin.lower().rstrip("/") for origin in settings.cors}
+        # As browsers send them: without a slash at the end, but for "file://".
+        self._origins = {re.sub("(?<=[^:/])/+$", "", origin.lower()) for origin in settings.cors}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or (origin := (headers := Headers(scope=scope)).get("origin")) is None:

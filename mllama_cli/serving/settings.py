@@ -1,8 +1,10 @@
 """How a server is set up: limits, keys and what it allows."""
 
+import re
 from dataclasses import dataclass
 
 from mllama_cli.core.errors import UsageError
+from mllama_cli.core.text import shown
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 11434
@@ -10,6 +12,9 @@ DEFAULT_PORT = 11434
 DEFAULT_CONTEXT = 8192
 DEFAULT_QUEUE = 256
 MAX_BODY = 64 * 2**20
+
+_ORIGIN = re.compile(r"[a-zA-Z][\w+.-]*://[^/\s]*/?")
+"""Also those of browser extensions and of programs with a web page inside, such as app://obsidian.md and file://."""
 
 
 @dataclass(frozen=True)
@@ -49,3 +54,9 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if self.api_key is not None and not self.api_key.strip():
             raise UsageError("The API key is empty", "Give a key, or leave the option out to let anyone ask.")
+        for origin in self.cors:
+            if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
+                raise UsageError(
+                    f"{shown(origin)} is not the origin of a web page",
+                    'Expected: https://example.org or http://localhost:3000, without a path, or "*" for all.',
+                )
