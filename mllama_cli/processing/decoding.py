@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -272,7 +273,7 @@ class _Worker:
     def ask(self, head: Mapping[str, Any], data: bytes, seconds: float) -> tuple[dict[str, Any], bytearray]:
         """Return an answer and the bytes that follow it. Raise _DiedError or OSError if none comes in time."""
         assert self._requests is not None
-        assert self._answers is not None
+        assert isinstance(self._answers, BufferedReader)
         watch = threading.Timer(seconds, self._too_late)
         watch.daemon = True
         watch.start()
