@@ -28,8 +28,8 @@ MAX_PARTS = 10
 FULL_TILES, WATCHED_PARTS = 4, 5
 """Between two steps of answers that somebody watches, a GPU encodes at most five parts of an image of four tiles.
 
-Those take 30 ms on an H200; smaller images have more parts in that time. More parts would answer more images a second
-when many wait (3% with eight parts), but each answer would stop for longer.
+Those take 30 ms on an H200; smaller images have more parts in that time. With more parts, more images a second would be
+answered where many wait, but each answer would stop for longer.
 """
 
 CLAIMED_BYTES = 16 * 2**30
