@@ -24,7 +24,7 @@ from mllama_cli.engine.forward import DecodeInput
 from mllama_cli.engine.parallel.crew import JOIN_SECONDS
 from mllama_cli.engine.parallel.exchange import connect
 from mllama_cli.engine.parallel.group import Group
-from mllama_cli.engine.parallel.messages import Twins
+from mllama_cli.engine.parallel.messages import Name, Twins
 from mllama_cli.engine.parallel.team import Failure, JoinRequest
 from mllama_cli.engine.weights.opening import OpenedShare
 from mllama_cli.model.cache import CrossCache, CrossKVCache, KVCache, LayerKV, SelfCache
@@ -133,6 +133,14 @@ class Follower:
     ) -> Generator[object, None, object]:
         logits = torch.zeros(1, self._model.config.vocab_size, dtype=self._dtype, device=self._device)
         return self._decoder.tokens(DecodeInput(logits, cache, cross, spans, sampling, (), budget))
+
+    def make_slots(self, name: Name, count: int) -> None:
+        from mllama_cli.engine.batch.slot_graphs import SlotGraphs  # needs Triton
+
+        self.twins.add(name, SlotGraphs(self._network, self._dtype, self._device, count))
+
+    def on_slots(self, name: Name, method: str, *arguments: Any) -> None:
+        getattr(self.twins.part(name), method)(*arguments)
 
 
 def follow(connection: Connection) -> None:
