@@ -1,5 +1,6 @@
 """Collective operations of the ranks that share a network: gloo between CPUs, NCCL between GPUs."""
 
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -73,8 +74,11 @@ class Group:
         if self._one_shot is not None:
             self._one_shot.stop()
         if dist.is_nccl_available() and isinstance(self._backend, dist.ProcessGroupNCCL):
-            with suppress(RuntimeError, AttributeError):  # an error of the rank that is lost
-                self._backend.abort()
+            threading.Thread(target=self._abort, name="end of NCCL", daemon=True).start()
+
+    def _abort(self) -> None:
+        with suppress(RuntimeError, AttributeError):  # an error of the rank that is lost, or another version of torch
+            self._backend.abort()
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         """Return the tensors of all ranks, which have the same shape, in the order of the ranks."""
