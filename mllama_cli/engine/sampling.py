@@ -82,6 +82,8 @@ class Sampler:
         self._draws = torch.zeros(rows, dtype=torch.long, device=device)
         self._adjustments: Adjustments | None = None
         self._masks: Tensor | None = None
+        self._host_masks: Tensor | None = None
+        """What ``_masks`` is copied from: a copy of contiguous pinned memory does not wait for the GPU's work."""
         self.all_rows = torch.arange(rows, device=device)
 
     @torch.inference_mode()
@@ -154,12 +156,17 @@ class Sampler:
     @torch.inference_mode()
     def update_masks(self, first: int = 0, count: int = 1) -> None:
         """Upload which tokens constraints allow next. ``launch`` does it; call it before a captured choice."""
-        some = [row for row in self._rows[first : first + count] if row.constraint is not None]
-        constraints = [row.constraint for row in some if row.constraint is not None]
-        if constraints:
-            masks = upload(constraints[0].vocabulary.masks(constraints), self._device)
-            indices = upload(torch.tensor([row.index for row in some]), self._device)
-            self._mask_table().index_copy_(0, indices, masks)
+        held = [(row.index, row.constraint) for row in self._rows[first : first + count] if row.constraint is not None]
+        if not held:
+            return
+        if self._host_masks is None:
+            masks = self._mask_table()
+            self._host_masks = torch.full(masks.shape, -1, dtype=masks.dtype, pin_memory=masks.is_cuda)
+        # A row may be written though an upload of it is not done yet: then the request it had before has ended.
+        held[0][1].vocabulary.write_masks(held, self._host_masks)
+        indices = [index for index, _ in held]
+        changed = slice(min(indices), max(indices) + 1)
+        self._mask_table()[changed].copy_(self._host_masks[changed], non_blocking=True)
 
     def tokens(self, logits: Tensor, rows: Tensor, method: Method) -> Tensor:
         """Return ids int64 [n], -1 where scores are not finite, without waiting, so that it can be captured.
@@ -218,6 +225,7 @@ class PendingTokens:
     ) -> None:
         self.ids, self._asked, self._constraints = ids, asked, constraints
         self._numbers, self._ready = numbers, None
+        self._results: list[ChosenToken | MllamaError] | None = None
         if numbers.is_cuda:
             self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
             self._numbers.copy_(numbers, non_blocking=True)
@@ -225,11 +233,15 @@ class PendingTokens:
             self._ready.record(torch.cuda.current_stream(numbers.device))
 
     def wait(self) -> list[ChosenToken | MllamaError]:
-        """Return each row's token, which its constraint takes note of, or an error. Call it once."""
-        if self._ready is not None:
-            self._ready.synchronize()
-        rows = zip(self._numbers.tolist(), self._asked, self._constraints, strict=True)
-        return [noted(chosen_token(int(numbers[0]), numbers[1:], asked), held) for numbers, asked, held in rows]
+        """Return each row's token, of which its constraint takes note the first time, or an error."""
+        if self._results is None:
+            if self._ready is not None:
+                self._ready.synchronize()
+            rows = zip(self._numbers.tolist(), self._asked, self._constraints, strict=True)
+            self._results = [
+                noted(chosen_token(int(numbers[0]), numbers[1:], asked), held) for numbers, asked, held in rows
+            ]
+        return self._results
 
 
 class _Group(NamedTuple):
