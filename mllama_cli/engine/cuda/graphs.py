@@ -8,7 +8,7 @@ from mllama_cli.engine.cuda.capture import capture
 from mllama_cli.engine.cuda.step import DecodeStep, State
 from mllama_cli.engine.forward import Network
 from mllama_cli.engine.parallel.exchange import VocabularyOfRanks
-from mllama_cli.engine.sampling import GREEDY, Method, Sampler
+from mllama_cli.engine.sampling import Method, Sampler
 from mllama_cli.kernels.cuda.embed_argmax import Argmax
 from mllama_cli.kernels.cuda.launch import compile_only
 
@@ -56,8 +56,9 @@ class DecodeGraphs:
             step.run()
         if method is None:
             return
-        if method == GREEDY:
-            self._best(state.logits, state.tokens, state.positions)
+        if method.takes_best:
+            masks = (self.sampler.masks, self.sampler.all_rows) if method.masks else None
+            self._best(state.logits, state.tokens, state.positions, masks)
         else:
             state.tokens.copy_(self.sampler.tokens(state.logits, self.sampler.all_rows, method))
             state.positions.add_(1)
