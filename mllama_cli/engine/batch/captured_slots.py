@@ -16,6 +16,7 @@ from mllama_cli.engine.device import batch_stream
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.kernels.cuda.attention import staged
 from mllama_cli.kernels.cuda.launch import compile_only
+from mllama_cli.kernels.ops import best_allowed
 from mllama_cli.processing.grammar import Constraint
 
 GRAPH_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -85,6 +86,7 @@ class CapturedSlots(Slots):
                     SlotStep(
                         self.model.network, self._state, self._sees, rows, with_images=bool(self._empty.seen)
                     ).run()
+                best_allowed(self._state.logits[: self.count], self.sampler.masks, self.sampler.all_rows)
         missing = next((shape for shape in shapes if shape not in self._graphs), None)
         if missing is not None:
             self._graphs[missing] = self._capture(missing)

@@ -25,7 +25,7 @@ class DecodeGraphs:
         config = network.language_model.config
         self.sampler = Sampler(batch, config.vocab_size, device)
         exchange = network.lm_head.exchange
-        self._ranks = exchange if isinstance(exchange, VocabularyOfRanks) else None
+        self.ranks = exchange if isinstance(exchange, VocabularyOfRanks) else None
         self._best = Argmax(batch, config.vocab_size, device)
         self._steps: dict[bool, DecodeStep] = {}
         self._graphs: dict[tuple[bool | None, Method | None], torch.cuda.CUDAGraph] = {}
@@ -62,8 +62,8 @@ class DecodeGraphs:
         else:
             state.tokens.copy_(self.sampler.tokens(state.logits, self.sampler.all_rows, method))
             state.positions.add_(1)
-        if self._ranks is not None:  # rank 0 chooses
-            self._ranks.group.broadcast(state.tokens)
+        if self.ranks is not None:  # rank 0 chooses
+            self.ranks.group.broadcast(state.tokens)
 
     def _use_empty_cache(self) -> None:
         """Point the state to the empty cache."""
