@@ -105,7 +105,7 @@ class GraphDecoder:
                 done += 1
 
     def _feed(self, ids: Sequence[int], start: DecodeInput, filled: int) -> None:
-        """Feed these tokens after ``filled`` positions, which are written or in progress; choose the next token then."""
+        """Feed tokens at ``filled``, after positions that are written or in progress, before the next choice."""
         state, cache = self.graphs.state, start.cache
         self._reserve(cache, filled, filled + len(ids))
         cache.lengths = [filled]
