@@ -238,7 +238,8 @@ class GrammarTokenizer:
         """
         from llguidance import LLExecutor
 
-        words, states = masks.numpy(), []
+        words = masks.numpy()
+        states: list[tuple[LLMatcher, int]] = []
         for row, constraint in constraints:
             if forced := constraint.forced:
                 words[row] = 0
