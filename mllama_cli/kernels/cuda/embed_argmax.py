@@ -131,6 +131,7 @@ class Argmax:
 
 def best_allowed(logits: Tensor, words: Tensor, rows: Tensor) -> Tensor:
     """Return the best allowed tokens int64 [B] of logits [B, size], as ``ops.best_allowed`` says."""
-    tokens = torch.empty(logits.shape[0], dtype=torch.int64, device=logits.device)
-    Argmax(*logits.shape, logits.device)(logits.contiguous(), tokens, masks=(words, rows))
+    batch, size = logits.shape
+    tokens = torch.empty(batch, dtype=torch.int64, device=logits.device)
+    Argmax(batch, size, logits.device)(logits.contiguous(), tokens, masks=(words, rows))
     return tokens
