@@ -11,6 +11,8 @@ from mllama_cli.engine.batch.slots import SlotCaches, Slots
 from mllama_cli.engine.forward import Network
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.parallel.team import Team
+from mllama_cli.kernels.cuda.launch import compile_only
+from mllama_cli.kernels.ops import best_allowed
 from mllama_cli.processing.grammar import Constraint
 
 
@@ -23,6 +25,8 @@ class CapturedSlots(Slots):
         given = (model.network, model.dtype, model.device, count)
         self._device = SlotGraphs(*given) if model.team is None else LeadingSlotGraphs(model.team, *given)
         self._tokens = self._device.state.tokens
+        self._can_mask = False
+        """Whether the kernels that choose among the tokens of grammars have been built."""
 
     @torch.inference_mode()
     def admit(
@@ -44,7 +48,12 @@ class CapturedSlots(Slots):
     def moved(self, slot: int) -> None:
         self._device.point(slot, self.caches[slot])
 
+    @torch.inference_mode()
     def prepare(self) -> bool:
+        if not self._can_mask:
+            self._can_mask = True
+            with compile_only():
+                best_allowed(self._device.state.logits[: self.count], self.sampler.masks, self.sampler.all_rows)
         return self._device.prepare()
 
     def _forward(self) -> Tensor:

@@ -154,23 +154,20 @@ class Scheduler:
         """Launch a step of the busy slots, unless all their answers will have ended; return whether it did."""
         if all(request.answer and request.launched >= request.answer.budget for request in self.active):
             return False
-        ended: list[Request] = []
-
-        def read_all() -> None:
-            while self._launched:
-                ended.extend(self._read_tokens())
-
-        try:
-            # Constraints choose by the tokens before, which are read while the device computes the step.
-            constrained = any(request.constraint is not None for request in self.active)
-            pending = self._slots.step(read_all) if constrained else self._slots.step()
-            for request in self.active:
-                request.launched += 1
-            self._launched.append((list(self.active), pending))
-        finally:
-            self._release_all(ended)
+        # Constraints choose by the tokens before. The host reads those while the device computes the step, but reports
+        # them when the choice is launched, so that the device does not wait for that.
+        constrained = any(request.constraint is not None for request in self.active)
+        pending = self._slots.step(self._await_tokens) if constrained else self._slots.step()
+        for request in self.active:
+            request.launched += 1
+        self._launched.append((list(self.active), pending))
         self._model.decoder.batch_stepped()
         return True
+
+    def _await_tokens(self) -> None:
+        """Wait for all launched tokens, of which constraints take note."""
+        for _, pending in self._launched:
+            pending.wait()
 
     def _prefill(self) -> None:
         """Read prompts for free slots."""
