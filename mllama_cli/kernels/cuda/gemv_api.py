@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from mllama_cli.kernels.cuda.gemv import gemv_kernel
-from mllama_cli.kernels.cuda.launch import launch, multiprocessors
+from mllama_cli.kernels.cuda.launch import capability, launch, multiprocessors
 from mllama_cli.kernels.cuda.layout import interleave_factor
 from mllama_cli.kernels.cuda.packed_gemv import packed_gemv_kernel
 from mllama_cli.kernels.cuda.persistent_gemv import persistent_gemv_kernel
@@ -91,12 +91,12 @@ def gemv(
             programs = min(blocks, tile.programs * multiprocessors(x.device))
             launch(
                 persistent_gemv_kernel, (programs, x.shape[0]), *around, *words, *scales, out, eps, programs, *form,
-                device=x.device, warps=tile.warps, ASSEMBLY=x.is_cuda, **flags,
+                device=x.device, warps=tile.warps, CAPABILITY=capability(x.device), **flags,
             )  # fmt: skip
         else:
             launch(
                 packed_gemv_kernel, grid, *around, *words, *scales, out, eps, *form,
-                device=x.device, warps=tile.warps, ASSEMBLY=x.is_cuda, **flags,
+                device=x.device, warps=tile.warps, CAPABILITY=capability(x.device), **flags,
             )  # fmt: skip
     else:
         plain = [*weights, *[first] * (3 - len(weights))]
