@@ -61,8 +61,9 @@ class Follower:
         try:
             assert self._weights is not None
             is_first = not self._weights.loaded
-            for _ in self._weights.load(parts):
-                pass
+            with torch.inference_mode(False):  # threads of the loader, without that mode, write to the tensors
+                for _ in self._weights.load(parts):
+                    pass
             if is_first:
                 connect(self._network, self._group)
         except MllamaError as error:
