@@ -12,18 +12,28 @@ from pathlib import Path
 
 
 def start_worker(script: str, more: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
-    """Run a file of this folder with pipes for stdin and stdout, and ``more`` in its environment. Raise OSError.
+    """Run a file, by default one of this folder, with pipes for stdin and stdout. Raise OSError.
 
-    Ctrl-C does not reach it. What it writes to stderr is dropped.
+    ``more`` is added to its environment. Ctrl-C does not reach it. What it writes to stderr is dropped.
     """
     return subprocess.Popen(
-        [sys.executable, "-P", str(Path(__file__).with_name(script))],
+        [sys.executable, "-P", str(Path(__file__).parent / script)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **(more or {})},
         start_new_session=True,
     )
+
+
+def limit_memory(size: int) -> None:
+    """Make any allocation beyond ``size`` bytes in all fail, where the system can."""
+    if sys.platform == "linux":
+        import resource
+
+        with suppress(OSError, ValueError):
+            _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+            resource.setrlimit(resource.RLIMIT_DATA, (size, hard))
 
 
 def end_worker(worker: "subprocess.Popen[bytes]") -> None:
