@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Generator, Iterable
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -76,6 +76,7 @@ def run_shards(request: CaptionRequest, folder: str) -> None:
             stack.callback(_write_summary, store, folder, worker, report)
             try:
                 if options.ray is not None:
+                    stack.enter_context(redirect_stdout(terminal.stderr))  # Ray prints the errors of its parts
                     events = _captioned_on_ray(run, options.ray)
                 else:
                     shared = claims.take() if claims else plan.pending

@@ -48,8 +48,8 @@ def caption_on_ray(
     Raises MllamaError.
     """
     ray = required("ray")
-    yield ShardsPlanned(plan.total, plan.total - len(plan.pending))
     with _connected(ray, address):
+        yield ShardsPlanned(plan.total, plan.total - len(plan.pending))
         team = _Team(ray, work, plan, actors)
         try:
             yield from team.run()

@@ -77,7 +77,8 @@ def test_ray_serve(tmp_path: Path) -> None:
     """Serve ray_serve.py."""
     pytest.importorskip("ray.serve", exc_type=ImportError, reason="Ray Serve is not installed (ray[serve])")
     command = [sys.executable, "-m", "ray.serve.scripts", "run", "examples.ray_serve:app", "model=sketch", "gpus=0"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0"}
     with (
         (tmp_path / "log").open("w") as log,
         subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log) as app,

@@ -36,7 +36,8 @@ def read_parquet(stream: BinaryIO, shard: Shard, options: ReadOptions, fetch: Fe
     """
     required("pyarrow.parquet")
     size = stream.seek(0, io.SEEK_END)
-    with _Worker(stream, size) as worker:
+    with _Worker(stream) as worker:
+        worker.tell({"size": size})
         names = worker.answer()[0]["columns"]
         image = _column(options.image_column, IMAGE_COLUMNS, names, shard, "--image-column")
         key = next((name for name in KEY_COLUMNS if name in names), None)
@@ -86,14 +87,13 @@ def _cell(kind: str, payload: bytes) -> Any:
 class _Worker:
     """A process that reads one file, as a context manager. Its methods raise DamagedShardError."""
 
-    def __init__(self, stream: BinaryIO, size: int) -> None:
+    def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self._process = start_worker(parquet_worker.__file__)
         self._asked_at: float | None = None
         self._is_late = False
         self._ended = threading.Event()
         threading.Thread(target=self._watch, name="watch parquet", daemon=True).start()
-        self.tell({"size": size})
 
     def __enter__(self) -> "_Worker":
         return self

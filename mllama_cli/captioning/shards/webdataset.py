@@ -99,7 +99,9 @@ class _Sample:
         else:
             content = self.picture.data
         name = self.name if self.picture is None else self.picture.name
-        texts = {each: _text(each, self._texts[each]) for each in ("txt", "json") if each in self._texts}
+        texts: dict[str, Any] = {
+            each: _text(each, self._texts[each]) for each in ("txt", "json") if each in self._texts
+        }
         return ShardImage(f"{shard.path}/{name}", key, shard, content, texts)
 
     def _is_picture(self, extension: str) -> bool:
