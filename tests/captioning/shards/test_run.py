@@ -271,7 +271,7 @@ def test_the_memory_of_a_worker_does_not_grow_with_the_shards(tmp_path: Path, fo
 
     def taken() -> Iterator[Shard]:
         for number in range(SHARDS):
-            pictures = {f"{number}-{each}": drawing(1)[0] + os.urandom(400_000) for each in range(20)}
+            pictures = {f"{number}-{each}": drawing(1)[0] + os.urandom(600_000) for each in range(10)}
             path = tmp_path / f"{number}.{form}"
             if form == "tar":
                 write_tar(path, {f"{key}.png": data for key, data in pictures.items()})
@@ -282,9 +282,9 @@ def test_the_memory_of_a_worker_does_not_grow_with_the_shards(tmp_path: Path, fo
             (tmp_path / f"{number - 2}.{form}").unlink(missing_ok=True)
 
     events = run([], tmp_path / "out", taken=taken())
-    assert sum(isinstance(event, ShardDone) and event.pictures == 20 for event in events) == SHARDS
+    assert sum(isinstance(event, ShardDone) and event.pictures == 10 for event in events) == SHARDS
     growth = max(sizes[SHARDS // 3 :]) - max(sizes[: SHARDS // 3])
-    assert growth < 60_000_000  # of 160 MB that were read meanwhile
+    assert growth < 30_000_000  # of 72 MB that were read meanwhile
 
 
-SHARDS = 30
+SHARDS = 18
