@@ -24,6 +24,7 @@ from mllama_cli.processing.limits import DOCUMENT_BYTES, LARGE_PICTURE_BYTES, SM
 from mllama_cli.processing.memory_budget import DecodingPlan
 from mllama_cli.processing.prepared import PreparedImage, prepare_image
 from mllama_cli.processing.sources import read_image
+from mllama_cli.processing.worker_process import limit_memory
 
 Request = tuple[dict[str, Any], bytes]
 
@@ -38,16 +39,6 @@ def main() -> None:
     threading.Thread(target=_receive, args=(sys.stdin.buffer, requests), daemon=True).start()
     while True:
         _answer(requests, answers)
-
-
-def limit_memory(size: int) -> None:
-    """Make any allocation beyond ``size`` bytes in all fail, where the system can."""
-    if sys.platform == "linux":
-        import resource
-
-        with suppress(OSError, ValueError):
-            _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-            resource.setrlimit(resource.RLIMIT_DATA, (size, hard))
 
 
 def _receive(stdin: BinaryIO, requests: "SimpleQueue[Request]") -> None:
