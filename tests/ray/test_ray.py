@@ -121,20 +121,20 @@ def test_actors_that_are_killed_lose_and_repeat_nothing(ray: Any, tmp_path: Path
 
     from mllama_cli.ray.pipeline import caption_on_ray
 
-    facts = make_shards(tmp_path / "in", 10, 3, 4)
+    facts = make_shards(tmp_path / "in", 8, 3, 4)
     shards, folder = find_shards([str(tmp_path / "in")]), str(tmp_path / "out")
-    asker, ended, kills = Measuring(seconds=0.1), threading.Event(), 0
+    asker, ended, kills = Measuring(seconds=0.05), threading.Event(), 0
 
     def kill() -> None:
         nonlocal kills
         rng = random.Random(3)
-        while not ended.wait(rng.uniform(0.5, 1.5)):
+        while not ended.wait(rng.uniform(0.2, 0.8)):
             actors = [
                 child.pid
                 for child in psutil.Process().children(recursive=True)
                 if child.name().startswith("ray::") and "Captioner" in child.name()
             ]
-            if actors and kills < 5:
+            if actors and kills < 3:
                 os.kill(rng.choice(actors), signal.SIGKILL)
                 kills += 1
 
@@ -142,7 +142,7 @@ def test_actors_that_are_killed_lose_and_repeat_nothing(ray: Any, tmp_path: Path
     killer.start()
     try:
         half = caption_on_ray(
-            shards[:6], folder, ReadOptions(), {"asker": asker, "prompt": "?"}, address="local", actors=2
+            shards[:4], folder, ReadOptions(), {"asker": asker, "prompt": "?"}, address="local", actors=2
         )
         rest = caption_on_ray(shards, folder, ReadOptions(), {"asker": asker, "prompt": "?"}, address="local", actors=2)
     finally:
@@ -153,5 +153,5 @@ def test_actors_that_are_killed_lose_and_repeat_nothing(ray: Any, tmp_path: Path
     assert half[1] + rest[1] == 3
     rows = [row for path in Path(folder).glob("*.parquet") for row in pq.read_table(path).to_pylist()]
     assert sorted(row["key"] for row in rows) == sorted(facts)
-    assert {row["key"] for row in rows if row["error"]} == {"bad", "lonely", "000039"}
+    assert {row["key"] for row in rows if row["error"]} == {"bad", "lonely", "000031"}
     assert all(row["caption"] == f"? {row['width']}" for row in rows if not row["error"])
