@@ -20,6 +20,7 @@ from mllama_cli.core.events import Event
 from mllama_cli.remote.answerer import RemoteAnswerer, connect
 from mllama_cli.remote.client import Address
 from mllama_cli.remote.engines import (
+    BACKLOG,
     EngineKey,
     lock_file,
     remove_socket,
@@ -42,7 +43,6 @@ ANOTHER_RUNS = 75
 """Exit code of an engine that found another with its name: EX_TEMPFAIL."""
 
 _POLL_SECONDS = 0.02
-BACKLOG = 512
 _LOG = "engine-{}.log"
 
 

@@ -131,7 +131,9 @@ class StatusLine:
         from rich.text import Text
 
         text = one_line(text)
-        line = Text.assemble(text, " ", _bar(done, total)) if done else Text(text)  # not str, which Rich would parse as markup
+        line = (
+            Text.assemble(text, " ", _bar(done, total)) if done else Text(text)
+        )  # not str, which Rich would parse as markup
         if self._status is None:
             self._status = self._terminal.err.status(line)
             self._status.start()
