@@ -99,7 +99,10 @@ def start(
                 end = time.monotonic() + LOCKED_SECONDS
                 continue
         except OSError as error:
-            raise EngineError(f"The engine cannot be started: {error}", "Leave out --keep-alive.") from error
+            raise EngineError(
+                f"The engine cannot be started: {error.filename or folder}: {error.strerror or error}",
+                "Leave out --keep-alive.",
+            ) from error
         if time.monotonic() > end:
             raise EngineError(
                 f"An engine holds {lock_file(folder, key.name)}, but does not answer",

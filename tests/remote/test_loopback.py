@@ -61,7 +61,7 @@ def test_a_killed_engine_is_started_again(key: EngineKey) -> None:
 @pytest.mark.slow
 def test_many_clients_at_once_load_one_engine() -> None:
     clients = [
-        subprocess.Popen([sys.executable, "-c", HIDE + ASK], stdout=subprocess.PIPE, text=True) for _ in range(6)
+        subprocess.Popen([sys.executable, "-c", HIDE + ASK], stdout=subprocess.PIPE, text=True) for _ in range(4)
     ]
     said = [client.communicate(timeout=200)[0] for client in clients]
     assert len(set(said)) == 1
