@@ -320,10 +320,11 @@ class Scheduler:
 
 
 def make_slots(model: LoadedModel, count: int) -> tuple[Slots, PromptReader]:
-    """Return slots and what reads prompts, by captured graphs where our kernels run on one device."""
-    if model.team is None and has_decode_attention(model.device, model.dtype, model.config.text_config.head_dim):
+    """Return slots and what reads prompts, by captured graphs where our kernels run."""
+    if has_decode_attention(model.device, model.dtype, model.config.text_config.head_dim):
         from mllama_cli.engine.batch.captured_prompts import CapturedPromptReader
         from mllama_cli.engine.batch.captured_slots import CapturedSlots
 
-        return CapturedSlots(model, count), CapturedPromptReader(model)
+        reader = CapturedPromptReader(model) if model.team is None else PromptReader(model)
+        return CapturedSlots(model, count), reader
     return Slots(model, count), PromptReader(model)
