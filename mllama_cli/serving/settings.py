@@ -34,7 +34,8 @@ class ServerSettings:
         keep_alive: time after the last answer until the weights leave memory, to be loaded again for the next request;
             None keeps them.
         grace: time for running answers to end when the server shuts down.
-        private_socket: the path of a Unix socket that only this user can use, on which no key is needed.
+        private_server: where this user's commands ask: the path of a Unix socket and None, or an address and a port.
+        private_key: what is needed there in place of ``api_key``; None for a socket that only this user can use.
     """
 
     host: str = DEFAULT_HOST
@@ -49,7 +50,8 @@ class ServerSettings:
     body_seconds: float = 60.0
     keep_alive: float | None = None
     grace: float = 30.0
-    private_socket: str = ""
+    private_server: tuple[str, int | None] | None = None
+    private_key: str | None = None
 
     def __post_init__(self) -> None:
         if self.api_key is not None and not self.api_key.strip():

@@ -82,11 +82,11 @@ def test_random_answers_to_two_hundred_schemas_are_valid(model: Model) -> None:
     ended = 0
     for name, schema in SCHEMAS.items():
         checker = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
-        answers = model.answers(Grammar.schema(schema), 5)
+        answers = model.answers(Grammar.schema(schema), 2)
         for answer in answers:
             assert not list(checker.iter_errors(json.loads(answer))), (name, answer)
         ended += len(answers)
-    assert ended > 0.98 * 5 * len(SCHEMAS), "only texts without a longest length may go on"
+    assert ended > 0.98 * 2 * len(SCHEMAS), "only texts without a longest length may go on"
 
 
 @pytest.mark.parametrize(
