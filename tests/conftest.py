@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.prepared import Prepared
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # There are as many workers as cores: with several threads each they would be thirty times slower.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -47,6 +49,13 @@ def _strict_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
         if request.path.parent.name in ("gpu", "cuda"):
             patches.setenv("MLLAMA_STRICT_KERNELS", "1")
         yield
+
+
+@pytest.fixture(scope="session")
+def prepared() -> Iterator[Prepared]:
+    """Yield what starts processes with the application already imported."""
+    with Prepared() as starter:
+        yield starter
 
 
 @pytest.fixture(scope="session")

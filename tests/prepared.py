@@ -22,6 +22,7 @@ IMPORTED = (
     "mllama_cli.engine.batch.run",
     "mllama_cli.engine.engine",
     "mllama_cli.quantization.quantize",
+    "mllama_cli.captioning.shards.run",
 )
 
 

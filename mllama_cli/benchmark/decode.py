@@ -94,7 +94,7 @@ def benchmark(model: LoadedModel, *, tokens: int | None = None) -> Iterator[Figu
     seconds = _median(lambda: prefilled(model, random_ids(model, length), None), device)
     yield Figure(f"prefill, {length} tokens", length / seconds, "tokens/s")
     for image_kv in (None, encoded) if encoded else (None,):
-        rate = _decode_rate(model, image_kv, count)
+        rate = decode_rate(model, image_kv, count)
         nbytes = token_bytes(model.network, with_images=image_kv is not None) + encoded_bytes(image_kv or [])
         name = "decode, text" if image_kv is None else "decode, after an image"
         yield Figure(name, rate, "tokens/s", nbytes, rate * nbytes / bandwidth)
@@ -149,7 +149,9 @@ def first_token(model: LoadedModel, image: tuple[Tensor, int] | None) -> float:
     return _median(once, model.device)
 
 
-def _decode_rate(model: LoadedModel, encoded: list[LayerKV] | None, count: int) -> float:
+def decode_rate(model: LoadedModel, encoded: list[LayerKV] | None, count: int) -> float:
+    """Return the tokens per second of ``count`` steps after an encoded image or a short text, the better of two."""
+
     def once() -> float:
         tokens = decoded(model, encoded, count + 1)
         next(tokens)

@@ -43,7 +43,7 @@ class RandomOpening:
         network = random_network(
             self.config, dtype=self.dtype, device=device, quantize=self.quantize, plan=self.plan, share=share
         )
-        return OpenedShare(network, self.dtype)
+        return OpenedShare(network, compute_dtype(self.dtype, device))
 
 
 def random_model(

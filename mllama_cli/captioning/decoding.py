@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from typing import Any, Protocol, TypeVar
 
@@ -18,6 +18,8 @@ TASKS_PER_WORKER = 3
 
 POLL_SECONDS = 0.02
 """How long to wait for a worker before the caller may do something else."""
+BUSY_POLL_SECONDS = 0.001
+"""How long to wait for a job that is not there yet while the model has others, each of whose tokens it delays."""
 
 
 class HasEntry(Protocol):
@@ -58,11 +60,16 @@ class DecodingPool:
         self._decoder.start()
 
     def decode(
-        self, jobs: Iterable[JobT | None], config: ImageProcessorConfig, *, canvases: bool = True
+        self,
+        jobs: Iterable[JobT | None],
+        config: ImageProcessorConfig,
+        *,
+        canvases: bool = True,
+        is_busy: Callable[[], bool] = lambda: False,
     ) -> Iterator[tuple[JobT, Decoding] | None]:
         """Yield each job, in order, with the finished decoding of its image; None while the next is not ready.
 
-        None in ``jobs`` means that the next one is not there yet.
+        None in ``jobs`` means that the next one is not there yet; ``is_busy`` then tells whether the caller has work.
 
         ``jobs`` is pulled no further ahead than the workers need. A decoding's result may be an MllamaError. Without
         ``canvases``, images are decoded only to find mistakes in them, and come as they are.
@@ -81,7 +88,7 @@ class DecodingPool:
             if not ahead:
                 if not more:
                     return
-                time.sleep(POLL_SECONDS)
+                time.sleep(BUSY_POLL_SECONDS if is_busy() else POLL_SECONDS)
                 yield None
                 continue
             with defer_interrupts():

@@ -135,7 +135,11 @@ class CaptionPipeline:
 
     def decode(self, jobs: Iterable[Job | None], pool: DecodingPool) -> Iterator[tuple[Job, MeasuredImage] | None]:
         """Stage 2: yield each job with its image, decoded ahead by ``pool``; None while the next is not ready."""
-        for item in pool.decode(jobs, self.asker.image_config, canvases=self.asker.draws_canvases):
+        asker = self.asker
+        decoded = pool.decode(
+            jobs, asker.image_config, canvases=asker.draws_canvases, is_busy=lambda: bool(self._waiting)
+        )
+        for item in decoded:
             if item is None:
                 yield None
                 continue

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 ERRORS_HEADER = b"# pictures that mllama caption could not caption\treason\n"
 """The first line of the FILE of --errors, by which the next run knows that it may be written over."""
+_NO_BREAKS = str.maketrans("\t\r\n", "   ")
 
 
 def run_captions(request: CaptionRequest) -> None:
@@ -279,7 +280,8 @@ def error_list(path: Path | None) -> Iterator[Callable[[CaptionFailed], None]]:
 
     def add(event: CaptionFailed) -> None:
         nonlocal header
-        line = f"{event.record.path}\t{' '.join(event.record.error.split())}\n"
+        path = event.record.path.translate(_NO_BREAKS)  # a stranger's name of a member must not add a line
+        line = f"{path}\t{' '.join(event.record.error.split())}\n"
         file.write(header + line.encode("utf-8", "surrogateescape"))
         file.flush()
         header = b""

@@ -71,8 +71,5 @@ class ShardOptions:
                 )
         if self.actors is not None and self.ray is None:
             raise UsageError("--actors is for Ray", "Add --ray auto or --ray local.")
-        if self.ray is not None and (self.claim or self.output_format == "webdataset"):
-            flag = "--claim" if self.claim else "--format webdataset"
-            raise UsageError(
-                f"{flag} is not for Ray, which shares out the work itself and writes parquet", "Leave it out."
-            )
+        if self.ray is not None and self.claim:
+            raise UsageError("--claim is not for Ray, which shares out the work itself", "Leave it out.")

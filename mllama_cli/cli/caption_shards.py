@@ -1,9 +1,9 @@
 """Run `mllama caption --to`: find the shards, open the model, show events, choose the exit code."""
 
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Generator, Iterable
+from contextlib import ExitStack, closing, redirect_stdout, suppress
+from dataclasses import dataclass
 from typing import Any, cast
 
 import typer
@@ -13,6 +13,7 @@ from mllama_cli.captioning.shards.claims import Claims, worker_name
 from mllama_cli.captioning.shards.destination import ShardDestination
 from mllama_cli.captioning.shards.entry import ReadOptions, Shard
 from mllama_cli.captioning.shards.outputs import SUFFIXES, OutputForm, new_output
+from mllama_cli.captioning.shards.packages import required
 from mllama_cli.captioning.shards.paths import find_shards, part_of
 from mllama_cli.captioning.shards.remote_store import CONDITIONAL
 from mllama_cli.captioning.shards.run import ShardPlan, caption_shards, plan_shards
@@ -20,21 +21,30 @@ from mllama_cli.captioning.shards.settings_note import require_same_settings
 from mllama_cli.captioning.shards.store import Store, StoreError, scheme_of
 from mllama_cli.captioning.shards.stores import store_of
 from mllama_cli.captioning.shards.tally import Tally
-from mllama_cli.cli.answerers import Answerers
+from mllama_cli.cli.answerers import Answerers, ModelChoice
 from mllama_cli.cli.caption_inputs import read_lists, shard_part
 from mllama_cli.cli.caption_request import CaptionRequest
 from mllama_cli.cli.caption_run import adapters_key, error_list, open_asker
+from mllama_cli.cli.caption_shard_report import ShardReport
 from mllama_cli.cli.common import ExitStatus, load_settings
-from mllama_cli.core.caption_events import CaptionEvent, CaptionFailed, ShardDone, ShardEvent, ShardFailed
+from mllama_cli.core.caption_events import CaptionEvent, ShardEvent
 from mllama_cli.core.errors import UsageError
 from mllama_cli.terminal.console import Terminal
-from mllama_cli.terminal.progress import clock
-from mllama_cli.terminal.shard_view import ShardView
 from mllama_cli.terminal.type_ahead import TypeAhead
 
-PROGRESS_SECONDS = 10.0
-"""How often --json prints the counts."""
-DRAW_SECONDS = 0.25
+
+@dataclass(frozen=True)
+class _Run:
+    """What is captioned, where to, and who answers."""
+
+    request: CaptionRequest
+    terminal: Terminal
+    answerers: Answerers
+    model: ModelChoice
+    store: Store
+    folder: str
+    form: OutputForm
+    plan: ShardPlan
 
 
 def run_shards(request: CaptionRequest, folder: str) -> None:
@@ -45,46 +55,36 @@ def run_shards(request: CaptionRequest, folder: str) -> None:
     if scheme_of(folder) not in ("", *CONDITIONAL):
         raise UsageError(f"--to {folder}: captions are written to folders, s3:// and gs://")
     new_output(form, None).close()  # a missing package is said before anything is read
+    if options.ray is not None:
+        required("ray")
     shards = _shards(request)
     answerers = Answerers(terminal, request.compute, request.sharing, load_settings(), verbose=request.display.verbose)
     model = answerers.choose()
     require_same_settings(store, folder, _settings(request, model.name, form))
-    if options.ray is not None:
-        _run_on_ray(request, folder, shards, terminal, answerers)
-        return
     plan = plan_shards(shards, store, folder, form)
+    run = _Run(request, terminal, answerers, model, store, folder, form, plan)
     worker = worker_name()
     claims = Claims(store, folder, plan.pending, SUFFIXES[form], worker) if options.claim else None
-    report = _Report(terminal, request, Tally(left=claims.in_all if claims else None))
+    report = ShardReport(terminal, request, Tally(left=claims.in_all if claims else None))
     interrupted = False
     if plan.pending:
         with ExitStack() as stack:
             report.list_error = stack.enter_context(error_list(request.output.errors))
-            pool = stack.enter_context(DecodingPool(request.batching.workers))
-            pool.start()  # it is ready when the model is
             stack.enter_context(TypeAhead(terminal, prompts=False))
             if claims is not None:
                 stack.enter_context(claims)
             stack.callback(_write_summary, store, folder, worker, report)
             try:
-                asker = open_asker(request, request.answer_sampling, terminal, answerers, model)
-                destination = ShardDestination(
-                    store, folder, form, request.columns, claims.release if claims else lambda name: None
-                )
-                events = caption_shards(
-                    plan,
-                    claims.take() if claims else plan.pending,
-                    asker,
-                    destination,
-                    request.prompt.template,
-                    request.prompt.postprocess,
-                    _read_options(request),
-                    pool=pool,
-                )
+                if options.ray is not None:
+                    stack.enter_context(redirect_stdout(terminal.stderr))  # Ray prints the errors of its parts
+                    events = _captioned_on_ray(run, options.ray)
+                else:
+                    shared = claims.take() if claims else plan.pending
+                    events = _captioned_here(run, shared, claims.release if claims else lambda name: None, stack)
                 with closing(events), report.view:
                     for event in events:
                         report.event(event)
-                        if isinstance(event, CaptionFailed) and request.display.fail_fast:
+                        if report.has_failed_pictures and request.display.fail_fast:
                             break
             except KeyboardInterrupt:
                 interrupted = True
@@ -112,48 +112,54 @@ def _read_options(request: CaptionRequest) -> ReadOptions:
     return ReadOptions(options.image_column, options.key_column, request.prompt.template.reads_samples)
 
 
-def _run_on_ray(
-    request: CaptionRequest, folder: str, shards: Sequence[Shard], terminal: Terminal, answerers: Answerers
-) -> None:
-    from mllama_cli.ray.pipeline import caption_on_ray
-
-    prompt, compute, options = request.prompt, answerers.compute, request.shards
-    load = {
-        "device": compute.device or "auto",
-        "dtype": compute.dtype or "auto",
-        "quantize": compute.quantize,
-        "exact": compute.exact,
-        "adapters": compute.adapter or (),
-    }
-    model = answerers.choose()
-    started = time.monotonic()
-    pictures, failed = caption_on_ray(
+def _captioned_here(
+    run: _Run, shards: Iterable[Shard | None], released: Callable[[str], None], stack: ExitStack
+) -> Generator[CaptionEvent | ShardEvent]:
+    """Caption shards with a model of this process, or a running engine."""
+    request = run.request
+    pool = stack.enter_context(DecodingPool(request.batching.workers))
+    pool.start()  # it is ready when the model is
+    return caption_shards(
+        run.plan,
         shards,
-        folder,
+        open_asker(request, request.answer_sampling, run.terminal, run.answerers, run.model),
+        ShardDestination(run.store, run.folder, run.form, request.columns, released),
+        request.prompt.template,
+        request.prompt.postprocess,
         _read_options(request),
-        {
-            "model": str(model.folder) if model.folder is not None else model.name,
-            "prompt": prompt.template.text,
-            "system": prompt.system or "",
-            "prefill": prompt.prefill,
-            "postprocess": prompt.postprocess,
-            "slots": request.batching.slots,
-            "sampling": request.answer_sampling,
-            "load": load,
-        },
-        address=options.ray or "auto",
-        actors=options.actors,
-        progress=terminal.stderr_is_tty,
-        columns=request.columns,
+        pool=pool,
     )
-    seconds = time.monotonic() - started
-    if request.prints_json:
-        counts = {"pictures": pictures - failed, "failed": failed, "seconds": round(seconds, 1)}
-        terminal.result(json.dumps({"event": "summary", **counts}) + "\n")
-    failures = f", failed {failed} (their rows say why)" if failed else ""
-    terminal.note(f"Captioned {pictures - failed} pictures{failures} in {clock(seconds)}.")
-    if failed:
-        raise typer.Exit(ExitStatus.PARTLY if failed < pictures else ExitStatus.FAILURE)
+
+
+def _captioned_on_ray(run: _Run, address: str) -> Generator[CaptionEvent | ShardEvent]:
+    """Caption shards with Ray's actors, each with a model of its own."""
+    from mllama_cli.ray.actor import ShardWork
+    from mllama_cli.ray.driver import caption_on_ray
+
+    request, compute, model = run.request, run.answerers.compute, run.model
+    work = ShardWork(
+        run.folder,
+        run.form,
+        request.columns,
+        _read_options(request),
+        request.prompt.template.text,
+        request.prompt.postprocess,
+        str(model.folder) if model.folder is not None else model.name,
+        model.name,
+        request.prompt.system or "",
+        request.prompt.prefill,
+        request.batching.slots,
+        request.batching.workers,
+        request.answer_sampling,
+        {
+            "device": compute.device or "auto",
+            "dtype": compute.dtype or "auto",
+            "quantize": compute.quantize,
+            "exact": compute.exact,
+            "adapters": compute.adapter or (),
+        },
+    )
+    return caption_on_ray(run.plan, work, address=address, actors=request.shards.actors)
 
 
 def _settings(request: CaptionRequest, model: str, form: str) -> dict[str, Any]:
@@ -172,58 +178,7 @@ def _settings(request: CaptionRequest, model: str, form: str) -> dict[str, Any]:
     }
 
 
-def _write_summary(store: Store, folder: str, worker: str, report: "_Report") -> None:
+def _write_summary(store: Store, folder: str, worker: str, report: ShardReport) -> None:
     with suppress(StoreError):  # the run's own error says it
         data = json.dumps({"worker": worker, **report.tally.fields()}, indent=2).encode()
         store.write(f"{folder.rstrip('/')}/_summary/{worker}.json", data)
-
-
-class _Report:
-    """Counts the events and shows them: a bar and a summary for people, JSON lines for machines."""
-
-    def __init__(self, terminal: Terminal, request: CaptionRequest, tally: Tally) -> None:
-        self._terminal = terminal
-        self._json = request.prints_json
-        self.tally, self.view = tally, ShardView(terminal)
-        self.list_error: Callable[[CaptionFailed], None] = lambda event: None
-        self._printed = self._drawn = time.monotonic()
-
-    @property
-    def has_failures(self) -> bool:
-        return bool(self.tally.failed or self.tally.shards_failed or self.tally.damaged)
-
-    def planned(self, plan: ShardPlan) -> None:
-        """Count a run that has nothing left to do."""
-        self.tally.shards, self.tally.done_before = plan.total, plan.total - len(plan.pending)
-
-    def event(self, event: CaptionEvent | ShardEvent) -> None:
-        self.tally.event(event)
-        if isinstance(event, CaptionFailed):
-            record = event.record
-            self.list_error(event)
-            self.view.failed(record.path, record.error)
-            self._say("failed", {"path": record.path, "error": record.error, "hint": event.hint})
-        elif isinstance(event, ShardFailed):
-            self.view.failed(event.path, event.error)
-            self._say("shard_failed", {"path": event.path, "error": event.error, "hint": event.hint})
-        elif isinstance(event, ShardDone):
-            if event.damage:
-                self.view.note(f"{event.path} {event.damage}: {event.pictures} pictures precede.")
-            about = {"output": event.output, "pictures": event.pictures, "failed": event.failed}
-            self._say("shard_done", {"path": event.path, **about, "damage": event.damage or None, "new": event.is_new})
-        now = time.monotonic()
-        if self._json and now - self._printed >= PROGRESS_SECONDS:
-            self._say("progress", self.tally.fields())
-            self._printed = now
-        if now - self._drawn >= DRAW_SECONDS:
-            self.view.show(self.tally.fields())
-            self._drawn = now
-
-    def end(self) -> None:
-        """Print the summary."""
-        self.view.summary(self.tally.fields())
-        self._say("summary", self.tally.fields())
-
-    def _say(self, event: str, fields: Mapping[str, Any]) -> None:
-        if self._json:
-            self._terminal.result(json.dumps({"event": event, **fields}) + "\n")

@@ -144,7 +144,7 @@ def _serve(
     with registered(engine, compute.device, compute.dtype, compute.quantize, compute.exact, adapters) as own:
         app = create_app(
             engine,
-            replace(settings, private_socket=str(own.file)) if own is not None else settings,
+            settings if own is None else replace(settings, private_server=own.server, private_key=own.token),
             log=terminal.note if verbose else None,
             reopen=lambda: compute.open_engine(folder, name),
             address="" if uds else server_url(settings.host, bound.getsockname()[1]),

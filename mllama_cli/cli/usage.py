@@ -35,6 +35,8 @@ _REWORDED = (
 )
 """Pydantic's words, with which Typer reports values, and ours."""
 
+_EXTRA_WORD = re.compile(r"Got unexpected extra argument(?:\(s\))? \((\S+)\)")
+
 
 def unknown_command(words: list[str], commands: Iterable[str]) -> UsageError:
     """Return the error for a first word that is not a command, with the command that it was probably meant for."""
@@ -77,7 +79,12 @@ def reworded(error: Any) -> UsageError:
         )
     parameter = getattr(error, "param", None)
     if parameter is None:
-        return UsageError(_sentence(error.format_message()), hint)
+        message = _sentence(error.format_message())
+        if extra := _EXTRA_WORD.fullmatch(message):
+            if any("--model" in option.opts for option in error.ctx.command.params):  # vLLM's and SGLang's order
+                hint = f"Did you mean: {path} -m {shlex.quote(extra[1])}"
+            return UsageError(f"`{path}` does not take {extra[1]!r}", hint)
+        return UsageError(message, hint)
     label = "/".join(parameter.opts) if parameter.param_type_name == "option" else _label(parameter)
     message = _sentence(error.message)
     if not message or message.startswith("Missing"):

@@ -1,7 +1,7 @@
 """Events of a captioning run: ``captioning.run`` yields them, the terminal shows them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from mllama_cli.core.events import FinishReason
@@ -104,5 +104,35 @@ class ShardFailed:
     hint: str = ""
 
 
-ShardEvent = ShardsPlanned | ShardDone | ShardFailed
+@dataclass(frozen=True, slots=True)
+class ShardLost:
+    """A worker died in the midst of a shard, after it had told of so many pictures, which are captioned again."""
+
+    path: str
+    pictures: int = 0
+    failed: int = 0
+    skipped: int = 0
+    tokens: int = 0
+
+    def with_picture(self, event: object) -> "ShardLost":
+        """Return the counts after another picture's event."""
+        match event:
+            case Captioned(record):
+                return replace(self, pictures=self.pictures + 1, tokens=self.tokens + record.tokens)
+            case CaptionFailed():
+                return replace(self, failed=self.failed + 1)
+            case CaptionSkipped():
+                return replace(self, skipped=self.skipped + 1)
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerEvent:
+    """What one of several workers tells, by its name."""
+
+    worker: str
+    event: "CaptionEvent | ShardEvent"
+
+
+ShardEvent = ShardsPlanned | ShardDone | ShardFailed | ShardLost | WorkerEvent
 CaptionEvent = CaptionsPlanned | Captioned | CaptionSkipped | CaptionFailed | BatchSize

@@ -11,7 +11,7 @@ from collections.abc import Generator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -24,13 +24,15 @@ from mllama_cli.engine.forward import DecodeInput
 from mllama_cli.engine.parallel.crew import JOIN_SECONDS
 from mllama_cli.engine.parallel.exchange import connect
 from mllama_cli.engine.parallel.group import Group
-from mllama_cli.engine.parallel.messages import Twins
+from mllama_cli.engine.parallel.messages import Name, Twins
 from mllama_cli.engine.parallel.team import Failure, JoinRequest
 from mllama_cli.engine.weights.opening import OpenedShare
 from mllama_cli.model.cache import CrossCache, CrossKVCache, KVCache, LayerKV, SelfCache
 from mllama_cli.model.visibility import CrossView, ImageSpan
 
 POLL_SECONDS = 0.05
+FINISH_SECONDS = 1.0
+"""How long a rank may take to finish what it has been told when rank 0 has hung up."""
 
 
 class Follower:
@@ -54,6 +56,12 @@ class Follower:
             connect(self._network, self._group)
         self._decoder = CapturedDecoder(self._network, self._dtype, device)
 
+    def finish(self) -> NoReturn:
+        """End this process once its device is done: rank 0's may be waiting for what it computes."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        os._exit(0)
+
     def call(self, operation: str, arguments: Sequence[Any]) -> None:
         getattr(self, operation)(*arguments)
 
@@ -61,8 +69,9 @@ class Follower:
         try:
             assert self._weights is not None
             is_first = not self._weights.loaded
-            for _ in self._weights.load(parts):
-                pass
+            with torch.inference_mode(False):  # threads of the loader, without that mode, write to the tensors
+                for _ in self._weights.load(parts):
+                    pass
             if is_first:
                 connect(self._network, self._group)
         except MllamaError as error:
@@ -125,6 +134,14 @@ class Follower:
         logits = torch.zeros(1, self._model.config.vocab_size, dtype=self._dtype, device=self._device)
         return self._decoder.tokens(DecodeInput(logits, cache, cross, spans, sampling, (), budget))
 
+    def make_slots(self, name: Name, count: int) -> None:
+        from mllama_cli.engine.batch.slot_graphs import SlotGraphs  # needs Triton
+
+        self.twins.add(name, SlotGraphs(self._network, self._dtype, self._device, count))
+
+    def on_slots(self, name: Name, method: str, *arguments: Any) -> None:
+        getattr(self.twins.part(name), method)(*arguments)
+
 
 def follow(connection: Connection) -> None:
     """Do what rank 0 says until it hangs up, or call the function that it sends, for a process that works alone."""
@@ -144,10 +161,11 @@ def follow(connection: Connection) -> None:
             connection.recv()
             return
         connection.send("met")
-        with torch.inference_mode():
+        with torch.inference_mode(), suppress(EOFError, ConnectionError):
             while True:
                 operation, arguments = follower.twins.read(connection.recv_bytes())
                 follower.call(operation, arguments)
+        follower.finish()
 
 
 def follow_at(file: Path, rank: int) -> None:
@@ -168,10 +186,11 @@ def follow_at(file: Path, rank: int) -> None:
 
 
 def _end_with(descriptor: int) -> None:
-    """End this process when rank 0 hangs up, whatever it is doing: it may wait for a rank that is gone."""
+    """End this process soon after rank 0 hangs up, whatever it is doing: it may wait for a rank that is gone."""
     poll = select.poll()
     poll.register(descriptor, getattr(select, "POLLRDHUP", select.POLLHUP))  # the former is Linux's
     poll.poll()
+    time.sleep(FINISH_SECONDS)
     os._exit(0)
 
 

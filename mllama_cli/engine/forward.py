@@ -146,29 +146,33 @@ def decode(network: Network, start: DecodeInput) -> Generator[ChosenToken]:
     logits, left = start.logits, start.budget
     sampler = Sampler(1, logits.shape[-1], logits.device)
     sampler.admit(0, start.sampling, start.prompt, start.constraint)
-    together = start.constraint if takes_forced_tokens(start.sampling) else None
     while left:
         (token,) = sampler.choose(logits)
         if isinstance(token, MllamaError):
             raise token
         yield token
         left -= 1
-        forced = together.forced[:left] if together is not None else []
+        forced = forced_tokens(start, left)
         left -= len(forced)
         if left or forced:
             ids = upload(torch.tensor([[token.id, *forced]]), logits.device)
             logits = forward(network, ids, start.cache, start.cross, [start.spans])
         sampler.skip(0, len(forced))
         for id_ in forced:
-            taken = noted(ChosenToken(id_), together)
+            taken = noted(ChosenToken(id_), start.constraint)
             if isinstance(taken, MllamaError):
                 raise taken
             yield taken
 
 
-def takes_forced_tokens(sampling: Sampling) -> bool:
-    """Return whether tokens need no choice where a grammar leaves none: no log-probabilities, nothing counts them."""
-    return sampling.grammar is not None and sampling.logprobs is None and not Method.of(sampling).adjusts
+def forced_tokens(start: DecodeInput, left: int) -> list[int]:
+    """Return the next tokens, up to ``left``, that need no choice, as the grammar leaves none.
+
+    None where log-probabilities are asked for, or penalties count the tokens that are chosen.
+    """
+    if start.constraint is None or start.sampling.logprobs is not None or Method.of(start.sampling).adjusts:
+        return []
+    return start.constraint.forced[:left]
 
 
 class Decoder:

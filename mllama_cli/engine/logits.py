@@ -75,12 +75,6 @@ class Adjustments:
         self.generated[rows, ids] += 1
 
 
-def masked(scores: Tensor, words: Tensor) -> Tensor:
-    """Return scores [n, vocab_size] with those whose bit in ``words`` int32 [n, >= vocab_size / 32] is 0 at -inf."""
-    bits = (words[:, :, None] >> torch.arange(32, dtype=torch.int32, device=words.device)) & 1
-    return scores.masked_fill(bits.flatten(1)[:, : scores.shape[1]] == 0, -math.inf)
-
-
 class Survivors(NamedTuple):
     """Ids by rank, their cumulative weights, and the number of ranks kept (-1 where scores are not finite)."""
 
@@ -123,9 +117,3 @@ def log_probabilities(logits: Tensor, ids: Tensor, count: int) -> Tensor:
     top, top_ids = scores.topk(min(count, scores.shape[-1]))
     chosen = scores.gather(1, ids.long().clamp(min=0)[:, None])
     return torch.cat([part.double() for part in (chosen - total, top - total, top_ids)], dim=1)
-
-
-def best_ids(scores: Tensor) -> Tensor:
-    """Return the first id [n] of the highest score, -1 where a score is NaN or the highest is infinite."""
-    best, ids = scores.max(dim=-1)
-    return torch.where(best.isfinite(), ids, -1)

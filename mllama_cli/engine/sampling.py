@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.logits import Adjustments, Settings, Survivors, best_ids, draw, log_probabilities, masked
-from mllama_cli.kernels.ops import upload
+from mllama_cli.engine.logits import Adjustments, Settings, Survivors, draw, log_probabilities
+from mllama_cli.kernels.ops import best_allowed, best_ids, masked, upload
 from mllama_cli.processing.grammar import Constraint
 
 MIN_TEMPERATURE = 1e-5
@@ -48,6 +48,11 @@ class Method(NamedTuple):
         adjusts = bool(counts or sampling.logit_bias)
         return cls(adjusts, sampling.temperature >= MIN_TEMPERATURE, sampling.grammar is not None)
 
+    @property
+    def takes_best(self) -> bool:
+        """Whether the choice is the highest of the allowed logits."""
+        return not (self.adjusts or self.draws)
+
 
 GREEDY = Method(adjusts=False, draws=False)
 
@@ -76,12 +81,15 @@ class Sampler:
         self._vocab_size, self._device = vocab_size, device
         self._rows = [_Row(index) for index in range(rows)]
         self._groups: dict[tuple[int, int], list[_Group]] = {}
+        self._held: dict[tuple[int, int], Tensor | None] = {}
         # Valid even before the first request, since capturing a step runs it.
         self._settings = Settings.row(Sampling(temperature=1.0), vocab_size).to(device).repeat(rows, 1)
         self._uniforms = torch.zeros(rows, UNIFORMS_RING, dtype=torch.float64, device=device)
         self._draws = torch.zeros(rows, dtype=torch.long, device=device)
         self._adjustments: Adjustments | None = None
         self._masks: Tensor | None = None
+        self._host_masks: Tensor | None = None
+        """What ``_masks`` is copied from: a copy of contiguous pinned memory does not wait for the GPU's work."""
         self.all_rows = torch.arange(rows, device=device)
 
     @torch.inference_mode()
@@ -100,12 +108,16 @@ class Sampler:
         if method.adjusts:
             self._tables().admit(index, sampling, prompt_ids)
         self._rows[row] = new
-        self._groups.clear()
+        self._rows_changed()
 
     def release(self, row: int, last: int) -> None:
         """Free a row; the request of row ``last`` moves into it."""
         self._rows[row], self._rows[last] = self._rows[last], _Row(self._rows[row].index)
+        self._rows_changed()
+
+    def _rows_changed(self) -> None:
         self._groups.clear()
+        self._held.clear()
 
     def choose(self, logits: Tensor, first: int = 0) -> list[ChosenToken | MllamaError]:
         """Do as ``launch`` does and wait for the result."""
@@ -123,7 +135,8 @@ class Sampler:
         for row in range(first, first + count):
             self.refill(row)
         self.update_masks(first, count)
-        tokens = best_ids(logits)
+        held = self._held_rows(first, count)
+        tokens = best_ids(logits) if held is None else best_allowed(logits, self.masks, held)
         for group in self._grouped(first, count):
             tokens[group.positions] = self.tokens(logits[group.positions], group.indices, group.method)
         asked, constraints = [row.sampling.logprobs for row in rows], [row.constraint for row in rows]
@@ -154,12 +167,16 @@ class Sampler:
     @torch.inference_mode()
     def update_masks(self, first: int = 0, count: int = 1) -> None:
         """Upload which tokens constraints allow next. ``launch`` does it; call it before a captured choice."""
-        some = [row for row in self._rows[first : first + count] if row.constraint is not None]
-        constraints = [row.constraint for row in some if row.constraint is not None]
-        if constraints:
-            masks = upload(constraints[0].vocabulary.masks(constraints), self._device)
-            indices = upload(torch.tensor([row.index for row in some]), self._device)
-            self._mask_table().index_copy_(0, indices, masks)
+        held = [(row.index, row.constraint) for row in self._rows[first : first + count] if row.constraint is not None]
+        if not held:
+            return
+        if self._host_masks is None:
+            self._host_masks = torch.full_like(self.masks, -1, device="cpu", pin_memory=self.masks.is_cuda)
+        # A row may be written though an upload of it is not done yet: then the request it had before has ended.
+        held[0][1].vocabulary.write_masks(held, self._host_masks)
+        indices = [index for index, _ in held]
+        changed = slice(min(indices), max(indices) + 1)
+        self.masks[changed].copy_(self._host_masks[changed], non_blocking=True)
 
     def tokens(self, logits: Tensor, rows: Tensor, method: Method) -> Tensor:
         """Return ids int64 [n], -1 where scores are not finite, without waiting, so that it can be captured.
@@ -168,7 +185,7 @@ class Sampler:
         """
         scores, settings = logits.float(), Settings.columns(self._settings[rows])
         if method.masks:
-            scores = masked(scores, self._mask_table()[rows])
+            scores = masked(scores, self.masks[rows])
         if method.adjusts:
             scores = self._tables().apply(scores, rows, settings)
         if method.draws:
@@ -186,20 +203,33 @@ class Sampler:
             self._adjustments = Adjustments(len(self._rows), self._vocab_size, self._device)
         return self._adjustments
 
-    def _mask_table(self) -> Tensor:
-        """Return which tokens each row may choose next, int32 [rows, words], 32 tokens to a word."""
+    @property
+    def masks(self) -> Tensor:
+        """Which tokens each request may choose next, by its index: int32 [rows, words], 32 tokens to a word."""
         if self._masks is None:
             shape = len(self._rows), (self._vocab_size + 31) // 32
             self._masks = torch.full(shape, -1, dtype=torch.int32, device=self._device)
         return self._masks
 
+    def _held_rows(self, first: int, count: int) -> Tensor | None:
+        """Return each row's index if it takes the best of what a grammar allows, else -1; cached until rows change.
+
+        None if all are -1.
+        """
+        key = (first, count)
+        if key not in self._held:
+            rows = self._rows[first : first + count]
+            held = [row.index if row.method.masks and row.method.takes_best else -1 for row in rows]
+            self._held[key] = upload(torch.tensor(held), self._device) if max(held, default=-1) >= 0 else None
+        return self._held[key]
+
     def _grouped(self, first: int, count: int) -> list["_Group"]:
-        """Return the rows that need more than an argmax, grouped by method; cached until rows change."""
+        """Return the rows that do not take the best token, grouped by method; cached until rows change."""
         key = (first, count)
         if key not in self._groups:
             positions: dict[Method, list[int]] = {}
             for position, row in enumerate(self._rows[first : first + count]):
-                if row.method != GREEDY:
+                if not row.method.takes_best:
                     positions.setdefault(row.method, []).append(position)
             groups = self._groups[key] = []
             for method, members in positions.items():
@@ -218,6 +248,7 @@ class PendingTokens:
     ) -> None:
         self.ids, self._asked, self._constraints = ids, asked, constraints
         self._numbers, self._ready = numbers, None
+        self._results: list[ChosenToken | MllamaError] | None = None
         if numbers.is_cuda:
             self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
             self._numbers.copy_(numbers, non_blocking=True)
@@ -225,11 +256,15 @@ class PendingTokens:
             self._ready.record(torch.cuda.current_stream(numbers.device))
 
     def wait(self) -> list[ChosenToken | MllamaError]:
-        """Return each row's token, which its constraint takes note of, or an error. Call it once."""
-        if self._ready is not None:
-            self._ready.synchronize()
-        rows = zip(self._numbers.tolist(), self._asked, self._constraints, strict=True)
-        return [noted(chosen_token(int(numbers[0]), numbers[1:], asked), held) for numbers, asked, held in rows]
+        """Return each row's token, of which its constraint takes note the first time, or an error."""
+        if self._results is None:
+            if self._ready is not None:
+                self._ready.synchronize()
+            rows = zip(self._numbers.tolist(), self._asked, self._constraints, strict=True)
+            self._results = [
+                noted(chosen_token(int(numbers[0]), numbers[1:], asked), held) for numbers, asked, held in rows
+            ]
+        return self._results
 
 
 class _Group(NamedTuple):

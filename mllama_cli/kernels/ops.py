@@ -3,6 +3,7 @@
 Attention is in sdpa.py. Kernels have no gradients, so training always uses torch's operations.
 """
 
+import math
 import os
 from collections.abc import Callable
 from functools import cache
@@ -309,6 +310,30 @@ def pad_heads(qkv: Tensor, width: int, first: int, bias: float, bias_rest: float
     wide[:, first:, 1, :, dim] = bias
     wide[:, first:, 1, :, dim + 1] = bias_rest
     return wide
+
+
+def best_ids(scores: Tensor) -> Tensor:
+    """Return the first id [n] of the highest score, -1 where a score is NaN or the highest is infinite."""
+    best, ids = scores.max(dim=-1)
+    return torch.where(best.isfinite(), ids, -1)
+
+
+def masked(scores: Tensor, words: Tensor) -> Tensor:
+    """Return scores [n, size] with those whose bit in ``words`` int32 [n, ceil(size / 32)] is 0 at -inf.
+
+    A word has the bits of 32 successive ids, lowest first.
+    """
+    bits = (words[:, :, None] >> torch.arange(32, dtype=torch.int32, device=words.device)) & 1
+    return scores.masked_fill(bits.flatten(1)[:, : scores.shape[1]] == 0, -math.inf)
+
+
+def best_allowed(logits: Tensor, words: Tensor, rows: Tensor) -> Tensor:
+    """Return the ``best_ids`` of logits [n, size] that are ``masked`` by rows int64 [n] of ``words``, -1 by none."""
+    if use_triton(logits):
+        from mllama_cli.kernels.cuda import embed_argmax
+
+        return embed_argmax.best_allowed(logits, words, rows)
+    return best_ids(masked(logits.float(), torch.where(rows[:, None] < 0, -1, words[rows.clamp(min=0)])))
 
 
 def embedding(ids: Tensor, table: Tensor) -> Tensor:

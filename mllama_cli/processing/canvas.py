@@ -55,11 +55,16 @@ def draw_canvas(image: Image.Image, config: ImageProcessorConfig) -> Canvas:
     ratios = supported_aspect_ratios(config.max_image_tiles)
     rows, columns = choose_canvas((image.height, image.width), ratios, side)
     height, width = fit_to_canvas((image.height, image.width), (rows * side, columns * side), side)
-    resized = to_rgb(image).resize((width, height), Image.Resampling.BILINEAR)
-    canvas = np.zeros((rows * side, columns * side, 3), dtype=np.uint8)
-    canvas[:height, :width] = np.asarray(resized)
-    tiles = canvas.reshape(rows, side, columns, side, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, side, side)
-    return Canvas(tiles, columns, ratios.index((rows, columns)) + 1, (height, width))
+    resized = to_rgb(image)
+    if resized.size != (width, height):
+        resized = resized.resize((width, height), Image.Resampling.BILINEAR)
+    tiles = np.zeros((rows, columns, 3, side, side), dtype=np.uint8)
+    for channel, band in enumerate(resized.split()):
+        plane = np.asarray(band)
+        for row, column in np.ndindex(rows, columns):
+            part = plane[row * side : (row + 1) * side, column * side : (column + 1) * side]
+            tiles[row, column, channel, : part.shape[0], : part.shape[1]] = part
+    return Canvas(tiles.reshape(-1, 3, side, side), columns, ratios.index((rows, columns)) + 1, (height, width))
 
 
 def supported_aspect_ratios(max_image_tiles: int) -> tuple[Size, ...]:

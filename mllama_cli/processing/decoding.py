@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,7 +41,11 @@ MAX_WORKERS = 16
 _ERRORS: Mapping[str, type[MllamaError]] = {
     error.__name__: error for error in (ImageError, ImageNotFoundError, UsageError)
 }
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+_WORKER_ENVIRONMENT = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+    # glibc keeps the memory of one image for the next: page faults take longer than cutting it into tiles.
+    **dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**25)),
+}
 _MAX_LINE = 1 << 20
 _MAX_PAYLOAD = DEFAULT_LIMITS.max_bytes + (1 << 28)
 
@@ -118,8 +123,8 @@ class Decoder:
         if image is not None:
             request["bytes"] = len(image.data)
 
-        def measured(answer: Mapping[str, Any], payload: bytes) -> MeasuredImage:
-            data = payload if image is None else image.data
+        def measured(answer: Mapping[str, Any], payload: bytearray) -> MeasuredImage:
+            data = bytes(payload) if image is None else image.data
             return MeasuredImage(data, name, width=answer["width"], height=answer["height"])
 
         return self.ask(name, request, b"" if image is None else image.data, measured)
@@ -131,7 +136,7 @@ class Decoder:
         if image is not None:
             request["bytes"] = len(image.data)
 
-        def prepared(answer: Mapping[str, Any], payload: bytes) -> "PreparedImage":
+        def prepared(answer: Mapping[str, Any], payload: bytearray) -> "PreparedImage":
             return _prepared(answer, payload, name, image, config)
 
         return self.ask(name, request, b"" if image is None else image.data, prepared, seconds=seconds)
@@ -141,7 +146,7 @@ class Decoder:
         name: str,
         request: Mapping[str, Any],
         data: bytes,
-        read: Callable[[Mapping[str, Any], bytes], AnswerT],
+        read: Callable[[Mapping[str, Any], bytearray], AnswerT],
         *,
         seconds: float | None = None,
         if_late: str = "Save it again as PNG or JPEG, or make it smaller.",
@@ -198,7 +203,7 @@ class Decoder:
         request: Mapping[str, Any],
         data: bytes,
         seconds: float,
-        read: Callable[[Mapping[str, Any], bytes], AnswerT],
+        read: Callable[[Mapping[str, Any], bytearray], AnswerT],
     ) -> AnswerT:
         answer, payload = worker.ask(request, data, seconds)
         if "large" in answer:
@@ -225,7 +230,7 @@ def _of_page(path: str, page: int) -> dict[str, Any]:
 
 
 def _prepared(
-    answer: Mapping[str, Any], payload: bytes, name: str, image: ImagePart | None, config: ImageProcessorConfig
+    answer: Mapping[str, Any], payload: bytearray, name: str, image: ImagePart | None, config: ImageProcessorConfig
 ) -> "PreparedImage":
     import numpy as np
 
@@ -235,13 +240,13 @@ def _prepared(
     shape = (answer["tiles"], 3, config.tile_size, config.tile_size)
     count = math.prod(shape)
     height, width = answer["size"]
+    pixels, file = payload, b""
+    if len(payload) > count:  # the file follows
+        pixels, file = payload[:count], bytes(memoryview(payload)[count:])
     canvas = Canvas(
-        np.frombuffer(payload, np.uint8, count).reshape(shape).copy(),  # torch wants arrays that can be written to
-        answer["columns"],
-        answer["aspect_ratio_id"],
-        (height, width),
+        np.frombuffer(pixels, np.uint8).reshape(shape), answer["columns"], answer["aspect_ratio_id"], (height, width)
     )
-    data = payload[count:] if image is None else image.data
+    data = file if image is None else image.data
     return PreparedImage(data, name, canvas=canvas, width=answer["width"], height=answer["height"], config=config)
 
 
@@ -250,7 +255,7 @@ class _Worker:
 
     def __init__(self) -> None:
         try:
-            self._process = start_worker("decoding_worker.py", _ONE_THREAD)
+            self._process = start_worker("decoding_worker.py", _WORKER_ENVIRONMENT)
         except OSError as error:
             hint = "Close other programs, or raise the limit of processes (ulimit -u)."
             raise MllamaError(f"The image decoder cannot be started: {error.strerror}", hint) from error
@@ -265,10 +270,10 @@ class _Worker:
     def kill(self) -> None:
         self._end()
 
-    def ask(self, head: Mapping[str, Any], data: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
+    def ask(self, head: Mapping[str, Any], data: bytes, seconds: float) -> tuple[dict[str, Any], bytearray]:
         """Return an answer and the bytes that follow it. Raise _DiedError or OSError if none comes in time."""
         assert self._requests is not None
-        assert self._answers is not None
+        assert isinstance(self._answers, BufferedReader)
         watch = threading.Timer(seconds, self._too_late)
         watch.daemon = True
         watch.start()
@@ -277,13 +282,14 @@ class _Worker:
             self._requests.write(data)
             self._requests.flush()
             answer: dict[str, Any] = json.loads(self._answers.readline(_MAX_LINE))
-            size = min(answer.get("payload", 0), _MAX_PAYLOAD)
-            payload = self._answers.read(size)
+            size = max(0, min(answer.get("payload", 0), _MAX_PAYLOAD))
+            payload = bytearray(size)
+            received = self._answers.readinto(payload)
         except ValueError as error:  # half an answer, or a pipe that was closed
             raise _DiedError from error
         finally:
             watch.cancel()
-        if len(payload) < size or self.is_late:
+        if received < size or self.is_late:
             raise _DiedError
         return answer, payload
 

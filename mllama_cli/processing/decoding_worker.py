@@ -24,6 +24,7 @@ from mllama_cli.processing.limits import DOCUMENT_BYTES, LARGE_PICTURE_BYTES, SM
 from mllama_cli.processing.memory_budget import DecodingPlan
 from mllama_cli.processing.prepared import PreparedImage, prepare_image
 from mllama_cli.processing.sources import read_image
+from mllama_cli.processing.worker_process import limit_memory
 
 Request = tuple[dict[str, Any], bytes]
 
@@ -38,16 +39,6 @@ def main() -> None:
     threading.Thread(target=_receive, args=(sys.stdin.buffer, requests), daemon=True).start()
     while True:
         _answer(requests, answers)
-
-
-def limit_memory(size: int) -> None:
-    """Make any allocation beyond ``size`` bytes in all fail, where the system can."""
-    if sys.platform == "linux":
-        import resource
-
-        with suppress(OSError, ValueError):
-            _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-            resource.setrlimit(resource.RLIMIT_DATA, (size, hard))
 
 
 def _receive(stdin: BinaryIO, requests: "SimpleQueue[Request]") -> None:
@@ -121,7 +112,7 @@ def _work(request: Mapping[str, Any], data: bytes, admit: Admit) -> tuple[Any, .
     else:
         image = prepare_image(sent or read_image(path), config, admit)
     file = b"" if sent else image.data
-    pixels = image.canvas.pixels.tobytes() if request.get("canvas", True) else b""
+    pixels = image.canvas.pixels.data.cast("B") if request.get("canvas", True) else b""
     return _described(image), pixels, file
 
 
@@ -141,7 +132,7 @@ def _send_error(answers: BinaryIO, error: MllamaError) -> None:
     _send(answers, {"error": type(error).__name__, "message": error.message, "hint": error.hint})
 
 
-def _send(answers: BinaryIO, head: Mapping[str, Any], *more: bytes) -> None:
+def _send(answers: BinaryIO, head: Mapping[str, Any], *more: bytes | memoryview) -> None:
     answers.write(json.dumps(head).encode() + b"\n")
     for each in more:
         answers.write(each)

@@ -148,12 +148,12 @@ def _asked(data: Path | ImagePart, name: str, asked: Mapping[str, Any], decoder:
     else:
         request["path"] = str(data)
 
-    def read(answer: Mapping[str, Any], payload: bytes) -> tuple[ImagePart, ...]:
+    def read(answer: Mapping[str, Any], payload: bytearray) -> tuple[ImagePart, ...]:
         sizes = [int(size) for size in answer["sizes"]]
         if sum(sizes) != len(payload) or not sizes:
             raise ValueError("not the pictures that were announced")
         ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
         pieces = zip(answer["names"], sizes, ends, strict=True)
-        return tuple(ImagePart(payload[end - size : end], str(each)) for each, size, end in pieces)
+        return tuple(ImagePart(bytes(payload[end - size : end]), str(each)) for each, size, end in pieces)
 
     return decoder.ask(one_line(name, 1000), request, sent, read, if_late=_IF_LATE)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -197,16 +197,17 @@ def _reason(problem: str) -> str:
 
 
 class GrammarTokenizer:
-    """A model's vocabulary as llguidance needs it. Making one takes a second for a large vocabulary."""
+    """A model's vocabulary as llguidance needs it. Making one takes a second for a large vocabulary.
+
+    Ids from ``vocab_size`` on, such as the image token's, have no logit, so that no answer has them.
+    """
 
     def __init__(self, tokenizer: "MllamaTokenizer", vocab_size: int, eos: "Iterable[int]") -> None:
         from llguidance import LLTokenizer, TokenizerWrapper
 
-        size, eos = max(vocab_size, tokenizer.backend.get_vocab_size()), sorted(eos)
-        wrapper = TokenizerWrapper(_Vocabulary(tokenizer, size, eos[0]))
-        self._tokenizer = LLTokenizer(wrapper, n_vocab=size, eos_token=eos)
-        self._bytes_per_mask = (size + 31) // 32 * 4
-        self._words = (vocab_size + 31) // 32
+        eos = sorted(eos)
+        wrapper = TokenizerWrapper(_Vocabulary(tokenizer, vocab_size, eos[0]))
+        self._tokenizer = LLTokenizer(wrapper, n_vocab=vocab_size, eos_token=eos)
         self._compiled = lru_cache(maxsize=COMPILED_GRAMMARS)(self._compile)
         self._executor: Any = None
 
@@ -228,31 +229,32 @@ class GrammarTokenizer:
             raise UsageError(f"The grammar cannot be enforced: {_reason(compiled.get_error())}", "Simplify it.")
         return compiled
 
-    def masks(self, constraints: "Sequence[Constraint]") -> "Tensor":
-        """Return which tokens are allowed next, int32 [n, ceil(vocab_size / 32)], 32 tokens to a word, lowest first.
+    def write_masks(self, constraints: "Iterable[tuple[int, Constraint]]", masks: "Tensor") -> None:
+        """Write which tokens each constraint allows next into its row of ``masks``.
 
+        ``masks`` is int32 [rows, ceil(vocab_size / 32)], contiguous in host memory: 32 tokens to a word, lowest first.
         Where the text that follows is certain, that is its next token alone, though other tokens spell it too: so an
         answer is the same whether certain tokens are chosen one by one or fed together.
         """
-        import torch
         from llguidance import LLExecutor
 
-        masks = torch.full((len(constraints), self._bytes_per_mask // 4), -1, dtype=torch.int32)
-        # A failed one stays unmasked: whatever is chosen is reported as an error.
-        rows = []
-        for index, constraint in enumerate(constraints):
+        words = masks.numpy()
+        states: list[tuple[LLMatcher, int]] = []
+        for row, constraint in constraints:
             if forced := constraint.forced:
-                masks[index] = 0
-                masks[index, forced[0] // 32] = _BITS[forced[0] % 32]
-            elif not constraint.failed:
-                rows.append((constraint.state, index))
-        if len(rows) > 1:
+                words[row] = 0
+                words[row, forced[0] // 32] = _BITS[forced[0] % 32]
+            elif constraint.failed:
+                words[row] = -1  # whatever is chosen is reported as an error
+            else:
+                states.append((constraint.state, row))
+        rows, row_bytes = len(words), words.strides[0]
+        if len(states) > 1:
             self._executor = self._executor or LLExecutor()
-            self._executor.unsafe_compute_mask_ptr(rows, masks.data_ptr(), self._bytes_per_mask, len(constraints))
+            self._executor.unsafe_compute_mask_ptr(states, masks.data_ptr(), row_bytes, rows)
         else:
-            for state, index in rows:
-                state.unsafe_compute_mask_ptr(masks[index].data_ptr(), self._bytes_per_mask)
-        return masks[:, : self._words]
+            for state, row in states:
+                state.unsafe_compute_mask_ptr(masks.data_ptr() + row * row_bytes, row_bytes)
 
 
 class _Vocabulary:
@@ -261,7 +263,7 @@ class _Vocabulary:
     bos_token_id = None
 
     def __init__(self, tokenizer: "MllamaTokenizer", size: int, eos: int) -> None:
-        special = {id_: name.encode() for name, id_ in tokenizer.special_ids.items()}
+        special = {id_: name.encode() for name, id_ in tokenizer.special_ids.items() if id_ < size}
         self.tokens = [special.get(id_) or tokenizer.token_bytes(id_) for id_ in range(size)]
         self.special_token_ids = [*special]
         self.eos_token_id = eos
@@ -280,11 +282,14 @@ class Constraint:
 
     def __init__(self, vocabulary: GrammarTokenizer, state: "LLMatcher") -> None:
         self.vocabulary, self.state = vocabulary, state
+        self._forced: list[int] = []
 
     @property
     def forced(self) -> list[int]:
         """The next tokens, as far as the grammar leaves no choice of text."""
-        return [] if self.failed or self.state.is_stopped() else self.state.compute_ff_tokens()
+        if not self._forced and not self.state.is_stopped():
+            self._forced = self.state.compute_ff_tokens()
+        return self._forced
 
     @property
     def failed(self) -> bool:
@@ -298,6 +303,7 @@ class Constraint:
 
     def push(self, token: int) -> None:
         """Take the chosen token. Raise MllamaError if the grammar cannot be followed any further."""
+        self._forced = self._forced[1:] if self._forced[:1] == [token] else []
         if not self.state.is_stopped():
             self.state.consume_token(token)
         if self.failed:

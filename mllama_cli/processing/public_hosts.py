@@ -53,8 +53,8 @@ class PublicTransport(httpx.AsyncBaseTransport):
         addresses = await self._resolve(host.strip("[]"), request.url.port or {"http": 80}.get(request.url.scheme, 443))
         if not all(map(is_public, addresses)):
             raise UsageError(
-                f"{host} has an address that is not public, which this server does not fetch from",
-                "Send the picture itself, in base64.",
+                f"{host} has an address that is not public, from which nothing is fetched here",
+                "Give the picture itself instead of its address.",
             )
         failure: httpx.TransportError = httpx.ConnectError("the name has no address")
         for address in addresses:

@@ -16,8 +16,8 @@ from mllama_cli.processing.tokenizer_file import BEGIN_OF_TEXT, read_tokenizer
 from mllama_cli.system.files import is_file
 from mllama_cli.system.json_file import read_json
 
-_CHARACTERS_PER_TOKEN = 8
-"""More than any ordinary text has on average."""
+_BYTES_PER_TOKEN = 6
+"""Any ordinary text has fewer on average. A long run of one character has more, and takes much memory and time."""
 _PIECE_CHARACTERS = 1 << 14
 _CUT_TOKENS = 16
 _COPY_NAMES = "Copy tokenizer.json and tokenizer_config.json from the original model."
@@ -107,36 +107,48 @@ class MllamaTokenizer:
         """Return the ids of text in which special tokens are parsed. No begin_of_text is added.
 
         ``restore`` has (placeholder, text) pairs, which are replaced after the special tokens were parsed. Raise
-        ContextLengthError if the text is far longer than ``max_tokens``.
+        ContextLengthError if the text is much longer than ``max_tokens``.
         """
-        if max_tokens is not None and len(text) > _CHARACTERS_PER_TOKEN * max_tokens:
-            self._require_fits(text, max_tokens)
+        pieces = [
+            self.special_ids[piece] if piece in self.special_ids else _restored(piece, restore)
+            for piece in self._special.split(text)
+        ]
+        if max_tokens is not None:
+            self._require_fits(pieces, max_tokens)
         ids: list[int] = []
-        for piece in self._special.split(text):
-            if piece in self.special_ids:
-                ids.append(self.special_ids[piece])
-                continue
-            for placeholder, original in restore:
-                piece = piece.replace(placeholder, original)
-            ids.extend(self.encode(piece))
+        for piece in pieces:
+            ids.extend(self.encode(piece) if isinstance(piece, str) else [piece])
         if ids and max(ids) >= self._rows:
             raise self._beyond(max(ids))
         return ids
 
-    def _require_fits(self, text: str, max_tokens: int) -> None:
-        """Tokenize piece by piece, since megabytes at once take gigabytes, and only until it is clear that it is long.
+    def _require_fits(self, pieces: Sequence[str | int], max_tokens: int) -> None:
+        """Raise ContextLengthError for texts and special tokens that are too long, without tokenizing all of them.
 
-        A cut may add a few tokens, so ``_CUT_TOKENS`` of each piece do not count.
+        Megabytes at once take gigabytes, so a text that may be too long is tokenized piece by piece, until it is clear
+        that it is. A cut may add a few tokens, so ``_CUT_TOKENS`` at each do not count.
         """
-        count = 0
-        for start in range(0, len(text), _PIECE_CHARACTERS):
-            count += max(0, len(self.encode(text[start : start + _PIECE_CHARACTERS])) - _CUT_TOKENS)
-            if count > max_tokens:
-                raise ContextLengthError(
-                    f"The conversation is more than {max_tokens} tokens long, which is more than this model can read "
-                    f"(its context is {max_tokens})",
-                    "Shorten the text or start a new conversation.",
-                )
+        texts = [piece for piece in pieces if isinstance(piece, str)]
+        count = len(pieces) - len(texts)
+        size = count + sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+        if size <= max_tokens:
+            return
+        if size > _BYTES_PER_TOKEN * max_tokens:
+            raise self._too_long(f"{size / 1000:,.0f} kB long", max_tokens)
+        for text in texts:
+            for start in range(0, len(text), _PIECE_CHARACTERS):
+                found = len(self.encode(text[start : start + _PIECE_CHARACTERS]))
+                count += max(0, found - _CUT_TOKENS) if start else found
+                if count > max_tokens + _CUT_TOKENS:
+                    raise self._too_long(f"more than {max_tokens} tokens long", max_tokens)
+
+    @staticmethod
+    def _too_long(length: str, max_tokens: int) -> ContextLengthError:
+        return ContextLengthError(
+            f"The conversation is {length}, which is more than this model can read (its context is {max_tokens} "
+            "tokens)",
+            "Shorten the text or start a new conversation.",
+        )
 
     def mask(self, text: str, marker: str) -> str:
         """Replace each special token by a placeholder of ``marker``, which must not occur in the text, and a number."""
@@ -174,6 +186,12 @@ class StreamingDetokenizer:
     def finish(self) -> str:
         """Return a replacement character if the text ends with an incomplete character."""
         return self._decoder.decode(b"", final=True)
+
+
+def _restored(text: str, pairs: Sequence[tuple[str, str]]) -> str:
+    for placeholder, original in pairs:
+        text = text.replace(placeholder, original)
+    return text
 
 
 def _special_names(config: dict[str, Any]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """A journal of finished units, from which an interrupted run resumes."""
 
+import io
 import json
 import os
 from pathlib import Path
@@ -8,9 +9,12 @@ from typing import Any
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.system.json_file import MAX_JSON_BYTES, parse_json
 from mllama_cli.system.locks import Lock
+from mllama_cli.system.safe_files import read_regular
 from mllama_cli.system.text_file import open_file
 
 JOURNAL_NAME = ".quantize.jsonl"
+MAX_JOURNAL_BYTES = 4 * 2**20
+"""More than thirty thousand matrices take; the largest models have two thousand."""
 
 FINGERPRINT_KEYS = {"source", "method", "shards"}
 
@@ -37,23 +41,24 @@ class QuantizeJournal:
         self._path = folder / JOURNAL_NAME
         self._lock = lock
         self.errors: dict[str, tuple[float, float]] = {}
-        self._waiting: list[str] = []
+        self._waiting: list[bytes] = []
         self.continues = self._resume(fingerprint)
         if not self.continues:
-            self._rewrite([json.dumps(fingerprint) + "\n"])
+            self._rewrite(_line(fingerprint))
 
     def _resume(self, fingerprint: dict[str, Any]) -> bool:
         try:
-            lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-        except (OSError, ValueError):
+            data = read_regular(str(self._path), MAX_JOURNAL_BYTES)
+        except OSError:
             return False
-        sound = [line for line in lines if line.endswith("\n")]
-        if not sound or sound[0] != json.dumps(fingerprint) + "\n":
+        sound = data[: data.rfind(b"\n") + 1]
+        lines = io.BytesIO(sound)
+        if lines.readline() != _line(fingerprint):
             return False
-        if len(sound) < len(lines):
+        if len(sound) < len(data):
             self._rewrite(sound)
         try:
-            for line in sound[1:]:
+            for line in lines:
                 entry = json.loads(line)
                 if entry["done"]:
                     self.errors[entry["name"]] = (float(entry["error"]), float(entry["energy"]))
@@ -64,30 +69,34 @@ class QuantizeJournal:
             return False
         return True
 
-    def _rewrite(self, lines: list[str]) -> None:
+    def _rewrite(self, data: bytes) -> None:
         with self._lock.replacing(str(self._path)) as file:
-            file.write("".join(lines).encode())
+            file.write(data)
 
     def forget(self, names: set[str]) -> None:
         """Mark units as not done, since their file is gone."""
-        self._append([json.dumps({"name": name, "done": False}) for name in names & self.errors.keys()])
+        self._append([_line({"name": name, "done": False}) for name in names & self.errors.keys()])
         for name in names:
             self.errors.pop(name, None)
 
     def finished(self, name: str, error: float, energy: float) -> None:
         """Note a finished unit; it counts from the next ``flush`` on."""
         self.errors[name] = (error, energy)
-        self._waiting.append(json.dumps({"name": name, "done": True, "error": error, "energy": energy}))
+        self._waiting.append(_line({"name": name, "done": True, "error": error, "energy": energy}))
 
     def flush(self) -> None:
         """Write the finished units. Call this only once their data are on disk."""
         self._append(self._waiting)
         self._waiting = []
 
-    def _append(self, lines: list[str]) -> None:
+    def _append(self, lines: list[bytes]) -> None:
         if not lines:
             return
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in lines)
+        with self._path.open("ab") as file:
+            file.writelines(lines)
             file.flush()
             os.fsync(file.fileno())
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry).encode() + b"\n"

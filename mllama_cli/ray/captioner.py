@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import math
 import queue
 import threading
@@ -15,10 +14,10 @@ from mllama_cli.captioning.destinations import Lease
 from mllama_cli.captioning.listing import ImageEntry
 from mllama_cli.captioning.postprocess import Postprocess
 from mllama_cli.captioning.prompts import CAPTION_MAX_TOKENS, DEFAULT_PROMPT, PromptTemplate
+from mllama_cli.captioning.shards.downloads import Downloads
 from mllama_cli.captioning.shards.entry import Shard, ShardImage
 from mllama_cli.captioning.shards.outputs import COLUMNS, Row, column_name, row_of
 from mllama_cli.captioning.shards.parquet import IMAGE_COLUMNS, KEY_COLUMNS, content_of
-from mllama_cli.captioning.shards.reading import DOWNLOADS
 from mllama_cli.core.caption_events import CaptionRecord
 from mllama_cli.core.errors import ImageError, MllamaError, UsageError
 from mllama_cli.core.events import FinishReason
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 _IMAGES = (*IMAGE_COLUMNS, *(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES))
 _KEYS = (*KEY_COLUMNS, "path", "__url__")
 _NO_SHARD = Shard("", "", "tar")
-READ_ERROR = "read_error"
-"""The column with the reason why a picture could not be read."""
 
 Batch = Mapping[str, Sequence[Any]]
 
@@ -85,9 +82,9 @@ class Captioner:
         self._columns = columns
         self._prompt, self._postprocess = PromptTemplate(prompt), postprocess or Postprocess()
         parameters = {"max_tokens": CAPTION_MAX_TOKENS, **(sampling or {})}
-        self._asker = asker or _loaded(model, parameters, system, prefill, slots, load or {})
+        self._asker = asker or loaded(model, parameters, system, prefill, slots, load or {})
         self._waiting: queue.SimpleQueue[_Asked] = queue.SimpleQueue()
-        self._downloads: Any = None
+        self._downloads = Downloads()
         self._error: BaseException | None = None
         self._asked: set[_Asked] = set()
         threading.Thread(target=self._run, name="caption", daemon=True).start()
@@ -117,21 +114,9 @@ class Captioner:
             row = {name: batch[name][index] for name in names}
             value = next((value for value in (_plain(row[name]) for name in image) if value is not None), None)
             name = str(row[key[0]])
-            content = content_of(value, name, self._fetch)
-            if isinstance(error := row.get(READ_ERROR), str):
-                content = ImageError(error)
+            content = content_of(value, name, self._downloads.begin)
             texts = _texts(row) if self._prompt.reads_samples else {}
             yield ShardImage(name, name, _NO_SHARD, content, texts)
-
-    def _fetch(self, url: str) -> "Future[Any]":
-        from concurrent.futures import ThreadPoolExecutor
-
-        from mllama_cli.processing.fetch import fetch_image
-
-        if self._downloads is None:
-            self._downloads = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="download")
-        submitted: Future[Any] = self._downloads.submit(fetch_image, url)
-        return submitted
 
     def _run(self) -> None:
         """Caption what was asked for, until the process ends."""
@@ -199,19 +184,23 @@ class _FutureLease:
             self._row.set_result(row_of(self._entry.key, record, None, self._answers.columns))
 
 
-def _loaded(
+def loaded(
     model: str | None,
     sampling: Mapping[str, Any],
     system: str,
     prefill: str,
     slots: int | None,
     load: Mapping[str, Any],
+    *,
+    name: str | None = None,
 ) -> "Asker":
+    """Return an engine with its weights in memory, as the pipeline asks it. Raise MllamaError."""
     from mllama_cli.captioning.engine_asker import EngineAsker
     from mllama_cli.core.sampling import Sampling
     from mllama_cli.engine.engine import load as load_engine
 
     engine = load_engine(model, vision=True, **load)
+    engine.name = name or engine.name
     greedy = Sampling.from_defaults(replace(engine.generation_config, do_sample=False), **sampling)
     return EngineAsker(engine, greedy, system, slots, prefill=prefill)
 
@@ -251,9 +240,3 @@ def _parsed(text: str) -> Any:
         return parse_json(text.encode(), "json", error=ImageError)
     except MllamaError as error:
         return error
-
-
-def dumped(texts: Mapping[str, Any]) -> str | None:
-    """Return a sample's JSON as a column's text; None if it has none."""
-    about = texts.get("json")
-    return None if about is None or isinstance(about, MllamaError) else json.dumps(about, default=str)

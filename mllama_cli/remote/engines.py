@@ -23,6 +23,7 @@ from mllama_cli.remote.client import Address
 from mllama_cli.remote.question import PROTOCOL
 from mllama_cli.system.files import resolved
 from mllama_cli.system.locks import Lock
+from mllama_cli.system.loopback import listen_on_loopback
 from mllama_cli.system.private_sockets import (
     bind_private,
     has_unix_sockets,
@@ -31,6 +32,8 @@ from mllama_cli.system.private_sockets import (
     runtime_folders,
 )
 
+BACKLOG = 512
+"""Clients that may wait for an engine to listen."""
 _SOCKET, _LOCK = ".sock", ".lock"
 _DIGITS = 16
 """Of a name: fewer would make a shorter path, which some systems need, and more likely collisions."""
@@ -174,40 +177,55 @@ def remove_socket(file: Path) -> None:
 class Registration:
     """The names of one engine, which holds their locks until ``close``.
 
-    ``bound`` is the socket; it listens when the engine's server does.
+    ``bound`` is the socket, which listens when the engine's server does. ``token`` is what clients send to a port.
     """
 
-    def __init__(self, folder: Path, name: str, lock: Lock, bound: socket.socket) -> None:
-        self.folder, self.bound = folder, bound
+    def __init__(self, folder: Path, name: str, lock: Lock, bound: socket.socket, token: str | None = None) -> None:
+        self.folder, self.bound, self.token = folder, bound, token
         self._held = [(socket_file(folder, name), lock)]
 
     @classmethod
     def create(cls, keys: Sequence[EngineKey]) -> "Registration | None":
         """Return a registration under those keys that no other engine has; None if there is none.
 
-        Raise EngineError if there is no safe folder or no Unix socket, OSError.
+        Raise EngineError if there is no safe folder, OSError.
         """
-        if not has_unix_sockets():
-            raise EngineError("This system has no Unix sockets, which a server's clients find it by")
         folder = usable_folder()
         for index, key in enumerate(keys):
             lock = Lock.acquire(str(lock_file(folder, key.name)))
             if lock is not None:
-                file = socket_file(folder, key.name)
-                remove_socket(file)
-                try:
-                    bound = bind_private(file)
-                except OSError:
-                    lock.release()
-                    raise
-                registration = cls(folder, key.name, lock, bound)
+                registration = cls.bind(folder, key.name, lock, port=not has_unix_sockets())
                 registration.add(keys[index + 1 :])
                 return registration
         return None
 
+    @classmethod
+    def bind(cls, folder: Path, name: str, lock: Lock, *, port: bool) -> "Registration":
+        """Return a registration under a name whose lock this process holds; it is released after an OSError.
+
+        It is on a ``port`` of this machine, or on a Unix socket.
+        """
+        file = socket_file(folder, name)
+        remove_socket(file)
+        try:
+            if port:
+                return cls(folder, name, lock, *listen_on_loopback(file, BACKLOG))
+            return cls(folder, name, lock, bind_private(file))
+        except OSError:
+            lock.release()
+            raise
+
     @property
     def file(self) -> Path:
         return self._held[0][0]
+
+    @property
+    def server(self) -> tuple[str, int | None]:
+        """Return where it is, as a request's scope names it."""
+        if self.token is None:
+            return str(self.file), None
+        host, port = self.bound.getsockname()
+        return host, port
 
     def add(self, keys: Sequence[EngineKey]) -> None:
         """Take more names that no other engine has."""

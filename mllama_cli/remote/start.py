@@ -20,6 +20,7 @@ from mllama_cli.core.events import Event
 from mllama_cli.remote.answerer import RemoteAnswerer, connect
 from mllama_cli.remote.client import Address
 from mllama_cli.remote.engines import (
+    BACKLOG,
     EngineKey,
     lock_file,
     remove_socket,
@@ -42,7 +43,6 @@ ANOTHER_RUNS = 75
 """Exit code of an engine that found another with its name: EX_TEMPFAIL."""
 
 _POLL_SECONDS = 0.02
-BACKLOG = 512
 _LOG = "engine-{}.log"
 
 
@@ -99,7 +99,10 @@ def start(
                 end = time.monotonic() + LOCKED_SECONDS
                 continue
         except OSError as error:
-            raise EngineError(f"The engine cannot be started: {error}", "Leave out --keep-alive.") from error
+            raise EngineError(
+                f"The engine cannot be started: {error.filename or folder}: {error.strerror or error}",
+                "Leave out --keep-alive.",
+            ) from error
         if time.monotonic() > end:
             raise EngineError(
                 f"An engine holds {lock_file(folder, key.name)}, but does not answer",

@@ -16,15 +16,14 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from mllama_cli.core.events import Event
-from mllama_cli.remote.engines import EngineKey, Registration, lock_file, remove_socket, socket_file
-from mllama_cli.remote.start import ANOTHER_RUNS, BACKLOG, StartRequest, log_file, shorten_log
+from mllama_cli.remote.engines import EngineKey, Registration, lock_file
+from mllama_cli.remote.start import ANOTHER_RUNS, StartRequest, log_file, shorten_log
 from mllama_cli.serving.guard import KeyGuard
 from mllama_cli.serving.idle import IdleEnd
 from mllama_cli.serving.opening import Opening
 from mllama_cli.serving.run import serve
 from mllama_cli.serving.settings import ServerSettings
 from mllama_cli.system.locks import Lock
-from mllama_cli.system.loopback import listen_on_loopback
 
 GRACE_SECONDS = 30.0
 LOG_SECONDS = 10.0
@@ -39,11 +38,10 @@ MAX_CONTEXT = 2**31
 def main(text: str) -> None:
     """Serve until a signal, or until nobody has used the engine for ``keep_alive`` seconds."""
     request = StartRequest.read(text)
-    folder, key = Path(request.folder), request.key
+    key = request.key
     os.umask(0o077)
-    os.chdir(folder)  # the command's own folder may be removed, or on a disk that is taken out
-    lock, bound, token = _inherited(request) if request.socket >= 0 else _taken(request)
-    registration = Registration(folder, key.name, lock, bound)
+    os.chdir(request.folder)  # the command's own folder may be removed, or on a disk that is taken out
+    registration = _inherited(request) if request.socket >= 0 else _taken(request)
     idle = IdleEnd(request.keep_alive, _end)
 
     def open_app(report: Callable[[Event], None]) -> Starlette:
@@ -51,31 +49,31 @@ def main(text: str) -> None:
 
     opening = Opening(request.name, open_app, idle, _end, GRACE_SECONDS)
     try:
-        serve(KeyGuard(opening, ServerSettings(api_key=token)), opening, [bound], ready=lambda: _watch_log(key))
+        settings = ServerSettings(private_server=registration.server, private_key=registration.token)
+        serve(KeyGuard(opening, settings), opening, [registration.bound], ready=lambda: _watch_log(key))
     finally:
         registration.close()
     os._exit(0)  # a thread that still opens the model would keep the process
 
 
-def _inherited(request: StartRequest) -> tuple[Lock, socket.socket, None]:
-    """Return the lock and the socket of the process that started this one. No token is needed."""
-    lock = Lock.inherited(str(lock_file(Path(request.folder), request.key.name)), request.lock)
+def _inherited(request: StartRequest) -> Registration:
+    """Return the registration with the lock and the socket of the process that started this one."""
+    folder, name = Path(request.folder), request.key.name
+    lock = Lock.inherited(str(lock_file(folder, name)), request.lock)
     bound = socket.socket(fileno=request.socket)
     bound.set_inheritable(False)
-    return lock, bound, None
+    return Registration(folder, name, lock, bound)
 
 
-def _taken(request: StartRequest) -> tuple[Lock, socket.socket, str]:
-    """Return the lock, a port of this machine, and the token for it. End the process if another engine has the lock."""
+def _taken(request: StartRequest) -> Registration:
+    """Return a registration of this process' own. End the process if another engine has the lock."""
     folder, name = Path(request.folder), request.key.name
     end = time.monotonic() + TAKE_SECONDS
     while (lock := Lock.acquire(str(lock_file(folder, name)))) is None:
         if time.monotonic() > end:
             sys.exit(ANOTHER_RUNS)
         time.sleep(0.02)
-    file = socket_file(folder, name)
-    remove_socket(file)
-    return lock, *listen_on_loopback(file, BACKLOG)
+    return Registration.bind(folder, name, lock, port=True)
 
 
 def _open(

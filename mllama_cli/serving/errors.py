@@ -1,6 +1,7 @@
 """Errors over HTTP: one table of status codes, and each dialect's form of a body."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -55,6 +56,9 @@ _CODES: tuple[tuple[type[MllamaError], str], ...] = (
     (BusyError, "server_busy"),
     (MemoryShortageError, "out_of_memory"),
 )
+
+_NEWER_CHATS = ("/v1/responses", "/v1/messages")
+"""Protocols that this server does not speak, where what is asked could be asked of chat completions."""
 
 _PLACE = re.compile(r"messages\[\d+\][\w.\[\]]*|messages(?= )")
 
@@ -113,10 +117,23 @@ async def answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path, message = request.url.path, error.detail
     if error.status_code == 404:
-        message = f"There is no {one_line(path, 200)} here"
+        instead = meant_path(path, [route.path for route in request.app.routes])
+        message = f"There is no {one_line(path, 200)} here{f': ask {instead}' if instead else ''}"
     elif error.status_code == 405:
         message = f"{one_line(path, 200)} does not take {request.method}"
     return error_response(path, error.status_code, message, dict(error.headers or {}))
+
+
+def meant_path(path: str, known: Sequence[str]) -> str:
+    """Return the known path that a client meant whose base URL lacks its end or has it twice; empty if none is alike.
+
+    >>> meant_path("/chat/completions", ["/v1/chat/completions"]), meant_path("/v1/api/chat", ["/", "/api/chat"])
+    ('/v1/chat/completions', '/api/chat')
+    """
+    if path in _NEWER_CHATS:
+        return "/v1/chat/completions"
+    alike = [each for each in known if each.endswith(path) or (each != "/" and path.endswith(each))]
+    return min(alike, key=len, default="")
 
 
 async def answer_disconnect(request: Request, error: Exception) -> Response:

@@ -2,6 +2,7 @@
 
 import hmac
 import ipaddress
+import re
 import socket
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -13,6 +14,8 @@ from mllama_cli.serving.settings import ServerSettings
 
 _LOCAL_DOMAINS = (".localhost", ".local", ".internal")
 """Domains that no public name server answers for, so no attacker can point them here."""
+PRIVATE = "mllama.private"
+"""In the scope of a request that comes where only this user's commands can ask."""
 _OPEN_PATHS = ("/", "/health")
 """What answers without a key: the page, which asks for it, and the probe of a supervisor."""
 _CORS_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
@@ -53,7 +56,8 @@ class OriginGuard:
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app = app
         self._any = "*" in settings.cors
-        self._origins = {origin.lower().rstrip("/") for origin in settings.cors}
+        # As browsers send them: without a slash at the end, but for "file://".
+        self._origins = {re.sub("(?<=[^:/])/+$", "", origin.lower()) for origin in settings.cors}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or (origin := (headers := Headers(scope=scope)).get("origin")) is None:
@@ -76,30 +80,31 @@ class OriginGuard:
 
 
 class KeyGuard:
-    """Require the API key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
+    """Require the API key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`; set ``PRIVATE``."""
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app = app
-        self._key = settings.api_key.encode() if settings.api_key is not None else None
-        self._private = settings.private_socket
+        self._key, self._private_key = settings.api_key, settings.private_key
+        self._private = settings.private_server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._key is None or scope["path"] in _OPEN_PATHS or self._allows(scope):
+        if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        is_private = self._private is not None and scope.get("server") == self._private
+        key = self._private_key if is_private else self._key
+        if key is None or scope["path"] in _OPEN_PATHS or _has_key(scope, key.encode()):
+            return await self._app({**scope, PRIVATE: True} if is_private else scope, receive, send)
         message = "This server needs its API key: send it as `Authorization: Bearer KEY`"
         response = error_response(scope["path"], 401, message, {"www-authenticate": "Bearer"})
         return await response(scope, receive, send)
 
-    def _allows(self, scope: Scope) -> bool:
-        return self._has_key(scope) or (bool(self._private) and scope.get("server") == (self._private, None))
 
-    def _has_key(self, scope: Scope) -> bool:
-        assert self._key is not None
-        headers = Headers(scope=scope)
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            given = headers.get("x-api-key", "")
-        return hmac.compare_digest(given.strip(" \t").encode("latin-1"), self._key)
+def _has_key(scope: Scope, key: bytes) -> bool:
+    headers = Headers(scope=scope)
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        given = headers.get("x-api-key", "")
+    return hmac.compare_digest(given.strip(" \t").encode("latin-1"), key)
 
 
 def _host_name(header: str) -> str:

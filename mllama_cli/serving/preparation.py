@@ -3,30 +3,35 @@
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 
+from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import MllamaError, UsageError
 from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.batch.loop import complete
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.processing.limits import MAX_IMAGES
 from mllama_cli.processing.message_parts import Reader
+from mllama_cli.processing.prepared import PreparedImage
 from mllama_cli.processing.processor import MllamaProcessor, ModelInputs
 from mllama_cli.serving.images import SlowError, image_reader
 from mllama_cli.serving.json_response import parse_body, read_body
-from mllama_cli.serving.prepared_images import NotKeptError, PreparedImages
+from mllama_cli.serving.prepared_images import PreparedImages
 from mllama_cli.serving.settings import ServerSettings
 
 T = TypeVar("T")
-Prepare = Callable[[ImagePart], ImagePart]
 
 PREPARING_THREADS = min(16, max(4, os.cpu_count() or 1))
 """Requests that are parsed and tokenized at once."""
+IMAGES_AT_ONCE = 4
+"""Images of one request that are decoded at once."""
 FETCHING_THREADS = 16
 """Requests whose images are downloaded, or drawn from documents, at once, which may take seconds each."""
 
@@ -74,35 +79,64 @@ class Preparation:
 
     async def inputs(self, processor: MllamaProcessor, conversation: Conversation) -> ModelInputs:
         """Return the prompt of a conversation, its images decoded, by the checkpoint's chat template."""
-        return await self._with_images(
-            processor, conversation.images, lambda prepare: processor(conversation.with_images(prepare))
-        )
+        return await self._with_images(processor, conversation.images, lambda: processor(conversation))
 
     async def raw_inputs(
         self, processor: MllamaProcessor, text: str, images: Sequence[ImagePart] = (), prefill: str = ""
     ) -> ModelInputs:
         """Return a prompt verbatim, without the chat template, its images decoded."""
-        return await self._with_images(
-            processor, images, lambda prepare: processor.raw(text, [prepare(image) for image in images], prefill)
-        )
+        return await self._with_images(processor, images, lambda: processor.raw(text, images, prefill))
+
+    def recent_image(self, digest: str) -> ImagePart | None:
+        """Return an image that was prepared lately; None for others."""
+        return self._images.find(digest)
 
     async def compile(self, model: LoadedModel, sampling: Sampling, beginning: str) -> None:
         """Compile what an answer must be, so that the engine's thread need not. Raise UsageError if it cannot."""
         await asyncio.get_running_loop().run_in_executor(self._preparing, model.constraint, sampling, beginning)
 
     async def _with_images(
-        self, processor: MllamaProcessor, images: Sequence[ImagePart], work: Callable[[Prepare], ModelInputs]
+        self, processor: MllamaProcessor, images: Sequence[ImagePart], make: Callable[[], ModelInputs]
     ) -> ModelInputs:
-        """Return what ``work`` returns with a function that prepares images, in threads that suit those."""
+        """Return the prompt that ``make`` makes of ``images``, which are decoded meanwhile."""
+        if not images:
+            return await _run(self._preparing, make)
         if len(images) > MAX_IMAGES:  # each takes megabytes before its prompt is known
             raise UsageError(f"the request has {len(images)} images, and at most {MAX_IMAGES} are read", "Send fewer.")
-        if images:
-            processor.require_vision()
-        try:
-            return await _run(self._preparing, partial(work, self._images.kept))
-        except NotKeptError:
-            config = processor.require_vision().config
-            return await _run(self._decoding, partial(work, partial(self._images.prepare, config=config)))
+        config = processor.require_vision().config
+
+        def begin() -> tuple[list[Future[PreparedImage]], ModelInputs]:
+            return self._decode(images, config), make()
+
+        coming, inputs = await _run(self._preparing, begin)
+        return replace(inputs, images=tuple(await asyncio.gather(*map(asyncio.wrap_future, coming))))
+
+    def _decode(self, images: Sequence[ImagePart], config: ImageProcessorConfig) -> "list[Future[PreparedImage]]":
+        """Have images decoded unless they are kept, IMAGES_AT_ONCE at a time: other requests have their turn, too."""
+        coming: list[Future[PreparedImage]] = []
+        missing: list[tuple[ImagePart, Future[PreparedImage]]] = []
+        for image in images:
+            coming.append(Future())
+            if (kept := self._images.find(image.digest)) is not None:
+                coming[-1].set_result(kept)
+            else:
+                missing.append((image, coming[-1]))
+        for first in range(min(IMAGES_AT_ONCE, len(missing))):
+            share = missing[first::IMAGES_AT_ONCE]
+            self._decoding.submit(self._decode_each, share, config).add_done_callback(partial(_cancel, share))
+        return coming
+
+    def _decode_each(
+        self, share: "Sequence[tuple[ImagePart, Future[PreparedImage]]]", config: ImageProcessorConfig
+    ) -> None:
+        for image, future in share:
+            complete(future, partial(self._images.prepare, image, config))
+
+
+def _cancel(share: "Sequence[tuple[ImagePart, Future[PreparedImage]]]", decoded: "Future[None]") -> None:
+    """Cancel what was not decoded because the pool has shut down."""
+    for _, future in share:
+        future.cancel()
 
 
 async def _run(pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:

@@ -15,10 +15,6 @@ MAX_KEPT_BYTES = 64 * 2**20
 """Pixels of images that are kept: 17 of four tiles."""
 
 
-class NotKeptError(LookupError):
-    """An image has to be decoded first."""
-
-
 class PreparedImages:
     """Images as the model sees them. A chat sends its images again at each turn: the latest need not be decoded again.
 
@@ -32,13 +28,10 @@ class PreparedImages:
         self._coming: dict[str, Future[PreparedImage]] = {}
         self._lock = threading.Lock()
 
-    def kept(self, image: ImagePart) -> PreparedImage:
-        """Return an image that was prepared lately. Raise NotKeptError for others."""
+    def find(self, digest: str) -> PreparedImage | None:
+        """Return an image that was prepared lately; None for others."""
         with self._lock:
-            found = self._find(image.digest)
-        if found is None:
-            raise NotKeptError
-        return found
+            return self._find(digest)
 
     def prepare(self, image: ImagePart, config: ImageProcessorConfig) -> PreparedImage:
         """Return an image with its canvas and without its file, decoded unless it is kept. Raise ImageError."""

@@ -126,6 +126,10 @@ class Service:
         self._require_open()
         return await self._preparation.raw_inputs(self.engine.processor, text, images, prefill)
 
+    def recent_image(self, digest: str) -> ImagePart | None:
+        """Return an image of an earlier request by its digest; None if it is not kept any more."""
+        return self._preparation.recent_image(digest)
+
     def token_inputs(self, ids: Sequence[int]) -> ModelInputs:
         """Return a prompt given as token ids. Raise UsageError for ids that have no text."""
         size = self.engine.config.text_config.vocab_size

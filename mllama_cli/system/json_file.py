@@ -12,7 +12,7 @@ from mllama_cli.system.text_file import decode, read_file, too_large
 
 MAX_JSON_BYTES = 16 * 2**20
 """Largest JSON file of a checkpoint or answer of a hub: an index of 100,000 tensors has 10 MB."""
-MAX_TOML_BYTES = 2**20
+MAX_TOML_BYTES = 2**17
 
 _SMALL_BYTES = 4 * 2**20
 """JSON up to this size is decoded as a whole, whatever is in it."""
@@ -22,6 +22,13 @@ _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _WIDE = re.compile(rb"[\xc4-\xff]|\\u(?!00)")
 _WIDEST = re.compile(rb"[\xf0-\xff]|\\u[dD][89abAB]")
 _BEYOND_ASCII = re.compile(r"[^\x00-\x7f]+")
+_TOML_TOKEN = re.compile(
+    r'"""(?:[^\\]|\\(?:.|\Z))*?(?:"""|\Z)|'
+    + r"'''.*?(?:'''|\Z)"
+    + r'|"(?:[^"\\\n]|\\.)*+"|\'[^\'\n]*+\'|#[^\n]*+|[.=,{}\n]',
+    re.DOTALL,
+)
+"""What may have a dot that separates no keys, the dots that do, and what ends a key."""
 _PIECE_BYTES = 1 << 20
 _MAX_VALUES = 1_000_000
 _MAX_DEPTH = 64
@@ -79,7 +86,11 @@ def read_toml(path: Path, hint: str = "") -> dict[str, Any]:
     data = read_file(path, limit=MAX_TOML_BYTES, pipes=False)
     import tomllib  # mostly there is no file
 
-    table: dict[str, Any] = _parse(tomllib.loads, data, str(path), "TOML", UsageError, hint)
+    def loads(text: str) -> dict[str, Any]:
+        _require_short_keys(text)
+        return tomllib.loads(text)
+
+    table: dict[str, Any] = _parse(loads, data, str(path), "TOML", UsageError, hint)
     return table
 
 
@@ -140,6 +151,15 @@ def _require_plain(value: Any) -> None:
         if not level:
             return
     raise RecursionError
+
+
+def _require_short_keys(toml: str) -> None:
+    """Raise RecursionError for a dotted key of many parts, for which tomllib takes the square of their number."""
+    parts = 1
+    for token in _TOML_TOKEN.finditer(toml):
+        parts = parts + 1 if token[0] == "." else 1 if token[0] in "=,{}\n" else parts
+        if parts > _MAX_DEPTH:
+            raise RecursionError
 
 
 def _integer(digits: str) -> int:

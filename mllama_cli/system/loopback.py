@@ -39,8 +39,13 @@ def listen_on_loopback(path: Path, backlog: int) -> tuple[socket.socket, str]:
         bound.bind((LOOPBACK, 0))
         bound.listen(backlog)
         record = PortRecord(bound.getsockname()[1], secrets.token_urlsafe(_TOKEN_BYTES), os.getpid())
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
-            json.dump(asdict(record), file)
+        created = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(created, "w", encoding="ascii") as file:
+                json.dump(asdict(record), file)
+        except OSError:  # the disk is full
+            path.unlink()
+            raise
     except BaseException:
         bound.close()
         raise

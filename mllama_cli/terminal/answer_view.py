@@ -124,14 +124,16 @@ class StatusLine:
     ) -> None:
         self.clear()
 
-    def show(self, text: str, bar: "Text | None" = None) -> None:
-        """Show a step, and a ``bar`` after it."""
+    def show(self, text: str, done: int = 0, total: int = 0) -> None:
+        """Show a step, and after it a bar if some of it is done."""
         if not self._terminal.stderr_is_tty:
             return
         from rich.text import Text
 
         text = one_line(text)
-        line = Text.assemble(text, " ", bar) if bar else Text(text)  # not str, which Rich would parse as markup
+        line = (
+            Text.assemble(text, " ", _bar(done, total)) if done else Text(text)
+        )  # not str, which Rich would parse as markup
         if self._status is None:
             self._status = self._terminal.err.status(line)
             self._status.start()
@@ -153,7 +155,7 @@ class StatusLine:
                 self.show(f"Loading the model {100 * done // max(total, 1)}%")
             case EncodingImage(index, count, layer, layers):
                 what = "Looking at the image" if count == 1 else f"Looking at image {index} of {count}"
-                self.show(what, _bar(layer, layers) if layer else None)
+                self.show(what, layer, layers)
             case ReadingPrompt(done, total):
                 self.show("Thinking" if done == total or total < 1024 else f"Reading {done} of {total} tokens")
             case _:

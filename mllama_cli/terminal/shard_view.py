@@ -64,7 +64,7 @@ class ShardView:
             line += f", failed {failed}"
         if counts["skipped"]:
             line += f", left out {counts['skipped']} whose key was there already"
-        line += f" in {clock(counts['seconds'])} ({counts['pictures_per_second']:.1f} images/s). "
+        line += f" in {clock(counts['seconds'])} ({_speed(counts)}). "
         line += f"{counts['shards_done']} of {counts['shards']} shards done."
         self._terminal.note(line)
         for path, reason in self._failures:
@@ -72,6 +72,13 @@ class ShardView:
         more = failed + counts["shards_failed"] - len(self._failures)
         if more > 0:
             self._terminal.note(f"  and {more} more (--errors FILE lists them all)")
+
+
+def _speed(counts: Mapping[str, Any]) -> str:
+    if workers := len(counts.get("workers", ())):
+        each = f", {counts['pictures_per_second']:.1f} each of {workers} actors" if workers > 1 else ""
+        return f"{counts['pictures_per_second_in_all']:.1f} images/s{each}"
+    return f"{counts['pictures_per_second']:.1f} images/s"
 
 
 def _figures(counts: Mapping[str, Any]) -> str:

@@ -5,11 +5,14 @@
 Prints, for each format with random weights, the tokens per second of whole decode steps with and without an image, the
 share of the memory bandwidth, and the memory that the weights take. ``--rank`` puts a LoRA adapter over all packed
 layers of the language model. ``--tiles`` also times the products of one row at
-the model's shapes with several tiles, to choose those of ``choose_gemv_tile``.
+the model's shapes with several tiles, to choose those of ``choose_gemv_tile``; each reads more weights in turn than
+the GPU's cache holds.
 """
 
 import argparse
 import gc
+from dataclasses import replace
+from itertools import starmap
 
 import torch
 from triton.testing import do_bench_cudagraph
@@ -19,29 +22,59 @@ from mllama_cli.benchmark.random_network import random_matrix, random_model
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.engine.weights.shapes import FILE_SCHEMES, SHAPES
 from mllama_cli.kernels.cuda.gemv_api import GemvTile, choose_gemv_tile, gemv
+from mllama_cli.kernels.cuda.launch import compile_only
 from mllama_cli.kernels.cuda.layout import interleave_factor
 from mllama_cli.kernels.packed import PackedWeight
 from mllama_cli.quantization.linear import AdaptedLinear, QuantizedLinear, replace_linears
 from mllama_cli.quantization.schemes import scheme_named
 
 DEVICE = torch.device("cuda")
-TILES = [
-    GemvTile(rows, columns, warps, programs)
-    for rows in (2, 4, 8)
-    for columns in (64, 128, 256)
-    for warps in (2, 4, 8)
-    for programs in (0, 8)
-]
+TILES: dict[str, dict[str, tuple[tuple[int, ...], ...]]] = {
+    "nf4": {
+        "qkv": ((4, 128, 4, 6), (4, 128, 4, 12), (4, 128, 4), (8, 128, 4), (8, 64, 2), (4, 64, 2)),
+        "o": ((4, 128, 4), (4, 64, 2), (2, 64, 2), (8, 128, 4), (4, 128, 4, 8)),
+        "gate and up": ((2, 128, 4, 5), (2, 128, 4, 8), (4, 128, 4, 4), (2, 128, 4, 10), (4, 128, 4), (8, 128, 4)),
+        "down": ((4, 64, 2), (2, 64, 2), (4, 128, 4), (8, 128, 4), (4, 512, 16, 1)),
+    },
+    "fp8": {
+        "qkv": ((8, 128, 4), (4, 128, 4), (2, 256, 4, 5), (4, 256, 4, 3), (4, 256, 4)),
+        "o": ((4, 256, 4), (4, 128, 4), (8, 128, 4), (2, 128, 4), (4, 64, 2)),
+        "gate and up": ((2, 256, 4, 4), (2, 256, 4, 8), (4, 256, 4), (4, 128, 4), (4, 256, 8, 3), (2, 256, 8, 4)),
+        "down": ((4, 128, 4), (4, 64, 2), (4, 256, 4), (8, 128, 4), (2, 1024, 16, 1)),
+    },
+    "int4": {
+        "qkv": ((4, 128, 4), (4, 128, 4, 6), (8, 64, 2)),
+        "o": ((4, 128, 4), (4, 64, 2), (2, 64, 2)),
+        "gate and up": ((2, 128, 4, 8), (2, 128, 4, 5), (4, 128, 4, 4)),
+        "down": ((4, 128, 4), (4, 64, 2), (8, 128, 4)),
+    },
+    "int8": {
+        "qkv": ((8, 128, 4), (4, 128, 4), (4, 256, 4, 3)),
+        "o": ((4, 128, 4), (4, 256, 4), (8, 128, 4)),
+        "gate and up": ((4, 256, 4), (2, 256, 4, 4), (4, 128, 4)),
+        "down": ((4, 256, 4), (4, 128, 4), (4, 64, 2)),
+    },
+}
+"""Those with the fewest instructions a number: rows, columns, warps, and programs of the persistent kernel."""
+
+READ_BYTES = 300 * 10**6
+"""Bytes of weights that a timing reads in turn: several times the cache."""
 
 
-def matrices(config: MllamaConfig, form: str) -> dict[str, list[PackedWeight]]:
-    """Return what one kernel reads at a time, by name."""
+def matrices(config: MllamaConfig, form: str) -> dict[str, list[list[PackedWeight]]]:
+    """Return copies of what one kernel reads at a time, by name."""
     text, scheme = config.text_config, FILE_SCHEMES.get(form) or scheme_named(form)
     size, inner, kv = text.hidden_size, text.intermediate_size, text.num_key_value_heads * text.head_dim
 
-    def made(inputs: int, *outputs: int) -> list[PackedWeight]:
+    def made(inputs: int, *outputs: int) -> list[list[PackedWeight]]:
         layers = [QuantizedLinear(inputs, n, scheme.fitted(inputs)) for n in outputs]
-        return [random_matrix(layer, torch.bfloat16, DEVICE) for layer in layers]
+        first = [random_matrix(layer, torch.bfloat16, DEVICE) for layer in layers]
+        nbytes = sum(weight.packed.nbytes + weight.scale.nbytes for weight in first)
+        count = -(-READ_BYTES // nbytes)
+        return [
+            first,
+            *([replace(w, packed=w.packed.clone(), scale=w.scale.clone()) for w in first] for _ in range(count - 1)),
+        ]
 
     return {
         "qkv": made(size, size, kv, kv),
@@ -51,29 +84,56 @@ def matrices(config: MllamaConfig, form: str) -> dict[str, list[PackedWeight]]:
     }
 
 
+class Timing:
+    """One row times copies of matrices, in turn, as the decode step multiplies them."""
+
+    def __init__(self, name: str, copies: list[list[PackedWeight]]) -> None:
+        self.copies, self.swiglu = copies, name == "gate and up"
+        first, shapes = copies[0][0], [weight.shape for weight in copies[0]]
+        inputs, outputs = first.shape[1], shapes[0][0] if self.swiglu else sum(shape[0] for shape in shapes)
+        self.nbytes = sum(weight.packed.nbytes + weight.scale.nbytes for weight in copies[0])
+        self.x, self.out = (torch.randn(1, n, dtype=torch.bfloat16, device=DEVICE) for n in (inputs, outputs))
+        self.norm = torch.ones(inputs, dtype=torch.bfloat16, device=DEVICE) if name in ("qkv", "gate and up") else None
+        self.chosen = choose_gemv_tile(first, shapes, self.swiglu)
+        self.quads = inputs * first.bits // 128
+
+    def multiply(self, weights: list[PackedWeight], tile: GemvTile) -> None:
+        form = interleave_factor(weights[0])
+        residual = None if self.norm is not None else self.out
+        gemv(
+            self.x, weights, self.out, norm=self.norm, eps=1e-5, residual=residual, swiglu=self.swiglu,
+            in_interleave=form, out_interleave=form if self.swiglu else 1, tile=tile,
+        )  # fmt: skip
+
+    def milliseconds(self, tile: GemvTile) -> float:
+        """Return how long one product takes."""
+
+        def run() -> None:
+            for weights in self.copies:
+                self.multiply(weights, tile)
+
+        return float(do_bench_cudagraph(run)) / len(self.copies)
+
+
 def time_tiles(config: MllamaConfig, form: str) -> None:
-    for name, weights in matrices(config, form).items():
-        swiglu, first = name == "gate and up", weights[0]
-        shapes = [weight.shape for weight in weights]
-        inputs, outputs = first.shape[1], shapes[0][0] if swiglu else sum(shape[0] for shape in shapes)
-        nbytes = sum(weight.packed.nbytes + weight.scale.nbytes for weight in weights)
-        x, out = (torch.randn(1, n, dtype=torch.bfloat16, device=DEVICE) for n in (inputs, outputs))
-        found: list[tuple[float, GemvTile]] = []
-        chosen = choose_gemv_tile(first, shapes, swiglu)
-        for tile in {chosen, *TILES}:
-            quads = inputs * first.bits // 128
-            if tile.programs and quads > tile.columns:  # rows must fit into a program's registers
-                continue
-
-            def run(tile: GemvTile = tile) -> None:
-                gemv(x, weights, out, swiglu=swiglu, in_interleave=interleave_factor(first), tile=tile)
-
-            found.append((do_bench_cudagraph(run), tile))
-        found.sort(key=lambda item: item[0])
-        ours = next(milliseconds for milliseconds, tile in found if tile == chosen)
-        print(f"  {name}: chosen {1000 * ours:.1f} us ({nbytes / ours / 1e9:.2f} TB/s) {chosen}")
-        for milliseconds, tile in found[:3]:
-            print(f"    {1000 * milliseconds:.1f} us ({nbytes / milliseconds / 1e9:.2f} TB/s) {tile}")
+    timings = {name: Timing(name, copies) for name, copies in matrices(config, form).items()}
+    tiles = {
+        name: [timing.chosen, *(tile for tile in starmap(GemvTile, TILES[form][name]) if tile != timing.chosen)]
+        for name, timing in timings.items()
+    }
+    for name, timing in timings.items():  # rows must fit into a persistent program's registers
+        tiles[name] = [tile for tile in tiles[name] if not tile.programs or timing.quads <= tile.columns]
+    with compile_only():
+        for name, timing in timings.items():
+            for tile in tiles[name]:
+                timing.multiply(timing.copies[0], tile)
+    for name, timing in timings.items():
+        found = sorted(((timing.milliseconds(tile), tile) for tile in tiles[name]), key=lambda item: item[0])
+        print(f"  {form}, {name}:")
+        for milliseconds, tile in found:
+            mark = " (chosen)" if tile == timing.chosen else ""
+            shape = f"{tile.rows}, {tile.columns}, {tile.warps}, {tile.programs}"
+            print(f"    {1000 * milliseconds:.1f} us ({timing.nbytes / milliseconds / 1e9:.2f} TB/s) {shape}{mark}")
 
 
 def adapt(network: torch.nn.Module, rank: int) -> None:

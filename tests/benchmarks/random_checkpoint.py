@@ -44,8 +44,8 @@ def config_of(shape: str, base: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def write(folder: Path, config: dict[str, Any], files: Path, seed: int = 0) -> None:
-    """Weights with the size of a trained network's, bfloat16, in shards with an index."""
+def write(folder: Path, config: dict[str, Any], files: Path, seed: int = 0, device: str = "cpu") -> None:
+    """Weights, drawn on a device, with the size of a trained network's, bfloat16, in shards with an index."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     parsed = MllamaConfig.from_dict(config)
@@ -68,8 +68,8 @@ def write(folder: Path, config: dict[str, Any], files: Path, seed: int = 0) -> N
                 shape, offset = shapes[name], 0
                 rows = max(1, ROWS // max(torch.Size(shape[1:]).numel(), 1))
                 for start in range(0, shape[0], rows):
-                    piece = torch.empty(min(rows, shape[0] - start), *shape[1:], dtype=torch.bfloat16)
-                    offset = writer.write(as_stored(name), fill(name, piece), offset)
+                    piece = torch.empty(min(rows, shape[0] - start), *shape[1:], dtype=torch.bfloat16, device=device)
+                    offset = writer.write(as_stored(name), fill(name, piece).cpu(), offset)
         weight_map.update({as_stored(name): file for name in names})
     index = {"metadata": {"total_size": sum(2 * torch.Size(s).numel() for s in shapes.values())}}
     (folder / "model.safetensors.index.json").write_text(json.dumps({**index, "weight_map": weight_map}))
@@ -94,6 +94,7 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--shape", choices=("11b", "90b", "8b-text"), default="11b")
     parser.add_argument("--files", type=Path, default=ROOT.parent / "shared" / "llama-3.2-11b-vision-instruct")
+    parser.add_argument("--device", default="cpu", help="where the numbers are drawn: a GPU takes seconds for 11b")
     given = parser.parse_args()
     base = json.loads((given.files / "config.json").read_text())
-    write(given.folder, config_of(given.shape, base), given.files)
+    write(given.folder, config_of(given.shape, base), given.files, device=given.device)

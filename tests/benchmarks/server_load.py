@@ -3,6 +3,8 @@
     python -m tests.benchmarks.server_load --random 11b --json    # on a GPU, random weights
     python -m tests.benchmarks.server_load --random tiny --clients 2 4 --long 500 --alone-tokens 16
     python -m tests.benchmarks.server_load --url http://127.0.0.1:11434
+    python -m tests.benchmarks.random_checkpoint FOLDER --device cuda
+    python -m tests.benchmarks.server_load --model FOLDER --peer FOLDER --scenarios alone clients --clients 8
 
 Measured over HTTP, in OpenAI's protocol, with JPEGs of 1120 x 1120 pixels, which are four tiles:
 
@@ -16,22 +18,18 @@ import argparse
 import asyncio
 import json
 import math
-import socket
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
 
 from tests.benchmarks.chat_client import Client, Timed, image_url, question
+from tests.benchmarks.server_processes import our_server, transformers_server
 
 QUESTION = "Describe this picture."
-START_SECONDS = 300.0
+SCENARIOS = ("alone", "clients", "shared", "long")
 FIRST_TOKENS = 8
 """Length of answers of which only the first token counts."""
 
@@ -128,20 +126,23 @@ async def measure(client: Client, given: argparse.Namespace) -> dict[str, Row]:
 
     for warm_up in (fresh(1, 2), [[None] * 2]):  # builds kernels and captures graphs
         await crowd(client, warm_up, given.tokens)
-    done("alone", await crowd(client, fresh(1, given.rounds), given.alone_tokens))
-    done("alone, a new image", await crowd(client, fresh(1, given.firsts), FIRST_TOKENS))
-    done("alone, text", await crowd(client, [[None] * given.firsts], FIRST_TOKENS))
-    done("alone, a second question about an image", await follow_up(client, fresh(1, given.firsts)[0]))
-    for clients in given.clients:
+    if "alone" in given.scenarios:
+        done("alone", await crowd(client, fresh(1, given.rounds), given.alone_tokens))
+        done("alone, a new image", await crowd(client, fresh(1, given.firsts), FIRST_TOKENS))
+        done("alone, text", await crowd(client, [[None] * given.firsts], FIRST_TOKENS))
+        done("alone, a second question about an image", await follow_up(client, fresh(1, given.firsts)[0]))
+    for clients in given.clients if "clients" in given.scenarios else ():
         images = fresh(clients, given.rounds)
         await crowd(client, fresh(clients, 1), FIRST_TOKENS)
         done(f"{clients} clients", await crowd(client, images, given.tokens))
-    for number in range(2):  # the first is a warm-up
-        row = await crowd(client, fresh(1, 1) * 10, given.tokens, f"Question {number}")
-    done("10 questions about one image at once", row)
-    streams = min(given.clients)
-    name = f"{streams} clients while prompts of {given.long} tokens arrive"
-    done(name, await beside_long_prompts(client, streams, given.alone_tokens, given.long))
+    if "shared" in given.scenarios:
+        for number in range(2):  # the first is a warm-up
+            row = await crowd(client, fresh(1, 1) * 10, given.tokens, f"Question {number}")
+        done("10 questions about one image at once", row)
+    if "long" in given.scenarios:
+        streams = min(given.clients)
+        name = f"{streams} clients while prompts of {given.long} tokens arrive"
+        done(name, await beside_long_prompts(client, streams, given.alone_tokens, given.long))
     return rows
 
 
@@ -154,43 +155,6 @@ def line(name: str, row: Row) -> str:
         f"| {row['between_p50']:.2f} / {row['between_p99']:.2f} / {row['between_max']:.2f} ms "
         f"| {row['tokens_per_s']:.1f} | {row['tokens_per_s_client']:.1f} | {row['answers_per_s']:.2f} |"
     )
-
-
-@contextmanager
-def started(given: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yield the address of a server that ends with the block, and what was benchmarked in its process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    with tempfile.TemporaryDirectory() as folder:
-        figures = Path(folder) / "figures.json"
-        if given.random:
-            words = ["tests.benchmarks.random_server", given.random, "--figures", str(figures)]
-            words += ["--quantize", given.quantize] if given.quantize else []
-        else:
-            words = ["mllama_cli", "serve", "-m", given.model]
-        words += ["--port", port, "--device", given.device, *(["--slots", str(given.slots)] if given.slots else [])]
-        server = subprocess.Popen([sys.executable, "-m", *words], stdout=sys.stderr)
-        try:
-            url = f"http://127.0.0.1:{port}"
-            wait_for(url, server)
-            yield url, json.loads(figures.read_text()) if figures.exists() else {}
-        finally:
-            server.terminate()
-            server.wait()
-
-
-def wait_for(url: str, server: "subprocess.Popen[bytes]") -> None:
-    end = time.monotonic() + START_SECONDS
-    with httpx.Client(trust_env=False) as client:
-        while time.monotonic() < end and server.poll() is None:
-            try:
-                if client.get(f"{url}/health").status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.1)
-    raise SystemExit("the server did not start")
 
 
 def main() -> None:
@@ -209,42 +173,56 @@ def main() -> None:
     parser.add_argument("--long", type=int, default=8000, help="tokens of a long prompt")
     parser.add_argument("--slots", type=int)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--scenarios", choices=SCENARIOS, nargs="+", default=SCENARIOS)
+    parser.add_argument("--peer", metavar="FOLDER", help="then measure `transformers serve` with this checkpoint")
     given = parser.parse_args()
+    records: dict[str, Any]
     if given.url:
-        report(given, given.url, {})
+        records = record(given, given.url, {})
     else:
-        with started(given) as (url, figures):
-            report(given, url, figures)
+        with our_server(given) as (url, figures):
+            records = record(given, url, figures)
+    if given.peer:
+        with transformers_server(given.peer, given.device) as url:
+            records["peer"] = record(given, url, {}, given.peer)
+    if given.json:
+        print(json.dumps(records))
+        return
+    show(records)
+    if given.peer:
+        show(records["peer"])
 
 
-def report(given: argparse.Namespace, url: str, figures: dict[str, float]) -> None:
+def record(given: argparse.Namespace, url: str, figures: dict[str, float], model: str = "") -> dict[str, Any]:
+    """Return what was measured at an address, whose first model is asked unless one is named."""
     begun = time.monotonic()
     with httpx.Client(trust_env=False, base_url=url, timeout=60) as client:
-        model = client.get("/v1/models").json()["data"][0]["id"]
+        model = model or client.get("/v1/models").json()["data"][0]["id"]
         rows = asyncio.run(measure(Client(url, model), given))
         metrics = client.get("/metrics").text
-    record: dict[str, Any] = {"model": model, "rows": rows, "bench": figures}
+    found: dict[str, Any] = {"model": model, "rows": rows, "bench": figures}
     counted = ("num_requests", "slots", "images_encoded_total", "image_cache_hits_total", "cache_bytes")
     values = (each.removeprefix("mllama:").split() for each in metrics.splitlines() if each.startswith("mllama:"))
-    record["metrics"] = {
+    found["metrics"] = {
         words[0].partition("{")[0]: float(words[-1]) for words in values if words[0].startswith(counted)
     }
-    record["seconds"] = round(time.monotonic() - begun, 1)
-    alone, most = rows["alone"]["tokens_per_s_client"], rows[f"{max(given.clients)} clients"]["answers_per_s"]
-    if decode := figures.get("decode, after an image"):
-        record["alone_share_of_bench"] = round(alone / decode, 4)
-    if rate := next((value for name, value in figures.items() if name.startswith("captions")), 0):
-        record["crowd_share_of_captions"] = round(most / rate, 4)
-    if given.json:
-        print(json.dumps(record))
-        return
-    print(f"| {model} | {' | '.join(HEAD)} |\n|---|" + "---|" * len(HEAD))
-    print("\n".join(line(name, row) for name, row in rows.items()))
-    for name, value in figures.items():
+    found["seconds"] = round(time.monotonic() - begun, 1)
+    alone, most = rows.get("alone"), rows.get(f"{max(given.clients)} clients")
+    if alone and (decode := figures.get("decode, after an image")):
+        found["alone_share_of_bench"] = round(alone["tokens_per_s_client"] / decode, 4)
+    if most and (rate := next((value for name, value in figures.items() if name.startswith("captions")), 0)):
+        found["crowd_share_of_captions"] = round(most["answers_per_s"] / rate, 4)
+    return found
+
+
+def show(found: dict[str, Any]) -> None:
+    print(f"| {found['model']} | {' | '.join(HEAD)} |\n|---|" + "---|" * len(HEAD))
+    print("\n".join(line(name, row) for name, row in found["rows"].items()))
+    for name, value in found["bench"].items():
         print(f"in the server's process: {name}: {value:.1f}")
     for name in ("alone_share_of_bench", "crowd_share_of_captions"):
-        if name in record:
-            print(f"{name.replace('_', ' ')}: {record[name]:.1%}")
+        if name in found:
+            print(f"{name.replace('_', ' ')}: {found[name]:.1%}")
 
 
 if __name__ == "__main__":

@@ -104,12 +104,13 @@ def test_the_list_is_pulled_no_further_than_the_workers_need(images: list[str]) 
 def test_an_image_that_kills_its_worker_fails_alone(images: list[str], tmp_path: Path) -> None:
     trap = tmp_path / "trap.png"  # reading it waits until the worker is killed, as a crashing decoder would be
     os.mkfifo(trap)
-    stop = threading.Event()
+    stop, others = threading.Event(), psutil.Process().children()
 
     def kill_waiting_worker() -> None:
         while not stop.wait(0.3):
             for worker in psutil.Process().children():
-                worker.send_signal(signal.SIGKILL)
+                if worker not in others:
+                    worker.send_signal(signal.SIGKILL)
 
     with DecodingPool(1) as pool:
         decoded = results(pool, [*images[:2], str(trap), *images[2:]])
@@ -173,12 +174,13 @@ def test_an_image_that_takes_too_long_is_named_and_the_others_are_decoded(images
 def test_closing_ends_workers_that_are_stuck(images: list[str], tmp_path: Path) -> None:
     stuck = tmp_path / "stuck.png"
     os.mkfifo(stuck)
+    others = psutil.Process().children()
     with DecodingPool(1) as pool:
         items = pool.decode((Job(ImageEntry(path, path)) for path in [images[0], str(stuck)]), CONFIG)
         while next(items) is None:
             pass
         assert next(items) is None
-        workers = psutil.Process().children()
+        workers = [each for each in psutil.Process().children() if each not in others]
         assert workers
     _, alive = psutil.wait_procs(workers, timeout=10)
     assert not alive

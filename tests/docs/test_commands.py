@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from mllama_cli import load
 from mllama_cli.cli.app import COMMANDS
-from tests.console import SCRIPT, run_here
+from tests.console import SCRIPT, run_here, run_script
 from tests.docs.pages import PAGES, Block, blocks, commands, read
 from tests.docs.workplace import make_workplace
 from tests.serving.running import Server, serving
@@ -34,9 +35,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def engine_folder() -> Iterator[Path]:
+    """A folder where commands find an engine with the built-in model, so that none of them loads it."""
+    with tempfile.TemporaryDirectory(prefix="m", dir="/tmp") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", folder)
+        assert run_script("chat", "-m", "sketch", "--keep-alive", "10m", "--max-tokens", "1", "Hi").code == 0
+        yield Path(folder)
+        run_script("stop", "--all")
+
+
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(engine_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, which is empty, and an empty home."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(engine_folder))
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("MLLAMA_HOME", str(tmp_path / "home"))

@@ -3,11 +3,15 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 
 from mllama_cli import load
@@ -47,6 +51,53 @@ def test_ray_data(tmp_path: Path) -> None:
         shard.add(tmp_path / "alt.txt", "one.txt")
     run("ray_data.py", str(tmp_path / "00000.tar"), str(tmp_path / "captions"), "sketch", RAY_USAGE_STATS_ENABLED="0")
     assert parquet.read_table(tmp_path / "captions").column("caption").to_pylist()[0]
+
+
+@pytest.mark.slow
+def test_ray_data_http(tmp_path: Path) -> None:
+    pytest.importorskip("ray.data.llm")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("drawing.png", "card.png"):
+        shutil.copy(DATA / name, photos)
+    (photos / "bad.png").write_bytes(b"<html>404</html>")
+    with serving(load("sketch", device="cpu", vision=True)) as server:
+        arguments = server.url, "sketch", str(photos), str(tmp_path / "captions")
+        run("ray_data_http.py", *arguments, RAY_USAGE_STATS_ENABLED="0")
+    rows = {Path(row["path"]).name: row for row in parquet.read_table(tmp_path / "captions").to_pylist()}
+    assert rows.keys() == {"drawing.png", "card.png", "bad.png"}
+    assert "star" in rows["drawing.png"]["caption"]
+    assert rows["bad.png"]["caption"] is None
+    assert "not a picture" in rows["bad.png"]["error"]
+
+
+@pytest.mark.slow
+def test_ray_serve(tmp_path: Path) -> None:
+    """Serve ray_serve.py."""
+    pytest.importorskip("ray.serve", exc_type=ImportError, reason="Ray Serve is not installed (ray[serve])")
+    command = [sys.executable, "-m", "ray.serve.scripts", "run", "examples.ray_serve:app", "model=sketch", "gpus=0"]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0"}
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log) as app,
+    ):
+        try:
+            for _ in range(120):
+                with suppress(httpx.TransportError):
+                    answer = httpx.post(
+                        "http://127.0.0.1:8000/", content=(DATA / "drawing.png").read_bytes(), timeout=60
+                    )
+                    if answer.status_code == 200:
+                        break
+                time.sleep(1)
+            bad = httpx.post("http://127.0.0.1:8000/", content=b"<html>404</html>", timeout=60)
+        finally:
+            app.send_signal(signal.SIGINT)
+            app.wait(60)
+    assert answer.json()["caption"] == "I see 3 red circles, a blue square and a yellow star."
+    assert "not a picture" in bad.json()["error"]
 
 
 def run(name: str, *arguments: str, code: int = 0, **env: str) -> str:
@@ -114,7 +165,5 @@ def test_server_batch() -> None:
 @pytest.mark.parametrize("file", sorted([*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.sh")]), ids=lambda file: file.name)
 def test_an_example_is_short_and_tested(file: Path) -> None:
     assert len(file.read_text(encoding="utf-8").splitlines()) < 40
-    if file.name in ("ray_data_http.py", "ray_serve.py"):
-        pytest.skip("needs vLLM's processor or Ray Serve, which no extra installs")
     tests = (ROOT / "tests").rglob("test_*.py")
     assert any(file.name in each.read_text(encoding="utf-8") for each in tests), "no test runs it"

@@ -141,8 +141,7 @@ def test_caches_end_with_those_of_the_first_process(team: Engine) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("form", ["plain", "int4", "int8", "packed"])
+@pytest.mark.parametrize(("form", "seed"), [*zip(["plain", "int4", "int8", "packed"] * 2, range(8), strict=True)])
 def test_random_shapes(tmp_path: Path, form: str, seed: int) -> None:
     choice = random.Random(seed)
     folder = make_checkpoint(tmp_path / "model", config_dict(shape(choice)), seed=seed)

@@ -19,6 +19,7 @@ CATEGORIES = {
     "typed text": "texts.typed",
     "hub answers": "hub_answers.cases",
     "files that are added to": "files.cases",
+    "shards": "shards.cases",
     "saved chats": "files.chats",
     "whole commands": "commands.cases",
 }

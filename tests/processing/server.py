@@ -32,7 +32,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.requests.append((self.path, dict(self.headers)))
         try:
-            getattr(self, "get_" + self.path.strip("/").split("/")[0].split(".")[0])()
+            getattr(self, "get_" + self.path.partition("?")[0].strip("/").split("/")[0].split(".")[0])()
         except (BrokenPipeError, ConnectionResetError):
             self.server.broken.set()
         finally:

@@ -123,7 +123,7 @@ def test_an_image_that_kills_every_worker_is_named() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such limit")
 def test_a_worker_cannot_take_all_memory() -> None:
-    code = "from mllama_cli.processing.decoding_worker import limit_memory\n"
+    code = "from mllama_cli.processing.worker_process import limit_memory\n"
     code += f"limit_memory({WORKER_BYTES})\nbytearray({WORKER_BYTES})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.endswith("MemoryError\n")

@@ -9,10 +9,11 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+import torch
 
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.grammar import Grammar
-from mllama_cli.processing.grammar import GrammarTokenizer, require_supported
+from mllama_cli.processing.grammar import Constraint, GrammarTokenizer, require_supported
 from mllama_cli.processing.tokenizer import MllamaTokenizer
 from mllama_cli.system.paths import built_in_model
 from tests.processing.schemas import NAMES, SCHEMAS, closed
@@ -39,7 +40,7 @@ class Model:
         """Return a random answer; None if it is still not over after ``MOST_TOKENS``."""
         constraint, ids = self.grammars.constraint(grammar), list[int]()
         while len(ids) < MOST_TOKENS:
-            words = self.grammars.masks([constraint])[0].numpy()
+            (words,) = self.masks([constraint]).numpy()
             allowed = np.unpackbits(words.view(np.uint8), bitorder="little")[: self.vocab_size].astype(bool)
             ending = allowed & self.endings
             token = int(draws.choice(np.flatnonzero(ending if draws.random() < 0.2 and ending.any() else allowed)))
@@ -49,6 +50,11 @@ class Model:
                 return self.tokenizer.decode(ids)
             ids.append(token)
         return None
+
+    def masks(self, constraints: list[Constraint]) -> torch.Tensor:
+        masks = torch.zeros(len(constraints), (self.vocab_size + 31) // 32, dtype=torch.int32)
+        self.grammars.write_masks(enumerate(constraints), masks)
+        return masks
 
     def answers(self, grammar: Grammar, count: int) -> list[str]:
         draws = random.Random(grammar.source)
@@ -76,11 +82,11 @@ def test_random_answers_to_two_hundred_schemas_are_valid(model: Model) -> None:
     ended = 0
     for name, schema in SCHEMAS.items():
         checker = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
-        answers = model.answers(Grammar.schema(schema), 5)
+        answers = model.answers(Grammar.schema(schema), 2)
         for answer in answers:
             assert not list(checker.iter_errors(json.loads(answer))), (name, answer)
         ended += len(answers)
-    assert ended > 0.98 * 5 * len(SCHEMAS), "only texts without a longest length may go on"
+    assert ended > 0.98 * 2 * len(SCHEMAS), "only texts without a longest length may go on"
 
 
 @pytest.mark.parametrize(
@@ -120,8 +126,8 @@ def test_json_is_written_on_one_line_as_python_does(model: Model) -> None:
 
 def test_several_masks_are_computed_together(model: Model) -> None:
     grammars = [Grammar.choices(["a"]), Grammar.json_object(), Grammar.regex("[0-9]+")]
-    alone = [model.grammars.masks([model.grammars.constraint(grammar)])[0] for grammar in grammars]
-    together = model.grammars.masks([model.grammars.constraint(grammar) for grammar in grammars])
+    alone = [model.masks([model.grammars.constraint(grammar)])[0] for grammar in grammars]
+    together = model.masks([model.grammars.constraint(grammar) for grammar in grammars])
     assert [row.tolist() for row in together] == [row.tolist() for row in alone]
     assert len({tuple(row.tolist()) for row in together}) == 3
 

@@ -49,7 +49,9 @@ def rebuilt(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer
 
 
 def test_ids_equal_the_released_tokenizers(released: Tokenizer, rebuilt: Tokenizer) -> None:
-    corpus = [path.read_text() for folder in ("mllama_cli", "tests") for path in (ROOT / folder).rglob("*.py")]
+    corpus = [
+        path.read_text() for folder in ("mllama_cli", "tests") for path in sorted((ROOT / folder).rglob("*.py"))[::8]
+    ]
     corpus.append((ROOT / "README.md").read_text())
     corpus += [
         "".join(chr(code) for code in range(1, 0x3000)),

@@ -11,6 +11,7 @@ from mllama_cli.checkpoint.names import canonical
 from mllama_cli.core.events import Event
 from mllama_cli.quantization import quantize as quantize_module
 from mllama_cli.quantization.gguf_import import GgufModel, import_plan
+from mllama_cli.quantization.journal import JOURNAL_NAME
 from mllama_cli.quantization.plan import QuantizePlan, make_plan
 from mllama_cli.quantization.policy import QuantizeOptions
 from mllama_cli.quantization.quantize import quantize
@@ -43,6 +44,14 @@ def import_gguf(source: str, folder: str) -> int:
     quantize_module.SYNC_BYTES = 1
     run(gguf_plan(Path(source)), Path(folder))
     return 0
+
+
+def journal_lines(folder: Path) -> int:
+    """Return how many lines the journal of a model that is being written has."""
+    try:
+        return (folder.with_name(folder.name + ".partial") / JOURNAL_NAME).read_text().count("\n")
+    except FileNotFoundError:
+        return 0
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -28,7 +28,7 @@ from mllama_cli.system.json_file import MAX_JSON_BYTES
 from tests.benchmarks.random_checkpoint import write
 from tests.checkpoints import config_dict, make_checkpoint, text_only_config
 from tests.prepared import Prepared
-from tests.quantization.running import FOUR, contents, run
+from tests.quantization.running import FOUR, contents, journal_lines, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -280,33 +280,24 @@ def start(source: Path, folder: Path, *, limit: int | None = None) -> "subproces
     )
 
 
-def journal_lines(folder: Path) -> int:
-    try:
-        return (folder.with_name(folder.name + ".partial") / ".quantize.jsonl").read_text().count("\n")
-    except FileNotFoundError:
-        return 0
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(prepared: Prepared, tmp_path: Path) -> None:
     source, made = bigger(tmp_path / "source"), tmp_path / "made"
     chance = random.Random(5)
     kills = 0
     target = 2
-    with Prepared() as prepared:
-        while True:
-            target += chance.randrange(1, 12)
-            words, errors = (str(source), str(made)), tmp_path / "errors.txt"
-            process = prepared.start("tests.quantization.running:quantize_four", words, os.environ, errors)
-            while process.poll() is None and journal_lines(made) < target:
-                time.sleep(chance.random() * 0.02)
-            process.kill()
-            if process.poll() == 0:
-                break
-            assert process.poll() == -signal.SIGKILL, errors.read_text()
-            kills += 1
-            assert not made.exists()
+    while True:
+        target += chance.randrange(1, 12)
+        words, errors = (str(source), str(made)), tmp_path / "errors.txt"
+        process = prepared.start("tests.quantization.running:quantize_four", words, os.environ, errors)
+        while process.poll() is None and journal_lines(made) < target:
+            time.sleep(chance.random() * 0.02)
+        process.kill()
+        assert process.poll() in (0, -signal.SIGKILL), errors.read_text()
+        if made.exists():  # maybe it was killed while it ended
+            break
+        kills += 1
     assert kills >= 3
     run(make_plan(source, FOUR), tmp_path / "whole")
     assert contents(made) == contents(tmp_path / "whole")
@@ -332,14 +323,14 @@ def test_a_full_disk_leaves_no_model_and_the_next_run_goes_on(tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
-    """500 MB of bfloat16 weights: a slice and a few blocks of them are in memory."""
+    """360 MB of bfloat16 weights: a slice and a few blocks of them are in memory."""
     text = {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 16, "num_key_value_heads": 4,
-            "num_hidden_layers": 4, "cross_attention_layers": []}  # fmt: skip
+            "num_hidden_layers": 3, "cross_attention_layers": []}  # fmt: skip
     empty = tmp_path / "files"
     empty.mkdir()
     write(tmp_path / "source", text_only_config(config_dict(text)), empty)
     size = sum(file.stat().st_size for file in (tmp_path / "source").glob("*.safetensors"))
-    assert size > 480e6
+    assert size > 360e6
     with start(tmp_path / "source", tmp_path / "made") as process:
         out, err = process.communicate(timeout=280)
     assert process.returncode == 0, err

@@ -16,7 +16,7 @@ from mllama_cli.quantization import quantize as quantize_module
 from mllama_cli.quantization.quantize import quantize
 from mllama_cli.quantization.rounding import quantize_matrix
 from tests.prepared import Prepared
-from tests.quantization.running import contents, gguf_plan, run
+from tests.quantization.running import contents, gguf_plan, journal_lines, run
 
 pytest.importorskip("gguf")
 
@@ -65,24 +65,22 @@ def test_another_number_of_bits_or_another_file_begins_again(source: Path, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="starts processes by fork")
-def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(source: Path, tmp_path: Path) -> None:
-    made, chance, kills = tmp_path / "made", random.Random(19), 0
+def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(
+    source: Path, prepared: Prepared, tmp_path: Path
+) -> None:
+    made, chance, kills, target = tmp_path / "made", random.Random(19), 0, 1
     torch.set_num_threads(1)
-    with Prepared() as prepared:
-        while True:
-            errors = tmp_path / "errors.txt"
-            process = prepared.start(
-                "tests.quantization.running:import_gguf", (str(source), str(made)), os.environ, errors
-            )
-            deadline = time.monotonic() + 0.01 + chance.random() * (0.02 + 0.1 * kills)
-            while process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.005)
-            process.kill()
-            if process.poll() == 0:
-                break
-            assert process.poll() == -signal.SIGKILL, errors.read_text()
-            kills += 1
-            assert not made.exists()
+    while True:
+        target += chance.randrange(3, 10)
+        errors = tmp_path / "errors.txt"
+        process = prepared.start("tests.quantization.running:import_gguf", (str(source), str(made)), os.environ, errors)
+        while process.poll() is None and journal_lines(made) < target:
+            time.sleep(chance.random() * 0.02)
+        process.kill()
+        assert process.poll() in (0, -signal.SIGKILL), errors.read_text()
+        if made.exists():  # maybe it was killed while it ended
+            break
+        kills += 1
     assert kills >= 2
     run(gguf_plan(source), tmp_path / "whole")
     assert contents(made) == contents(tmp_path / "whole")

@@ -14,11 +14,15 @@ import psutil
 import pytest
 
 from mllama_cli.captioning.asker import Answer, Question
-from mllama_cli.captioning.shards.entry import ReadOptions
 from mllama_cli.captioning.shards.paths import find_shards
+from mllama_cli.captioning.shards.run import plan_shards
+from mllama_cli.captioning.shards.store import LocalStore
+from mllama_cli.captioning.shards.tally import Tally
 from mllama_cli.core.config import ImageProcessorConfig
-from mllama_cli.core.errors import TemplateError, UsageError
+from mllama_cli.core.errors import ModelNotFoundError, TemplateError, UsageError
 from mllama_cli.ray import Captioner
+from mllama_cli.ray.actor import ShardWork
+from mllama_cli.ray.driver import caption_on_ray
 from tests.conftest import ROOT
 from tests.drawings import drawing
 from tests.shards import make_shards
@@ -45,6 +49,8 @@ class Measuring:
                 time.sleep(self.seconds)
                 done = waiting.pop(0)
                 yield Answer(done.key, f"{done.prompt} {done.image.width}", 2)
+        for left in waiting:
+            yield Answer(left.key, f"{left.prompt} {left.image.width}", 2)
 
 
 def captioned(captioner: Captioner, *batches: dict[str, Any]) -> list[dict[str, list[Any]]]:
@@ -107,10 +113,11 @@ def test_a_column_that_is_not_there_is_said() -> None:
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     ray = pytest.importorskip("ray", reason="ray is not installed (the extra peers)")
-    pytest.importorskip("ray.data")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(
+        num_cpus=2, object_store_memory=100_000_000, include_dashboard=False, log_to_driver=False, logging_level="error"
+    )
     yield ray
     ray.shutdown()
 
@@ -119,39 +126,58 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_actors_that_are_killed_lose_and_repeat_nothing(ray: Any, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
-    from mllama_cli.ray.pipeline import caption_on_ray
-
-    facts = make_shards(tmp_path / "in", 10, 3, 4)
+    facts = make_shards(tmp_path / "in", 8, 3, 4)
     shards, folder = find_shards([str(tmp_path / "in")]), str(tmp_path / "out")
-    asker, ended, kills = Measuring(seconds=0.1), threading.Event(), 0
+    work = ShardWork(folder, prompt="?", asker=Measuring(seconds=0.05), workers=1)
+    ended, kills = threading.Event(), 0
 
     def kill() -> None:
         nonlocal kills
         rng = random.Random(3)
-        while not ended.wait(rng.uniform(0.5, 1.5)):
+        while not ended.wait(rng.uniform(0.2, 0.8)):
             actors = [
                 child.pid
                 for child in psutil.Process().children(recursive=True)
-                if child.name().startswith("ray::") and "Captioner" in child.name()
+                if child.name().startswith("ray::ShardActor")
             ]
-            if actors and kills < 5:
+            if actors and kills < 3:
                 os.kill(rng.choice(actors), signal.SIGKILL)
                 kills += 1
 
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        half = caption_on_ray(
-            shards[:6], folder, ReadOptions(), {"asker": asker, "prompt": "?"}, address="local", actors=2
+        half, rest = (
+            tallied(caption_on_ray(plan_shards(some, LocalStore(), folder, "parquet"), work, address="local", actors=2))
+            for some in (shards[:4], shards)
         )
-        rest = caption_on_ray(shards, folder, ReadOptions(), {"asker": asker, "prompt": "?"}, address="local", actors=2)
     finally:
         ended.set()
         killer.join()
     assert kills
-    assert half[0] + rest[0] == len(facts)  # what was there already was left out
-    assert half[1] + rest[1] == 3
+    assert half["shards_done"] == 4
+    assert (rest["shards"], rest["shards_done"], rest["shards_done_here"]) == (11, 11, 7)
+    assert half["pictures"] + half["failed"] + rest["pictures"] + rest["failed"] == len(facts)
+    assert half["failed"] + rest["failed"] == 3
+    assert rest["workers"].keys() == {"actor-1", "actor-2"}
     rows = [row for path in Path(folder).glob("*.parquet") for row in pq.read_table(path).to_pylist()]
     assert sorted(row["key"] for row in rows) == sorted(facts)
-    assert {row["key"] for row in rows if row["error"]} == {"bad", "lonely", "000039"}
+    assert {row["key"] for row in rows if row["error"]} == {"bad", "lonely", "000031"}
     assert all(row["caption"] == f"? {row['width']}" for row in rows if not row["error"])
+    assert sorted(path.stem for path in Path(folder).glob("*.parquet")) == sorted(shard.name for shard in shards)
+
+
+@pytest.mark.slow
+def test_an_error_of_an_actor_ends_the_run(ray: Any, tmp_path: Path) -> None:
+    make_shards(tmp_path / "in", 1, 0, 1)
+    shards = find_shards([str(tmp_path / "in")])
+    plan = plan_shards(shards, LocalStore(), str(tmp_path / "out"), "parquet")
+    with pytest.raises(ModelNotFoundError, match="no-such-model"):
+        list(caption_on_ray(plan, ShardWork(str(tmp_path / "out"), model="no-such-model"), address="local"))
+
+
+def tallied(events: Iterable[Any]) -> dict[str, Any]:
+    tally = Tally()
+    for event in events:
+        tally.event(event)
+    return tally.fields()

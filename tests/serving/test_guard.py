@@ -50,6 +50,20 @@ def test_names_and_addresses_of_this_machine_are_answered(host: str) -> None:
     assert _asker()(host=host).text == "answered"
 
 
+@pytest.mark.parametrize("origin", ["chat.example", "https://chat.example/app", "", "http:chat.example", "a b://c"])
+def test_what_cannot_be_an_origin_is_an_error_when_the_server_is_set_up(origin: str) -> None:
+    with pytest.raises(UsageError, match="not the origin of a web page"):
+        ServerSettings(cors=(origin,))
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://chat.example/", "http://[::1]:3000", "app://obsidian.md", "null", "file://"]
+)
+def test_origins_of_pages_and_of_programs_with_a_page_inside_are_allowed(origin: str) -> None:
+    answer = _asker(cors=(origin,))(origin=origin.rstrip("/") if "example" in origin else origin)
+    assert answer.status_code == 200
+
+
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:11434", "1.2.3"])
 def test_other_names_are_refused_as_dns_rebinding_uses_them(host: str) -> None:
     refused = _asker()(host=host)

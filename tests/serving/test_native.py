@@ -18,6 +18,8 @@ from mllama_cli.remote.client import Address
 from mllama_cli.serving.settings import ServerSettings
 from tests.serving.running import DATA, Server, serving, wait_until
 
+USER = "<|start_header_id|>user<|end_header_id|>\n\n"
+ASSISTANT = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n"
 PICTURE = ImagePart((DATA / "drawing.png").read_bytes(), "drawing.png")
 
 
@@ -35,7 +37,7 @@ def tokens(events: list[Event]) -> list[Token]:
     [
         Conversation.ask("What is this?", (PICTURE,), "Be brief."),
         Conversation.ask("Hello").with_prefill("Hello! Show"),
-        RawPrompt("What is this?", (PICTURE,), "A"),
+        RawPrompt(f"{USER}<|image|>What is this?{ASSISTANT}", (PICTURE,), "I see"),
     ],
     ids=["picture", "prefill", "raw"],
 )

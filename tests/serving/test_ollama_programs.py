@@ -6,9 +6,12 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.serving.running import HOT, Server, image_base64, image_part
+from mllama_cli.engine.engine import Engine
+from tests.serving.running import HOT, Server, image_base64, image_part, serving
 
 STAR = "Which colour does the star have?"
+IMAGE_TOKEN = 1024
+"""Of the built-in model, outside its vocabulary."""
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,44 @@ def test_comfyui_generates_and_keeps_the_context(server: Server, star: str) -> N
     second = server.post("/api/generate", again).json()
     assert second["response"]
     assert second["context"][: len(first["context"])] == first["context"]
-    assert second["prompt_eval_count"] > len(first["context"])
+    assert second["prompt_eval_count"] > first["prompt_eval_count"] + first["eval_count"]
+
+
+def test_an_image_of_the_context_is_seen_again(server: Server, star: str) -> None:
+    image = image_base64("drawing.png")
+    first = _generated(server, "What is this?", images=[image])
+    second = _generated(server, STAR, context=first["context"])
+    messages = [
+        {"role": "user", "content": "What is this?", "images": [image]},
+        {"role": "assistant", "content": first["response"]},
+        {"role": "user", "content": STAR},
+    ]
+    chat = server.post("/api/chat", {"messages": messages, "stream": False, "options": {"temperature": 0}}).json()
+    assert second["response"] == chat["message"]["content"] == star
+    assert second["prompt_eval_count"] == chat["prompt_eval_count"]
+    third = _generated(server, STAR, context=second["context"])
+    assert third["context"][: len(second["context"])] == second["context"]
+    assert third["response"] == star
+
+
+def test_an_image_of_the_context_that_is_not_kept_is_asked_for(sketch: Engine) -> None:
+    image = image_base64("drawing.png")
+    with serving(sketch) as before:
+        context = _generated(before, "What is this?", images=[image])["context"]
+    with serving(sketch) as server:
+        body = {"prompt": STAR, "context": context, "stream": False}
+        answer = server.post("/api/generate", body)
+        assert answer.status_code == 400
+        assert "image 1 of the context is not in this server's memory any more" in answer.json()["error"]
+        assert "Send the same file again in images" in answer.json()["error"]
+        assert server.post("/api/generate", {**body, "images": [image]}).status_code == 200
+        assert server.post("/api/generate", body).status_code == 200, "now it is there"
+
+
+def _generated(server: Server, prompt: str, **more: Any) -> dict[str, Any]:
+    body = {"prompt": prompt, "stream": False, "options": {"temperature": 0}, **more}
+    answer: dict[str, Any] = server.post("/api/generate", body).json()
+    return answer
 
 
 def test_open_webui_streams_a_chat_of_several_turns(server: Server, star: str) -> None:
@@ -139,6 +179,10 @@ def test_what_would_change_models_is_refused_in_ollamas_form(server: Server, pat
         ({"context": ["x"]}, "context[0]"),
         ({"context": [10**9]}, "context[0]"),
         ({"context": "1,2"}, "context must be a list"),
+        ({"context": [1, IMAGE_TOKEN, 3]}, "context[1] is an image, and the numbers after it do not name one"),
+        ({"context": [IMAGE_TOKEN, *[1 << 16] * 16]}, "context[0] is an image"),
+        ({"context": [IMAGE_TOKEN, *[7] * 16] * 101}, "101 images, and at most 100"),
+        ({"context": [IMAGE_TOKEN, *[7] * 16]}, "image 1 of the context is not in this server's memory"),
         ({"images": [image_base64("drawing.png")] * 101}, "at most 100"),
         ({"images": "x"}, "images must be a list"),
         ({"images": [7]}, "images[0]"),

@@ -217,6 +217,15 @@ def test_an_unknown_model_is_404_with_the_names_that_there_are(client: openai.Op
     assert caught.value.code == "model_not_found"
 
 
+def test_a_wrong_base_url_or_endpoint_is_answered_with_the_right_one(client: openai.OpenAI, server: Server) -> None:
+    with pytest.raises(openai.NotFoundError, match="There is no /chat/completions here: ask /v1/chat/completions"):
+        ask(client.with_options(base_url=server.url), WHO)
+    with pytest.raises(openai.NotFoundError, match="ask /v1/chat/completions"):
+        client.responses.create(model="sketch", input="Who are you?")
+    with pytest.raises(openai.BadRequestError, match="this model does not support embeddings"):
+        client.embeddings.create(model="sketch", input="Who are you?")
+
+
 def test_unknown_fields_are_ignored(client: openai.OpenAI) -> None:
     extra = {"user": "me", "metadata": {"a": "b"}, "top_a": 0.2, "service_tier": "auto"}
     assert ask(client, WHO, extra_body=extra) == ask(client, WHO)

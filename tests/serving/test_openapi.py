@@ -22,6 +22,7 @@ UNDOCUMENTED = {
     "/api/delete",
     "/api/embed",
     "/api/embeddings",
+    "/v1/embeddings",
 }
 """The page, and what is refused."""
 

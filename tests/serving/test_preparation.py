@@ -1,5 +1,6 @@
 """Requests before the engine sees them: images are decoded once, elsewhere, and what is slow delays only itself."""
 
+import asyncio
 import base64
 import signal
 import threading
@@ -12,12 +13,13 @@ import psutil
 import pytest
 
 from mllama_cli.core.config import ImageProcessorConfig
-from mllama_cli.core.conversation import ImagePart
+from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import ImageError
 from mllama_cli.engine.engine import Engine
 from mllama_cli.processing.prepared import PreparedImage
-from mllama_cli.serving.preparation import FETCHING_THREADS
-from mllama_cli.serving.prepared_images import NotKeptError, PreparedImages
+from mllama_cli.processing.processor import ModelInputs
+from mllama_cli.serving.preparation import FETCHING_THREADS, IMAGES_AT_ONCE, Preparation
+from mllama_cli.serving.prepared_images import PreparedImages
 from mllama_cli.serving.settings import ServerSettings
 from tests.processing.pictures import file_of, noise
 from tests.serving.running import Server, image_part, serving, wait_until
@@ -67,9 +69,7 @@ def test_the_latest_images_are_kept(store: PreparedImages, decoded: list[ImagePa
     for image in (first, second, first, third):
         store.prepare(image, CONFIG)
     assert decoded == [first, second, third]
-    assert {store.kept(image).digest for image in (first, third)} == {first.digest, third.digest}
-    with pytest.raises(NotKeptError):
-        store.kept(second)
+    assert [store.find(image.digest) is not None for image in (first, second, third)] == [True, False, True]
 
 
 def test_a_damaged_image_is_an_error_for_all_that_bring_it(store: PreparedImages, decoded: list[ImagePart]) -> None:
@@ -82,6 +82,65 @@ def test_a_damaged_image_is_an_error_for_all_that_bring_it(store: PreparedImages
     with pytest.raises(ImageError):
         store.prepare(broken, CONFIG)
     assert len(decoded) > 1, "it is tried again"
+
+
+@pytest.fixture
+def preparation() -> Iterator[Preparation]:
+    made = Preparation(ServerSettings())
+    yield made
+    made.close()
+
+
+def test_the_images_of_a_request_keep_their_order(sketch: Engine, preparation: Preparation) -> None:
+    images = [picture(seed) for seed in range(IMAGES_AT_ONCE + 3)]
+    images.insert(2, ImagePart(images[0].data, "the first again"))
+
+    async def prepared(asked: list[ImagePart]) -> list[ImagePart]:
+        question = Conversation.ask("What is this?", tuple(asked))
+        return list((await preparation.inputs(sketch.processor, question)).images)
+
+    for asked in (images[:1], images, images[::-1]):
+        made = asyncio.run(prepared(asked))
+        assert [image.digest for image in made] == [image.digest for image in asked]
+        assert all(isinstance(image, PreparedImage) for image in made)
+
+
+def test_one_damaged_image_fails_its_request_and_no_other(sketch: Engine, preparation: Preparation) -> None:
+    broken = ImagePart(picture(0).data[:60], "broken")
+
+    async def both() -> list[ModelInputs | BaseException]:
+        asked = [(picture(1), broken, picture(2)), (picture(1), picture(2))]
+        talks = [Conversation.ask("What is this?", images) for images in asked]
+        work = (preparation.inputs(sketch.processor, talk) for talk in talks)
+        return await asyncio.gather(*work, return_exceptions=True)
+
+    failed, fine = asyncio.run(both())
+    assert isinstance(failed, ImageError)
+    assert isinstance(fine, ModelInputs)
+
+
+def test_images_that_wait_when_the_server_ends_are_given_up(sketch: Engine, preparation: Preparation) -> None:
+    let_go = threading.Event()
+    begun = threading.Semaphore(0)
+
+    def hang(image: ImagePart, config: ImageProcessorConfig) -> PreparedImage:
+        begun.release()
+        assert let_go.wait(60)
+        raise ImageError("given up")
+
+    async def ask_and_end() -> list[ModelInputs | BaseException]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PreparedImages, "prepare", lambda _, image, config: hang(image, config))
+            talks = [Conversation.ask("What is this?", (picture(seed),)) for seed in range(40)]
+            asked = [asyncio.ensure_future(preparation.inputs(sketch.processor, talk)) for talk in talks]
+            while not begun.acquire(blocking=False):
+                await asyncio.sleep(0.01)
+            preparation.close()
+            let_go.set()
+            return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 60)
+
+    ends = asyncio.run(ask_and_end())
+    assert {type(each) for each in ends} <= {ImageError, asyncio.CancelledError, RuntimeError}
 
 
 def about(part: dict[str, Any], text: str = "What is this?") -> dict[str, Any]:

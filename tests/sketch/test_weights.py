@@ -65,7 +65,7 @@ def test_a_conversation_of_several_turns(engine: Engine) -> None:
 
 @pytest.mark.slow
 def test_refilled_slots_give_the_answers_of_single_conversations(engine: Engine) -> None:
-    talks = [conversation_of(s) for task in ("describe", "change", "where", "follow-up") for s in held_out(task, 6)]
+    talks = [conversation_of(s) for task in ("describe", "change", "where", "follow-up") for s in held_out(task, 3)]
     requests = [BatchRequest(k, engine.processor(talk), sampling=GREEDY) for k, talk in enumerate(talks)]
     replies = {reply.key: reply for reply in run_batch(engine.model, requests, slots=5)}
     for request in requests:
@@ -80,7 +80,7 @@ def test_refilled_slots_give_the_answers_of_single_conversations(engine: Engine)
 
 @pytest.mark.slow
 def test_held_out_drawings_of_every_task(engine: Engine) -> None:
-    trials = [trial for task in TASKS for trial in try_task(engine, task, 16, 16)]
+    trials = [trial for task in TASKS for trial in try_task(engine, task, 6, 6)]
     assert sum(trial.right for trial in trials) >= 0.95 * len(trials)
 
 
@@ -118,10 +118,10 @@ def test_transformers_loads_the_folder_and_says_the_same(engine: Engine) -> None
 
 
 def test_choices_classify_as_often_right_as_free_answers(engine: Engine) -> None:
-    samples = list(held_out("colour", 100))
+    samples = list(held_out("colour", 40))
     talks, choices = [conversation_of(sample) for sample in samples], sorted({sample.answer for sample in samples})
     held = Sampling(temperature=0, max_tokens=60, grammar=Grammar.choices(choices))
     free, chosen = (engine.answer_batch(talks, sampling) for sampling in (GREEDY, held))
     assert all(reply.text in choices for reply in chosen)
     right = [sum(r.text == s.answer for r, s in zip(replies, samples, strict=True)) for replies in (free, chosen)]
-    assert right[1] >= right[0] >= 95
+    assert right[1] >= right[0] >= 38

@@ -194,3 +194,23 @@ def test_large_text_that_would_take_four_bytes_a_character_is_refused(wide: str)
         parse_json(f'["{PICTURE}{wide}"]'.encode(), "x")
     with pytest.raises(UsageError, match=r"not UTF-8 text \(byte 5242897\)"):
         parse_json(f'["{PICTURE}"]'.encode() + b"\xff", "x")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        f'"{"One." * 99} \\" {"a." * 99}"',
+        f"'{'One.' * 99}'",
+        f'"""\n{"One. " * 99}\n\\""" {"a." * 99}\n"""',
+        f"'''\n{'One.' * 99}\n'''",
+        f"5  # {'One.' * 99}",
+        f"[{'0.5, ' * 99}]",
+    ],
+)
+def test_dots_of_texts_comments_and_numbers_are_not_those_of_keys(value: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(f"a = {value}\nb.c = 1\n")
+    assert read_toml(file)["b"] == {"c": 1}
+    file.write_text(f"a = {value}\n{'b.' * 64}b = 1\n")
+    with pytest.raises(UsageError, match="nested too deeply"):
+        read_toml(file)

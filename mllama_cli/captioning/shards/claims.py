@@ -100,8 +100,9 @@ class Claims:
 
         Ends when every shard is done.
         """
+        pause = 0.0
         while self._left:
-            self._look()
+            self._look(pause)
             taken = False
             for name in self._order():
                 if self._stopped.is_set():
@@ -113,6 +114,8 @@ class Claims:
                         break  # others have done many meanwhile
             if self._left and not taken:
                 yield None
+            # Others' last shards may be done in a moment, or in minutes.
+            pause = min(1.0 if taken else max(1.0, 2 * pause), RENEW_SECONDS / 3)
 
     def release(self, name: str) -> None:
         """Give up the lease of a shard, which is done, or is left to another worker."""
@@ -121,9 +124,11 @@ class Claims:
             if claim is not None:
                 self._store.remove(claim.path)
 
-    def _look(self) -> None:
-        """Learn which shards are done and, if no other is free, who holds the leases of those that are left."""
-        pause = RENEW_SECONDS if self._watched else 0.0
+    def _look(self, pause: float) -> None:
+        """Learn which shards are done and, if no other is free, who holds the leases of those that are left.
+
+        This is done so many seconds after the last time.
+        """
         if self._stopped.wait(max(0.0, self._listed + pause - time.monotonic())):
             return
         self._listed = time.monotonic()

@@ -30,14 +30,15 @@ class OpenShard:
     damage: str = ""
     is_read: bool = False
     abandoned: bool = False
-    waiting: dict[int, tuple[ShardImage, Row]] = field(default_factory=dict)
+    waiting: dict[int, tuple[ShardImage | None, Row]] = field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:
         return self.is_read and self.written == self.count
 
     def add(self, index: int, entry: ShardImage, row: Row) -> None:
-        self.waiting[index] = entry, row
+        # While an earlier answer takes long, many rows wait: not with their pictures, unless they are needed.
+        self.waiting[index] = entry if self.output.has_pictures else None, row
         while (following := self.waiting.pop(self.written, None)) is not None:
             self.written += 1
             self.failures += following[1]["error"] is not None

@@ -1,18 +1,17 @@
 """A shard, and one picture in it."""
 
 from collections.abc import Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mllama_cli.captioning.listing import ImageEntry
+from mllama_cli.captioning.shards.downloads import Download
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import ImageError, MllamaError
 from mllama_cli.core.text import shown
-from mllama_cli.processing.fetch import fetch_image
 
 ShardForm = Literal["tar", "parquet"]
-Content = bytes | str | Future[ImagePart] | MllamaError
+Content = bytes | Download | MllamaError
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ class ReadOptions:
 class ShardImage(ImageEntry):
     """A picture of a shard. ``path`` shows where it is; ``key`` is its name, which is unique in the shard.
 
-    ``content`` are the file's bytes, its URL, its download in progress, or the reason why there is none of these.
+    ``content`` are the file's bytes, its download in progress, or the reason why there is neither.
     """
 
     shard: Shard
@@ -60,10 +59,8 @@ class ShardImage(ImageEntry):
         """Return the picture's bytes. Raise the MllamaError that prevents it."""
         if isinstance(self.content, MllamaError):
             raise self.content
-        if isinstance(self.content, Future):
+        if isinstance(self.content, Download):
             return self.content.result()
-        if isinstance(self.content, str):
-            return fetch_image(self.content)
         if not self.content:
             raise ImageError(f"{self.path} is empty (0 bytes)", "Give a picture file with something in it.")
         return ImagePart(self.content, self.path)

@@ -69,10 +69,12 @@ def _cell(value: Any) -> str | None:
 
 
 class ShardOutput(Protocol):
-    """A file of captions in the making, which nobody sees."""
+    """A file of captions in the making, which nobody sees. ``has_pictures`` says whether it has the pictures, too."""
 
-    def add(self, entry: ShardImage, row: Row) -> None:
-        """Add the next row."""
+    has_pictures: bool
+
+    def add(self, entry: ShardImage | None, row: Row) -> None:
+        """Add the next row. Without ``has_pictures``, the entry may be None."""
         ...
 
     def finished(self, about: Mapping[str, Any]) -> BinaryIO:
@@ -94,19 +96,20 @@ class ParquetOutput:
 
     Args:
         columns: the fields of captions that are JSON.
-        more: further columns of text.
     """
 
-    def __init__(self, columns: Sequence[str] | None, more: Sequence[str] = ()) -> None:
+    has_pictures = False
+
+    def __init__(self, columns: Sequence[str] | None) -> None:
         self._pa, self._pq = required("pyarrow"), required("pyarrow.parquet")
         text, number = self._pa.string(), self._pa.int32()
-        names = [*more, *COLUMNS, *map(column_name, columns or ())]
+        names = [*COLUMNS, *map(column_name, columns or ())]
         self._schema = self._pa.schema([(name, number if name in _NUMBERS else text) for name in names])
         self._file = _nameless_file()
         self._writer: Any = None
         self._rows: list[Row] = []
 
-    def add(self, entry: ShardImage, row: Row) -> None:
+    def add(self, entry: ShardImage | None, row: Row) -> None:
         self._rows.append(row)
         if len(self._rows) >= ROWS_IN_GROUP:
             self._flush()
@@ -134,11 +137,14 @@ class ParquetOutput:
 class TarOutput:
     """A webdataset: KEY.jpg as it was, KEY.txt with the caption and KEY.json with the row."""
 
+    has_pictures = True
+
     def __init__(self) -> None:
         self._file = _nameless_file()
         self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
 
-    def add(self, entry: ShardImage, row: Row) -> None:
+    def add(self, entry: ShardImage | None, row: Row) -> None:
+        assert entry is not None
         with suppress(MllamaError):  # the row says what is wrong with it
             extension = split_key(entry.path.rpartition("/")[2])[1]
             data = entry.read().data

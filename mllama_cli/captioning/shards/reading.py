@@ -1,21 +1,17 @@
 """Read shards one after the other, as the pictures in them."""
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 
+from mllama_cli.captioning.shards.downloads import Downloads, Fetch
 from mllama_cli.captioning.shards.entry import ReadOptions, Shard, ShardImage
-from mllama_cli.captioning.shards.parquet import Fetch, read_parquet
+from mllama_cli.captioning.shards.parquet import read_parquet
 from mllama_cli.captioning.shards.store import StoreError
 from mllama_cli.captioning.shards.stores import store_of
 from mllama_cli.captioning.shards.tar import DamagedShardError
 from mllama_cli.captioning.shards.webdataset import read_tar
 from mllama_cli.core.errors import MllamaError
-from mllama_cli.processing.fetch import fetch_image
-
-DOWNLOADS = 32
-"""Pictures that are downloaded at once, of shards with URLs."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ def read_shards(shards: Iterable[Shard | None], options: ReadOptions) -> Iterato
 
     None in ``shards`` means that the next one is not free yet, and is passed on.
     """
-    pool = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="download")
+    downloads = Downloads()
     try:
         for shard in shards:
             if shard is None:
@@ -55,7 +51,7 @@ def read_shards(shards: Iterable[Shard | None], options: ReadOptions) -> Iterato
                 continue
             yield ShardBegun(shard)
             try:
-                yield from read_shard(shard, options, lambda url: pool.submit(fetch_image, url))
+                yield from read_shard(shard, options, downloads.begin)
             except DamagedShardError as error:
                 if error.cut:
                     reason = DamagedShardError("is cut off here")
@@ -66,9 +62,9 @@ def read_shards(shards: Iterable[Shard | None], options: ReadOptions) -> Iterato
             else:
                 yield ShardRead(shard)
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
+        downloads.close(cancel=True)
         raise
-    pool.shutdown(wait=False)  # the last downloads are still waited for
+    downloads.close()  # the last downloads are still waited for
 
 
 def read_shard(shard: Shard, options: ReadOptions, fetch: Fetch) -> Iterator[ShardImage]:

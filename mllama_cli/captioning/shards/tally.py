@@ -13,16 +13,20 @@ from mllama_cli.core.caption_events import (
     ShardDone,
     ShardEvent,
     ShardFailed,
+    ShardLost,
     ShardsPlanned,
+    WorkerEvent,
 )
+from mllama_cli.core.text import natural_key
 
 
 @dataclass
 class Tally:
-    """The counts of this worker, and how many shards all workers have done.
+    """The counts of this worker, or of those that it drives, and how many shards all workers have done.
 
     Args:
         left: the shards that no worker has done yet, of which several workers may be at work.
+        by_worker: the pictures that each of several workers that this one drives has handled.
     """
 
     left: Callable[[], int] | None = None
@@ -35,10 +39,15 @@ class Tally:
     skipped: int = 0
     tokens: int = 0
     damaged: list[str] = field(default_factory=list)
+    by_worker: dict[str, int] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
     def event(self, event: CaptionEvent | ShardEvent) -> None:
         match event:
+            case WorkerEvent(worker, told):
+                self.by_worker.setdefault(worker, 0)
+                self.by_worker[worker] += isinstance(told, Captioned | CaptionFailed)
+                self.event(told)
             case ShardsPlanned(total, done):
                 self.shards, self.done_before, self.started = total, done, time.monotonic()
             case Captioned(record):
@@ -54,6 +63,11 @@ class Tally:
                     self.damaged.append(event.path)
             case ShardFailed():
                 self.shards_failed += 1
+            case ShardLost():
+                self.pictures -= event.pictures
+                self.failed -= event.failed
+                self.skipped -= event.skipped
+                self.tokens -= event.tokens
 
     @property
     def seconds(self) -> float:
@@ -67,14 +81,18 @@ class Tally:
 
     @property
     def speed(self) -> float:
-        """Pictures that this worker handles in a second."""
-        return (self.pictures + self.failed) / max(self.seconds, 1e-9)
+        """Pictures that this worker handles in a second, or each of those that it drives."""
+        return self._speed_here / max(1, len(self.by_worker))
 
     @property
     def speed_in_all(self) -> float:
         """Pictures that all workers handle in a second, should their shards be as large as those done here."""
         since = self.done_in_all - self.done_before
-        return self.speed * since / self.shards_done if self.shards_done else self.speed
+        return self._speed_here * since / self.shards_done if self.shards_done else self._speed_here
+
+    @property
+    def _speed_here(self) -> float:
+        return (self.pictures + self.failed) / max(self.seconds, 1e-9)
 
     @property
     def seconds_left(self) -> float | None:
@@ -99,4 +117,12 @@ class Tally:
             "pictures_per_second": round(self.speed, 2),
             "pictures_per_second_in_all": round(self.speed_in_all, 2),
             "seconds_left": None if left is None else round(left),
+            **({"workers": self._workers()} if self.by_worker else {}),
+        }
+
+    def _workers(self) -> dict[str, dict[str, float]]:
+        seconds = max(self.seconds, 1e-9)
+        return {
+            name: {"pictures": count, "pictures_per_second": round(count / seconds, 2)}
+            for name, count in sorted(self.by_worker.items(), key=lambda item: natural_key(item[0]))
         }

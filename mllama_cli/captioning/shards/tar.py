@@ -9,6 +9,11 @@ from mllama_cli.core.errors import ImageError
 
 MAX_HEADER_BYTES = 2**20
 """Longest extended header, which holds a name."""
+MAX_NAME_LENGTH = 4096
+"""Characters of a member's name: as many as paths on a disk have bytes."""
+MAX_EXPANSION = 50
+"""How many times its size a shard may unpack to, beyond its first FREE_BYTES: pictures are compressed already."""
+FREE_BYTES = 2**28
 
 _BLOCK = tarfile.BLOCKSIZE
 _PIECE = 2**20
@@ -22,6 +27,12 @@ class DamagedShardError(ImageError):
     def __init__(self, message: str, cut: str = "") -> None:
         super().__init__(message, "Make it again, or download it again.")
         self.cut = cut
+
+
+def require_little(unpacked: int, packed: int) -> None:
+    """Raise DamagedShardError if so many bytes are too many to be in so few."""
+    if unpacked > FREE_BYTES + MAX_EXPANSION * packed:
+        raise DamagedShardError(f"is damaged: it unpacks to more than {MAX_EXPANSION} times its size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +64,8 @@ def tar_members(stream: BinaryIO, limit: Callable[[str], int]) -> Iterator[TarMe
             raise DamagedShardError(
                 "is cut off: its end mark is missing" if short else f"is damaged: {error}"
             ) from None
+        if member.size < 0:
+            raise DamagedShardError(f"is damaged: a member claims to have {member.size} bytes")
         if member.type in (_LONG_NAME, _PAX, *_SKIPPED_HEADERS):
             if member.size > MAX_HEADER_BYTES:
                 raise DamagedShardError(f"is damaged: a header claims to have {member.size} bytes")
@@ -65,6 +78,8 @@ def tar_members(stream: BinaryIO, limit: Callable[[str], int]) -> Iterator[TarMe
         if member.type == tarfile.GNUTYPE_SPARSE:
             raise DamagedShardError("has a sparse file, which cannot be read")
         name, size = pax.get("path", name or member.name), _size(pax, member.size)
+        if len(name) > MAX_NAME_LENGTH:
+            raise DamagedShardError(f"is damaged: a name has {len(name):,} characters")
         if member.isreg():
             if size <= limit(name):
                 yield TarMember(name, size, _content(stream, size, name))
@@ -117,7 +132,7 @@ def _pax_records(data: bytes) -> dict[str, str]:
         digits, blank, _ = data[start : start + 20].partition(b" ")
         length = int(digits) if digits.isdigit() else 0
         key, equals, value = data[start + len(digits) + 1 : start + length - 1].partition(b"=")
-        if not blank or not equals or length > len(data) - start:
+        if not blank or not equals or not len(digits) < length <= len(data) - start:
             raise DamagedShardError("is damaged: an extended header is not valid")
         records[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
         start += length

@@ -44,7 +44,7 @@ class Admission:
         self.images_encoded = self.image_hits = self.cached_tokens = 0
         self._model, self._memory, self._max_context = model, memory, max_context
         self._active, self._failures = active, failures
-        self._encoding: tuple[Request, Iterator[None]] | None = None
+        self._encoding: tuple[Request, Iterator[int]] | None = None
 
     def admit(self, most: int) -> None:
         """Admit requests until there are ``most``, as far as memory allows."""
@@ -61,22 +61,23 @@ class Admission:
                 request.report(Notice(note))
         self.images.trim(self._images_in_use())
 
-    def encode(self) -> bool:
-        """Run some layers on an image of the first admitted request that lacks one; return whether there was one."""
-        if self._encoding is None:
-            request = next((request for request in self.admitted if not self.ready(request)), None)
-            if request is None:
-                return False
-            self._encoding = (request, self._encode_steps(request))
-        request, steps = self._encoding
-        try:
-            if next(steps, self) is self:
+    def encode(self) -> int:
+        """Run some layers on an image of the first admitted request that lacks one; return its tiles, 0 for none."""
+        while True:
+            if self._encoding is None:
+                request = next((request for request in self.admitted if not self.ready(request)), None)
+                if request is None:
+                    return 0
+                self._encoding = (request, self._encode_steps(request))
+            request, steps = self._encoding
+            try:
+                if (tiles := next(steps, 0)) > 0:
+                    return tiles
                 self._encoding = None
-        except MllamaError as error:
-            self._encoding = None
-            self.remove(request)
-            self._failures.append((request, error))
-        return True
+            except MllamaError as error:
+                self._encoding = None
+                self.remove(request)
+                self._failures.append((request, error))
 
     def reuse(self, request: Request) -> None:
         """Take more of the prompt's beginning from others that were read since this request was admitted."""
@@ -225,7 +226,8 @@ class Admission:
             used.add(group_key(request.seen_at_the_end))
         return used
 
-    def _encode_steps(self, request: Request) -> Iterator[None]:
+    def _encode_steps(self, request: Request) -> Iterator[int]:
+        """Encode a request's images; yield the tiles of one after some layers of it."""
         visible = visible_images(request)
         new = {request.digests[i]: i for i in visible if request.digests[i] not in self.images}
         layers = self._model.vision.layers if new else 0
@@ -235,10 +237,11 @@ class Admission:
             if digest in self.images:
                 continue
             request.report(EncodingImage(number, len(new), 0, layers))
-            tiles = request.tiles[index] if request.tiles else None
-            for layer in self.images.encode_steps(request.inputs.images[index], tiles):
+            image = request.inputs.images[index]
+            tiles = request.tiles[index] if request.tiles else self._model.vision.tiles(image)
+            for layer in self.images.encode_steps(image, tiles):
                 request.report(EncodingImage(number, len(new), layer, layers))
-                yield
+                yield tiles.num_tiles
             request.new_images += 1
             self.images_encoded += 1
-            yield
+            yield tiles.num_tiles

@@ -180,7 +180,7 @@ class EngineLoop:
             for handle in cancelled:
                 scheduler.cancel(handle)
             for function, future in work:
-                _complete(future, function)
+                complete(future, function)
             if self._closing:
                 unfinished = scheduler.requests if self._stopped else scheduler.requests[len(scheduler.active) :]
                 for request in unfinished:
@@ -229,8 +229,8 @@ def _shutting_down() -> ShuttingDownError:
     return ShuttingDownError("The server is shutting down", "Ask again when it has started.")
 
 
-def _complete(future: "Future[T]", function: Callable[[], T]) -> None:
-    """Call a function for who waits for it."""
+def complete(future: "Future[T]", function: Callable[[], T]) -> None:
+    """Call a function and give a future its result or its error, unless nobody waits for it any more."""
     if future.set_running_or_notify_cancel():
         try:
             future.set_result(function())

@@ -25,6 +25,8 @@ class PrefixCache:
         self._most = most
         """The maximum number of caches: each is compared with every new prompt."""
         self._held: list[CachedText] = []
+        self.nbytes = 0
+        """Of all entries; counted as they come and go, since it is asked for at every step."""
 
     def __iter__(self) -> Iterator[CachedText]:
         return iter(self._held)
@@ -32,17 +34,17 @@ class PrefixCache:
     def __contains__(self, text: object) -> bool:
         return text in self._held
 
-    @property
-    def nbytes(self) -> int:
-        return sum(text.cache.nbytes for text in self._held)
-
     def keep(self, text: CachedText) -> None:
+        """Hold an entry, which must not grow any more, and drop the oldest ones beyond the maximum."""
         if len(text.ids) >= MIN_SHARED_PREFIX:
             self._held.append(text)
-            del self._held[: -self._most]
+            self.nbytes += text.cache.nbytes
+            while len(self._held) > self._most:
+                self.remove(self._held[0])
 
     def remove(self, text: CachedText) -> None:
         self._held.remove(text)
+        self.nbytes -= text.cache.nbytes
 
     def touch(self, text: CachedText) -> None:
         """Count an entry as just used."""
@@ -51,6 +53,7 @@ class PrefixCache:
 
     def clear(self) -> None:
         self._held.clear()
+        self.nbytes = 0
 
 
 def shared_prefix(

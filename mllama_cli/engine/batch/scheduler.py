@@ -1,5 +1,6 @@
 """Continuous batching: admit requests, read their prompts, step them, and report their tokens as they come."""
 
+import math
 import time
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
@@ -23,6 +24,13 @@ from mllama_cli.kernels.sdpa import has_decode_attention
 
 MAX_PARTS = 10
 """More than the parts in which a GPU encodes an image."""
+
+FULL_TILES, WATCHED_PARTS = 4, 5
+"""Between two steps of answers that somebody watches, a GPU encodes at most five parts of an image of four tiles.
+
+Those take 30 ms on an H200; smaller images have more parts in that time. With more parts, more images a second would be
+answered where many wait, but each answer would stop for longer.
+"""
 
 CLAIMED_BYTES = 16 * 2**30
 """Bytes of keys and values for which a server takes memory when it starts."""
@@ -136,37 +144,30 @@ class Scheduler:
 
         Nothing overlaps with steps: both would take as much longer, and a step might wait for several images.
         """
-        if self._model.device.type == "cpu":
-            parts = 1
-        elif self._watched():
-            parts = self.admission.lacking
-        else:
-            parts = MAX_PREFILL_BATCH * MAX_PARTS
-        for _ in range(min(parts, MAX_PREFILL_BATCH * MAX_PARTS)):
-            if not self.admission.encode():
+        tiles = tiles_between_steps(self._model.device.type, self.admission.lacking, watched=self._watched())
+        for _ in range(MAX_PREFILL_BATCH * MAX_PARTS):
+            if tiles <= 0 or not (encoded := self.admission.encode()):
                 return
+            tiles -= encoded
 
     def _step(self) -> bool:
         """Launch a step of the busy slots, unless all their answers will have ended; return whether it did."""
         if all(request.answer and request.launched >= request.answer.budget for request in self.active):
             return False
-        ended: list[Request] = []
-
-        def read_all() -> None:
-            while self._launched:
-                ended.extend(self._read_tokens())
-
-        try:
-            # Constraints choose by the tokens before, which are read while the device computes the step.
-            constrained = any(request.constraint is not None for request in self.active)
-            pending = self._slots.step(read_all) if constrained else self._slots.step()
-            for request in self.active:
-                request.launched += 1
-            self._launched.append((list(self.active), pending))
-        finally:
-            self._release_all(ended)
+        # Constraints choose by the tokens before. The host reads those while the device computes the step, but reports
+        # them when the choice is launched, so that the device does not wait for that.
+        constrained = any(request.constraint is not None for request in self.active)
+        pending = self._slots.step(self._await_tokens) if constrained else self._slots.step()
+        for request in self.active:
+            request.launched += 1
+        self._launched.append((list(self.active), pending))
         self._model.decoder.batch_stepped()
         return True
+
+    def _await_tokens(self) -> None:
+        """Wait for all launched tokens, of which constraints take note."""
+        for _, pending in self._launched:
+            pending.wait()
 
     def _prefill(self) -> None:
         """Read prompts for free slots."""
@@ -319,11 +320,25 @@ class Scheduler:
         return torch.cuda.stream(self._stream)
 
 
+def tiles_between_steps(device: str, lacking: int, *, watched: bool) -> float:
+    """Return how many tiles may be in the parts of images that are encoded between two steps.
+
+    ``lacking`` requests wait for an image, and ``watched`` says that somebody watches the answers that are stepped.
+
+    >>> tiles_between_steps("cuda", 1, watched=True), tiles_between_steps("cuda", 64, watched=True)
+    (4, 20)
+    """
+    if device == "cpu":
+        return 1
+    return FULL_TILES * min(lacking, WATCHED_PARTS) if watched else math.inf
+
+
 def make_slots(model: LoadedModel, count: int) -> tuple[Slots, PromptReader]:
-    """Return slots and what reads prompts, by captured graphs where our kernels run on one device."""
-    if model.team is None and has_decode_attention(model.device, model.dtype, model.config.text_config.head_dim):
+    """Return slots and what reads prompts, by captured graphs where our kernels run."""
+    if has_decode_attention(model.device, model.dtype, model.config.text_config.head_dim):
         from mllama_cli.engine.batch.captured_prompts import CapturedPromptReader
         from mllama_cli.engine.batch.captured_slots import CapturedSlots
 
-        return CapturedSlots(model, count), CapturedPromptReader(model)
+        reader = CapturedPromptReader(model) if model.team is None else PromptReader(model)
+        return CapturedSlots(model, count), reader
     return Slots(model, count), PromptReader(model)

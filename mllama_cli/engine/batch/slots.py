@@ -100,8 +100,8 @@ class Slots:
     def step(self, before_choice: Callable[[], None] | None = None) -> PendingTokens:
         """Feed each busy slot's newest token and choose the next. If memory runs out, nothing has changed.
 
-        ``before_choice`` is called when the tokens are being fed. It reads all earlier tokens if slots have
-        constraints, which choose by them, and releases no slot.
+        ``before_choice`` is called when the tokens are being fed. It waits for all earlier tokens if slots have
+        constraints, which choose by them.
         """
         logits = self.logits()
         if before_choice is not None:

@@ -36,8 +36,8 @@ def remember(network: Network, device: torch.device, work: Work) -> None:
 def _mark(network: Network, device: torch.device, work: Work) -> Path:
     """Return a file named by a hash of what determines the kernels: GPU, versions, shapes, formats, sources."""
     model = network.language_model
-    loaded = (m for modules in groups(network) for m in modules if not module_is_absent(m))
-    forms = sorted({_form(module) for module in loaded})
+    loaded = ([module for module in modules if not module_is_absent(module)] for modules in groups(network))
+    forms = sorted({tuple(map(_form, modules)) for modules in loaded})
     system = torch.cuda.get_device_capability(device), torch.__version__
     name = f"{system} {model.config} {model.norm.weight.dtype} {forms} {work} {_sources()}"
     return cache_folder() / "kernels" / sha256(name.encode()).hexdigest()[:16]

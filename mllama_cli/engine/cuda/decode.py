@@ -1,21 +1,29 @@
 """Decode one conversation with captured steps, launched ahead so that the device never waits for the host."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.cuda.graphs import DecodeGraphs
-from mllama_cli.engine.forward import DecodeInput, Network
+from mllama_cli.engine.cuda.operands import groups, operand
+from mllama_cli.engine.forward import DecodeInput, Network, forced_tokens, forward
 from mllama_cli.engine.logits import log_probabilities
 from mllama_cli.engine.sampling import ChosenToken, Method, chosen_token, noted
 from mllama_cli.kernels.ops import upload
+from mllama_cli.kernels.packed import PackedWeight
 from mllama_cli.model.cache import KVCache
 from mllama_cli.model.visibility import segments
 
 STEPS_AHEAD = 2
 """Maximum steps in progress: while the host handles a token, the device computes the next."""
+
+MIN_FORCED_TOKENS = {"plain": 5, "packed": 16}
+"""Tokens without a choice that are fed together, by the network's own operations, for each kind of weights.
+
+On an H200 that takes as long for 32 tokens as for 2: 16 ms in bfloat16 and 29 ms in int4, where steps take 4 and 2.
+"""
 
 
 class GraphDecoder:
@@ -23,8 +31,10 @@ class GraphDecoder:
 
     def __init__(self, network: Network, dtype: torch.dtype, device: torch.device) -> None:
         self.graphs = DecodeGraphs(network, 1, dtype, device)
-        self._device = device
-        self._tokens = torch.zeros(STEPS_AHEAD + 1, 1, dtype=torch.int32, pin_memory=True)
+        self._network, self._device = network, device
+        packed = any(isinstance(operand(module), PackedWeight) for module in next(groups(network)))
+        self._min_forced = MIN_FORCED_TOKENS["packed" if packed else "plain"]
+        self._tokens = torch.zeros(STEPS_AHEAD + 1, 1, dtype=torch.int32, pin_memory=device.type == "cuda")
 
     def prepare(self, *, with_images: bool, sampling: Sampling) -> None:
         """Build and capture the graphs that ``tokens`` replays."""
@@ -37,6 +47,7 @@ class GraphDecoder:
         """Yield the answer's tokens; by the time one is yielded, all before it are in the cache.
 
         ``cache.lengths`` counts those. Positions computed ahead are beyond it: never read, and later overwritten.
+        Tokens that a grammar leaves no choice about are fed together if there are several.
         """
         state, sampler, cache, cross = self.graphs.state, self.graphs.sampler, start.cache, start.cross
         method, asked, budget = Method.of(start.sampling), start.sampling.logprobs, start.budget
@@ -54,7 +65,8 @@ class GraphDecoder:
         state.positions.fill_(filled - 1)
         state.logits.copy_(start.logits)
         events = [torch.cuda.Event() for _ in range(STEPS_AHEAD + 1)]
-        details = torch.zeros(STEPS_AHEAD + 1, 1 + 2 * (asked or 0), dtype=torch.float64, pin_memory=asked is not None)
+        pinned = asked is not None and self._device.type == "cuda"
+        details = torch.zeros(STEPS_AHEAD + 1, 1 + 2 * (asked or 0), dtype=torch.float64, pin_memory=pinned)
         launched = 0
 
         def launch(graph: torch.cuda.CUDAGraph) -> None:
@@ -71,24 +83,43 @@ class GraphDecoder:
             launched += 1
 
         launch(choose)
-        for number in range(budget):
-            more = number + 1 < budget
-            while not method.masks and launched < min(number + STEPS_AHEAD, budget):
+        done = read = 0  # tokens that are yielded, and choices of the device that are read
+        while done < budget:
+            left = budget - done - 1
+            while not method.masks and launched < min(done + STEPS_AHEAD, budget):
                 position = filled + launched - 1  # that of the fed token
                 self._reserve(cache, position, position + 1)
                 launch(step)
-            if method.masks and more:  # the device computes the step while the host reads the token that it feeds
-                self._reserve(cache, filled + number, filled + number + 1)
+            if method.masks and left:  # the device computes the step while the host reads the token that it feeds
+                self._reserve(cache, filled + done, filled + done + 1)
                 step.replay()
-            index = number % (STEPS_AHEAD + 1)
+            index = read % (STEPS_AHEAD + 1)
+            read += 1
             events[index].synchronize()
-            token = noted(chosen_token(int(self._tokens[index]), details[index].tolist(), asked), constraint)
-            if isinstance(token, MllamaError):
-                raise token
-            if method.masks and more:
-                launch(choose)
-            cache.lengths = [filled + number]
-            yield token
+            tokens = [noted(chosen_token(int(self._tokens[index]), details[index].tolist(), asked), constraint)]
+            if method.masks and left and not isinstance(tokens[0], MllamaError):
+                forced = forced_tokens(start, left) if self.graphs.ranks is None else []
+                if len(forced) >= self._min_forced:
+                    self._feed(forced, start, filled + done + 1)
+                    tokens += [noted(ChosenToken(id_), constraint) for id_ in forced]
+                if done + len(tokens) < budget and not isinstance(tokens[-1], MllamaError):
+                    launch(choose)
+            for token in tokens:
+                if isinstance(token, MllamaError):
+                    raise token
+                cache.lengths = [filled + done]
+                yield token
+                done += 1
+
+    def _feed(self, ids: Sequence[int], start: DecodeInput, filled: int) -> None:
+        """Feed tokens at ``filled``, after positions that are written or in progress, before the next choice."""
+        state, cache = self.graphs.state, start.cache
+        self._reserve(cache, filled, filled + len(ids))
+        cache.lengths = [filled]
+        fed = upload(torch.tensor([list(ids)]), self._device)
+        state.logits.copy_(forward(self._network, fed, cache, start.cross, [start.spans]))
+        state.positions.add_(len(ids))
+        self.graphs.sampler.skip(0, len(ids))
 
     def _reserve(self, cache: KVCache, filled: int, length: int, *, refill: bool = False) -> None:
         """Make room for ``length`` positions, of which ``filled`` are written or in progress."""

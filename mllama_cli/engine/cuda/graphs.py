@@ -8,7 +8,7 @@ from mllama_cli.engine.cuda.capture import capture
 from mllama_cli.engine.cuda.step import DecodeStep, State
 from mllama_cli.engine.forward import Network
 from mllama_cli.engine.parallel.exchange import VocabularyOfRanks
-from mllama_cli.engine.sampling import GREEDY, Method, Sampler
+from mllama_cli.engine.sampling import Method, Sampler
 from mllama_cli.kernels.cuda.embed_argmax import Argmax
 from mllama_cli.kernels.cuda.launch import compile_only
 
@@ -25,7 +25,7 @@ class DecodeGraphs:
         config = network.language_model.config
         self.sampler = Sampler(batch, config.vocab_size, device)
         exchange = network.lm_head.exchange
-        self._ranks = exchange if isinstance(exchange, VocabularyOfRanks) else None
+        self.ranks = exchange if isinstance(exchange, VocabularyOfRanks) else None
         self._best = Argmax(batch, config.vocab_size, device)
         self._steps: dict[bool, DecodeStep] = {}
         self._graphs: dict[tuple[bool | None, Method | None], torch.cuda.CUDAGraph] = {}
@@ -56,13 +56,14 @@ class DecodeGraphs:
             step.run()
         if method is None:
             return
-        if method == GREEDY:
-            self._best(state.logits, state.tokens, state.positions)
+        if method.takes_best:
+            masks = (self.sampler.masks, self.sampler.all_rows) if method.masks else None
+            self._best(state.logits, state.tokens, state.positions, masks)
         else:
             state.tokens.copy_(self.sampler.tokens(state.logits, self.sampler.all_rows, method))
             state.positions.add_(1)
-        if self._ranks is not None:  # rank 0 chooses
-            self._ranks.group.broadcast(state.tokens)
+        if self.ranks is not None:  # rank 0 chooses
+            self.ranks.group.broadcast(state.tokens)
 
     def _use_empty_cache(self) -> None:
         """Point the state to the empty cache."""

@@ -1,6 +1,6 @@
 """The matrices, plain or packed, that decode kernels read, and whether they can read them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ def operand(module: nn.Module) -> Operand:
 
 
 def groups(network: Network) -> Iterator[list[nn.Module]]:
-    """Yield the linear layers that one kernel reads together, in order of execution."""
+    """Yield the linear layers that one kernel reads together if their formats are the same, in order of execution."""
     for layer in network.language_model.layers:
         if isinstance(layer, MllamaCrossAttentionDecoderLayer):
             yield [layer.cross_attn.q_proj]
@@ -38,15 +38,9 @@ def groups(network: Network) -> Iterator[list[nn.Module]]:
     yield [network.lm_head]
 
 
-def same_format(operands: Sequence[Operand]) -> bool:
-    """Return whether all are plain, or all are packed with the same bits, group size and code."""
-    first = operands[0]
-    if isinstance(first, Tensor):
-        return all(isinstance(other, Tensor) for other in operands)
-    form = (first.bits, first.group_size, first.code)
-    return all(
-        isinstance(other, PackedWeight) and (other.bits, other.group_size, other.code) == form for other in operands
-    )
+def format_of(matrix: Operand) -> tuple[int, int, str] | None:
+    """Return bits, group size and code, which all matrices of one kernel share; None for a plain one."""
+    return None if isinstance(matrix, Tensor) else (matrix.bits, matrix.group_size, matrix.code)
 
 
 def unsupported_reason(network: Network, dtype: torch.dtype, device: torch.device) -> str:
@@ -65,9 +59,10 @@ def unsupported_reason(network: Network, dtype: torch.dtype, device: torch.devic
     if not supports_decode_attention(dtype, dim):
         return f"no kernels for head dimension {dim}"
     for modules in groups(network):
-        operands = [operand(module) for module in modules if not module_is_absent(module)]
-        if operands and not (same_format(operands) and all(supports(one) for one in operands)):
-            return "no kernels for this mixture of quantized layers"
+        for matrix in (operand(module) for module in modules if not module_is_absent(module)):
+            if not supports(matrix):
+                groups_of = "" if isinstance(matrix, Tensor) else f" with groups of {matrix.group_size}"
+                return f"no kernels for matrices of shape {list(matrix.shape)}{groups_of}"
     return ""
 
 

@@ -58,14 +58,14 @@ class DecodeStep:
         model, config = network.language_model, network.language_model.config
         self.state, self.config, self.model = state, config, model
         batch = state.tokens.shape[0]
-        self.head = Product([network.lm_head], batch)
+        device, dtype = state.tokens.device, state.logits.dtype
+        self.head = Product([network.lm_head], batch, dtype)
         self.layers: list[_Layer] = []
         for layer in model.layers:
             assert isinstance(layer, MllamaSelfAttentionDecoderLayer | MllamaCrossAttentionDecoderLayer)
             if with_images or isinstance(layer, MllamaSelfAttentionDecoderLayer):
-                self.layers.append(_layer(layer, batch))
+                self.layers.append(_layer(layer, batch, dtype))
         self.head_norm = self.head.norm(model.norm.weight)
-        device, dtype = state.tokens.device, state.logits.dtype
         heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
 
         def buffer(size: int) -> Tensor:
@@ -129,7 +129,9 @@ class DecodeStep:
             self.ranks.group.all_reduce(part)
 
 
-def _layer(layer: MllamaSelfAttentionDecoderLayer | MllamaCrossAttentionDecoderLayer, batch: int) -> _Layer:
+def _layer(
+    layer: MllamaSelfAttentionDecoderLayer | MllamaCrossAttentionDecoderLayer, batch: int, dtype: torch.dtype
+) -> _Layer:
     query_norm = attention_gate = mlp_gate = None
     if isinstance(layer, MllamaCrossAttentionDecoderLayer):
         inputs, output = [layer.cross_attn.q_proj], layer.cross_attn.o_proj
@@ -139,15 +141,15 @@ def _layer(layer: MllamaSelfAttentionDecoderLayer | MllamaCrossAttentionDecoderL
     else:
         attention = layer.self_attn
         inputs, output = [attention.q_proj, attention.k_proj, attention.v_proj], attention.o_proj
-    attention_in = Product(inputs, batch)
-    mlp_in = Product([layer.mlp.gate_proj, layer.mlp.up_proj], batch)
+    attention_in = Product(inputs, batch, dtype)
+    mlp_in = Product([layer.mlp.gate_proj, layer.mlp.up_proj], batch, dtype)
     return _Layer(
         cache_index=layer.cache_index,
         cross=isinstance(layer, MllamaCrossAttentionDecoderLayer),
         attention_in=attention_in,
-        attention_out=Product([output], batch),
+        attention_out=Product([output], batch, dtype),
         mlp_in=mlp_in,
-        mlp_out=Product([layer.mlp.down_proj], batch),
+        mlp_out=Product([layer.mlp.down_proj], batch, dtype),
         attention_norm=attention_in.norm(layer.input_layernorm.weight),
         mlp_norm=mlp_in.norm(layer.post_attention_layernorm.weight),
         query_norm=query_norm,

@@ -47,6 +47,8 @@ class Crew:
         self.reason = ""
         self.on_lost: Callable[[EngineError], None] | None = None
         """Called once, on another thread, when a rank has ended although it should not."""
+        self.stop: Callable[[], None] = lambda: None
+        """Ends operations that wait for a rank that is lost."""
         self.told = False
         """Whether the main thread has had the error, which a command prints."""
         self._closing = False
@@ -161,6 +163,7 @@ class Crew:
             self.reason = reason
             self.lost.set()
         self._hang_up()
+        self.stop()
         self.replies.put(None)
         if self.on_lost is not None:
             threading.Thread(target=lambda lost: lost(self.error()), args=(self.on_lost,), daemon=True).start()

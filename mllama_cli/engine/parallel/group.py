@@ -1,6 +1,8 @@
 """Collective operations of the ranks that share a network: gloo between CPUs, NCCL between GPUs."""
 
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -64,8 +66,19 @@ class Group:
 
     @property
     def is_one_shot(self) -> bool:
-        """Whether small tensors are added up by reading the other GPUs' memory."""
+        """Whether small tensors are added up through the other GPUs' memory."""
         return self._one_shot is not None
+
+    def stop(self) -> None:
+        """End operations of GPUs that wait for a rank that is lost; their results are meaningless. For any thread."""
+        if self._one_shot is not None:
+            self._one_shot.stop()
+        if dist.is_nccl_available() and isinstance(self._backend, dist.ProcessGroupNCCL):
+            threading.Thread(target=self._abort, name="end of NCCL", daemon=True).start()
+
+    def _abort(self) -> None:
+        with suppress(RuntimeError, AttributeError):  # an error of the rank that is lost, or another version of torch
+            self._backend.abort()
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         """Return the tensors of all ranks, which have the same shape, in the order of the ranks."""

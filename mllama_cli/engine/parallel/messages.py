@@ -59,6 +59,12 @@ class Names:
             weakref.finalize(cache, self._gone.append, name).atexit = False
         return name
 
+    def of_slots(self, slots: object) -> Name:
+        """Name what every rank has of some slots, until rank 0's is gone."""
+        name = ("slots", self.new())
+        weakref.finalize(slots, self._gone.append, name).atexit = False
+        return name
+
     def of_tensor(self, tensor: Tensor) -> Name | None:
         name: Name | None = self._tensors.get(tensor)
         return name
@@ -107,6 +113,9 @@ class Twins:
         cache.lengths = list(lengths)
         cache.reserve(capacity)
         return cache
+
+    def add(self, name: Name, part: object) -> None:
+        self._parts[name] = part
 
     def part(self, name: Name) -> Any:
         return self._parts[name]

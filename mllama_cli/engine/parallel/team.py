@@ -115,6 +115,7 @@ class Team:
             for member in self.crew.members:
                 self.crew.tell(member, "meet")
             self.group = Group.meet(meeting, self.share, self.devices[0], self.crew.explained)
+            self.crew.stop = self.group.stop
             self.wait()
 
     def close(self) -> None:
@@ -163,6 +164,8 @@ class Team:
                         raise
                     except MllamaError as error:  # such as logits that are not finite, which all ranks see
                         ended, failure = True, error
+                if self.crew.lost.is_set():  # what was computed without it means nothing
+                    raise self.crew.error()
                 if failure is not None:
                     raise failure
                 if ended:

@@ -32,7 +32,7 @@ def dequantize_kernel(
     if CODE == "int":
         value = (number - (1 << (BITS - 1))).to(tl.float32)
     elif CODE == "fp8":
-        value = fp8_value(number) * unit_of(CODE)
+        value = fp8_value(number) * unit_of(CODE, 0)
     else:
         value = table_value(number, CODE)
     value *= factor

@@ -35,15 +35,22 @@ def embed_kernel(
 
 @triton.jit
 def block_argmax_kernel(
-    logits, best, where, SIZE: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+    logits, words, rows, best, where,
+    SIZE: tl.constexpr, WORDS: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """Store a block's highest logit and its token; infinity if any logit is NaN."""
+    """Store a block's highest logit and its token; infinity if any logit is NaN. Masked ones do not count."""
     gdc_launch_dependents(PDL)
     part = tl.program_id(0)
     batch = tl.program_id(1)
     gdc_wait(PDL)
     index = part * BLOCK + tl.arange(0, BLOCK)
     score = tl.load(logits + batch * SIZE + index, mask=index < SIZE, other=float("-inf")).to(tl.float32)
+    if MASKED:
+        row = tl.load(rows + batch)
+        if row >= 0:
+            word = tl.load(words + row * WORDS + index // 32, mask=index < SIZE, other=0)
+            score = tl.where((word >> (index % 32)) & 1 != 0, score, float("-inf"))
     score = tl.where(score == score, score, float("inf"))
     top = tl.max(score, axis=0)
     tl.store(best + batch * BLOCKS + part, top)
@@ -53,9 +60,9 @@ def block_argmax_kernel(
 @triton.jit
 def argmax_kernel(
     best, where, tokens, positions, SIZE: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr,
-    PDL: tl.constexpr,
+    ADVANCE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Store the first of the best tokens, -1 if logits are not finite, and advance the row's position by one."""
+    """Store the first of the best tokens, -1 if logits are not finite, and may advance the row's position by one."""
     gdc_launch_dependents(PDL)
     batch = tl.program_id(0)
     gdc_wait(PDL)
@@ -66,7 +73,8 @@ def argmax_kernel(
     token = tl.min(tl.where(score == top, index, SIZE), axis=0)
     finite = (top < float("inf")) & (top > float("-inf"))
     tl.store(tokens + batch, tl.where(finite, token, -1))
-    tl.store(positions + batch, tl.load(positions + batch) + 1)
+    if ADVANCE:
+        tl.store(positions + batch, tl.load(positions + batch) + 1)
 
 
 def embed(
@@ -98,14 +106,32 @@ class Argmax:
         self._best = torch.empty(batch, self.blocks, dtype=torch.float32, device=device)
         self._where = torch.empty(batch, self.blocks, dtype=torch.int32, device=device)
 
-    def __call__(self, logits: Tensor, tokens: Tensor, positions: Tensor) -> None:
-        """Write the best tokens of logits [B, size] to tokens int32 [B], and add 1 to positions int32 [B]."""
+    def __call__(
+        self,
+        logits: Tensor,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        masks: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """Write the best tokens of logits [B, size] to tokens [B], and add 1 to positions [B].
+
+        ``masks`` are the words and rows of ``ops.best_allowed``.
+        """
         batch, device = logits.shape[0], logits.device
+        words, rows = masks if masks is not None else (logits, logits)
         launch(
-            block_argmax_kernel, (self.blocks, batch), logits, self._best, self._where,
-            self.size, self.blocks, EMBED_ARGMAX_BLOCK, device=device, warps=4,
+            block_argmax_kernel, (self.blocks, batch), logits, words, rows, self._best, self._where,
+            self.size, words.shape[1], self.blocks, EMBED_ARGMAX_BLOCK, masks is not None, device=device, warps=4,
         )  # fmt: skip
         launch(
-            argmax_kernel, (batch,), self._best, self._where, tokens, positions,
-            self.size, self.blocks, triton.next_power_of_2(self.blocks), device=device, warps=4,
+            argmax_kernel, (batch,), self._best, self._where, tokens, tokens if positions is None else positions,
+            self.size, self.blocks, triton.next_power_of_2(self.blocks), positions is not None, device=device, warps=4,
         )  # fmt: skip
+
+
+def best_allowed(logits: Tensor, words: Tensor, rows: Tensor) -> Tensor:
+    """Return the best allowed tokens int64 [B] of logits [B, size], as ``ops.best_allowed`` says."""
+    batch, size = logits.shape
+    tokens = torch.empty(batch, dtype=torch.int64, device=logits.device)
+    Argmax(batch, size, logits.device)(logits.contiguous(), tokens, masks=(words, rows))
+    return tokens

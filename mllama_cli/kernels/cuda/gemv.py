@@ -86,7 +86,7 @@ def gemv_kernel(
     if SWIGLU:
         upward = tl.load(w1 + tile, mask=inside, other=other, eviction_policy="evict_first")
     if HAS_NORM and K <= BLOCK_K:
-        scales = tl.load(norm + cols, mask=cols < K, other=0.0).to(tl.float32)
+        scales = tl.load(norm + offset_of(cols, K, IN_INTERLEAVE), mask=cols < K, other=0.0).to(tl.float32)
     gdc_wait(PDL)
     x += batch * K
     before, times = load_epilogue(
@@ -117,10 +117,11 @@ def gemv_kernel(
                 if SWIGLU:
                     upward = tl.load(w1 + ahead, mask=inside, other=other, eviction_policy="evict_first")
             index = begin + cols
-            row = tl.load(x + offset_of(index, K, IN_INTERLEAVE), mask=cols < K - begin, other=0.0).to(tl.float32)
+            source = offset_of(index, K, IN_INTERLEAVE)
+            row = tl.load(x + source, mask=cols < K - begin, other=0.0).to(tl.float32)
             if HAS_NORM:
                 square_sums += row * row
-                row *= tl.load(norm + begin + cols, mask=cols < K - begin, other=0.0).to(tl.float32)
+                row *= tl.load(norm + source, mask=cols < K - begin, other=0.0).to(tl.float32)
             sums += current.to(tl.float32) * row[None, :]
             if SWIGLU:
                 ups += current_up.to(tl.float32) * row[None, :]

@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from mllama_cli.kernels.cuda.gemv import gemv_kernel
-from mllama_cli.kernels.cuda.launch import launch, multiprocessors
+from mllama_cli.kernels.cuda.launch import capability, launch, multiprocessors
 from mllama_cli.kernels.cuda.layout import interleave_factor
 from mllama_cli.kernels.cuda.packed_gemv import packed_gemv_kernel
 from mllama_cli.kernels.cuda.persistent_gemv import persistent_gemv_kernel
@@ -91,12 +91,12 @@ def gemv(
             programs = min(blocks, tile.programs * multiprocessors(x.device))
             launch(
                 persistent_gemv_kernel, (programs, x.shape[0]), *around, *words, *scales, out, eps, programs, *form,
-                device=x.device, warps=tile.warps, ASSEMBLY=x.is_cuda, **flags,
+                device=x.device, warps=tile.warps, CAPABILITY=capability(x.device), **flags,
             )  # fmt: skip
         else:
             launch(
                 packed_gemv_kernel, grid, *around, *words, *scales, out, eps, *form,
-                device=x.device, warps=tile.warps, ASSEMBLY=x.is_cuda, **flags,
+                device=x.device, warps=tile.warps, CAPABILITY=capability(x.device), **flags,
             )  # fmt: skip
     else:
         plain = [*weights, *[first] * (3 - len(weights))]
@@ -107,23 +107,30 @@ def gemv(
 
 
 def choose_gemv_tile(weight: Tensor | PackedWeight, shapes: Sequence[tuple[int, int]], swiglu: bool) -> GemvTile:
-    """Return the tile that measured best for the 11B's matrices on an H200."""
+    """Return the tile that measured best for the 11B's matrices on an H200.
+
+    Those of other codes than integers have the fewest instructions a number, with all programs running at once or in
+    full waves.
+    """
     rows, size_in = sum(shape[0] for shape in shapes), shapes[0][1]
     if not isinstance(weight, PackedWeight):
         columns = min(triton.next_power_of_2(size_in), 4096 if size_in <= 4096 else 2048)
         return GemvTile(4, columns, min(max(columns // 512, 1), 8))
     quads = triton.next_power_of_2(size_in * weight.bits // 128)
-    decoded = weight.code != "int"  # takes more registers: these tiles are the largest that need no others
+    long, small, decoded = size_in > 4096, rows <= 4096, weight.code != "int"
     if quads <= 256 and weight.bits == 4 and swiglu:
-        return GemvTile(2, quads, max(1, quads // 32), programs=1024 // quads)
+        return GemvTile(2, quads, max(1, quads // 32), programs=(640 if decoded else 1024) // quads)
+    if quads <= 256 and weight.bits == 8 and decoded and swiglu:
+        return GemvTile(2, quads, max(1, quads // 64), programs=1024 // quads)
+    if quads <= 256 and decoded and 4096 < rows <= 65536:
+        return GemvTile(4, quads, max(1, quads // (32 if weight.bits == 4 else 64)), programs=768 // quads)
     if quads <= 256 and weight.bits == 8 and rows > 65536:
         return GemvTile(4, quads, max(1, quads // 64), programs=8)
     if decoded and weight.bits == 4:
-        tile = GemvTile(4, 64, 4) if size_in > 4096 else GemvTile(4, 128, 4)
+        tile = GemvTile(4, 64, 2)
     elif decoded:
-        tile = GemvTile(2, 256, 4) if swiglu or size_in > 4096 else GemvTile(4, 128, 4)
+        tile = GemvTile(4, 256, 4) if small and not long else GemvTile(4, 128, 4)
     elif weight.bits == 8:
-        long, small = size_in > 4096, rows <= 4096
         tile = GemvTile(4, 256, 4) if swiglu or long else GemvTile(4, 128, 4) if small else GemvTile(8, 128, 4)
     else:
         tile = GemvTile(16, 128, 4) if rows > 65536 else GemvTile(4, 128, 4)

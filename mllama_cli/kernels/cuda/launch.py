@@ -34,9 +34,17 @@ def gdc_wait(PDL: tl.constexpr):
 
 
 @cache
+def capability(device: torch.device) -> int:
+    """Return the device's compute capability, 90 for 9.0; 0 without a GPU, for Triton's interpreter."""
+    if device.type != "cuda":
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
 def supports_pdl(device: torch.device) -> bool:
-    """Return whether the device has programmatic dependent launch (compute capability 9.0 or higher)."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    """Return whether the device has programmatic dependent launch."""
+    return capability(device) >= 90
 
 
 @cache

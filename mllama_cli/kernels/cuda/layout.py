@@ -28,3 +28,10 @@ def interleave_factor(weight: Tensor | PackedWeight) -> int:
 def interleave(x: Tensor, factor: int) -> Tensor:
     """Interleave a plain vector, or rows of vectors."""
     return x if factor == 1 else x.unflatten(-1, (-1, factor)).transpose(-1, -2).flatten(-2).contiguous()
+
+
+def reinterleave(x: Tensor, old: int, new: int) -> Tensor:
+    """Return rows of vectors that are interleaved by ``old`` interleaved by ``new``."""
+    if old == new:
+        return x
+    return interleave(x.unflatten(-1, (old, -1)).transpose(-1, -2).flatten(-2), new)

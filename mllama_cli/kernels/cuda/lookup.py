@@ -1,59 +1,38 @@
 """Decode numbers that are not integers: codes of a table of 16 values, and floats of 8 bits (E4M3).
 
-A table is looked up in registers: one byte permutation chooses four bytes of eight, by the codes themselves. The table
-is rounded to float16 there, an error of 0.01%.
+The lanes of a warp hold the table, each an entry, and a shuffle reads the entry of the lane that a code names: one
+instruction for each number, and exact in float32.
 """
-
-import struct
-from collections.abc import Sequence
 
 import triton
 import triton.language as tl
 
 from mllama_cli.kernels.codes import TABLES
 
-
-def lookup_assembly(values: Sequence[float]) -> str:
-    """Return PTX that looks up the eight codes in a word: float32 $0 to $7 of the int32 $8.
-
-    A permutation with the lower three bits of four codes takes the low bytes of values 0 to 7, another those of values
-    8 to 15, and a third chooses between them by the codes' highest bits; the same for the high bytes.
-    """
-    halves = b"".join(struct.pack("<e", value) for value in values)
-    lines = [
-        ".reg .b32 code<2>, side<2>, low, high, bytes<2>, pair<2>;",
-        ".reg .b16 half<4>;",
-        "and.b32 code0, $8, 0x77777777;",
-        "shr.b32 side0, $8, 1;",
-        "lop3.b32 side0, side0, 0x44444444, 0x32103210, 0xEA;",
-        "shr.b32 code1, code0, 16;",
-        "shr.b32 side1, side0, 16;",
-    ]
-    for word in (0, 1):
-        for byte in (0, 1):
-            one = halves[byte::2]
-            first, second, third, fourth = (int.from_bytes(one[i : i + 4], "little") for i in (0, 4, 8, 12))
-            lines += [
-                f"prmt.b32 low, {first}, {second}, code{word};",
-                f"prmt.b32 high, {third}, {fourth}, code{word};",
-                f"prmt.b32 bytes{byte}, low, high, side{word};",
-            ]
-        for pair, order in ((0, 0x5140), (1, 0x7362)):
-            lines += [
-                f"prmt.b32 pair{pair}, bytes0, bytes1, {order};",
-                f"mov.b32 {{half{2 * pair}, half{2 * pair + 1}}}, pair{pair};",
-            ]
-        lines += [f"cvt.f32.f16 ${4 * word + index}, half{index};" for index in range(4)]
-    return "{ " + " ".join(lines) + " }"
-
-
 NF4 = tl.constexpr(TABLES["nf4"])
 FP4 = tl.constexpr(TABLES["fp4"])
-NF4_ASSEMBLY = tl.constexpr(lookup_assembly(TABLES["nf4"]))
-FP4_ASSEMBLY = tl.constexpr(lookup_assembly(TABLES["fp4"]))
 
+SHUFFLE_ASSEMBLY = tl.constexpr("shfl.sync.idx.b32 $0, $1, $2, 0x101F, 0xFFFFFFFF;")
 
-FP8_ASSEMBLY = tl.constexpr("""{
+NATIVE_FP8 = tl.constexpr(89)
+"""The compute capability from which a GPU has an instruction that converts two of these floats."""
+
+NATIVE_FP8_ASSEMBLY = tl.constexpr("""{
+.reg .b16 low, high;
+.reg .b32 pair<2>;
+.reg .b16 half<4>;
+mov.b32 {low, high}, $4;
+cvt.rn.f16x2.e4m3x2 pair0, low;
+cvt.rn.f16x2.e4m3x2 pair1, high;
+mov.b32 {half0, half1}, pair0;
+mov.b32 {half2, half3}, pair1;
+cvt.f32.f16 $0, half0;
+cvt.f32.f16 $1, half1;
+cvt.f32.f16 $2, half2;
+cvt.f32.f16 $3, half3;
+}""")
+
+SHIFTED_FP8_ASSEMBLY = tl.constexpr("""{
 .reg .b32 even, odd, sign;
 .reg .b16 half<4>;
 shl.b32 even, $4, 8;
@@ -72,24 +51,37 @@ cvt.f32.f16 $3, half3;
 }""")
 
 
+@triton.constexpr_function
+def single(shape):
+    """Return the shape with one element and as many dimensions."""
+    return [1] * len(shape)
+
+
 @triton.jit
-def word_of_table(words, CODE: tl.constexpr):
-    """Return the values of the eight codes in each word, as a tuple."""
-    ASSEMBLY: tl.constexpr = NF4_ASSEMBLY if CODE == "nf4" else FP4_ASSEMBLY
+def look_up(words, INDEX: tl.constexpr, CODE: tl.constexpr):
+    """Return the values of the codes at INDEX of each word, on a GPU.
+
+    Lanes 0 to 15 and 16 to 31 each hold the table. The shuffle keeps to a lane's own half (bit 0x1000) and ignores what
+    is above the lower four bits of its index. Every lane of a warp must take part.
+    """
+    nothing = tl.full(single(words.shape), 0, tl.int32)
+    lane = tl.inline_asm_elementwise("mov.u32 $0, %laneid;", "=r,r", [nothing], tl.int32, True, 1)
+    entry = table_value(lane & 15, CODE)
     return tl.inline_asm_elementwise(
-        ASSEMBLY, "=f,=f,=f,=f,=f,=f,=f,=f,r", [words],
-        (tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32), True, 1,
+        SHUFFLE_ASSEMBLY, "=f,f,r", [entry, words >> (4 * INDEX)], tl.float32, False, 1,
     )  # fmt: skip
 
 
 @triton.jit
-def word_of_fp8(words):
-    """Return the four floats in each word divided by 256, as a tuple.
+def word_of_fp8(words, CAPABILITY: tl.constexpr):
+    """Return the four floats in each word, as a tuple, divided by ``unit_of``.
 
-    Shifted by a bit, they are float16 numbers, which have one bit more of exponent.
+    Before NATIVE_FP8 they are divided by 256: shifted by a bit, they are float16 numbers, which have one bit more of
+    exponent.
     """
+    ASSEMBLY: tl.constexpr = NATIVE_FP8_ASSEMBLY if CAPABILITY >= NATIVE_FP8 else SHIFTED_FP8_ASSEMBLY
     return tl.inline_asm_elementwise(
-        FP8_ASSEMBLY, "=f,=f,=f,=f,r", [words], (tl.float32, tl.float32, tl.float32, tl.float32), True, 1,
+        ASSEMBLY, "=f,=f,=f,=f,r", [words], (tl.float32, tl.float32, tl.float32, tl.float32), True, 1,
     )  # fmt: skip
 
 

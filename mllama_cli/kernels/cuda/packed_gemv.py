@@ -16,7 +16,7 @@ def packed_gemv_kernel(
     GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
     OUT_INTERLEAVE: tl.constexpr, RESIDUAL_INTERLEAVE: tl.constexpr,
     SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
-    ASSEMBLY: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
+    CAPABILITY: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Multiply as gemv_kernel does, by packed weights, BLOCK_Q quads of words at a time; x and norm are interleaved."""
     gdc_launch_dependents(PDL and EARLY)
@@ -51,9 +51,9 @@ def packed_gemv_kernel(
             words_up = tl.load(p1 + tile + begin * 4, mask=inside, other=other, eviction_policy="evict_first")
         which = scale_tile + ((begin + quads) // QUADS_A_GROUP)[:, None]
         live = kept[None, :] & (quads < QUADS - begin)[:, None]
-        scale = tl.load(scales + which, mask=live, other=0.0).to(tl.float32) * unit_of(CODE)
+        scale = tl.load(scales + which, mask=live, other=0.0).to(tl.float32) * unit_of(CODE, CAPABILITY)
         if SWIGLU:
-            scale_up = tl.load(s1 + which, mask=live, other=0.0).to(tl.float32) * unit_of(CODE)
+            scale_up = tl.load(s1 + which, mask=live, other=0.0).to(tl.float32) * unit_of(CODE, CAPABILITY)
         if begin == 0:
             gdc_wait(PDL)
             before, times = load_epilogue(
@@ -73,9 +73,9 @@ def packed_gemv_kernel(
                 row *= tl.load(norm + source, mask=here, other=0.0).to(tl.float32)
             if CODE == "int":
                 bias += row * bias_of(number, BITS, CODE, EXACT)
-            products += as_biased_float(words, number, BITS, CODE, EXACT, ASSEMBLY) * row
+            products += as_biased_float(words, number, BITS, CODE, EXACT, CAPABILITY) * row
             if SWIGLU:
-                products_up += as_biased_float(words_up, number, BITS, CODE, EXACT, ASSEMBLY) * row
+                products_up += as_biased_float(words_up, number, BITS, CODE, EXACT, CAPABILITY) * row
         bias_sum = tl.sum(bias, axis=2)
         sums += (tl.sum(products, axis=2) - bias_sum) * scale
         if SWIGLU:

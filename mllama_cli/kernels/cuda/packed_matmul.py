@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mllama_cli.kernels.cuda.launch import multiprocessors
+from mllama_cli.kernels.cuda.launch import capability, multiprocessors
 from mllama_cli.kernels.cuda.unpack import dequantize_tile
 from mllama_cli.kernels.packed import PackedWeight
 
@@ -20,7 +20,7 @@ from mllama_cli.kernels.packed import PackedWeight
 def packed_matmul_kernel(
     x, packed, scale, out, count, n, words_a_row, words_a_group, groups, steps,
     BITS: tl.constexpr, CODE: tl.constexpr, ONE_GROUP: tl.constexpr, EVEN: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, ASSEMBLY: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, CAPABILITY: tl.constexpr,
 ):  # fmt: skip
     """Multiply BLOCK_N rows of the matrix, ``steps`` times BLOCK_W words of each, by BLOCK_M rows of x in each program.
 
@@ -47,7 +47,7 @@ def packed_matmul_kernel(
             factor = tl.load(scale + row[:, None] * groups + group, live, None if EVEN else 0.0)
         else:
             factor = tl.load(scale + row[:, None] * groups + (word // words_a_group)[None, :], inside, other)
-        matrix = dequantize_tile(words, factor.to(tl.float32), BITS, CODE, ASSEMBLY).to(x.dtype.element_ty)
+        matrix = dequantize_tile(words, factor.to(tl.float32), BITS, CODE, CAPABILITY).to(x.dtype.element_ty)
         column = begin * PER_WORD + tl.arange(0, BLOCK_W * PER_WORD)
         size = words_a_row * PER_WORD
         there = (m < count)[None, :] & (column < size)[:, None]
@@ -101,7 +101,7 @@ def packed_matmul(x: Tensor, weight: PackedWeight, tile: MatmulTile | None = Non
     packed_matmul_kernel[grid](
         x, weight.packed, weight.scale, parts, count, n, words, group, k // weight.group_size, steps,
         weight.bits, weight.code, group % tile.words == 0, n % tile.rows == words % (tile.words * tile.splits) == 0,
-        block_m, tile.rows, tile.words, x.is_cuda, num_warps=tile.warps, num_stages=tile.stages,
+        block_m, tile.rows, tile.words, capability(x.device), num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     if tile.splits == 1:
         return parts[0]

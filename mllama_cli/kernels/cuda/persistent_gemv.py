@@ -40,18 +40,18 @@ def load_activations(x, norm, INDEX: tl.constexpr, WORDS: tl.constexpr, within, 
 @triton.jit
 def product(
     words, x0, x1, x2, x3, x4, x5, x6, x7,
-    BITS: tl.constexpr, CODE: tl.constexpr, EXACT: tl.constexpr, ASSEMBLY: tl.constexpr,
+    BITS: tl.constexpr, CODE: tl.constexpr, EXACT: tl.constexpr, CAPABILITY: tl.constexpr,
 ):  # fmt: skip
     """Multiply the numbers of words [Q, N, 4], as biased floats, by activations -> [Q, N]."""
-    total = as_biased_float(words, 0, BITS, CODE, EXACT, ASSEMBLY) * x0
-    total += as_biased_float(words, 1, BITS, CODE, EXACT, ASSEMBLY) * x1
-    total += as_biased_float(words, 2, BITS, CODE, EXACT, ASSEMBLY) * x2
-    total += as_biased_float(words, 3, BITS, CODE, EXACT, ASSEMBLY) * x3
+    total = as_biased_float(words, 0, BITS, CODE, EXACT, CAPABILITY) * x0
+    total += as_biased_float(words, 1, BITS, CODE, EXACT, CAPABILITY) * x1
+    total += as_biased_float(words, 2, BITS, CODE, EXACT, CAPABILITY) * x2
+    total += as_biased_float(words, 3, BITS, CODE, EXACT, CAPABILITY) * x3
     if BITS == 4:
-        total += as_biased_float(words, 4, BITS, CODE, EXACT, ASSEMBLY) * x4
-        total += as_biased_float(words, 5, BITS, CODE, EXACT, ASSEMBLY) * x5
-        total += as_biased_float(words, 6, BITS, CODE, EXACT, ASSEMBLY) * x6
-        total += as_biased_float(words, 7, BITS, CODE, EXACT, ASSEMBLY) * x7
+        total += as_biased_float(words, 4, BITS, CODE, EXACT, CAPABILITY) * x4
+        total += as_biased_float(words, 5, BITS, CODE, EXACT, CAPABILITY) * x5
+        total += as_biased_float(words, 6, BITS, CODE, EXACT, CAPABILITY) * x6
+        total += as_biased_float(words, 7, BITS, CODE, EXACT, CAPABILITY) * x7
     return tl.sum(total, axis=2)
 
 
@@ -62,7 +62,7 @@ def persistent_gemv_kernel(
     GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
     OUT_INTERLEAVE: tl.constexpr, RESIDUAL_INTERLEAVE: tl.constexpr,
     SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
-    ASSEMBLY: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
+    CAPABILITY: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Multiply as packed_gemv_kernel does, in ``programs`` programs that loop over BLOCK_N rows at a time."""
     gdc_launch_dependents(PDL and EARLY)
@@ -126,11 +126,11 @@ def persistent_gemv_kernel(
     if HAS_NORM:
         length = tl.rsqrt(tl.sum(tl.sum(tl.sum(squares, axis=2), axis=1), axis=0) / K + eps)
     for block in range(program, BLOCKS, programs):
-        sums = product(words, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, EXACT, ASSEMBLY) - bias_sum
-        sums *= scale.to(tl.float32) * unit_of(CODE)
+        sums = product(words, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, EXACT, CAPABILITY) - bias_sum
+        sums *= scale.to(tl.float32) * unit_of(CODE, CAPABILITY)
         if SWIGLU:
-            ups = product(words_up, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, EXACT, ASSEMBLY) - bias_sum
-            ups *= scale_up.to(tl.float32) * unit_of(CODE)
+            ups = product(words_up, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, EXACT, CAPABILITY) - bias_sum
+            ups *= scale_up.to(tl.float32) * unit_of(CODE, CAPABILITY)
         target_rows = first + rows
         kept = rows < count
         following = block + programs

@@ -8,7 +8,7 @@ costs least. kernels/cuda/lookup.py has the other codes, which have no bias.
 import triton
 import triton.language as tl
 
-from mllama_cli.kernels.cuda.lookup import fp8_value, pick, table_value, word_of_fp8, word_of_table
+from mllama_cli.kernels.cuda.lookup import NATIVE_FP8, fp8_value, look_up, pick, table_value, word_of_fp8
 
 
 @triton.constexpr_function
@@ -29,34 +29,34 @@ def bit_of(index, bits, exact):
 
 @triton.jit
 def as_biased_float(
-    words, INDEX: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr, EXACT: tl.constexpr, ASSEMBLY: tl.constexpr
+    words, INDEX: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr, EXACT: tl.constexpr, CAPABILITY: tl.constexpr
 ):
-    """Return the number at INDEX of each int32 word, as float32, plus ``bias_of``. ASSEMBLY is for a GPU.
+    """Return the number at INDEX of each int32 word, as float32, plus ``bias_of``. CAPABILITY is the GPU's, or 0.
 
     Its unit is ``unit_of`` the code. Calls for the indices of one word share what they compute.
     """
     if CODE == "int":
-        return _biased_integer(words, INDEX, BITS, EXACT, ASSEMBLY)
+        return _biased_integer(words, INDEX, BITS, EXACT, CAPABILITY)
     elif CODE == "fp8":
-        if ASSEMBLY:
-            return pick(word_of_fp8(words), INDEX)
+        if CAPABILITY > 0:
+            return pick(word_of_fp8(words, CAPABILITY), INDEX)
         else:
             return fp8_value((words >> (8 * INDEX)) & 0xFF)
     else:
-        if ASSEMBLY:
-            return pick(word_of_table(words, CODE), INDEX)
+        if CAPABILITY > 0:
+            return look_up(words, INDEX, CODE)
         else:
             return table_value((words >> (4 * INDEX)) & 0xF, CODE)
 
 
 @triton.constexpr_function
-def unit_of(code):
-    """Return the unit of ``as_biased_float`` and ``fp8_value``, by which scales are multiplied."""
-    return 256.0 if code == "fp8" else 1.0
+def unit_of(code, capability):
+    """Return the unit of ``as_biased_float``, by which scales are multiplied."""
+    return 256.0 if code == "fp8" and capability < NATIVE_FP8.value else 1.0
 
 
 @triton.jit
-def _biased_integer(words, INDEX: tl.constexpr, BITS: tl.constexpr, EXACT: tl.constexpr, ASSEMBLY: tl.constexpr):
+def _biased_integer(words, INDEX: tl.constexpr, BITS: tl.constexpr, EXACT: tl.constexpr, CAPABILITY: tl.constexpr):
     BIT: tl.constexpr = bit_of(INDEX, BITS, EXACT)
     SHIFT: tl.constexpr = BIT - BITS * INDEX
     MASK: tl.constexpr = ((1 << BITS) - 1) << BIT
@@ -65,7 +65,7 @@ def _biased_integer(words, INDEX: tl.constexpr, BITS: tl.constexpr, EXACT: tl.co
         words = words << SHIFT
     elif SHIFT < 0:
         words = words >> (0 - SHIFT)
-    if ASSEMBLY:  # and-or with two constants in one instruction, where the compiler uses two
+    if CAPABILITY > 0:  # and-or with two constants in one instruction, where the compiler uses two
         mask = tl.full(words.shape, MASK, tl.int32)
         base = tl.full(words.shape, BASE, tl.int32)
         bits = tl.inline_asm_elementwise(
@@ -86,30 +86,30 @@ def bias_of(INDEX: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr, EXACT: 
 
 @triton.jit
 def dequantize_number(
-    words, scale, INDEX: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr, ASSEMBLY: tl.constexpr
+    words, scale, INDEX: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr, CAPABILITY: tl.constexpr
 ):
     """Return the number at INDEX of each word times its scale, in float32."""
-    value = as_biased_float(words, INDEX, BITS, CODE, True, ASSEMBLY) * scale
+    value = as_biased_float(words, INDEX, BITS, CODE, True, CAPABILITY) * scale
     if CODE == "int":
         value -= bias_of(INDEX, BITS, CODE, True) * scale
     return value
 
 
 @triton.jit
-def dequantize_tile(words, scale, BITS: tl.constexpr, CODE: tl.constexpr, ASSEMBLY: tl.constexpr):
+def dequantize_tile(words, scale, BITS: tl.constexpr, CODE: tl.constexpr, CAPABILITY: tl.constexpr):
     """Dequantize words [N, W] with scales float32 [N, W] or [N, 1] -> float32 [N, W * 32 / BITS]."""
-    scale *= unit_of(CODE)
-    p0 = dequantize_number(words, scale, 0, BITS, CODE, ASSEMBLY)
-    p1 = dequantize_number(words, scale, 1, BITS, CODE, ASSEMBLY)
-    p2 = dequantize_number(words, scale, 2, BITS, CODE, ASSEMBLY)
-    p3 = dequantize_number(words, scale, 3, BITS, CODE, ASSEMBLY)
+    scale *= unit_of(CODE, CAPABILITY)
+    p0 = dequantize_number(words, scale, 0, BITS, CODE, CAPABILITY)
+    p1 = dequantize_number(words, scale, 1, BITS, CODE, CAPABILITY)
+    p2 = dequantize_number(words, scale, 2, BITS, CODE, CAPABILITY)
+    p3 = dequantize_number(words, scale, 3, BITS, CODE, CAPABILITY)
     if BITS == 8:
         return tl.interleave(tl.interleave(p0, p2), tl.interleave(p1, p3))
     else:
-        p4 = dequantize_number(words, scale, 4, BITS, CODE, ASSEMBLY)
-        p5 = dequantize_number(words, scale, 5, BITS, CODE, ASSEMBLY)
-        p6 = dequantize_number(words, scale, 6, BITS, CODE, ASSEMBLY)
-        p7 = dequantize_number(words, scale, 7, BITS, CODE, ASSEMBLY)
+        p4 = dequantize_number(words, scale, 4, BITS, CODE, CAPABILITY)
+        p5 = dequantize_number(words, scale, 5, BITS, CODE, CAPABILITY)
+        p6 = dequantize_number(words, scale, 6, BITS, CODE, CAPABILITY)
+        p7 = dequantize_number(words, scale, 7, BITS, CODE, CAPABILITY)
         even = tl.interleave(tl.interleave(p0, p4), tl.interleave(p2, p6))
         odd = tl.interleave(tl.interleave(p1, p5), tl.interleave(p3, p7))
         return tl.interleave(even, odd)

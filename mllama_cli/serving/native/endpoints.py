@@ -38,6 +38,7 @@ from mllama_cli.remote.question import (
     Use,
 )
 from mllama_cli.serving.connection import StreamResponse
+from mllama_cli.serving.guard import PRIVATE
 from mllama_cli.serving.idle import IdleEnd
 from mllama_cli.serving.json_response import json_response, read_object
 from mllama_cli.serving.native.heartbeat import with_heartbeats
@@ -91,7 +92,7 @@ async def stop(request: Request) -> Response:
 def stopping(scope: Any) -> Response:
     """Return the answer after which the process ends in order. Raise HTTPException for a client from elsewhere."""
     server = scope.get("server")
-    if server is not None and server[1] is not None:
+    if server is not None and server[1] is not None and not scope.get(PRIVATE):
         raise HTTPException(403, "A server is stopped on its own machine: `mllama stop` there, or Ctrl-C")
     return json_response({"pid": os.getpid()}, background=BackgroundTask(signal.raise_signal, signal.SIGTERM))
 

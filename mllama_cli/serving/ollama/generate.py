@@ -1,8 +1,8 @@
 """POST /api/generate."""
 
 import time
-from collections.abc import Callable, Container
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -13,6 +13,7 @@ from mllama_cli.core.text import shown
 from mllama_cli.processing.message_parts import Reader, read_picture, valid_text
 from mllama_cli.processing.processor import ModelInputs
 from mllama_cli.serving.errors import FieldError
+from mllama_cli.serving.ollama.context import after, read_context, write_context
 from mllama_cli.serving.ollama.fields import Body, Options, read_list, read_options, read_text
 from mllama_cli.serving.ollama.reply import Reply, nothing_asked
 from mllama_cli.serving.service import Service
@@ -20,13 +21,13 @@ from mllama_cli.serving.service import Service
 
 @dataclass(frozen=True)
 class Prompt:
-    """What /api/generate is asked. ``context`` has the token ids of earlier turns, without their images."""
+    """What /api/generate is asked. ``context`` is what an earlier answer gave back, not checked yet."""
 
     text: str
     images: tuple[ImagePart, ...]
     system: str
     raw: bool
-    context: tuple[int, ...]
+    context: tuple[Any, ...]
 
 
 async def generate(request: Request) -> Response:
@@ -71,37 +72,17 @@ async def _inputs(service: Service, prompt: Prompt) -> ModelInputs:
     if prompt.raw:
         return await service.raw_inputs(prompt.text, prompt.images)
     model = service.engine.model
-    context = _checked(prompt.context, model.config.image_token_index, model.config.text_config.vocab_size)
+    image_token = model.config.image_token_index if model.has_vision else None
+    context = read_context(prompt.context, image_token, model.config.text_config.vocab_size)
     inputs = await service.inputs(Conversation.ask(prompt.text, prompt.images, prompt.system))
     tokenizer = model.processor.tokenizer
     bos = tokenizer.special_ids.get(tokenizer.special_names.get("bos_token", ""))
-    return after(context, inputs, model.eos, bos)
+    return after(context, inputs, model.eos, bos, service.recent_image)
 
 
 def _context_after(inputs: ModelInputs, image_token: int) -> Callable[[list[int]], dict[str, Any]]:
-    """Return a function that writes the context of an answer, whose images it does not hold."""
-    prompt = inputs.ids
-    return lambda answer: {"context": [id_ for id_ in (*prompt, *answer) if id_ != image_token]}
-
-
-def after(context: tuple[int, ...], inputs: ModelInputs, eos: Container[int], bos: int | None) -> ModelInputs:
-    """Return a prompt that follows the turns in ``context``, whose last answer has lost the token that ended it."""
-    if not context:
-        return inputs
-    end = [id_ for id_ in inputs.ids if id_ in eos][-1:]  # the template ends each turn with it
-    turn = inputs.ids[1:] if inputs.ids[:1] == (bos,) else inputs.ids
-    return replace(inputs, ids=(*context, *([] if context[-1] in eos else end), *turn))
-
-
-def _checked(context: tuple[Any, ...], image_token: int, vocabulary: int) -> tuple[int, ...]:
-    for index, id_ in enumerate(context):
-        if type(id_) is not int or not 0 <= id_ < vocabulary:
-            raise FieldError(
-                "context",
-                f"context[{index}] is not a token of this model: {shown(id_)}",
-                "Send the context of an earlier answer of this server.",
-            )
-    return tuple(id_ for id_ in context if id_ != image_token)
+    """Return a function that writes the context of an answer."""
+    return lambda answer: {"context": write_context(inputs, answer, image_token)}
 
 
 def _response(text: str) -> dict[str, Any]:

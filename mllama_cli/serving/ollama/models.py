@@ -61,8 +61,8 @@ async def ps(request: Request) -> Response:
 async def show(request: Request) -> Response:
     """Return what is known about the model."""
     service: Service = request.app.state.service
-    name = read_model(await read_object(request))
-    service.names.require(name)
+    if name := read_model(await read_object(request)):
+        service.names.require(name)
     found = await _facts(service)
     template = service.engine.processor.chat_template
     parameters = service.engine.default_sampling()

@@ -2,16 +2,21 @@
 
 import io
 import tarfile
-from concurrent.futures import Future
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from mllama_cli.captioning.shards import parquet, parquet_worker, tar
 from mllama_cli.captioning.shards.entry import ReadOptions, Shard, ShardImage
 from mllama_cli.captioning.shards.reading import ReadItem, ShardBegun, ShardRead, ShardUnreadable, read_shards
 from mllama_cli.captioning.shards.webdataset import MAX_TEXT_BYTES
-from mllama_cli.core.conversation import ImagePart
 from mllama_cli.core.errors import MllamaError
+from mllama_cli.processing import public_hosts
+from tests.hostile.shards import TARS
+from tests.processing.pictures import file_of, noise
+from tests.processing.server import serving
 from tests.shards import write_tar
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -112,13 +117,68 @@ def test_headers_cannot_claim_what_is_not_there(tmp_path: Path) -> None:
     assert "damaged" in damage(read(path))
 
 
+def test_a_sample_keeps_its_first_picture_and_a_name_its_length(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "s.tar", [("a.png", PNG + b"1"), ("a.jpg", PNG + b"2"), ("a.png", PNG + b"3")])
+    (entry,) = pictures(read(path))
+    assert (entry.read().data, entry.name) == (PNG + b"1", "a.png")
+    path = write_tar(tmp_path / "s.tar", {"a.png": PNG, "x" * 5000 + ".png": PNG})
+    items = read(path)
+    assert [entry.key for entry in pictures(items)] == ["a"]
+    assert "a name has 5,004 characters" in damage(items)
+
+
+@pytest.mark.parametrize("hostile", ["a size of -1", "an extended header of length 0", "an extended size of 10^18"])
+def test_a_header_that_lies_ends_the_tar(tmp_path: Path, hostile: str) -> None:
+    path = tmp_path / "s.tar"
+    path.write_bytes(TARS[hostile]())
+    assert damage(read(path))
+
+
+def test_a_shard_does_not_unpack_to_many_times_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = write_tar(tmp_path / "s.tar.gz", {f"{number}.png": bytes(100_000) for number in range(20)})
+    repeated = write_parquet(tmp_path / "s.parquet", {"image": [PNG + bytes(100_000)] * 200})
+    for path in (packed, repeated):
+        assert damage(read(path)) == ""
+    monkeypatch.setattr(tar, "FREE_BYTES", 10**6)
+    for path in (packed, repeated):
+        items = read(path)
+        assert "unpacks to more than 50 times its size" in damage(items)
+        assert 5 < len(pictures(items)) < 190
+    nulls = write_parquet(tmp_path / "s.parquet", {"image": [b"", *[None] * 100_000]})
+    assert "more rows than bytes" in damage(read(nulls))
+
+
+def test_a_parquet_file_that_crashes_or_stops_its_reader_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_parquet(tmp_path / "s.parquet", {"image": [PNG]})
+    script = tmp_path / "reader.py"
+    monkeypatch.setattr(parquet_worker, "__file__", str(script))
+    script.write_text("import os; os.abort()")
+    assert damage(read(path)) == "is damaged: it crashes its reader"
+    monkeypatch.setattr(parquet, "MAX_PICTURE_SECONDS", 0.1)
+    script.write_text("import time; time.sleep(600)")
+    assert damage(read(path)) == "is damaged: it takes longer than 0.1 seconds"
+
+
+def test_long_keys_and_texts_are_refused(tmp_path: Path) -> None:
+    columns = {"key": ["k" * 5000, "b"], "image": [PNG, PNG], "txt": ["a", "t" * 2_000_000]}
+    first, second = pictures(read(write_parquet(tmp_path / "s.parquet", columns), texts=True))
+    assert (first.key, second.key) == ("s/0", "b")
+    with pytest.raises(MllamaError, match="a key of more than 4,096"):
+        first.read()
+    with pytest.raises(MllamaError, match="too long for a prompt"):
+        second.variable("json.txt")
+    assert second.read().data == PNG
+
+
 def test_a_file_that_is_gone_is_left_to_another_run(tmp_path: Path) -> None:
     (end,) = read(tmp_path / "gone.tar")[1:]
     assert isinstance(end, ShardUnreadable)
     assert "no such file" in end.error.message
 
 
-def write_parquet(path: Path, columns: dict[str, list[object]]) -> Path:
+def write_parquet(path: Path, columns: Mapping[str, Sequence[object]]) -> Path:
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
 
@@ -142,12 +202,34 @@ def test_pictures_of_parquet_are_bytes_or_structs(tmp_path: Path) -> None:
         second.read()
 
 
-def test_urls_of_parquet_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mllama_cli.captioning.shards.reading.fetch_image", lambda url: ImagePart(url.encode(), url))
-    path = write_parquet(tmp_path / "s.parquet", {"url": ["https://a.test/1.png", "https://a.test/2.png"]})
-    items = pictures(read(path))
-    assert isinstance(items[0].content, Future)
-    assert [entry.read().data for entry in items] == [b"https://a.test/1.png", b"https://a.test/2.png"]
+def test_urls_of_parquet_are_downloaded_from_public_addresses_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = file_of(Image.effect_noise((2400, 2400), 90))
+    assert len(large) > 4 * 2**20  # more than what is fetched ahead
+    with serving(file_of(noise())) as small, serving(large) as second:
+        urls = [f"{small.url}/picture", f"{second.url}/picture", f"{small.url}/elsewhere?http://10.0.0.1/picture"]
+        urls += [f"{small.url}/status/404", f"{small.url}/page", "ftp://a.test/x.png", f"{small.url}/{'x' * 9000}"]
+        path = write_parquet(tmp_path / "s.parquet", {"url": urls})
+        assert "not public" in " ".join(reasons(pictures(read(path))))
+        assert small.requests == second.requests == []
+        monkeypatch.setattr(public_hosts, "is_public", lambda address: address == "127.0.0.1")
+        first, other, *failing = pictures(read(path))
+        assert (first.read().data, other.read().data) == (file_of(noise()), large)
+        assert other.read() is other.read()  # is not fetched again
+        expected = ("10.0.0.1 has an address that is not public", "answered 404", "a web page", "nor a URL", "9,0")
+        for reason, part in zip(reasons(failing), expected, strict=True):
+            assert part in reason
+
+
+def reasons(entries: list[ShardImage]) -> list[str]:
+    """Return why each of the pictures cannot be read."""
+    found = []
+    for entry in entries:
+        with pytest.raises(MllamaError) as caught:
+            entry.read()
+        found.append(caught.value.message)
+    return found
 
 
 def test_a_column_that_is_not_there_or_a_damaged_file_is_said(tmp_path: Path) -> None:

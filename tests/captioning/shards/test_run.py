@@ -1,6 +1,7 @@
 """Shards through the pipeline, with a model that answers from a table."""
 
 import json
+import os
 import tarfile
 import threading
 import time
@@ -8,6 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from mllama_cli.captioning.asker import Answer, Question
@@ -15,7 +17,7 @@ from mllama_cli.captioning.decoding import DecodingPool
 from mllama_cli.captioning.postprocess import Postprocess
 from mllama_cli.captioning.prompts import PromptTemplate
 from mllama_cli.captioning.shards.destination import ShardDestination
-from mllama_cli.captioning.shards.entry import ReadOptions, Shard
+from mllama_cli.captioning.shards.entry import ReadOptions, Shard, ShardForm
 from mllama_cli.captioning.shards.outputs import OutputForm
 from mllama_cli.captioning.shards.paths import find_shards
 from mllama_cli.captioning.shards.run import ShardPlan, caption_shards, plan_shards
@@ -249,13 +251,42 @@ def test_memory_stays_flat_over_shards(tmp_path: Path) -> None:
     data = drawing(1)[0]
     for number in range(3):
         write_tar(tmp_path / f"{number}.tar", {f"{number}-{each}.png": data for each in range(40)})
-    most = 0
+    most = batches = 0
 
     class Counting(Reader):
         def _answers(self, batch: list[Question]) -> Iterator[Answer]:
-            nonlocal most
-            most = max(most, sum(type(each) is ShardImage for each in gc.get_objects()))
+            nonlocal most, batches
+            if batches % 5 == 4:  # to look at all objects takes long
+                most = max(most, sum(type(each) is ShardImage for each in gc.get_objects()))
+            batches += 1
             return super()._answers(batch)
 
     run(find_shards([str(tmp_path)]), tmp_path / "out", reader=Counting(), prompt="{stem}")
     assert 0 < most < 100  # what is read ahead, of 120
+
+
+@pytest.mark.parametrize("form", ["tar", "parquet"])
+def test_the_memory_of_a_worker_does_not_grow_with_the_shards(tmp_path: Path, form: ShardForm) -> None:
+    import pyarrow as pa
+
+    process, sizes = psutil.Process(), list[int]()
+
+    def taken() -> Iterator[Shard]:
+        for number in range(SHARDS):
+            pictures = {f"{number}-{each}": drawing(1)[0] + os.urandom(600_000) for each in range(10)}
+            path = tmp_path / f"{number}.{form}"
+            if form == "tar":
+                write_tar(path, {f"{key}.png": data for key, data in pictures.items()})
+            else:
+                pq.write_table(pa.table({"key": list(pictures), "image": list(pictures.values())}), path)
+            sizes.append(process.memory_info().rss)
+            yield Shard(str(path), str(number), form)
+            (tmp_path / f"{number - 2}.{form}").unlink(missing_ok=True)
+
+    events = run([], tmp_path / "out", taken=taken())
+    assert sum(isinstance(event, ShardDone) and event.pictures == 10 for event in events) == SHARDS
+    growth = max(sizes[SHARDS // 3 :]) - max(sizes[: SHARDS // 3])
+    assert growth < 30_000_000  # of 72 MB that were read meanwhile
+
+
+SHARDS = 18

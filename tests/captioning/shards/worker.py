@@ -1,9 +1,5 @@
-"""A worker that shares shards with others by claims, as `mllama caption --to --claim`, with a model from a table.
+"""A worker that shares shards with others by claims, as `mllama caption --to --claim`, with a model from a table."""
 
-Run it as ``python -m tests.captioning.shards.worker IN OUT``.
-"""
-
-import sys
 import time
 from collections.abc import Iterator
 
@@ -26,19 +22,17 @@ class Slow(Reader):
         return super()._answers(batch)
 
 
-def main(source: str, folder: str) -> None:
+def main(source: str, folder: str) -> int:
+    """Caption what others leave of the shards at ``source`` into ``folder``; return the exit code."""
     claims.RENEW_SECONDS, claims.STALE_SECONDS, claims.LIST_SECONDS = 0.2, 1.0, 0.5
     store = store_of(folder)
     plan = plan_shards(find_shards([source]), store, folder, "parquet")
     with claims.Claims(store, folder, plan.pending, ".parquet", claims.worker_name()) as shared:
         destination = ShardDestination(store, folder, "parquet", released=shared.release)
         prompt, options = PromptTemplate("How wide?"), ReadOptions()
-        events = caption_shards(
-            plan, shared.take(), Slow(), destination, prompt, Postprocess(), options, pool=DecodingPool(1)
+        list(
+            caption_shards(
+                plan, shared.take(), Slow(), destination, prompt, Postprocess(), options, pool=DecodingPool(1)
+            )
         )
-        for event in events:
-            print(event, flush=True)  # noqa: T201
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    return 0

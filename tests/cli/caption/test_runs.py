@@ -18,13 +18,13 @@ from tests.prepared import Prepared, Started
 
 
 @pytest.mark.slow
-def test_two_hundred_drawings_and_twenty_bad_files(tmp_path: Path) -> None:
+def test_sixty_drawings_and_twenty_bad_files(tmp_path: Path) -> None:
     folder = tmp_path / "many"
-    facts = drawings(folder, 200)
+    facts = drawings(folder, 60)
     bad = bad_files(folder)
     result = run_script("caption", str(folder), "--errors", str(tmp_path / "errors.tsv"), timeout=280)
     assert result.code == 3
-    assert "Captioned 200, failed 20" in result.err
+    assert "Captioned 60, failed 20" in result.err
     failed = dict(line.split("\t") for line in (tmp_path / "errors.tsv").read_text().splitlines()[1:])
     assert {Path(path).name for path in failed} == set(bad)
     assert all(reason for reason in failed.values())
@@ -32,7 +32,7 @@ def test_two_hundred_drawings_and_twenty_bad_files(tmp_path: Path) -> None:
     captions = {path.stem: path.read_text() for path in folder.glob("*.txt")}
     assert captions.keys() == facts.keys()
     right = sum(captions[name].strip() == answer for name, answer in facts.items())
-    assert right >= 190, f"{right} of 200 say exactly what is drawn"
+    assert right >= 56, f"{right} of 60 say exactly what is drawn"
 
 
 def test_shards_together_caption_everything_once(folder: Path) -> None:
@@ -57,36 +57,37 @@ def start(*arguments: str) -> "subprocess.Popen[bytes]":
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kills as POSIX does")
 @pytest.mark.parametrize("existing", ["skip", "append"])
-def test_a_run_that_is_killed_at_any_moment_ends_in_the_same_files(existing: str, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_at_any_moment_ends_in_the_same_files(
+    existing: str, prepared: Prepared, tmp_path: Path
+) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
-    drawings(calm, 24)
+    drawings(calm, 12)
     for name in ("3.txt", "7.txt"):
         (calm / name).write_text("old\n" if existing == "append" else "")
     shutil.copytree(calm, killed)
     options = ("--existing", existing, "--batch-size", "2", "--workers", "1")
     rng = random.Random(5)
     errors = tmp_path / "errors.txt"
-    with Prepared() as prepared:
 
-        def begin(folder: Path) -> Started:
-            return prepared.start("tests.prepared:command", ("caption", str(folder), *options), os.environ, errors)
+    def begin(folder: Path) -> Started:
+        return prepared.start("tests.prepared:command", ("caption", str(folder), *options), os.environ, errors)
 
-        assert begin(calm).wait() == 0, errors.read_text()
-        for _ in range(10):
-            before = sum(path.stat().st_size for path in killed.glob("*.txt"))
-            process = begin(killed)
-            end = time.monotonic() + 60
-            while process.poll() is None and time.monotonic() < end:  # until it writes, then a moment more
-                if sum(path.stat().st_size for path in killed.glob("*.txt")) != before:
-                    break
-                time.sleep(0.01)
-            time.sleep(rng.uniform(0, 0.15))
-            process.kill()
-            if process.poll() == 0:
+    assert begin(calm).wait() == 0, errors.read_text()
+    for _ in range(5):
+        before = sum(path.stat().st_size for path in killed.glob("*.txt"))
+        process = begin(killed)
+        end = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < end:  # until it writes, then a moment more
+            if sum(path.stat().st_size for path in killed.glob("*.txt")) != before:
                 break
-            assert process.poll() == -signal.SIGKILL, errors.read_text()
-        else:
-            assert begin(killed).wait() == 0, errors.read_text()
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.15))
+        process.kill()
+        if process.poll() == 0:
+            break
+        assert process.poll() == -signal.SIGKILL, errors.read_text()
+    else:
+        assert begin(killed).wait() == 0, errors.read_text()
     contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (calm, killed)]
     assert contents[0] == contents[1]
 
@@ -112,7 +113,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_resume(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_two_runs_over_one_folder_share_the_work(tmp_path: Path) -> None:
-    stems = list(drawings(tmp_path, 24))
+    stems = list(drawings(tmp_path, 12))
     runs = [start(str(tmp_path), "--existing", "append", "--batch-size", "2") for _ in range(2)]
     outputs = [run.communicate(timeout=120)[1].decode() for run in runs]
     assert [run.returncode for run in runs] == [0, 0], outputs
@@ -121,4 +122,4 @@ def test_two_runs_over_one_folder_share_the_work(tmp_path: Path) -> None:
         assert text.count(text[:6]) == 1, "one caption, not two, whatever the model saw"
         assert text.endswith(".\n")
     done = [int(output.split("Captioned ")[1].split()[0].rstrip(",.")) for output in outputs]
-    assert sum(done) == 24
+    assert sum(done) == 12

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.caption.folders import names
+from tests.conftest import ROOT
 from tests.console import run_here
 from tests.shards import make_shards
 
@@ -39,6 +40,34 @@ def test_captions_of_shards_say_what_the_pictures_show_and_a_second_run_does_not
     assert "captions of another command: its prompt" in other.err
     outputs = [f"0000{number}.parquet" for number in range(4)]
     assert names(out) == [*outputs, "_claims", "_settings.json", "_summary", "p0.parquet"]
+
+
+@pytest.mark.slow
+def test_a_run_on_ray_is_as_one_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    facts = make_shards(tmp_path / "in", 4, 1, 2)
+    here, there = tmp_path / "here", tmp_path / "there"
+    results = {
+        to: run_here("caption", str(tmp_path / "in"), "--to", str(to), "--json", "--errors", f"{to}.tsv", *more)
+        for to, more in ((here, ()), (there, ("--ray", "local", "--actors", "1")))
+    }
+    assert [result.code for result in results.values()] == [3, 3]
+    tables = [{path.name: pq.read_table(path).to_pylist() for path in to.glob("*.parquet")} for to in (here, there)]
+    assert tables[0] == tables[1]
+    lists = [sorted(Path(f"{to}.tsv").read_text().splitlines()) for to in (here, there)]
+    assert lists[0] == lists[1]
+    events = [json.loads(line) for line in results[there].out.splitlines()]
+    done = [event for event in events if event["event"] == "shard_done"]
+    assert [event["worker"] for event in done] == ["actor-1"] * 5
+    (file,) = (there / "_summary").iterdir()
+    summary = json.loads(file.read_text())
+    counts = {"shards": 5, "shards_done": 5, "pictures": len(facts) - 3, "failed": 3, "skipped": 1}
+    assert {name: summary[name] for name in counts} == {name: events[-1][name] for name in counts} == counts
+    assert summary["workers"]["actor-1"]["pictures"] == len(facts)
+    again = run_here("caption", str(tmp_path / "in"), "--to", str(there), "--json", "--ray", "local")
+    assert (again.code, json.loads(again.out.splitlines()[-1])["shards_done_here"]) == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import torch
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import MemoryShortageError
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.batch.scheduler import Scheduler
+from mllama_cli.engine.batch.admission import Admission
+from mllama_cli.engine.batch.scheduler import FULL_TILES, Scheduler, tiles_between_steps
 from mllama_cli.engine.batch.slots import Slots
 from mllama_cli.engine.engine import Engine
 from mllama_cli.engine.sampling import PendingTokens, Sampler
@@ -17,6 +18,7 @@ from mllama_cli.engine.vision import ImageCache
 from mllama_cli.model.text import MllamaTextModel
 from mllama_cli.processing.image_processor import ImageTiles
 from tests.engine.batch.asking import CONVERSATIONS, RED, Asked, advance_until, memory_of, run, tokens_alone
+from tests.engine.conftest import picture
 
 pytestmark = pytest.mark.usefixtures("tokens_read")
 
@@ -169,3 +171,42 @@ def test_one_that_outgrows_the_memory_alone_fails_and_the_next_is_answered(
     assert isinstance(huge.error, MemoryShortageError)
     assert huge.tokens
     assert small.answers_as_alone(engine)
+
+
+def test_answers_wait_for_a_few_parts_of_images_and_not_for_all(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where a part has several layers."""
+    most = tiles_between_steps("cuda", 64, watched=True)
+    monkeypatch.setattr(
+        "mllama_cli.engine.batch.scheduler.tiles_between_steps",
+        lambda device, lacking, *, watched: tiles_between_steps("cuda", lacking, watched=watched),
+    )
+    scheduler = Scheduler(engine.model, memory_of(engine, 12))
+    encode, step = Admission.encode, Slots.step
+    tiles: list[int] = []
+    between: list[int] = []
+
+    def counted(self: Admission) -> int:
+        if scheduler.active:
+            tiles.append(encode(self))
+            return tiles[-1]
+        return encode(self)
+
+    def stepped(self: Slots, *arguments: Any) -> PendingTokens:
+        between.append(sum(tiles))
+        tiles.clear()
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Admission, "encode", counted)
+    monkeypatch.setattr(Slots, "step", stepped)
+    sampling = Sampling(max_tokens=40, logit_bias=dict.fromkeys(engine.model.eos, -100.0))
+    first = Asked(engine, "Hello", sampling)
+    later = [Asked(engine, Conversation.ask("What?", (picture("red", (90 + n, 80)),)), sampling) for n in range(8)]
+    scheduler.add(first)
+    advance_until(scheduler, [first])
+    run(scheduler, *later)
+    assert 0 < max(between) < most + FULL_TILES
+    assert sum(each > 0 for each in between) > 2
+    for request in (first, *later):
+        assert request.answers_as_alone(engine)

@@ -1,8 +1,11 @@
 """A batch stepped by our kernels, as on a GPU: in Triton's interpreter, with eager steps in place of captured ones."""
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,12 +16,17 @@ from tests.triton_here import DEVICE  # isort: skip  (first: it prepares Triton)
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.grammar import Grammar
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.batch import captured_prompts, captured_slots, scheduler
+from mllama_cli.engine.batch import captured_prompts, scheduler, slot_graphs
 from mllama_cli.engine.batch.captured_prompts import CapturedPromptReader
-from mllama_cli.engine.batch.captured_slots import CapturedSlots
+from mllama_cli.engine.batch.captured_slots import CapturedSlots, LeadingSlotGraphs
 from mllama_cli.engine.batch.request import BatchRequest
 from mllama_cli.engine.batch.run import run_batch
+from mllama_cli.engine.batch.slot_graphs import SlotGraphs
+from mllama_cli.engine.batch.slots import SlotCaches
 from mllama_cli.engine.engine import load
+from mllama_cli.engine.model import LoadedModel
+from mllama_cli.engine.parallel.messages import Names, Twins
+from mllama_cli.model.cache import KVCache
 from tests.checkpoints import config_dict, make_checkpoint
 from tests.engine.batch.asking import by_key
 from tests.engine.conftest import picture
@@ -27,27 +35,30 @@ pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="tests/gpu does thi
 
 
 class Eager:
-    """In place of a captured graph."""
+    """In place of a captured graph. ``ready``: its first replay is of the inputs with which it was captured."""
 
-    def __init__(self, run: Callable[[], Tensor | None]) -> None:
-        self.run, self.result = run, run()
+    def __init__(self, run: Callable[[], Tensor | None], *, ready: bool) -> None:
+        self.run, self.result, self.ready = run, run(), ready
 
     def replay(self) -> None:
+        if self.ready:
+            self.ready = False
+            return
         again = self.run()
         if self.result is not None and again is not None:
             self.result.copy_(again)
 
 
-def eager(run: Callable[[], Any], *_: object) -> tuple[Eager, Any]:
-    made = Eager(run)
+def eager(run: Callable[[], Any], *_: object, ready: bool = False) -> tuple[Eager, Any]:
+    made = Eager(run, ready=ready)
     return made, made.result
 
 
 @pytest.fixture
 def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mllama_cli.kernels.cuda.attention.TARGET_PROGRAMS", 16)  # the interpreter runs them one by one
-    for module in (captured_slots, captured_prompts):
-        monkeypatch.setattr(module, "capture", eager)
+    for module in (slot_graphs, captured_prompts):
+        monkeypatch.setattr(module, "capture", partial(eager, ready=module is captured_prompts))
         monkeypatch.setattr(module, "batch_stream", lambda *_: None)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     monkeypatch.setattr(
@@ -58,7 +69,7 @@ def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    text = {"num_hidden_layers": 3, "cross_attention_layers": [1], "intermediate_size": 64}
+    text = {"num_hidden_layers": 2, "cross_attention_layers": [0], "intermediate_size": 64}
     text |= {"hidden_size": 128, "num_attention_heads": 4}  # heads of 32: the least that a GPU's matrix units take
     return make_checkpoint(tmp_path_factory.mktemp("models") / "tiny", config_dict(text=text), seed=3)
 
@@ -87,3 +98,50 @@ def test_answers_are_those_of_the_network_itself(folder: Path, slots: int, reque
     assert len(set(expected.values())) == len(expected)
     request.getfixturevalue("_as_on_a_gpu")
     assert by_key(run_batch(engine.model, requests, slots=slots)) == expected
+
+
+class Echo:
+    """In place of the other ranks: it hears what rank 0 tells them, as bytes, and does it with the same network."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.names, self.logits = Names(), torch.empty(0)
+        self._network = model.network
+        self.twins = Twins(model.network.language_model.config, model.dtype, model.device)
+
+    @contextmanager
+    def together(self, operation: str, *arguments: object, alike: bool) -> Iterator[None]:
+        heard, (name, *given) = self.twins.read(self.names.write((operation, arguments)))
+        if heard == "make_slots":
+            self.twins.add(name, SlotGraphs(self._network, torch.float32, torch.device("cpu"), *given))
+        elif heard == "on_slots":
+            result = getattr(self.twins.part(name), given[0])(*given[1:])
+            self.logits = result if isinstance(result, torch.Tensor) else self.logits
+        yield
+
+
+@pytest.mark.usefixtures("_as_on_a_gpu")
+@torch.inference_mode()
+def test_other_ranks_step_the_same_slots(folder: Path) -> None:
+    model = load(folder, device="cpu", dtype="float32", vision=True).model
+    echo = Echo(model)
+    given = (model.network, model.dtype, model.device, 2)
+    graphs = LeadingSlotGraphs(cast("Any", echo), *given)
+    config, device = model.network.language_model.config, model.device
+    caches = [SlotCaches(KVCache(config, dtype=model.dtype, device=device)) for _ in range(2)]
+    for row, each in enumerate(caches):
+        each.cache.reserve(4)
+        graphs.point(row, each)
+    graphs.release(0, 1)
+    for busy, token in ((1, 5), (1, 7)):
+        graphs.state.tokens[:busy] = token
+        echo.twins.part(graphs._name).state.tokens[:busy] = token
+        logits = graphs.step(busy, False).clone()
+        graphs.advance(busy)
+        assert torch.equal(logits, echo.logits[:busy])
+        assert logits.abs().sum() > 0
+    name = graphs._name
+    del graphs
+    gc.collect()
+    echo.twins.read(echo.names.write(("nothing", (0,))))
+    with pytest.raises(KeyError):
+        echo.twins.part(name)

@@ -98,6 +98,26 @@ def test_steps_add_what_adapters_do(packed: dict[str, int | str], adapted: tuple
     compare(net, True, 1e-3, steps=1)
 
 
+@pytest.mark.parametrize(
+    ("packed", "adapted"),
+    [
+        ({"k_proj": "nf4", "v_proj": "nf4", "mlp.up_proj": "nf4", "down_proj": "fp8"}, ()),
+        pytest.param({"q_proj": 4, "k_proj": 8, "mlp.gate_proj": "fp8", "mlp.up_proj": 4}, (), marks=pytest.mark.slow),
+        pytest.param(
+            {"q_proj": 4, "v_proj": 8, "mlp.gate_proj": "nf4"}, ("q_proj", "gate_proj"), marks=pytest.mark.slow
+        ),
+    ],
+    ids=["16 bits and packed", "4 and 8 bits", "adapted"],
+)
+def test_layers_that_one_kernel_would_read_may_differ_in_format(
+    packed: dict[str, int | str], adapted: tuple[str, ...]
+) -> None:
+    net = network(packed, adapted)
+    formats = [{operands.format_of(operands.operand(m)) for m in modules} for modules in operands.groups(net)]
+    assert sum(len(each) > 1 for each in formats) > 2
+    compare(net, True, 1e-3, steps=1)
+
+
 def compare(net: MllamaForConditionalGeneration, sees: bool, tolerance: float, steps: int) -> None:
     """Compare steps after a prompt with the network's logits."""
     image_token = net.config.image_token_index
@@ -134,10 +154,3 @@ def compare(net: MllamaForConditionalGeneration, sees: bool, tolerance: float, s
         assert apart(state.logits, logits) < tolerance
         state.logits.copy_(logits)
         best(state.logits, state.tokens, state.positions)
-
-
-def test_a_mixture_inside_one_kernel_is_refused() -> None:
-    mixed = network({"q_proj": 4})
-    assert not all(operands.same_format([operands.operand(m) for m in modules]) for modules in operands.groups(mixed))
-    uniform = network({"proj": 4, "lm_head": 8})
-    assert all(operands.same_format([operands.operand(m) for m in modules]) for modules in operands.groups(uniform))

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from tests.triton_here import DEVICE  # isort: skip  (first: it prepares Triton)
-from mllama_cli.kernels.codes import TABLES
 from mllama_cli.kernels.cuda import lookup
 
 
@@ -39,11 +38,6 @@ def evaluate(assembly: str, outputs: int, word: int) -> list[float]:
         elif name == "lop3.b32":
             assert parts[4] == "0xEA"  # a & b | c
             registers[parts[0]] = value(parts[1]) & value(parts[2]) | value(parts[3])
-        elif name == "prmt.b32":
-            pool = struct.pack("<II", value(parts[1]), value(parts[2]))
-            chosen = [value(parts[3]) >> 4 * index & 15 for index in range(4)]
-            assert max(chosen) < 8  # beyond, a byte's sign is repeated
-            registers[parts[0]] = int.from_bytes(bytes(pool[index] for index in chosen), "little")
         elif name == "cvt.f32.f16":
             (results[int(parts[0][1:])],) = struct.unpack("<e", struct.pack("<H", value(parts[1])))
         else:
@@ -51,13 +45,24 @@ def evaluate(assembly: str, outputs: int, word: int) -> list[float]:
     return results
 
 
-@pytest.mark.parametrize("kind", ["nf4", "fp4"])
-def test_a_table_is_looked_up_for_every_code_at_every_index(kind: str) -> None:
-    table = torch.tensor(TABLES[kind]).half().float().tolist()
-    for first in range(16):
-        codes = [(first + 3 * index) % 16 for index in range(8)]
-        word = sum(code << 4 * index for index, code in enumerate(codes))
-        assert evaluate(lookup.lookup_assembly(TABLES[kind]), 8, word) == [table[code] for code in codes]
+def shuffled(lane: int, index: int) -> int:
+    """Return the lane whose value a lane gets from our shuffle, by the definition of ``shfl.sync.idx``."""
+    found = re.fullmatch(r"shfl\.sync\.idx\.b32 \$0, \$1, \$2, (\w+), 0xFFFFFFFF;", lookup.SHUFFLE_ASSEMBLY.value)
+    assert found is not None
+    c = int(found[1], 0)
+    segment, clamp = c >> 8 & 31, c & 31
+    first = lane & segment
+    last = first | clamp & ~segment
+    source = first | index & 31 & ~segment
+    return source if source <= last else lane
+
+
+def test_every_lane_reads_the_entry_that_a_code_names_whatever_is_above_the_code() -> None:
+    for lane in range(32):
+        for code in range(16):
+            for above in (0, 0x10, 0x7A0, -16):
+                assert shuffled(lane, above | code) % 16 == code
+                assert shuffled(lane, above | code) // 16 == lane // 16
 
 
 def test_float8_becomes_the_same_number_for_every_byte_at_every_index() -> None:
@@ -66,7 +71,7 @@ def test_float8_becomes_the_same_number_for_every_byte_at_every_index() -> None:
         found = [(first + 67 * index) % 256 for index in range(4)]
         if any(byte & 127 == 127 for byte in found):  # no numbers
             continue
-        results = evaluate(lookup.FP8_ASSEMBLY.value, 4, int.from_bytes(bytes(found), "little"))
+        results = evaluate(lookup.SHIFTED_FP8_ASSEMBLY.value, 4, int.from_bytes(bytes(found), "little"))
         assert [256 * result for result in results] == [float(numbers[byte]) for byte in found]
 
 
@@ -83,12 +88,13 @@ for code, bits in (("nf4", 4), ("fp4", 4), ("fp8", 8)):
     source = triton.compiler.ASTSource(kernel, signature, constants)
     made = triton.compile(source, target, {{"num_warps": {warps}}})
     assert made.asm["cubin"]
-    assert not {assembly} or ("prmt" if bits == 4 else "cvt.f32.f16") in made.asm["ptx"]
+    used = "shfl.sync.idx" if bits == 4 else "f16x2.e4m3x2" if {capability} >= 89 else "cvt.f32.f16"
+    assert not {assembly} or used in made.asm["ptx"]
 """
 
 GEMV = (
     "N0=64, N1=64, N2=0, K=4096, BITS=bits, CODE=code, GROUP=64, BLOCK_N=4, BLOCK_Q=64, OUT_INTERLEAVE=1, "
-    "RESIDUAL_INTERLEAVE=1, SWIGLU=True, HAS_NORM=True, HAS_RESIDUAL=False, HAS_FACTOR=False, ASSEMBLY=True, "
+    "RESIDUAL_INTERLEAVE=1, SWIGLU=True, HAS_NORM=True, HAS_RESIDUAL=False, HAS_FACTOR=False, CAPABILITY={capability}, "
     "EARLY=True, PDL={pdl}",
     "x='*bf16', norm='*bf16', residual='*bf16', factor='*fp32', p0='*i32', p1='*i32', p2='*i32', s0='*fp32', "
     "s1='*fp32', s2='*fp32', out='*bf16', eps='fp32', programs='i32'",
@@ -97,7 +103,7 @@ KERNELS = {
     "packed_gemv": GEMV,
     "persistent_gemv": GEMV,
     "packed_matmul": (
-        "BITS=bits, CODE=code, ONE_GROUP=True, EVEN=True, BLOCK_M=16, BLOCK_N=64, BLOCK_W=16, ASSEMBLY=True",
+        "BITS=bits, CODE=code, ONE_GROUP=True, EVEN=True, BLOCK_M=16, BLOCK_N=64, BLOCK_W=16, CAPABILITY={capability}",
         "x='*bf16', packed='*i32', scale='*bf16', out='*bf16', count='i32', n='i32', words_a_row='i32', "
         "words_a_group='i32', groups='i32', steps='i32'",
     ),
@@ -119,9 +125,9 @@ def test_kernels_compile_for_a_gpu(module: str, capability: int, tmp_path: Path)
         module=module,
         kernel=f"{module}_kernel",
         capability=capability,
-        constants=constants.format(pdl=capability >= 90),
+        constants=constants.format(pdl=capability >= 90, capability=capability),
         types=types,
-        assembly="ASSEMBLY" in constants,
+        assembly="CAPABILITY" in constants,
         warps=4,
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -7,8 +7,8 @@ from torch import Tensor
 from tests.triton_here import DEVICE, aligned, apart  # isort: skip  (first: it prepares Triton)
 from mllama_cli.core.config import RopeScaling
 from mllama_cli.kernels.cuda.attention import Addresses, Scratch, decode_attention
-from mllama_cli.kernels.cuda.embed_argmax import Argmax, embed
-from mllama_cli.kernels.ops import apply_rope, rms_norm
+from mllama_cli.kernels.cuda.embed_argmax import Argmax, best_allowed, embed
+from mllama_cli.kernels.ops import apply_rope, best_ids, masked, rms_norm
 from mllama_cli.model.layers import grouped_attention
 from mllama_cli.model.rope import inverse_frequencies, rotation
 
@@ -93,3 +93,25 @@ def test_the_best_token_the_first_of_equals_and_none_for_nan() -> None:
     Argmax(3, size, DEVICE)(logits, tokens, positions)
     assert tokens.tolist() == [17, int(logits[1].argmax()), -1]
     assert positions.tolist() == [4, 5, 6]
+
+
+def test_the_best_of_the_tokens_that_masks_allow() -> None:
+    torch.manual_seed(3)
+    size = 3001
+    logits = torch.randn(6, size, device=DEVICE).bfloat16()
+    words = torch.randint(-(2**31), 2**31, (3, (size + 31) // 32), dtype=torch.int32, device=DEVICE)
+    words[1] = 0
+    words[1, 93] = -(1 << 31)  # 3007, of which there is no logit, and then 2999 too
+    words[1, 93] |= 1 << 23
+    words[2] = 0
+    logits[2, [5, 6]] = 9.0
+    logits[3, 17], logits[4, 2999], logits[5, 40] = torch.nan, torch.inf, torch.nan
+    rows = torch.tensor([0, 1, -1, 1, 1, 2], device=DEVICE)
+    exact = best_ids(masked(logits.float(), torch.where(rows[:, None] < 0, -1, words[rows.clamp(min=0)])))
+    assert exact.tolist()[1:] == [2999, 5, 2999, -1, -1]
+    assert best_allowed(logits, words, rows).tolist() == exact.tolist()
+    tokens = torch.zeros(6, dtype=torch.int32, device=DEVICE)
+    positions = torch.arange(6, dtype=torch.int32, device=DEVICE)
+    Argmax(6, size, DEVICE)(logits, tokens, positions, (words, rows))
+    assert tokens.tolist() == exact.tolist()
+    assert positions.tolist() == [1, 2, 3, 4, 5, 6]
