@@ -172,7 +172,7 @@ def test_redirects_in_a_circle(server: Server) -> None:
     assert "redirected more than 10 times" in refused(f"{server.url}/loop", Limits(1 << 20, 1, 5)).message
 
 
-@pytest.mark.parametrize("to", ["file:///etc/passwd", "ftp://127.0.0.1/a.png", "data:image/png;base64,AAAA", "http://"])
+@pytest.mark.parametrize("to", ["file:///etc/passwd", "ftp://127.0.0.1/a.png", "data:image/png;base64,AAAA"])
 def test_a_redirect_may_only_lead_to_the_web(server: Server, to: str) -> None:
     error = refused(f"{server.url}/elsewhere?{to}")
     assert "redirected to an address that" in error.message or "broke off" in error.message
