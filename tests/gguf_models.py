@@ -26,14 +26,14 @@ CONFIG = config_dict(
     torch_dtype="bfloat16",
 )  # fmt: skip
 
-_TEXT = (
+TEXT_NAMES = (
     ("language_model.", ""), ("lm_head", "output"), ("model.embed_tokens", "token_embd"),
     ("model.norm", "output_norm"), ("model.layers", "blk"), ("input_layernorm", "attn_norm"),
     ("self_attn.q_proj", "attn_q"), ("self_attn.k_proj", "attn_k"), ("self_attn.v_proj", "attn_v"),
     ("self_attn.o_proj", "attn_output"), ("mlp.gate_proj", "ffn_gate"), ("mlp.down_proj", "ffn_down"),
     ("mlp.up_proj", "ffn_up"), ("post_attention_layernorm", "ffn_norm"), ("cross_attn.", "cross_attn_"),
 )  # fmt: skip
-_VISION = (
+VISION_NAMES = (
     ("vision_model.", "v."), ("multi_modal_projector", "mm.0"),
     ("gated_positional_embedding.tile_embedding", "tile_position_embd"),
     ("gated_positional_embedding.embedding", "position_embd.weight"), ("gated_positional_embedding", "position_embd"),
@@ -93,31 +93,31 @@ def write_gguf(
             dense[name] = torch.from_numpy(values.astype(np.float32))
             if generation == 2 and name.endswith(("q_proj.weight", "k_proj.weight")):
                 values = _interleave(values, vision["attention_heads"])
-            files[True].extend((n, v, form) for n, v in _vision_tensors(name, values, generation))
+            files[True].extend((n, v, form) for n, v in vision_tensors(name, values, generation))
             continue
         if values.ndim == 1:
             dense[name] = torch.from_numpy(values.copy())
-            files[False].append((_renamed(name, _TEXT), values, kinds.F32))
+            files[False].append((renamed(name, TEXT_NAMES), values, kinds.F32))
             continue
         form = kinds[formats(name) if formats else "Q4_K"]
-        stored = _encoded(values, form, random)
+        stored = encoded(values, form, random)
         values = gguf.quants.dequantize(stored, form).reshape(values.shape)
         if name.endswith(("q_proj.weight", "k_proj.weight")) and (interleaved or ".self_attn." in name):
             heads = text["num_attention_heads" if ".q_proj" in name else "num_key_value_heads"]
         dense[name] = torch.from_numpy((_in_order(values, heads) if heads else values).astype(np.float32))
-        files[False].append((_renamed(name, _TEXT), stored, form))
-    files[False].append(("rope_freqs.weight", _rope_factors(text), kinds.F32))
+        files[False].append((renamed(name, TEXT_NAMES), stored, form))
+    files[False].append(("rope_freqs.weight", rope_factors(text), kinds.F32))
     parts = [files[False], files[True]] if generation == 1 else [files[False] + files[True]]
     paths = []
     for number, tensors in enumerate(parts):
         path = folder / ("model.gguf", "projector.gguf")[number]
         writer = gguf.GGUFWriter(path, "mllama")
         if number == 0:
-            _text_entries(writer, text)
+            text_entries(writer, text)
             if change is not None:
                 change(writer)
         if number == len(parts) - 1:
-            _vision_entries(writer, vision)
+            vision_entries(writer, vision)
         for name, values, form in tensors:
             plain = form in (kinds.F32, kinds.F16)
             writer.add_tensor(name, values, raw_dtype=None if plain else form)
@@ -159,7 +159,7 @@ def write_store(
     return manifest
 
 
-def _encoded(values: Any, form: Any, random: Any) -> Any:
+def encoded(values: Any, form: Any, random: Any) -> Any:
     """Return a matrix in a format. The gguf package writes no K formats, so their blocks are random and valid."""
     import gguf
 
@@ -177,18 +177,18 @@ def _encoded(values: Any, form: Any, random: Any) -> Any:
     return blocks.reshape(values.shape[0], -1)
 
 
-def _vision_tensors(name: str, values: Any, generation: int) -> Iterator[tuple[str, Any]]:
+def vision_tensors(name: str, values: Any, generation: int) -> Iterator[tuple[str, Any]]:
     """Yield the tensors of one weight: gates as their tanh, and the positions' also as 1 minus it."""
-    renamed = _renamed(name, _VISION + _BY_GENERATION[generation])
+    stored_name = renamed(name, VISION_NAMES + _BY_GENERATION[generation])
     if name.rpartition(".")[2] in ("gate", "gate_attn", "gate_ffn"):
         values = np.tanh(values).astype(np.float32)
         if "gated_positional" in name:
-            yield renamed, 1 - values
-            renamed = "v.tile_position_embd.gate"
-    yield renamed, values
+            yield stored_name, 1 - values
+            stored_name = "v.tile_position_embd.gate"
+    yield stored_name, values
 
 
-def _renamed(name: str, table: tuple[tuple[str, str], ...]) -> str:
+def renamed(name: str, table: tuple[tuple[str, str], ...]) -> str:
     for old, new in table:
         name = name.replace(old, new)
     return name
@@ -202,7 +202,7 @@ def _in_order(w: Any, heads: int) -> Any:
     return w.reshape(heads, -1, 2, w.shape[-1]).swapaxes(1, 2).reshape(w.shape)
 
 
-def _rope_factors(text: dict[str, Any]) -> Any:
+def rope_factors(text: dict[str, Any]) -> Any:
     size, factors = text["hidden_size"] // text["num_attention_heads"], []
     for index in range(0, size, 2):
         wave = 2 * math.pi * text["rope_theta"] ** (index / size)
@@ -211,7 +211,8 @@ def _rope_factors(text: dict[str, Any]) -> Any:
     return np.array(factors, dtype=np.float32)
 
 
-def _text_entries(writer: Any, text: dict[str, Any]) -> None:
+def text_entries(writer: Any, text: dict[str, Any], vocabulary: Path | None = None) -> None:
+    """Describe the language model, with the tokens of a tokenizer.json or a byte for each token."""
     for key, value in (
         ("vocab_size", text["vocab_size"]), ("block_count", text["num_hidden_layers"]),
         ("context_length", text["max_position_embeddings"]), ("embedding_length", text["hidden_size"]),
@@ -224,14 +225,29 @@ def _text_entries(writer: Any, text: dict[str, Any]) -> None:
     writer.add_array("mllama.attention.cross_attention_layers", text["cross_attention_layers"])
     writer.add_string("tokenizer.ggml.model", "gpt2")
     writer.add_string("tokenizer.ggml.pre", "llama-bpe")
-    writer.add_array("tokenizer.ggml.tokens", [*(byte_alphabet()[byte] for byte in range(256)), *SPECIAL])
-    writer.add_array("tokenizer.ggml.token_type", [1] * 256 + [3] * len(SPECIAL))
-    writer.add_array("tokenizer.ggml.merges", [])
-    for name, id_ in (("bos", BOS), ("eos", EOT), ("padding", PAD)):
+    tokens, kinds, merges, special = tokens_of(vocabulary)
+    writer.add_array("tokenizer.ggml.tokens", tokens)
+    writer.add_array("tokenizer.ggml.token_type", kinds)
+    writer.add_array("tokenizer.ggml.merges", merges)
+    for name, id_ in zip(("bos", "eos", "padding"), special, strict=True):
         writer.add_uint32(f"tokenizer.ggml.{name}_token_id", id_)
 
 
-def _vision_entries(writer: Any, vision: dict[str, Any]) -> None:
+def tokens_of(vocabulary: Path | None) -> tuple[list[str], list[int], list[str], tuple[int, int, int]]:
+    """Return tokens, their kinds (1 normal, 3 control), merges, and the ids of begin, end of turn and padding."""
+    if vocabulary is None:
+        tokens = [*(byte_alphabet()[byte] for byte in range(256)), *SPECIAL]
+        return tokens, [1] * 256 + [3] * len(SPECIAL), [], (BOS, EOT, PAD)
+    stored = json.loads(vocabulary.read_text())
+    ids = stored["model"]["vocab"] | {each["content"]: each["id"] for each in stored["added_tokens"]}
+    tokens = sorted(ids, key=ids.__getitem__)
+    kinds = [1] * len(stored["model"]["vocab"]) + [3] * (len(tokens) - len(stored["model"]["vocab"]))
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in stored["model"]["merges"]]
+    begin, end, padding = (ids[name] for name in ("<|begin_of_text|>", "<|eot_id|>", "<|finetune_right_pad_id|>"))
+    return tokens, kinds, merges, (begin, end, padding)
+
+
+def vision_entries(writer: Any, vision: dict[str, Any]) -> None:
     for key, value in (
         ("block_count", vision["num_hidden_layers"]), ("global.block_count", vision["num_global_layers"]),
         ("embedding_length", vision["hidden_size"]), ("feed_forward_length", vision["intermediate_size"]),
