@@ -28,8 +28,8 @@ MAX_PARTS = 10
 FULL_TILES, WATCHED_PARTS = 4, 7
 """Between two steps of answers that somebody watches, a GPU encodes at most seven parts of an image of four tiles.
 
-Those take about 30 ms on an H200; smaller images have more parts in that time. With more parts, more images a second would be
-answered where many wait, but each answer would stop for longer.
+Those take about 30 ms on an H200; smaller images have more parts in that time. With more parts, more images a second
+would be answered where many wait, but each answer would stop for longer.
 """
 
 CLAIMED_BYTES = 16 * 2**30
