@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ settings.register_profile("tests", deadline=None)  # machines differ; a first ca
 settings.load_profile("tests")
 
 ROOT = Path(__file__).parents[1]
+_tests = itertools.count()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,7 +38,8 @@ def _no_settings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     state.mkdir(parents=True, exist_ok=True)
     (state / "cold-start-said").touch()  # else one of the tests, whichever comes second, has a line more
     monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))
+    # Of each test: an engine of the one before may be ending still.
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / f"run{next(_tests)}"))
     monkeypatch.setenv("OLLAMA_MODELS", str(folder / "ollama"))
     for name in ("MODEL", "HOST", "API_KEY", "KEEP_ALIVE", "NO_SERVER"):
         monkeypatch.delenv(f"MLLAMA_{name}", raising=False)

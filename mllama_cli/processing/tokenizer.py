@@ -16,7 +16,7 @@ from mllama_cli.processing.tokenizer_file import BEGIN_OF_TEXT, read_tokenizer
 from mllama_cli.system.files import is_file
 from mllama_cli.system.json_file import read_json
 
-_BYTES_PER_TOKEN = 6
+_BYTES_PER_TOKEN = 7
 """Any ordinary text has fewer on average. A long run of one character has more, and takes much memory and time."""
 _PIECE_CHARACTERS = 1 << 14
 _CUT_TOKENS = 16

@@ -91,7 +91,8 @@ def test_others_continue_while_the_next_request_is_not_ready(engine: Engine) -> 
 def test_a_request_that_cannot_be_answered_is_its_own_reply(engine: Engine) -> None:
     good = requests_for(engine)[:4]
     limit = engine.config.text_config.max_position_embeddings
-    long = BatchRequest("long", engine.processor(Conversation.ask("x" * limit)))
+    short = engine.processor(Conversation.ask("x"))
+    long = BatchRequest("long", replace(short, ids=(*short.ids, *short.ids[-1:] * limit)))
     damaged = BatchRequest("damaged", engine.processor(Conversation.ask("?", (ImagePart(b"no picture", "bad.jpg"),))))
     mixed = [good[0], long, good[1], damaged, good[2], good[3]]
     replies = {reply.key: reply for reply in run_batch(engine.model, mixed, slots=3)}
