@@ -38,8 +38,8 @@ def _no_settings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     state.mkdir(parents=True, exist_ok=True)
     (state / "cold-start-said").touch()  # else one of the tests, whichever comes second, has a line more
     monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
-    # Of each test: an engine of the one before may be ending still.
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder / f"run{next(_tests)}"))
+    # Of each test, since an engine of the one before may still be ending; short, since a socket's path is limited.
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder.with_name(f"r{next(_tests)}")))
     monkeypatch.setenv("OLLAMA_MODELS", str(folder / "ollama"))
     for name in ("MODEL", "HOST", "API_KEY", "KEEP_ALIVE", "NO_SERVER"):
         monkeypatch.delenv(f"MLLAMA_{name}", raising=False)

@@ -42,6 +42,9 @@ KEPT_LOG_BYTES = 2**16
 ANOTHER_RUNS = 75
 """Exit code of an engine that found another with its name: EX_TEMPFAIL."""
 
+ENDING_SECONDS = 2.0
+"""How long a process may take to end after its socket is closed."""
+
 _POLL_SECONDS = 0.02
 _LOG = "engine-{}.log"
 
@@ -87,6 +90,9 @@ def start(
         try:
             return connect(Address.of_file(file), keep_alive=keep_alive, progress=progress)
         except EngineError as error:
+            if error.is_absent and process is not None and has_unix_sockets():
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(ENDING_SECONDS)  # nobody listens on its socket any more
             _require_alive(process, key)
             if not error.is_absent or isinstance(error.__cause__, PermissionError) or started >= ATTEMPTS:
                 raise
