@@ -64,7 +64,7 @@ class ShardReport:
             self.view.failed(event.path, event.error)
             self._say("shard_failed", {"path": event.path, "error": event.error, "hint": event.hint, **about})
         elif isinstance(event, ShardLost):
-            self.view.note(f"A worker died in the midst of {event.path}, which is done again.")
+            self.view.note(f"A worker died while it captioned {event.path}, which is done again.")
             self._say("shard_lost", {"path": event.path})
         elif isinstance(event, ShardDone):
             if event.damage:

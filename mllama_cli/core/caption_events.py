@@ -106,7 +106,7 @@ class ShardFailed:
 
 @dataclass(frozen=True, slots=True)
 class ShardLost:
-    """A worker died in the midst of a shard, after it had told of so many pictures, which are captioned again."""
+    """A worker died during a shard. The pictures that it had reported, this many, are captioned again."""
 
     path: str
     pictures: int = 0

@@ -101,7 +101,7 @@ def test_the_best_of_the_tokens_that_masks_allow() -> None:
     logits = torch.randn(6, size, device=DEVICE).bfloat16()
     words = torch.randint(-(2**31), 2**31, (3, (size + 31) // 32), dtype=torch.int32, device=DEVICE)
     words[1] = 0
-    words[1, 93] = -(1 << 31)  # 3007, of which there is no logit, and then 2999 too
+    words[1, 93] = -(1 << 31)  # 3007, which has no logit, and then 2999 too
     words[1, 93] |= 1 << 23
     words[2] = 0
     logits[2, [5, 6]] = 9.0
