@@ -22,8 +22,8 @@ def _no_warning() -> Iterator[None]:
         yield
 
 
-def pixels(data: bytes) -> list:
-    return np.asarray(open_image(ImagePart(data, "p.x"))).tolist()
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(open_image(ImagePart(data, "p.x")))
 
 
 def drawing() -> Image.Image:
@@ -35,7 +35,7 @@ def drawing() -> Image.Image:
 def test_a_png_opens_whatever_its_side_chunks(chunk: bytes, after: str) -> None:
     data = file_of(noise())
     split = 33 if after == "header" else len(data) - 12
-    assert pixels(data[:split] + chunk + data[split:]) == np.asarray(noise()).tolist()
+    assert np.array_equal(pixels(data[:split] + chunk + data[split:]), noise())
 
 
 @pytest.mark.parametrize("kind", [b"IHDR", b"IDAT"])
@@ -49,7 +49,7 @@ def test_damaged_pixels_of_a_png_are_still_refused(kind: bytes) -> None:
 def test_a_png_keeps_palette_transparency_and_orientation() -> None:
     palette = Image.new("P", (4, 2), 0)
     palette.putpalette([10, 20, 30, 40, 50, 60])
-    assert pixels(file_of(palette, transparency=0)) == [[[255] * 3] * 4] * 2
+    assert pixels(file_of(palette, transparency=0)).tolist() == [[[255] * 3] * 4] * 2
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     data = file_of(noise(24, 16), exif=exif)
@@ -70,8 +70,8 @@ def test_a_png_that_breaks_off_in_its_header_is_an_error(length: int) -> None:
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_jpeg_opens_whatever_its_segments(extra: bytes, progressive: bool) -> None:
     data = file_of(drawing(), "JPEG", progressive=progressive)
-    assert pixels(data[:2] + extra + data[2:]) == pixels(data)
-    assert pixels(data[:2] + extra + data[20:]) == pixels(data), "and without its JFIF header"
+    assert np.array_equal(pixels(data[:2] + extra + data[2:]), pixels(data))
+    assert np.array_equal(pixels(data[:2] + extra + data[20:]), pixels(data)), "and without its JFIF header"
 
 
 def test_a_photo_of_several_images_gives_the_first() -> None:
@@ -92,7 +92,7 @@ def test_a_jpeg_without_its_end_marker_opens_and_half_of_one_does_not(options: d
     data = file_of(image, "JPEG", **options)
     assert data.endswith(b"\xff\xd9")
     for end in (b"", b"\xff"):
-        assert pixels(data[:-2] + end) == pixels(data)
+        assert np.array_equal(pixels(data[:-2] + end), pixels(data))
     for keep in (0.3, 0.5, 0.9):
         with pytest.raises(ImageError, match=r"p\.x is (cut short|damaged)"):
             pixels(data[: int(len(data) * keep)])
@@ -104,4 +104,4 @@ def test_a_jpeg_of_absurdly_many_scans_is_refused_at_once(scans: int) -> None:
     last = data.rindex(b"\xff\xda")
     with pytest.raises(ImageError, match=r"p\.x is a JPEG of \d+ scans"):
         pixels(data[:-2] + data[last:-2] * scans + b"\xff\xd9")
-    assert pixels(data[:-2] + data[last:-2] * 20 + b"\xff\xd9"), "a few more are harmless"
+    assert pixels(data[:-2] + data[last:-2] * 20 + b"\xff\xd9").any(), "a few more are harmless"
