@@ -42,37 +42,6 @@ def test_slurm(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ray_data(tmp_path: Path) -> None:
-    pytest.importorskip("ray")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    with tarfile.open(tmp_path / "00000.tar", "w") as shard:
-        (tmp_path / "alt.txt").write_text("some shapes")
-        shard.add(DATA / "drawing.png", "one.png")
-        shard.add(tmp_path / "alt.txt", "one.txt")
-    run("ray_data.py", str(tmp_path / "00000.tar"), str(tmp_path / "captions"), "sketch", RAY_USAGE_STATS_ENABLED="0")
-    assert parquet.read_table(tmp_path / "captions").column("caption").to_pylist()[0]
-
-
-@pytest.mark.slow
-def test_ray_data_http(tmp_path: Path) -> None:
-    pytest.importorskip("ray.data.llm")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    for name in ("drawing.png", "card.png"):
-        shutil.copy(DATA / name, photos)
-    (photos / "bad.png").write_bytes(b"<html>404</html>")
-    with serving(load("sketch", device="cpu", vision=True)) as server:
-        arguments = server.url, "sketch", str(photos), str(tmp_path / "captions")
-        run("ray_data_http.py", *arguments, RAY_USAGE_STATS_ENABLED="0")
-    rows = {Path(row["path"]).name: row for row in parquet.read_table(tmp_path / "captions").to_pylist()}
-    assert rows.keys() == {"drawing.png", "card.png", "bad.png"}
-    assert "star" in rows["drawing.png"]["caption"]
-    assert rows["bad.png"]["caption"] is None
-    assert "not a picture" in rows["bad.png"]["error"]
-
-
-@pytest.mark.slow
 def test_ray_serve(tmp_path: Path) -> None:
     """Serve ray_serve.py."""
     pytest.importorskip("ray.serve", exc_type=ImportError, reason="Ray Serve is not installed (ray[serve])")

@@ -6,7 +6,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from mllama_cli.core.errors import ModelNotFoundError, TemplateError, UsageError
 from mllama_cli.ray import Captioner
 from mllama_cli.ray.actor import ShardWork
 from mllama_cli.ray.driver import caption_on_ray
-from tests.conftest import ROOT
 from tests.drawings import drawing
 from tests.shards import make_shards
 
@@ -108,18 +107,6 @@ def test_a_column_that_is_not_there_is_said() -> None:
     with pytest.raises(UsageError, match="no column 'photo'") as caught:
         captioned(captioner, {"key": ["a"], "image": [b""]})
     assert "key, image" in caught.value.hint
-
-
-@pytest.fixture
-def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    ray = pytest.importorskip("ray", reason="ray is not installed (the extra peers)")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(
-        num_cpus=2, object_store_memory=100_000_000, include_dashboard=False, log_to_driver=False, logging_level="error"
-    )
-    yield ray
-    ray.shutdown()
 
 
 @pytest.mark.slow
