@@ -1,10 +1,10 @@
 """PTX that no interpreter of Triton runs: evaluated here for every byte, and compiled for GPUs that are not there."""
 
+import json
 import re
 import struct
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -113,15 +113,25 @@ KERNELS = {
     ),
 }
 """Constants and types of the arguments."""
+CAPABILITIES = 80, 90
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(DEVICE.type == "cuda", reason="compiled and run by the other tests there")
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("module", KERNELS)
-def test_kernels_compile_for_a_gpu(module: str, capability: int, tmp_path: Path) -> None:
+COMPILE_ALL = """
+import json, sys, traceback
+failures = {}
+for name, script in json.load(sys.stdin).items():
+    try:
+        exec(script, {})
+    except Exception:
+        failures[name] = traceback.format_exc()
+print(json.dumps(failures))
+"""
+
+
+def script_for(module: str, capability: int) -> str:
+    """Return the program that compiles a module's kernel in each of its formats."""
     constants, types = KERNELS[module]
-    script = COMPILE.format(
+    return COMPILE.format(
         module=module,
         kernel=f"{module}_kernel",
         capability=capability,
@@ -130,5 +140,24 @@ def test_kernels_compile_for_a_gpu(module: str, capability: int, tmp_path: Path)
         assembly="CAPABILITY" in constants,
         warps=4,
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def failures() -> dict[str, str]:
+    """Compile all kernels in one process, where nothing is interpreted; return the tracebacks of those that fail."""
+    scripts = {
+        f"{module} {capability}": script_for(module, capability) for module in KERNELS for capability in (80, 90)
+    }
+    command = [sys.executable, "-c", COMPILE_ALL]
+    done = subprocess.run(command, input=json.dumps(scripts), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+    tracebacks: dict[str, str] = json.loads(done.stdout)
+    return tracebacks
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="compiled and run by the other tests there")
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("module", KERNELS)
+def test_kernels_compile_for_a_gpu(module: str, capability: int, failures: dict[str, str]) -> None:
+    assert failures.get(f"{module} {capability}") is None
