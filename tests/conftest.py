@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from tests.prepared import Prepared
 if "PYTEST_XDIST_WORKER" in os.environ:
     # There are as many workers as cores: with several threads each they would be thirty times slower.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that starts the tests in the background has it ignored, also in the commands that tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("tests", deadline=None)  # machines differ; a first call may load a tokenizer
 settings.load_profile("tests")

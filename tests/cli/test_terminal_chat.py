@@ -5,13 +5,14 @@ import os
 import shutil
 import stat
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mllama_cli import Conversation, Sampling, Token, load, read_image
-from tests.console import SCRIPT
+from tests.console import SCRIPT, run_script
 from tests.terminal_chat import (
     ALT_ENTER,
     CTRL_C,
@@ -52,9 +53,27 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def engine_folder() -> Iterator[str]:
+    """A folder where chats find an engine with the built-in model, so that they need not load it."""
+    with tempfile.TemporaryDirectory(prefix="m", dir="/tmp") as folder:
+        names = ("XDG_RUNTIME_DIR", "XDG_STATE_HOME", "MLLAMA_HOME", "HF_HUB_CACHE")
+        env = {"OMP_NUM_THREADS": "1", "MLLAMA_CONFIG": f"{folder}/none", **dict.fromkeys(names, folder)}
+        asked = run_script("chat", "-m", "sketch", "--keep-alive", "10m", "--max-tokens", "1", "Hi", env=env)
+        assert asked.code == 0, asked.err
+        yield folder
+        run_script("stop", "--all", env=env)
+
+
 @pytest.fixture
-def chat(pictures: Path, env: dict[str, str]) -> Iterator[TerminalChat]:
-    with TerminalChat("chat", "--no-preview", cwd=pictures, env=env) as running:
+def served(env: dict[str, str], engine_folder: str) -> dict[str, str]:
+    """The environment of a chat whose answers that engine gives."""
+    return {**env, "XDG_RUNTIME_DIR": engine_folder}
+
+
+@pytest.fixture
+def chat(pictures: Path, served: dict[str, str]) -> Iterator[TerminalChat]:
+    with TerminalChat("chat", "--no-preview", cwd=pictures, env=served) as running:
         running.at_prompt()
         yield running
 
@@ -163,12 +182,12 @@ def test_several_lines(chat: TerminalChat, env: dict[str, str]) -> None:
     assert texts(saved(env))[::2] == ["one\ntwo\nthree", "four\nfive"]
 
 
-def test_a_pasted_text_of_5000_lines_arrives_whole_and_waits(pictures: Path, env: dict[str, str]) -> None:
+def test_a_pasted_text_of_5000_lines_arrives_whole_and_waits(pictures: Path, served: dict[str, str]) -> None:
     pasted = "\n".join(f"line {number} of what was pasted" for number in range(5000))
     editor = pictures / "editor"
     editor.write_text(f'#!/bin/sh\ncp "$1" "{pictures}/seen.md"\n')
     editor.chmod(0o755)
-    with TerminalChat("chat", cwd=pictures, env={**env, "VISUAL": str(editor)}) as chat:
+    with TerminalChat("chat", cwd=pictures, env={**served, "VISUAL": str(editor)}) as chat:
         chat.at_prompt()
         chat.type(PASTE + pasted.replace("\n", "\r") + END_PASTE)
         chat.wait("line 4999 of what was pasted")
@@ -191,14 +210,14 @@ def test_a_window_that_is_resized(chat: TerminalChat) -> None:
     assert chat.leave() == 0
 
 
-def test_typed_lines_are_remembered_privately(pictures: Path, env: dict[str, str]) -> None:
-    with TerminalChat("chat", cwd=pictures, env=env) as chat:
+def test_typed_lines_are_remembered_privately(pictures: Path, served: dict[str, str]) -> None:
+    with TerminalChat("chat", cwd=pictures, env=served) as chat:
         chat.ask("Who are you?")
         chat.ask("hello")
         chat.leave()
     (file,) = (path for path in (pictures / "state").rglob("*") if path.is_file() and "cold-start" not in path.name)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    with TerminalChat("chat", cwd=pictures, env=env) as chat:
+    with TerminalChat("chat", cwd=pictures, env=served) as chat:
         chat.at_prompt()
         chat.type(UP * 3)
         chat.wait(lambda c: c.row() == ">>> Who are you?")
@@ -212,7 +231,7 @@ def test_typed_lines_are_remembered_privately(pictures: Path, env: dict[str, str
         chat.wait("Hello!")
         chat.leave()
     file.unlink()
-    with TerminalChat("chat", cwd=pictures, env={**env, "MLLAMA_NOHISTORY": "1"}) as chat:
+    with TerminalChat("chat", cwd=pictures, env={**served, "MLLAMA_NOHISTORY": "1"}) as chat:
         chat.ask("hello")
         chat.leave()
     assert not file.exists()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mllama_cli import load
-from tests.docs.test_examples import DATA, run
+from tests.docs.test_examples import DATA, run_program
 from tests.serving.running import serving
 
 
@@ -24,7 +24,9 @@ def test_ray_data(ray: Any, tmp_path: Path) -> None:
         (tmp_path / "alt.txt").write_text("some shapes")
         shard.add(DATA / "drawing.png", "one.png")
         shard.add(tmp_path / "alt.txt", "one.txt")
-    run("ray_data.py", str(tmp_path / "00000.tar"), str(tmp_path / "captions"), "sketch", RAY_ADDRESS=address_of(ray))
+    run_program(
+        "ray_data.py", str(tmp_path / "00000.tar"), str(tmp_path / "captions"), "sketch", RAY_ADDRESS=address_of(ray)
+    )
     assert parquet.read_table(tmp_path / "captions").column("caption").to_pylist()[0]
 
 
@@ -39,7 +41,7 @@ def test_ray_data_http(ray: Any, tmp_path: Path) -> None:
     (photos / "bad.png").write_bytes(b"<html>404</html>")
     with serving(load("sketch", device="cpu", vision=True)) as server:
         arguments = server.url, "sketch", str(photos), str(tmp_path / "captions")
-        run("ray_data_http.py", *arguments, RAY_ADDRESS=address_of(ray))
+        run_program("ray_data_http.py", *arguments, RAY_ADDRESS=address_of(ray))
     rows = {Path(row["path"]).name: row for row in parquet.read_table(tmp_path / "captions").to_pylist()}
     assert rows.keys() == {"drawing.png", "card.png", "bad.png"}
     assert "star" in rows["drawing.png"]["caption"]
