@@ -3,6 +3,7 @@
 import base64
 import json
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,12 @@ def resaved(folder: Path, change: Any) -> None:
     torch.save(tensors, file)
 
 
+@pytest.fixture(scope="module")
+def whole(weights: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return files of which each test damages a copy."""
+    return write_meta_files(tmp_path_factory.mktemp("whole") / "meta", weights, CONFIG, shards=2)
+
+
 def assert_refused(result: Result, *words: str) -> None:
     assert (result.code, result.out) in ((1, ""), (2, "")), result.err
     lines = [line for line in result.error_lines if not line.startswith("Reading")]
@@ -210,9 +217,9 @@ def assert_refused(result: Result, *words: str) -> None:
     ],
 )
 def test_what_is_damaged_is_named(
-    weights: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, words: Any
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, words: Any
 ) -> None:
-    folder = write_meta_files(tmp_path / "meta", weights, CONFIG, shards=2)
+    folder = shutil.copytree(whole, tmp_path / "meta")
     change(folder)
     monkeypatch.chdir(tmp_path)
     assert_refused(run_here("import", str(folder), "--device", "cpu"), *words)

@@ -28,38 +28,45 @@ def checkpoint(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def transformers_answer(folder: Path, messages: list[dict[str, Any]], photos: list[Path]) -> list[int]:
-    import torch
-    from PIL import Image
+@pytest.fixture(scope="module")
+def peer(checkpoint: Path) -> tuple[Any, Any]:
+    """Return transformers' model and processor of the checkpoint."""
+    pytest.importorskip("transformers")
     from transformers import MllamaProcessor
 
-    config = json.loads((folder / "config.json").read_text())
-    network = random_network(config, seed=2)
-    peer = transformers_model(config, network)
-    processor = MllamaProcessor.from_pretrained(folder)
+    config = json.loads((checkpoint / "config.json").read_text())
+    return transformers_model(config, random_network(config, seed=2)), MllamaProcessor.from_pretrained(checkpoint)
+
+
+def transformers_answer(peer: tuple[Any, Any], messages: list[dict[str, Any]], photos: list[Path]) -> list[int]:
+    import torch
+    from PIL import Image
+
+    model, processor = peer
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     inputs = peer_inputs([ids], [[]], IMAGE, 4)
     if photos:
         inputs = dict(processor([[Image.open(p) for p in photos]], text, add_special_tokens=False, return_tensors="pt"))
         assert inputs["input_ids"][0].tolist() == ids
-    handles = blind_rows_see_nothing(peer, [ids], IMAGE)
+    handles = blind_rows_see_nothing(model, [ids], IMAGE)
     with torch.inference_mode():
-        out = peer.generate(**inputs, max_new_tokens=32, do_sample=False, temperature=None, top_p=None, pad_token_id=0)
+        out = model.generate(**inputs, max_new_tokens=32, do_sample=False, temperature=None, top_p=None, pad_token_id=0)
     for handle in handles:
         handle.remove()
     return [int(token) for token in out[0, len(ids) :]]
 
 
 @pytest.mark.parametrize("photos", [[], ["dog.jpg"], ["pasta.jpeg"], ["dog.jpg", "pasta.jpeg"]], ids=" ".join)
-def test_the_command_answers_as_transformers_token_for_token(checkpoint: Path, shared: Path, photos: list[str]) -> None:
-    pytest.importorskip("transformers")
+def test_the_command_answers_as_transformers_token_for_token(
+    checkpoint: Path, peer: tuple[Any, Any], shared: Path, photos: list[str]
+) -> None:
     from tokenizers import Tokenizer
 
     paths = [shared / "photos" / name for name in photos]
     content = [{"type": "image"} for _ in paths] + [{"type": "text", "text": "What is this?"}]
     messages = [{"role": "user", "content": content if paths else "What is this?"}]
-    expected = transformers_answer(checkpoint, messages, paths)
+    expected = transformers_answer(peer, messages, paths)
     run = run_script if len(photos) == 2 else run_here  # in this process it saves importing torch once more
     result = run(
         "chat", "-m", str(checkpoint), "--device", "cpu", "--temperature", "0", "--max-tokens", "32", "--json",

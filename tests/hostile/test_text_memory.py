@@ -74,9 +74,13 @@ TEXTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def released(shared: Path) -> MllamaTokenizer:
+    return MllamaTokenizer.from_pretrained(shared / "llama-3.2-11b-vision-instruct")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TEXTS)
-def test_memory_of_the_released_tokenizer(name: str, shared: Path) -> None:
-    tokenizer = MllamaTokenizer.from_pretrained(shared / "llama-3.2-11b-vision-instruct")
-    case = Case(name, lambda _: tokenizer.encode_markup(TEXTS[name], max_tokens=131_072))
+def test_memory_of_the_released_tokenizer(name: str, released: MllamaTokenizer) -> None:
+    case = Case(name, lambda _: released.encode_markup(TEXTS[name], max_tokens=131_072))
     assert run(case, empty_program(), max_memory=MAX_TOKENS_MEMORY).problem == ""
