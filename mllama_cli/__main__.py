@@ -9,8 +9,8 @@ import sys
 def run() -> None:
     """Run the command as this process, and end it without Python's own clean-up.
 
-    Taking torch's modules apart takes half a second, and freeing a model on a GPU another. What has to be done at the
-    end is done: threads are joined and the handlers of ``atexit`` run before ours, which is the first.
+    Taking torch's modules and a GPU's context apart takes half a second to a second. What has to be done at the end is
+    done: threads are joined and all handlers of ``atexit`` that were registered later run before ours.
     """
     status: list[int] = []
     atexit.register(_end, status)
