@@ -132,12 +132,16 @@ class ComputeOptions:
 
     def open_engine(self, folder: Path, name: str) -> "Engine":
         """Return an engine for the model in a folder, its weights not yet loaded. Imports torch."""
+        from mllama_cli.system.cuda_context import create_context
+
+        device = self.device or "auto"
+        create_context(device)
         from mllama_cli.engine.engine import Engine
 
         engine = Engine(
             folder,
             name,
-            device=self.device or "auto",
+            device=device,
             dtype=self.dtype or "auto",
             quantize=self.quantize,
             exact=self.exact,

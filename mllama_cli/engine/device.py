@@ -143,12 +143,12 @@ def gib(count: int) -> str:
 
 
 @cache
-def batch_stream(device: torch.device, work: Literal["step", "capture", "image"]) -> torch.cuda.Stream:
+def batch_stream(device: torch.device, work: Literal["step", "capture"]) -> torch.cuda.Stream:
     """Return the stream for a kind of work, the same for all batches: libraries keep up to 32 MiB for every stream.
 
     The many short kernels of steps, captured or not, take priority over the long ones of images.
     """
-    return torch.cuda.Stream(device, priority=0 if work == "image" else -1)
+    return torch.cuda.Stream(device, priority=-1)
 
 
 Mark = float | torch.cuda.Event

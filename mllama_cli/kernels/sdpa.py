@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mllama_cli.kernels.ops import needs_grad, strict_kernels, triton_available
+from mllama_cli.kernels.available import needs_grad, strict_kernels, triton_available
 
 RECURRING_ROWS = 1024
 """Causal squares of a multiple of this many rows are worth a cuDNN plan."""

@@ -13,7 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mllama_cli.kernels.ops import pad_heads, runs_right, triton_available
+from mllama_cli.kernels.available import runs_right, triton_available
+from mllama_cli.kernels.ops import pad_heads
 from mllama_cli.kernels.sdpa import encoder_attention
 
 GLUON_TRITON = "3.6."

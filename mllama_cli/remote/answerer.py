@@ -1,5 +1,6 @@
 """A running engine as an Answerer."""
 
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -7,7 +8,7 @@ from typing import Any
 
 from mllama_cli.core.answerer import Answerer, AnswerSession, ModelInfo, Prompt
 from mllama_cli.core.conversation import Conversation
-from mllama_cli.core.errors import ContextLengthError, EngineError
+from mllama_cli.core.errors import ContextLengthError, EngineError, ShuttingDownError
 from mllama_cli.core.events import Event, GenerationStats, Notice
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.remote.client import Address, Client
@@ -35,7 +36,7 @@ class RemoteAnswerer:
     It keeps an engine of this machine from ending for want of use until ``close``, or the end of this process.
 
     Attributes:
-        reconnect: if set, is called once for a question that finds no engine any more, and returns another.
+        reconnect: if set, is called once for the questions that find no engine any more, and returns another.
         open_longer: if set, is called once for a conversation that is longer than the engine's context, and returns
             the model with a longer one, which answers from then on.
     """
@@ -46,6 +47,7 @@ class RemoteAnswerer:
         self.reconnect: Callable[[], RemoteAnswerer] | None = None
         self.open_longer: Callable[[], Answerer] | None = None
         self._longer: Answerer | None = None
+        self._reconnecting = threading.Lock()
 
     @property
     def about(self) -> ModelInfo:
@@ -78,11 +80,20 @@ class RemoteAnswerer:
         if self._hold is not None:
             self._hold.close()
 
-    def replace_by(self, other: "RemoteAnswerer") -> None:
-        """Ask another engine with the same model from now on."""
-        self.close()
-        self.client, self._hold = other.client, other._hold
-        self.info = replace(other.info, about=replace(other.about, name=self.about.name))
+    def leave(self, client: Client, error: EngineError) -> None:
+        """Ask another engine with the same model from now on, as nothing answers ``client`` any more.
+
+        Several threads may find that out. Raise ``error`` if there is no other engine.
+        """
+        with self._reconnecting:
+            if self.client is not client:
+                return
+            if self.reconnect is None:
+                raise error
+            other = self.reconnect()
+            self.close()
+            self.client, self._hold = other.client, other._hold
+            self.info = replace(other.info, about=replace(other.about, name=self.about.name))
 
 
 class RemoteSession:
@@ -103,17 +114,16 @@ class RemoteSession:
         if self._longer is not None:
             yield from self._longer.stream(prompt, sampling)
             return
-        question = to_json(Question(prompt, sampling))
+        question, client = to_json(Question(prompt, sampling)), self._answerer.client
         try:
-            yield from self._ask(question)
+            yield from self._ask(client, question)
         except ContextLengthError as error:
             yield from self._require_longer(error).stream(prompt, sampling)
         except EngineError as error:
-            reconnect = self._answerer.reconnect
-            if reconnect is None or not error.is_absent:
+            if not error.is_absent:
                 raise
-            self._answerer.replace_by(reconnect())
-            yield from self._ask(question)
+            self._answerer.leave(client, error)
+            yield from self._ask(self._answerer.client, question)
 
     def probabilities(self, prompt: Prompt, texts: Sequence[str]) -> Mapping[str, float]:
         """Return how likely each text is as the whole answer, as the engine finds it. Raise as ``stream`` does."""
@@ -133,8 +143,8 @@ class RemoteSession:
         self._longer = longer.session()
         return self._longer
 
-    def _ask(self, question: Any) -> Generator[Event]:
-        with closing(self._answerer.client.lines("POST", ANSWER_PATH, question)) as lines:
+    def _ask(self, client: Client, question: Any) -> Generator[Event]:
+        with closing(_unless_ending(client.lines("POST", ANSWER_PATH, question))) as lines:
             for data in lines:
                 event = read_event(data)
                 if isinstance(event, Notice):
@@ -154,7 +164,7 @@ def connect(address: Address, *, keep_alive: float | None = None, progress: Prog
     """
     client = Client(address)
     holds = address.file is not None
-    lines = client.lines("POST", READY_PATH, to_json(Use(keep_alive, holds)))
+    lines = _unless_ending(client.lines("POST", READY_PATH, to_json(Use(keep_alive, holds))))
     try:
         for data in lines:
             if "event" not in data:
@@ -166,6 +176,22 @@ def connect(address: Address, *, keep_alive: float | None = None, progress: Prog
         lines.close()
         raise
     raise AssertionError("lines never end without an error")
+
+
+def _unless_ending(lines: Generator[dict[str, Any]]) -> Generator[dict[str, Any]]:
+    """Yield an engine's lines. Raise an absent EngineError if all that it says is that it is shutting down."""
+    heard = False
+    with closing(lines):
+        try:
+            for data in lines:
+                heard = True
+                yield data
+        except ShuttingDownError as error:
+            if heard:
+                raise
+            absent = EngineError(error.message, error.hint)
+            absent.is_absent = True
+            raise absent from error
 
 
 def ask_about(address: Address) -> EngineInfo:

@@ -213,9 +213,18 @@ class Service:
             self._stay()
             self._idle = asyncio.get_running_loop().call_later(self.keep_alive, self._leave)
 
+    def require_not_ending(self) -> None:
+        """Raise ShuttingDownError once the server ends."""
+        if self.state == "draining":
+            raise self._closed()
+
     def _require_open(self) -> None:
         if self.state != "ok":
-            raise ShuttingDownError("The server takes no requests now", "Ask again when it has started.")
+            raise self._closed()
+
+    @staticmethod
+    def _closed() -> ShuttingDownError:
+        return ShuttingDownError("The server takes no requests now", "Ask again when it has started.")
 
     async def _loaded_loop(self) -> EngineLoop:
         """Return the engine's loop, after loading the weights if they have left memory."""

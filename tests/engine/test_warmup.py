@@ -1,5 +1,8 @@
 """Warming up a layer while weights load: here on the CPU, where all of it runs as well."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -47,3 +50,21 @@ def test_a_network_with_weights_needs_none(monkeypatch: pytest.MonkeyPatch) -> N
     network = empty_network(MllamaConfig.from_dict(config_dict())).to_empty(device="cpu")
     with warmed_up(network, torch.float32, CPU):
         pass
+
+
+def test_it_imports_no_compiler() -> None:
+    code = """
+import sys
+import torch
+from mllama_cli.core.config import MllamaConfig
+from mllama_cli.engine.cuda import warmup
+from mllama_cli.model.mllama import empty_network
+from tests.checkpoints import config_dict
+ran = []
+warmup.silu_and_mul = lambda gate, up: ran.append(gate.shape)
+with warmup.warmed_up(empty_network(MllamaConfig.from_dict(config_dict())), torch.float32, torch.device("cpu")):
+    pass
+print(len(ran), [m for m in ("torch._dynamo", "sympy") if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "1 []", "it would hold up the threads that read weights"

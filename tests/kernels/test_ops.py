@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mllama_cli.core.errors import CheckpointError
-from mllama_cli.kernels import cuda, ops
+from mllama_cli.kernels import available, cuda, ops
 from mllama_cli.kernels import packed as reference
 from mllama_cli.kernels.cpu import compiler, linear, native, torch_ops
 from mllama_cli.kernels.packed import PackedWeight
@@ -142,7 +142,7 @@ def test_off_means_that_our_kernels_do_not_run(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("MLLAMA_CPU_KERNELS", "off")
     monkeypatch.setattr(native, "_built", lambda: pytest.fail("compiled"))
     assert native.native() is None
-    ops.prepare(torch.device("cpu"))
+    available.prepare(torch.device("cpu"))
     ops.quantized_linear(rows(1, 64), packed_matrix(32, 64, 4))
 
 
@@ -221,18 +221,18 @@ def test_a_kernel_that_cannot_be_built_is_an_error_only_where_kernels_are_strict
     device = torch.device("cuda", 99)
     monkeypatch.setenv("MLLAMA_STRICT_KERNELS", "1")
     with pytest.raises(OSError, match="no C compiler"):
-        ops.triton_available(device)
+        available.triton_available(device)
     monkeypatch.delenv("MLLAMA_STRICT_KERNELS")
-    assert not ops.triton_available(device)
-    ops.triton_available.cache_clear()
+    assert not available.triton_available(device)
+    available.triton_available.cache_clear()
 
 
 def test_an_old_gpu_and_a_cpu_are_no_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLLAMA_STRICT_KERNELS", "1")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert not ops.triton_available(torch.device("cuda", 98))
-    assert not ops.triton_available(torch.device("cpu"))
-    ops.triton_available.cache_clear()
+    assert not available.triton_available(torch.device("cuda", 98))
+    assert not available.triton_available(torch.device("cpu"))
+    available.triton_available.cache_clear()
 
 
 def test_cpu_kernels_that_cannot_be_compiled_are_an_error_only_where_kernels_are_strict(
@@ -241,15 +241,15 @@ def test_cpu_kernels_that_cannot_be_compiled_are_an_error_only_where_kernels_are
     monkeypatch.delenv("MLLAMA_STRICT_KERNELS", raising=False)
     monkeypatch.setattr(native, "_built", lambda: (None, "c++ failed"))
     monkeypatch.setattr(compiler, "find_compiler", lambda: ["c++"])
-    assert ops.prepare(torch.device("cpu")) == "Falling back to PyTorch on this CPU, which is slower: c++ failed"
+    assert available.prepare(torch.device("cpu")) == "Falling back to PyTorch on this CPU, which is slower: c++ failed"
     monkeypatch.setenv("MLLAMA_STRICT_KERNELS", "1")
     with pytest.raises(RuntimeError, match="could not be built"):
-        ops.prepare(torch.device("cpu"))
+        available.prepare(torch.device("cpu"))
     monkeypatch.setenv("MLLAMA_CPU_KERNELS", "off")
-    assert ops.prepare(torch.device("cpu")) == ""
+    assert available.prepare(torch.device("cpu")) == ""
     monkeypatch.delenv("MLLAMA_CPU_KERNELS")
     monkeypatch.setattr(compiler, "find_compiler", lambda: None)
-    ops.prepare(torch.device("cpu"))
+    available.prepare(torch.device("cpu"))
 
 
 def test_a_kernel_that_fails_or_computes_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,16 +257,16 @@ def test_a_kernel_that_fails_or_computes_something_else_is_not_used(monkeypatch:
         raise RuntimeError("no such instruction")
 
     monkeypatch.delenv("MLLAMA_STRICT_KERNELS", raising=False)
-    assert ops.runs_right(lambda: 0.002)
-    assert not ops.runs_right(lambda: 0.5)
-    assert not ops.runs_right(lambda: float("nan"))
-    assert not ops.runs_right(fails)
+    assert available.runs_right(lambda: 0.002)
+    assert not available.runs_right(lambda: 0.5)
+    assert not available.runs_right(lambda: float("nan"))
+    assert not available.runs_right(fails)
     monkeypatch.setenv("MLLAMA_STRICT_KERNELS", "1")
     for wrong in (0.5, float("nan")):
         with pytest.raises(RuntimeError, match="computes here"):
-            ops.runs_right(partial(float, wrong))
+            available.runs_right(partial(float, wrong))
     with pytest.raises(RuntimeError, match="no such instruction"):
-        ops.runs_right(fails)
+        available.runs_right(fails)
 
 
 def test_product_and_gelu() -> None:

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from mllama_cli.engine.engine import Engine
 from mllama_cli.serving.app import create_app
 from mllama_cli.serving.protocol import LimitedProtocol
+from mllama_cli.serving.service import Service
 from mllama_cli.serving.settings import ServerSettings
 from mllama_cli.serving.sockets import bind
 
@@ -34,6 +35,7 @@ class Server:
     port: int
     engine: Engine
     client: httpx.Client
+    service: Service
 
     @property
     def url(self) -> str:
@@ -87,7 +89,7 @@ def serving(engine: Engine, settings: ServerSettings | None = None) -> Iterator[
             wait_until(lambda: server.started or not thread.is_alive())
             port = listener.getsockname()[1]
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-                yield Server(port, engine, client)
+                yield Server(port, engine, client, app.state.service)
         finally:
             server.should_exit = True
             thread.join(END_SECONDS)

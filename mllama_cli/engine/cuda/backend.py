@@ -10,7 +10,7 @@ from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.device import is_out_of_memory
 from mllama_cli.engine.forward import DecodeInput, Decoder, Network
 from mllama_cli.engine.sampling import ChosenToken
-from mllama_cli.kernels.ops import strict_kernels, triton_available
+from mllama_cli.kernels.available import strict_kernels, triton_available
 
 if TYPE_CHECKING:
     from mllama_cli.engine.cuda.decode import GraphDecoder

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from mllama_cli.engine.device import make_current
 from mllama_cli.engine.forward import Network
@@ -37,8 +38,8 @@ def warmed_up(network: Network, dtype: torch.dtype, device: torch.device) -> Ite
     def run() -> None:
         try:
             make_current(device)
-            for module in (attention, norm):
-                module.to(dtype).to_empty(device=device)
+            _allocate(attention, dtype, device)
+            _allocate(norm, dtype, device)
             with torch.inference_mode():
                 x = torch.zeros(1, WARM_UP_TOKENS, norm.weight.shape[0], dtype=dtype, device=device)
                 positions = torch.arange(WARM_UP_TOKENS, device=device)[None]
@@ -51,3 +52,15 @@ def warmed_up(network: Network, dtype: torch.dtype, device: torch.device) -> Ite
     with ThreadPool(1) as thread:
         thread.submit(run)
         yield
+
+
+def _allocate(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Give a module on the meta device memory: numbers of any value in ``dtype``, integers in their own dtype.
+
+    ``Module.to_empty`` would import sympy, half a second in which weights are hardly read.
+    """
+    tensors = {
+        name: torch.empty(each.shape, dtype=dtype if each.is_floating_point() else each.dtype, device=device)
+        for name, each in module.state_dict().items()
+    }
+    module.load_state_dict(tensors, assign=True)

@@ -28,6 +28,7 @@ from mllama_cli.engine.weights.offload import (
 from mllama_cli.engine.weights.place import Placement
 from mllama_cli.engine.weights.read import loaded_bytes, read_tensors
 from mllama_cli.kernels import ops
+from mllama_cli.kernels.available import prepare
 from mllama_cli.quantization.linear import AdaptedLinear, QuantizedLinear
 from mllama_cli.quantization.loading import (
     adapt_linears,
@@ -124,7 +125,7 @@ class StoredWeights:
             yield Notice(self.plan.notice)
         if self._widened and not self.loaded:
             yield Notice(self._widening_note())
-        if (note := ops.prepare(self.device)) and not self.loaded:
+        if (note := prepare(self.device)) and not self.loaded:
             yield Notice(note)
         yield from self._fill(names, wanted, self.plan)
         self.loaded.update(wanted)

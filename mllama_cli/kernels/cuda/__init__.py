@@ -1,1 +1,1 @@
-"""Triton kernels. Importing any of them imports Triton: ask ``kernels.ops.triton_available`` first."""
+"""Triton kernels. Importing any of them imports Triton: ask ``kernels.available.triton_available`` first."""

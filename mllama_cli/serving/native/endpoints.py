@@ -64,7 +64,8 @@ async def choices(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """Say what the engine is; it stays for as long as the client wants."""
+    """Say what the engine is; it stays for as long as the client wants, unless it is shutting down."""
+    request.app.state.service.require_not_ending()
     use = from_json(Use, await read_object(request), "The request")
     idle: IdleEnd | None = request.app.state.idle
     if idle is not None:
