@@ -8,7 +8,7 @@ import torch
 
 from mllama_cli.engine.parallel.exchange import VocabularyOfRanks
 from mllama_cli.engine.parallel.group import Group
-from mllama_cli.engine.parallel.one_shot import MAX_ONE_SHOT_BYTES, OneShot
+from mllama_cli.engine.parallel.one_shot import fits
 from mllama_cli.engine.parallel.peer_memory import PeerMemory
 from mllama_cli.engine.parallel.plan import Share
 
@@ -34,14 +34,12 @@ def test_operations_of_all_ranks(tmp_path: Path, count: int) -> None:
             assert result == ([2.0**count - 1] * 5, [0.0, 0.0], [True, True])
 
 
-def test_what_is_exchanged_in_one_shot() -> None:
-    assert OneShot.adds_up(torch.zeros(1, 8192, dtype=torch.bfloat16))
-    assert OneShot.adds_up(torch.zeros(8, 4096))
-    assert not OneShot.adds_up(torch.zeros(8, 4096, dtype=torch.float64))
-    assert not OneShot.adds_up(torch.zeros(MAX_ONE_SHOT_BYTES // 4 + 4))
-    assert not OneShot.adds_up(torch.zeros(3, dtype=torch.float16))  # no whole number of words
-    assert OneShot.takes(torch.zeros(1, dtype=torch.int32))
-    assert not OneShot.takes(torch.zeros(0))
+def test_what_fits_into_a_mailbox() -> None:
+    assert fits(torch.zeros(1, dtype=torch.int32), 4096)
+    assert fits(torch.zeros(1024), 4096)
+    assert not fits(torch.zeros(1025), 4096)
+    assert not fits(torch.zeros(3, dtype=torch.float16), 4096)  # no whole number of words
+    assert not fits(torch.zeros(0), 4096)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="GPUs may share their memory")

@@ -4,6 +4,7 @@ NCCL takes several times as long for what a decode step exchanges. Where GPUs ca
 used; it is also the reference with which the first results are compared.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -13,44 +14,51 @@ from torch import Tensor
 from mllama_cli.engine.parallel.peer_memory import PeerMemory
 from mllama_cli.engine.parallel.plan import Share
 
-MAX_ONE_SHOT_BYTES = 128 * 2**10
-"""Of each rank's tensor; for larger ones NCCL moves fewer bytes."""
+MAX_SENT_BYTES = 2 * 2**20
+"""Of a tensor that a rank sends to all others; for more NCCL, which moves fewer, is nearly as fast on two GPUs."""
+
+BYTES_MULTIPLE = 1024
+"""What one program of the kernel exchanges."""
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 """What can be added up."""
 
-CHECKED_SIZES, TOLERANCE = (8192, 130, MAX_ONE_SHOT_BYTES // 4), 0.03
-"""Numbers in the first sums, which are compared with NCCL's; bfloat16 rounds by 0.004."""
+CHECKED_SIZES, TOLERANCE = (8192, 130), 0.03
+"""Numbers in the first sums, with as many as can be, which are compared with NCCL's; bfloat16 rounds by 0.004."""
 
-Reduce, Gather = Callable[[Tensor], None], Callable[[Tensor], Tensor]
+Reduce = Callable[[Tensor], None]
+Gather = Callable[[Tensor], Tensor]
 
 
 class OneShot:
-    """Operations of all ranks on tensors of at most MAX_ONE_SHOT_BYTES. They can be captured."""
+    """Operations of all ranks on tensors of at most ``most`` bytes, and on larger ones in pieces while capturing.
+
+    A captured operation of NCCL would keep it from ending as long as there is the graph.
+    """
 
     def __init__(self, share: Share, device: torch.device, gather: Gather) -> None:
         """Share mailboxes with all ranks, which ``gather`` together. Raise RuntimeError where that cannot be had."""
         from mllama_cli.kernels.cuda.rank_exchange import BLOCK, Mailboxes  # needs Triton
 
-        words = MAX_ONE_SHOT_BYTES // 4
+        self.most = max_one_shot_bytes(share.count)
+        words = self.most // 4
         own = torch.zeros(2, share.count, words, dtype=torch.int64, device=device)
         torch.cuda.synchronize(device)  # before another rank, which knows of it now, writes
         self._memory = PeerMemory(own, share, gather)
         counts = torch.zeros(words // BLOCK, dtype=torch.int32, device=device)
         stop = torch.zeros(1, dtype=torch.int32, pin_memory=True)
-        self._mailboxes = Mailboxes(self._memory.addresses, counts, stop, share.rank, words)
+        addresses = torch.tensor(self._memory.addresses, device=device)
+        self._mailboxes = Mailboxes(addresses, counts, stop, share.rank, words)
         self.all_reduce, self.broadcast = self._mailboxes.add_up, self._mailboxes.broadcast
         self.all_gather = self._mailboxes.gather
 
-    @staticmethod
-    def takes(tensor: Tensor) -> bool:
+    def takes(self, tensor: Tensor) -> bool:
         """Return whether a contiguous tensor can be broadcast or gathered so."""
-        return 0 < tensor.nbytes <= MAX_ONE_SHOT_BYTES and tensor.nbytes % 4 == 0
+        return fits(tensor, math.inf if torch.cuda.is_current_stream_capturing() else self.most)
 
-    @classmethod
-    def adds_up(cls, tensor: Tensor) -> bool:
+    def adds_up(self, tensor: Tensor) -> bool:
         """Return whether a contiguous tensor can be added up so."""
-        return tensor.dtype in DTYPES and cls.takes(tensor)
+        return tensor.dtype in DTYPES and self.takes(tensor)
 
     def stop(self) -> None:
         """End the waiting for ranks that are lost, now and from now on. Call it from any thread."""
@@ -59,6 +67,20 @@ class OneShot:
     def close(self) -> None:
         """Let go of the other ranks' memory."""
         self._memory.close()
+
+
+def max_one_shot_bytes(ranks: int) -> int:
+    """Return the size of the largest tensor that is exchanged in one shot.
+
+    >>> max_one_shot_bytes(2), max_one_shot_bytes(8)
+    (2097152, 299008)
+    """
+    return MAX_SENT_BYTES // (ranks - 1) // BYTES_MULTIPLE * BYTES_MULTIPLE
+
+
+def fits(tensor: Tensor, most: float) -> bool:
+    """Return whether a tensor is of whole words of 32 bits, and of ``most`` bytes at most."""
+    return 0 < tensor.nbytes <= most and tensor.nbytes % 4 == 0
 
 
 def one_shot(share: Share, device: torch.device, reduce: Reduce, gather: Gather) -> OneShot | None:
@@ -99,7 +121,7 @@ def _is_right(made: OneShot, share: Share, device: torch.device, reduce: Reduce,
     generator = torch.Generator().manual_seed(share.rank)
     right = True
     for dtype in DTYPES:
-        for size in CHECKED_SIZES:
+        for size in (*CHECKED_SIZES, made.most // dtype.itemsize):
             numbers = torch.randn(size, generator=generator).to(device, dtype)
             everyone = gather(numbers)
             right = right and torch.equal(made.all_gather(numbers), everyone)

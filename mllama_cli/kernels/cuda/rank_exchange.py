@@ -99,9 +99,9 @@ def halves_of(numbers, KIND: tl.constexpr):
     return half.to(tl.int32) & 0xFFFF
 
 
-@triton.jit(do_not_specialize=["words"])
+@triton.jit(do_not_specialize=["words", "stride"])
 def rank_exchange_kernel(
-    x, out, words, mailboxes, counts, stop,
+    x, out, words, stride, addresses, counts, stop,
     RANK: tl.constexpr, RANKS: tl.constexpr, CAPACITY: tl.constexpr, KIND: tl.constexpr,
     BLOCK: tl.constexpr, ASSEMBLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -109,15 +109,16 @@ def rank_exchange_kernel(
     program = tl.program_id(0)
     index = program * BLOCK + tl.arange(0, BLOCK)
     kept = index < words
+    x, out = x.to(tl.pointer_type(tl.int32)), out.to(tl.pointer_type(tl.int32))
+    ours = tl.load(addresses + RANK).to(tl.pointer_type(tl.int64))
     gdc_wait(PDL)
     count = tl.load(counts + program) + 1
     own = tl.load(x + index, mask=kept, other=0)
     half = (count & 1) * (RANKS * CAPACITY)
     for rank in tl.static_range(RANKS):
         if rank != RANK:
-            theirs = mailboxes[rank].to(tl.pointer_type(tl.int64))
+            theirs = tl.load(addresses + rank).to(tl.pointer_type(tl.int64))
             send(theirs + half + RANK * CAPACITY + index, own, count, kept, ASSEMBLY)
-    ours = mailboxes[RANK].to(tl.pointer_type(tl.int64))
     low = tl.zeros([BLOCK], tl.float32)
     high = tl.zeros([BLOCK], tl.float32)
     first = own
@@ -126,7 +127,7 @@ def rank_exchange_kernel(
         if rank != RANK:
             received = receive(ours + half + rank * CAPACITY + index, count, stop, kept, ASSEMBLY)
         if KIND == "gather":
-            tl.store(out + rank * words + index, received, mask=kept)
+            tl.store(out + rank * stride + index, received, mask=kept)
         elif KIND == "first":
             if rank == 0:
                 first = received
@@ -148,12 +149,12 @@ def rank_exchange_kernel(
 class Mailboxes:
     """What a rank needs to exchange words with all others, which do the same in the same order.
 
-    ``addresses`` are those of each rank's mailbox, int64 [2, ranks, capacity], which was zeroed before the first
-    exchange. ``counts`` int32 [programs] counts a rank's exchanges, from 0. Ranks whose words do not come are waited
-    for until ``stop`` int32 [1], in pinned memory, is set; the result is meaningless then.
+    ``addresses`` int64 [ranks] are those of each rank's mailbox, int64 [2, ranks, capacity], which was zeroed before
+    the first exchange. ``counts`` int32 [programs] counts a rank's exchanges, from 0. Ranks whose words do not come are
+    waited for until ``stop`` int32 [1], in pinned memory, is set; the result is meaningless then.
     """
 
-    addresses: tuple[int, ...]
+    addresses: Tensor
     counts: Tensor
     stop: Tensor
     rank: int
@@ -174,9 +175,19 @@ class Mailboxes:
         return out
 
     def _exchange(self, x: Tensor, out: Tensor, kind: str) -> None:
-        words = x.view(-1).view(torch.int32)
+        words = x.nbytes // 4
+        if words <= self.capacity:
+            self._launch(x, out, words, words, kind)
+            return
+        x, out, size = x.view(-1), out.view(-1), 4 * self.capacity // x.itemsize
+        for start in range(0, len(x), size):
+            piece = x[start : start + size]
+            self._launch(piece, out[start:], piece.nbytes // 4, words, kind)
+
+    def _launch(self, x: Tensor, out: Tensor, words: int, stride: int, kind: str) -> None:
+        """Exchange as many words as a mailbox holds; what is gathered is ``stride`` words apart."""
         launch(
-            rank_exchange_kernel, (triton.cdiv(len(words), BLOCK),), words, out.view(-1).view(torch.int32), len(words),
-            self.addresses, self.counts, self.stop, self.rank, len(self.addresses), self.capacity, kind, BLOCK,
+            rank_exchange_kernel, (triton.cdiv(words, BLOCK),), x, out, words, stride, self.addresses, self.counts,
+            self.stop, self.rank, len(self.addresses), self.capacity, kind, BLOCK,
             device=x.device, warps=8, ASSEMBLY=x.is_cuda,
         )  # fmt: skip

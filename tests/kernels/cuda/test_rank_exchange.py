@@ -28,7 +28,7 @@ class Ranks:
         self.boxes = torch.zeros(count, 2, count, CAPACITY, dtype=torch.int64, device=DEVICE)
         counts = torch.zeros(count, CAPACITY // BLOCK, dtype=torch.int32, device=DEVICE)
         stop = torch.zeros(1, dtype=torch.int32, device=DEVICE)
-        addresses = tuple(box.data_ptr() for box in self.boxes)
+        addresses = torch.tensor([box.data_ptr() for box in self.boxes], device=DEVICE)
         self.mailboxes = [Mailboxes(addresses, counts[rank], stop, rank, CAPACITY) for rank in range(count)]
 
     def exchange(self, parts: Tensor, run: Callable[[Mailboxes, Tensor], Tensor | None]) -> list[Tensor]:
@@ -79,6 +79,20 @@ def test_ranks_take_turns_at_sums_broadcasts_and_gathered_words(count: int) -> N
         assert torch.allclose(ranks.exchange(parts, Mailboxes.add_up)[-1], parts.sum(0), atol=1e-5)
 
 
+def test_more_than_a_mailbox_holds_is_exchanged_in_pieces() -> None:
+    torch.manual_seed(0)
+    parts = torch.randn(2, CAPACITY + 300, device=DEVICE)
+    for run, expected in ((Mailboxes.gather, parts), (Mailboxes.add_up, parts[0] + parts[1])):
+        ranks = Ranks(2)
+        for piece, half in ((parts[1, :CAPACITY], 1), (parts[1, CAPACITY:], 0)):
+            counts = torch.full((CAPACITY // BLOCK,), 2 - half, dtype=torch.int32, device=DEVICE)
+            ranks.boxes[0, half, 1, : len(piece)] = words(piece, counts)
+        given = parts[0].clone()
+        made = run(ranks.mailboxes[0], given)
+        assert torch.allclose(given if made is None else made, expected, atol=1e-6)
+        assert torch.equal(ranks.boxes[1, 0, 0, :300], words(parts[0, CAPACITY:], torch.full_like(counts, 2)))
+
+
 def test_words_beyond_the_tensor_are_left_alone() -> None:
     room = torch.ones(BLOCK + 64, device=DEVICE)
     ranks = Ranks(1)
@@ -94,7 +108,8 @@ from mllama_cli.kernels.cuda.rank_exchange import rank_exchange_kernel as kernel
 constants = {"RANK": 1, "RANKS": 4, "CAPACITY": 4096, "BLOCK": 256}
 for capability, kind in ((80, "bfloat16"), (90, "bfloat16"), (90, "float32"), (90, "first"), (90, "gather")):
     constants |= {"KIND": kind, "ASSEMBLY": True, "PDL": capability >= 90}
-    types = {"x": "*i32", "out": "*i32", "words": "i32", "mailboxes": ("i64",) * 4, "counts": "*i32", "stop": "*i32"}
+    types = {"x": "*bf16", "out": "*bf16", "words": "i32", "stride": "i32"}
+    types |= {"addresses": "*i64", "counts": "*i32", "stop": "*i32"}
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
     source = triton.compiler.ASTSource(kernel, signature, constants)
     made = triton.compile(source, GPUTarget("cuda", capability, 32), {"num_warps": 8})
