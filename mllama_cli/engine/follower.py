@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -161,10 +162,15 @@ def follow(connection: Connection) -> None:
             connection.recv()
             return
         connection.send("met")
-        with torch.inference_mode(), suppress(EOFError, ConnectionError):
-            while True:
-                operation, arguments = follower.twins.read(connection.recv_bytes())
-                follower.call(operation, arguments)
+        try:
+            with torch.inference_mode(), suppress(EOFError, ConnectionError):
+                while True:
+                    operation, arguments = follower.twins.read(connection.recv_bytes())
+                    follower.call(operation, arguments)
+        except Exception:  # out of step with rank 0, which reads why; nothing may delay the end of this process
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
         follower.finish()
 
 

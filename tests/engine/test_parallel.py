@@ -1,7 +1,11 @@
 """A model over several processes computes what one process computes, and ends with any of them."""
 
+import gc
+import os
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -187,3 +191,62 @@ def test_a_rank_that_is_killed_ends_all_others(wide: Path, seed: int) -> None:
         list(stream)
     with pytest.raises(EngineError):
         list(engine.session().stream(Conversation.ask("Again?"), Sampling(max_tokens=2)))
+
+
+def test_a_rank_that_fails_says_why(wide: Path) -> None:
+    engine = over(wide, 2)
+    team = engine.model.team
+    assert team is not None
+    team.crew.send(team.names.write(("no such operation", ())))
+    with pytest.raises(EngineError, match=r"rank 1, .* ended \(exit code 1\): AttributeError: .*no such operation"):
+        list(engine.session().stream(Conversation.ask("Hello"), Sampling(max_tokens=2)))
+
+
+def test_several_teams_one_after_the_other_and_at_once(wide: Path, alone: Engine, team: Engine) -> None:
+    sampling = Sampling(max_tokens=4)
+    expected = texts(alone, sampling)
+    for _ in range(2):
+        another = over(wide, 2)
+        assert another.model.team is not None
+        assert texts(another, sampling) == expected
+        assert texts(team, sampling) == expected
+        members = another.model.team.crew.members
+        another.model.team.close()
+        assert all(member.process is not None and member.process.poll() == 0 for member in members)
+    assert texts(team, sampling) == expected
+
+
+def test_a_team_that_nothing_holds_ends_its_processes(wide: Path) -> None:
+    engine = over(wide, 2)
+    assert engine.model.team is not None
+    (process,) = [member.process for member in engine.model.team.crew.members]
+    assert process is not None
+    del engine
+    gc.collect()
+    assert process.poll() == 0
+
+
+ENDING = """
+import sys
+from mllama_cli.core.conversation import Conversation
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.engine import load
+engine = load(sys.argv[1], device="cpu,cpu")
+stream = engine.session().stream(Conversation.ask("Hello there"), Sampling(max_tokens=200))
+next(stream)
+print(engine.model.team.crew.members[0].process.pid, flush=True)
+if sys.argv[2] == "error":
+    raise ValueError("of the program")
+"""
+
+
+@pytest.mark.parametrize("end", ["amid an answer", "error"])
+def test_a_process_that_closes_nothing_ends_its_ranks(wide: Path, end: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING, str(wide), end], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == (1 if end == "error" else 0), done.stderr
+    assert ("ValueError" in done.stderr) == (end == "error")
+    assert "EngineError" not in done.stderr
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), 0)

@@ -8,7 +8,8 @@ import torch
 
 from mllama_cli.engine.parallel.exchange import VocabularyOfRanks
 from mllama_cli.engine.parallel.group import Group
-from mllama_cli.engine.parallel.one_shot import MAX_ONE_SHOT_BYTES, OneShot, register_group
+from mllama_cli.engine.parallel.one_shot import fits
+from mllama_cli.engine.parallel.peer_memory import PeerMemory
 from mllama_cli.engine.parallel.plan import Share
 
 CPU = torch.device("cpu")
@@ -16,32 +17,40 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_operations_of_all_ranks(tmp_path: Path, count: int) -> None:
-    def run(rank: int) -> tuple[list[float], list[float], list[float]]:
+    def run(rank: int) -> tuple[list[float], list[float], list[bool]]:
         group = Group.meet(tmp_path / "meeting", Share(rank, count), CPU)
         summed, given = torch.full((5,), 2.0**rank), torch.full((2,), float(rank))
         group.all_reduce(summed)
         group.broadcast(given)
-        size = 4 * count - 1  # not as many for each
-        own = torch.arange(size, dtype=torch.float32)[group.share.part(size)]
-        logits = VocabularyOfRanks(group, size).gathered(own[None])
-        return summed.tolist(), given.tolist(), logits[0].tolist()
+        gathered = []
+        for size in (4 * count - 1, 4 * count):  # not as many for each, and as many
+            both = torch.arange(2 * size, dtype=torch.float32).view(2, size)
+            logits = VocabularyOfRanks(group, size).gathered(both[:, group.share.part(size)])
+            gathered.append(torch.equal(logits, both))
+        return summed.tolist(), given.tolist(), gathered
 
     with ThreadPoolExecutor(count) as threads:
         for result in threads.map(run, range(count)):
-            assert result == ([2.0**count - 1] * 5, [0.0, 0.0], [float(n) for n in range(4 * count - 1)])
+            assert result == ([2.0**count - 1] * 5, [0.0, 0.0], [True, True])
 
 
-def test_what_is_added_up_in_one_shot() -> None:
-    assert OneShot.takes(torch.zeros(1, 8192, dtype=torch.bfloat16))
-    assert OneShot.takes(torch.zeros(8, 4096))
-    assert not OneShot.takes(torch.zeros(8, 4096, dtype=torch.float64))
-    assert not OneShot.takes(torch.zeros(MAX_ONE_SHOT_BYTES // 4 + 4))
-    assert not OneShot.takes(torch.zeros(3, dtype=torch.float16))  # no whole number of words
+def test_what_fits_into_a_mailbox() -> None:
+    assert fits(torch.zeros(1, dtype=torch.int32), 4096)
+    assert fits(torch.zeros(1024), 4096)
+    assert not fits(torch.zeros(1025), 4096)
+    assert not fits(torch.zeros(3, dtype=torch.float16), 4096)  # no whole number of words
+    assert not fits(torch.zeros(0), 4096)
 
 
-def test_torch_finds_a_group_by_its_name(tmp_path: Path) -> None:
-    c10d = torch._C._distributed_c10d
-    store = c10d.FileStore(str(tmp_path / "meeting"), 1)
-    backend = c10d.ProcessGroupGloo(store, 0, 1)
-    kept = register_group(backend, store, Share(), CPU, str(tmp_path))
-    assert c10d._resolve_process_group(str(tmp_path)) is kept
+@pytest.mark.skipif(torch.cuda.is_available(), reason="GPUs may share their memory")
+def test_ranks_that_cannot_share_memory_all_say_so(tmp_path: Path) -> None:
+    def run(rank: int) -> float:
+        group = Group.meet(tmp_path / "meeting", Share(rank, 2), CPU)
+        with pytest.raises(RuntimeError, match="cuMemGetAddressRange_v2"):
+            PeerMemory(torch.zeros(4), group.share, group.all_gather)
+        total = torch.ones(1)
+        group.all_reduce(total)  # and can go on together
+        return total.item()
+
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(run, range(2))) == [2, 2]

@@ -1,6 +1,8 @@
 """One model over two GPUs answers as on a CPU; needs two, and is skipped with fewer."""
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -72,7 +74,7 @@ def test_captured_answers_equal_the_cpus(
     assert answer == ids(cpu.session(), conversation, sampling)
 
 
-def test_small_sums_are_read_from_the_other_gpus_where_that_is_possible(two: Engine) -> None:
+def test_small_tensors_go_through_the_other_gpus_memory_where_that_is_possible(two: Engine) -> None:
     assert two.model.team is not None
     assert two.model.team.group.is_one_shot == torch.cuda.can_device_access_peer(0, 1)
 
@@ -103,9 +105,13 @@ def test_packed_and_16_bit_weights_are_captured(quantize: str | None) -> None:
         others=others,
         quantize=quantize,
     )
-    figures = [figure.name for figure in benchmark(model, tokens=8)]
-    assert "decode, after an image" in figures
-    assert model.decoder.fallback_reason == ""  # so the self-check has compared a step with the network
+    assert model.team is not None
+    try:
+        figures = [figure.name for figure in benchmark(model, tokens=8)]
+        assert "decode, after an image" in figures
+        assert model.decoder.fallback_reason == ""  # so the self-check has compared a step with the network
+    finally:
+        model.team.close()
 
 
 def test_a_rank_that_is_killed_is_noticed(folder: Path) -> None:
@@ -120,3 +126,49 @@ def test_a_rank_that_is_killed_is_noticed(folder: Path) -> None:
     assert engine.model.team.crew.lost.wait(5)
     with pytest.raises(EngineError):
         list(engine.session().stream(TEXT, Sampling(max_tokens=2)))
+
+
+def test_several_teams_one_after_the_other_and_at_once(folder: Path, cpu: Engine, two: Engine) -> None:
+    sampling = Sampling(max_tokens=20)
+    expected = ids(cpu.session(), ASK, sampling)
+    for _ in range(2):
+        engine = load(folder, device=TWO, dtype="float32", vision=True)
+        assert ids(engine.session(), ASK, sampling) == expected
+        assert ids(two.session(), ASK, sampling) == expected
+        assert engine.model.team is not None
+        assert engine.model.team.group.is_one_shot == torch.cuda.can_device_access_peer(0, 1)
+        engine.model.team.close()
+    assert ids(two.session(), ASK, sampling) == expected
+
+
+ANSWER = """
+import sys
+from mllama_cli.core.conversation import Conversation
+from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.engine import load
+engine = load(sys.argv[1], device=sys.argv[2], dtype="float32")
+stream = engine.session().stream(Conversation.ask("Hello there"), Sampling(max_tokens=200))
+for _ in range(30):
+    next(stream)
+print("ending", flush=True)
+if sys.argv[3] == "error":
+    raise ValueError("of the program")
+"""
+
+
+@pytest.mark.parametrize("end", ["amid an answer", "error"])
+def test_a_process_ends_soon_although_nothing_is_closed(folder: Path, end: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", ANSWER, str(folder), TWO, end],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "ending\n"
+            _, errors = process.communicate(timeout=10)
+        finally:
+            process.kill()
+    assert process.returncode == (1 if end == "error" else 0), errors
+    assert "destroy_process_group" not in errors

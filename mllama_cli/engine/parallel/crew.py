@@ -48,7 +48,9 @@ class Crew:
         self.on_lost: Callable[[EngineError], None] | None = None
         """Called once, on another thread, when a rank has ended although it should not."""
         self.stop: Callable[[], None] = lambda: None
-        """Ends operations that wait for a rank that is lost."""
+        """Ends operations that wait for other ranks."""
+        self.release: Callable[[], None] = lambda: None
+        """Lets go of what is shared with the other ranks, once they have ended."""
         self.told = False
         """Whether the main thread has had the error, which a command prints."""
         self._closing = False
@@ -136,6 +138,7 @@ class Crew:
         with self._lock:
             self._closing = True
         self._hang_up()
+        self.stop()
         for member in self.members:
             if member.process is not None:
                 try:
@@ -143,6 +146,7 @@ class Crew:
                 except subprocess.TimeoutExpired:
                     member.process.kill()
                     member.process.wait()
+        self.release()
         for member in self.members:
             if member.output is not None:
                 os.close(member.output)

@@ -39,9 +39,12 @@ class VocabularyOfRanks:
 
     def gathered(self, logits: Tensor) -> Tensor:
         """Return the logits of the whole vocabulary from this rank's."""
-        padded = F.pad(logits, (0, self._longest - logits.shape[-1])).contiguous()
-        everyone = zip(self._parts, self.group.all_gather(padded), strict=True)
-        return torch.cat([one[..., : part.stop - part.start] for part, one in everyone], dim=-1)
+        missing = self._longest - logits.shape[-1]
+        everyone = self.group.all_gather((F.pad(logits, (0, missing)) if missing else logits).contiguous())
+        if self._longest * len(self._parts) == self._parts[-1].stop:
+            return everyone.movedim(0, -2).flatten(-2)  # without copying, for one row
+        pairs = zip(self._parts, everyone, strict=True)
+        return torch.cat([one[..., : part.stop - part.start] for part, one in pairs], dim=-1)
 
 
 def connect(network: MllamaForConditionalGeneration | MllamaForCausalLM, group: Group) -> None:

@@ -1,27 +1,26 @@
 """Collective operations of the ranks that share a network: gloo between CPUs, NCCL between GPUs."""
 
-import threading
+import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 from torch import Tensor
 
-from mllama_cli.engine.parallel.one_shot import OneShot, forbid_multicast, one_shot
+from mllama_cli.engine.parallel.nccl import NcclEnd, dist, nccl_backend
+from mllama_cli.engine.parallel.one_shot import OneShot, one_shot
 from mllama_cli.engine.parallel.plan import Share
-
-dist: Any = torch.distributed
-"""The module's groups as objects, without its one group for the process: their types are not declared."""
 
 MEETING_SECONDS = 120
 """How long the ranks wait for each other when they meet."""
 
-COLLECTIVE_SECONDS = 3600
+COLLECTIVE_TIME = timedelta(hours=1)
 """How long an operation may take: other ranks' deaths are noticed by other means, and at once."""
+
+END_SECONDS = 1.0
+"""How long to wait until NCCL has ended; where graphs that hold its operations live on, it ends after them."""
 
 
 class Group:
@@ -35,6 +34,10 @@ class Group:
     ) -> None:
         self._backend, self.share, self._explain = backend, share, explain
         self._one_shot: OneShot | None = None
+        self._nccl: NcclEnd | None = None
+        if dist.is_nccl_available() and isinstance(backend, dist.ProcessGroupNCCL):
+            self._nccl = NcclEnd(backend)
+            weakref.finalize(self, self._nccl.begin)
 
     @classmethod
     def meet(
@@ -48,47 +51,55 @@ class Group:
         store = dist.FileStore(str(file), share.count)
         store.set_timeout(timedelta(seconds=MEETING_SECONDS))
         try:
-            backend = _nccl(store, share) if device.type == "cuda" else _gloo(store, share)
+            is_gpu = device.type == "cuda"
+            backend = nccl_backend(store, share, COLLECTIVE_TIME) if is_gpu else _gloo(store, share)
         except RuntimeError as error:
             raise explain(error) from error
         group = cls(backend, share, explain)
         group.all_reduce(torch.zeros(1, device=device))  # NCCL connects only now
-        if device.type == "cuda":
-            group._one_shot = one_shot(backend, store, share, device, str(file), group.all_reduce)
+        if is_gpu:
+            group._one_shot = one_shot(share, device, group.all_reduce, group.all_gather)
         return group
-
-    def all_reduce(self, tensor: Tensor) -> None:
-        """Replace a contiguous tensor by the sum of all ranks'."""
-        if self._one_shot is not None and self._one_shot.takes(tensor):
-            self._one_shot.all_reduce(tensor)
-            return
-        self._wait(self._backend.allreduce, [tensor])
 
     @property
     def is_one_shot(self) -> bool:
-        """Whether small tensors are added up through the other GPUs' memory."""
+        """Whether small tensors are exchanged through the other GPUs' memory."""
         return self._one_shot is not None
 
-    def stop(self) -> None:
-        """End operations of GPUs that wait for a rank that is lost; their results are meaningless. For any thread."""
-        if self._one_shot is not None:
-            self._one_shot.stop()
-        if dist.is_nccl_available() and isinstance(self._backend, dist.ProcessGroupNCCL):
-            threading.Thread(target=self._abort, name="end of NCCL", daemon=True).start()
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Replace a contiguous tensor by the sum of all ranks'."""
+        if self._one_shot is not None and self._one_shot.adds_up(tensor):
+            self._one_shot.all_reduce(tensor)
+        else:
+            self._wait(self._backend.allreduce, [tensor])
 
-    def _abort(self) -> None:
-        with suppress(RuntimeError, AttributeError):  # an error of the rank that is lost, or another version of torch
-            self._backend.abort()
-
-    def all_gather(self, tensor: Tensor) -> list[Tensor]:
-        """Return the tensors of all ranks, which have the same shape, in the order of the ranks."""
-        everyone = [torch.empty_like(tensor) for _ in range(self.share.count)]
-        self._wait(self._backend.allgather, [everyone], [tensor])
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Return the contiguous tensors of all ranks [ranks, ...], of one shape, in the order of the ranks."""
+        if self._one_shot is not None and self._one_shot.takes(tensor):
+            return self._one_shot.all_gather(tensor)
+        everyone = torch.empty((self.share.count, *tensor.shape), dtype=tensor.dtype, device=tensor.device)
+        self._wait(self._backend.allgather, [list(everyone)], [tensor])
         return everyone
 
     def broadcast(self, tensor: Tensor) -> None:
         """Replace a contiguous tensor by that of rank 0."""
-        self._wait(self._backend.broadcast, tensor, 0)
+        if self._one_shot is not None and self._one_shot.takes(tensor):
+            self._one_shot.broadcast(tensor)
+        else:
+            self._wait(self._backend.broadcast, tensor, 0)
+
+    def stop(self) -> None:
+        """End operations of GPUs that wait for other ranks; there can be no more. For any thread."""
+        if self._one_shot is not None:
+            self._one_shot.stop()
+        if self._nccl is not None:
+            self._nccl.begin()
+
+    def close(self) -> None:
+        """Let go of what GPUs share, once all other ranks have ended. It takes END_SECONDS at most."""
+        self.stop()
+        if self._nccl is not None and self._nccl.wait(END_SECONDS) and self._one_shot is not None:
+            self._one_shot.close()
 
     def _wait(self, operation: Callable[..., Any], *arguments: Any) -> None:
         """Run an operation; on a GPU only the current stream waits for it."""
@@ -101,12 +112,5 @@ class Group:
 def _gloo(store: Any, share: Share) -> Any:
     options = dist.ProcessGroupGloo._Options()
     options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
-    options._timeout = timedelta(seconds=COLLECTIVE_SECONDS)
+    options._timeout = COLLECTIVE_TIME
     return dist.ProcessGroupGloo(store, share.rank, share.count, options)
-
-
-def _nccl(store: Any, share: Share) -> Any:
-    forbid_multicast()
-    options = dist.ProcessGroupNCCL.Options()
-    options._timeout = timedelta(seconds=COLLECTIVE_SECONDS)
-    return dist.ProcessGroupNCCL(store, share.rank, share.count, options)

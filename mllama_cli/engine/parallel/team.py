@@ -115,11 +115,11 @@ class Team:
             for member in self.crew.members:
                 self.crew.tell(member, "meet")
             self.group = Group.meet(meeting, self.share, self.devices[0], self.crew.explained)
-            self.crew.stop = self.group.stop
+            self.crew.stop, self.crew.release = self.group.stop, self.group.close
             self.wait()
 
     def close(self) -> None:
-        """End the other ranks."""
+        """End the other ranks. The end of the process does so, too."""
         self._end()
 
     @contextmanager
