@@ -3,20 +3,18 @@
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.triton_here import DEVICE  # isort: skip  (first: it prepares Triton)
 
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.grammar import Grammar
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.batch import captured_prompts, scheduler, slot_graphs
+from mllama_cli.engine.batch import scheduler
 from mllama_cli.engine.batch.captured_prompts import CapturedPromptReader
 from mllama_cli.engine.batch.captured_slots import CapturedSlots, LeadingSlotGraphs
 from mllama_cli.engine.batch.request import BatchRequest
@@ -30,37 +28,14 @@ from mllama_cli.model.cache import KVCache
 from tests.checkpoints import config_dict, make_checkpoint
 from tests.engine.batch.asking import by_key
 from tests.engine.conftest import picture
+from tests.engine.cuda.replays import replay_on_cpu
 
 pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="tests/gpu does this with captured graphs")
 
 
-class Eager:
-    """In place of a captured graph. ``ready``: its first replay is of the inputs with which it was captured."""
-
-    def __init__(self, run: Callable[[], Tensor | None], *, ready: bool) -> None:
-        self.run, self.result, self.ready = run, run(), ready
-
-    def replay(self) -> None:
-        if self.ready:
-            self.ready = False
-            return
-        again = self.run()
-        if self.result is not None and again is not None:
-            self.result.copy_(again)
-
-
-def eager(run: Callable[[], Any], *_: object, ready: bool = False) -> tuple[Eager, Any]:
-    made = Eager(run, ready=ready)
-    return made, made.result
-
-
 @pytest.fixture
 def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mllama_cli.kernels.cuda.attention.TARGET_PROGRAMS", 16)  # the interpreter runs them one by one
-    for module in (slot_graphs, captured_prompts):
-        monkeypatch.setattr(module, "capture", partial(eager, ready=module is captured_prompts))
-        monkeypatch.setattr(module, "batch_stream", lambda *_: None)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    replay_on_cpu(monkeypatch)
     monkeypatch.setattr(
         scheduler, "make_slots", lambda model, count: (CapturedSlots(model, count), CapturedPromptReader(model))
     )
