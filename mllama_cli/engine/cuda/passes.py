@@ -1,7 +1,7 @@
 """Run several new tokens of conversations by captured graphs, in which each token is a row of its own.
 
 Layer by layer, the host takes longer to launch a pass than the device to compute it: on an H200 16 ms for the 11B in
-bfloat16 and 29 in int4, whatever the number of tokens.
+bfloat16 and 29 to 37 in int4, whatever the number of tokens.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,10 @@ from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.visibility import ImageSpan, segments
 
 PASS_TOKENS = (16, 32, 64, 128)
-"""Rows of a graph. More tokens are read faster by the network's own operations: here each row reads its caches."""
+"""Rows of a graph. More tokens are read faster by the network's own operations: here each row reads its caches.
+
+On an H200 the 11B's take 6 ms after a text of up to 64 tokens and 7 to 11 with an image. All of them hold 50 MB.
+"""
 
 MAX_PIECES = 8
 """Conversations in one pass."""

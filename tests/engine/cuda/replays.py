@@ -1,6 +1,7 @@
-"""What stands in for CUDA graphs on a CPU: each replay runs what would have been captured."""
+"""What stands in for a GPU and other ranks on a CPU: each replay of a graph runs what would have been captured."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from tests.triton_here import few_programs  # isort: skip  (first: it prepares T
 
 from mllama_cli.engine.batch import slot_graphs
 from mllama_cli.engine.cuda import graphs, passes
+from mllama_cli.engine.forward import Network
+from mllama_cli.engine.parallel.messages import Names, Twins
 
 
 class Ready:
@@ -44,6 +47,27 @@ class Replay:
         again = self._run()
         if self._result is not None:
             self._result.copy_(again)
+
+
+class Echo:
+    """In place of the other ranks: it hears what rank 0 tells them, as bytes, and does it with the same network."""
+
+    def __init__(self, network: Network) -> None:
+        self.names, self.logits = Names(), torch.empty(0)
+        self._given = network, torch.float32, torch.device("cpu")
+        self.twins = Twins(network.language_model.config, torch.float32, torch.device("cpu"))
+
+    @contextmanager
+    def together(self, operation: str, *arguments: object, alike: bool) -> Iterator[None]:
+        heard, (name, *given) = self.twins.read(self.names.write((operation, arguments)))
+        if heard == "make_slots":
+            self.twins.add(name, slot_graphs.SlotGraphs(*self._given, *given))
+        elif heard == "make_passes":
+            self.twins.add(name, passes.CapturedPasses(*self._given))
+        elif heard == "on_slots":
+            result = getattr(self.twins.part(name), given[0])(*given[1:])
+            self.logits = result if isinstance(result, torch.Tensor) else self.logits
+        yield
 
 
 def replay_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Replays:

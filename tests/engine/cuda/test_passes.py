@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -9,13 +10,15 @@ from torch import Tensor
 
 from tests.triton_here import DEVICE  # isort: skip  (first: it prepares Triton)
 
+from mllama_cli.engine.cuda.backend import CapturedDecoder
+from mllama_cli.engine.cuda.leading_passes import LeadingPasses
 from mllama_cli.engine.cuda.passes import MAX_READ_POSITIONS, CapturedPasses, PassShape, Piece, fits
 from mllama_cli.engine.cuda.self_check import relative_error_of_pass
 from mllama_cli.engine.forward import Network, forward
 from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.visibility import ImageSpan
 from tests.checkpoints import config_dict, random_network
-from tests.engine.cuda.replays import Replays, replay_on_cpu
+from tests.engine.cuda.replays import Echo, Replays, replay_on_cpu
 
 pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="tests/gpu does this with captured graphs")
 
@@ -145,6 +148,23 @@ def test_what_fits_into_a_pass() -> None:
     assert not fits([(MAX_READ_POSITIONS // 64, 100)])
 
 
+def test_other_ranks_run_the_same_passes(network: Network, replays: Replays) -> None:
+    echo = Echo(network)
+    passes = LeadingPasses(cast("Any", echo), network, torch.float32, torch.device("cpu"))
+    passes.capture(PassShape(16, True))
+    cross = images(network, 6)
+    echo.names.add_layers(number := echo.names.new(), cross.layers)
+    echo.twins.add_layers(number, cross.layers)
+    cache, twin = begun(network, [])
+    piece = Piece([1, 2, 3], cache, cross, [ImageSpan(1, None)])
+    for ids in ([1, 2, 3], [4, 5]):
+        piece = replace(piece, ids=ids)
+        logits = passes.run([piece])
+        torch.testing.assert_close(logits, exact(network, piece, twin), atol=1e-4, rtol=1e-4)
+        assert torch.equal(logits, echo.logits)
+    assert len(replays.done) == 4
+
+
 @pytest.mark.parametrize("with_images", [False, True])
 def test_the_self_check_knows_right_from_wrong(
     network: Network, passes: CapturedPasses, monkeypatch: pytest.MonkeyPatch, with_images: bool
@@ -153,3 +173,58 @@ def test_the_self_check_knows_right_from_wrong(
     assert relative_error_of_pass(passes, network, shape) < 1e-4
     monkeypatch.setattr(passes, "run", lambda pieces: torch.ones(1, network.language_model.config.vocab_size))
     assert relative_error_of_pass(passes, network, shape) > 0.5
+
+
+def feed(decoder: CapturedDecoder, ids: Sequence[int], cache: KVCache) -> Tensor:
+    for _ in decoder.prepare_feed(len(ids), with_images=False):
+        pass
+    return decoder.feed(ids, cache, None, [])
+
+
+def test_prompts_of_one_size_are_read_by_a_pass_from_the_second_on(network: Network, replays: Replays) -> None:
+    decoder = CapturedDecoder(network, torch.float32, torch.device("cpu"))
+    counts = []
+    for ids in (range(5), range(7), range(40), range(3)):
+        cache, twin = begun(network, [50, 51])
+        logits = feed(decoder, list(ids), cache)
+        expected = forward(network, torch.tensor([list(ids)]), twin, None, [[]])
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+        require_equal(cache, twin)
+        counts.append(len(replays.done))
+    assert counts == [0, 1, 1, 2]
+
+
+def test_without_memory_for_a_pass_the_network_reads_on(
+    network: Network, replays: Replays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    decoder = CapturedDecoder(network, torch.float32, torch.device("cpu"))
+    for _ in range(2):
+        feed(decoder, [1, 2, 3], begun(network, [])[0])
+    monkeypatch.setattr("mllama_cli.engine.cuda.passes.capture", full)
+    for count, replayed in ((20, 1), (20, 1), (5, 2)):
+        cache, twin = begun(network, [])
+        logits = feed(decoder, list(range(count)), cache)
+        expected = forward(network, torch.arange(count)[None], twin, None, [[]])
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+        assert len(replays.done) == replayed, "what was captured before goes on"
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_kernels_that_compute_something_else_are_not_used(
+    network: Network, replays: Replays, monkeypatch: pytest.MonkeyPatch, strict: bool
+) -> None:
+    monkeypatch.setattr("mllama_cli.engine.cuda.build_cache.first_time", lambda *_: True)
+    monkeypatch.setattr("mllama_cli.engine.cuda.self_check.relative_error_of_pass", lambda *_: float("nan"))
+    monkeypatch.setenv("MLLAMA_STRICT_KERNELS", str(int(strict)))
+    decoder = CapturedDecoder(network, torch.float32, torch.device("cpu"))
+    assert list(decoder.prepare_feed(4, with_images=False)) == []
+    if strict:
+        with pytest.raises(RuntimeError, match="do not compute"):
+            list(decoder.prepare_feed(4, with_images=False))
+        return
+    assert len(list(decoder.prepare_feed(4, with_images=False))) == 1
+    feed(decoder, [1, 2, 3, 4], begun(network, [])[0])
+    assert not replays.done

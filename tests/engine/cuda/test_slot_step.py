@@ -1,8 +1,7 @@
 """A batch stepped by our kernels, as on a GPU: in Triton's interpreter, with eager steps in place of captured ones."""
 
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,16 +18,13 @@ from mllama_cli.engine.batch.captured_prompts import CapturedPromptReader
 from mllama_cli.engine.batch.captured_slots import CapturedSlots, LeadingSlotGraphs
 from mllama_cli.engine.batch.request import BatchRequest
 from mllama_cli.engine.batch.run import run_batch
-from mllama_cli.engine.batch.slot_graphs import SlotGraphs
 from mllama_cli.engine.batch.slots import SlotCaches
 from mllama_cli.engine.engine import load
-from mllama_cli.engine.model import LoadedModel
-from mllama_cli.engine.parallel.messages import Names, Twins
 from mllama_cli.model.cache import KVCache
 from tests.checkpoints import config_dict, make_checkpoint
 from tests.engine.batch.asking import by_key
 from tests.engine.conftest import picture
-from tests.engine.cuda.replays import replay_on_cpu
+from tests.engine.cuda.replays import Echo, replay_on_cpu
 
 pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="tests/gpu does this with captured graphs")
 
@@ -75,30 +71,11 @@ def test_answers_are_those_of_the_network_itself(folder: Path, slots: int, reque
     assert by_key(run_batch(engine.model, requests, slots=slots)) == expected
 
 
-class Echo:
-    """In place of the other ranks: it hears what rank 0 tells them, as bytes, and does it with the same network."""
-
-    def __init__(self, model: LoadedModel) -> None:
-        self.names, self.logits = Names(), torch.empty(0)
-        self._network = model.network
-        self.twins = Twins(model.network.language_model.config, model.dtype, model.device)
-
-    @contextmanager
-    def together(self, operation: str, *arguments: object, alike: bool) -> Iterator[None]:
-        heard, (name, *given) = self.twins.read(self.names.write((operation, arguments)))
-        if heard == "make_slots":
-            self.twins.add(name, SlotGraphs(self._network, torch.float32, torch.device("cpu"), *given))
-        elif heard == "on_slots":
-            result = getattr(self.twins.part(name), given[0])(*given[1:])
-            self.logits = result if isinstance(result, torch.Tensor) else self.logits
-        yield
-
-
 @pytest.mark.usefixtures("_as_on_a_gpu")
 @torch.inference_mode()
 def test_other_ranks_step_the_same_slots(folder: Path) -> None:
     model = load(folder, device="cpu", dtype="float32", vision=True).model
-    echo = Echo(model)
+    echo = Echo(model.network)
     given = (model.network, model.dtype, model.device, 2)
     graphs = LeadingSlotGraphs(cast("Any", echo), *given)
     config, device = model.network.language_model.config, model.device
