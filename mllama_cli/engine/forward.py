@@ -149,13 +149,18 @@ def decode(network: Network, start: DecodeInput) -> Generator[ChosenToken]:
 
 
 def forced_tokens(start: DecodeInput, left: int) -> list[int]:
-    """Return the next tokens, up to ``left``, that need no choice, as the grammar leaves none.
-
-    None where log-probabilities are asked for, or penalties count the tokens that are chosen.
-    """
-    if start.constraint is None or start.sampling.logprobs is not None or Method.of(start.sampling).adjusts:
+    """Return the next tokens, up to ``left``, that need no choice, as the grammar leaves none."""
+    if start.constraint is None or not may_force(start.sampling):
         return []
     return start.constraint.forced[:left]
+
+
+def may_force(sampling: Sampling) -> bool:
+    """Return whether a grammar's tokens may need no choice.
+
+    They do where log-probabilities are asked for, or penalties count the tokens that are chosen.
+    """
+    return sampling.grammar is not None and sampling.logprobs is None and not Method.of(sampling).adjusts
 
 
 class Decoder:

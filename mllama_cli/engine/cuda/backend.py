@@ -10,8 +10,8 @@ from torch import Tensor
 from mllama_cli.core.events import Event, Notice
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.device import is_out_of_memory
-from mllama_cli.engine.forward import DecodeInput, Decoder, Network
-from mllama_cli.engine.sampling import ChosenToken, Method
+from mllama_cli.engine.forward import DecodeInput, Decoder, Network, may_force
+from mllama_cli.engine.sampling import ChosenToken
 from mllama_cli.kernels.ops import strict_kernels, triton_available
 from mllama_cli.kernels.sdpa import has_decode_attention
 from mllama_cli.model.cache import CrossKVCache, KVCache
@@ -69,7 +69,7 @@ class CapturedDecoder(Decoder):
             self._fall_back(f"kernels could not be built: {last_line}")
             return
         remember(self._network, self._device, work)
-        if Method.of(sampling).masks and self._feeds_forced:
+        if self._feeds_forced and may_force(sampling):
             from mllama_cli.engine.cuda.decode import FORCED_TOKENS
             from mllama_cli.engine.cuda.passes import shape_of
 
