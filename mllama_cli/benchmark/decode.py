@@ -14,7 +14,7 @@ from torch import Tensor
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.cuda.operands import groups, operand
 from mllama_cli.engine.device import free_bytes
-from mllama_cli.engine.forward import DecodeInput, Network, prefill
+from mllama_cli.engine.forward import DecodeInput, Network
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.vision import encoded_bytes
 from mllama_cli.kernels.packed import PackedWeight
@@ -123,7 +123,9 @@ def prefilled(model: LoadedModel, ids: list[int], encoded: list[LayerKV] | None,
     cross = model.vision.join([[encoded]]) if encoded else None
     spans = image_spans(ids, model.config.image_token_index)
     logits = torch.empty(0)
-    for _, step in prefill(model.network, ids, cache, cross, spans, model.device, model.prefill_chunk):
+    for _ in model.decoder.prepare_feed(len(ids), with_images=encoded is not None):
+        pass
+    for _, step in model.decoder.prefill(ids, cache, cross, spans, model.prefill_chunk):
         logits = step
     return DecodeInput(logits, cache, cross, spans, Sampling(), ids, budget=count)
 

@@ -140,6 +140,11 @@ class Follower:
 
         self.twins.add(name, SlotGraphs(self._network, self._dtype, self._device, count))
 
+    def make_passes(self, name: Name) -> None:
+        from mllama_cli.engine.cuda.passes import CapturedPasses  # needs Triton
+
+        self.twins.add(name, CapturedPasses(self._network, self._dtype, self._device))
+
     def on_slots(self, name: Name, method: str, *arguments: Any) -> None:
         getattr(self.twins.part(name), method)(*arguments)
 

@@ -66,23 +66,6 @@ def forward_steps(
     return logits
 
 
-def prefill(
-    network: Network,
-    ids: Sequence[int],
-    cache: KVCache,
-    cross: CrossKVCache | None,
-    spans: Sequence[ImageSpan],
-    device: torch.device,
-    chunk: int = PREFILL_CHUNK,
-) -> Iterator[tuple[int, Tensor]]:
-    """Feed one conversation's new ids in chunks; after each yield (ids fed so far, logits [1, vocab_size])."""
-    cache.reserve(cache.lengths[0] + len(ids))
-    for start in range(0, len(ids), chunk):
-        fed = upload(torch.tensor([ids[start : start + chunk]]), device)
-        logits = forward(network, fed, cache, cross, [spans])
-        yield start + fed.shape[1], logits
-
-
 @torch.inference_mode()
 def log_probability(
     network: Network,
@@ -166,17 +149,22 @@ def decode(network: Network, start: DecodeInput) -> Generator[ChosenToken]:
 
 
 def forced_tokens(start: DecodeInput, left: int) -> list[int]:
-    """Return the next tokens, up to ``left``, that need no choice, as the grammar leaves none.
-
-    None where log-probabilities are asked for, or penalties count the tokens that are chosen.
-    """
-    if start.constraint is None or start.sampling.logprobs is not None or Method.of(start.sampling).adjusts:
+    """Return the next tokens, up to ``left``, that need no choice, as the grammar leaves none."""
+    if start.constraint is None or not may_force(start.sampling):
         return []
     return start.constraint.forced[:left]
 
 
+def may_force(sampling: Sampling) -> bool:
+    """Return whether a grammar's tokens may need no choice.
+
+    They do where log-probabilities are asked for, or penalties count the tokens that are chosen.
+    """
+    return sampling.grammar is not None and sampling.logprobs is None and not Method.of(sampling).adjusts
+
+
 class Decoder:
-    """Decode one conversation at a time, with the network's own operations."""
+    """Read and answer one conversation at a time, with the network's own operations."""
 
     fallback_reason = ""
     """Why decoding on a GPU fell back to plain torch; empty if it did not, and on a CPU."""
@@ -187,6 +175,32 @@ class Decoder:
     def prepare(self, *, with_images: bool, sampling: Sampling) -> Iterator[Event]:
         """Prepare what ``tokens`` needs; yield a Notice if kernels have to be built."""
         return iter(())
+
+    def prepare_feed(self, count: int, *, with_images: bool) -> Iterator[Event]:
+        """Prepare to ``feed`` so many ids, of which some see an image or none; yield a Notice if that takes long."""
+        return iter(())
+
+    def feed(
+        self, ids: Sequence[int], cache: KVCache, cross: CrossKVCache | None, spans: Sequence[ImageSpan]
+    ) -> Tensor:
+        """Run one conversation's ids that follow what ``cache`` holds; return logits [1, vocab_size] of the last."""
+        cache.reserve(cache.lengths[0] + len(ids))
+        device = self._network.language_model.norm.weight.device
+        return forward(self._network, upload(torch.tensor([list(ids)]), device), cache, cross, [spans])
+
+    def prefill(
+        self,
+        ids: Sequence[int],
+        cache: KVCache,
+        cross: CrossKVCache | None,
+        spans: Sequence[ImageSpan],
+        chunk: int = PREFILL_CHUNK,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """``feed`` in chunks; after each yield (ids fed so far, logits [1, vocab_size])."""
+        cache.reserve(cache.lengths[0] + len(ids))
+        for start in range(0, len(ids), chunk):
+            part = ids[start : start + chunk]
+            yield start + len(part), self.feed(part, cache, cross, spans)
 
     def tokens(self, start: DecodeInput) -> Generator[ChosenToken]:
         """Yield the answer's tokens; by the time one is yielded, all before it are in the cache."""

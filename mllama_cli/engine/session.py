@@ -15,7 +15,7 @@ from mllama_cli.core.events import EncodingImage, Event, GenerationStats, Notice
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.completion import Completion
 from mllama_cli.engine.device import Clock, is_out_of_memory, make_current, memory_shortage
-from mllama_cli.engine.forward import DecodeInput, log_probability, prefill
+from mllama_cli.engine.forward import DecodeInput, log_probability
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.vision import ImageCache
 from mllama_cli.model.cache import CrossKVCache
@@ -213,8 +213,9 @@ class Session:
         """Feed the tokens from ``kept`` on; return the last position's logits."""
         model, new = self.model, prompt[kept:]
         logits: Tensor | None = None
+        yield from model.decoder.prepare_feed(len(new), with_images=bool(spans))
         yield ReadingPrompt(0, len(new))
-        for done, step in prefill(model.network, new, self.cache, cross, spans, model.device, model.prefill_chunk):
+        for done, step in model.decoder.prefill(new, self.cache, cross, spans, model.prefill_chunk):
             self.ids.extend(new[len(self.ids) - kept : done])
             logits = step
             yield ReadingPrompt(done, len(new))

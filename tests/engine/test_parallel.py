@@ -22,7 +22,6 @@ from mllama_cli.core.errors import EngineError, UsageError
 from mllama_cli.core.events import Token
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.engine import Engine, load
-from mllama_cli.engine.forward import prefill
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.model.visibility import image_spans
 from tests.checkpoints import config_dict, make_checkpoint
@@ -58,7 +57,7 @@ def logits(model: LoadedModel, ids: list[int], images: int) -> Tensor:
     cache, cross = model.new_cache(), model.vision.join([encoded])
     prompt = [*ids[:3], *[model.config.image_token_index] * images, *ids]
     spans = image_spans(prompt, model.config.image_token_index)
-    steps = prefill(model.network, prompt, cache, cross, spans, model.device, 16)
+    steps = model.decoder.prefill(prompt, cache, cross, spans, 16)
     return torch.cat([step for _, step in steps])
 
 

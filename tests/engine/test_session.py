@@ -13,7 +13,7 @@ from mllama_cli.core.sampling import Sampling
 from mllama_cli.core.tool_calls import ToolCall
 from mllama_cli.engine.device import make_current
 from mllama_cli.engine.engine import Engine, load
-from mllama_cli.engine.forward import DecodeInput, Decoder, prefill
+from mllama_cli.engine.forward import DecodeInput, Decoder
 from mllama_cli.engine.vision import ImageCache
 from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.visibility import image_spans
@@ -346,5 +346,5 @@ def logits_after(engine: Engine, inputs: ModelInputs, ids: list[int]) -> torch.T
             pass
     cross = CrossKVCache.from_images([[images.get(image.digest) for image in inputs.images]])
     cache = KVCache(model.config.text_config, dtype=model.dtype, device=model.device)
-    *_, (_, logits) = prefill(model.network, ids, cache, cross, spans, model.device)
+    *_, (_, logits) = model.decoder.prefill(ids, cache, cross, spans)
     return logits[0].double().log_softmax(-1)

@@ -1,13 +1,17 @@
 """One conversation on a GPU, from captured steps: the CPU's words, turn for turn. ``pytest -m gpu tests/gpu``."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 
+from mllama_cli.core.answerer import Prompt, RawPrompt
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.events import GenerationStats, Token
 from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.cuda.backend import CapturedDecoder
+from mllama_cli.engine.cuda.passes import CapturedPasses, PassShape, Piece, shape_for
 from mllama_cli.engine.engine import Engine, load
 from mllama_cli.engine.session import Session
 from mllama_cli.processing.images import encode_image
@@ -25,7 +29,7 @@ def engines() -> tuple[Engine, Engine]:
     return load("sketch", device="cpu", dtype="float32"), load("sketch", device="cuda", dtype="float32")
 
 
-def said(session: Session, talk: Conversation, sampling: Sampling = GREEDY) -> tuple[list[int], str]:
+def said(session: Session, talk: Prompt, sampling: Sampling = GREEDY) -> tuple[list[int], str]:
     tokens = [event for event in session.stream(talk, sampling) if isinstance(event, Token)]
     return [token.id for token in tokens], "".join(token.text for token in tokens)
 
@@ -46,6 +50,37 @@ def test_turns_with_and_without_pictures(engines: tuple[Engine, Engine]) -> None
             (ids, text), (same, _) = (said(session, talk) for session in sessions)
             assert ids == same
             talk = talk.with_assistant(text)
+
+
+def test_short_prompts_are_read_by_captured_passes(
+    engines: tuple[Engine, Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu, gpu = engines
+    monkeypatch.setattr(gpu.model, "decoder", CapturedDecoder(gpu.network, torch.float32, gpu.device))
+    shapes: list[PassShape] = []
+    run = CapturedPasses.run
+
+    def noted(passes: CapturedPasses, pieces: Sequence[Piece]) -> torch.Tensor:
+        shapes.append(shape_for(pieces))
+        return run(passes, pieces)
+
+    monkeypatch.setattr(CapturedPasses, "run", noted)
+    sessions = [engine.session() for engine in engines]
+    talk = Conversation()
+    for turn in range(6):
+        pictures = (encode_image(opened(turn)),) * (turn in (1, 3, 4))
+        talk = talk.with_user(("hello", "What is this?")[turn % 2], pictures)
+        (ids, text), (same, _) = (said(session, talk) for session in sessions)
+        assert ids == same
+        talk = talk.with_assistant(text)
+    assert cpu.fallback_reason == gpu.fallback_reason == ""
+    assert any(shape.with_images for shape in shapes)
+    for count in (3, 20, 40, 100):
+        for _ in range(2):
+            raw = RawPrompt("a b " * (count // 2))
+            short = Sampling(max_tokens=4)
+            assert said(gpu.session(), raw, short) == said(cpu.session(), raw, short)
+    assert len({shape.rows for shape in shapes if not shape.with_images}) >= 3
 
 
 def test_a_stopped_answer_leaves_the_cache_usable(engines: tuple[Engine, Engine]) -> None:

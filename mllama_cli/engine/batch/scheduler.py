@@ -339,6 +339,5 @@ def make_slots(model: LoadedModel, count: int) -> tuple[Slots, PromptReader]:
         from mllama_cli.engine.batch.captured_prompts import CapturedPromptReader
         from mllama_cli.engine.batch.captured_slots import CapturedSlots
 
-        reader = CapturedPromptReader(model) if model.team is None else PromptReader(model)
-        return CapturedSlots(model, count), reader
+        return CapturedSlots(model, count), CapturedPromptReader(model)
     return Slots(model, count), PromptReader(model)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mllama_cli.engine.batch.slot_step import SlotStep
 from mllama_cli.engine.batch.slots import SlotCaches
 from mllama_cli.engine.cuda.capture import capture
 from mllama_cli.engine.cuda.operands import unsupported_reason
+from mllama_cli.engine.cuda.rows_step import RowsStep
 from mllama_cli.engine.cuda.step import DecodeStep, State
 from mllama_cli.engine.device import batch_stream
 from mllama_cli.engine.forward import Network
@@ -40,9 +40,6 @@ class SlotGraphs:
         # The last row is always empty: free slots that a graph computes too have its addresses.
         self.state = State(network, count + 1, dtype, device)
         self._sees = torch.zeros(count + 1, dtype=torch.bool, device=device)
-        self._empty = SlotCaches.empty(network.language_model.config, dtype, device)
-        for row in range(count + 1):
-            self._point(row, self._empty)
         self._fused = not unsupported_reason(network, dtype, device)
         self._graphs: dict[StepShape, tuple[torch.cuda.CUDAGraph, Tensor, object]] = {}
         """For each shape its graph, logits, and the step that owns its buffers."""
@@ -65,12 +62,12 @@ class SlotGraphs:
     def prepare(self) -> bool:
         """Capture a graph that is missing. The first time, build the kernels of all, at once."""
         sizes = dict.fromkeys(min(size, self.count) for size in GRAPH_BATCH_SIZES)
-        sees_any = bool(self._empty.seen)
+        sees_any = bool(self.network.language_model.config.cross_attention_layers)
         shapes = [StepShape(rows, sees) for rows in sizes for sees in (False, sees_any)]
         if not self._graphs:
             with compile_only():
                 for rows in sizes:
-                    SlotStep(self.network, self.state, self._sees, rows, with_images=sees_any).run()
+                    RowsStep(self.network, self.state, self._sees, rows, with_images=sees_any).run()
         missing = next((shape for shape in shapes if shape not in self._graphs), None)
         if missing is not None:
             self._graphs[missing] = self._capture(missing)
@@ -102,20 +99,19 @@ class SlotGraphs:
             step = DecodeStep(network, state, with_images=shape.with_images)
             graph, _ = capture(step.run, stream, self._pool)
             return graph, state.logits, step
-        slot_step = SlotStep(network, self.state, self._sees, shape.rows, with_images=shape.with_images)
-        graph, logits = capture(slot_step.run, stream, self._pool)
-        return graph, logits, slot_step
+        rows_step = RowsStep(network, self.state, self._sees, shape.rows, with_images=shape.with_images)
+        graph, logits = capture(rows_step.run, stream, self._pool)
+        return graph, logits, rows_step
 
     def _point(self, row: int, caches: SlotCaches) -> None:
-        state, seen = self.state, caches.seen or self._empty.seen
+        state = self.state
         state.self_attn.set(row, caches.cache.keys, caches.cache.values)
-        tokens = 1
-        if seen:
-            state.cross_attn.set(row, [keys for keys, _ in seen], [values for _, values in seen])
-            tokens = seen[0][0].shape[2] if caches.seen else 1
-        numbers = staged([caches.length, 0, tokens], state.positions)
-        state.positions[row].copy_(numbers[0])
-        state.ranges[row].copy_(numbers[1:])
+        state.positions[row].fill_(caches.length)
+        if caches.seen:
+            state.set_images(row, caches.seen)
+            state.ranges[row].copy_(staged([0, caches.seen[0][0].shape[2]], state.ranges))
+        else:
+            state.clear_images(row)
         self._sees[row].fill_(bool(caches.seen))
 
     def _move(self, source: int, target: int) -> None:

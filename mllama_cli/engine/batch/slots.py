@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mllama_cli.core.config import MllamaTextConfig
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.sampling import PendingTokens, Sampler
@@ -33,14 +32,6 @@ class SlotCaches:
     @property
     def length(self) -> int:
         return self.cache.lengths[0]
-
-    @classmethod
-    def empty(cls, config: MllamaTextConfig, dtype: torch.dtype, device: torch.device) -> "SlotCaches":
-        """Return caches for rows that are computed to no use: all their keys and values are one small tensor."""
-        cache = KVCache(config, dtype=dtype, device=device)
-        memory = torch.zeros(1, config.num_key_value_heads, 16, config.head_dim, dtype=dtype, device=device)
-        cache.keys, cache.values = [memory] * len(cache.keys), [memory] * len(cache.values)
-        return cls(cache, [(memory, memory)] * len(config.cross_attention_layers))
 
 
 class Slots:

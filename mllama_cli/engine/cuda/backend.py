@@ -1,32 +1,45 @@
-"""Decode with our kernels in captured graphs, or fall back to plain torch with a reason."""
+"""Read and decode with our kernels in captured graphs, or fall back to plain torch with a reason."""
 
-from collections.abc import Generator, Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from mllama_cli.core.events import Event, Notice
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.device import is_out_of_memory
-from mllama_cli.engine.forward import DecodeInput, Decoder, Network
+from mllama_cli.engine.forward import DecodeInput, Decoder, Network, may_force
 from mllama_cli.engine.sampling import ChosenToken
 from mllama_cli.kernels.available import strict_kernels, triton_available
+from mllama_cli.kernels.sdpa import has_decode_attention
+from mllama_cli.model.cache import CrossKVCache, KVCache
+from mllama_cli.model.visibility import ImageSpan
 
 if TYPE_CHECKING:
     from mllama_cli.engine.cuda.decode import GraphDecoder
+    from mllama_cli.engine.cuda.passes import CapturedPasses, PassShape
 
 
 class CapturedDecoder(Decoder):
-    """Decode on a GPU from captured graphs. Each answer in progress has a graph decoder of its own.
+    """Read short prompts and decode on a GPU from captured graphs. Each answer in progress has its own graph decoder.
 
     Triton is imported when first needed, usually in the background while weights load (engine/cuda/warmup.py).
     """
+
+    _feeds_forced = True
+    """Whether tokens that a grammar leaves no choice about may go through passes."""
 
     def __init__(self, network: Network, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(network)
         self._dtype, self._device = dtype, device
         self._idle: list[GraphDecoder] = []
         self._batch_builds = False
+        self._passes: CapturedPasses | None = None
+        self._pass_failed = False
+        self._prompts: Counter[PassShape] = Counter()
+        """How often a prompt of each shape was to be read."""
 
     def prepare(self, *, with_images: bool, sampling: Sampling) -> Iterator[Event]:
         """Build kernels and capture graphs for an answer, unless done; on failure set ``fallback_reason``."""
@@ -56,6 +69,70 @@ class CapturedDecoder(Decoder):
             self._fall_back(f"kernels could not be built: {last_line}")
             return
         remember(self._network, self._device, work)
+        if self._feeds_forced and may_force(sampling):
+            from mllama_cli.engine.cuda.decode import FORCED_TOKENS
+            from mllama_cli.engine.cuda.passes import shape_of
+
+            yield from self._prepare_pass(shape_of(FORCED_TOKENS, with_images=with_images))
+
+    def prepare_feed(self, count: int, *, with_images: bool) -> Iterator[Event]:
+        """Capture a pass for so many ids the second time: a process that reads one prompt is done sooner without."""
+        if not self._can_capture_passes():
+            return
+        from mllama_cli.engine.cuda.passes import PASS_TOKENS, shape_of
+
+        if count <= PASS_TOKENS[-1]:
+            shape = shape_of(count, with_images=with_images)
+            self._prompts[shape] += 1
+            if self._prompts[shape] > 1:
+                yield from self._prepare_pass(shape)
+
+    def feed(
+        self, ids: Sequence[int], cache: KVCache, cross: CrossKVCache | None, spans: Sequence[ImageSpan]
+    ) -> Tensor:
+        if self._passes is not None:
+            from mllama_cli.engine.cuda.passes import Piece, fits, shape_for
+
+            pieces = [Piece(ids, cache, cross, spans)]
+            if fits([(cache.lengths[0], len(ids))]) and shape_for(pieces) in self._passes:
+                return self._passes.run(pieces)
+        return super().feed(ids, cache, cross, spans)
+
+    def _can_capture_passes(self) -> bool:
+        head_dim = self._network.language_model.config.head_dim
+        return not self._pass_failed and has_decode_attention(self._device, self._dtype, head_dim)
+
+    def _prepare_pass(self, shape: "PassShape") -> Iterator[Event]:
+        """Build kernels of a pass and capture it, unless done; if that fails, the network reads as before."""
+        if not self._can_capture_passes() or (self._passes is not None and shape in self._passes):
+            return
+        from mllama_cli.engine.cuda.build_cache import first_time, remember
+        from mllama_cli.engine.cuda.self_check import MAX_RELATIVE_ERROR, relative_error_of_pass
+
+        work = f"{shape.rows} tokens{' and images' * shape.with_images}"
+        new = first_time(self._network, self._device, work)
+        if new:
+            yield Notice(f"Building kernels to read up to {shape.rows} tokens, once: a few seconds")
+        try:
+            if self._passes is None:
+                self._passes = self._make_passes()
+            self._passes.capture(shape)
+            error = relative_error_of_pass(self._passes, self._network, shape) if new else 0.0
+            if not error <= MAX_RELATIVE_ERROR:
+                raise RuntimeError(f"kernels do not compute here what the network does: {error:.0%} apart")
+        except Exception as error:  # such as too little memory: what has been captured goes on
+            if strict_kernels() and not is_out_of_memory(error):
+                raise
+            self._pass_failed = True
+            if self._passes is not None and not is_out_of_memory(error):
+                self._passes.forget()
+            return
+        remember(self._network, self._device, work)
+
+    def _make_passes(self) -> "CapturedPasses":
+        from mllama_cli.engine.cuda.passes import CapturedPasses
+
+        return CapturedPasses(self._network, self._dtype, self._device)
 
     def build(self, *, with_images: bool, sampling: Sampling, check: bool) -> float:
         """Build kernels and capture graphs for an answer; return their relative error if it is to be checked, else 0.
@@ -77,7 +154,7 @@ class CapturedDecoder(Decoder):
             return
         decoder = self._take()
         try:
-            yield from decoder.tokens(start)
+            yield from decoder.tokens(start, self._passes if self._feeds_forced else None)
         finally:
             self._idle.append(decoder)
 

@@ -3,7 +3,6 @@
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
@@ -14,7 +13,8 @@ from mllama_cli.engine.forward import Network
 from mllama_cli.quantization.linear import AdaptedLinear
 from mllama_cli.system.paths import cache_folder
 
-Work = Literal["text", "images", "batch"]
+Work = str
+"""What kernels are for: "text", "images", "batch", or a pass of some tokens."""
 
 
 def first_time(network: Network, device: torch.device, work: Work) -> bool:
@@ -24,7 +24,7 @@ def first_time(network: Network, device: torch.device, work: Work) -> bool:
 
 def remember(network: Network, device: torch.device, work: Work) -> None:
     """Record that the kernels are built; those for images include those for text."""
-    done: tuple[Work, ...] = ("text", "images") if work == "images" else (work,)
+    done = ("text", "images") if work == "images" else (work,)
     for mark in (_mark(network, device, one) for one in done):
         try:
             mark.parent.mkdir(parents=True, exist_ok=True)

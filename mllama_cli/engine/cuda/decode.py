@@ -7,23 +7,25 @@ import torch
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.cuda.graphs import DecodeGraphs
-from mllama_cli.engine.cuda.operands import groups, operand
-from mllama_cli.engine.forward import DecodeInput, Network, forced_tokens, forward
+from mllama_cli.engine.cuda.passes import CapturedPasses, Piece, shape_of
+from mllama_cli.engine.forward import DecodeInput, Network, forced_tokens
 from mllama_cli.engine.logits import log_probabilities
 from mllama_cli.engine.sampling import ChosenToken, Method, chosen_token, noted
 from mllama_cli.kernels.ops import upload
-from mllama_cli.kernels.packed import PackedWeight
 from mllama_cli.model.cache import KVCache
 from mllama_cli.model.visibility import segments
 
 STEPS_AHEAD = 2
 """Maximum steps in progress: while the host handles a token, the device computes the next."""
 
-MIN_FORCED_TOKENS = {"plain": 5, "packed": 16}
-"""Tokens without a choice that are fed together, by the network's own operations, for each kind of weights.
+MIN_FORCED_TOKENS = 3
+"""Tokens without a choice that are fed together, by a captured pass.
 
-On an H200 that takes as long for 32 tokens as for 2: 16 ms in bfloat16 and 29 ms in int4, where steps take 4 and 2.
+On an H200 that takes as long as 1.5 steps of the 11B in bfloat16 and 3 in int4.
 """
+
+FORCED_TOKENS = 32
+"""Rows of the passes that are captured for such tokens: 16 are not faster. More tokens take several passes."""
 
 
 class GraphDecoder:
@@ -31,9 +33,7 @@ class GraphDecoder:
 
     def __init__(self, network: Network, dtype: torch.dtype, device: torch.device) -> None:
         self.graphs = DecodeGraphs(network, 1, dtype, device)
-        self._network, self._device = network, device
-        packed = any(isinstance(operand(module), PackedWeight) for module in next(groups(network)))
-        self._min_forced = MIN_FORCED_TOKENS["packed" if packed else "plain"]
+        self._device = device
         self._tokens = torch.zeros(STEPS_AHEAD + 1, 1, dtype=torch.int32, pin_memory=device.type == "cuda")
 
     def prepare(self, *, with_images: bool, sampling: Sampling) -> None:
@@ -43,11 +43,11 @@ class GraphDecoder:
         self.graphs.get(with_images, None if method.masks else method)
 
     @torch.inference_mode()
-    def tokens(self, start: DecodeInput) -> Iterator[ChosenToken]:
+    def tokens(self, start: DecodeInput, passes: CapturedPasses | None = None) -> Iterator[ChosenToken]:
         """Yield the answer's tokens; by the time one is yielded, all before it are in the cache.
 
         ``cache.lengths`` counts those. Positions computed ahead are beyond it: never read, and later overwritten.
-        Tokens that a grammar leaves no choice about are fed together if there are several.
+        Tokens that a grammar leaves no choice about go through ``passes`` that are captured for FORCED_TOKENS.
         """
         state, sampler, cache, cross = self.graphs.state, self.graphs.sampler, start.cache, start.cross
         method, asked, budget = Method.of(start.sampling), start.sampling.logprobs, start.budget
@@ -56,7 +56,7 @@ class GraphDecoder:
         seen = segments(start.spans, cross.image_tokens[0], filled, filled + 1) if cross is not None else ()
         choose, step = self.graphs.get(None, method), self.graphs.get(bool(seen), None if method.masks else method)
         if cross is not None and seen:
-            state.cross_attn.set(0, [k for k, _ in cross.layers], [v for _, v in cross.layers])
+            state.set_images(0, cross.layers)
             state.ranges.copy_(
                 upload(torch.tensor([seen[0].key_start, seen[0].key_end], dtype=torch.int32), self._device)
             )
@@ -68,6 +68,8 @@ class GraphDecoder:
         pinned = asked is not None and self._device.type == "cuda"
         details = torch.zeros(STEPS_AHEAD + 1, 1 + 2 * (asked or 0), dtype=torch.float64, pin_memory=pinned)
         launched = 0
+        if passes is not None and shape_of(FORCED_TOKENS, with_images=bool(seen)) not in passes:
+            passes = None
 
         def launch(graph: torch.cuda.CUDAGraph) -> None:
             nonlocal launched
@@ -98,9 +100,9 @@ class GraphDecoder:
             events[index].synchronize()
             tokens = [noted(chosen_token(int(self._tokens[index]), details[index].tolist(), asked), constraint)]
             if method.masks and left and not isinstance(tokens[0], MllamaError):
-                forced = forced_tokens(start, left) if self.graphs.ranks is None else []
-                if len(forced) >= self._min_forced:
-                    self._feed(forced, start, filled + done + 1)
+                forced = forced_tokens(start, left) if passes is not None else []
+                if passes is not None and len(forced) >= MIN_FORCED_TOKENS:
+                    self._feed(passes, forced, start, filled + done + 1)
                     tokens += [noted(ChosenToken(id_), constraint) for id_ in forced]
                 if done + len(tokens) < budget and not isinstance(tokens[-1], MllamaError):
                     launch(choose)
@@ -111,13 +113,15 @@ class GraphDecoder:
                 yield token
                 done += 1
 
-    def _feed(self, ids: Sequence[int], start: DecodeInput, filled: int) -> None:
+    def _feed(self, passes: CapturedPasses, ids: Sequence[int], start: DecodeInput, filled: int) -> None:
         """Feed tokens at ``filled``, after positions that are written or in progress, before the next choice."""
         state, cache = self.graphs.state, start.cache
         self._reserve(cache, filled, filled + len(ids))
         cache.lengths = [filled]
-        fed = upload(torch.tensor([list(ids)]), self._device)
-        state.logits.copy_(forward(self._network, fed, cache, start.cross, [start.spans]))
+        for first in range(0, len(ids), FORCED_TOKENS):
+            piece = Piece(ids[first : first + FORCED_TOKENS], cache, start.cross, start.spans)
+            logits = passes.run([piece])
+        state.logits.copy_(logits)
         state.positions.add_(len(ids))
         self.graphs.sampler.skip(0, len(ids))
 

@@ -29,8 +29,6 @@ class DecodeGraphs:
         self._best = Argmax(batch, config.vocab_size, device)
         self._steps: dict[bool, DecodeStep] = {}
         self._graphs: dict[tuple[bool | None, Method | None], torch.cuda.CUDAGraph] = {}
-        shape = (batch, config.num_key_value_heads, 16, config.head_dim)
-        self._empty = torch.zeros(shape, dtype=dtype, device=device)
 
     @torch.inference_mode()
     def get(self, with_images: bool | None, method: Method | None) -> torch.cuda.CUDAGraph:
@@ -43,7 +41,7 @@ class DecodeGraphs:
             if with_images is not None and with_images not in self._steps:
                 self._steps[with_images] = DecodeStep(self.network, self.state, with_images=with_images)
             run = partial(self._run, None if with_images is None else self._steps[with_images], method)
-            self._use_empty_cache()
+            self.state.clear(slice(None))
             with compile_only():
                 run()
             self._graphs[key], _ = capture(run, torch.cuda.Stream(self.device))
@@ -64,15 +62,3 @@ class DecodeGraphs:
             state.positions.add_(1)
         if self.ranks is not None:  # rank 0 chooses
             self.ranks.group.broadcast(state.tokens)
-
-    def _use_empty_cache(self) -> None:
-        """Point the state to the empty cache."""
-        state = self.state
-        for addresses in (state.self_attn, state.cross_attn):
-            rows, layers, _ = addresses.table.shape
-            for row in range(rows):
-                addresses.set(row, [self._empty[row : row + 1]] * layers, [self._empty[row : row + 1]] * layers)
-        state.positions.zero_()
-        state.tokens.zero_()
-        state.ranges[:, 0].zero_()
-        state.ranges[:, 1].fill_(1)

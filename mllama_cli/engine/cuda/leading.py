@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,9 +12,14 @@ from mllama_cli.engine.forward import DecodeInput, Network
 from mllama_cli.engine.parallel.team import Team
 from mllama_cli.engine.sampling import ChosenToken
 
+if TYPE_CHECKING:
+    from mllama_cli.engine.cuda.passes import CapturedPasses
+
 
 class LeadingDecoder(CapturedDecoder):
     """A ``CapturedDecoder`` whose graphs hold operations between ranks, so that the others have to replay theirs."""
+
+    _feeds_forced = False  # the other ranks know no grammars
 
     def __init__(self, network: Network, dtype: torch.dtype, device: torch.device, team: Team) -> None:
         super().__init__(network, dtype, device)
@@ -29,6 +35,11 @@ class LeadingDecoder(CapturedDecoder):
             return
         given = (start.cache, start.cross, start.spans, shared(start.sampling), start.budget)
         yield from self._team.generate(super().tokens(start), "decode", *given, alike=True)
+
+    def _make_passes(self) -> "CapturedPasses":
+        from mllama_cli.engine.cuda.leading_passes import make_passes
+
+        return make_passes(self._network, self._dtype, self._device, self._team)
 
 
 def shared(sampling: Sampling) -> Sampling:

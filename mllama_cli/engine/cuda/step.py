@@ -1,5 +1,6 @@
 """One decode step, from token ids to logits, as kernels on static buffers."""
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 
@@ -9,22 +10,31 @@ from torch import Tensor
 from mllama_cli.engine.cuda.product import Product
 from mllama_cli.engine.forward import Network
 from mllama_cli.engine.parallel.exchange import VocabularyOfRanks
-from mllama_cli.kernels.cuda.attention import Addresses, Scratch, decode_attention, splits_for
+from mllama_cli.kernels.cuda.attention import Addresses, Scratch, decode_attention, splits_for, staged
 from mllama_cli.kernels.cuda.embed_argmax import embed
+from mllama_cli.model.cache import LayerKV
 from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer, MllamaSelfAttentionDecoderLayer
 
 
 class State:
     """Inputs and outputs of a step, in device memory at fixed addresses."""
 
-    def __init__(self, network: Network, batch: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, network: Network, batch: int, dtype: torch.dtype, device: torch.device, outputs: int | None = None
+    ) -> None:
+        """Make the state of ``batch`` rows, of which ``outputs`` get logits (default: all)."""
         config = network.language_model.config
         self.tokens = torch.zeros(batch, dtype=torch.int32, device=device)
         self.positions = torch.zeros(batch, dtype=torch.int32, device=device)
         self.ranges = torch.zeros(batch, 2, dtype=torch.int32, device=device)
         self.self_attn = Addresses(batch, len(config.self_attention_layers), dtype, device)
         self.cross_attn = Addresses(batch, max(len(config.cross_attention_layers), 1), dtype, device)
-        self.logits = torch.zeros(batch, config.vocab_size, dtype=dtype, device=device)
+        rows = batch if outputs is None else outputs
+        self.logits = torch.zeros(rows, config.vocab_size, dtype=dtype, device=device)
+        shape = (1, config.num_key_value_heads, 16, config.head_dim)
+        self._unused = torch.zeros(shape, dtype=dtype, device=device)
+        """Keys and values of rows that are computed to no use."""
+        self.clear(slice(None))
 
     def first(self, rows: int) -> "State":
         """Return the state of the first ``rows`` rows, in the same memory."""
@@ -32,6 +42,27 @@ class State:
         part.tokens, part.positions = self.tokens[:rows], self.positions[:rows]
         part.ranges, part.logits = self.ranges[:rows], self.logits[:rows]
         return part
+
+    def clear(self, rows: slice) -> None:
+        """Let rows read and write memory that is always there, at position 0."""
+        self.self_attn.set(rows, *self._always_there(self.self_attn))
+        self.clear_images(rows)
+        self.tokens[rows].zero_()
+        self.positions[rows].zero_()
+
+    def set_images(self, rows: int | slice, layers: Sequence[LayerKV]) -> None:
+        """Let rows read these vision tokens, within their ``ranges``."""
+        self.cross_attn.set(rows, [keys for keys, _ in layers], [values for _, values in layers])
+
+    def clear_images(self, rows: int | slice) -> None:
+        """Let rows, which see no image, read memory that is always there as vision tokens."""
+        self.cross_attn.set(rows, *self._always_there(self.cross_attn))
+        self.ranges[rows].copy_(staged([0, 1], self.ranges))
+
+    def _always_there(self, addresses: Addresses) -> tuple[list[Tensor], list[Tensor]]:
+        """Return keys and values for each layer."""
+        layers = [self._unused] * addresses.table.shape[1]
+        return layers, layers
 
 
 @dataclass(frozen=True)

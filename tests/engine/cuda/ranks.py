@@ -1,14 +1,16 @@
-"""Run a decode step over several ranks, each a process; ``python -m tests.engine.cuda.ranks RANK COUNT FILE``."""
+"""A pass and decode steps over several ranks, each a process; ``python -m tests.engine.cuda.ranks RANK COUNT FILE``."""
 
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.triton_here import DEVICE, aligned  # isort: skip  # before anything that uses Triton
 
 from mllama_cli.engine.cuda.graphs import DecodeGraphs
+from mllama_cli.engine.cuda.passes import CapturedPasses, Piece
 from mllama_cli.engine.cuda.step import DecodeStep, State
 from mllama_cli.engine.forward import Network, forward
 from mllama_cli.engine.parallel.cut import cut_network
@@ -19,6 +21,7 @@ from mllama_cli.engine.sampling import GREEDY
 from mllama_cli.model.cache import KVCache
 from mllama_cli.model.mllama import MllamaForConditionalGeneration, empty_network
 from tests.checkpoints import config_dict, random_network
+from tests.engine.cuda.replays import replay_on_cpu
 
 TEXT = {
     "num_hidden_layers": 3, "cross_attention_layers": [1], "intermediate_size": 64, "hidden_size": 128,
@@ -38,7 +41,7 @@ def share_of(whole: MllamaForConditionalGeneration, share: Share) -> Network:
 
 
 def main(rank: int, count: int, file: Path) -> float:
-    """Return the relative error of two steps over all ranks, by what the whole network computes."""
+    """Return the relative error of a pass and two steps over all ranks, by what the whole network computes."""
     share = Share(rank, count)
     whole = random_network(config_dict(text=TEXT), seed=5).to(DEVICE)
     assert isinstance(whole, MllamaForConditionalGeneration)
@@ -49,14 +52,20 @@ def main(rank: int, count: int, file: Path) -> float:
     logits = forward(whole, prompt, exact, None, [[]])
     torch.testing.assert_close(forward(network, prompt, own, None, [[]]), logits, atol=1e-5, rtol=1e-5)
 
+    replay_on_cpu(pytest.MonkeyPatch())
+    more = torch.arange(30, 36, device=DEVICE)[None]
+    logits = forward(whole, more, exact, None, [[]])
+    passes = CapturedPasses(network, torch.float32, DEVICE)
+    errors = [apart(passes.run([Piece(more[0].tolist(), own, None, [])]), logits)]
+
     graphs = DecodeGraphs(network, 1, torch.float32, DEVICE)
     state: State = graphs.state
     own.keys, own.values = ([aligned(t, state.self_attn.base) for t in kind] for kind in (own.keys, own.values))
     state.self_attn.set(0, own.keys, own.values)
     state.logits.copy_(logits if rank == 0 else torch.zeros_like(logits))
-    state.positions.fill_(prompt.shape[1] - 1)
+    state.positions.fill_(exact.lengths[0] - 1)
     graphs._run(None, GREEDY)  # only rank 0 has the prompt's logits, and chooses
-    step, errors = DecodeStep(network, state, with_images=False), []
+    step = DecodeStep(network, state, with_images=False)
     for _ in range(2):
         token = int(logits.argmax())
         assert int(state.tokens) == token

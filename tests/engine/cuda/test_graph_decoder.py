@@ -3,7 +3,7 @@
 Without a GPU nothing is captured: each replay runs what would have been.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -11,19 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.triton_here import DEVICE, few_programs  # isort: skip  (first: it prepares Triton)
+from tests.triton_here import DEVICE  # isort: skip  (first: it prepares Triton)
 
 from mllama_cli.core.conversation import Conversation
-from mllama_cli.core.events import Event, GenerationStats, Token
+from mllama_cli.core.events import GenerationStats, Token
 from mllama_cli.core.grammar import Grammar
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.cuda import graphs
-from mllama_cli.engine.cuda.decode import GraphDecoder
+from mllama_cli.engine.cuda.backend import CapturedDecoder
 from mllama_cli.engine.engine import Engine, load
-from mllama_cli.engine.forward import DecodeInput, Decoder
-from mllama_cli.engine.sampling import ChosenToken
 from tests.checkpoints import config_dict, make_checkpoint
 from tests.engine.conftest import picture
+from tests.engine.cuda.replays import replay_on_cpu
 
 FORM = Grammar.regex("(one|two)-total amount: [0-9][0-9] EUR, (yes|no)")
 TEXT = Conversation.ask("Hello")
@@ -32,50 +30,10 @@ ASK = Conversation.ask("What is this?", (picture("red"),))
 pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="on a GPU, tests/gpu decodes with real graphs")
 
 
-class Ready:
-    """An event of a device on which all work is done at once."""
-
-    def record(self, stream: object) -> None:
-        pass
-
-    def synchronize(self) -> None:
-        pass
-
-
-class Replaying(Decoder):
-    """Decodes with ``GraphDecoder`` on a CPU."""
-
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(engine.network)
-        self.decoder = GraphDecoder(engine.network, torch.float32, torch.device("cpu"))
-
-    def prepare(self, *, with_images: bool, sampling: Sampling) -> Iterator[Event]:
-        self.decoder.prepare(with_images=with_images, sampling=sampling)
-        return iter(())
-
-    def tokens(self, start: DecodeInput) -> Generator[ChosenToken]:
-        yield from self.decoder.tokens(start)
-
-
 @pytest.fixture
 def replays(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
     """Run work that would be captured at each replay; return what has been replayed."""
-    done: list[Callable[[], object]] = []
-
-    class Replayed:
-        def __init__(self, run: Callable[[], object]) -> None:
-            self.run = run
-
-        def replay(self) -> None:
-            done.append(self.run)
-            self.run()
-
-    monkeypatch.setattr(graphs, "capture", lambda run, stream: (Replayed(run), None))
-    for name, stand_in in (("Stream", lambda device: None), ("current_stream", lambda device: None), ("Event", Ready)):
-        monkeypatch.setattr(torch.cuda, name, stand_in)
-    monkeypatch.setattr("mllama_cli.kernels.cuda.attention.TARGET_PROGRAMS", 8)
-    few_programs(monkeypatch)
-    return done
+    return replay_on_cpu(monkeypatch).done
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engines(folder: Path, replays: object) -> tuple[Engine, Engine]:
     """One whose decoder replays, and one that decodes with the network's own operations."""
     ours, plain = (load(folder, device="cpu", dtype="float32", vision=True) for _ in range(2))
-    ours.model.decoder = Replaying(ours)
+    ours.model.decoder = CapturedDecoder(ours.network, torch.float32, torch.device("cpu"))
     return ours, plain
 
 

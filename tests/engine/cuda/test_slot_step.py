@@ -1,66 +1,37 @@
 """A batch stepped by our kernels, as on a GPU: in Triton's interpreter, with eager steps in place of captured ones."""
 
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.triton_here import DEVICE  # isort: skip  (first: it prepares Triton)
 
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.grammar import Grammar
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.batch import captured_prompts, scheduler, slot_graphs
+from mllama_cli.engine.batch import scheduler
 from mllama_cli.engine.batch.captured_prompts import CapturedPromptReader
 from mllama_cli.engine.batch.captured_slots import CapturedSlots, LeadingSlotGraphs
 from mllama_cli.engine.batch.request import BatchRequest
 from mllama_cli.engine.batch.run import run_batch
-from mllama_cli.engine.batch.slot_graphs import SlotGraphs
 from mllama_cli.engine.batch.slots import SlotCaches
 from mllama_cli.engine.engine import load
-from mllama_cli.engine.model import LoadedModel
-from mllama_cli.engine.parallel.messages import Names, Twins
 from mllama_cli.model.cache import KVCache
 from tests.checkpoints import config_dict, make_checkpoint
 from tests.engine.batch.asking import by_key
 from tests.engine.conftest import picture
+from tests.engine.cuda.replays import Echo, replay_on_cpu
 
 pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="tests/gpu does this with captured graphs")
 
 
-class Eager:
-    """In place of a captured graph. ``ready``: its first replay is of the inputs with which it was captured."""
-
-    def __init__(self, run: Callable[[], Tensor | None], *, ready: bool) -> None:
-        self.run, self.result, self.ready = run, run(), ready
-
-    def replay(self) -> None:
-        if self.ready:
-            self.ready = False
-            return
-        again = self.run()
-        if self.result is not None and again is not None:
-            self.result.copy_(again)
-
-
-def eager(run: Callable[[], Any], *_: object, ready: bool = False) -> tuple[Eager, Any]:
-    made = Eager(run, ready=ready)
-    return made, made.result
-
-
 @pytest.fixture
 def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mllama_cli.kernels.cuda.attention.TARGET_PROGRAMS", 16)  # the interpreter runs them one by one
-    for module in (slot_graphs, captured_prompts):
-        monkeypatch.setattr(module, "capture", partial(eager, ready=module is captured_prompts))
-        monkeypatch.setattr(module, "batch_stream", lambda *_: None)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    replay_on_cpu(monkeypatch)
     monkeypatch.setattr(
         scheduler, "make_slots", lambda model, count: (CapturedSlots(model, count), CapturedPromptReader(model))
     )
@@ -100,30 +71,11 @@ def test_answers_are_those_of_the_network_itself(folder: Path, slots: int, reque
     assert by_key(run_batch(engine.model, requests, slots=slots)) == expected
 
 
-class Echo:
-    """In place of the other ranks: it hears what rank 0 tells them, as bytes, and does it with the same network."""
-
-    def __init__(self, model: LoadedModel) -> None:
-        self.names, self.logits = Names(), torch.empty(0)
-        self._network = model.network
-        self.twins = Twins(model.network.language_model.config, model.dtype, model.device)
-
-    @contextmanager
-    def together(self, operation: str, *arguments: object, alike: bool) -> Iterator[None]:
-        heard, (name, *given) = self.twins.read(self.names.write((operation, arguments)))
-        if heard == "make_slots":
-            self.twins.add(name, SlotGraphs(self._network, torch.float32, torch.device("cpu"), *given))
-        elif heard == "on_slots":
-            result = getattr(self.twins.part(name), given[0])(*given[1:])
-            self.logits = result if isinstance(result, torch.Tensor) else self.logits
-        yield
-
-
 @pytest.mark.usefixtures("_as_on_a_gpu")
 @torch.inference_mode()
 def test_other_ranks_step_the_same_slots(folder: Path) -> None:
     model = load(folder, device="cpu", dtype="float32", vision=True).model
-    echo = Echo(model)
+    echo = Echo(model.network)
     given = (model.network, model.dtype, model.device, 2)
     graphs = LeadingSlotGraphs(cast("Any", echo), *given)
     config, device = model.network.language_model.config, model.device

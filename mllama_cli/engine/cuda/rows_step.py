@@ -1,6 +1,6 @@
-"""One step of a batch's slots, by the network's own layers but with our attention kernel.
+"""One pass of many rows, each a token with caches of its own, by the network's layers but with our attention kernel.
 
-The kernel reads only the valid positions of each slot, where torch's attention reads all slots up to the longest; it
+The kernel reads only the valid positions of each row's caches, where torch's attention reads all up to the longest; it
 also rotates, normalises and stores the new position.
 """
 
@@ -17,18 +17,26 @@ CROSS_SPLITS = 2
 """Minimum splits: with one program for each head, many keys would leave multiprocessors idle at the end."""
 
 
-class SlotStep:
+class RowsStep:
     """A step of the first ``rows`` rows of ``state``; ``sees`` bool [rows of the state] says which see an image.
 
-    With ``several``, rows may be successive positions of the same conversation.
+    With ``ends``, int64 indices of rows, rows may be successive positions of the same conversation, and only those of
+    ``ends`` get logits.
     """
 
     def __init__(
-        self, network: Network, state: State, sees: Tensor, rows: int, *, with_images: bool, several: bool = False
+        self,
+        network: Network,
+        state: State,
+        sees: Tensor,
+        rows: int,
+        *,
+        with_images: bool,
+        ends: Tensor | None = None,
     ) -> None:
         config, device, dtype = network.language_model.config, state.tokens.device, state.logits.dtype
         self.network, self.state, self.rows, self.with_images = network, state.first(rows), rows, with_images
-        self.sees, self.several = sees[:rows], several
+        self.sees, self.ends = sees[:rows], ends
         self.kv_heads, self.dim = config.num_key_value_heads, config.head_dim
         heads = config.num_attention_heads
         self.self_scratch = Scratch(rows, heads, self.dim, splits_for(rows, self.kv_heads), device)
@@ -39,7 +47,7 @@ class SlotStep:
         self.attended = torch.empty(rows, 1, heads * self.dim, dtype=dtype, device=device)
 
     def run(self) -> Tensor:
-        """Return logits [rows, vocab_size] after the newest tokens; store their keys and values in the caches.
+        """Return logits [rows or ends, vocab_size] after the tokens; store their keys and values in the caches.
 
         The state does not change.
         """
@@ -54,20 +62,21 @@ class SlotStep:
                 x = self._self_layer(layer, x, rope)
             elif isinstance(layer, MllamaCrossAttentionDecoderLayer) and self.with_images:
                 x = layer.gated(x, self._cross_attention(layer, x), row_mask)
-        logits: Tensor = self.network.lm_head(model.norm(x)[:, 0])
+        last = x if self.ends is None else x[self.ends]
+        logits: Tensor = self.network.lm_head(model.norm(last)[:, 0])
         return logits
 
     def _self_layer(self, layer: MllamaSelfAttentionDecoderLayer, x: Tensor, rope: Tensor) -> Tensor:
         attention, normed = layer.self_attn, layer.input_layernorm(x)
         q, k, v = (project(normed).flatten(0, 1) for project in (attention.q_proj, attention.k_proj, attention.v_proj))
         caches, index = self.state.self_attn, layer.cache_index
-        if self.several:
+        if self.ends is not None:
             store_rows(
                 k, v, rope, caches, self.state.positions, cache_index=index, kv_heads=self.kv_heads, dim=self.dim
             )
         decode_attention(
             q, self.attended[:, 0], self.self_scratch, caches, self.state.positions, cache_index=index,
-            kv_heads=self.kv_heads, dim=self.dim, key=k, value=v, rotation=rope, stored=self.several,
+            kv_heads=self.kv_heads, dim=self.dim, key=k, value=v, rotation=rope, stored=self.ends is not None,
         )  # fmt: skip
         x = attention.o_proj.forward_add(self.attended, x)
         result: Tensor = layer.mlp(layer.post_attention_layernorm(x), x)
