@@ -13,7 +13,7 @@ from mllama_cli.engine.cuda.step import State
 from mllama_cli.engine.device import batch_stream
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.vision import ImageCache
-from mllama_cli.kernels.cuda.attention import staged
+from mllama_cli.kernels.cuda.attention import staged, tokens_together
 from mllama_cli.kernels.ops import upload
 from mllama_cli.model.visibility import segments
 
@@ -27,6 +27,8 @@ class CapturedPromptReader(PromptReader):
     @torch.inference_mode()
     def __init__(self, model: LoadedModel) -> None:
         super().__init__(model)
+        config = model.config.text_config
+        self._together = tokens_together(config.num_attention_heads, config.num_key_value_heads)
         rows, device = GRAPH_TOKENS[-1], model.device
         self._state = State(model.network, rows, model.dtype, device)
         self._sees = torch.zeros(rows, dtype=torch.bool, device=device)
@@ -48,11 +50,11 @@ class CapturedPromptReader(PromptReader):
         return missing is not None or super().prepare()
 
     def reads_at_once(self, prompts: Sequence[Prompt]) -> bool:
-        return super().reads_at_once(prompts) or _fits(prompts)
+        return super().reads_at_once(prompts) or self._fits(prompts)
 
     @torch.inference_mode()
     def read_together(self, prompts: Sequence[Prompt], images: ImageCache) -> Tensor:
-        if not _fits(prompts):
+        if not self._fits(prompts):
             return super().read_together(prompts, images)
         ids: list[int] = []
         positions: list[int] = []
@@ -60,11 +62,15 @@ class CapturedPromptReader(PromptReader):
         ends: list[int] = []
         state = self._state
         for prompt in prompts:
-            rows = slice(len(ids), len(ids) + len(prompt.new))
+            # Rows that read images together are of one prompt: the last token fills them, and is stored several times.
+            again = self._rows(prompt) - len(prompt.new)
+            rows = slice(len(ids), len(ids) + self._rows(prompt))
             state.self_attn.set(rows, prompt.cache.keys, prompt.cache.values)
-            ranges += self._point_to_images(prompt, rows, images)
-            positions += range(prompt.fed, prompt.fed + len(prompt.new))
-            ids += prompt.new
+            seen = self._point_to_images(prompt, rows, images)
+            ranges += [*seen, *seen[-1:] * again]
+            last = len(prompt.request.ids) - 1
+            positions += [*range(prompt.fed, last + 1), *[last] * again]
+            ids += [*prompt.new, *prompt.new[-1:] * again]
             ends.append(len(ids) - 1)
         size = next(size for size in GRAPH_TOKENS if size >= len(ids))
         spare = size - len(ids)
@@ -108,6 +114,12 @@ class CapturedPromptReader(PromptReader):
         if self._empty.seen:
             self._state.cross_attn.set(rows, *_split(self._empty.seen))
 
+    def _fits(self, prompts: Sequence[Prompt]) -> bool:
+        return sum(map(self._rows, prompts)) <= GRAPH_TOKENS[-1]
+
+    def _rows(self, prompt: Prompt) -> int:
+        return -(-len(prompt.new) // self._together) * self._together
+
     def _replay(self, size: int, with_images: bool) -> Tensor:
         graph, logits, _ = self._graph(size, with_images)
         graph.replay()
@@ -120,10 +132,6 @@ class CapturedPromptReader(PromptReader):
             graph, logits = capture(step.run, batch_stream(self.model.device, "capture"), self._pool)
             self._graphs[key] = (graph, logits, step)
         return self._graphs[key]
-
-
-def _fits(prompts: Sequence[Prompt]) -> bool:
-    return sum(len(prompt.new) for prompt in prompts) <= GRAPH_TOKENS[-1]
 
 
 def _split(layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mllama_cli.engine.cuda.step import State
 from mllama_cli.engine.forward import Network
-from mllama_cli.kernels.cuda.attention import Scratch, decode_attention, splits_for, store_rows
+from mllama_cli.kernels.cuda.attention import Scratch, decode_attention, splits_for, store_rows, tokens_together
 from mllama_cli.model.rope import rotation
 from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer, MllamaSelfAttentionDecoderLayer
 
@@ -20,7 +20,8 @@ CROSS_SPLITS = 2
 class SlotStep:
     """A step of the first ``rows`` rows of ``state``; ``sees`` bool [rows of the state] says which see an image.
 
-    With ``several``, rows may be successive positions of the same conversation.
+    With ``several``, rows may be successive positions of the same conversation: each group of as many rows as
+    ``tokens_together`` says is of one.
     """
 
     def __init__(
@@ -31,10 +32,11 @@ class SlotStep:
         self.sees, self.several = sees[:rows], several
         self.kv_heads, self.dim = config.num_key_value_heads, config.head_dim
         heads = config.num_attention_heads
+        self.tokens = tokens_together(heads, self.kv_heads) if several else 1
         self.self_scratch = Scratch(rows, heads, self.dim, splits_for(rows, self.kv_heads), device)
         self.frequencies = network.language_model.frequencies(device)
         if with_images:
-            splits = splits_for(rows, self.kv_heads, CROSS_SPLITS)
+            splits = splits_for(rows // self.tokens, self.kv_heads, CROSS_SPLITS)
             self.cross_scratch = Scratch(rows, heads, self.dim, splits, device)
         self.attended = torch.empty(rows, 1, heads * self.dim, dtype=dtype, device=device)
 
@@ -78,7 +80,7 @@ class SlotStep:
         decode_attention(
             attention.q_proj(layer.input_layernorm(x)).flatten(0, 1), self.attended[:, 0], self.cross_scratch,
             self.state.cross_attn, self.state.ranges, cache_index=layer.cache_index, kv_heads=self.kv_heads,
-            dim=self.dim, norm=attention.q_norm.weight.detach(), eps=attention.q_norm.eps,
+            dim=self.dim, tokens=self.tokens, norm=attention.q_norm.weight.detach(), eps=attention.q_norm.eps,
         )  # fmt: skip
         result: Tensor = attention.o_proj(self.attended)
         return result
