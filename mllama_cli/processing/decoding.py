@@ -123,7 +123,7 @@ class Decoder:
         if image is not None:
             request["bytes"] = len(image.data)
 
-        def measured(answer: Mapping[str, Any], payload: bytearray) -> MeasuredImage:
+        def measured(answer: Mapping[str, Any], payload: memoryview) -> MeasuredImage:
             data = bytes(payload) if image is None else image.data
             return MeasuredImage(data, name, width=answer["width"], height=answer["height"])
 
@@ -136,7 +136,7 @@ class Decoder:
         if image is not None:
             request["bytes"] = len(image.data)
 
-        def prepared(answer: Mapping[str, Any], payload: bytearray) -> "PreparedImage":
+        def prepared(answer: Mapping[str, Any], payload: memoryview) -> "PreparedImage":
             return _prepared(answer, payload, name, image, config)
 
         return self.ask(name, request, b"" if image is None else image.data, prepared, seconds=seconds)
@@ -146,7 +146,7 @@ class Decoder:
         name: str,
         request: Mapping[str, Any],
         data: bytes,
-        read: Callable[[Mapping[str, Any], bytearray], AnswerT],
+        read: Callable[[Mapping[str, Any], memoryview], AnswerT],
         *,
         seconds: float | None = None,
         if_late: str = "Save it again as PNG or JPEG, or make it smaller.",
@@ -203,7 +203,7 @@ class Decoder:
         request: Mapping[str, Any],
         data: bytes,
         seconds: float,
-        read: Callable[[Mapping[str, Any], bytearray], AnswerT],
+        read: Callable[[Mapping[str, Any], memoryview], AnswerT],
     ) -> AnswerT:
         answer, payload = worker.ask(request, data, seconds)
         if "large" in answer:
@@ -230,7 +230,7 @@ def _of_page(path: str, page: int) -> dict[str, Any]:
 
 
 def _prepared(
-    answer: Mapping[str, Any], payload: bytearray, name: str, image: ImagePart | None, config: ImageProcessorConfig
+    answer: Mapping[str, Any], payload: memoryview, name: str, image: ImagePart | None, config: ImageProcessorConfig
 ) -> "PreparedImage":
     import numpy as np
 
@@ -242,7 +242,7 @@ def _prepared(
     height, width = answer["size"]
     pixels, file = payload, b""
     if len(payload) > count:  # the file follows
-        pixels, file = payload[:count], bytes(memoryview(payload)[count:])
+        pixels, file = payload[:count], bytes(payload[count:])
     canvas = Canvas(
         np.frombuffer(pixels, np.uint8).reshape(shape), answer["columns"], answer["aspect_ratio_id"], (height, width)
     )
@@ -270,7 +270,7 @@ class _Worker:
     def kill(self) -> None:
         self._end()
 
-    def ask(self, head: Mapping[str, Any], data: bytes, seconds: float) -> tuple[dict[str, Any], bytearray]:
+    def ask(self, head: Mapping[str, Any], data: bytes, seconds: float) -> tuple[dict[str, Any], memoryview]:
         """Return an answer and the bytes that follow it. Raise _DiedError or OSError if none comes in time."""
         assert self._requests is not None
         assert isinstance(self._answers, BufferedReader)
@@ -281,9 +281,11 @@ class _Worker:
             self._requests.write(json.dumps(head).encode() + b"\n")
             self._requests.write(data)
             self._requests.flush()
+            import numpy as np  # while the worker decodes
+
             answer: dict[str, Any] = json.loads(self._answers.readline(_MAX_LINE))
             size = max(0, min(answer.get("payload", 0), _MAX_PAYLOAD))
-            payload = bytearray(size)
+            payload = memoryview(np.empty(size, np.uint8))  # which writes no zeros first
             received = self._answers.readinto(payload)
         except ValueError as error:  # half an answer, or a pipe that was closed
             raise _DiedError from error
