@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mllama_cli.engine.batch.capacity import MAX_PREFILL_BATCH
 from mllama_cli.engine.batch.prefill import Prompt, PromptReader
 from mllama_cli.engine.batch.slot_step import SlotStep
 from mllama_cli.engine.batch.slots import SlotCaches
@@ -14,15 +15,17 @@ from mllama_cli.engine.device import batch_stream
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.vision import ImageCache
 from mllama_cli.kernels.cuda.attention import staged, tokens_together
-from mllama_cli.kernels.ops import upload
 from mllama_cli.model.visibility import segments
 
-GRAPH_TOKENS = (16, 32, 64, 128)
+GRAPH_TOKENS = (16, 32, 64, 128, 256)
 """Rows of a graph. More tokens are read faster by the network's own operations: here each row reads its caches."""
+
+LONG_BEGINNING, MAX_FOLLOWING_TOKENS = 1024, 128
+"""Up to so many tokens are read by graphs where a longer beginning of the conversation is cached."""
 
 
 class CapturedPromptReader(PromptReader):
-    """Read up to 128 new tokens of one or several prompts by replaying a graph, which takes the host no time."""
+    """Read up to 256 new tokens of one or several prompts by replaying a graph, which takes the host no time."""
 
     @torch.inference_mode()
     def __init__(self, model: LoadedModel) -> None:
@@ -30,8 +33,10 @@ class CapturedPromptReader(PromptReader):
         config = model.config.text_config
         self._together = tokens_together(config.num_attention_heads, config.num_key_value_heads)
         rows, device = GRAPH_TOKENS[-1], model.device
-        self._state = State(model.network, rows, model.dtype, device)
+        self._state = State(model.network, rows, model.dtype, device, logits=0)
         self._sees = torch.zeros(rows, dtype=torch.bool, device=device)
+        self._ends = torch.zeros(MAX_PREFILL_BATCH, dtype=torch.long, device=device)
+        """The rows of the prompts' last tokens."""
         self._empty = SlotCaches.empty(model.config.text_config, model.dtype, device)
         self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor, SlotStep]] = {}
         self._pool = torch.cuda.graph_pool_handle()
@@ -50,11 +55,15 @@ class CapturedPromptReader(PromptReader):
         return missing is not None or super().prepare()
 
     def reads_at_once(self, prompts: Sequence[Prompt]) -> bool:
-        return super().reads_at_once(prompts) or self._fits(prompts)
+        return super().reads_at_once(prompts) or self._captures(prompts)
+
+    def fits(self, prompts: Sequence[Prompt], most: int) -> bool:
+        # With more, a GPU that has other work queued meanwhile loses nothing while the host launches operations.
+        return self._captures(prompts) if most <= GRAPH_TOKENS[-1] else super().fits(prompts, most)
 
     @torch.inference_mode()
     def read_together(self, prompts: Sequence[Prompt], images: ImageCache) -> Tensor:
-        if not self._fits(prompts):
+        if not self._captures(prompts):
             return super().read_together(prompts, images)
         ids: list[int] = []
         positions: list[int] = []
@@ -64,7 +73,7 @@ class CapturedPromptReader(PromptReader):
         for prompt in prompts:
             # Rows that read images together are of one prompt: the last token fills them, and is stored several times.
             again = self._rows(prompt) - len(prompt.new)
-            rows = slice(len(ids), len(ids) + self._rows(prompt))
+            rows = slice(len(ids), len(ids) + len(prompt.new) + again)
             state.self_attn.set(rows, prompt.cache.keys, prompt.cache.values)
             seen = self._point_to_images(prompt, rows, images)
             ranges += [*seen, *seen[-1:] * again]
@@ -72,6 +81,9 @@ class CapturedPromptReader(PromptReader):
             positions += [*range(prompt.fed, last + 1), *[last] * again]
             ids += [*prompt.new, *prompt.new[-1:] * again]
             ends.append(len(ids) - 1)
+        count = len(ends)
+        ends += [0] * (MAX_PREFILL_BATCH - count)
+        self._ends.copy_(staged(ends, self._ends))
         size = next(size for size in GRAPH_TOKENS if size >= len(ids))
         spare = size - len(ids)
         if spare:
@@ -88,7 +100,7 @@ class CapturedPromptReader(PromptReader):
         state.positions[:size].copy_(numbers[1])
         state.ranges[:size].copy_(numbers[2:4].T)
         self._sees[:size].copy_(numbers[4])
-        logits = self._replay(size, with_images)[upload(torch.tensor(ends), self.model.device)]
+        logits = self._replay(size, with_images)[:count]
         for prompt in prompts:
             prompt.cache.advance([len(prompt.new)])
         return logits
@@ -114,8 +126,10 @@ class CapturedPromptReader(PromptReader):
         if self._empty.seen:
             self._state.cross_attn.set(rows, *_split(self._empty.seen))
 
-    def _fits(self, prompts: Sequence[Prompt]) -> bool:
-        return sum(map(self._rows, prompts)) <= GRAPH_TOKENS[-1]
+    def _captures(self, prompts: Sequence[Prompt]) -> bool:
+        """Return whether these prompts are read by a graph."""
+        most = MAX_FOLLOWING_TOKENS if any(prompt.fed > LONG_BEGINNING for prompt in prompts) else GRAPH_TOKENS[-1]
+        return len(prompts) <= MAX_PREFILL_BATCH and sum(map(self._rows, prompts)) <= most
 
     def _rows(self, prompt: Prompt) -> int:
         return -(-len(prompt.new) // self._together) * self._together
@@ -128,7 +142,7 @@ class CapturedPromptReader(PromptReader):
     def _graph(self, size: int, with_images: bool) -> tuple[torch.cuda.CUDAGraph, Tensor, SlotStep]:
         key = (size, with_images)
         if key not in self._graphs:
-            step = SlotStep(self.model.network, self._state, self._sees, size, with_images=with_images, several=True)
+            step = SlotStep(self.model.network, self._state, self._sees, size, with_images=with_images, ends=self._ends)
             graph, logits = capture(step.run, batch_stream(self.model.device, "capture"), self._pool)
             self._graphs[key] = (graph, logits, step)
         return self._graphs[key]

@@ -59,7 +59,7 @@ def run_batch(
     if slots is None and on_slots is not None:
         on_slots(most)
     scheduler.add(_Request(model, first, replies))
-    more, ahead = True, PULLED_AHEAD[model.device.type]
+    more, most_ahead = True, PULLED_AHEAD[model.device.type]
 
     def pull(ahead: int) -> bool:
         """Add requests until ``ahead`` wait for a slot or none is ready; return whether more may come."""
@@ -80,7 +80,7 @@ def run_batch(
             if not scheduler.idle:
                 scheduler.advance()
             # A GPU computes what was launched while the caller takes what ended before, and while requests are pulled.
-            more = more and (not ahead or pull(ahead))
+            more = more and (not most_ahead or pull(most_ahead))
             if scheduler.most != most and on_slots is not None:
                 on_slots(scheduler.most)
             most = scheduler.most

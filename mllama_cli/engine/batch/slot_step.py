@@ -20,19 +20,26 @@ CROSS_SPLITS = 2
 class SlotStep:
     """A step of the first ``rows`` rows of ``state``; ``sees`` bool [rows of the state] says which see an image.
 
-    With ``several``, rows may be successive positions of the same conversation: each group of as many rows as
-    ``tokens_together`` says is of one.
+    With ``ends``, int64 indices of the rows whose logits are wanted, rows may be successive positions of the same
+    conversation: each group of as many rows as ``tokens_together`` says is of one.
     """
 
     def __init__(
-        self, network: Network, state: State, sees: Tensor, rows: int, *, with_images: bool, several: bool = False
+        self,
+        network: Network,
+        state: State,
+        sees: Tensor,
+        rows: int,
+        *,
+        with_images: bool,
+        ends: Tensor | None = None,
     ) -> None:
         config, device, dtype = network.language_model.config, state.tokens.device, state.logits.dtype
         self.network, self.state, self.rows, self.with_images = network, state.first(rows), rows, with_images
-        self.sees, self.several = sees[:rows], several
+        self.sees, self.ends, self.several = sees[:rows], ends, ends is not None
         self.kv_heads, self.dim = config.num_key_value_heads, config.head_dim
         heads = config.num_attention_heads
-        self.tokens = tokens_together(heads, self.kv_heads) if several else 1
+        self.tokens = tokens_together(heads, self.kv_heads) if self.several else 1
         self.self_scratch = Scratch(rows, heads, self.dim, splits_for(rows, self.kv_heads), device)
         self.frequencies = network.language_model.frequencies(device)
         if with_images:
@@ -41,7 +48,7 @@ class SlotStep:
         self.attended = torch.empty(rows, 1, heads * self.dim, dtype=dtype, device=device)
 
     def run(self) -> Tensor:
-        """Return logits [rows, vocab_size] after the newest tokens; store their keys and values in the caches.
+        """Return logits [rows or ends, vocab_size] after the tokens; store their keys and values in the caches.
 
         The state does not change.
         """
@@ -56,7 +63,7 @@ class SlotStep:
                 x = self._self_layer(layer, x, rope)
             elif isinstance(layer, MllamaCrossAttentionDecoderLayer) and self.with_images:
                 x = layer.gated(x, self._cross_attention(layer, x), row_mask)
-        logits: Tensor = self.network.lm_head(model.norm(x)[:, 0])
+        logits: Tensor = self.network.lm_head(model.norm(x if self.ends is None else x[self.ends])[:, 0])
         return logits
 
     def _self_layer(self, layer: MllamaSelfAttentionDecoderLayer, x: Tensor, rope: Tensor) -> Tensor:

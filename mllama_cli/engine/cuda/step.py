@@ -15,16 +15,18 @@ from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer, MllamaSelfAt
 
 
 class State:
-    """Inputs and outputs of a step, in device memory at fixed addresses."""
+    """Inputs and outputs of a step, in device memory at fixed addresses; ``logits`` is their rows, if not all."""
 
-    def __init__(self, network: Network, batch: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, network: Network, batch: int, dtype: torch.dtype, device: torch.device, *, logits: int | None = None
+    ) -> None:
         config = network.language_model.config
         self.tokens = torch.zeros(batch, dtype=torch.int32, device=device)
         self.positions = torch.zeros(batch, dtype=torch.int32, device=device)
         self.ranges = torch.zeros(batch, 2, dtype=torch.int32, device=device)
         self.self_attn = Addresses(batch, len(config.self_attention_layers), dtype, device)
         self.cross_attn = Addresses(batch, max(len(config.cross_attention_layers), 1), dtype, device)
-        self.logits = torch.zeros(batch, config.vocab_size, dtype=dtype, device=device)
+        self.logits = torch.zeros(batch if logits is None else logits, config.vocab_size, dtype=dtype, device=device)
 
     def first(self, rows: int) -> "State":
         """Return the state of the first ``rows`` rows, in the same memory."""

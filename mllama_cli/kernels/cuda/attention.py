@@ -276,7 +276,8 @@ def splits_for(batch: int, kv_heads: int, minimum: int = 1) -> int:
 
 def tokens_together(heads: int, kv_heads: int) -> int:
     """Return for how many tokens a program reads the same keys in no more time: it computes 16 rows at once."""
-    return max(16 // triton.next_power_of_2(heads // kv_heads), 1)
+    together: int = 16 // triton.next_power_of_2(heads // kv_heads)
+    return max(together, 1)
 
 
 def decode_attention(

@@ -76,3 +76,20 @@ def test_prompts_wait_while_somebody_watches_only_if_many_images_are_to_be_encod
     run(scheduler, *asked)
     assert groups == expected
     assert all(request.answers_as_alone(engine) for request in (watched, *asked))
+
+
+def test_a_question_without_a_new_image_waits_for_no_other(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, groups: list[int]
+) -> None:
+    monkeypatch.setitem(reading.LACKING_FOR_HELD_PROMPT, "cpu", 1)
+    watched, text = (Asked(engine, words, Sampling(max_tokens=200)) for words in ("Hello", "Hi"))
+    scheduler = Scheduler(engine.model, memory_of(engine, 8))
+    scheduler.add(watched)
+    advance_until(scheduler, [watched])
+    talks = [Conversation.ask("What?", (picture("red", (40 + number, 40)),)) for number in range(3)]
+    for request in (text, *(Asked(engine, talk, Sampling(max_tokens=3)) for talk in talks)):
+        scheduler.add(request)
+    scheduler.advance()
+    assert groups == [1, 1]
+    assert scheduler.active == [watched, text]
+    advance_until(scheduler, idle=True)
