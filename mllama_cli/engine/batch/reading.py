@@ -23,7 +23,7 @@ Whole chunks keep a GPU busier, and cost the host less, than short ones would.
 LAYER_TOKENS = {"cpu": 1, "cuda": 400}
 """A layer counts as at least so many tokens: a GPU computes them while the host launches the layer."""
 
-GROUP_TOKENS = 256
+GROUP_TOKENS = {"cpu": 128, "cuda": 256}
 """Tokens of several short prompts read together while somebody watches answers: what a captured graph reads."""
 
 HELD_STEPS_A_SLOT = {"cpu": 0.0, "cuda": 1 / 16}
@@ -68,7 +68,7 @@ class Reading:
         ``busy`` of the ``slots`` are in use, and ``watched`` says that somebody watches their answers.
         """
         self._long_turn = not self._long_turn
-        tokens = GROUP_TOKENS if watched else PREFILL_CHUNK
+        tokens = GROUP_TOKENS[self._model.device.type] if watched else PREFILL_CHUNK
         if self._prompt is not None and (self._long_turn or not self._ready(slots, busy, tokens)):
             return self._read_slice(self._prompt, watched)
         prompts = self._ready(slots, busy, tokens)
