@@ -19,7 +19,7 @@ TASKS_PER_WORKER = 3
 POLL_SECONDS = 0.02
 """How long to wait for a worker before the caller may do something else."""
 BUSY_POLL_SECONDS = 0.001
-"""How long to wait for a job that is not there yet while the model has others, each of whose tokens it delays."""
+"""How long to wait for an image that is not there yet while the model has others, each of whose tokens it delays."""
 
 
 class HasEntry(Protocol):
@@ -69,7 +69,7 @@ class DecodingPool:
     ) -> Iterator[tuple[JobT, Decoding] | None]:
         """Yield each job, in order, with the finished decoding of its image; None while the next is not ready.
 
-        None in ``jobs`` means that the next one is not there yet; ``is_busy`` then tells whether the caller has work.
+        None in ``jobs`` means that the next one is not there yet; ``is_busy`` tells whether the caller has other work.
 
         ``jobs`` is pulled no further ahead than the workers need. A decoding's result may be an MllamaError. Without
         ``canvases``, images are decoded only to find mistakes in them, and come as they are.
@@ -92,7 +92,7 @@ class DecodingPool:
                 yield None
                 continue
             with defer_interrupts():
-                wait([ahead[0][1]], POLL_SECONDS)
+                wait([ahead[0][1]], BUSY_POLL_SECONDS if is_busy() else POLL_SECONDS)
             yield ahead.popleft() if ahead[0][1].done() else None
 
     def _decode(self, entry: ImageEntry, config: ImageProcessorConfig, canvases: bool) -> MeasuredImage:

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
+from dataclasses import replace
 
 from mllama_cli.captioning.asker import Answer, Question, cut
 from mllama_cli.core.config import ImageProcessorConfig
-from mllama_cli.core.conversation import Conversation
+from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch.request import BatchRequest
 from mllama_cli.engine.batch.run import run_batch
 from mllama_cli.engine.engine import Engine
+from mllama_cli.processing.processor import ModelInputs
 
 
 class EngineAsker:
@@ -36,6 +38,8 @@ class EngineAsker:
         self._system = system
         self._prefill = prefill
         self._batch_size = batch_size
+        self._last: tuple[str, ModelInputs] | None = None
+        """The last prompt, which mostly is that of all images, and what it became, without its image."""
 
     @property
     def model(self) -> str:
@@ -61,9 +65,13 @@ class EngineAsker:
                 )
 
     def _request(self, question: Question) -> BatchRequest:
-        processor, images = self._engine.processor, (question.image,)
+        images = (question.image,)
+        if self._last is None or self._last[0] != question.prompt:
+            self._last = question.prompt, replace(self._inputs(question.prompt, images), images=())
+        return BatchRequest(question.key, replace(self._last[1], images=images), sampling=self._sampling)
+
+    def _inputs(self, prompt: str, images: tuple[ImagePart, ...]) -> ModelInputs:
+        processor = self._engine.processor
         if processor.chat_template is None:  # a base model
-            inputs = processor.raw(question.prompt, images, self._prefill)
-        else:
-            inputs = processor(Conversation.ask(question.prompt, images, self._system).with_prefill(self._prefill))
-        return BatchRequest(question.key, inputs, sampling=self._sampling)
+            return processor.raw(prompt, images, self._prefill)
+        return processor(Conversation.ask(prompt, images, self._system).with_prefill(self._prefill))

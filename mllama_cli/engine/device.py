@@ -2,6 +2,7 @@
 
 import re
 import time
+from collections.abc import Callable
 from functools import cache
 from typing import Literal
 
@@ -61,6 +62,12 @@ def choose_devices(name: str = "auto") -> list[torch.device]:
         if devices[0].type == "cuda" and len({device.index or 0 for device in devices}) < len(devices):
             raise DeviceError(f"{name} names the same GPU twice", "Name each GPU once, or use cuda:all.")
     return devices
+
+
+def host_buffer(device: torch.device) -> Callable[[int], memoryview]:
+    """Return what makes buffers of some bytes, from which a GPU reads without a copy first: they are pinned."""
+    pinned = device.type == "cuda"
+    return lambda size: torch.empty(size, dtype=torch.uint8, pin_memory=pinned).numpy().data
 
 
 def make_current(device: torch.device) -> None:

@@ -69,8 +69,8 @@ class KVCache:
         self.limit = config.max_position_embeddings
         shape = (batch, config.num_key_value_heads, 0, config.head_dim)
         count = len(config.self_attention_layers)
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(count)]
-        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(count)]
+        empty = torch.empty(shape, dtype=dtype, device=device)
+        self.keys, self.values = [empty] * count, [empty] * count
         self.lengths = [0] * batch
         self.block: Tensor | None = None
         """All keys and values, [2, layers, batch, kv_heads, capacity, head_dim], if they are one allocation."""

@@ -26,7 +26,7 @@ def read_clipboard_image(decoder: Decoder | None = None) -> ImagePart:
     A worker reads it, as Pillow decodes what it finds. Raise ImageError if there is no image or it cannot be read.
     """
 
-    def read(answer: Mapping[str, Any], payload: bytearray) -> ImagePart:
+    def read(answer: Mapping[str, Any], payload: memoryview) -> ImagePart:
         return ImagePart(bytes(payload), answer["name"])
 
     return (decoder or shared_decoder()).ask(_PICTURE, {"clipboard": True}, b"", read, if_late=_COPY_SMALLER)

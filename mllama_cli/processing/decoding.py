@@ -58,12 +58,18 @@ class Decoder:
     """Up to ``workers`` processes that decode images. Any number of threads may use it at once.
 
     ``seconds`` is the time for each image, from when a worker takes it. Of images that need much memory one is decoded
-    at a time.
+    at a time. ``buffer`` makes the memory for the pixels of an image.
     """
 
-    def __init__(self, workers: int | None = None, *, seconds: float = MAX_PICTURE_SECONDS) -> None:
+    def __init__(
+        self,
+        workers: int | None = None,
+        *,
+        seconds: float = MAX_PICTURE_SECONDS,
+        buffer: Callable[[int], memoryview] | None = None,
+    ) -> None:
         self.workers = default_workers() if workers is None else workers
-        self._seconds = seconds
+        self._seconds, self._buffer = seconds, buffer or _buffer
         self._slots = threading.Semaphore(self.workers)
         self._turn = threading.Lock()  # of large images
         self._lock = threading.Lock()
@@ -123,7 +129,7 @@ class Decoder:
         if image is not None:
             request["bytes"] = len(image.data)
 
-        def measured(answer: Mapping[str, Any], payload: bytearray) -> MeasuredImage:
+        def measured(answer: Mapping[str, Any], payload: memoryview) -> MeasuredImage:
             data = bytes(payload) if image is None else image.data
             return MeasuredImage(data, name, width=answer["width"], height=answer["height"])
 
@@ -136,20 +142,22 @@ class Decoder:
         if image is not None:
             request["bytes"] = len(image.data)
 
-        def prepared(answer: Mapping[str, Any], payload: bytearray) -> "PreparedImage":
+        def prepared(answer: Mapping[str, Any], payload: memoryview) -> "PreparedImage":
             return _prepared(answer, payload, name, image, config)
 
-        return self.ask(name, request, b"" if image is None else image.data, prepared, seconds=seconds)
+        data = b"" if image is None else image.data
+        return self.ask(name, request, data, prepared, seconds=seconds, buffer=self._buffer)
 
     def ask(
         self,
         name: str,
         request: Mapping[str, Any],
         data: bytes,
-        read: Callable[[Mapping[str, Any], bytearray], AnswerT],
+        read: Callable[[Mapping[str, Any], memoryview], AnswerT],
         *,
         seconds: float | None = None,
         if_late: str = "Save it again as PNG or JPEG, or make it smaller.",
+        buffer: Callable[[int], memoryview] | None = None,
     ) -> AnswerT:
         """Return what ``read`` makes of a worker's answer (``decoding_worker``) and the bytes that follow it.
 
@@ -165,7 +173,7 @@ class Decoder:
                     try:
                         # A worker may have been started in another folder.
                         asked = {**request, "name": name, "folder": _current_folder(), **again}
-                        return self._ask(worker, asked, data, seconds, read)
+                        return self._ask(worker, asked, data, seconds, read, buffer or _buffer)
                     except (_DiedError, OSError):
                         worker.kill()
                 if worker.is_late:
@@ -203,18 +211,25 @@ class Decoder:
         request: Mapping[str, Any],
         data: bytes,
         seconds: float,
-        read: Callable[[Mapping[str, Any], bytearray], AnswerT],
+        read: Callable[[Mapping[str, Any], memoryview], AnswerT],
+        buffer: Callable[[int], memoryview],
     ) -> AnswerT:
-        answer, payload = worker.ask(request, data, seconds)
+        answer, payload = worker.ask(request, data, seconds, buffer)
         if "large" in answer:
             with self._turn:
-                answer, payload = worker.ask({}, b"", seconds)
+                answer, payload = worker.ask({}, b"", seconds, buffer)
         if "error" in answer:
             raise _ERRORS.get(answer["error"], ImageError)(answer["message"], answer["hint"])
         try:
             return read(answer, payload)
         except (ValueError, LookupError, TypeError) as error:  # its memory is damaged
             raise _DiedError from error
+
+
+def _buffer(size: int) -> memoryview:
+    import numpy as np
+
+    return np.empty(size, np.uint8).data  # without writing zeros first
 
 
 def _current_folder() -> str:
@@ -230,7 +245,7 @@ def _of_page(path: str, page: int) -> dict[str, Any]:
 
 
 def _prepared(
-    answer: Mapping[str, Any], payload: bytearray, name: str, image: ImagePart | None, config: ImageProcessorConfig
+    answer: Mapping[str, Any], payload: memoryview, name: str, image: ImagePart | None, config: ImageProcessorConfig
 ) -> "PreparedImage":
     import numpy as np
 
@@ -242,7 +257,7 @@ def _prepared(
     height, width = answer["size"]
     pixels, file = payload, b""
     if len(payload) > count:  # the file follows
-        pixels, file = payload[:count], bytes(memoryview(payload)[count:])
+        pixels, file = payload[:count], bytes(payload[count:])
     canvas = Canvas(
         np.frombuffer(pixels, np.uint8).reshape(shape), answer["columns"], answer["aspect_ratio_id"], (height, width)
     )
@@ -270,7 +285,9 @@ class _Worker:
     def kill(self) -> None:
         self._end()
 
-    def ask(self, head: Mapping[str, Any], data: bytes, seconds: float) -> tuple[dict[str, Any], bytearray]:
+    def ask(
+        self, head: Mapping[str, Any], data: bytes, seconds: float, buffer: Callable[[int], memoryview]
+    ) -> tuple[dict[str, Any], memoryview]:
         """Return an answer and the bytes that follow it. Raise _DiedError or OSError if none comes in time."""
         assert self._requests is not None
         assert isinstance(self._answers, BufferedReader)
@@ -283,7 +300,7 @@ class _Worker:
             self._requests.flush()
             answer: dict[str, Any] = json.loads(self._answers.readline(_MAX_LINE))
             size = max(0, min(answer.get("payload", 0), _MAX_PAYLOAD))
-            payload = bytearray(size)
+            payload = buffer(size)
             received = self._answers.readinto(payload)
         except ValueError as error:  # half an answer, or a pipe that was closed
             raise _DiedError from error

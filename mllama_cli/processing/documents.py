@@ -148,7 +148,7 @@ def _asked(data: Path | ImagePart, name: str, asked: Mapping[str, Any], decoder:
     else:
         request["path"] = str(data)
 
-    def read(answer: Mapping[str, Any], payload: bytearray) -> tuple[ImagePart, ...]:
+    def read(answer: Mapping[str, Any], payload: memoryview) -> tuple[ImagePart, ...]:
         sizes = [int(size) for size in answer["sizes"]]
         if sum(sizes) != len(payload) or not sizes:
             raise ValueError("not the pictures that were announced")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mllama_cli.core.config import ImageProcessorConfig
+from mllama_cli.kernels.ops import upload
 from mllama_cli.processing.canvas import Canvas, Size, draw_canvas
 from mllama_cli.processing.prepared import read_image_config
 
@@ -49,11 +50,13 @@ class ImageTiles:
         return torch.from_numpy(pixels)
 
     def pixel_values_on(self, device: torch.device) -> torch.Tensor:
-        """Return ``pixel_values`` on a device. A GPU gets the bytes, a quarter of their size, and looks them up."""
+        """Return ``pixel_values`` on a device, without waiting for its work.
+
+        A GPU gets the bytes, a quarter of their size, and looks them up.
+        """
         if self.values is None or device.type == "cpu":
             return self.pixel_values
-        pixels = self.pixels.pin_memory() if device.type == "cuda" else self.pixels
-        return look_up(pixels.to(device, non_blocking=True), self.values.to(device))
+        return look_up(upload(self.pixels, device), upload(self.values, device))
 
 
 def look_up(pixels: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

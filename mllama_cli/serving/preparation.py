@@ -42,9 +42,10 @@ class Preparation:
     What is slow has threads of its own, so that a request without images waits for neither hosts nor decoders.
     """
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, buffer: Callable[[int], memoryview] | None = None) -> None:
+        """``buffer`` makes the memory for the pixels of an image."""
         self._settings = settings
-        self._images = PreparedImages()
+        self._images = PreparedImages(buffer=buffer)
         self._preparing = ThreadPoolExecutor(PREPARING_THREADS, "prepare")
         self._decoding = ThreadPoolExecutor(max(4, self._images.decoder.workers), "decode")
         self._fetching = ThreadPoolExecutor(FETCHING_THREADS, "fetch")

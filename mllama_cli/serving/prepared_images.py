@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future
 
 from mllama_cli.core.config import ImageProcessorConfig
@@ -21,8 +22,9 @@ class PreparedImages:
     Any number of threads may use it at once. Of those that ask for the same image one decodes it.
     """
 
-    def __init__(self, limit: int = MAX_KEPT_BYTES) -> None:
-        self.decoder = Decoder(seconds=DECODE_SECONDS)
+    def __init__(self, limit: int = MAX_KEPT_BYTES, *, buffer: Callable[[int], memoryview] | None = None) -> None:
+        """``buffer`` makes the memory for the pixels of an image."""
+        self.decoder = Decoder(seconds=DECODE_SECONDS, buffer=buffer)
         self._limit, self._nbytes = limit, 0
         self._kept: OrderedDict[str, PreparedImage] = OrderedDict()
         self._coming: dict[str, Future[PreparedImage]] = {}

@@ -17,6 +17,7 @@ from mllama_cli.core.errors import ContextLengthError, MllamaError, ShuttingDown
 from mllama_cli.core.events import Event
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch.loop import EngineLoop, LoopStats
+from mllama_cli.engine.device import host_buffer
 from mllama_cli.engine.engine import Engine
 from mllama_cli.engine.session import Session
 from mllama_cli.processing.message_parts import Reader
@@ -60,7 +61,7 @@ class Service:
         self._end: asyncio.Task[None] | None = None
         self._live: set[Answers] = set()
         self._waker: Waker | None = None
-        self._preparation = Preparation(settings)
+        self._preparation = Preparation(settings, host_buffer(engine.device))
         self._control = ThreadPoolExecutor(1, "control")
         """For loading and ending the engine, which must not wait for requests that are being read."""
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,21 @@ def test_a_worker_gives_what_decoding_here_gives(format: str) -> None:
         assert np.array_equal(image.canvas.image(), expected.canvas.image())
         assert decoder.decode(image, CONFIG) is image, "decoded once"
     decoder.close()
+
+
+def test_pixels_come_in_memory_that_the_caller_chooses() -> None:
+    part, made = ImagePart(file_of(noise(150, 90), "PNG"), "photo"), []
+
+    def buffer(size: int) -> memoryview:
+        made.append(bytearray(size))
+        return memoryview(made[-1])
+
+    decoder = Decoder(1, buffer=buffer)
+    image = decoder.decode(part, CONFIG)
+    decoder.close()
+    assert np.array_equal(image.canvas.pixels, prepare_image(part, CONFIG).canvas.pixels)
+    made[0][0] ^= 255
+    assert image.canvas.pixels.flat[0] == made[0][0], "a copy"
 
 
 def test_many_threads_share_few_workers() -> None:
@@ -107,7 +123,8 @@ def test_an_image_that_kills_every_worker_is_named() -> None:
         while not stop.is_set():
             for worker in psutil.Process().children():
                 if worker not in before:
-                    worker.kill()
+                    with suppress(psutil.NoSuchProcess):
+                        worker.kill()
 
     killer = threading.Thread(target=kill)
     killer.start()

@@ -59,7 +59,8 @@ class Admission:
                 continue
             for note in request.inputs.notes:
                 request.report(Notice(note))
-        self.images.trim(self._images_in_use())
+        if self.images.nbytes > self.images.limit:
+            self.images.trim(self._images_in_use())
 
     def encode(self) -> int:
         """Run some layers on an image of the first admitted request that lacks one; return its tiles, 0 for none."""
@@ -197,9 +198,13 @@ class Admission:
         best, longest = None, MIN_SHARED_PREFIX - 1
         image_token = self._model.config.image_token_index
         active = [CachedText(each.ids, each.digests, each.caches.cache) for each in self._active if each.caches]
+        # At least one token remains to be fed, since its logits are needed.
+        ids, digests = request.ids[:-1], request.digests
+        begins_with_image = image_token in ids[:MIN_SHARED_PREFIX]
         for text in (*self.prefixes, *active):
-            # At least one token remains to be fed, since its logits are needed.
-            shared = shared_prefix(request.ids[:-1], request.digests, text.ids, text.digests, image_token)
+            if begins_with_image and text.digests[:1] != digests[:1]:  # mostly so; most texts need no other comparison
+                continue
+            shared = shared_prefix(ids, digests, text.ids, text.digests, image_token)
             if shared > longest:
                 best, longest = text, shared
         return (best, longest) if best else (None, 0)

@@ -9,8 +9,14 @@ from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.weights.memory import image_bytes, position_bytes, prefill_bytes, vision_bytes
 from mllama_cli.model.cache import grown
 
-MAX_SLOTS = {"cpu": 32, "cuda": 64}
-"""More slots gain almost nothing, since encoding images and prefilling take most of the time then."""
+MAX_SLOTS = {"cpu": 32, "cuda": 128}
+"""More slots gain almost nothing, since encoding images and prefilling take most of the time then.
+
+On an H200 the steps of a caption of 64 tokens take 10.1 ms with 64 slots and 6.9 ms with 128, its image 42 ms.
+"""
+
+MAX_SERVED_SLOTS = {"cpu": 32, "cuda": 64}
+"""A server has fewer: with more each answer's tokens come more slowly."""
 
 EXPECTED_NEW_TOKENS = 512
 """Tokens of an answer for which memory is reserved, even if more are allowed, unless it streams."""

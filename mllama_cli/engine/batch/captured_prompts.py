@@ -6,13 +6,13 @@ from torch import Tensor
 
 from mllama_cli.engine.batch.prefill import Prompt, PromptReader
 from mllama_cli.engine.cuda.leading_passes import make_passes
-from mllama_cli.engine.cuda.passes import Piece, fits
+from mllama_cli.engine.cuda.passes import PASS_TOKENS, Piece, fits
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.vision import ImageCache
 
 
 class CapturedPromptReader(PromptReader):
-    """Read up to 128 new tokens of one or several prompts by replaying a graph, which takes the host no time."""
+    """Read up to 256 new tokens of one or several prompts by replaying a graph, which takes the host no time."""
 
     def __init__(self, model: LoadedModel) -> None:
         super().__init__(model)
@@ -27,6 +27,10 @@ class CapturedPromptReader(PromptReader):
 
     def reads_at_once(self, prompts: Sequence[Prompt]) -> bool:
         return super().reads_at_once(prompts) or _fits(prompts)
+
+    def fits(self, prompts: Sequence[Prompt], most: int) -> bool:
+        # With more, a GPU that has other work queued meanwhile loses nothing while the host launches operations.
+        return _fits(prompts) if most <= PASS_TOKENS[-1] else super().fits(prompts, most)
 
     def read_together(self, prompts: Sequence[Prompt], images: ImageCache) -> Tensor:
         if not _fits(prompts):

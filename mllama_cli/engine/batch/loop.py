@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from mllama_cli.core.errors import ContextLengthError, MllamaError, QueueFullError, ShuttingDownError
 from mllama_cli.core.events import Event
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.batch.capacity import MAX_SLOTS, Memory
+from mllama_cli.engine.batch.capacity import MAX_SERVED_SLOTS, Memory
 from mllama_cli.engine.batch.request import Request
 from mllama_cli.engine.batch.scheduler import Scheduler
 from mllama_cli.engine.device import make_current
@@ -88,7 +88,7 @@ class EngineLoop:
         self.model = model
         self.max_context = min(max_context or model.max_context, model.max_context)
         self._max_queue = max_queue
-        self._memory = Memory.of(model, slots or MAX_SLOTS[model.device.type], serves=True)
+        self._memory = Memory.of(model, slots or MAX_SERVED_SLOTS[model.device.type], serves=True)
         self._new: deque[Handle] = deque()
         self._cancelled: deque[Handle] = deque()
         self._work: deque[tuple[Callable[[], Any], Future[Any]]] = deque()

@@ -90,6 +90,10 @@ class PromptReader:
         """Return whether these take less time together than a slice of a long prompt."""
         return len(prompts) > 1
 
+    def fits(self, prompts: Sequence[Prompt], most: int) -> bool:
+        """Return whether these prompts have at most ``most`` tokens, so that they are read together."""
+        return fits_together([len(prompt.new) for prompt in prompts], most)
+
     def read_together(self, prompts: Sequence[Prompt], images: ImageCache) -> Tensor:
         """Feed all of several prompts, padded to the longest; return their last logits [prompts, vocab_size]."""
         model = self.model

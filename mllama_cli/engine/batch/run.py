@@ -9,10 +9,13 @@ from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.events import Event, FinishReason, GenerationStats
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.batch.capacity import Memory, automatic_slots
+from mllama_cli.engine.batch.capacity import MAX_PREFILL_BATCH, Memory, automatic_slots
 from mllama_cli.engine.batch.request import BatchReply, BatchRequest, Request
 from mllama_cli.engine.batch.scheduler import Scheduler
 from mllama_cli.engine.model import LoadedModel
+
+PULLED_AHEAD = {"cpu": 0, "cuda": MAX_PREFILL_BATCH}
+"""Requests that are pulled before there is a slot for them, so that a GPU need not wait for them."""
 
 
 @dataclass
@@ -56,23 +59,32 @@ def run_batch(
     if slots is None and on_slots is not None:
         on_slots(most)
     scheduler.add(_Request(model, first, replies))
-    more = True
+    more, most_ahead = True, PULLED_AHEAD[model.device.type]
+
+    def pull(ahead: int) -> bool:
+        """Add requests until ``ahead`` wait for a slot or none is ready; return whether more may come."""
+        while scheduler.room + ahead > 0:
+            following = next(source, _END)
+            if following is None:
+                break
+            if not isinstance(following, BatchRequest):
+                return False
+            scheduler.add(_Request(model, following, replies))
+        return True
+
     try:
-        while more or not scheduler.idle:
-            while more and scheduler.room and not replies:
-                following = next(source, _END)
-                if following is None:
-                    break
-                if isinstance(following, BatchRequest):
-                    scheduler.add(_Request(model, following, replies))
-                else:
-                    more = False
-            scheduler.advance()
+        while more or replies or not scheduler.idle:
+            more = more and pull(0)
+            ended = list(replies)
+            replies.clear()
+            if not scheduler.idle:
+                scheduler.advance()
+            # A GPU computes what was launched while the caller takes what ended before, and while requests are pulled.
+            more = more and (not most_ahead or pull(most_ahead))
             if scheduler.most != most and on_slots is not None:
                 on_slots(scheduler.most)
             most = scheduler.most
-            while replies:
-                yield replies.popleft()
+            yield from ended
     finally:  # free memory at once: an image that is being encoded refers to what holds it
         scheduler.admission.withdraw()
 

@@ -74,9 +74,9 @@ class Scheduler:
 
     @property
     def room(self) -> int:
-        """The number of requests that ``add`` takes before they wait for others."""
+        """The number of requests that ``add`` takes before they wait for others; below zero if some wait."""
         waiting = len(self.admission.waiting) + len(self.admission.admitted)
-        return max(0, self.most - len(self.active) - waiting)
+        return self.most - len(self.active) - waiting
 
     def add(self, request: Request) -> None:
         self.admission.waiting.append(request)

@@ -16,7 +16,7 @@ from mllama_cli.engine.parallel.exchange import VocabularyOfRanks
 from mllama_cli.kernels.cuda.attention import staged
 from mllama_cli.kernels.cuda.launch import compile_only
 
-GRAPH_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+GRAPH_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mllama_cli.engine.cuda.capture import capture
-from mllama_cli.engine.cuda.rows_step import RowsStep
+from mllama_cli.engine.cuda.rows_step import ROW_GROUP, RowsStep
 from mllama_cli.engine.cuda.step import State
 from mllama_cli.engine.device import batch_stream
 from mllama_cli.engine.forward import Network
@@ -19,7 +19,7 @@ from mllama_cli.kernels.cuda.attention import staged
 from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.visibility import ImageSpan, segments
 
-PASS_TOKENS = (16, 32, 64, 128)
+PASS_TOKENS = (16, 32, 64, 128, 256)
 """Rows of a graph. More tokens are read faster by the network's own operations: here each row reads its caches.
 
 On an H200 the 11B's take 6 ms after a text of up to 64 tokens and 7 to 11 with an image. All of them hold 50 MB.
@@ -111,7 +111,7 @@ class CapturedPasses:
         table: list[tuple[int, ...]] = []
         ends: list[int] = []
         for piece in pieces:
-            mine = slice(rows, rows + len(piece.ids))
+            mine = slice(rows, rows + _rows(len(piece.ids)))
             state.self_attn.set(mine, piece.cache.keys, piece.cache.values)
             ranges = _ranges(piece)
             if piece.cross is not None and any(end for _, end in ranges):
@@ -119,6 +119,8 @@ class CapturedPasses:
             filled = piece.cache.lengths[0]
             for position, (id_, (start, end)) in enumerate(zip(piece.ids, ranges, strict=True), filled):
                 table.append((id_, position, start, end or 1, end > 0))
+            # A group of rows is of one conversation: its last id fills them, and is stored several times.
+            table += table[-1:] * (mine.stop - len(table))
             rows = mine.stop
             ends.append(rows - 1)
         table += [(0, 0, 0, 1, False)] * (size - rows)
@@ -132,7 +134,7 @@ class CapturedPasses:
 
 def fits(counts: Sequence[tuple[int, int]]) -> bool:
     """Return whether a pass reads these faster than other ways: of each conversation (cached tokens, new ones)."""
-    rows = sum(new for _, new in counts)
+    rows = sum(_rows(new) for _, new in counts)
     read = sum(new * (cached + new) for cached, new in counts)
     return 0 < rows <= PASS_TOKENS[-1] and len(counts) <= MAX_PIECES and read <= MAX_READ_POSITIONS
 
@@ -145,7 +147,12 @@ def shape_of(tokens: int, *, with_images: bool) -> PassShape:
 def shape_for(pieces: Sequence[Piece]) -> PassShape:
     """Return the shape of a pass of these pieces, which must fit."""
     sees = any(end for piece in pieces for _, end in _ranges(piece))
-    return shape_of(sum(len(piece.ids) for piece in pieces), with_images=sees)
+    return shape_of(sum(_rows(len(piece.ids)) for piece in pieces), with_images=sees)
+
+
+def _rows(tokens: int) -> int:
+    """Return how many rows so many ids of a conversation take."""
+    return -(-tokens // ROW_GROUP) * ROW_GROUP
 
 
 def _ranges(piece: Piece) -> list[tuple[int, int]]:

@@ -9,19 +9,22 @@ from torch import Tensor
 
 from mllama_cli.engine.cuda.step import State
 from mllama_cli.engine.forward import Network
-from mllama_cli.kernels.cuda.attention import Scratch, decode_attention, splits_for, store_rows
+from mllama_cli.kernels.cuda.attention import Scratch, decode_attention, splits_for, store_rows, tokens_together
 from mllama_cli.model.rope import rotation
 from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer, MllamaSelfAttentionDecoderLayer
 
 CROSS_SPLITS = 2
 """Minimum splits: with one program for each head, many keys would leave multiprocessors idle at the end."""
 
+ROW_GROUP = 4
+"""Successive rows of a conversation, which read the keys of images together."""
+
 
 class RowsStep:
     """A step of the first ``rows`` rows of ``state``; ``sees`` bool [rows of the state] says which see an image.
 
-    With ``ends``, int64 indices of rows, rows may be successive positions of the same conversation, and only those of
-    ``ends`` get logits.
+    With ``ends``, int64 indices of rows, rows may be successive positions of the same conversation, in groups of
+    ROW_GROUP that are of one, and only those of ``ends`` get logits.
     """
 
     def __init__(
@@ -39,10 +42,11 @@ class RowsStep:
         self.sees, self.ends = sees[:rows], ends
         self.kv_heads, self.dim = config.num_key_value_heads, config.head_dim
         heads = config.num_attention_heads
+        self.tokens = min(ROW_GROUP, tokens_together(heads, self.kv_heads)) if ends is not None else 1
         self.self_scratch = Scratch(rows, heads, self.dim, splits_for(rows, self.kv_heads), device)
         self.frequencies = network.language_model.frequencies(device)
         if with_images:
-            splits = splits_for(rows, self.kv_heads, CROSS_SPLITS)
+            splits = splits_for(rows // self.tokens, self.kv_heads, CROSS_SPLITS)
             self.cross_scratch = Scratch(rows, heads, self.dim, splits, device)
         self.attended = torch.empty(rows, 1, heads * self.dim, dtype=dtype, device=device)
 
@@ -87,7 +91,7 @@ class RowsStep:
         decode_attention(
             attention.q_proj(layer.input_layernorm(x)).flatten(0, 1), self.attended[:, 0], self.cross_scratch,
             self.state.cross_attn, self.state.ranges, cache_index=layer.cache_index, kv_heads=self.kv_heads,
-            dim=self.dim, norm=attention.q_norm.weight.detach(), eps=attention.q_norm.eps,
+            dim=self.dim, tokens=self.tokens, norm=attention.q_norm.weight.detach(), eps=attention.q_norm.eps,
         )  # fmt: skip
         result: Tensor = attention.o_proj(self.attended)
         return result

@@ -36,30 +36,40 @@ def load_block(keys, values, block, stop, HALF: tl.constexpr, DIM: tl.constexpr,
     return tl.load(key, live, other=0.0), tl.load(key + HALF, live, other=0.0), tl.load(value, live, other=0.0)
 
 
+@triton.jit
+def tokens_of(batch, rows, GROUP: tl.constexpr, TOKENS: tl.constexpr):
+    """Return the tokens of a program's rows, from ``batch`` on, and their query heads within the group."""
+    if TOKENS == 1:
+        return batch + rows * 0, rows
+    else:
+        return batch + rows // GROUP, rows % GROUP
+
+
 @triton.jit(do_not_specialize=["cache_index"])
 def attention_kernel(
     query, key, value, norm, rotation, base, table, strides, limits, partial, partial_max, partial_sum, arrived, out,
     eps, scale, query_stride, key_stride, table_stride, cache_index,
-    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, QUERIES: tl.constexpr, DIM: tl.constexpr,
-    HALF: tl.constexpr, SPLITS: tl.constexpr, CHUNK: tl.constexpr,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, QUERIES: tl.constexpr,
+    DIM: tl.constexpr, HALF: tl.constexpr, SPLITS: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK: tl.constexpr, INTERLEAVE: tl.constexpr, CROSS: tl.constexpr, STORED: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """Attend from the query heads of one key head to one split of the keys in each program.
+    """Attend from the query heads of one key head, of TOKENS tokens, to one split of the keys in each program.
 
-    ROWS is GROUP padded to 16, QUERIES to a power of two. The next kernel may not start early: its prefetching would
-    delay the keys and values here.
+    ROWS is GROUP * TOKENS padded to 16, QUERIES to a power of two. The next kernel may not start early: its prefetching
+    would delay the keys and values here.
 
     Head vectors are handled in halves because the rotation pairs element i with element i + HALF.
     """
     head = tl.program_id(0)
     split = tl.program_id(1)
-    batch = tl.program_id(2)
+    batch = tl.program_id(2) * TOKENS
     element = query.dtype.element_ty
     rows = tl.arange(0, ROWS)
     half = tl.arange(0, HALF)
     whole = tl.arange(0, DIM)
-    near = rows < GROUP
+    near = rows < GROUP * TOKENS
+    row, mate = tokens_of(batch, rows, GROUP, TOKENS)
     # Addresses, limits and older keys do not change during a step: only the projections have to be waited for.
     # All offsets are multiples of 16 elements, so that 16 bytes can be read at once.
     offset = head * tl.multiple_of(tl.load(strides + batch), 16)
@@ -67,9 +77,15 @@ def attention_kernel(
     keys = base + (tl.multiple_of(tl.load(entry), 16) + offset)
     values = base + (tl.multiple_of(tl.load(entry + 1), 16) + offset)
     if CROSS:
-        begin = tl.load(limits + 2 * batch)
-        end = tl.load(limits + 2 * batch + 1)
         position = -1
+        if TOKENS == 1:
+            begin = tl.load(limits + 2 * batch)
+            end = tl.load(limits + 2 * batch + 1)
+        else:
+            begins = tl.load(limits + 2 * row, near, other=2**30)
+            ends = tl.load(limits + 2 * row + 1, near, other=0)
+            begin = tl.min(begins, axis=0)
+            end = tl.max(ends, axis=0)
     else:
         begin = 0
         position = tl.load(limits + batch)
@@ -84,7 +100,7 @@ def attention_kernel(
         key_first, key_second, block_values = load_block(keys, values, start, stop, HALF, DIM, BLOCK)
     gdc_wait(PDL)
 
-    queries = query + batch * query_stride + (head * GROUP + rows)[:, None] * DIM + half[None, :]
+    queries = query + (row * query_stride + (head * GROUP + mate) * DIM)[:, None] + half[None, :]
     q1 = tl.load(queries, mask=near[:, None], other=0.0).to(tl.float32)
     q2 = tl.load(queries + HALF, mask=near[:, None], other=0.0).to(tl.float32)
     if CROSS:
@@ -123,7 +139,11 @@ def attention_kernel(
             block_values = tl.where(fresh, new_value[None, :], block_values)
         scores = tl.dot(first, tl.trans(key_first), input_precision="ieee")
         scores = tl.dot(second, tl.trans(key_second), scores, input_precision="ieee") * scale
-        scores = tl.where(live[None, :], scores, float("-inf"))
+        if TOKENS == 1:
+            scores = tl.where(live[None, :], scores, float("-inf"))
+        else:  # finite: a token may see none of these keys, but sees others
+            sees = (tokens[None, :] >= begins[:, None]) & (tokens[None, :] < tl.minimum(ends, stop)[:, None])
+            scores = tl.where(sees, scores, -1e30)
         higher = tl.maximum(largest, tl.max(scores, axis=1))
         weights = tl.exp2(scores - higher[:, None])
         shrink = tl.exp2(largest - higher)
@@ -134,11 +154,11 @@ def attention_kernel(
             key_first, key_second, block_values = load_block(keys, values, block + BLOCK, stop, HALF, DIM, BLOCK)
     HEADS: tl.constexpr = KV_HEADS * GROUP
     if active == 1:  # nothing to combine
-        index = (head * GROUP + rows)[:, None] * DIM + whole[None, :]
-        target = batch * HEADS * DIM + offset_of(index, HEADS * DIM, INTERLEAVE)
+        index = (head * GROUP + mate)[:, None] * DIM + whole[None, :]
+        target = (row * (HEADS * DIM))[:, None] + offset_of(index, HEADS * DIM, INTERLEAVE)
         tl.store(out + target, (sums / total[:, None]).to(element), mask=near[:, None])
         return
-    slots = ((batch * KV_HEADS + head) * GROUP + rows) * SPLITS + split
+    slots = ((row * KV_HEADS + head) * GROUP + mate) * SPLITS + split
     tl.store(partial_max + slots, largest, mask=near)
     tl.store(partial_sum + slots, total, mask=near)
     tl.store(partial + slots[:, None] * DIM + whole[None, :], sums, mask=near[:, None])
@@ -148,14 +168,15 @@ def attention_kernel(
     counter = arrived + batch * KV_HEADS + head
     if tl.atomic_add(counter, 1, sem="acq_rel") == active - 1:
         # All query heads of the group at once, and the splits of an element in one thread: sums need no exchange.
-        mate = tl.arange(0, QUERIES)[None, :, None]
-        index = ((batch * KV_HEADS + head) * GROUP + mate) * SPLITS
+        member_row, member_mate = tokens_of(batch, tl.arange(0, QUERIES), GROUP, TOKENS)
+        there_at_all = tl.arange(0, QUERIES) < GROUP * TOKENS
+        index = (((member_row * KV_HEADS + head) * GROUP + member_mate) * SPLITS)[None, :, None]
         highest = tl.full([QUERIES, 1], float("-inf"), tl.float32)
         denominator = tl.zeros([QUERIES, 1], tl.float32)
         result = tl.zeros([QUERIES, DIM], tl.float32)
         for chunk in range(0, active, CHUNK):
             member = chunk + tl.arange(0, CHUNK)[:, None, None]
-            there = (member < active) & (mate < GROUP)
+            there = (member < active) & there_at_all[None, :, None]
             held = partial + (index + member) * DIM + whole[None, None, :]
             parts = tl.load(held, mask=there, other=0.0, cache_modifier=".cg")
             maxima = tl.load(partial_max + index + member, mask=there, other=float("-inf"), cache_modifier=".cg")
@@ -166,9 +187,9 @@ def attention_kernel(
             denominator = denominator * shrunk + tl.sum(totals * share, axis=0)
             result = result * shrunk + tl.sum(parts * share, axis=0)
             highest = larger
-        group = tl.arange(0, QUERIES)[:, None]
-        target = batch * HEADS * DIM + offset_of((head * GROUP + group) * DIM + whole[None, :], HEADS * DIM, INTERLEAVE)
-        tl.store(out + target, (result / denominator).to(element), mask=group < GROUP)
+        within = (head * GROUP + member_mate)[:, None] * DIM + whole[None, :]
+        target = (member_row * (HEADS * DIM))[:, None] + offset_of(within, HEADS * DIM, INTERLEAVE)
+        tl.store(out + target, (result / denominator).to(element), mask=there_at_all[:, None])
         tl.store(counter, 0)
 
 
@@ -253,6 +274,12 @@ def splits_for(batch: int, kv_heads: int, minimum: int = 1) -> int:
     return 1 << (wanted.bit_length() - 1)
 
 
+def tokens_together(heads: int, kv_heads: int) -> int:
+    """Return for how many tokens a program reads the same keys in no more time: it computes 16 rows at once."""
+    together: int = 16 // triton.next_power_of_2(heads // kv_heads)
+    return max(together, 1)
+
+
 def decode_attention(
     query: Tensor,
     out: Tensor,
@@ -267,6 +294,7 @@ def decode_attention(
     value: Tensor | None = None,
     rotation: Tensor | None = None,
     stored: bool = False,
+    tokens: int = 1,
     norm: Tensor | None = None,
     eps: float = 0.0,
     out_interleave: int = 1,
@@ -278,24 +306,28 @@ def decode_attention(
     Self-attention takes ``query`` [B, heads * dim], ``key`` and ``value`` [B, kv_heads * dim] before the ``rotation``
     float32 [B, 2, dim / 2] (cosines and sines), and writes key and value into the cache at the row's position. Rows of
     one conversation in the same launch would miss each other's keys: ``store_rows`` first, then ``stored``.
-    Cross-attention takes ``query`` before its ``norm``. Rows may have any stride, keys the same as values.
+    Cross-attention takes ``query`` before its ``norm``; ``tokens`` successive rows, up to ``tokens_together``, of one
+    conversation read its keys and values together, each with limits of its own. Rows may have any stride, keys the same
+    as values.
     """
     heads = out.shape[1] // dim
     batch, device = out.shape[0], out.device
     group = heads // kv_heads
-    queries = triton.next_power_of_2(group)
+    assert tokens == 1 or (rotation is None and batch % tokens == 0 and tokens <= tokens_together(heads, kv_heads))
+    queries = triton.next_power_of_2(group * tokens)
     if key is None or value is None:
         key = value = query
     assert key.stride(0) == value.stride(0)
     if block is None:  # several blocks are in flight at a time, in 100 KiB of a multiprocessor's memory
         block = 128 // out.element_size()
     launch(
-        attention_kernel, (kv_heads, scratch.splits, batch), query, key, value, norm if norm is not None else query,
-        rotation if rotation is not None else query,
+        attention_kernel, (kv_heads, scratch.splits, batch // tokens), query, key, value,
+        norm if norm is not None else query, rotation if rotation is not None else query,
         addresses.base, addresses.table, addresses.strides, limits,
         scratch.sums, scratch.largest, scratch.total, scratch.arrived, out, eps, LOG2_E * dim**-0.5,
         query.stride(0), key.stride(0), addresses.table.stride(0), cache_index,
-        kv_heads, group, max(16, queries), queries, dim, dim // 2, scratch.splits, min(scratch.splits, 16), block,
+        kv_heads, group, tokens, max(16, queries), queries, dim, dim // 2, scratch.splits,
+        min(scratch.splits, max(16 // tokens, 1)), block,
         out_interleave, rotation is None, stored, device=device, warps=warps,
     )  # fmt: skip
 

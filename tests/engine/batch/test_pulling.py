@@ -1,6 +1,7 @@
 """A batch pulls requests when it needs them, and what is wrong with one concerns no other."""
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import ImageError, MemoryShortageError
 from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.batch import run
 from mllama_cli.engine.batch.request import BatchReply, BatchRequest
 from mllama_cli.engine.batch.run import run_batch
 from mllama_cli.engine.batch.slots import Slots
@@ -89,6 +91,29 @@ def test_replies_come_while_requests_are_still_taken_in(engine: Engine) -> None:
     replies: Iterator[BatchReply] = run_batch(engine.model, source(), slots=4)
     next(replies)
     assert len(taken) < 30
+
+
+def test_some_requests_are_pulled_before_there_is_a_slot_for_them(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(run.PULLED_AHEAD, "cpu", 3)
+    monkeypatch.setattr(engine.model, "eos", frozenset())  # so that all answers have their maximum length
+    requests = [
+        BatchRequest(number, engine.processor(Conversation.ask(f"Hi {number}")), sampling=Sampling(max_tokens=4))
+        for number in range(20)
+    ]
+    expected = {request.key: alone(engine, request) for request in requests}
+    taken: list[int] = []
+
+    def source() -> Iterator[BatchRequest]:
+        for number, request in enumerate(requests):
+            taken.append(number)
+            yield request
+
+    replies = run_batch(engine.model, source(), slots=2)
+    first = next(replies)
+    assert 2 + 3 <= len(taken) <= 2 + 2 + 3, "two have ended, two have their slots, and three wait"
+    assert by_key(chain([first], replies)) == expected
 
 
 @pytest.mark.parametrize("slots", [1, 4])

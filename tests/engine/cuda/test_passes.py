@@ -140,10 +140,10 @@ def test_a_shape_is_captured_once(passes: CapturedPasses, network: Network, repl
 
 
 def test_what_fits_into_a_pass() -> None:
-    assert fits([(0, 128)])
-    assert not fits([(0, 129)])
+    assert fits([(0, 256)])
+    assert not fits([(0, 257)])
     assert not fits([(0, 0)])
-    assert fits([(5, 16)] * 8)
+    assert fits([(5, 30)] * 8)
     assert not fits([(5, 2)] * 9)
     assert not fits([(MAX_READ_POSITIONS // 64, 100)])
 

@@ -82,6 +82,33 @@ def test_cross_attention_over_a_range_of_vision_tokens(ranges: list[tuple[int, i
         assert apart(out[row], exact[0, 0]) < 1e-5
 
 
+@pytest.mark.parametrize(("heads", "tokens"), [(8, 4), (8, 2), (6, 4)])
+@pytest.mark.parametrize("splits", [1, 4])
+def test_tokens_of_one_conversation_read_its_vision_tokens_together(heads: int, tokens: int, splits: int) -> None:
+    torch.manual_seed(4)
+    kv_heads, batch = 2, 8
+    addresses = Addresses(batch, 2, torch.float32, DEVICE)
+    keys, values = caches(batch // tokens, kv_heads, addresses)
+    for row in range(batch):
+        own = slice(row // tokens, row // tokens + 1)
+        addresses.set(row, [k[own] for k in keys], [v[own] for v in values])
+    query, norm = torch.randn(batch, heads * DIM, device=DEVICE), torch.randn(DIM, device=DEVICE)
+    out = torch.full_like(query, torch.nan)
+    ranges = [(0, 1), (0, 700), (0, 700), (300, 310), (5, 6), (2, 640), (600, 768), (0, 64)]
+    limits = torch.tensor(ranges, dtype=torch.int32, device=DEVICE)
+    scratch = Scratch(batch, heads, DIM, splits, DEVICE)
+    for _ in range(2):  # twice, as the splits' counters must be reset
+        decode_attention(
+            query, out, scratch, addresses, limits,
+            cache_index=1, kv_heads=kv_heads, dim=DIM, tokens=tokens, norm=norm, eps=1e-5,
+        )  # fmt: skip
+    q = rms_norm(query.unflatten(1, (heads, 1, DIM)), norm, 1e-5)
+    for row, (start, end) in enumerate(ranges):
+        one, own = slice(row, row + 1), slice(row // tokens, row // tokens + 1)
+        exact = grouped_attention(q[one], keys[1][own, :, start:end], values[1][own, :, start:end])
+        assert apart(out[row], exact[0, 0]) < 1e-5
+
+
 def test_the_best_token_the_first_of_equals_and_none_for_nan() -> None:
     torch.manual_seed(2)
     size = 3001
