@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from mllama_cli.sketch.language import phrases
-from mllama_cli.sketch.language.wording import PLACES, expand, informal, listed
+from mllama_cli.sketch.language.wording import PLACES, THINGS, expand, informal, listed, plural
+from mllama_cli.sketch.questions import answers
 from mllama_cli.sketch.questions.builders import BUILDERS
 from mllama_cli.sketch.questions.qa import QA
 from mllama_cli.sketch.questions.scene_queries import SceneQueries
 from mllama_cli.sketch.scenes.palette import COLOURS
-from mllama_cli.sketch.scenes.scene import SHAPES, Shape
+from mllama_cli.sketch.scenes.scene import DIRECTIONS, SHAPES, Shape
 
 Schema = dict[str, Any]
 
@@ -23,10 +24,11 @@ NAMES = {
     "kind": ("shape", "shape", "kind", "name", "type", "form"),
     "count": ("count", "count", "number", "total", "how_many", "quantity", "n"),
     "place": ("position", "place", "location", "where"),
-    "thing": ("object", "thing", "item", "name", "figure"),
+    "direction": ("direction", "points", "pointing"),
+    "thing": ("object", "thing", "item", "figure"),
     "kinds": ("shapes", "kinds", "names"),
     "colours": ("colors", "colours"),
-    "things": ("objects", "items", "things", "shapes", "figures"),
+    "things": ("objects", "items", "things", "figures"),
     "truth": ("answer", "yes", "result", "correct"),
     "found": ("exists", "present", "found", "answer", "yes"),
     "text": ("text", "text", "words", "reads", "title", "printed"),
@@ -45,14 +47,18 @@ VALUES: dict[str, tuple[str, ...]] = {
     "ground": COLOURS,
     "kind": SHAPES,
     "place": tuple(PLACES),
+    "direction": DIRECTIONS,
 }
 """The values of fields that a schema may list."""
 
 LIST_NAME = "shapes"
 """The field with the list of shapes where the question names only the fields of each."""
 
+ONE_NAME = 0.6
+"""How often the question is about all shapes, and the answer one set of fields, where all have one name."""
+
 ASKED = 0.35
-"""How often the question asks for JSON; half of these answers are not held to a schema."""
+"""How often the question asks for JSON; about half of these answers are not held to a schema."""
 
 THINKS = 0.12
 """How often a field with the answer in words comes before the others."""
@@ -77,7 +83,8 @@ Facts = dict[str, Any]
 
 def ask_form(rng: random.Random, queries: SceneQueries) -> Form | None:
     """Ask a question about a scene whose answer has a form; None if the scene does not suit the question drawn."""
-    make = rng.choices(list(_MAKERS), list(_MAKERS.values()))[0]
+    one_name = len(queries.groups) == 1 and rng.random() < ONE_NAME
+    make = _one_name if one_name else rng.choices(list(_MAKERS), list(_MAKERS.values()))[0]
     found = make(rng, queries)
     if found is None:
         return None
@@ -87,6 +94,8 @@ def ask_form(rng: random.Random, queries: SceneQueries) -> Form | None:
     if rng.random() < THINKS and '"' not in sentence and not asked:
         facts = {rng.choice(("thought", "sentence")): sentence, **facts}
     names, inner = _names(rng, facts), _names(rng, _first_thing(facts))
+    if inner and rng.random() < 0.4:
+        names["things"] = LIST_NAME
     if len({*names.values()}) < len(names) or len({*inner.values()}) < len(inner):
         return None
     free = asked and make is not _one_name and (len(facts) == 1 or not inner) and rng.random() < 0.5
@@ -166,15 +175,14 @@ def _describe(rng: random.Random) -> str:
 
 def _one_name(rng: random.Random, queries: SceneQueries) -> Made:
     """Ask about a drawing whose shapes have one name, such as three red circles."""
-    if len(queries.groups) != 1:
-        return None
     shape = queries.shapes[0]
     facts: Facts = {"colour": shape.colour, "kind": shape.kind, "count": len(queries.shapes)}
     zone = queries.zone_of(shape)
     if len(queries.shapes) == 1 and zone is not None:
         facts["place"] = zone
-    asked = _question(rng, queries, "describe", "shape", "colour", "count")
-    return (asked.question, asked.answer, _shuffled(rng, facts, 2)) if asked else None
+    number = expand(rng.choice(phrases.COUNT), rng, things=plural(rng.choice(THINGS)))
+    question = rng.choice((_describe(rng), _describe(rng), expand(rng.choice(phrases.ONLY_SHAPE), rng), number))
+    return question, answers.caption(queries), _shuffled(rng, facts, 2)
 
 
 def _overview(rng: random.Random, queries: SceneQueries) -> Made:
@@ -186,9 +194,7 @@ def _overview(rng: random.Random, queries: SceneQueries) -> Made:
         facts["ground"] = ground
     if text is not None:
         facts["text"] = text.text.replace("\n", " ")
-    asked = BUILDERS["describe"](rng, queries)
-    assert asked is not None
-    return _describe(rng), asked.answer, _shuffled(rng, facts)
+    return _describe(rng), answers.caption(queries), _shuffled(rng, facts)
 
 
 def _list(rng: random.Random, queries: SceneQueries) -> Made:
@@ -210,12 +216,10 @@ def _list(rng: random.Random, queries: SceneQueries) -> Made:
         known = zip(counts, pairs, strict=True)
         things = [{key: {"colour": c, "kind": k, "count": n}[key] for key in keys} for n, (c, k) in known]
         question = _describe(rng)
-    asked = BUILDERS["describe"](rng, queries)
-    assert asked is not None
     facts: Facts = {"things": things}
     if rng.random() < 0.2:
         facts = _shuffled(rng, {**facts, "count": len(queries.shapes)}, 2)
-    return question, asked.answer, facts
+    return question, answers.with_places(placed) if placed else answers.caption(queries), facts
 
 
 def _keys(rng: random.Random, *keys: str) -> list[str]:
@@ -257,6 +261,8 @@ def _facts_of(rng: random.Random, queries: SceneQueries, asked: QA) -> Facts | N
         return _shuffled(rng, {"found": facts["count"] > 0, "count": facts["count"]})
     if kind in ("is bigger", "is related"):
         return {"truth": facts["yes"]}
+    if kind == "direction":
+        return {"direction": facts["direction"]}
     if kind == "bigger":
         return {"thing": facts["winner"]}
     if kind == "read":
@@ -289,7 +295,6 @@ def _shape_of(queries: SceneQueries, asked: QA) -> Shape | None:
 
 
 _MAKERS: dict[Callable[[random.Random, SceneQueries], Made], float] = {
-    _one_name: 30,
     _overview: 14,
     _list: 24,
     _any_question: 40,
