@@ -295,8 +295,8 @@ def _shape_of(queries: SceneQueries, asked: QA) -> Shape | None:
 
 
 _MAKERS: dict[Callable[[random.Random, SceneQueries], Made], float] = {
-    _overview: 14,
-    _list: 24,
-    _any_question: 40,
+    _overview: 18,
+    _list: 34,
+    _any_question: 36,
     _sentence: 6,
 }
