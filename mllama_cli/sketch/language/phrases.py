@@ -283,3 +283,4 @@ AS_JSON = (
     "{question} [As JSON|JSON|JSON fields|JSON keys]: {names}.",
     "{question} [Answer|Reply|Respond] with a JSON object: {names}.",
 )
+AS_ANY_JSON = "[Answer as|Answer in|Reply in|Respond with|As|Only|Give me|Return] JSON[.|, please.|]"

@@ -54,6 +54,12 @@ VALUES: dict[str, tuple[str, ...]] = {
 LIST_NAME = "shapes"
 """The field with the list of shapes where the question names only the fields of each."""
 
+OPEN = 0.05
+"""How often nothing says which fields the JSON has."""
+
+OPTIONAL = 0.15
+"""How often a schema requires none of its fields; the answer has them all the same."""
+
 ONE_NAME = 0.6
 """How often the question is about all shapes, and the answer one set of fields, where all have one name."""
 
@@ -78,11 +84,13 @@ class Form:
 
 
 Facts = dict[str, Any]
-"""Values by what they are: keys of ``NAMES``. The value of "things" is a list of such facts."""
+"""Values by what they are: keys of ``NAMES``, or the plural of a shape. "things" are a list of such facts."""
 
 
 def ask_form(rng: random.Random, queries: SceneQueries) -> Form | None:
     """Ask a question about a scene whose answer has a form; None if the scene does not suit the question drawn."""
+    if rng.random() < OPEN:
+        return _open_form(rng, queries)
     one_name = len(queries.groups) == 1 and rng.random() < ONE_NAME
     make = _one_name if one_name else rng.choices(list(_MAKERS), list(_MAKERS.values()))[0]
     found = make(rng, queries)
@@ -109,12 +117,27 @@ def ask_form(rng: random.Random, queries: SceneQueries) -> Form | None:
         names[key]: [{inner[k]: v for k, v in each.items()} for each in fact] if key == "things" and inner else fact
         for key, fact in facts.items()
     }
-    schema = None if free else _closed({names[key]: _schema(rng, key, fact, inner) for key, fact in facts.items()})
+    if free:
+        return Form(question, value, None)
+    schema = _closed({names[key]: _schema(rng, key, fact, inner) for key, fact in facts.items()})
+    if rng.random() < OPTIONAL:
+        del schema["required"]
     return Form(question, value, schema)
 
 
+def _open_form(rng: random.Random, queries: SceneQueries) -> Form:
+    """Ask for JSON without a word about its fields: the answer is a list of all shapes by name."""
+    pairs = [(number, name.split(" ")) for number, name in queries.groups]
+    value = {LIST_NAME: [{"color": colour, "shape": kind, "count": number} for number, (colour, kind) in pairs]}
+    question = informal(_describe(rng), rng)
+    if rng.random() < 0.5:
+        return Form(question, value, {"type": "object"})
+    question += "" if question[-1] in ".?!" else "."
+    return Form(f"{question} {expand(phrases.AS_ANY_JSON, rng)}", value, rng.choice((None, {"type": "object"})))
+
+
 def _names(rng: random.Random, facts: Facts) -> dict[str, str]:
-    return {key: rng.choice(NAMES[key]) for key in facts}
+    return {key: rng.choice(NAMES.get(key, (key,))) for key in facts}
 
 
 def _first_thing(facts: Facts) -> Facts:
@@ -222,6 +245,15 @@ def _list(rng: random.Random, queries: SceneQueries) -> Made:
     return question, answers.with_places(placed) if placed else answers.caption(queries), facts
 
 
+def _numbers(rng: random.Random, queries: SceneQueries) -> Made:
+    """Ask how many there are of some shapes, whose names are the fields."""
+    kinds = list(dict.fromkeys((*queries.kinds, *rng.sample(SHAPES, 2))))
+    kinds = rng.sample(kinds, rng.randint(1, min(4, len(kinds))))
+    facts: Facts = {plural(kind): len(queries.matching((None, kind))) for kind in kinds}
+    number = expand(rng.choice(phrases.COUNT), rng, things=plural(rng.choice(THINGS)))
+    return rng.choice((_describe(rng), number)), answers.caption(queries), facts
+
+
 def _keys(rng: random.Random, *keys: str) -> list[str]:
     return rng.sample(keys, len(keys))
 
@@ -297,6 +329,7 @@ def _shape_of(queries: SceneQueries, asked: QA) -> Shape | None:
 _MAKERS: dict[Callable[[random.Random, SceneQueries], Made], float] = {
     _overview: 18,
     _list: 34,
+    _numbers: 8,
     _any_question: 36,
     _sentence: 6,
 }
