@@ -9,21 +9,24 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from mllama_cli.core.conversation import Conversation, ImagePart, Message, TextPart
+from mllama_cli.core.grammar import Grammar
 from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.batch.request import BatchRequest
+from mllama_cli.engine.batch.run import run_batch
 from mllama_cli.engine.engine import Engine, load
 from mllama_cli.sketch.questions.answers import LIMITS
 from mllama_cli.sketch.questions.grading import caption_score, has_keywords, is_right
 from mllama_cli.sketch.questions.samples import EVALUATION_SEEDS, TASKS, Sample, make_sample
 
-GREEDY = Sampling(temperature=0, max_tokens=160)
+GREEDY = Sampling(temperature=0, max_tokens=320)
 LIMIT_QUESTIONS = ("Describe this image.", "What is in this picture?", "How many circles are there?")
 
 
@@ -48,11 +51,26 @@ def conversation_of(sample: Sample) -> Conversation:
     return Conversation(tuple(messages))
 
 
-def answers_to(engine: Engine, conversations: Iterable[Conversation], batch: int) -> Iterator[str]:
-    """Yield greedy answers, in order."""
-    waiting = iter(conversations)
+def grammar_of(sample: Sample) -> Grammar | None:
+    return None if sample.schema is None else Grammar.schema(sample.schema)
+
+
+def answers_to(
+    engine: Engine, conversations: Iterable[Conversation], batch: int, grammars: Iterable[Grammar | None] = repeat(None)
+) -> Iterator[str]:
+    """Yield greedy answers, in order, each held to its grammar."""
+    waiting = zip(conversations, grammars, strict=False)
     while group := list(islice(waiting, batch)):
-        yield from (reply.text for reply in engine.answer_batch(group, GREEDY))
+        requests = [
+            BatchRequest(key, engine.processor(talk), sampling=replace(GREEDY, grammar=grammar))
+            for key, (talk, grammar) in enumerate(group)
+        ]
+        replies = {reply.key: reply for reply in run_batch(engine.model, requests)}
+        for request in requests:
+            reply = replies[request.key]
+            if reply.error is not None:
+                raise reply.error
+            yield reply.text
 
 
 def held_out(task: str, count: int, fonts: str | None = None) -> Iterator[Sample]:
@@ -64,7 +82,8 @@ def held_out(task: str, count: int, fonts: str | None = None) -> Iterator[Sample
 def try_task(engine: Engine, task: str, count: int, batch: int, fonts: str | None = None) -> list[Trial]:
     samples = list(held_out(task, count, fonts))
     trials = []
-    for sample, said in zip(samples, answers_to(engine, map(conversation_of, samples), batch), strict=True):
+    answers = answers_to(engine, map(conversation_of, samples), batch, map(grammar_of, samples))
+    for sample, said in zip(samples, answers, strict=True):
         right = is_right(sample, said)
         score = caption_score(sample.answer, said) if sample.facts["kind"] == "caption" else float(right)
         trials.append(Trial(task, right, score, sample.question, sample.answer, said))

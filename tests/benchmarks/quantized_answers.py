@@ -16,7 +16,7 @@ from mllama_cli.quantization.policy import QuantizeOptions
 from mllama_cli.quantization.quantize import quantize
 from mllama_cli.quantization.rounding import METHODS
 from mllama_cli.quantization.schemes import Scheme
-from mllama_cli.sketch.evaluate import answers_to, conversation_of, held_out
+from mllama_cli.sketch.evaluate import answers_to, conversation_of, grammar_of, held_out
 from mllama_cli.sketch.questions.grading import is_right
 from mllama_cli.sketch.questions.samples import TASKS, Sample
 from mllama_cli.system.paths import built_in_model
@@ -33,7 +33,7 @@ WAYS = {
 
 
 def right_answers(engine: Engine, samples: Sequence[Sample], batch: int) -> list[bool]:
-    said = answers_to(engine, map(conversation_of, samples), batch)
+    said = answers_to(engine, map(conversation_of, samples), batch, map(grammar_of, samples))
     return [is_right(sample, answer) for sample, answer in zip(samples, said, strict=True)]
 
 

@@ -27,7 +27,7 @@ class KnownAnswers:
     def __init__(self, answers: dict[str, str]) -> None:
         self.answers = answers
 
-    def __call__(self, engine: Engine, conversations: object, batch: int) -> list[str]:
+    def __call__(self, engine: Engine, conversations: object, batch: int, grammars: object = None) -> list[str]:
         return [self.answers.get(talk.messages[-1].text, "?") for talk in conversations]  # type: ignore[attr-defined]
 
 

@@ -62,3 +62,19 @@ def test_printed_text_is_a_fact_of_a_caption() -> None:
     assert caption_score(true, true) == 1.0
     assert caption_score(true, 'I see a red circle and the blue text "HELP".') < 1.0
     assert understand(true).quoted == ("HELLO",)
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ('{"shapes": [{"color": "red", "n": 2}, {"color": "blue", "n": 1}]}', True),
+        ('{"shapes": [{"n": 1, "color": "blue"}, {"n": 2, "color": "red"}]}', True),
+        ('{"shapes": [{"color": "red", "n": 1}, {"color": "blue", "n": 1}]}', False),
+        ('{"shapes": [{"color": "red", "n": 2}]}', False),
+        ('{"shapes": [{"color": "red", "n": 2', False),
+        ("I see 2 red shapes and a blue shape.", False),
+    ],
+)
+def test_json_is_right_by_its_value_in_any_order(answer: str, right: bool) -> None:
+    value = {"shapes": [{"color": "red", "n": 2}, {"color": "blue", "n": 1}]}
+    assert is_right(sample("", kind="form", value=value), answer) is right

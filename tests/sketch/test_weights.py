@@ -1,6 +1,10 @@
 """The packaged weights answer correctly and are an ordinary checkpoint."""
 
+import json
 import re
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice, repeat
 from pathlib import Path
 
 import pytest
@@ -13,8 +17,9 @@ from mllama_cli.core.grammar import Grammar
 from mllama_cli.engine.batch.request import BatchRequest
 from mllama_cli.engine.batch.run import run_batch
 from mllama_cli.engine.engine import Engine
-from mllama_cli.sketch.evaluate import conversation_of, held_out, try_foreign, try_limits, try_task
-from mllama_cli.sketch.questions.samples import TASKS
+from mllama_cli.sketch.evaluate import answers_to, conversation_of, held_out, try_foreign, try_limits, try_task
+from mllama_cli.sketch.questions.grading import is_right
+from mllama_cli.sketch.questions.samples import TASKS, Sample
 from mllama_cli.sketch.training import model_config
 from mllama_cli.sketch.training.vocabulary import CHAT_TEMPLATE, VOCABULARY_SIZE
 from mllama_cli.system.paths import built_in_model
@@ -125,3 +130,68 @@ def test_choices_classify_as_often_right_as_free_answers(engine: Engine) -> None
     assert all(reply.text in choices for reply in chosen)
     right = [sum(r.text == s.answer for r, s in zip(replies, samples, strict=True)) for replies in (free, chosen)]
     assert right[1] >= right[0] >= 38
+
+
+FIELDS = {
+    "usual names": Grammar.fields("color, shape, count int"),
+    "other names and order": Grammar.fields("total int, kind, colour"),
+}
+
+
+@pytest.fixture(scope="module")
+def one_name() -> list[Sample]:
+    """Drawings whose shapes have one name, such as three red circles."""
+    return list(islice((s for s in _described() if len(s.facts["groups"]) == 1), 40))
+
+
+def _described() -> Iterator[Sample]:
+    drawings = (s for s in held_out("describe", 4000) if s.facts["kind"] == "caption")
+    return (sample for sample in drawings if sample.scenes[0].lettering is None)
+
+
+def _asked(engine: Engine, samples: list[Sample], question: str, grammar: Grammar | None = None) -> list[str]:
+    talks = [Conversation.ask(question, tuple(conversation_of(sample).images)) for sample in samples]
+    return list(answers_to(engine, talks, 16, repeat(grammar)))
+
+
+@pytest.mark.parametrize("fields", FIELDS)
+def test_fields_are_filled_as_often_right_as_prose(engine: Engine, one_name: list[Sample], fields: str) -> None:
+    prose = _asked(engine, one_name, "What is in this picture?")
+    held = _asked(engine, one_name, "What is in this picture?", FIELDS[fields])
+    right = [0, 0]
+    for sample, said, answer in zip(one_name, prose, held, strict=True):
+        ((count, name),) = sample.facts["groups"]
+        right[0] += is_right(sample, said)
+        right[1] += Counter(map(str, json.loads(answer).values())) == Counter([str(count), *name.split(" ")])
+    assert right[1] >= right[0] - 1
+    assert right[1] >= 37
+
+
+@pytest.mark.slow
+def test_lists_of_objects_are_as_often_right_as_prose(engine: Engine) -> None:
+    item = {"color": {"type": "string"}, "shape": {"type": "string"}, "count": {"type": "integer"}}
+    listed = {"type": "array", "items": {"type": "object", "properties": item, "required": list(item)}}
+    grammar = Grammar.schema({"type": "object", "properties": {"shapes": listed}, "required": ["shapes"]})
+    samples = list(islice((s for s in _described() if len(s.facts["groups"]) > 1), 40))
+    prose = _asked(engine, samples, "Describe this image.")
+    held = _asked(engine, samples, "Describe this image.", grammar)
+    right = [0, 0]
+    for sample, said, answer in zip(samples, prose, held, strict=True):
+        things = [[thing["count"], f"{thing['color']} {thing['shape']}"] for thing in json.loads(answer)["shapes"]]
+        right[0] += is_right(sample, said)
+        right[1] += sorted(things) == sorted(sample.facts["groups"])
+    assert right[1] >= right[0] - 3
+
+
+def test_prose_stays_what_it_says_by_itself_and_json_what_it_is_asked_for(engine: Engine) -> None:
+    image = (read_image(str(DATA / "drawing.png")),)
+    for question in ("Describe this image.", "How many circles are there?", "Name and color?"):
+        assert "{" not in engine.answer_batch([Conversation.ask(question, image)], GREEDY)[0].text
+    asked = Conversation.ask("What shapes are there? Answer as JSON with name and color.", image)
+    (reply,) = engine.answer_batch([asked], Sampling(temperature=0, max_tokens=120))
+    (things,) = json.loads(reply.text).values()
+    assert {(thing["name"], thing["color"]) for thing in things} == {
+        ("circle", "red"),
+        ("square", "blue"),
+        ("star", "yellow"),
+    }

@@ -276,3 +276,11 @@ NTH = (
     "What [do you see|is] in the {nth} one?",
     f"What does the {{nth}} {PICTURE} show?",
 )
+AS_JSON = (
+    "{question} [Answer|Reply|Respond] [as|in|with] JSON with {names}.",
+    "{question} [JSON|As JSON|Answer in JSON] with [the fields|the keys|fields] {names}.",
+    "{question} [Give|Return|Write] {names} as JSON.",
+    "{question} [As JSON|JSON|JSON fields|JSON keys]: {names}.",
+    "{question} [Answer|Reply|Respond] with a JSON object: {names}.",
+)
+AS_ANY_JSON = "[Answer as|Answer in|Reply in|Respond with|As|Only|Give me|Return] JSON[.|, please.|]"

@@ -1,9 +1,11 @@
 """Grade answers by what they say, not by their wording, and without a model."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mllama_cli.sketch.language.wording import SYNONYMS, plural
 from mllama_cli.sketch.questions.samples import Sample
@@ -84,6 +86,8 @@ def is_right(sample: Sample, answer: str) -> bool:
     kind = sample.facts["kind"]
     if kind in ("limits", "about", "no picture"):
         return _plain(answer) == _plain(sample.answer)
+    if kind == "form":
+        return _is_form(sample.facts["value"], answer)
     if kind == "caption":
         return caption_score(sample.answer, answer) == 1.0
     if kind == "read" and sample.facts["text"] is not None:
@@ -152,6 +156,20 @@ def _number(answer: str) -> int | None:
         if word in _NUMBERS and word not in ("a", "an", "the"):
             return _NUMBERS[word]
     return None
+
+
+def _is_form(value: Any, answer: str) -> bool:
+    """Return whether an answer is JSON with this value, whatever the order of its fields and lists."""
+    try:
+        return bool(_unordered(json.loads(answer)) == _unordered(value))
+    except ValueError:
+        return False
+
+
+def _unordered(value: Any) -> Any:
+    if isinstance(value, list):
+        return sorted(map(_unordered, value), key=lambda each: json.dumps(each, sort_keys=True))
+    return {key: _unordered(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
 def _plain(text: str) -> str:

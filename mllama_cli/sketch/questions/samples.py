@@ -1,5 +1,6 @@
 """Samples from seeds: a conversation, its images and the right answer."""
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from mllama_cli.sketch.questions.builders import BUILDERS, ask_describe
 from mllama_cli.sketch.questions.changes import Change, ask_change, compose_change
 from mllama_cli.sketch.questions.chitchat import ask_about, ask_other
 from mllama_cli.sketch.questions.follow_ups import converse
+from mllama_cli.sketch.questions.forms import ask_form
 from mllama_cli.sketch.questions.qa import QA
 from mllama_cli.sketch.questions.scene_queries import SceneQueries
 from mllama_cli.sketch.scenes.compose import compose
@@ -44,7 +46,7 @@ CARD_WEIGHTS = {"read": 60, "describe": 16, "colour": 8, "where": 5, "count": 3,
 PICTURE_WEIGHTS = {"drawing": 56, "card": 26, "change": 9, "limits": 6, "talk": 3}
 """How often each kind of image occurs in training."""
 
-TASKS = (*BUILDERS, "change", "follow-up", "limits", "about", "other")
+TASKS = (*BUILDERS, "change", "follow-up", "limits", "about", "other", "json")
 
 EVALUATION_SEEDS = 1 << 40
 """Seeds from here on are for evaluation; training takes those below."""
@@ -61,7 +63,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sample:
-    """A conversation that ends with a question, and its answer."""
+    """A conversation that ends with a question, and its answer.
+
+    Attributes:
+        schema: the JSON schema that the answer is held to.
+    """
 
     messages: tuple[Turn, ...]
     images: tuple[Image.Image, ...]
@@ -69,6 +75,7 @@ class Sample:
     task: str
     facts: dict[str, Any]
     scenes: tuple[Scene, ...] = ()
+    schema: dict[str, Any] | None = None
 
     @property
     def question(self) -> str:
@@ -86,8 +93,11 @@ def make_sample(seed: int, task: str | None = None, fonts_dir: str | None = None
             return samples
 
 
-def make_group(seed: int, size: int, fonts_dir: str | None = None) -> list[Sample]:
-    """Return up to ``size`` samples about the same images, for training: drawing takes longer than asking."""
+def make_group(seed: int, size: int, fonts_dir: str | None = None, forms: int = 0) -> list[Sample]:
+    """Return up to ``size`` samples about the same images, for training: drawing takes longer than asking.
+
+    Up to ``forms`` more are answered in JSON; the others do not depend on them.
+    """
     rng = random.Random(f"{seed}:group:{size}")
     kind = rng.choices(list(PICTURE_WEIGHTS), list(PICTURE_WEIGHTS.values()))[0]
     if kind == "talk":
@@ -112,7 +122,10 @@ def make_group(seed: int, size: int, fonts_dir: str | None = None) -> list[Sampl
             samples.append(sample)
             if len(samples) == size:
                 break
-    return samples or [_sample(rng, [ask_describe(rng, queries)], "describe", images, (scene,))]
+    samples = samples or [_sample(rng, [ask_describe(rng, queries)], "describe", images, (scene,))]
+    draws = random.Random(f"{seed}:forms")
+    asked = (_form_sample(draws, queries, images) for _ in range(2 * forms))
+    return samples + [sample for sample in asked if sample is not None][:forms]
 
 
 def _samples_of(rng: random.Random, task: str, fonts_dir: str | None) -> Sample | None:
@@ -123,7 +136,7 @@ def _samples_of(rng: random.Random, task: str, fonts_dir: str | None) -> Sample 
     if task == "change":
         change = compose_change(rng)
         return _change_sample(rng, change, (render(change.first), render(change.second)))
-    card = task == "read" or (task in CARD_WEIGHTS and rng.random() < 0.12)
+    card = task == "read" or (task in (*CARD_WEIGHTS, "json") and rng.random() < 0.12)
     scene = compose_card(rng, fonts_dir) if card and rng.random() < 0.97 else _drawing(rng)
     return _about_scene(rng, task, SceneQueries(scene), None)
 
@@ -140,6 +153,8 @@ def _about_scene(
 ) -> Sample | None:
     """Return a sample of a task about a scene, or None if it cannot be asked; the image is drawn only then."""
     turns: list[QA] | None
+    if task == "json":
+        return _form_sample(rng, queries, images)
     if task == "follow-up":
         turns = converse(rng, queries)
     elif task in ("about", "other"):
@@ -162,6 +177,16 @@ def _sample(
         question = asked.question if asked.question == "Describe this image." else informal(asked.question, rng)
         messages.append(Turn("user", question, shown))
     return Sample(tuple(messages), images, turns[-1].answer, task, turns[-1].facts, scenes)
+
+
+def _form_sample(rng: random.Random, queries: SceneQueries, images: tuple[Image.Image, ...] | None) -> Sample | None:
+    form = ask_form(rng, queries)
+    if form is None:
+        return None
+    images = images or (render(queries.scene),)
+    answer = json.dumps(form.value, ensure_ascii=False)
+    facts = {"kind": "form", "value": form.value}
+    return Sample((Turn("user", form.question, (0,)),), images, answer, "json", facts, (queries.scene,), form.schema)
 
 
 def _talk_sample(rng: random.Random, task: str) -> Sample:

@@ -34,6 +34,7 @@ class DataLoader:
         tile_size: int,
         groups: int,
         group_size: int,
+        forms: int,
         device: torch.device,
         keep: int,
         fonts_dir: str | None = None,
@@ -54,7 +55,8 @@ class DataLoader:
         self._queue = context.Queue(maxsize=2 * workers)
         self._seeds = context.Value("q", first_seed)
         arguments = (
-            self._seeds, self._queue, self._folder, str(tokenizer_folder), tile_size, groups, group_size, fonts_dir
+            self._seeds, self._queue, self._folder, str(tokenizer_folder), tile_size, groups, group_size, forms,
+            fonts_dir,
         )  # fmt: skip
         self._workers = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(workers)]
         for worker in self._workers:
@@ -127,14 +129,24 @@ class _StoredShard:
 
 
 def _work(
-    seeds: Any, out: Any, folder: str, tokenizer_folder: str, tile: int, groups: int, size: int, fonts: str | None
+    seeds: Any,
+    out: Any,
+    folder: str,
+    tokenizer_folder: str,
+    tile: int,
+    groups: int,
+    size: int,
+    forms: int,
+    fonts: str | None,
 ) -> None:
     torch.set_num_threads(1)
     while True:
         with seeds.get_lock():
             seed = seeds.value
             seeds.value += groups
-        shard = render_shard(seed, groups, tokenizer_folder, tile_size=tile, group_size=size, fonts_dir=fonts)
+        shard = render_shard(
+            seed, groups, tokenizer_folder, tile_size=tile, group_size=size, forms=forms, fonts_dir=fonts
+        )
         path = f"{folder}/{seed}.npy"
         np.save(path, shard.tiles)
         out.put((replace(shard, tiles=shard.tiles[:0]), path))

@@ -12,6 +12,7 @@ from PIL import Image
 from mllama_cli.processing.canvas import choose_canvas, fit_to_canvas, supported_aspect_ratios
 from mllama_cli.processing.tokenizer import MllamaTokenizer
 from mllama_cli.sketch.questions.samples import TASKS, Sample, Turn, make_group
+from mllama_cli.sketch.training.form_tokens import form_pieces
 
 MAX_TILES = 4
 
@@ -26,7 +27,8 @@ class Shard:
         aspect_ratio_id: [images], as the image processor gives it, from 1.
         image_range: [samples, 2], a sample's first image and its number of images. Samples share images.
         ids: token ids of all conversations, from begin_of_text to the last answer's eot_id.
-        answer: for each id whether it is part of an answer (eot_id included), so that its loss counts.
+        answer: for each id whether the model has to choose it, so that its loss counts: those of answers (eot_id
+            included) but for what a schema leaves no choice of.
         id_start: [samples + 1].
         task: [samples], the index in ``samples.TASKS``.
     """
@@ -60,13 +62,17 @@ def render_shard(
     *,
     tile_size: int,
     group_size: int = 4,
+    forms: int = 0,
     fonts_dir: str | None = None,
 ) -> Shard:
     """Render the samples of ``groups`` seeds from ``first_seed`` on, up to ``group_size`` about the same images each.
 
+    Up to ``forms`` more of each are answered in JSON.
+
     All arguments can be pickled.
     """
-    samples = [s for seed in range(first_seed, first_seed + groups) for s in make_group(seed, group_size, fonts_dir)]
+    seeds = range(first_seed, first_seed + groups)
+    samples = [sample for seed in seeds for sample in make_group(seed, group_size, fonts_dir, forms)]
     return pack(samples, tokenizer_folder, tile_size)
 
 
@@ -125,17 +131,19 @@ def encode_sample(tokenizer: MllamaTokenizer, sample: Sample) -> list[tuple[list
     """
     special = tokenizer.special_ids
     pieces: list[tuple[list[int], bool]] = [([special["<|begin_of_text|>"]], False)]
-    for turn in (*sample.messages, Turn("assistant", sample.answer)):
+    for turn in (*sample.messages, Turn("assistant", "")):
         head = [special["<|start_header_id|>"], *_constant(tokenizer, turn.role), special["<|end_header_id|>"]]
         head += _constant(tokenizer, "\n\n")
         for number in range(1, len(turn.images) + 1):
             head.append(special["<|image|>"])
             if len(turn.images) > 1:
                 head += _constant(tokenizer, f"This is picture {number} of {len(turn.images)}.\n")
-        body = [*tokenizer.encode(turn.text.strip()), special["<|eot_id|>"]]
-        said = turn.role == "assistant"
-        pieces += [(head, False), (body, said)]
-    return pieces
+        pieces.append((head, False))
+        if turn.text:
+            pieces.append(([*tokenizer.encode(turn.text.strip()), special["<|eot_id|>"]], turn.role == "assistant"))
+    if sample.task == "json":
+        return [*pieces, *form_pieces(tokenizer, sample.answer, sample.schema), ([special["<|eot_id|>"]], True)]
+    return [*pieces, ([*tokenizer.encode(sample.answer), special["<|eot_id|>"]], True)]
 
 
 @lru_cache(maxsize=64)

@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from mllama_cli.checkpoint.names import hub_name
 from mllama_cli.checkpoint.writer import write_checkpoint
 from mllama_cli.core.config import MllamaConfig
+from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.sketch.questions.samples import EVALUATION_SEEDS, TASKS
 from mllama_cli.sketch.training import model_config
 from mllama_cli.sketch.training.dataloader import DataLoader
@@ -28,9 +30,6 @@ from mllama_cli.sketch.training.dataset import render_shard
 from mllama_cli.sketch.training.packing import assemble, pack_rows
 from mllama_cli.sketch.training.trainer import Trainer, new_network, predict
 from mllama_cli.sketch.training.vocabulary import write_vocabulary
-
-ROW_LENGTH = 192
-"""Tokens in a row of a batch."""
 
 STEPS_BEFORE_CAPTURE = 3
 """Steps before one is captured as a CUDA graph: the first has other shapes, and libraries initialise."""
@@ -71,15 +70,29 @@ def learning_rate(progress: float, steps: int, peak: float, warmup: int) -> floa
 
 
 @torch.no_grad()
+def load_weights(network: MllamaForConditionalGeneration, folder: Path) -> None:
+    """Fill the network with the weights of a checkpoint folder, which must have all of them."""
+    stored = load_file(folder / "model.safetensors")
+    for name, parameter in network.named_parameters():
+        parameter.copy_(stored[hub_name(name)])
+
+
+@torch.no_grad()
 def accuracy_by_task(
-    trainer: Trainer, vocabulary: Path, tile: int, groups: int, device: torch.device, fonts: str | None
+    trainer: Trainer, arguments: argparse.Namespace, vocabulary: Path, tile: int, device: torch.device
 ) -> dict[str, tuple[float, int]]:
     """Return, by task, the share of held-out answers that greedy decoding gives exactly, and their number."""
     right: dict[int, list[bool]] = {}
-    for first in range(0, groups, 64):
-        seed = EVALUATION_SEEDS + (1 << 20) + first
-        shard = render_shard(seed, min(64, groups - first), vocabulary, tile_size=tile, group_size=4, fonts_dir=fonts)
-        rows = pack_rows(shard, ROW_LENGTH)
+    for first in range(0, arguments.evaluate, 64):
+        shard = render_shard(
+            EVALUATION_SEEDS + (1 << 20) + first,
+            min(64, arguments.evaluate - first),
+            vocabulary,
+            tile_size=tile,
+            forms=min(arguments.forms, 1),
+            fonts_dir=arguments.fonts,
+        )
+        rows = pack_rows(shard, arguments.row_length)
         batch = assemble([(shard, torch.from_numpy(shard.tiles).to(device), rows)], device)
         prediction = predict(trainer.network, batch)
         wrong = batch.sample[:, 1:][prediction.answer & ~prediction.right].unique().tolist()
@@ -111,12 +124,15 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
             tile_size=tile,
             groups=arguments.shard_groups,
             group_size=arguments.questions_rendered,
+            forms=arguments.forms,
             device=device,
             keep=arguments.keep,
             fonts_dir=arguments.fonts,
         )
         try:
             network = new_network(MllamaConfig.from_dict(config), device, arguments.seed)
+            if arguments.start:
+                load_weights(network, arguments.start)
             trainer = Trainer(network, torch.bfloat16 if device.type == "cuda" else torch.float32)
             if arguments.resume:
                 state = {name: load_file(arguments.resume / f"{name}.safetensors") for name in STATE}
@@ -129,9 +145,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
         record["next_seed"] = loader.next_seed
         record["groups"] += loader.rendered
         if arguments.evaluate:
-            record["accuracy"] = accuracy_by_task(
-                trainer, vocabulary, tile, arguments.evaluate, device, arguments.fonts
-            )
+            record["accuracy"] = accuracy_by_task(trainer, arguments, vocabulary, tile, device)
     state = trainer.state()
     for name in ("weights", *STATE):
         save_file({n: t.cpu().contiguous() for n, t in state[name].items()}, out / f"{name}.safetensors")
@@ -164,7 +178,7 @@ def _loop(arguments: argparse.Namespace, trainer: Trainer, loader: DataLoader, r
         rate = learning_rate(
             record["seconds"] / arguments.total_seconds, record["steps"], arguments.rate, arguments.warmup
         )
-        batch = loader.batch(arguments.shards, ROW_LENGTH)
+        batch = loader.batch(arguments.shards, arguments.row_length)
         if arguments.graph and record["steps"] - first_step == STEPS_BEFORE_CAPTURE:
             trainer.capture(batch)
         losses.append(trainer.step(batch, rate))
@@ -192,6 +206,7 @@ def parser() -> argparse.ArgumentParser:
     add = result.add_argument
     add("out", type=Path, help="folder for the weights and the state of the training")
     add("--resume", type=Path, help="folder of the run to resume")
+    add("--start", type=Path, metavar="FOLDER", help="checkpoint folder whose weights to start from")
     add("--export", type=Path, metavar="FOLDER", help="only write OUT's weights as a checkpoint folder, and stop")
     add("--vocabulary", type=Path, help="folder with the tokenizer (default: trained from scratch, always the same)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -205,6 +220,8 @@ def parser() -> argparse.ArgumentParser:
     add("--shards", type=int, default=4, help="shards in a batch")
     add("--shard-groups", type=int, default=48, help="groups of samples in a shard")
     add("--questions-rendered", type=int, default=10, help="questions about each image")
+    add("--forms", type=int, default=0, help="questions about each image that are answered in JSON")
+    add("--row-length", type=int, default=192, help="tokens in a row of a batch; longer samples are left out")
     add("--keep", type=int, default=6000, help="shards kept for reuse")
     add("--evaluate", type=int, default=0, metavar="GROUPS", help="held-out groups to measure at the end")
     add("--shape", default="{}", help="JSON that overrides sizes of the model (see model_config.config)")
