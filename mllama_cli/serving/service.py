@@ -71,8 +71,10 @@ class Service:
         return self.settings.grace
 
     @property
-    def state(self) -> Literal["loading", "ok", "draining"]:
-        """What the server does: it loads the weights, takes requests, or shuts down."""
+    def state(self) -> Literal["loading", "ok", "failed", "draining"]:
+        """What the server does: it loads the weights, takes requests, can take none any more, or shuts down."""
+        if self._end is None and self._loop is not None and self._loop.fault is not None:
+            return "failed"
         return "draining" if self._end is not None else "ok" if self._started else "loading"
 
     def start(self) -> None:

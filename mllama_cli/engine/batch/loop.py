@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from mllama_cli.core.errors import ContextLengthError, MllamaError, QueueFullError, ShuttingDownError
+from mllama_cli.core.errors import ContextLengthError, EngineError, MllamaError, QueueFullError, ShuttingDownError
 from mllama_cli.core.events import Event
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch.capacity import MAX_SERVED_SLOTS, Memory
@@ -96,6 +96,8 @@ class EngineLoop:
         """``_before`` has the counters of schedulers that failed."""
         self.prepared = threading.Event()
         """Set when nothing is left to prepare ahead of requests, which the loop does while it has none."""
+        self.fault: EngineError | None = None
+        """Why the loop has ended by itself; it takes no request then."""
         self._closing = self._stopped = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -104,14 +106,14 @@ class EngineLoop:
     def submit(self, inputs: ModelInputs, sampling: Sampling, listener: Listener) -> Handle:
         """Queue a request.
 
-        Raise QueueFullError, ShuttingDownError or, if the request can never fit, ContextLengthError or
+        Raise QueueFullError, ShuttingDownError, EngineError or, if the request can never fit, ContextLengthError or
         MemoryShortageError.
         """
         self._require_fit(inputs, sampling)
         handle = Handle(inputs, sampling, listener, self.cancel)
         with self._changed:
             if self._closing:
-                raise _shutting_down()
+                raise self.fault or _shutting_down()
             if len(self._new) + self._stats.waiting >= self._max_queue:
                 raise QueueFullError(f"{self._max_queue} requests are waiting already", "Ask again in a moment.")
             self._new.append(handle)
@@ -126,11 +128,14 @@ class EngineLoop:
             self._changed.notify()
 
     def run(self, work: Callable[[], T]) -> Future[T]:
-        """Call a function that uses the model on the loop's thread, between two steps. Raise ShuttingDownError."""
+        """Call a function that uses the model on the loop's thread, between two steps.
+
+        Raise ShuttingDownError or EngineError.
+        """
         future: Future[T] = Future()
         with self._changed:
             if self._closing:
-                raise _shutting_down()
+                raise self.fault or _shutting_down()
             self._work.append((work, future))
             self._changed.notify()
         return future
@@ -164,9 +169,19 @@ class EngineLoop:
             raise self._memory.shortage(length)
 
     def _run(self) -> None:
-        make_current(self.model.device)
-        scheduler = self._new_scheduler()
-        preparing = True
+        scheduler = None
+        try:
+            make_current(self.model.device)
+            scheduler = self._new_scheduler()
+            while not self._answer(scheduler):
+                scheduler = self._new_scheduler()
+        except Exception as error:  # such as a GPU that does nothing more in this process
+            self._give_up(scheduler, error)
+
+    def _answer(self, scheduler: Scheduler) -> bool:
+        """Answer requests until the loop is closed; return False if a fault has made the scheduler unreliable."""
+        preparing = not self.prepared.is_set()
+        self._count(scheduler)
         while True:
             with self._changed:
                 while scheduler.idle and not (self._new or self._cancelled or self._work or self._closing or preparing):
@@ -187,7 +202,7 @@ class EngineLoop:
                     request.report(_shutting_down())
                     scheduler.cancel(request)
                 if scheduler.idle:
-                    return
+                    return True
             try:
                 if scheduler.idle:
                     preparing = scheduler.prepare()
@@ -196,8 +211,10 @@ class EngineLoop:
                 else:
                     scheduler.advance()
             except Exception as error:
+                if scheduler.idle:
+                    self.prepared.set()  # it would fail again; what is not prepared is made when it is needed
                 self._fail_all(scheduler, error)
-                scheduler = self._new_scheduler()
+                return False
             self._count(scheduler)
 
     def _new_scheduler(self) -> Scheduler:
@@ -206,11 +223,31 @@ class EngineLoop:
     def _fail_all(self, scheduler: Scheduler, error: Exception) -> None:
         """Report a fault of ours, after which nothing in the scheduler can be relied on."""
         fault = MllamaError(f"The engine failed: {type(error).__name__}: {error}", "Ask again; please report this.")
-        for request in scheduler.requests:
+        failed = scheduler.requests
+        for request in failed:
             request.report(fault)
+        for request in failed:
             request.reset()
             scheduler.admission.remove(request)
         self._before = self._stats
+
+    def _give_up(self, scheduler: Scheduler | None, error: Exception) -> None:
+        """Fail all requests, now and from now on."""
+        with self._changed:
+            self.fault = EngineError(
+                f"The engine has failed: {type(error).__name__}: {error}", "Start it again; please report this."
+            )
+            self._closing = True
+            waiting = [*self._new, *(scheduler.requests if scheduler is not None else ())]
+            futures = [future for _, future in self._work]
+            self._new.clear()
+            self._work.clear()
+        for request in waiting:
+            request.report(self.fault)
+        for future in futures:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(self.fault)
+        self.prepared.set()
 
     def _count(self, scheduler: Scheduler) -> None:
         admission = scheduler.admission

@@ -1,12 +1,13 @@
-"""How a loop ends: closed by its owner, or by a fault, from which it recovers."""
+"""How a loop ends: closed by its owner, or by a fault, from which it recovers if it can."""
 
 import threading
 
 import pytest
 
-from mllama_cli.core.errors import MllamaError, ShuttingDownError
+from mllama_cli.core.errors import EngineError, MllamaError, ShuttingDownError
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch.loop import EngineLoop
+from mllama_cli.engine.batch.scheduler import Scheduler
 from mllama_cli.engine.batch.slots import Slots
 from mllama_cli.engine.engine import Engine
 from mllama_cli.engine.sampling import PendingTokens
@@ -123,3 +124,45 @@ def test_a_fault_fails_all_requests_with_one_clear_error_and_the_next_is_answere
             later = Caller(engine, loop, CONVERSATIONS[2], Sampling(max_tokens=6)).submit()
             assert later.answer() == tokens_alone(engine, later.inputs, later.sampling)
         assert settled(loop).images_encoded >= counted.images_encoded + 2
+
+
+def test_a_device_that_does_nothing_more_fails_every_request(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an assertion on a GPU, when making new caches fails, too."""
+    broken = threading.Event()
+
+    def failing(*_: object, **__: object) -> None:
+        if broken.is_set():
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    step = Slots.step
+    monkeypatch.setattr(Slots, "step", lambda self: failing() or step(self))
+    monkeypatch.setattr(EngineLoop, "_count", failing)
+    loop = EngineLoop(engine.model, slots=2)
+    callers = [Caller(engine, loop, CONVERSATIONS[n], Sampling(max_tokens=40)) for n in range(4)]
+    callers[0].on_token = broken.set
+    for caller in callers:
+        caller.submit()
+    for caller in callers:
+        assert "device-side assert" in caller.error().message
+    with pytest.raises(EngineError, match="device-side assert"):
+        for _ in range(1000):  # the loop ends after its last report
+            Caller(engine, loop, CONVERSATIONS[0], Sampling(max_tokens=4)).submit().error()
+    assert loop.fault is not None
+    with pytest.raises(EngineError):
+        loop.run(int)
+    loop.close()
+
+
+def test_what_cannot_be_prepared_is_tried_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def prepare(self: Scheduler) -> bool:
+        tried.append(self)
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(Scheduler, "prepare", prepare)
+    with running(engine, slots=2) as loop:
+        assert loop.prepared.wait(30)
+        caller = Caller(engine, loop, CONVERSATIONS[2], Sampling(max_tokens=6)).submit()
+        assert caller.answer() == tokens_alone(engine, caller.inputs, caller.sampling)
+    assert len(tried) <= 3

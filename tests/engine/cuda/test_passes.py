@@ -228,3 +228,13 @@ def test_kernels_that_compute_something_else_are_not_used(
     assert len(list(decoder.prepare_feed(4, with_images=False))) == 1
     feed(decoder, [1, 2, 3, 4], begun(network, [])[0])
     assert not replays.done
+
+
+def test_a_smaller_pass_is_captured_after_a_larger_one(network: Network, passes: CapturedPasses) -> None:
+    """Its warm-up reads the rows that the larger one named."""
+    cache, twin = begun(network, [])
+    passes.run([Piece(list(range(20, 50)), cache, None, [])])
+    forward(network, torch.tensor([list(range(20, 50))]), twin, None, [[]])
+    passes.capture(PassShape(16, with_images=False))
+    piece = Piece([7, 8, 9], cache, None, [])
+    torch.testing.assert_close(passes.run([piece]), exact(network, piece, twin), atol=1e-4, rtol=1e-4)
