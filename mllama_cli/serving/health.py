@@ -12,7 +12,7 @@ from mllama_cli.serving.service import Service
 
 
 async def health(request: Request) -> Response:
-    """Answer 200 where requests are taken, and 503 while the model is loading, after it has failed, or while the server is ending."""
+    """Answer 200 where requests are taken, and 503 while the model loads, once it has failed, and at the end."""
     service: Service = request.app.state.service
     return json_response({"status": service.state}, 200 if service.state == "ok" else 503)
 
