@@ -188,7 +188,7 @@ def test_prose_stays_what_it_says_by_itself_and_json_what_it_is_asked_for(engine
     for question in ("Describe this image.", "How many circles are there?", "Name and color?"):
         assert "{" not in engine.answer_batch([Conversation.ask(question, image)], GREEDY)[0].text
     asked = Conversation.ask("What shapes are there? Answer as JSON with name and color.", image)
-    (reply,) = engine.answer_batch([asked], Sampling(temperature=0, max_tokens=120))
+    (reply,) = engine.answer_batch([asked], Sampling(temperature=0, max_tokens=240))
     (things,) = json.loads(reply.text).values()
     assert {(thing["name"], thing["color"]) for thing in things} == {
         ("circle", "red"),
