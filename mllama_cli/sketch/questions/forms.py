@@ -57,8 +57,8 @@ LIST_NAME = "shapes"
 OPEN = 0.05
 """How often nothing says which fields the JSON has."""
 
-OPTIONAL = 0.15
-"""How often a schema requires none of its fields; the answer has them all the same."""
+OPTIONAL = 0.25
+"""How often a schema does not require its only field. Of several the model could not know, as it sees no schema."""
 
 ONE_NAME = 0.6
 """How often the question is about all shapes, and the answer one set of fields, where all have one name."""
@@ -120,7 +120,7 @@ def ask_form(rng: random.Random, queries: SceneQueries) -> Form | None:
     if free:
         return Form(question, value, None)
     schema = _closed({names[key]: _schema(rng, key, fact, inner) for key, fact in facts.items()})
-    if rng.random() < OPTIONAL:
+    if len(facts) == 1 and rng.random() < OPTIONAL:
         del schema["required"]
     return Form(question, value, schema)
 
