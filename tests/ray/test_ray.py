@@ -60,7 +60,7 @@ def captioned(captioner: Captioner, *batches: dict[str, Any]) -> list[dict[str, 
 
 
 def test_batches_of_a_webdataset_are_captioned_together() -> None:
-    asker = Measuring(slots=6)
+    asker = Measuring(slots=6, seconds=0.2)  # as a step takes time, in which others are decoded
     captioner = Captioner(asker=asker, prompt="{txt} {json.n}", keep=("label",))
     batches = [
         {
