@@ -69,7 +69,7 @@ class Decoder:
         buffer: Callable[[int], memoryview] | None = None,
     ) -> None:
         self.workers = default_workers() if workers is None else workers
-        self._seconds, self._buffer = seconds, buffer or _buffer
+        self._seconds, self._buffer = seconds, buffer or _pixel_buffer
         self._slots = threading.Semaphore(self.workers)
         self._turn = threading.Lock()  # of large images
         self._lock = threading.Lock()
@@ -173,7 +173,7 @@ class Decoder:
                     try:
                         # A worker may have been started in another folder.
                         asked = {**request, "name": name, "folder": _current_folder(), **again}
-                        return self._ask(worker, asked, data, seconds, read, buffer or _buffer)
+                        return self._ask(worker, asked, data, seconds, read, buffer or _small_buffer)
                     except (_DiedError, OSError):
                         worker.kill()
                 if worker.is_late:
@@ -226,7 +226,11 @@ class Decoder:
             raise _DiedError from error
 
 
-def _buffer(size: int) -> memoryview:
+def _small_buffer(size: int) -> memoryview:
+    return memoryview(bytearray(size))
+
+
+def _pixel_buffer(size: int) -> memoryview:
     import numpy as np
 
     return np.empty(size, np.uint8).data  # without writing zeros first

@@ -134,5 +134,5 @@ def test_it_imports_little_more_than_a_bare_typer_app(tmp_path: Path) -> None:
     added = imported(SCRIPT) - imported(bare)
     assert "mllama_cli.cli.app" in added
     assert "mllama_cli.cli.chat" not in added
-    assert {name.partition(".")[0] for name in added} <= {"mllama_cli", "json", "_json"}
+    assert {name.partition(".")[0] for name in added} <= {"mllama_cli", "json", "_json", "atexit"}
     assert {name.split(".")[1] for name in added if name.startswith("mllama_cli.")} == {"__main__", "cli", "core"}

@@ -149,4 +149,6 @@ def test_a_format_holds_the_answer_to_a_schema_or_to_json(client: ollama.Client)
     for temperature in (0, 2):
         answer = client.chat("sketch", WHO, format=schema, options={"temperature": temperature})
         assert json.loads(answer.message.content or "")["colour"] in ("red", "blue")
-    assert isinstance(json.loads(client.generate("sketch", "Hello", format="json").response), dict)
+    image = (DATA / "drawing.png").read_bytes()
+    answered = client.generate("sketch", "What is in this picture?", images=[image], format="json")
+    assert isinstance(json.loads(answered.response), dict)

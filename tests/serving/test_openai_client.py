@@ -273,8 +273,9 @@ def test_json_is_whole_in_a_stream_and_beside_others(client: openai.OpenAI) -> N
 
 def test_json_mode_is_an_object_and_a_cut_one_says_so(client: openai.OpenAI) -> None:
     form: Any = {"type": "json_object"}
-    hello: list[Any] = [{"role": "user", "content": "Hello"}]
-    answer = client.chat.completions.create(model="sketch", messages=hello, response_format=form)
+    content = [image_part("drawing.png"), {"type": "text", "text": "What is in this picture?"}]
+    asked: list[Any] = [{"role": "user", "content": content}]
+    answer = client.chat.completions.create(model="sketch", messages=asked, response_format=form)
     assert isinstance(json.loads(answer.choices[0].message.content or ""), dict)
     schema: Any = {"type": "json_schema", "json_schema": {"name": "star", "schema": Star.model_json_schema()}}
     cut = client.chat.completions.create(model="sketch", messages=WHO, response_format=schema, max_tokens=3)
