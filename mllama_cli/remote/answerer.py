@@ -83,7 +83,7 @@ class RemoteAnswerer:
     def leave(self, client: Client, error: EngineError) -> None:
         """Ask another engine with the same model from now on, as nothing answers ``client`` any more.
 
-        Several threads may find that out. Raise ``error`` if there is no other engine.
+        Several threads may find that out. Raise ``error`` if none is found.
         """
         with self._reconnecting:
             if self.client is not client:

@@ -31,5 +31,5 @@ def _create(index: int) -> None:
         driver = ctypes.CDLL(LIBRARY)
         if driver.cuInit(0) == 0:
             driver.cuDevicePrimaryCtxRetain(ctypes.byref(ctypes.c_void_p()), index)
-    except (OSError, AttributeError):  # there is no driver
+    except (OSError, AttributeError):  # without a driver
         return
