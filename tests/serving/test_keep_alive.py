@@ -60,6 +60,20 @@ async def test_weights_leave_and_come_back() -> None:
         assert first.json()["choices"] == again.json()["choices"]
 
 
+@pytest.mark.anyio
+async def test_the_collector_skips_the_model_only_while_it_serves() -> None:
+    app = create_app(_open(), ServerSettings(keep_alive=3600, grace=0), reopen=_open)
+    async with client_of(app) as client:
+        for _ in range(1000):
+            if gc.get_freeze_count():
+                break
+            await asyncio.sleep(0.02)
+        assert gc.get_freeze_count() > 10_000
+        await client.post("/api/generate", json={"model": "sketch", "keep_alive": 0})
+        await left_memory(app)
+        assert gc.get_freeze_count() == 0
+
+
 def test_it_needs_to_know_how_to_open_the_model_again() -> None:
     with pytest.raises(UsageError, match="keep_alive"):
         create_app(_open(), ServerSettings(keep_alive=1))

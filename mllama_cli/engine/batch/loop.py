@@ -75,6 +75,8 @@ class EngineLoop:
         slots: answers at once; None for as many as are useful.
         max_context: tokens of a prompt and its answer together.
         max_queue: requests without a slot; more are refused.
+        on_prepared: called on the loop's thread when nothing is left to prepare ahead of requests, which the loop does
+            while it has none. Must return at once.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class EngineLoop:
         slots: int | None = None,
         max_context: int | None = None,
         max_queue: int = MAX_QUEUE,
+        on_prepared: Callable[[], object] = lambda: None,
     ) -> None:
         self.model = model
         self.max_context = min(max_context or model.max_context, model.max_context)
@@ -94,8 +97,8 @@ class EngineLoop:
         self._work: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._stats = self._before = LoopStats(self._memory.slots, 0, 0)
         """``_before`` has the counters of schedulers that failed."""
-        self.prepared = threading.Event()
-        """Set when nothing is left to prepare ahead of requests, which the loop does while it has none."""
+        self._on_prepared = on_prepared
+        self._prepared = False
         self.fault: EngineError | None = None
         """Why the loop has ended by itself; it takes no request then."""
         self._closing = self._stopped = False
@@ -180,7 +183,7 @@ class EngineLoop:
 
     def _answer(self, scheduler: Scheduler) -> bool:
         """Answer requests until the loop is closed; return False if a fault has made the scheduler unreliable."""
-        preparing = not self.prepared.is_set()
+        preparing = not self._prepared
         self._count(scheduler)
         while True:
             with self._changed:
@@ -206,13 +209,14 @@ class EngineLoop:
             try:
                 if scheduler.idle:
                     preparing = scheduler.prepare()
-                    if not preparing:
-                        self.prepared.set()
+                    if not preparing and not self._prepared:
+                        self._prepared = True
+                        self._on_prepared()
                 else:
                     scheduler.advance()
             except Exception as error:
                 if scheduler.idle:
-                    self.prepared.set()  # it would fail again; what is not prepared is made when it is needed
+                    self._prepared = True  # it would fail again; what is not prepared is made when it is needed
                 self._fail_all(scheduler, error)
                 return False
             self._count(scheduler)
@@ -247,7 +251,6 @@ class EngineLoop:
         for future in futures:
             if future.set_running_or_notify_cancel():
                 future.set_exception(self.fault)
-        self.prepared.set()
 
     def _count(self, scheduler: Scheduler) -> None:
         admission = scheduler.admission

@@ -164,7 +164,9 @@ def test_what_cannot_be_prepared_is_tried_once(engine: Engine, monkeypatch: pyte
 
     monkeypatch.setattr(Scheduler, "prepare", prepare)
     with running(engine, slots=2) as loop:
-        assert loop.prepared.wait(30)
+        end = time.monotonic() + 30
+        while not tried and time.monotonic() < end:
+            time.sleep(0.005)
         caller = Caller(engine, loop, CONVERSATIONS[2], Sampling(max_tokens=6)).submit()
         assert caller.answer() == tokens_alone(engine, caller.inputs, caller.sampling)
-    assert len(tried) <= 3
+    assert 1 <= len(tried) <= 3
