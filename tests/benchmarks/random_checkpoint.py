@@ -1,9 +1,10 @@
 """A checkpoint with random weights in the shape of a released model.
 
-``python -m tests.benchmarks.random_checkpoint FOLDER --shape 11b|90b|8b-text``.
+``python -m tests.benchmarks.random_checkpoint FOLDER --shape 11b|90b|8b-text [--form "nf4 double"|FP8_DYNAMIC|...]``.
 
 For measuring memory and speed where no real weights are. Each tensor is drawn and written by slices: 11b takes 21 GB
-of disk and little memory. Tokenizer, template and settings are copied from a folder that has them.
+of disk and little memory. Tokenizer, template and settings are copied from a folder that has them. ``--form`` has the
+language model's matrices written as other tools do, by those tools (``tests.checkpoint.foreign.writers.FORMS``).
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from mllama_cli.checkpoint.names import hub_name
 from mllama_cli.checkpoint.shard_writer import ShardWriter, TensorSpec
@@ -79,6 +81,31 @@ def write(folder: Path, config: dict[str, Any], files: Path, seed: int = 0, devi
     (folder / "config.json").write_text(json.dumps(config, indent=2))
 
 
+def rewrite(folder: Path, form: str, device: str) -> None:
+    """Write the language model's matrices of a checkpoint anew in another tool's form, a file at a time."""
+    from tests.checkpoint.foreign.writers import FORMS
+
+    make, _ = FORMS[form]
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    for file in sorted(set(index["weight_map"].values())):
+        stored: dict[str, torch.Tensor] = {}
+        for name, tensor in load_file(folder / file).items():
+            if name.startswith("language_model") and name.endswith("_proj.weight"):
+                parts, _ = make(tensor.to(device).float())
+                made = {name.removesuffix(".weight") + end: part.contiguous().cpu() for end, part in parts.items()}
+            else:
+                made = {name: tensor}
+            stored |= made
+            index["weight_map"] |= dict.fromkeys(made, file)
+        save_file(stored, folder / file, {"format": "pt"})
+    del index["metadata"]
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    config = json.loads((folder / "config.json").read_text())
+    method = "bitsandbytes" if "fp4" in form or "nf4" in form or form == "LLM.int8" else "compressed-tensors"
+    config["quantization_config"] = {"quant_method": method, "load_in_4bit": "4" in form}
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
 def fill(name: str, piece: torch.Tensor) -> torch.Tensor:
     if "norm" in name and name.endswith("weight"):
         return piece.fill_(1)
@@ -95,6 +122,9 @@ if __name__ == "__main__":
     parser.add_argument("--shape", choices=("11b", "90b", "8b-text"), default="11b")
     parser.add_argument("--files", type=Path, default=ROOT.parent / "shared" / "llama-3.2-11b-vision-instruct")
     parser.add_argument("--device", default="cpu", help="where the numbers are drawn: a GPU takes seconds for 11b")
+    parser.add_argument("--form", help='such as "nf4 double": of the matrices of the language model')
     given = parser.parse_args()
     base = json.loads((given.files / "config.json").read_text())
     write(given.folder, config_of(given.shape, base), given.files, device=given.device)
+    if given.form:
+        rewrite(given.folder, given.form, given.device)
