@@ -39,6 +39,16 @@ def test_every_figure_is_there_and_adds_up() -> None:
     assert text["share_of_bandwidth"] == pytest.approx(text["value"] * text["bytes_per_token"] / read)
 
 
+def test_where_an_image_takes_long_no_more_than_one_tile_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mllama_cli.benchmark.decode.SLOW_IMAGE_SECONDS", 0.0)
+    result = run_here("bench", "sketch", "--device", "cpu", "--tokens", "2", "--json")
+    assert result.code == 0
+    names = [figure["name"] for figure in json.loads(result.out)["figures"]]
+    assert "decode, after an image" in names
+    assert not any("4 tiles" in name for name in names)
+    assert "more tiles and captions are not measured" in result.err
+
+
 def test_for_people_it_is_a_table() -> None:
     result = run_here("bench", "sketch", "--device", "cpu", "--tokens", "2")
     assert result.code == 0
