@@ -25,8 +25,8 @@ from mllama_cli.kernels.sdpa import has_decode_attention
 MAX_PARTS = 10
 """More than the parts in which a GPU encodes an image."""
 
-FULL_TILES, WATCHED_PARTS = 4, 8
-"""Between two steps of answers that somebody watches, a GPU encodes at most eight parts of an image of four tiles.
+FULL_TILES, WATCHED_PARTS = 4, 7
+"""Between two steps of answers that somebody watches, a GPU encodes at most seven parts of an image of four tiles.
 
 Those take about 30 ms on an H200; smaller images have more parts in that time. With more parts, more images a second
 would be answered where many wait, but each answer would stop for longer.
@@ -326,7 +326,7 @@ def tiles_between_steps(device: str, lacking: int, *, watched: bool) -> float:
     ``lacking`` requests wait for an image, and ``watched`` says that somebody watches the answers that are stepped.
 
     >>> tiles_between_steps("cuda", 1, watched=True), tiles_between_steps("cuda", 64, watched=True)
-    (4, 32)
+    (4, 28)
     """
     if device == "cpu":
         return 1
