@@ -15,7 +15,7 @@ from mllama_cli.engine.cuda.rows_step import ROW_GROUP, RowsStep
 from mllama_cli.engine.cuda.step import State
 from mllama_cli.engine.device import batch_stream
 from mllama_cli.engine.forward import Network
-from mllama_cli.kernels.cuda.attention import staged
+from mllama_cli.kernels.cuda.addresses import staged
 from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.visibility import ImageSpan, segments
 
