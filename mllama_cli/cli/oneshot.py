@@ -8,6 +8,7 @@ import typer
 
 from mllama_cli.cli.common import ExitStatus, print_json, usage_fields
 from mllama_cli.core.events import FinishReason
+from mllama_cli.hub.catalog import is_built_in
 from mllama_cli.terminal.answer_view import AnswerView, AnswerWriter, stats_line
 from mllama_cli.terminal.console import Terminal
 
@@ -19,12 +20,19 @@ if TYPE_CHECKING:
     from mllama_cli.core.conversation import Conversation
     from mllama_cli.core.sampling import Sampling
 
+NO_DRAWING_NOTE = (
+    "The built-in model knows only drawings: without an image, an answer that must have a form is made up."
+    " Give one with -i, or use a real model: mllama download 11b"
+)
+
 
 def run_question(
     terminal: Terminal, engine: "Answerer", request: "ChatRequest", question: "Question", saved: "SavedChat | None"
 ) -> None:
     """Answer one question and save it, in the chat that it continues if there is one. Raise typer.Exit after Ctrl-C."""
     output, sampling = request.output, request.sampling_for(engine, question.sampling)
+    if sampling.grammar is not None and not question.images and is_built_in(engine.about.name):
+        terminal.note(NO_DRAWING_NOTE)
     answer = OneAnswer(terminal, engine, stream=not (output.no_stream or output.as_json))
     answer.run(question.prompt, sampling)
     if output.as_json:

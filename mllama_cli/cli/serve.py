@@ -132,14 +132,16 @@ def _serve(
     from dataclasses import replace
 
     from mllama_cli.hub.catalog import is_built_in
-    from mllama_cli.serving.app import create_app
-    from mllama_cli.serving.registration import registered
-    from mllama_cli.serving.run import serve as run
 
     name, folder = resolve_model(compute.model, terminal)
     if compute.model is None and is_built_in(name) and not terminal.stderr_is_tty:  # else it has been said
         terminal.note(BUILT_IN_NOTE)
+    # First: a GPU's context is created while torch is imported.
     engine = _loaded(terminal, compute, folder, name)
+    from mllama_cli.serving.app import create_app
+    from mllama_cli.serving.registration import registered
+    from mllama_cli.serving.run import serve as run
+
     adapters = adapter_folders(compute.adapter)
     with registered(engine, compute.device, compute.dtype, compute.quantize, compute.exact, adapters) as own:
         app = create_app(

@@ -322,3 +322,20 @@ class ImageProcessorConfig:
             if len(getattr(config, name)) != 3:
                 raise CheckpointError(f"{where}: {name} must have three numbers", DAMAGED)
         return config
+
+    def to_dict(self) -> Json:
+        """Return the file's contents."""
+        return {
+            "image_processor_type": "MllamaImageProcessor",
+            "do_convert_rgb": True,
+            "do_normalize": True,
+            "do_pad": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": self.image_mean,
+            "image_std": self.image_std,
+            "max_image_tiles": self.max_image_tiles,
+            "resample": 2,
+            "rescale_factor": self.rescale_factor,
+            "size": {"height": self.tile_size, "width": self.tile_size},
+        }

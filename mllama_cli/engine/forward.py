@@ -26,6 +26,9 @@ PREFILL_CHUNK = 1024
 A GPU with enough memory takes more (engine/weights/memory.py).
 """
 
+MAX_PREFILL_BATCH = 8
+"""Conversations whose prompts are read together, which bounds the memory of their encoded images."""
+
 
 def forward(
     network: Network,

@@ -6,29 +6,21 @@ while the caller imports those.
 """
 
 import functools
-import json
 import math
 import os
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
-from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.conversation import ImagePart, MeasuredImage
 from mllama_cli.core.errors import ImageError, ImageNotFoundError, MllamaError, UsageError
-from mllama_cli.processing.limits import (
-    DEFAULT_LIMITS,
-    MAX_PICTURE_SECONDS,
-    QUICK_PICTURE_BYTES,
-    QUICK_PICTURE_PASSES,
-)
+from mllama_cli.processing.decoder_process import DecoderDiedError, DecoderProcess
+from mllama_cli.processing.limits import MAX_PICTURE_SECONDS, QUICK_PICTURE_BYTES, QUICK_PICTURE_PASSES
 from mllama_cli.processing.side_data import PNG_SIGNATURE
-from mllama_cli.processing.worker_process import end_worker, start_worker
 
 if TYPE_CHECKING:
     from mllama_cli.processing.memory_budget import DecodingPlan
@@ -41,17 +33,6 @@ MAX_WORKERS = 16
 _ERRORS: Mapping[str, type[MllamaError]] = {
     error.__name__: error for error in (ImageError, ImageNotFoundError, UsageError)
 }
-_WORKER_ENVIRONMENT = {
-    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
-    # glibc keeps the memory of one image for the next: page faults take longer than cutting it into tiles.
-    **dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**25)),
-}
-_MAX_LINE = 1 << 20
-_MAX_PAYLOAD = DEFAULT_LIMITS.max_bytes + (1 << 28)
-
-
-class _DiedError(Exception):
-    """The worker ended in the midst of an image."""
 
 
 class Decoder:
@@ -73,8 +54,8 @@ class Decoder:
         self._slots = threading.Semaphore(self.workers)
         self._turn = threading.Lock()  # of large images
         self._lock = threading.Lock()
-        self._idle: list[_Worker] = []
-        self._busy: set[_Worker] = set()
+        self._idle: list[DecoderProcess] = []
+        self._busy: set[DecoderProcess] = set()
         self._process = os.getpid()
         self._closed = threading.Event()
 
@@ -111,7 +92,7 @@ class Decoder:
         """Start a worker ahead of the first image, without waiting for it."""
         with self._lock:
             if not self._idle and not self._busy and not self._closed.is_set():
-                self._idle.append(_Worker())
+                self._idle.append(DecoderProcess())
 
     def close(self) -> None:
         """Kill the workers. Images that are being decoded fail."""
@@ -174,21 +155,21 @@ class Decoder:
                         # A worker may have been started in another folder.
                         asked = {**request, "name": name, "folder": _current_folder(), **again}
                         return self._ask(worker, asked, data, seconds, read, buffer or _small_buffer)
-                    except (_DiedError, OSError):
+                    except (DecoderDiedError, OSError):
                         worker.kill()
                 if worker.is_late:
                     raise ImageError(f"{name} takes longer than {seconds:g} seconds to read and decode", if_late)
         raise ImageError(f"{name} crashes the image decoder", "The file may be damaged: try to save it again as PNG.")
 
     @contextmanager
-    def _worker(self) -> "Iterator[_Worker]":
+    def _worker(self) -> Iterator[DecoderProcess]:
         """Give a worker of this thread's own. One that is left by an error, as by Ctrl-C, is killed."""
         with self._lock:
             if self._closed.is_set():
                 raise ImageError("The image decoder was closed")
             if self._process != os.getpid():  # after a fork the pipes are the other process's
                 self._process, self._idle, self._busy = os.getpid(), [], set()
-            worker = self._idle.pop() if self._idle else _Worker()
+            worker = self._idle.pop() if self._idle else DecoderProcess()
             self._busy.add(worker)
         try:
             yield worker
@@ -207,7 +188,7 @@ class Decoder:
 
     def _ask(
         self,
-        worker: "_Worker",
+        worker: DecoderProcess,
         request: Mapping[str, Any],
         data: bytes,
         seconds: float,
@@ -223,7 +204,7 @@ class Decoder:
         try:
             return read(answer, payload)
         except (ValueError, LookupError, TypeError) as error:  # its memory is damaged
-            raise _DiedError from error
+            raise DecoderDiedError from error
 
 
 def _small_buffer(size: int) -> memoryview:
@@ -267,56 +248,6 @@ def _prepared(
     )
     data = file if image is None else image.data
     return PreparedImage(data, name, canvas=canvas, width=answer["width"], height=answer["height"], config=config)
-
-
-class _Worker:
-    """A process that decodes one image after the other."""
-
-    def __init__(self) -> None:
-        try:
-            self._process = start_worker("decoding_worker.py", _WORKER_ENVIRONMENT)
-        except OSError as error:
-            hint = "Close other programs, or raise the limit of processes (ulimit -u)."
-            raise MllamaError(f"The image decoder cannot be started: {error.strerror}", hint) from error
-        self._end = weakref.finalize(self, end_worker, self._process)
-        self._requests, self._answers = self._process.stdin, self._process.stdout
-        self.is_late = False
-
-    @property
-    def is_alive(self) -> bool:
-        return self._end.alive
-
-    def kill(self) -> None:
-        self._end()
-
-    def ask(
-        self, head: Mapping[str, Any], data: bytes, seconds: float, buffer: Callable[[int], memoryview]
-    ) -> tuple[dict[str, Any], memoryview]:
-        """Return an answer and the bytes that follow it. Raise _DiedError or OSError if none comes in time."""
-        assert self._requests is not None
-        assert isinstance(self._answers, BufferedReader)
-        watch = threading.Timer(seconds, self._too_late)
-        watch.daemon = True
-        watch.start()
-        try:
-            self._requests.write(json.dumps(head).encode() + b"\n")
-            self._requests.write(data)
-            self._requests.flush()
-            answer: dict[str, Any] = json.loads(self._answers.readline(_MAX_LINE))
-            size = max(0, min(answer.get("payload", 0), _MAX_PAYLOAD))
-            payload = buffer(size)
-            received = self._answers.readinto(payload)
-        except ValueError as error:  # half an answer, or a pipe that was closed
-            raise _DiedError from error
-        finally:
-            watch.cancel()
-        if received < size or self.is_late:
-            raise _DiedError
-        return answer, payload
-
-    def _too_late(self) -> None:
-        self.is_late = True
-        self._process.kill()
 
 
 def default_workers() -> int:

@@ -49,26 +49,12 @@ def imported_companions(
     """
     generation = {**SAMPLING, **(sampling or {}), **ids}
     assert config.vision_config is not None
-    side, released = config.vision_config.image_size, ImageProcessorConfig()
-    preprocessor = {
-        "image_processor_type": "MllamaImageProcessor",
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_pad": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": released.image_mean,
-        "image_std": released.image_std,
-        "max_image_tiles": config.vision_config.max_num_tiles,
-        "resample": 2,
-        "rescale_factor": released.rescale_factor,
-        "size": {"height": side, "width": side},
-    }
+    preprocessor = ImageProcessorConfig(config.vision_config.image_size, config.vision_config.max_num_tiles)
     made: dict[str, bytes | Path] = {
         "tokenizer.json": tokenizer,
         "tokenizer_config.json": _json(tokenizer_config(config.text_config.max_position_embeddings)),
         "generation_config.json": _json(generation),
-        "preprocessor_config.json": _json(preprocessor),
+        "preprocessor_config.json": _json(preprocessor.to_dict()),
     }
     return {**made, "chat_template.jinja": OUR_TEMPLATE} if template else made
 

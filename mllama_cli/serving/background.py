@@ -20,9 +20,9 @@ from mllama_cli.remote.engines import EngineKey, Registration, lock_file
 from mllama_cli.remote.start import ANOTHER_RUNS, StartRequest, log_file, shorten_log
 from mllama_cli.serving.guard import KeyGuard
 from mllama_cli.serving.idle import IdleEnd
-from mllama_cli.serving.opening import Opening
 from mllama_cli.serving.run import serve
 from mllama_cli.serving.settings import ServerSettings
+from mllama_cli.system.cuda_context import create_context
 from mllama_cli.system.locks import Lock
 
 GRACE_SECONDS = 30.0
@@ -39,6 +39,9 @@ def main(text: str) -> None:
     """Serve until a signal, or until nobody has used the engine for ``keep_alive`` seconds."""
     request = StartRequest.read(text)
     key = request.key
+    create_context(key.device)
+    from mllama_cli.serving.opening import Opening  # imports torch
+
     os.umask(0o077)
     os.chdir(request.folder)  # the command's own folder may be removed, or on a disk that is taken out
     registration = _inherited(request) if request.socket >= 0 else _taken(request)

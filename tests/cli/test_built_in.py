@@ -70,3 +70,23 @@ def test_it_knows_what_it_does_not_know(tmp_path: Path) -> None:
 
 def test_a_photo_is_not_one_of_its_drawings(shared: Path) -> None:
     assert "only know simple drawings" in ask("What is this?", str(shared / "photos" / "dog.jpg")).out
+
+
+def test_a_form_without_a_drawing_gets_a_note() -> None:
+    chosen = (
+        "chat",
+        "-m",
+        "sketch",
+        "--device",
+        "cpu",
+        "--choice",
+        "Yes.",
+        "--choice",
+        "No.",
+        "Is there a red circle?",
+    )
+    blind = run_here(*chosen)
+    assert blind.code == 0
+    assert "without an image, an answer that must have a form is made up" in blind.err
+    seeing = run_here(*chosen, "--image", str(DATA / "drawing.png"))
+    assert (seeing.out, seeing.err) == ("Yes.\n", "")

@@ -7,6 +7,9 @@ import pytest
 
 from mllama_cli.cli.app import COMMANDS
 from mllama_cli.cli.commands import LazyCommand
+from mllama_cli.remote.engines import EngineKey
+from mllama_cli.remote.start import StartRequest
+from mllama_cli.system.paths import built_in_model
 from tests.console import run_here
 
 HEAVY = (
@@ -102,3 +105,28 @@ def test_a_first_answer_imports_no_compiler() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "HEAVY []", "torch takes a second to import it"
+
+
+BACKGROUND = StartRequest("sketch", EngineKey.of(built_in_model(), "cuda"), 1.0).line()
+STARTS = {
+    "chat": "sys.argv = ['mllama', 'chat', '-m', 'sketch', '--device', 'cuda', 'Hello']",
+    "serve": "sys.argv = ['mllama', 'serve', '-m', 'sketch', '--device', 'cuda', '--port', '0']",
+    "background": f"from mllama_cli.serving import background; main = lambda: background.main({BACKGROUND!r})",
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_context_is_created_while_torch_is_imported(start: str) -> None:
+    code = (
+        "import sys\n"
+        "from mllama_cli.system import cuda_context\n"
+        "from mllama_cli.__main__ import main\n"
+        "def noted(device):\n"
+        "    print(device, 'torch' in sys.modules)\n"
+        "    raise SystemExit\n"
+        "cuda_context.create_context = noted\n"
+        f"{STARTS[start]}\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "cuda False"

@@ -11,7 +11,8 @@ from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.events import GenerationStats, Token
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.cuda.backend import CapturedDecoder
-from mllama_cli.engine.cuda.passes import CapturedPasses, PassShape, Piece, shape_for
+from mllama_cli.engine.cuda.pass_shapes import PassShape
+from mllama_cli.engine.cuda.passes import CapturedPasses, Piece, shape_for
 from mllama_cli.engine.engine import Engine, load
 from mllama_cli.engine.session import Session
 from mllama_cli.processing.images import encode_image

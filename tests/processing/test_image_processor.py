@@ -194,3 +194,8 @@ def test_a_damaged_config_is_an_error_that_names_the_file(tmp_path: Path, text: 
     (tmp_path / "preprocessor_config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"preprocessor_config\.json"):
         MllamaImageProcessor.from_pretrained(tmp_path)
+
+
+def test_a_config_is_read_back_from_its_file() -> None:
+    config = ImageProcessorConfig(56, 2, (0.5, 0.4, 0.3), (0.1, 0.7, 0.9), 0.00390625)
+    assert ImageProcessorConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.core.errors import MemoryShortageError
 from mllama_cli.engine.device import HEADROOM, free_bytes
+from mllama_cli.engine.forward import MAX_PREFILL_BATCH
 from mllama_cli.engine.model import LoadedModel
-from mllama_cli.engine.weights.memory import image_bytes, position_bytes, prefill_bytes, vision_bytes
+from mllama_cli.engine.weights.memory import image_bytes, pass_bytes, position_bytes, prefill_bytes, vision_bytes
 from mllama_cli.model.cache import grown
 
 MAX_SLOTS = {"cpu": 32, "cuda": 128}
@@ -21,13 +22,13 @@ MAX_SERVED_SLOTS = {"cpu": 32, "cuda": 64}
 EXPECTED_NEW_TOKENS = 512
 """Tokens of an answer for which memory is reserved, even if more are allowed, unless it streams."""
 
-MAX_PREFILL_BATCH = 8
-"""Maximum requests in a prefill, which bounds the memory of their encoded images."""
-
 IMAGE_CACHE_BYTES = 2**30
 """Maximum bytes of cached images that no slot uses any more."""
 
 UNLIMITED = 2**62
+
+PASS_SHARE = 16
+"""Passes of prompts are captured only if they hold up to this part of the memory that is free."""
 
 SERVED_CACHE_SHARE = 4
 """A server keeps unused images up to this part of the memory that is free: questions about them may follow."""
@@ -44,6 +45,7 @@ class Memory:
         position_bytes: of one position in the self KV cache.
         image_bytes: of one image with the most tiles.
         logit_bytes: of one slot's logits.
+        captures_passes: whether ``limit`` leaves room for captured passes of prompts.
     """
 
     slots: int
@@ -52,11 +54,13 @@ class Memory:
     position_bytes: int
     image_bytes: int
     logit_bytes: int
+    captures_passes: bool
 
     @classmethod
     def of(cls, model: LoadedModel, slots: int, *, serves: bool) -> "Memory":
         free, itemsize = free_bytes(model.device), model.dtype.itemsize
-        limit = max(0, free - HEADROOM - working_bytes(model.config, itemsize, model.prefill_chunk))
+        passes = kept_pass_bytes(model.config, itemsize, free) if model.device.type == "cuda" else 0
+        limit = max(0, free - HEADROOM - working_bytes(model.config, itemsize, model.prefill_chunk) - passes)
         return cls(
             slots,
             limit,
@@ -64,6 +68,7 @@ class Memory:
             position_bytes(model.config, itemsize),
             image_bytes(model.config, itemsize),
             logit_bytes(model.config),
+            passes > 0,
         )
 
     def text_bytes(self, length: int) -> int:
@@ -89,10 +94,11 @@ def slots_that_fit(
 ) -> int:
     """Return the number, 1 to ``most``, of slots of ``length`` positions and ``images`` images in ``free`` bytes.
 
-    There is also room for activations, for the image cache, and for the images of a prefill batch, once each and once
-    concatenated.
+    There is also room for activations, captured passes, the image cache, and the images of a prefill batch, once each
+    and once concatenated.
     """
-    free -= HEADROOM + working_bytes(config, itemsize, chunk) + image_cache_bytes(free)
+    kept = image_cache_bytes(free) + kept_pass_bytes(config, itemsize, free)
+    free -= HEADROOM + working_bytes(config, itemsize, chunk) + kept
     each, admitted = slot_bytes(config, itemsize, length, images), slot_bytes(config, itemsize, 0, images)
     for slots in range(most, 1, -1):
         together = max_prefill_batch(slots)
@@ -121,6 +127,12 @@ def slot_bytes(config: MllamaConfig, itemsize: int, length: int, images: int) ->
 def working_bytes(config: MllamaConfig, itemsize: int, chunk: int) -> int:
     """Return the bytes of activations: on a GPU a prefill chunk and the vision tower run at the same time."""
     return prefill_bytes(config, itemsize, chunk, chunk) + vision_bytes(config, itemsize)
+
+
+def kept_pass_bytes(config: MllamaConfig, itemsize: int, free: int) -> int:
+    """Return the bytes that captured passes hold with ``free`` bytes: none where they would take too many of them."""
+    held = pass_bytes(config, itemsize)
+    return held if held * PASS_SHARE <= free else 0
 
 
 def logit_bytes(config: MllamaConfig) -> int:

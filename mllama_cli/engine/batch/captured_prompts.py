@@ -6,7 +6,8 @@ from torch import Tensor
 
 from mllama_cli.engine.batch.prefill import Prompt, PromptReader
 from mllama_cli.engine.cuda.leading_passes import make_passes
-from mllama_cli.engine.cuda.passes import PASS_TOKENS, Piece, fits
+from mllama_cli.engine.cuda.pass_shapes import PASS_TOKENS, fits
+from mllama_cli.engine.cuda.passes import Piece
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.vision import ImageCache
 

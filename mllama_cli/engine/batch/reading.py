@@ -8,10 +8,11 @@ from torch import Tensor
 
 from mllama_cli.core.events import ReadingPrompt
 from mllama_cli.engine.batch.admission import Admission
-from mllama_cli.engine.batch.capacity import MAX_PREFILL_BATCH, max_prefill_batch
+from mllama_cli.engine.batch.capacity import max_prefill_batch
 from mllama_cli.engine.batch.prefill import Prompt, PromptReader
 from mllama_cli.engine.batch.request import Request
-from mllama_cli.engine.forward import PREFILL_CHUNK
+from mllama_cli.engine.cuda.pass_shapes import PASS_TOKENS
+from mllama_cli.engine.forward import MAX_PREFILL_BATCH, PREFILL_CHUNK
 from mllama_cli.engine.model import LoadedModel
 
 SLICE_TOKENS = {"cpu": 64, "cuda": 128}
@@ -23,7 +24,7 @@ Whole chunks keep a GPU busier, and cost the host less, than short ones would.
 LAYER_TOKENS = {"cpu": 1, "cuda": 400}
 """A layer counts as at least so many tokens: a GPU computes them while the host launches the layer."""
 
-GROUP_TOKENS = {"cpu": 128, "cuda": 256}
+GROUP_TOKENS = {"cpu": 128, "cuda": PASS_TOKENS[-1]}
 """Tokens of several short prompts read together while somebody watches answers: what a captured graph reads."""
 
 HELD_STEPS_A_SLOT = {"cpu": 0.0, "cuda": 1 / 16}

@@ -9,9 +9,10 @@ from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.events import Event, FinishReason, GenerationStats
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.engine.batch.capacity import MAX_PREFILL_BATCH, Memory, automatic_slots
+from mllama_cli.engine.batch.capacity import Memory, automatic_slots
 from mllama_cli.engine.batch.request import BatchReply, BatchRequest, Request
 from mllama_cli.engine.batch.scheduler import Scheduler
+from mllama_cli.engine.forward import MAX_PREFILL_BATCH
 from mllama_cli.engine.model import LoadedModel
 
 PULLED_AHEAD = {"cpu": 0, "cuda": MAX_PREFILL_BATCH}

@@ -11,13 +11,14 @@ from torch import Tensor
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.events import GenerationStats, Prefilled, Token
 from mllama_cli.engine.batch.admission import Admission
-from mllama_cli.engine.batch.capacity import MAX_PREFILL_BATCH, Memory
+from mllama_cli.engine.batch.capacity import Memory
 from mllama_cli.engine.batch.prefill import Prompt, PromptReader
 from mllama_cli.engine.batch.prefix_cache import CachedText
 from mllama_cli.engine.batch.reading import Reading
 from mllama_cli.engine.batch.request import Request
 from mllama_cli.engine.batch.slots import Slots
 from mllama_cli.engine.device import batch_stream, is_out_of_memory, make_current
+from mllama_cli.engine.forward import MAX_PREFILL_BATCH
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.sampling import ChosenToken, PendingTokens
 from mllama_cli.kernels.sdpa import has_decode_attention
@@ -301,7 +302,7 @@ class Scheduler:
         self._failures.append((request, self._memory.shortage(len(request.ids))))
 
     def _make_slots(self) -> tuple[Slots, Reading]:
-        slots, reader = make_slots(self._model, self._memory.slots)
+        slots, reader = make_slots(self._model, self._memory)
         return slots, Reading(self._model, self.admission, reader)
 
     def _report_failures(self) -> None:
@@ -333,11 +334,15 @@ def tiles_between_steps(device: str, lacking: int, *, watched: bool) -> float:
     return FULL_TILES * min(lacking, WATCHED_PARTS) if watched else math.inf
 
 
-def make_slots(model: LoadedModel, count: int) -> tuple[Slots, PromptReader]:
-    """Return slots and what reads prompts, by captured graphs where our kernels run."""
-    if has_decode_attention(model.device, model.dtype, model.config.text_config.head_dim):
-        from mllama_cli.engine.batch.captured_prompts import CapturedPromptReader
-        from mllama_cli.engine.batch.captured_slots import CapturedSlots
+def make_slots(model: LoadedModel, memory: Memory) -> tuple[Slots, PromptReader]:
+    """Return slots and what reads prompts, by captured graphs where our kernels run and there is memory for them."""
+    if not has_decode_attention(model.device, model.dtype, model.config.text_config.head_dim):
+        return Slots(model, memory.slots), PromptReader(model)
+    from mllama_cli.engine.batch.captured_slots import CapturedSlots
 
-        return CapturedSlots(model, count), CapturedPromptReader(model)
-    return Slots(model, count), PromptReader(model)
+    slots = CapturedSlots(model, memory.slots)
+    if not memory.captures_passes:
+        return slots, PromptReader(model)
+    from mllama_cli.engine.batch.captured_prompts import CapturedPromptReader
+
+    return slots, CapturedPromptReader(model)

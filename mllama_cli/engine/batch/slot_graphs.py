@@ -13,7 +13,7 @@ from mllama_cli.engine.cuda.step import DecodeStep, State
 from mllama_cli.engine.device import batch_stream
 from mllama_cli.engine.forward import Network
 from mllama_cli.engine.parallel.exchange import VocabularyOfRanks
-from mllama_cli.kernels.cuda.attention import staged
+from mllama_cli.kernels.cuda.addresses import staged
 from mllama_cli.kernels.cuda.launch import compile_only
 
 GRAPH_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mllama_cli.core.events import Event, Notice
 from mllama_cli.core.sampling import Sampling
+from mllama_cli.engine.cuda.pass_shapes import PASS_TOKENS, PassShape, fits, shape_of
 from mllama_cli.engine.device import is_out_of_memory
 from mllama_cli.engine.forward import DecodeInput, Decoder, Network, may_force
 from mllama_cli.engine.sampling import ChosenToken
@@ -19,7 +20,7 @@ from mllama_cli.model.visibility import ImageSpan
 
 if TYPE_CHECKING:
     from mllama_cli.engine.cuda.decode import GraphDecoder
-    from mllama_cli.engine.cuda.passes import CapturedPasses, PassShape
+    from mllama_cli.engine.cuda.passes import CapturedPasses
 
 
 class CapturedDecoder(Decoder):
@@ -71,7 +72,6 @@ class CapturedDecoder(Decoder):
         remember(self._network, self._device, work)
         if self._feeds_forced and may_force(sampling):
             from mllama_cli.engine.cuda.decode import FORCED_TOKENS
-            from mllama_cli.engine.cuda.passes import shape_of
 
             yield from self._prepare_pass(shape_of(FORCED_TOKENS, with_images=with_images))
 
@@ -79,8 +79,6 @@ class CapturedDecoder(Decoder):
         """Capture a pass for so many ids the second time: a process that reads one prompt is done sooner without."""
         if not self._can_capture_passes():
             return
-        from mllama_cli.engine.cuda.passes import PASS_TOKENS, shape_of
-
         if count <= PASS_TOKENS[-1]:
             shape = shape_of(count, with_images=with_images)
             self._prompts[shape] += 1
@@ -91,7 +89,7 @@ class CapturedDecoder(Decoder):
         self, ids: Sequence[int], cache: KVCache, cross: CrossKVCache | None, spans: Sequence[ImageSpan]
     ) -> Tensor:
         if self._passes is not None:
-            from mllama_cli.engine.cuda.passes import Piece, fits, shape_for
+            from mllama_cli.engine.cuda.passes import Piece, shape_for
 
             pieces = [Piece(ids, cache, cross, spans)]
             if fits([(cache.lengths[0], len(ids))]) and shape_for(pieces) in self._passes:
@@ -102,7 +100,7 @@ class CapturedDecoder(Decoder):
         head_dim = self._network.language_model.config.head_dim
         return not self._pass_failed and has_decode_attention(self._device, self._dtype, head_dim)
 
-    def _prepare_pass(self, shape: "PassShape") -> Iterator[Event]:
+    def _prepare_pass(self, shape: PassShape) -> Iterator[Event]:
         """Build kernels of a pass and capture it, unless done; if that fails, the network reads as before."""
         if not self._can_capture_passes() or (self._passes is not None and shape in self._passes):
             return

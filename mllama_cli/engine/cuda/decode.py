@@ -7,7 +7,8 @@ import torch
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.cuda.graphs import DecodeGraphs
-from mllama_cli.engine.cuda.passes import CapturedPasses, Piece, shape_of
+from mllama_cli.engine.cuda.pass_shapes import shape_of
+from mllama_cli.engine.cuda.passes import CapturedPasses, Piece
 from mllama_cli.engine.forward import DecodeInput, Network, forced_tokens
 from mllama_cli.engine.logits import log_probabilities
 from mllama_cli.engine.sampling import ChosenToken, Method, chosen_token, noted

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mllama_cli.engine.cuda.passes import CapturedPasses, PassShape, Piece
+from mllama_cli.engine.cuda.pass_shapes import PassShape
+from mllama_cli.engine.cuda.passes import CapturedPasses, Piece
 from mllama_cli.engine.forward import Network
 from mllama_cli.engine.parallel.team import Team
 

@@ -11,26 +11,14 @@ import torch
 from torch import Tensor
 
 from mllama_cli.engine.cuda.capture import capture
-from mllama_cli.engine.cuda.rows_step import ROW_GROUP, RowsStep
+from mllama_cli.engine.cuda.pass_shapes import PASS_TOKENS, PassShape, rows_of, shape_of
+from mllama_cli.engine.cuda.rows_step import RowsStep
 from mllama_cli.engine.cuda.step import State
 from mllama_cli.engine.device import batch_stream
-from mllama_cli.engine.forward import Network
-from mllama_cli.kernels.cuda.attention import staged
+from mllama_cli.engine.forward import MAX_PREFILL_BATCH, Network
+from mllama_cli.kernels.cuda.addresses import staged
 from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.visibility import ImageSpan, segments
-
-PASS_TOKENS = (16, 32, 64, 128, 256)
-"""Rows of a graph. More tokens are read faster by the network's own operations: here each row reads its caches.
-
-On an H200 the 11B's take 6 ms after a text of up to 64 tokens, and with an image 7 to 11 up to 128 rows, all of which
-hold 50 MB. 256 rows were not measured.
-"""
-
-MAX_PIECES = 8
-"""Conversations in one pass."""
-
-MAX_READ_POSITIONS = 2**19
-"""Positions that all rows together may read: beyond, operations that read a cache once for all rows are faster."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +31,6 @@ class Piece:
     spans: Sequence[ImageSpan]
 
 
-@dataclass(frozen=True)
-class PassShape:
-    """The rows of a pass, and whether any of them sees an image."""
-
-    rows: int
-    with_images: bool
-
-
 class CapturedPasses:
     """Passes of one network, captured on first use. Rows that no conversation needs are computed to no use."""
 
@@ -60,7 +40,7 @@ class CapturedPasses:
         rows = PASS_TOKENS[-1]
         self._state = State(network, rows, dtype, device, outputs=0)
         self._sees = torch.zeros(rows, dtype=torch.bool, device=device)
-        self._ends = torch.zeros(MAX_PIECES, dtype=torch.int64, device=device)
+        self._ends = torch.zeros(MAX_PREFILL_BATCH, dtype=torch.int64, device=device)
         self._graphs: dict[PassShape, tuple[torch.cuda.CUDAGraph, Tensor, RowsStep]] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -112,7 +92,7 @@ class CapturedPasses:
         table: list[tuple[int, ...]] = []
         ends: list[int] = []
         for piece in pieces:
-            mine = slice(rows, rows + _rows(len(piece.ids)))
+            mine = slice(rows, rows + rows_of(len(piece.ids)))
             state.self_attn.set(mine, piece.cache.keys, piece.cache.values)
             ranges = _ranges(piece)
             if piece.cross is not None and any(end for _, end in ranges):
@@ -130,30 +110,13 @@ class CapturedPasses:
         state.positions[:size].copy_(numbers[:, 1])
         state.ranges[:size].copy_(numbers[:, 2:4])
         self._sees[:size].copy_(numbers[:, 4])
-        self._ends.copy_(staged(ends + [0] * (MAX_PIECES - len(ends)), self._ends))
-
-
-def fits(counts: Sequence[tuple[int, int]]) -> bool:
-    """Return whether a pass reads these faster than other ways: of each conversation (cached tokens, new ones)."""
-    rows = sum(_rows(new) for _, new in counts)
-    read = sum(new * (cached + new) for cached, new in counts)
-    return 0 < rows <= PASS_TOKENS[-1] and len(counts) <= MAX_PIECES and read <= MAX_READ_POSITIONS
-
-
-def shape_of(tokens: int, *, with_images: bool) -> PassShape:
-    """Return the smallest shape for so many tokens, at most PASS_TOKENS[-1]."""
-    return PassShape(next(rows for rows in PASS_TOKENS if rows >= tokens), with_images)
+        self._ends.copy_(staged(ends + [0] * (MAX_PREFILL_BATCH - len(ends)), self._ends))
 
 
 def shape_for(pieces: Sequence[Piece]) -> PassShape:
     """Return the shape of a pass of these pieces, which must fit."""
     sees = any(end for piece in pieces for _, end in _ranges(piece))
-    return shape_of(sum(_rows(len(piece.ids)) for piece in pieces), with_images=sees)
-
-
-def _rows(tokens: int) -> int:
-    """Return how many rows so many ids of a conversation take."""
-    return -(-tokens // ROW_GROUP) * ROW_GROUP
+    return shape_of(sum(rows_of(len(piece.ids)) for piece in pieces), with_images=sees)
 
 
 def _ranges(piece: Piece) -> list[tuple[int, int]]:

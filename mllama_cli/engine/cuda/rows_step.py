@@ -7,6 +7,7 @@ also rotates, normalises and stores the new position.
 import torch
 from torch import Tensor
 
+from mllama_cli.engine.cuda.pass_shapes import ROW_GROUP
 from mllama_cli.engine.cuda.step import State
 from mllama_cli.engine.forward import Network
 from mllama_cli.kernels.cuda.attention import Scratch, decode_attention, splits_for, store_rows, tokens_together
@@ -15,9 +16,6 @@ from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer, MllamaSelfAt
 
 CROSS_SPLITS = 2
 """Minimum splits: with one program for each head, many keys would leave multiprocessors idle at the end."""
-
-ROW_GROUP = 4
-"""Successive rows of a conversation, which read the keys of images together."""
 
 
 class RowsStep:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.cuda.decode import GraphDecoder
-from mllama_cli.engine.cuda.passes import CapturedPasses, PassShape, Piece
+from mllama_cli.engine.cuda.pass_shapes import PassShape
+from mllama_cli.engine.cuda.passes import CapturedPasses, Piece
 from mllama_cli.engine.forward import DecodeInput, Network, forward
 from mllama_cli.kernels.ops import upload
 from mllama_cli.model.cache import CrossKVCache, KVCache

@@ -10,7 +10,8 @@ from torch import Tensor
 from mllama_cli.engine.cuda.product import Product
 from mllama_cli.engine.forward import Network
 from mllama_cli.engine.parallel.exchange import VocabularyOfRanks
-from mllama_cli.kernels.cuda.attention import Addresses, Scratch, decode_attention, splits_for, staged
+from mllama_cli.kernels.cuda.addresses import Addresses, staged
+from mllama_cli.kernels.cuda.attention import Scratch, decode_attention, splits_for
 from mllama_cli.kernels.cuda.embed_argmax import embed
 from mllama_cli.model.cache import LayerKV
 from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer, MllamaSelfAttentionDecoderLayer

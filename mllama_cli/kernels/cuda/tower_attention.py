@@ -51,6 +51,21 @@ NOWHERE = 2**30
 
 
 @triton.jit
+def fields_of(table):
+    """Return the FIELDS numbers of this program's entry; see ``Plan``."""
+    entry = table + tl.program_id(0) * 8
+    base = tl.load(entry)
+    head = tl.load(entry + 1)
+    first_row = tl.load(entry + 2)
+    begin = tl.load(entry + 3)
+    end = tl.load(entry + 4)
+    plain = tl.load(entry + 5)
+    skip = tl.load(entry + 6)
+    part = tl.load(entry + 7)
+    return base, head, first_row, begin, end, plain, skip, part
+
+
+@triton.jit
 def scores_of(q_first, q_second, keys_first, keys_second, row, head,
               HEADS: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr):  # fmt: skip
     """Multiply the queries by a block of keys, which starts at ``row`` of all tokens."""
@@ -90,15 +105,7 @@ def segment_kernel(
     of which only some carry the ``bias``.
     """
     DIM: tl.constexpr = FIRST + SECOND
-    entry = segments + tl.program_id(0) * 8
-    base = tl.load(entry)
-    head = tl.load(entry + 1)
-    first_row = tl.load(entry + 2)
-    begin = tl.load(entry + 3)
-    end = tl.load(entry + 4)
-    plain = tl.load(entry + 5)
-    skip = tl.load(entry + 6)
-    part = tl.load(entry + 7)
+    base, head, first_row, begin, end, plain, skip, part = fields_of(segments)
 
     q_first = queries_first.load([base + first_row, head * DIM])
     q_second = queries_second.load([base + first_row, head * DIM + FIRST])
@@ -156,12 +163,7 @@ def combine_kernel(
 ):  # fmt: skip
     """Combine the parts of some rows of one block of queries in each program."""
     DIM: tl.constexpr = FIRST + SECOND
-    entry = pieces + tl.program_id(0) * 8
-    base = tl.load(entry)
-    head = tl.load(entry + 1)
-    first_row = tl.load(entry + 2)
-    begin = tl.load(entry + 3)
-    end = tl.load(entry + 4)
+    base, head, first_row, begin, end, _, _, _ = fields_of(pieces)
     near = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
     column = tl.arange(0, FIRST)
     rest = FIRST + tl.arange(0, SECOND)

@@ -18,6 +18,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from mllama_cli.kernels.cuda.tower_attention import FIRST, SECOND, Launch, Tile
+from mllama_cli.kernels.cuda.tower_attention import fields_of as fields_of_triton
 
 GROUP_ROWS = 64
 TILE = Tile(rows=2 * GROUP_ROWS, keys=128, warps=4, stages=2, resident=1)
@@ -25,6 +26,9 @@ TILE = Tile(rows=2 * GROUP_ROWS, keys=128, warps=4, stages=2, resident=1)
 
 REGISTERS, LOADING_REGISTERS = 240, 24
 """Registers of each thread that multiplies, and of each that loads."""
+
+
+fields_of = gluon.jit(fields_of_triton.fn)
 
 
 @gluon.jit
@@ -195,15 +199,7 @@ def segment_kernel(
     """Attend from one block of one head's queries to some blocks of keys in each program."""
     DIM: gl.constexpr = FIRST + SECOND
     element: gl.constexpr = queries_first.dtype
-    entry = segments + gl.program_id(0) * 8
-    base = gl.load(entry)
-    head = gl.load(entry + 1)
-    first_row = gl.load(entry + 2)
-    begin = gl.load(entry + 3)
-    end = gl.load(entry + 4)
-    plain = gl.load(entry + 5)
-    skip = gl.load(entry + 6)
-    part = gl.load(entry + 7)
+    base, head, first_row, begin, end, plain, skip, part = fields_of(segments)
 
     q1 = gl.allocate_shared_memory(element, [2, ROWS, FIRST], queries_first.layout)
     q2 = gl.allocate_shared_memory(element, [2, ROWS, SECOND], queries_second.layout)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from mllama_cli.checkpoint.names import hub_name
 from mllama_cli.checkpoint.writer import write_checkpoint
-from mllama_cli.core.config import MllamaConfig
+from mllama_cli.core.config import ImageProcessorConfig, MllamaConfig
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.sketch.questions.samples import EVALUATION_SEEDS, TASKS
 from mllama_cli.sketch.training import model_config
@@ -39,26 +39,13 @@ STATE = ("rest", "exp_avg", "exp_avg_sq")
 
 def write_settings(folder: Path, tile_size: int) -> None:
     """Write the remaining files of a checkpoint folder: preprocessor and generation config."""
-    settings = {
-        "image_processor_type": "MllamaImageProcessor",
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_pad": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
-        "max_image_tiles": 4,
-        "resample": 2,
-        "rescale_factor": 1 / 255,
-        "size": {"height": tile_size, "width": tile_size},
-    }
     generation = {
         "bos_token_id": model_config.BOS,
         "do_sample": False,
         "eos_token_id": [model_config.END, model_config.EOM, model_config.EOT],
         "pad_token_id": model_config.PAD,
     }
+    settings = ImageProcessorConfig(tile_size).to_dict()
     for name, content in (("preprocessor_config.json", settings), ("generation_config.json", generation)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

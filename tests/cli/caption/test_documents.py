@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def test_one_page_is_printed_and_records_name_their_page(scans: Path) -> None:
     assert (result.code, result.out, result.err) == (0, "There are 3 circles.\n", "")
     output = scans / "captions.jsonl"
     assert run_here("caption", str(path), "--output", str(output), "-p", "{name} {stem}", "--workers", "0").code == 0
-    records = [json.loads(line) for line in output.read_text().splitlines()]
+    records = sorted(map(json.loads, output.read_text().splitlines()), key=itemgetter("path"))  # as answers end
     assert [record["path"] for record in records] == [f"{path}#1", f"{path}#2"]
     assert [record["prompt"] for record in records] == ["scan.pdf#1 scan", "scan.pdf#2 scan"]
     assert len({record["sha256"] for record in records}) == 2

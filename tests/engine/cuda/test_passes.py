@@ -10,11 +10,17 @@ from torch import Tensor
 
 from tests.triton_here import DEVICE  # isort: skip  (first: it prepares Triton)
 
+from mllama_cli.engine.batch.capacity import PASS_SHARE, kept_pass_bytes
 from mllama_cli.engine.cuda.backend import CapturedDecoder
 from mllama_cli.engine.cuda.leading_passes import LeadingPasses
-from mllama_cli.engine.cuda.passes import MAX_READ_POSITIONS, CapturedPasses, PassShape, Piece, fits
+from mllama_cli.engine.cuda.pass_shapes import MAX_READ_POSITIONS, PASS_TOKENS, ROW_GROUP, PassShape, fits
+from mllama_cli.engine.cuda.passes import CapturedPasses, Piece
+from mllama_cli.engine.cuda.rows_step import CROSS_SPLITS
 from mllama_cli.engine.cuda.self_check import relative_error_of_pass
 from mllama_cli.engine.forward import Network, forward
+from mllama_cli.engine.weights.memory import pass_bytes, prefill_bytes
+from mllama_cli.engine.weights.shapes import SHAPES
+from mllama_cli.kernels.cuda.attention import Scratch, splits_for
 from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.visibility import ImageSpan
 from tests.checkpoints import config_dict, random_network
@@ -238,3 +244,27 @@ def test_a_smaller_pass_is_captured_after_a_larger_one(network: Network, passes:
     passes.capture(PassShape(16, with_images=False))
     piece = Piece([7, 8, 9], cache, None, [])
     torch.testing.assert_close(passes.run([piece]), exact(network, piece, twin), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", ["11b", "90b"])
+def test_planned_memory_holds_the_buffers_of_all_passes(shape: str) -> None:
+    text, meta = SHAPES[shape].text_config, torch.device("meta")
+    heads, kv_heads, dim = text.num_attention_heads, text.num_key_value_heads, text.head_dim
+    held = 0
+    for rows in PASS_TOKENS:
+        alone, seeing = splits_for(rows, kv_heads), splits_for(rows // ROW_GROUP, kv_heads, CROSS_SPLITS)
+        for splits in (alone, alone, seeing):  # of a pass without an image, then of one with an image
+            scratch = Scratch(rows, heads, dim, splits, meta)
+            held += sum(t.nbytes for t in (scratch.sums, scratch.largest, scratch.total, scratch.arrived))
+        held += 2 * 2 * rows * heads * dim  # the output, in 16 bits
+    planned = pass_bytes(SHAPES[shape], 2) - prefill_bytes(SHAPES[shape], 2, PASS_TOKENS[-1], 0)
+    assert 0.7 * planned < held <= planned
+
+
+def test_passes_are_captured_where_they_take_little_of_the_memory() -> None:
+    config, gib = SHAPES["11b"], 2**30
+    kept = [kept_pass_bytes(config, 2, free * gib) for free in range(80)]
+    assert kept[1] == 0
+    assert kept[-1] == pass_bytes(config, 2)
+    assert kept == sorted(kept)
+    assert all(held * PASS_SHARE <= free * gib for free, held in enumerate(kept))

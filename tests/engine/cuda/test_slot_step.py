@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="tests/gpu does thi
 def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     replay_on_cpu(monkeypatch)
     monkeypatch.setattr(
-        scheduler, "make_slots", lambda model, count: (CapturedSlots(model, count), CapturedPromptReader(model))
+        scheduler, "make_slots", lambda model, memory: (CapturedSlots(model, memory.slots), CapturedPromptReader(model))
     )
     monkeypatch.setitem(scheduler.STEPS_AHEAD, "cpu", 1)
 
