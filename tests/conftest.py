@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.prepared import Prepared
+from tests.prepared import Launcher, prepared_processes
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # There are as many workers as cores: with several threads each they would be thirty times slower.
@@ -59,11 +59,11 @@ def _strict_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
-def prepared() -> Iterator[Prepared]:
-    """Yield what starts processes with the application already imported."""
-    with Prepared() as starter:
-        yield starter
+@pytest.fixture(autouse=True, scope="session")
+def _prepared() -> Iterator[None]:
+    """Start our own programs with torch imported already."""
+    with prepared_processes(Launcher()):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ from PIL import Image
 from tests.cli.caption.folders import names
 from tests.console import SCRIPT, run_here, run_script
 from tests.drawings import bad_files, drawings
-from tests.prepared import Prepared, Started
 
 
 @pytest.mark.slow
@@ -57,9 +56,7 @@ def start(*arguments: str) -> "subprocess.Popen[bytes]":
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kills as POSIX does")
 @pytest.mark.parametrize("existing", ["skip", "append"])
-def test_a_run_that_is_killed_at_any_moment_ends_in_the_same_files(
-    existing: str, prepared: Prepared, tmp_path: Path
-) -> None:
+def test_a_run_that_is_killed_at_any_moment_ends_in_the_same_files(existing: str, tmp_path: Path) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     drawings(calm, 12)
     for name in ("3.txt", "7.txt"):
@@ -69,8 +66,10 @@ def test_a_run_that_is_killed_at_any_moment_ends_in_the_same_files(
     rng = random.Random(5)
     errors = tmp_path / "errors.txt"
 
-    def begin(folder: Path) -> Started:
-        return prepared.start("tests.prepared:command", ("caption", str(folder), *options), os.environ, errors)
+    def begin(folder: Path) -> "subprocess.Popen[bytes]":
+        command = [str(SCRIPT), "caption", str(folder), *options]
+        with errors.open("w") as file:
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=file)
 
     assert begin(calm).wait() == 0, errors.read_text()
     for _ in range(5):
@@ -83,9 +82,9 @@ def test_a_run_that_is_killed_at_any_moment_ends_in_the_same_files(
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.15))
         process.kill()
-        if process.poll() == 0:
+        if process.wait() == 0:
             break
-        assert process.poll() == -signal.SIGKILL, errors.read_text()
+        assert process.returncode == -signal.SIGKILL, errors.read_text()
     else:
         assert begin(killed).wait() == 0, errors.read_text()
     contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (calm, killed)]
