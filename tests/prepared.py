@@ -3,8 +3,8 @@
 The import takes two seconds of CPU time, and the tests start some hundred processes, which start others. Within
 ``prepared_processes``, `subprocess` forks those that run this package (the `mllama` script, or ``python -m``). They are
 children with a process id, arguments, an environment, descriptors, a session, signals and an exit code of their own,
-like any others, and have computed nothing. A program given as text (``python -c``), or started by a shell or in a
-terminal, is not forked.
+like any others, and have computed nothing. In a new session, a terminal at stdin becomes theirs. A program given as
+text (``python -c``) or started by a shell is not forked.
 """
 
 import atexit
@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import unittest.mock
 import weakref
@@ -191,6 +192,8 @@ def serve(line: socket.socket) -> tuple[Request, Launcher]:
     for descriptor, number in zip(given, request.descriptors, strict=True):
         os.dup2(descriptor, number)
         os.close(descriptor)
+    if request.new_session and os.isatty(0):
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # Ctrl-C typed there, and its end, reach this process
     return request, Launcher(socket.socket(fileno=own))
 
 
