@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.prepared import Launcher, prepared_processes
+from tests.prepared import IMPORTED, Launcher, prepared_processes
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # There are as many workers as cores: with several threads each they would be thirty times slower.
@@ -30,9 +30,7 @@ _tests = itertools.count()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    help_text = (
-        "seconds for which each test of tests/fuzz tries random inputs; by default half a second, always the same ones"
-    )
+    help_text = "seconds for which each test of tests/fuzz tries random inputs; by default 0.25, always the same ones"
     parser.addoption("--fuzz-seconds", type=float, default=None, help=help_text)
 
 
@@ -87,8 +85,8 @@ def _strict_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _prepared() -> Iterator[None]:
-    """Start our own programs with torch imported already."""
-    with prepared_processes(Launcher()):
+    """Start our own programs with their imports done already."""
+    with prepared_processes(*map(Launcher, IMPORTED)):
         yield
 
 

@@ -1,10 +1,11 @@
-"""Start our own programs as forks of a process that has imported torch already, instead of importing it in each.
+"""Start our own programs as forks of a process that has their imports already.
 
-The import takes two seconds of CPU time, and the tests start some hundred processes, which start others. Within
-``prepared_processes``, `subprocess` forks those that run this package (the `mllama` script, or ``python -m``). They are
-children with a process id, arguments, an environment, descriptors, a session, signals and an exit code of their own,
-like any others, and have computed nothing. In a new session, a terminal at stdin becomes theirs. A program given as
-text (``python -c``) or started by a shell is not forked.
+The import of torch takes two seconds of CPU time, and the tests start some hundred processes, which start others.
+Within ``prepared_processes``, `subprocess` forks those that run this package (the `mllama` script, ``python -m``, the
+workers for strangers' files). They are children with a process id, arguments, an environment, descriptors, a session,
+signals and an exit code of their own, like any others, and have computed nothing; but limits and the umask are not
+inherited. In a new session, a terminal at stdin becomes theirs. A program given as text (``python -c``) or started by a
+shell is not forked.
 """
 
 import atexit
@@ -22,7 +23,6 @@ import sys
 import tempfile
 import termios
 import threading
-import unittest.mock
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,16 +33,23 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = Path(sys.executable).with_name("mllama")
-IMPORTED = (
-    "torch",
-    "mllama_cli.captioning.shards.run",
-    "mllama_cli.chat.repl",
-    "mllama_cli.cli.caption_run",
-    "mllama_cli.engine.parallel.team",
-    "mllama_cli.quantization.quantize",
-    "mllama_cli.serving.app",
-)
-"""What programs have in common, without the hub's client, which reads the environment when it is imported."""
+PROGRAM = ""
+IMPORTED = {
+    PROGRAM: (
+        "torch",
+        "mllama_cli.captioning.shards.run",
+        "mllama_cli.chat.repl",
+        "mllama_cli.cli.caption_run",
+        "mllama_cli.engine.parallel.team",
+        "mllama_cli.quantization.quantize",
+        "mllama_cli.serving.app",
+    ),
+    **{
+        str(ROOT / "mllama_cli" / "processing" / f"{name}.py"): (f"mllama_cli.processing.{name}",)
+        for name in ("decoding_worker", "template_worker")
+    },
+}
+"""What all programs import, but for the hub's client, which reads the environment then; and what some scripts do."""
 
 OF_PYTHON = ("PYTHON", "LANG", "LC_", "LD_")
 """Beginnings of variables that are read when Python starts."""
@@ -54,6 +61,9 @@ HIGH = 500
 
 SET_CHILD_SUBREAPER = 36
 """An operation of Linux's prctl."""
+
+_adopting = threading.Lock()
+"""Held while orphans become children of this process."""
 
 EXECUTE_CHILD = inspect.signature(subprocess.Popen._execute_child)  # type: ignore[attr-defined]
 
@@ -70,38 +80,50 @@ class Request:
 
 
 class Launcher:
-    """A process that forks for each request, started for the first one unless it runs. It ends when this one does."""
+    """A process that forks for each request, started for the first one unless it runs. It ends when this one does.
 
-    def __init__(self, line: socket.socket | None = None) -> None:
-        self._line = line
+    ``kind`` is the key of what it imports.
+    """
+
+    def __init__(self, kind: str, line: socket.socket | None = None) -> None:
+        self.kind, self._line = kind, line
+        self._owner = os.getpid()
         self._process: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
 
-    def fork(self, request: bytes, descriptors: Sequence[int]) -> int:
-        """Start a program as a child of this process; return its id."""
-        with self._lock:
-            self._line = self._line or self._start()
+    def fork(self, request: Request, descriptors: Sequence[int]) -> int:
+        """Start a program as a child of this process; return its id, 0 if that cannot be done."""
+        data = json.dumps(asdict(request)).encode()
+        if len(data) > MAX_REQUEST_BYTES or os.getpid() != self._owner:
+            return 0
+        with _adopting:
+            self._line = self._line or self._start(request.env)
             _adopt_orphans(True)  # whose parent, which the launcher has forked, ends
             try:
-                socket.send_fds(self._line, [request], list(descriptors))
-                return int(self._line.recv(100))
+                socket.send_fds(self._line, [data], list(descriptors))
+                answer = self._line.recv(100)
+            except OSError:
+                answer = b""
             finally:
                 _adopt_orphans(False)
+            if not answer:  # a test has killed it
+                self.close()
+            return int(answer or 0)
 
     def close(self) -> None:
         if self._line is not None:
             self._line.close()
         if self._process is not None:
             self._process.wait()
+        self._line = self._process = None
 
-    def _start(self) -> socket.socket:
+    def _start(self, env: Mapping[str, str]) -> socket.socket:
         ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
-        code = f"from tests.prepared import main; main({theirs.fileno()})"
+        code = f"from tests.prepared import main; main({self.kind!r}, {theirs.fileno()})"
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code, " " * TITLE_BYTES],
                 cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},  # no threads that a fork would lose
+                env={**env, "OMP_NUM_THREADS": "1"},  # no threads that a fork would lose
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
@@ -112,7 +134,7 @@ class Launcher:
 class PreparedPopen(subprocess.Popen[Any]):
     """A process that is forked if it runs our own program."""
 
-    launcher: Launcher
+    launchers: Mapping[str, Launcher]
 
     def _execute_child(self, *settings: Any) -> None:
         asked = EXECUTE_CHILD.bind(self, *settings).arguments
@@ -120,41 +142,48 @@ class PreparedPopen(subprocess.Popen[Any]):
         variables = {os.fsdecode(name): os.fsdecode(value) for name, value in env.items()}
         command, folder, passed = _command(asked), str(Path(asked["cwd"] or "").absolute()), list(asked["pass_fds"])
         request = Request(command, folder, variables, bool(asked["start_new_session"]), [0, 1, 2, *passed])
-        data = json.dumps(asdict(request)).encode()
-        if len(data) > MAX_REQUEST_BYTES or not _is_ours(command) or not _is_usual(variables):
-            super()._execute_child(*settings)  # type: ignore[misc]
-            return
+        kind = _kind(command) if command else None
+        launcher = self.launchers.get(kind) if kind is not None and _is_usual(variables) else None
         ends = [asked[name] for name in ("p2cread", "c2pwrite", "errwrite")]
         standard = [number if end < 0 else end for number, end in enumerate(ends)]
-        self.pid = self.launcher.fork(data, [*standard, *passed])
+        self.pid = launcher.fork(request, [*standard, *passed]) if launcher is not None else 0
+        if not self.pid:
+            super()._execute_child(*settings)  # type: ignore[misc]
+            return
         self._child_created = True
         pairs = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
         self._close_pipe_fds(*(asked[name] for name in pairs))  # type: ignore[attr-defined]
 
 
 @contextmanager
-def prepared_processes(launcher: Launcher) -> Iterator[None]:
+def prepared_processes(*launchers: Launcher) -> Iterator[None]:
     """Let `subprocess` fork our own programs meanwhile, on Linux."""
-    PreparedPopen.launcher = launcher
-    popen = PreparedPopen if sys.platform == "linux" else subprocess.Popen
-    with unittest.mock.patch.object(subprocess, "Popen", popen):
-        yield
-    launcher.close()
+    before = subprocess.Popen
+    PreparedPopen.launchers = {launcher.kind: launcher for launcher in launchers}
+    if sys.platform == "linux":
+        subprocess.Popen = PreparedPopen  # type: ignore[misc]
+    yield
+    subprocess.Popen = before  # type: ignore[misc]
+    for launcher in launchers:
+        launcher.close()
 
 
-def main(descriptor: int) -> None:
-    """Import what programs have in common, fork for each request, and run it in the child."""
-    for name in IMPORTED:
+def main(kind: str, descriptor: int) -> None:
+    """Import what programs of a kind have in common, fork for each request, and run it in the child."""
+    for name in IMPORTED[kind]:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()
-    request, launcher = serve(socket.socket(fileno=descriptor))
-    with prepared_processes(launcher):
+    request, line = serve(socket.socket(fileno=descriptor), starts_others=kind == PROGRAM)
+    if line is None:
         run(request)
+    else:
+        with prepared_processes(Launcher(PROGRAM, line)):
+            run(request)
 
 
-def serve(line: socket.socket) -> tuple[Request, Launcher]:
-    """Fork for each request; in the child, return it and a launcher for the programs that it starts itself."""
+def serve(line: socket.socket, *, starts_others: bool) -> tuple[Request, socket.socket | None]:
+    """Fork for each request; in the child, return it and a line to a launcher for programs that it starts itself."""
     while True:
         data, descriptors, _, _ = socket.recv_fds(line, MAX_REQUEST_BYTES, HIGH)
         if not data:
@@ -173,20 +202,23 @@ def serve(line: socket.socket) -> tuple[Request, Launcher]:
     line.close()
     os.close(reading)
     request = Request(**json.loads(data))
-    ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
-    if not os.fork():
+    own_line = None
+    if starts_others:
+        ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
+        if not os.fork():
+            ours.close()
+            for descriptor in (writing, *descriptors):
+                os.close(descriptor)
+            os.setsid()
+            return serve(theirs, starts_others=True)
+        theirs.close()
+        own_line = socket.socket(fileno=fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, HIGH))
         ours.close()
-        for descriptor in (writing, *descriptors):
-            os.close(descriptor)
-        os.setsid()
-        return serve(theirs)
-    theirs.close()
     if request.new_session:
         os.setsid()
     os.write(writing, str(os.getpid()).encode())
     os.close(writing)
-    own, *given = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, HIGH) for each in (ours, *descriptors)]
-    ours.close()
+    given = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, HIGH) for each in descriptors]
     for descriptor in descriptors:
         os.close(descriptor)
     for descriptor, number in zip(given, request.descriptors, strict=True):
@@ -194,7 +226,7 @@ def serve(line: socket.socket) -> tuple[Request, Launcher]:
         os.close(descriptor)
     if request.new_session and os.isatty(0):
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # Ctrl-C typed there, and its end, reach this process
-    return request, Launcher(socket.socket(fileno=own))
+    return request, own_line
 
 
 def run(request: Request) -> None:
@@ -219,8 +251,9 @@ def run(request: Request) -> None:
         sys.argv = command[command.index(module) :]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     else:
-        sys.argv = command
-        runpy.run_path(command[0], run_name="__main__")
+        sys.argv = command[command[0] == sys.executable :]
+        sys.argv = sys.argv[sys.argv[0] == "-P" :]
+        runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def _command(asked: Mapping[str, Any]) -> list[str]:
@@ -231,14 +264,16 @@ def _command(asked: Mapping[str, Any]) -> list[str]:
     return [os.fsdecode(word) for word in args]
 
 
-def _is_ours(command: list[str]) -> bool:
-    is_script = command[:1] == [str(SCRIPT)]
-    return is_script or _module(command).partition(".")[0] in ("mllama_cli", "tests")
+def _kind(command: list[str]) -> str | None:
+    """Return the key of what a program imports; None for one that is not ours."""
+    if command[0] == str(SCRIPT) or _module(command).partition(".")[0] in ("mllama_cli", "tests"):
+        return PROGRAM
+    return command[2] if command[:2] == [sys.executable, "-P"] and command[2] in IMPORTED else None
 
 
 def _module(command: list[str]) -> str:
     """Return the module that Python is told to run, or nothing."""
-    program, *words = command or [""]
+    program, *words = command
     words = words[words[:1] == ["-P"] :]
     return words[1] if program == sys.executable and words[:1] == ["-m"] else ""
 
@@ -259,7 +294,7 @@ def _set_title(command: Sequence[str]) -> None:
     """Show other processes these words as those that this one was started with."""
     numbers = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     start, end = (int(numbers[index]) for index in (45, 46))
-    title = b"\0".join(map(os.fsencode, command))[: end - start]
+    title = b" ".join(map(os.fsencode, command))[: end - start - 2]
     with Path("/proc/self/mem").open("r+b", buffering=0) as memory:
         memory.seek(start)
-        memory.write(title.ljust(end - start, b"\0"))
+        memory.write(title + b"\0" + b" " * (end - start - len(title) - 1))  # whose end tells the system of the title
