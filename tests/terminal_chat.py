@@ -2,12 +2,18 @@
 
 import contextlib
 import os
+import pty
 import signal
+import subprocess
+import sys
+import termios
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pexpect
+from ptyprocess import PtyProcess
 
 from tests.console import SCRIPT
 from tests.terminal.window import Window
@@ -21,8 +27,24 @@ CTRL_C, CTRL_D, CTRL_G, CTRL_J, CTRL_R, CTRL_U, CTRL_Z = "\x03", "\x04", "\x07",
 PASTE, END_PASTE = "\x1b[200~", "\x1b[201~"
 
 
+class Terminal(pexpect.spawn):  # type: ignore[misc]
+    """A program in a pseudo terminal, started by `subprocess`, as tests.prepared may have replaced it."""
+
+    def _spawnpty(self, args: list[str], dimensions: tuple[int, int], **how: Any) -> PtyProcess:
+        ours, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, dimensions)
+        self._process = subprocess.Popen(
+            args, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, env=how["env"], cwd=how["cwd"]
+        )
+        os.close(theirs)
+        return PtyProcess(self._process.pid, ours)
+
+
 class TerminalChat:
-    """A running `mllama` command with its window. Use as a context manager."""
+    """A running `mllama` command with its window. Use as a context manager.
+
+    Unless ``forked``, it starts as slowly as a user's.
+    """
 
     def __init__(
         self,
@@ -32,11 +54,13 @@ class TerminalChat:
         columns: int = 100,
         rows: int = 30,
         program: Path | str = SCRIPT,
+        forked: bool = True,
     ) -> None:
         self.window = Window(columns, rows, raw=True)
         # The emulator answers what prompt_toolkit asks the terminal, such as where the cursor is.
         self.window.screen.write_process_input = self.type  # type: ignore[method-assign]
-        self.process = pexpect.spawn(
+        kind = Terminal if forked and program == SCRIPT and sys.platform == "linux" else pexpect.spawn
+        self.process = kind(
             str(program),
             list(arguments),
             cwd=str(cwd),

@@ -48,8 +48,12 @@ def caption_on_ray(
     Raises MllamaError.
     """
     ray = required("ray")
+    planned = ShardsPlanned(plan.total, plan.total - len(plan.pending))
+    if not plan.pending:  # Ray takes ten seconds to start
+        yield planned
+        return
     with _connected(ray, address):
-        yield ShardsPlanned(plan.total, plan.total - len(plan.pending))
+        yield planned
         team = _Team(ray, work, plan, actors)
         try:
             yield from team.run()
@@ -92,7 +96,7 @@ class _Team:
     def __init__(self, ray: Any, work: ShardWork, plan: ShardPlan, actors: int | None) -> None:
         resources = ray.cluster_resources()
         gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1)
-        count = min(actors or max(1, gpus), max(1, len(plan.pending)))
+        count = min(actors or max(1, gpus), len(plan.pending))
         each = cpus / count
         self._options = {
             "num_gpus": 1 if gpus else 0,

@@ -161,10 +161,11 @@ def test_a_client_imports_nothing_heavy(words: tuple[str, ...], light: list[str]
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
         f"print('HEAVY', [name for name in {[*HEAVY, *light]!r} if name in sys.modules])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], input="", capture_output=True, text=True, check=True, env={**os.environ, **home}
-    )
-    assert done.stdout.splitlines()[-1] == "HEAVY []"
+    # With -P it imports the package that the engine's script does, not one in the current folder, with another model.
+    command = [sys.executable, "-P", "-c", code]
+    env = {**os.environ, **home}
+    done = subprocess.run(command, input="", capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.splitlines()[-1] == "HEAVY []", done.stderr
 
 
 def test_ctrl_c_stops_this_answer_alone(home: dict[str, str]) -> None:

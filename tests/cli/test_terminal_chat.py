@@ -142,7 +142,7 @@ def test_ctrl_c_at_an_empty_prompt_hints_and_ctrl_d_leaves(chat: TerminalChat) -
 
 
 def test_what_is_typed_ahead_is_sent_line_by_line(pictures: Path, env: dict[str, str]) -> None:
-    with TerminalChat("chat", "--no-preview", cwd=pictures, env=env) as chat:
+    with TerminalChat("chat", "--no-preview", cwd=pictures, env=env, forked=False) as chat:
         chat.wait("Starting")
         chat.type(f"drawing.png How many circles are there?{ENTER}Where is the star?{ENTER}/copy{ENTER}/sys")
         chat.wait("Copied the answer")

@@ -167,7 +167,7 @@ def test_random_weights_are_measured_over_ranks() -> None:
     ours, whole = (token_bytes(each.network, with_images=False) for each in (model, alone))
     assert figures["decode, text"].nbytes == ours
     assert ours == pytest.approx(whole / 2, rel=0.05)
-    assert caption_rate(model)[0] > 0
+    assert caption_rate(model, tokens=8)[0] > 0
 
 
 def test_a_number_of_devices_that_does_not_divide_the_heads(wide: Path) -> None:

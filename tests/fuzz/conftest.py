@@ -1,7 +1,7 @@
 """Fuzz every parser of strangers' input: a file for each kind of input, and one budget for all.
 
 A parser returns a value or raises an MllamaError. Another exception, memory beyond ``MAX_GROWTH`` or a parser that does
-not come back is a failure. Each test takes half a second and tries the same inputs each time;
+not come back is a failure. Each test takes a quarter of a second and tries the same inputs each time;
 `pytest tests/fuzz --fuzz-seconds 600` takes that long for each test, and tries others each time.
 
 Bodies of HTTP requests belong in a file of their own, test_http_bodies.py, made with ``changed`` and ``damaged`` too.
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.core.text import MAX_LINE, one_line
 
-DEFAULT_SECONDS = 0.5
+DEFAULT_SECONDS = 0.25
 HANGING_SECONDS = 120
 MAX_GROWTH = 1_200_000
 """Kilobytes by which a parser may raise the process's peak: those of the largest picture and some more."""

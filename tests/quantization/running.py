@@ -1,5 +1,7 @@
 """Helpers that quantize a checkpoint and read the result."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,8 @@ def run(plan: QuantizePlan, folder: Path, **how: Any) -> list[Event]:
     return list(quantize(plan, folder, **how))
 
 
-def quantize_four(source: str, folder: str) -> int:
+def quantize_four(source: str, folder: str) -> None:
     run(make_plan(Path(source), FOUR), Path(folder))
-    return 0
 
 
 def gguf_plan(file: Path, bits: int = 8) -> QuantizePlan:
@@ -39,11 +40,16 @@ def gguf_plan(file: Path, bits: int = 8) -> QuantizePlan:
     return import_plan(GgufModel((read_gguf(file),)), bits)[0]
 
 
-def import_gguf(source: str, folder: str) -> int:
+def import_gguf(source: str, folder: str) -> None:
     """Import a GGUF file, noting each matrix in the journal as soon as it is finished."""
     quantize_module.SYNC_BYTES = 1
     run(gguf_plan(Path(source)), Path(folder))
-    return 0
+
+
+def start_writing(function: str, source: Path, folder: Path, errors: Path) -> "subprocess.Popen[bytes]":
+    """Run a function of this module in a process whose stderr goes into a file."""
+    with errors.open("w") as file:
+        return subprocess.Popen([sys.executable, "-m", __name__, function, str(source), str(folder)], stderr=file)
 
 
 def journal_lines(folder: Path) -> int:
@@ -60,3 +66,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {canonical(n): t for file in folder.glob("*.safetensors") for n, t in load_file(file).items()}
+
+
+if __name__ == "__main__":
+    {"quantize_four": quantize_four, "import_gguf": import_gguf}[sys.argv[1]](*sys.argv[2:])

@@ -27,8 +27,7 @@ from mllama_cli.quantization.schemes import Scheme
 from mllama_cli.system.json_file import MAX_JSON_BYTES
 from tests.benchmarks.random_checkpoint import write
 from tests.checkpoints import config_dict, make_checkpoint, text_only_config
-from tests.prepared import Prepared
-from tests.quantization.running import FOUR, contents, journal_lines, run
+from tests.quantization.running import FOUR, contents, journal_lines, run, start_writing
 
 ROOT = Path(__file__).parents[2]
 
@@ -282,23 +281,24 @@ def start(source: Path, folder: Path, *, limit: int | None = None) -> "subproces
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(prepared: Prepared, tmp_path: Path) -> None:
+def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     source, made = bigger(tmp_path / "source"), tmp_path / "made"
     chance = random.Random(5)
     kills = 0
     target = 2
     while True:
         target += chance.randrange(1, 12)
-        words, errors = (str(source), str(made)), tmp_path / "errors.txt"
-        process = prepared.start("tests.quantization.running:quantize_four", words, os.environ, errors)
+        process = start_writing("quantize_four", source, made, errors := tmp_path / "errors.txt")
         while process.poll() is None and journal_lines(made) < target:
             time.sleep(chance.random() * 0.02)
         process.kill()
-        assert process.poll() in (0, -signal.SIGKILL), errors.read_text()
+        assert process.wait() in (0, -signal.SIGKILL), errors.read_text()
         if made.exists():  # maybe it was killed while it ended
             break
         kills += 1
     assert kills >= 3
+    if process.returncode:  # killed after its model was there
+        (made / JOURNAL_NAME).unlink(missing_ok=True)
     run(make_plan(source, FOUR), tmp_path / "whole")
     assert contents(made) == contents(tmp_path / "whole")
 

@@ -25,9 +25,6 @@ from mllama_cli.remote.stop import stop
 from tests.serving.running import DATA, wait_until
 
 HELLO = Conversation.ask("Hello")
-ENDLESS = Sampling(max_tokens=4000, logit_bias=dict.fromkeys(load("sketch", device="cpu").model.eos, -100.0))
-"""Thousands of tokens, which take seconds."""
-
 ASK = """
 import sys
 from mllama_cli.core.conversation import Conversation
@@ -71,6 +68,12 @@ def answer(answerer: RemoteAnswerer, conversation: Conversation = HELLO) -> str:
 @pytest.fixture(scope="module")
 def expected() -> str:
     return text_of(list(load("sketch", device="cpu", dtype="float32").stream(HELLO)))
+
+
+@pytest.fixture(scope="module")
+def endless() -> Sampling:
+    """Return what makes an answer thousands of tokens long, which take seconds."""
+    return Sampling(max_tokens=4000, logit_bias=dict.fromkeys(load("sketch", device="cpu").model.eos, -100.0))
 
 
 def kill(answerer: RemoteAnswerer) -> None:
@@ -138,9 +141,9 @@ def test_an_engine_from_its_start_to_its_idle_end(key: EngineKey, expected: str,
 
 
 @pytest.mark.slow
-def test_an_engine_that_is_killed_while_it_answers(key: EngineKey, expected: str) -> None:
+def test_an_engine_that_is_killed_while_it_answers(key: EngineKey, expected: str, endless: Sampling) -> None:
     answerer = start("sketch", key, 60)
-    events = answerer.session().stream(HELLO, ENDLESS)
+    events = answerer.session().stream(HELLO, endless)
     assert len([next(events) for _ in range(10)]) == 10
     kill(answerer)
     with pytest.raises(EngineError, match="ended before"):
@@ -180,9 +183,9 @@ def test_a_starter_that_is_killed_blocks_nobody(step: str, key: EngineKey, expec
 
 
 @pytest.mark.slow
-def test_closing_an_answer_stops_it_alone(key: EngineKey, expected: str) -> None:
+def test_closing_an_answer_stops_it_alone(key: EngineKey, expected: str, endless: Sampling) -> None:
     answerer = start("sketch", key, 60)
-    events = answerer.session().stream(HELLO, ENDLESS)
+    events = answerer.session().stream(HELLO, endless)
     next(events)
     assert answer(answerer) == expected
     events.close()

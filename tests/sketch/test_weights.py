@@ -123,13 +123,13 @@ def test_transformers_loads_the_folder_and_says_the_same(engine: Engine) -> None
 
 
 def test_choices_classify_as_often_right_as_free_answers(engine: Engine) -> None:
-    samples = list(held_out("colour", 40))
+    samples = list(held_out("colour", 20))
     talks, choices = [conversation_of(sample) for sample in samples], sorted({sample.answer for sample in samples})
     held = Sampling(temperature=0, max_tokens=60, grammar=Grammar.choices(choices))
     free, chosen = (engine.answer_batch(talks, sampling) for sampling in (GREEDY, held))
     assert all(reply.text in choices for reply in chosen)
     right = [sum(r.text == s.answer for r, s in zip(replies, samples, strict=True)) for replies in (free, chosen)]
-    assert right[1] >= right[0] >= 38
+    assert right[1] >= right[0] >= 19
 
 
 FIELDS = {
@@ -141,7 +141,13 @@ FIELDS = {
 @pytest.fixture(scope="module")
 def one_name() -> list[Sample]:
     """Drawings whose shapes have one name, such as three red circles."""
-    return list(islice((s for s in _described() if len(s.facts["groups"]) == 1), 40))
+    return list(islice((s for s in _described() if len(s.facts["groups"]) == 1), 20))
+
+
+@pytest.fixture(scope="module")
+def prose(engine: Engine, one_name: list[Sample]) -> list[str]:
+    """What is said of them without a form."""
+    return _asked(engine, one_name, "What is in this picture?")
 
 
 def _described() -> Iterator[Sample]:
@@ -155,8 +161,9 @@ def _asked(engine: Engine, samples: list[Sample], question: str, grammar: Gramma
 
 
 @pytest.mark.parametrize("fields", FIELDS)
-def test_fields_are_filled_as_often_right_as_prose(engine: Engine, one_name: list[Sample], fields: str) -> None:
-    prose = _asked(engine, one_name, "What is in this picture?")
+def test_fields_are_filled_as_often_right_as_prose(
+    engine: Engine, one_name: list[Sample], prose: list[str], fields: str
+) -> None:
     held = _asked(engine, one_name, "What is in this picture?", FIELDS[fields])
     right = [0, 0]
     for sample, said, answer in zip(one_name, prose, held, strict=True):
@@ -164,7 +171,7 @@ def test_fields_are_filled_as_often_right_as_prose(engine: Engine, one_name: lis
         right[0] += is_right(sample, said)
         right[1] += Counter(map(str, json.loads(answer).values())) == Counter([str(count), *name.split(" ")])
     assert right[1] >= right[0] - 1
-    assert right[1] >= 37
+    assert right[1] >= 18
 
 
 @pytest.mark.slow
@@ -172,7 +179,7 @@ def test_lists_of_objects_are_nearly_as_often_right_as_prose(engine: Engine) -> 
     item = {"color": {"type": "string"}, "shape": {"type": "string"}, "count": {"type": "integer"}}
     listed = {"type": "array", "items": {"type": "object", "properties": item, "required": list(item)}}
     grammar = Grammar.schema({"type": "object", "properties": {"shapes": listed}, "required": ["shapes"]})
-    samples = list(islice((s for s in _described() if len(s.facts["groups"]) > 1), 40))
+    samples = list(islice((s for s in _described() if len(s.facts["groups"]) > 1), 16))
     prose = _asked(engine, samples, "Describe this image.")
     held = _asked(engine, samples, "Describe this image.", grammar)
     right = [0, 0]
@@ -180,7 +187,7 @@ def test_lists_of_objects_are_nearly_as_often_right_as_prose(engine: Engine) -> 
         things = [[thing["count"], f"{thing['color']} {thing['shape']}"] for thing in json.loads(answer)["shapes"]]
         right[0] += is_right(sample, said)
         right[1] += sorted(things) == sorted(sample.facts["groups"])
-    assert right[1] >= right[0] - 6
+    assert right[1] >= right[0] - 3
 
 
 def test_prose_stays_what_it_says_by_itself_and_json_what_it_is_asked_for(engine: Engine) -> None:

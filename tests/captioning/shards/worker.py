@@ -1,5 +1,6 @@
 """A worker that shares shards with others by claims, as `mllama caption --to --claim`, with a model from a table."""
 
+import sys
 import time
 from collections.abc import Iterator
 
@@ -22,8 +23,8 @@ class Slow(Reader):
         return super()._answers(batch)
 
 
-def main(source: str, folder: str) -> int:
-    """Caption what others leave of the shards at ``source`` into ``folder``; return the exit code."""
+def main(source: str, folder: str) -> None:
+    """Caption what others leave of the shards at ``source`` into ``folder``."""
     claims.RENEW_SECONDS, claims.STALE_SECONDS, claims.LIST_SECONDS = 0.2, 1.0, 0.5
     store = store_of(folder)
     plan = plan_shards(find_shards([source]), store, folder, "parquet")
@@ -35,4 +36,7 @@ def main(source: str, folder: str) -> int:
                 plan, shared.take(), Slow(), destination, prompt, Postprocess(), options, pool=DecodingPool(1)
             )
         )
-    return 0
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -14,17 +14,16 @@ from PIL import Image
 from tests.cli.caption.folders import names
 from tests.console import SCRIPT, run_here, run_script
 from tests.drawings import bad_files, drawings
-from tests.prepared import Prepared, Started
 
 
 @pytest.mark.slow
-def test_sixty_drawings_and_twenty_bad_files(tmp_path: Path) -> None:
+def test_drawings_and_twenty_bad_files(tmp_path: Path) -> None:
     folder = tmp_path / "many"
-    facts = drawings(folder, 60)
+    facts = drawings(folder, 24)
     bad = bad_files(folder)
     result = run_script("caption", str(folder), "--errors", str(tmp_path / "errors.tsv"), timeout=280)
     assert result.code == 3
-    assert "Captioned 60, failed 20" in result.err
+    assert "Captioned 24, failed 20" in result.err
     failed = dict(line.split("\t") for line in (tmp_path / "errors.tsv").read_text().splitlines()[1:])
     assert {Path(path).name for path in failed} == set(bad)
     assert all(reason for reason in failed.values())
@@ -32,7 +31,7 @@ def test_sixty_drawings_and_twenty_bad_files(tmp_path: Path) -> None:
     captions = {path.stem: path.read_text() for path in folder.glob("*.txt")}
     assert captions.keys() == facts.keys()
     right = sum(captions[name].strip() == answer for name, answer in facts.items())
-    assert right >= 56, f"{right} of 60 say exactly what is drawn"
+    assert right >= 22, f"{right} of 24 say exactly what is drawn"
 
 
 def test_shards_together_caption_everything_once(folder: Path) -> None:
@@ -57,9 +56,7 @@ def start(*arguments: str) -> "subprocess.Popen[bytes]":
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kills as POSIX does")
 @pytest.mark.parametrize("existing", ["skip", "append"])
-def test_a_run_that_is_killed_at_any_moment_ends_in_the_same_files(
-    existing: str, prepared: Prepared, tmp_path: Path
-) -> None:
+def test_a_run_that_is_killed_at_any_moment_ends_in_the_same_files(existing: str, tmp_path: Path) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     drawings(calm, 12)
     for name in ("3.txt", "7.txt"):
@@ -69,8 +66,10 @@ def test_a_run_that_is_killed_at_any_moment_ends_in_the_same_files(
     rng = random.Random(5)
     errors = tmp_path / "errors.txt"
 
-    def begin(folder: Path) -> Started:
-        return prepared.start("tests.prepared:command", ("caption", str(folder), *options), os.environ, errors)
+    def begin(folder: Path) -> "subprocess.Popen[bytes]":
+        command = [str(SCRIPT), "caption", str(folder), *options]
+        with errors.open("w") as file:
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=file)
 
     assert begin(calm).wait() == 0, errors.read_text()
     for _ in range(5):
@@ -83,9 +82,9 @@ def test_a_run_that_is_killed_at_any_moment_ends_in_the_same_files(
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.15))
         process.kill()
-        if process.poll() == 0:
+        if process.wait() == 0:
             break
-        assert process.poll() == -signal.SIGKILL, errors.read_text()
+        assert process.returncode == -signal.SIGKILL, errors.read_text()
     else:
         assert begin(killed).wait() == 0, errors.read_text()
     contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (calm, killed)]

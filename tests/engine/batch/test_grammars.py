@@ -81,16 +81,15 @@ def test_random_weights_answer_two_hundred_schemas_with_valid_json(engine: Engin
     grammars = {name: Grammar.schema(schema) for name, schema in SCHEMAS.items()}
     prompt = engine.processor(Conversation.ask("Hi"))
     requests = [
-        BatchRequest((name, seed), prompt, sampling=Sampling(temperature=2, seed=seed, grammar=grammar, max_tokens=600))
+        BatchRequest(name, prompt, sampling=Sampling(temperature=2, seed=1, grammar=grammar, max_tokens=600))
         for name, grammar in grammars.items()
-        for seed in range(2)
     ]
     whole = 0
     for reply in run_batch(engine.model, requests, slots=16):
         assert reply.error is None
         if reply.finish_reason == "stop":
             whole += 1
-            jsonschema.Draft202012Validator(SCHEMAS[reply.key[0]]).validate(json.loads(reply.text))
+            jsonschema.Draft202012Validator(SCHEMAS[reply.key]).validate(json.loads(reply.text))
     assert whole > 0.9 * len(requests), "only texts without a longest length may go on"
 
 
