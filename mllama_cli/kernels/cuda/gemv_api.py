@@ -28,6 +28,7 @@ class GemvTile:
     columns: int
     warps: int
     programs: int = 0
+    form: int = 0
     """Persistent programs for each multiprocessor; 0: one program for each tile."""
 
 
@@ -91,12 +92,12 @@ def gemv(
             programs = min(blocks, tile.programs * multiprocessors(x.device))
             launch(
                 persistent_gemv_kernel, (programs, x.shape[0]), *around, *words, *scales, out, eps, programs, *form,
-                device=x.device, warps=tile.warps, CAPABILITY=capability(x.device), **flags,
+                device=x.device, warps=tile.warps, CAPABILITY=capability(x.device), FORM=tile.form, WARPS=tile.warps, **flags,
             )  # fmt: skip
         else:
             launch(
                 packed_gemv_kernel, grid, *around, *words, *scales, out, eps, *form,
-                device=x.device, warps=tile.warps, CAPABILITY=capability(x.device), **flags,
+                device=x.device, warps=tile.warps, CAPABILITY=capability(x.device), FORM=tile.form, WARPS=tile.warps, **flags,
             )  # fmt: skip
     else:
         plain = [*weights, *[first] * (3 - len(weights))]

@@ -8,7 +8,7 @@ costs least. kernels/cuda/lookup.py has the other codes, which have no bias.
 import triton
 import triton.language as tl
 
-from mllama_cli.kernels.cuda.lookup import NATIVE_FP8, fp8_value, look_up, pick, table_value, word_of_fp8
+from mllama_cli.kernels.cuda.lookup import NATIVE_FP8, fp8_value, look_up, pick, table_value, word_of_fp8, word_of_pairs
 
 
 @triton.constexpr_function
@@ -29,7 +29,8 @@ def bit_of(index, bits, exact):
 
 @triton.jit
 def as_biased_float(
-    words, INDEX: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr, EXACT: tl.constexpr, CAPABILITY: tl.constexpr
+    words, table, INDEX: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr, EXACT: tl.constexpr, FORM: tl.constexpr,
+    CAPABILITY: tl.constexpr,
 ):
     """Return the number at INDEX of each int32 word, as float32, plus ``bias_of``. CAPABILITY is the GPU's, or 0.
 
@@ -43,10 +44,16 @@ def as_biased_float(
         else:
             return fp8_value((words >> (8 * INDEX)) & 0xFF)
     else:
-        if CAPABILITY > 0:
+        if CAPABILITY > 0 and FORM > 0:
+            return pick(word_of_pairs(words, table, FORM), INDEX)
+        elif CAPABILITY > 0:
             return look_up(words, INDEX, CODE)
         else:
-            return table_value((words >> (4 * INDEX)) & 0xF, CODE)
+            value = table_value((words >> (4 * INDEX)) & 0xF, CODE)
+            if FORM == 1 or FORM == 4 or (FORM == 2 and INDEX % 2 == 0):
+                return (((value + 3.0).to(tl.int32, bitcast=True) + 0x80) & -256).to(tl.float32, bitcast=True)
+            else:
+                return value
 
 
 @triton.constexpr_function
@@ -77,11 +84,16 @@ def _biased_integer(words, INDEX: tl.constexpr, BITS: tl.constexpr, EXACT: tl.co
 
 
 @triton.jit
-def bias_of(INDEX: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr, EXACT: tl.constexpr):
+def bias_of(
+    INDEX: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr, EXACT: tl.constexpr, FORM: tl.constexpr
+):
     """Return what ``as_biased_float`` adds at this index, the integers' own offset 2^(bits - 1) included."""
     BIT: tl.constexpr = bit_of(INDEX, BITS, EXACT)
     BIAS: tl.constexpr = 1.0 * ((1 << (23 - BIT)) + (1 << (BITS - 1))) if CODE == "int" else 0.0
-    return BIAS
+    if FORM == 1 or FORM == 4 or (FORM == 2 and INDEX % 2 == 0):
+        return 3.0
+    else:
+        return BIAS
 
 
 @triton.jit
@@ -89,9 +101,9 @@ def dequantize_number(
     words, scale, INDEX: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr, CAPABILITY: tl.constexpr
 ):
     """Return the number at INDEX of each word times its scale, in float32."""
-    value = as_biased_float(words, INDEX, BITS, CODE, True, CAPABILITY) * scale
+    value = as_biased_float(words, 0, INDEX, BITS, CODE, True, 0, CAPABILITY) * scale
     if CODE == "int":
-        value -= bias_of(INDEX, BITS, CODE, True) * scale
+        value -= bias_of(INDEX, BITS, CODE, True, 0) * scale
     return value
 
 
