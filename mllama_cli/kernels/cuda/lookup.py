@@ -20,7 +20,8 @@ PAIR_TABLE_ASSEMBLY = tl.constexpr("""{
 .shared .align 128 .b8 pairs_of_codes[32768];
 mov.u32 $0, pairs_of_codes;
 }""")
-STORE_PAIRS_ASSEMBLY = tl.constexpr("st.shared.v4.b32 [$1], {$2, $3, $2, $3};\nmov.b32 $0, 0;")
+STORE_WIDE_ASSEMBLY = tl.constexpr("st.shared.v4.b32 [$1], {$2, $3, $2, $3};\nmov.b32 $0, 0;")
+STORE_PAIRS_ASSEMBLY = tl.constexpr("{\n.reg .b32 pair;\nor.b32 pair, $2, $3;\nst.shared.v4.b32 [$1], {pair, pair, pair, pair};\nmov.b32 $0, 0;\n}")
 LANE_OF_TABLE_ASSEMBLY = tl.constexpr("""{
 .reg .b32 lane;
 mov.u32 lane, %laneid;
@@ -41,17 +42,6 @@ dp4a.u32.u32 at1, $8, 0x00008000, $9;
 dp4a.u32.u32 at2, $8, 0x00800000, $9;
 dp4a.u32.u32 at3, $8, 0x80000000, $9;
 """
-SHIFTED = """{
-.reg .b32 at<4>, pair<4>;
-shl.b32 at0, $8, 7;
-shr.b32 at1, $8, 1;
-shr.b32 at2, $8, 9;
-shr.b32 at3, $8, 17;
-lop3.b32 at0, at0, 0x7F80, $9, 0xEA;
-lop3.b32 at1, at1, 0x7F80, $9, 0xEA;
-lop3.b32 at2, at2, 0x7F80, $9, 0xEA;
-lop3.b32 at3, at3, 0x7F80, $9, 0xEA;
-"""
 LOADS = "".join(f"ld.shared.b32 pair{i}, [at{i}];\n" for i in range(4))
 FIXED = "".join(
     f"prmt.b32 ${2 * i}, pair{i}, 0x40000000, 0x7104;\nprmt.b32 ${2 * i + 1}, pair{i}, 0x40000000, 0x7324;\n"
@@ -64,7 +54,6 @@ WIDE = "".join(f"ld.shared.v2.b32 {{${2 * i}, ${2 * i + 1}}}, [at{i}];\n" for i 
 PAIRS1 = tl.constexpr(ADDRESSES + LOADS + FIXED + "}")
 PAIRS2 = tl.constexpr(ADDRESSES + LOADS + LEANING + "}")
 PAIRS3 = tl.constexpr(ADDRESSES + WIDE + "}")
-PAIRS4 = tl.constexpr(SHIFTED + LOADS + FIXED + "}")
 
 NATIVE_FP8 = tl.constexpr(89)
 """The compute capability from which a GPU has an instruction that converts two of these floats."""
@@ -127,10 +116,10 @@ def look_up(words, INDEX: tl.constexpr, CODE: tl.constexpr):
 @triton.jit
 def pair_table(CODE: tl.constexpr, FORM: tl.constexpr, THREADS: tl.constexpr, CAPABILITY: tl.constexpr):
     if FORM > 0 and CAPABILITY > 0:
-        nothing = tl.zeros([1, 1, 1], tl.int32)
-        start = tl.inline_asm_elementwise(PAIR_TABLE_ASSEMBLY, "=r,r", [nothing], tl.int32, False, 1)
-        base = tl.reshape(start, [1])
+        base = tl.inline_asm_elementwise(PAIR_TABLE_ASSEMBLY, "=r", [], tl.int32, False, 1)
+        start = tl.full([1, 1, 1], 0, tl.int32) + base
         thread = tl.arange(0, THREADS)
+        STORE: tl.constexpr = STORE_WIDE_ASSEMBLY if FORM == 3 else STORE_PAIRS_ASSEMBLY
         for step in tl.static_range(2048 // THREADS):
             codes = step * (THREADS // 8) + thread // 8
             if FORM == 3:
@@ -145,10 +134,10 @@ def pair_table(CODE: tl.constexpr, FORM: tl.constexpr, THREADS: tl.constexpr, CA
                 else:
                     high = ((table_value(codes >> 4, CODE) + 3.0).to(tl.int32, bitcast=True) + 0x80) << 8
                     high = high & -65536
-                first = low | high
-                second = first
+                first = low
+                second = high
             tl.inline_asm_elementwise(
-                STORE_PAIRS_ASSEMBLY, "=r,r,r,r", [base + (step * THREADS + thread) * 16, first, second], tl.int32,
+                STORE, "=r,r,r,r", [base + (step * THREADS + thread) * 16, first, second], tl.int32,
                 False, 1,
             )  # fmt: skip
         tl.debug_barrier()
@@ -162,7 +151,7 @@ def pair_table(CODE: tl.constexpr, FORM: tl.constexpr, THREADS: tl.constexpr, CA
 
 @triton.jit
 def word_of_pairs(words, table, FORM: tl.constexpr):
-    ASSEMBLY: tl.constexpr = PAIRS1 if FORM == 1 else PAIRS2 if FORM == 2 else PAIRS3 if FORM == 3 else PAIRS4
+    ASSEMBLY: tl.constexpr = PAIRS1 if FORM == 1 else PAIRS2 if FORM == 2 else PAIRS3
     return tl.inline_asm_elementwise(
         ASSEMBLY, "=f,=f,=f,=f,=f,=f,=f,=f,r,r", [words, table],
         (tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32), True, 1,

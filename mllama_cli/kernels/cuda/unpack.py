@@ -50,7 +50,7 @@ def as_biased_float(
             return look_up(words, INDEX, CODE)
         else:
             value = table_value((words >> (4 * INDEX)) & 0xF, CODE)
-            if FORM == 1 or FORM == 4 or (FORM == 2 and INDEX % 2 == 0):
+            if FORM == 1 or (FORM == 2 and INDEX % 2 == 0):
                 return (((value + 3.0).to(tl.int32, bitcast=True) + 0x80) & -256).to(tl.float32, bitcast=True)
             else:
                 return value
@@ -90,7 +90,7 @@ def bias_of(
     """Return what ``as_biased_float`` adds at this index, the integers' own offset 2^(bits - 1) included."""
     BIT: tl.constexpr = bit_of(INDEX, BITS, EXACT)
     BIAS: tl.constexpr = 1.0 * ((1 << (23 - BIT)) + (1 << (BITS - 1))) if CODE == "int" else 0.0
-    if FORM == 1 or FORM == 4 or (FORM == 2 and INDEX % 2 == 0):
+    if FORM == 1 or (FORM == 2 and INDEX % 2 == 0):
         return 3.0
     else:
         return BIAS
