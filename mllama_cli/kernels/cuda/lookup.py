@@ -1,7 +1,9 @@
 """Decode numbers that are not integers: codes of a table of 16 values, and floats of 8 bits (E4M3).
 
-The lanes of a warp hold the table, each an entry, and a shuffle reads the entry of the lane that a code names: one
-instruction for each number, and exact in float32.
+A table is read in one of two ways. The lanes of a warp hold it, each an entry, and a shuffle reads the entry of the
+lane that a code names: one instruction for each number, exact in float32. Or, for 16-bit activations, shared memory
+holds the values of all pairs of codes, in 16 bits each: an address, a read and two permutations of bytes for two
+numbers, which is half the work for the unit that does shuffles and reads of shared memory.
 """
 
 import triton
@@ -15,45 +17,44 @@ FP4 = tl.constexpr(TABLES["fp4"])
 SHUFFLE_ASSEMBLY = tl.constexpr("shfl.sync.idx.b32 $0, $1, $2, 0x101F, 0xFFFFFFFF;")
 
 PAIR_BIAS = tl.constexpr(3.0)
+"""What is added to the values of pairs: all are then between 2 and 4, as floats of 16 bits whose first byte is 0x40."""
 
 PAIR_TABLE_ASSEMBLY = tl.constexpr("""{
 .shared .align 128 .b8 pairs_of_codes[32768];
 mov.u32 $0, pairs_of_codes;
 }""")
-STORE_WIDE_ASSEMBLY = tl.constexpr("st.shared.v4.b32 [$1], {$2, $3, $2, $3};\nmov.b32 $0, 0;")
-STORE_PAIRS_ASSEMBLY = tl.constexpr("{\n.reg .b32 pair;\nor.b32 pair, $2, $3;\nst.shared.v4.b32 [$1], {pair, pair, pair, pair};\nmov.b32 $0, 0;\n}")
-LANE_OF_TABLE_ASSEMBLY = tl.constexpr("""{
+STORE_PAIR_ASSEMBLY = tl.constexpr("""{
+.reg .b32 pair;
+or.b32 pair, $2, $3;
+st.shared.v4.b32 [$1], {pair, pair, pair, pair};
+mov.b32 $0, 0;
+}""")
+LANE_ADDRESS_ASSEMBLY = tl.constexpr("""{
 .reg .b32 lane;
 mov.u32 lane, %laneid;
 shl.b32 lane, lane, 2;
 add.u32 $0, $1, lane;
 }""")
-HALF_LANE_OF_TABLE_ASSEMBLY = tl.constexpr("""{
-.reg .b32 lane;
-mov.u32 lane, %laneid;
-and.b32 lane, lane, 15;
-shl.b32 lane, lane, 3;
-add.u32 $0, $1, lane;
+PAIRS_ASSEMBLY = tl.constexpr("""{
+.reg .b32 address<4>, pair<4>;
+dp4a.u32.u32 address0, $8, 0x00000080, $9;
+dp4a.u32.u32 address1, $8, 0x00008000, $9;
+dp4a.u32.u32 address2, $8, 0x00800000, $9;
+dp4a.u32.u32 address3, $8, 0x80000000, $9;
+ld.shared.b32 pair0, [address0];
+ld.shared.b32 pair1, [address1];
+ld.shared.b32 pair2, [address2];
+ld.shared.b32 pair3, [address3];
+prmt.b32 $0, pair0, 0x40000000, 0x7104;
+prmt.b32 $1, pair0, 0x40000000, 0x7324;
+prmt.b32 $2, pair1, 0x40000000, 0x7104;
+prmt.b32 $3, pair1, 0x40000000, 0x7324;
+prmt.b32 $4, pair2, 0x40000000, 0x7104;
+prmt.b32 $5, pair2, 0x40000000, 0x7324;
+prmt.b32 $6, pair3, 0x40000000, 0x7104;
+prmt.b32 $7, pair3, 0x40000000, 0x7324;
 }""")
-ADDRESSES = """{
-.reg .b32 at<4>, pair<4>;
-dp4a.u32.u32 at0, $8, 0x00000080, $9;
-dp4a.u32.u32 at1, $8, 0x00008000, $9;
-dp4a.u32.u32 at2, $8, 0x00800000, $9;
-dp4a.u32.u32 at3, $8, 0x80000000, $9;
-"""
-LOADS = "".join(f"ld.shared.b32 pair{i}, [at{i}];\n" for i in range(4))
-FIXED = "".join(
-    f"prmt.b32 ${2 * i}, pair{i}, 0x40000000, 0x7104;\nprmt.b32 ${2 * i + 1}, pair{i}, 0x40000000, 0x7324;\n"
-    for i in range(4)
-)
-LEANING = "".join(
-    f"prmt.b32 ${2 * i}, pair{i}, 0x40000000, 0x7104;\nmov.b32 ${2 * i + 1}, pair{i};\n" for i in range(4)
-)
-WIDE = "".join(f"ld.shared.v2.b32 {{${2 * i}, ${2 * i + 1}}}, [at{i}];\n" for i in range(4))
-PAIRS1 = tl.constexpr(ADDRESSES + LOADS + FIXED + "}")
-PAIRS2 = tl.constexpr(ADDRESSES + LOADS + LEANING + "}")
-PAIRS3 = tl.constexpr(ADDRESSES + WIDE + "}")
+"""The dot product of four bytes with 128 in one place is that byte times 128, the stride of the table: an address."""
 
 NATIVE_FP8 = tl.constexpr(89)
 """The compute capability from which a GPU has an instruction that converts two of these floats."""
@@ -114,46 +115,45 @@ def look_up(words, INDEX: tl.constexpr, CODE: tl.constexpr):
 
 
 @triton.jit
-def pair_table(CODE: tl.constexpr, FORM: tl.constexpr, THREADS: tl.constexpr, CAPABILITY: tl.constexpr):
-    if FORM > 0 and CAPABILITY > 0:
-        base = tl.inline_asm_elementwise(PAIR_TABLE_ASSEMBLY, "=r", [], tl.int32, False, 1)
-        start = tl.full([1, 1, 1], 0, tl.int32) + base
-        thread = tl.arange(0, THREADS)
-        STORE: tl.constexpr = STORE_WIDE_ASSEMBLY if FORM == 3 else STORE_PAIRS_ASSEMBLY
-        for step in tl.static_range(2048 // THREADS):
-            codes = step * (THREADS // 8) + thread // 8
-            if FORM == 3:
-                first = table_value(codes & 15, CODE).to(tl.int32, bitcast=True)
-                second = table_value(codes >> 4, CODE).to(tl.int32, bitcast=True)
-            else:
-                low = ((table_value(codes & 15, CODE) + 3.0).to(tl.int32, bitcast=True) + 0x80) >> 8
-                low = low & 0xFFFF
-                if FORM == 2:
-                    high = table_value(codes >> 4, CODE).to(tl.int32, bitcast=True) - low + 0x8000
-                    high = high & -65536
-                else:
-                    high = ((table_value(codes >> 4, CODE) + 3.0).to(tl.int32, bitcast=True) + 0x80) << 8
-                    high = high & -65536
-                first = low
-                second = high
-            tl.inline_asm_elementwise(
-                STORE, "=r,r,r,r", [base + (step * THREADS + thread) * 16, first, second], tl.int32,
-                False, 1,
-            )  # fmt: skip
-        tl.debug_barrier()
-        if FORM == 3:
-            return tl.inline_asm_elementwise(HALF_LANE_OF_TABLE_ASSEMBLY, "=r,r", [start], tl.int32, False, 1)
-        else:
-            return tl.inline_asm_elementwise(LANE_OF_TABLE_ASSEMBLY, "=r,r", [start], tl.int32, False, 1)
-    else:
-        return tl.zeros([1, 1, 1], tl.int32)
+def pair_value(codes, CODE: tl.constexpr):
+    """Return PAIR_BIAS plus the values of codes, rounded to multiples of 2^-14."""
+    bits = (table_value(codes, CODE) + PAIR_BIAS).to(tl.int32, bitcast=True)
+    return ((bits + 0x80) & -256).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def word_of_pairs(words, table, FORM: tl.constexpr):
-    ASSEMBLY: tl.constexpr = PAIRS1 if FORM == 1 else PAIRS2 if FORM == 2 else PAIRS3
+def pair_bits(codes, CODE: tl.constexpr):
+    """Return the table's entries for bytes of two codes, as what to OR: the first code's value is in the lower half."""
+    first = (pair_value(codes & 15, CODE).to(tl.int32, bitcast=True) >> 8) & 0xFFFF
+    return first, pair_value(codes >> 4, CODE).to(tl.int32, bitcast=True) << 8
+
+
+@triton.jit
+def write_pair_table(CODE: tl.constexpr, PAIRS: tl.constexpr, CAPABILITY: tl.constexpr):
+    """Write the values of all pairs of codes to 32 KiB of shared memory; return each lane's address [1, 1, 1] of them.
+
+    Each lane of a warp reads a copy in a bank of its own, so that lanes never wait for each other. All threads wait
+    here; nothing is done, and zeros returned, without PAIRS or a GPU.
+    """
+    nothing = tl.full([1, 1, 1], 0, tl.int32)
+    if PAIRS and CAPABILITY > 0:
+        base = tl.inline_asm_elementwise(PAIR_TABLE_ASSEMBLY, "=r", [], tl.int32, False, 1)
+        quads = tl.arange(0, 2048)
+        first, second = pair_bits(quads // 8, CODE)
+        tl.inline_asm_elementwise(
+            STORE_PAIR_ASSEMBLY, "=r,r,r,r", [base + quads * 16, first, second], tl.int32, False, 1
+        )
+        tl.debug_barrier()
+        return tl.inline_asm_elementwise(LANE_ADDRESS_ASSEMBLY, "=r,r", [nothing + base], tl.int32, False, 1)
+    else:
+        return nothing
+
+
+@triton.jit
+def word_of_pairs(words, table):
+    """Return PAIR_BIAS plus the values of the eight codes in each word, as a tuple, from each lane's ``table``."""
     return tl.inline_asm_elementwise(
-        ASSEMBLY, "=f,=f,=f,=f,=f,=f,=f,=f,r,r", [words, table],
+        PAIRS_ASSEMBLY, "=f,=f,=f,=f,=f,=f,=f,=f,r,r", [words, table],
         (tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32), True, 1,
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from mllama_cli.kernels.cuda.gemv import load_epilogue, select_matrix
 from mllama_cli.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
 from mllama_cli.kernels.cuda.layout import offset_of
-from mllama_cli.kernels.cuda.lookup import pair_table
+from mllama_cli.kernels.cuda.lookup import write_pair_table
 from mllama_cli.kernels.cuda.unpack import as_biased_float, bias_of, unit_of
 
 
@@ -40,19 +40,19 @@ def load_activations(x, norm, INDEX: tl.constexpr, WORDS: tl.constexpr, within, 
 
 @triton.jit
 def product(
-    words, x0, x1, x2, x3, x4, x5, x6, x7,
-    table, BITS: tl.constexpr, CODE: tl.constexpr, EXACT: tl.constexpr, FORM: tl.constexpr, CAPABILITY: tl.constexpr,
+    words, table, x0, x1, x2, x3, x4, x5, x6, x7,
+    BITS: tl.constexpr, CODE: tl.constexpr, EXACT: tl.constexpr, PAIRS: tl.constexpr, CAPABILITY: tl.constexpr,
 ):  # fmt: skip
     """Multiply the numbers of words [Q, N, 4], as biased floats, by activations -> [Q, N]."""
-    total = as_biased_float(words, table, 0, BITS, CODE, EXACT, FORM, CAPABILITY) * x0
-    total += as_biased_float(words, table, 1, BITS, CODE, EXACT, FORM, CAPABILITY) * x1
-    total += as_biased_float(words, table, 2, BITS, CODE, EXACT, FORM, CAPABILITY) * x2
-    total += as_biased_float(words, table, 3, BITS, CODE, EXACT, FORM, CAPABILITY) * x3
+    total = as_biased_float(words, table, 0, BITS, CODE, EXACT, PAIRS, CAPABILITY) * x0
+    total += as_biased_float(words, table, 1, BITS, CODE, EXACT, PAIRS, CAPABILITY) * x1
+    total += as_biased_float(words, table, 2, BITS, CODE, EXACT, PAIRS, CAPABILITY) * x2
+    total += as_biased_float(words, table, 3, BITS, CODE, EXACT, PAIRS, CAPABILITY) * x3
     if BITS == 4:
-        total += as_biased_float(words, table, 4, BITS, CODE, EXACT, FORM, CAPABILITY) * x4
-        total += as_biased_float(words, table, 5, BITS, CODE, EXACT, FORM, CAPABILITY) * x5
-        total += as_biased_float(words, table, 6, BITS, CODE, EXACT, FORM, CAPABILITY) * x6
-        total += as_biased_float(words, table, 7, BITS, CODE, EXACT, FORM, CAPABILITY) * x7
+        total += as_biased_float(words, table, 4, BITS, CODE, EXACT, PAIRS, CAPABILITY) * x4
+        total += as_biased_float(words, table, 5, BITS, CODE, EXACT, PAIRS, CAPABILITY) * x5
+        total += as_biased_float(words, table, 6, BITS, CODE, EXACT, PAIRS, CAPABILITY) * x6
+        total += as_biased_float(words, table, 7, BITS, CODE, EXACT, PAIRS, CAPABILITY) * x7
     return tl.sum(total, axis=2)
 
 
@@ -63,7 +63,7 @@ def persistent_gemv_kernel(
     GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
     OUT_INTERLEAVE: tl.constexpr, RESIDUAL_INTERLEAVE: tl.constexpr,
     SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
-    CAPABILITY: tl.constexpr, FORM: tl.constexpr, WARPS: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
+    CAPABILITY: tl.constexpr, PAIRS: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Multiply as packed_gemv_kernel does, in ``programs`` programs that loop over BLOCK_N rows at a time."""
     gdc_launch_dependents(PDL and EARLY)
@@ -88,7 +88,7 @@ def persistent_gemv_kernel(
         words_up, scale_up = load_rows(p1, s1, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
     within = quads[:, None, None] * 4 + tl.arange(0, 4)[None, None, :]
     here = (quads < QUADS)[:, None, None] & (within >= 0)
-    table = pair_table(CODE, FORM, 32 * WARPS, CAPABILITY)
+    table = write_pair_table(CODE, PAIRS, CAPABILITY)
     gdc_wait(PDL)
     x += batch * K
     x0, squares = load_activations(x, norm, 0, WORDS, within, here, HAS_NORM)
@@ -99,10 +99,10 @@ def persistent_gemv_kernel(
     x3, more = load_activations(x, norm, 3, WORDS, within, here, HAS_NORM)
     squares += more
     bias = (
-        x0 * bias_of(0, BITS, CODE, EXACT, FORM)
-        + x1 * bias_of(1, BITS, CODE, EXACT, FORM)
-        + x2 * bias_of(2, BITS, CODE, EXACT, FORM)
-        + x3 * bias_of(3, BITS, CODE, EXACT, FORM)
+        x0 * bias_of(0, BITS, CODE, EXACT, PAIRS)
+        + x1 * bias_of(1, BITS, CODE, EXACT, PAIRS)
+        + x2 * bias_of(2, BITS, CODE, EXACT, PAIRS)
+        + x3 * bias_of(3, BITS, CODE, EXACT, PAIRS)
     )
     x4 = x0
     x5 = x0
@@ -118,20 +118,23 @@ def persistent_gemv_kernel(
         x7, more = load_activations(x, norm, 7, WORDS, within, here, HAS_NORM)
         squares += more
         bias += (
-            x4 * bias_of(4, BITS, CODE, EXACT, FORM)
-            + x5 * bias_of(5, BITS, CODE, EXACT, FORM)
-            + x6 * bias_of(6, BITS, CODE, EXACT, FORM)
-            + x7 * bias_of(7, BITS, CODE, EXACT, FORM)
+            x4 * bias_of(4, BITS, CODE, EXACT, PAIRS)
+            + x5 * bias_of(5, BITS, CODE, EXACT, PAIRS)
+            + x6 * bias_of(6, BITS, CODE, EXACT, PAIRS)
+            + x7 * bias_of(7, BITS, CODE, EXACT, PAIRS)
         )
     bias_sum = tl.sum(bias, axis=2)
     length = 1.0
     if HAS_NORM:
         length = tl.rsqrt(tl.sum(tl.sum(tl.sum(squares, axis=2), axis=1), axis=0) / K + eps)
     for block in range(program, BLOCKS, programs):
-        sums = product(words, x0, x1, x2, x3, x4, x5, x6, x7, table, BITS, CODE, EXACT, FORM, CAPABILITY) - bias_sum
+        sums = product(words, table, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, EXACT, PAIRS, CAPABILITY) - bias_sum
         sums *= scale.to(tl.float32) * unit_of(CODE, CAPABILITY)
         if SWIGLU:
-            ups = product(words_up, x0, x1, x2, x3, x4, x5, x6, x7, table, BITS, CODE, EXACT, FORM, CAPABILITY) - bias_sum
+            ups = (
+                product(words_up, table, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, EXACT, PAIRS, CAPABILITY)
+                - bias_sum
+            )
             ups *= scale_up.to(tl.float32) * unit_of(CODE, CAPABILITY)
         target_rows = first + rows
         kept = rows < count
