@@ -29,6 +29,34 @@ def load_rows(
 
 
 @triton.jit
+def load_block(
+    block, p0, p1, p2, s0, s1, s2, quads,
+    N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_N: tl.constexpr,
+    WORDS: tl.constexpr, GROUPS: tl.constexpr, QUADS: tl.constexpr, QUADS_A_GROUP: tl.constexpr, SWIGLU: tl.constexpr,
+):  # fmt: skip
+    """Load BLOCK_N rows; return their first output row, rows, the number of rows, words and scales.
+
+    With SWIGLU, the second matrix's words and scales follow, otherwise the same again.
+    """
+    matrix, first, count, start = select_matrix(block, p0, p1, p2, N0, N1, N2, BLOCK_N, SWIGLU)
+    scales, _, _, _ = select_matrix(block, s0, s1, s2, N0, N1, N2, BLOCK_N, SWIGLU)
+    rows = start + tl.arange(0, BLOCK_N)
+    words, scale = load_rows(matrix, scales, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
+    if SWIGLU:
+        words_up, scale_up = load_rows(p1, s1, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
+    else:
+        words_up, scale_up = words, scale
+    return first, rows, count, words, scale, words_up, scale_up
+
+
+@triton.jit
+def order_loads(CAPABILITY: tl.constexpr):
+    """Have what was loaded before this on its way before shared memory is read: the compiler would load later."""
+    if CAPABILITY > 0:
+        tl.inline_asm_elementwise("bar.warp.sync 0xFFFFFFFF; // dummy $0", "=r", [], tl.int32, False, 1)
+
+
+@triton.jit
 def load_activations(x, norm, INDEX: tl.constexpr, WORDS: tl.constexpr, within, here, HAS_NORM: tl.constexpr):
     """Load the activations [Q, 1, 4] of the number at INDEX of each word; return them normed, and their squares."""
     row = tl.load(x + INDEX * WORDS + within, mask=here, other=0.0).to(tl.float32)
@@ -80,12 +108,9 @@ def persistent_gemv_kernel(
     EXACT: tl.constexpr = x.dtype.element_ty != tl.bfloat16
     GROUPS: tl.constexpr = K // GROUP
     quads = tl.arange(0, BLOCK_Q)
-    matrix, first, count, start = select_matrix(program, p0, p1, p2, N0, N1, N2, BLOCK_N, SWIGLU)
-    scales, _, _, _ = select_matrix(program, s0, s1, s2, N0, N1, N2, BLOCK_N, SWIGLU)
-    rows = start + tl.arange(0, BLOCK_N)
-    words, scale = load_rows(matrix, scales, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
-    if SWIGLU:
-        words_up, scale_up = load_rows(p1, s1, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
+    first, rows, count, words, scale, words_up, scale_up = load_block(
+        program, p0, p1, p2, s0, s1, s2, quads, N0, N1, N2, BLOCK_N, WORDS, GROUPS, QUADS, QUADS_A_GROUP, SWIGLU
+    )
     within = quads[:, None, None] * 4 + tl.arange(0, 4)[None, None, :]
     here = (quads < QUADS)[:, None, None] & (within >= 0)
     table = write_pair_table(CODE, PAIRS, CAPABILITY)
@@ -128,23 +153,25 @@ def persistent_gemv_kernel(
     if HAS_NORM:
         length = tl.rsqrt(tl.sum(tl.sum(tl.sum(squares, axis=2), axis=1), axis=0) / K + eps)
     for block in range(program, BLOCKS, programs):
+        if PAIRS:
+            following = load_block(
+                block + programs, p0, p1, p2, s0, s1, s2, quads,
+                N0, N1, N2, BLOCK_N, WORDS, GROUPS, QUADS, QUADS_A_GROUP, SWIGLU,
+            )  # fmt: skip
+            order_loads(CAPABILITY)
         sums = product(words, table, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, EXACT, PAIRS, CAPABILITY) - bias_sum
         sums *= scale.to(tl.float32) * unit_of(CODE, CAPABILITY)
         if SWIGLU:
-            ups = (
-                product(words_up, table, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, EXACT, PAIRS, CAPABILITY)
-                - bias_sum
-            )
-            ups *= scale_up.to(tl.float32) * unit_of(CODE, CAPABILITY)
+            ups = product(words_up, table, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, EXACT, PAIRS, CAPABILITY)
+            ups = (ups - bias_sum) * (scale_up.to(tl.float32) * unit_of(CODE, CAPABILITY))
         target_rows = first + rows
         kept = rows < count
-        following = block + programs
-        matrix, first, count, start = select_matrix(following, p0, p1, p2, N0, N1, N2, BLOCK_N, SWIGLU)
-        scales, _, _, _ = select_matrix(following, s0, s1, s2, N0, N1, N2, BLOCK_N, SWIGLU)
-        rows = start + tl.arange(0, BLOCK_N)
-        words, scale = load_rows(matrix, scales, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
-        if SWIGLU:
-            words_up, scale_up = load_rows(p1, s1, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
+        if not PAIRS:
+            following = load_block(
+                block + programs, p0, p1, p2, s0, s1, s2, quads,
+                N0, N1, N2, BLOCK_N, WORDS, GROUPS, QUADS, QUADS_A_GROUP, SWIGLU,
+            )  # fmt: skip
+        first, rows, count, words, scale, words_up, scale_up = following
         before, times = load_epilogue(
             target_rows, kept, residual + batch * SIZE, factor, SIZE, RESIDUAL_INTERLEAVE, HAS_RESIDUAL, HAS_FACTOR
         )
