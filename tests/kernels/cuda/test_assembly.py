@@ -10,10 +10,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import triton
-import triton.language as tl
 
-from tests.triton_here import DEVICE  # isort: skip  (first: it prepares Triton)
+from tests.triton_here import DEVICE, triton  # isort: skip  (first: it prepares Triton)
 from mllama_cli.kernels.codes import TABLES, Code
 from mllama_cli.kernels.cuda import lookup
 
@@ -111,9 +109,10 @@ def test_every_lane_reads_the_values_of_all_codes_of_a_word(code: Code) -> None:
 with pytest.MonkeyPatch.context() as patches:
     if DEVICE.type == "cpu":
         patches.setenv("TRITON_INTERPRET", "1")
+    import triton.language as tl
 
     @triton.jit
-    def write_entries(out, code: tl.constexpr):  # type: ignore[no-untyped-def]
+    def write_entries(out, code: tl.constexpr):  # type: ignore[no-untyped-def,untyped-decorator]
         codes = tl.arange(0, 256)
         first, second = lookup.pair_bits(codes, code)
         tl.store(out + codes, first)
