@@ -35,6 +35,9 @@ class GemvTile:
     pairs: bool = False
     """Whether 16-bit activations look up two codes of a table at a time, in shared memory."""
 
+    ahead: bool = False
+    """Whether a persistent program with pairs loads its next rows before it multiplies, which takes registers."""
+
 
 def supports(weight: Tensor | PackedWeight) -> bool:
     """Return whether ``gemv`` takes this weight."""
@@ -97,7 +100,8 @@ def gemv(
             programs = min(blocks, tile.programs * multiprocessors(x.device))
             launch(
                 persistent_gemv_kernel, (programs, x.shape[0]), *around, *words, *scales, out, eps, programs, *form,
-                device=x.device, warps=tile.warps, CAPABILITY=capability(x.device), PAIRS=pairs, **flags,
+                device=x.device, warps=tile.warps, CAPABILITY=capability(x.device), PAIRS=pairs,
+                AHEAD=pairs and tile.ahead, **flags,
             )  # fmt: skip
         else:
             launch(

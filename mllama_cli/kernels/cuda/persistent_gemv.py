@@ -91,7 +91,7 @@ def persistent_gemv_kernel(
     GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
     OUT_INTERLEAVE: tl.constexpr, RESIDUAL_INTERLEAVE: tl.constexpr,
     SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
-    CAPABILITY: tl.constexpr, PAIRS: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
+    CAPABILITY: tl.constexpr, PAIRS: tl.constexpr, AHEAD: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Multiply as packed_gemv_kernel does, in ``programs`` programs that loop over BLOCK_N rows at a time."""
     gdc_launch_dependents(PDL and EARLY)
@@ -153,7 +153,7 @@ def persistent_gemv_kernel(
     if HAS_NORM:
         length = tl.rsqrt(tl.sum(tl.sum(tl.sum(squares, axis=2), axis=1), axis=0) / K + eps)
     for block in range(program, BLOCKS, programs):
-        if PAIRS:
+        if AHEAD:
             following = load_block(
                 block + programs, p0, p1, p2, s0, s1, s2, quads,
                 N0, N1, N2, BLOCK_N, WORDS, GROUPS, QUADS, QUADS_A_GROUP, SWIGLU,
@@ -166,7 +166,7 @@ def persistent_gemv_kernel(
             ups = (ups - bias_sum) * (scale_up.to(tl.float32) * unit_of(CODE, CAPABILITY))
         target_rows = first + rows
         kept = rows < count
-        if not PAIRS:
+        if not AHEAD:
             following = load_block(
                 block + programs, p0, p1, p2, s0, s1, s2, quads,
                 N0, N1, N2, BLOCK_N, WORDS, GROUPS, QUADS, QUADS_A_GROUP, SWIGLU,
