@@ -111,8 +111,8 @@ with pytest.MonkeyPatch.context() as patches:
         patches.setenv("TRITON_INTERPRET", "1")
     import triton.language as tl
 
-    @triton.jit
-    def write_entries(out, code: tl.constexpr):  # type: ignore[no-untyped-def,untyped-decorator]
+    @triton.jit  # type: ignore[untyped-decorator]
+    def write_entries(out, code: tl.constexpr):  # type: ignore[no-untyped-def]
         codes = tl.arange(0, 256)
         first, second = lookup.pair_bits(codes, code)
         tl.store(out + codes, first)
