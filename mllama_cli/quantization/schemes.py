@@ -42,9 +42,9 @@ class Scheme:
     def fitted(self, inputs: int) -> "Scheme":
         """Return this scheme, or the next finer one whose groups divide the inputs, or one scale per channel."""
         for size in (self.group_size, *(size for size in GROUP_SIZES if size < self.group_size)):
-            if Scheme(self.bits, size).divides(inputs):
-                return Scheme(self.bits, size)
-        return Scheme(self.bits, 0)
+            if (finer := replace(self, group_size=size)).divides(inputs):
+                return finer
+        return replace(self, group_size=0)
 
     def of_columns(self, columns: slice) -> "Scheme":
         """Return the scheme of some columns: groups that they cut become smaller ones with the same scale."""

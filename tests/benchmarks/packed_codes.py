@@ -31,10 +31,10 @@ from mllama_cli.quantization.schemes import scheme_named
 DEVICE = torch.device("cuda")
 TILES: dict[str, dict[str, tuple[tuple[int, ...], ...]]] = {
     "nf4": {
-        "qkv": ((4, 128, 4, 6), (4, 128, 4, 12), (4, 128, 4), (8, 128, 4), (8, 64, 2), (4, 64, 2)),
-        "o": ((4, 128, 4), (4, 64, 2), (2, 64, 2), (8, 128, 4), (4, 128, 4, 8)),
-        "gate and up": ((2, 128, 4, 5), (2, 128, 4, 8), (4, 128, 4, 4), (2, 128, 4, 10), (4, 128, 4), (8, 128, 4)),
-        "down": ((4, 64, 2), (2, 64, 2), (4, 128, 4), (8, 128, 4), (4, 512, 16, 1)),
+        "qkv": ((4, 128, 4, 6), (4, 128, 4, 4, True), (4, 128, 8, 2, True), (16, 128, 16, 1, True)),
+        "o": ((4, 64, 2), (4, 128, 4, 4, True), (4, 128, 8, 2, True), (8, 128, 4, 0, True)),
+        "gate and up": ((2, 128, 4, 5), (2, 128, 2, 6, True), (2, 128, 4, 4, True), (8, 128, 16, 1, True)),
+        "down": ((4, 128, 4), (8, 128, 4), (4, 128, 4, 0, True), (4, 512, 16, 1), (4, 512, 16, 1, True)),
     },
     "fp8": {
         "qkv": ((8, 128, 4), (4, 128, 4), (2, 256, 4, 5), (4, 256, 4, 3), (4, 256, 4)),
@@ -55,7 +55,7 @@ TILES: dict[str, dict[str, tuple[tuple[int, ...], ...]]] = {
         "down": ((4, 256, 4), (4, 128, 4), (4, 64, 2)),
     },
 }
-"""Those with the fewest instructions a number: rows, columns, warps, and programs of the persistent kernel."""
+"""Those with the fewest instructions a number: rows, columns, warps, programs of the persistent kernel, and pairs."""
 
 READ_BYTES = 300 * 10**6
 """Bytes of weights that a timing reads in turn: several times the cache."""
@@ -132,7 +132,7 @@ def time_tiles(config: MllamaConfig, form: str) -> None:
         print(f"  {form}, {name}:")
         for milliseconds, tile in found:
             mark = " (chosen)" if tile == timing.chosen else ""
-            shape = f"{tile.rows}, {tile.columns}, {tile.warps}, {tile.programs}"
+            shape = f"{tile.rows}, {tile.columns}, {tile.warps}, {tile.programs}{', pairs' if tile.pairs else ''}"
             print(f"    {1000 * milliseconds:.1f} us ({timing.nbytes / milliseconds / 1e9:.2f} TB/s) {shape}{mark}")
 
 

@@ -9,9 +9,11 @@ has finished, so memory never idles between kernels.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import triton
 from torch import Tensor
 
+from mllama_cli.kernels.codes import TABLES
 from mllama_cli.kernels.cuda.gemv import gemv_kernel
 from mllama_cli.kernels.cuda.launch import capability, launch, multiprocessors
 from mllama_cli.kernels.cuda.layout import interleave_factor
@@ -29,6 +31,12 @@ class GemvTile:
     warps: int
     programs: int = 0
     """Persistent programs for each multiprocessor; 0: one program for each tile."""
+
+    pairs: bool = False
+    """Whether 16-bit activations look up two codes of a table at a time, in shared memory."""
+
+    ahead: bool = False
+    """Whether a persistent program with pairs loads its next rows before it multiplies, which takes registers."""
 
 
 def supports(weight: Tensor | PackedWeight) -> bool:
@@ -86,17 +94,19 @@ def gemv(
     if isinstance(first, PackedWeight):
         words = [w.packed for w in packed] + [first.packed] * (3 - len(packed))
         scales = [w.scale for w in packed] + [first.scale] * (3 - len(packed))
+        pairs = tile.pairs and first.code in TABLES and x.dtype != torch.float32
         form = (*shape, first.bits, first.code, first.group_size, tile.rows, tile.columns)
         if tile.programs:
             programs = min(blocks, tile.programs * multiprocessors(x.device))
             launch(
                 persistent_gemv_kernel, (programs, x.shape[0]), *around, *words, *scales, out, eps, programs, *form,
-                device=x.device, warps=tile.warps, CAPABILITY=capability(x.device), **flags,
+                device=x.device, warps=tile.warps, CAPABILITY=capability(x.device), PAIRS=pairs,
+                AHEAD=pairs and tile.ahead, **flags,
             )  # fmt: skip
         else:
             launch(
                 packed_gemv_kernel, grid, *around, *words, *scales, out, eps, *form,
-                device=x.device, warps=tile.warps, CAPABILITY=capability(x.device), **flags,
+                device=x.device, warps=tile.warps, CAPABILITY=capability(x.device), PAIRS=pairs, **flags,
             )  # fmt: skip
     else:
         plain = [*weights, *[first] * (3 - len(weights))]
@@ -110,7 +120,8 @@ def choose_gemv_tile(weight: Tensor | PackedWeight, shapes: Sequence[tuple[int, 
     """Return the tile that measured best for the 11B's matrices on an H200.
 
     Those of other codes than integers have the fewest instructions a number, with all programs running at once or in
-    full waves.
+    full waves. Pairs take 32 KiB of shared memory a program: with more than two programs on a multiprocessor a kernel
+    alone is faster, but whole steps are slower.
     """
     rows, size_in = sum(shape[0] for shape in shapes), shapes[0][1]
     if not isinstance(weight, PackedWeight):
@@ -118,8 +129,11 @@ def choose_gemv_tile(weight: Tensor | PackedWeight, shapes: Sequence[tuple[int, 
         return GemvTile(4, columns, min(max(columns // 512, 1), 8))
     quads = triton.next_power_of_2(size_in * weight.bits // 128)
     long, small, decoded = size_in > 4096, rows <= 4096, weight.code != "int"
+    if quads <= 256 and weight.bits == 4 and decoded and (swiglu or small):
+        tile_rows, warps = (512 if swiglu else 1024) // max(quads, 128), min(max(quads // 16, 1), 8)
+        return GemvTile(tile_rows, quads, warps, programs=2, pairs=True, ahead=not swiglu)
     if quads <= 256 and weight.bits == 4 and swiglu:
-        return GemvTile(2, quads, max(1, quads // 32), programs=(640 if decoded else 1024) // quads)
+        return GemvTile(2, quads, max(1, quads // 32), programs=1024 // quads)
     if quads <= 256 and weight.bits == 8 and decoded and swiglu:
         return GemvTile(2, quads, max(1, quads // 64), programs=1024 // quads)
     if quads <= 256 and decoded and 4096 < rows <= 65536:

@@ -6,6 +6,7 @@ import triton.language as tl
 from mllama_cli.kernels.cuda.gemv import epilogue, load_epilogue, select_matrix
 from mllama_cli.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
 from mllama_cli.kernels.cuda.layout import offset_of
+from mllama_cli.kernels.cuda.lookup import write_pair_table
 from mllama_cli.kernels.cuda.unpack import as_biased_float, bias_of, unit_of
 
 
@@ -16,7 +17,7 @@ def packed_gemv_kernel(
     GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
     OUT_INTERLEAVE: tl.constexpr, RESIDUAL_INTERLEAVE: tl.constexpr,
     SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
-    CAPABILITY: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
+    CAPABILITY: tl.constexpr, PAIRS: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Multiply as gemv_kernel does, by packed weights, BLOCK_Q quads of words at a time; x and norm are interleaved."""
     gdc_launch_dependents(PDL and EARLY)
@@ -55,6 +56,7 @@ def packed_gemv_kernel(
         if SWIGLU:
             scale_up = tl.load(s1 + which, mask=live, other=0.0).to(tl.float32) * unit_of(CODE, CAPABILITY)
         if begin == 0:
+            table = write_pair_table(CODE, PAIRS, CAPABILITY)
             gdc_wait(PDL)
             before, times = load_epilogue(
                 first + rows, kept, residual + batch * SIZE, factor, SIZE, RESIDUAL_INTERLEAVE, HAS_RESIDUAL, HAS_FACTOR
@@ -71,11 +73,11 @@ def packed_gemv_kernel(
             if HAS_NORM:
                 squares_here += row * row
                 row *= tl.load(norm + source, mask=here, other=0.0).to(tl.float32)
-            if CODE == "int":
-                bias += row * bias_of(number, BITS, CODE, EXACT)
-            products += as_biased_float(words, number, BITS, CODE, EXACT, CAPABILITY) * row
+            if CODE == "int" or PAIRS:
+                bias += row * bias_of(number, BITS, CODE, EXACT, PAIRS)
+            products += as_biased_float(words, table, number, BITS, CODE, EXACT, PAIRS, CAPABILITY) * row
             if SWIGLU:
-                products_up += as_biased_float(words_up, number, BITS, CODE, EXACT, CAPABILITY) * row
+                products_up += as_biased_float(words_up, table, number, BITS, CODE, EXACT, PAIRS, CAPABILITY) * row
         bias_sum = tl.sum(bias, axis=2)
         sums += (tl.sum(products, axis=2) - bias_sum) * scale
         if SWIGLU:

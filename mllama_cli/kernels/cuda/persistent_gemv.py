@@ -10,6 +10,7 @@ import triton.language as tl
 from mllama_cli.kernels.cuda.gemv import load_epilogue, select_matrix
 from mllama_cli.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
 from mllama_cli.kernels.cuda.layout import offset_of
+from mllama_cli.kernels.cuda.lookup import write_pair_table
 from mllama_cli.kernels.cuda.unpack import as_biased_float, bias_of, unit_of
 
 
@@ -28,6 +29,34 @@ def load_rows(
 
 
 @triton.jit
+def load_block(
+    block, p0, p1, p2, s0, s1, s2, quads,
+    N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_N: tl.constexpr,
+    WORDS: tl.constexpr, GROUPS: tl.constexpr, QUADS: tl.constexpr, QUADS_A_GROUP: tl.constexpr, SWIGLU: tl.constexpr,
+):  # fmt: skip
+    """Load BLOCK_N rows; return their first output row, rows, the number of rows, words and scales.
+
+    With SWIGLU, the second matrix's words and scales follow, otherwise the same again.
+    """
+    matrix, first, count, start = select_matrix(block, p0, p1, p2, N0, N1, N2, BLOCK_N, SWIGLU)
+    scales, _, _, _ = select_matrix(block, s0, s1, s2, N0, N1, N2, BLOCK_N, SWIGLU)
+    rows = start + tl.arange(0, BLOCK_N)
+    words, scale = load_rows(matrix, scales, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
+    if SWIGLU:
+        words_up, scale_up = load_rows(p1, s1, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
+    else:
+        words_up, scale_up = words, scale
+    return first, rows, count, words, scale, words_up, scale_up
+
+
+@triton.jit
+def order_loads(CAPABILITY: tl.constexpr):
+    """Have what was loaded before this on its way before shared memory is read: the compiler would load later."""
+    if CAPABILITY > 0:
+        tl.inline_asm_elementwise("bar.warp.sync 0xFFFFFFFF; // dummy $0", "=r", [], tl.int32, False, 1)
+
+
+@triton.jit
 def load_activations(x, norm, INDEX: tl.constexpr, WORDS: tl.constexpr, within, here, HAS_NORM: tl.constexpr):
     """Load the activations [Q, 1, 4] of the number at INDEX of each word; return them normed, and their squares."""
     row = tl.load(x + INDEX * WORDS + within, mask=here, other=0.0).to(tl.float32)
@@ -39,19 +68,19 @@ def load_activations(x, norm, INDEX: tl.constexpr, WORDS: tl.constexpr, within, 
 
 @triton.jit
 def product(
-    words, x0, x1, x2, x3, x4, x5, x6, x7,
-    BITS: tl.constexpr, CODE: tl.constexpr, EXACT: tl.constexpr, CAPABILITY: tl.constexpr,
+    words, table, x0, x1, x2, x3, x4, x5, x6, x7,
+    BITS: tl.constexpr, CODE: tl.constexpr, EXACT: tl.constexpr, PAIRS: tl.constexpr, CAPABILITY: tl.constexpr,
 ):  # fmt: skip
     """Multiply the numbers of words [Q, N, 4], as biased floats, by activations -> [Q, N]."""
-    total = as_biased_float(words, 0, BITS, CODE, EXACT, CAPABILITY) * x0
-    total += as_biased_float(words, 1, BITS, CODE, EXACT, CAPABILITY) * x1
-    total += as_biased_float(words, 2, BITS, CODE, EXACT, CAPABILITY) * x2
-    total += as_biased_float(words, 3, BITS, CODE, EXACT, CAPABILITY) * x3
+    total = as_biased_float(words, table, 0, BITS, CODE, EXACT, PAIRS, CAPABILITY) * x0
+    total += as_biased_float(words, table, 1, BITS, CODE, EXACT, PAIRS, CAPABILITY) * x1
+    total += as_biased_float(words, table, 2, BITS, CODE, EXACT, PAIRS, CAPABILITY) * x2
+    total += as_biased_float(words, table, 3, BITS, CODE, EXACT, PAIRS, CAPABILITY) * x3
     if BITS == 4:
-        total += as_biased_float(words, 4, BITS, CODE, EXACT, CAPABILITY) * x4
-        total += as_biased_float(words, 5, BITS, CODE, EXACT, CAPABILITY) * x5
-        total += as_biased_float(words, 6, BITS, CODE, EXACT, CAPABILITY) * x6
-        total += as_biased_float(words, 7, BITS, CODE, EXACT, CAPABILITY) * x7
+        total += as_biased_float(words, table, 4, BITS, CODE, EXACT, PAIRS, CAPABILITY) * x4
+        total += as_biased_float(words, table, 5, BITS, CODE, EXACT, PAIRS, CAPABILITY) * x5
+        total += as_biased_float(words, table, 6, BITS, CODE, EXACT, PAIRS, CAPABILITY) * x6
+        total += as_biased_float(words, table, 7, BITS, CODE, EXACT, PAIRS, CAPABILITY) * x7
     return tl.sum(total, axis=2)
 
 
@@ -62,7 +91,7 @@ def persistent_gemv_kernel(
     GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
     OUT_INTERLEAVE: tl.constexpr, RESIDUAL_INTERLEAVE: tl.constexpr,
     SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
-    CAPABILITY: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
+    CAPABILITY: tl.constexpr, PAIRS: tl.constexpr, AHEAD: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Multiply as packed_gemv_kernel does, in ``programs`` programs that loop over BLOCK_N rows at a time."""
     gdc_launch_dependents(PDL and EARLY)
@@ -79,14 +108,12 @@ def persistent_gemv_kernel(
     EXACT: tl.constexpr = x.dtype.element_ty != tl.bfloat16
     GROUPS: tl.constexpr = K // GROUP
     quads = tl.arange(0, BLOCK_Q)
-    matrix, first, count, start = select_matrix(program, p0, p1, p2, N0, N1, N2, BLOCK_N, SWIGLU)
-    scales, _, _, _ = select_matrix(program, s0, s1, s2, N0, N1, N2, BLOCK_N, SWIGLU)
-    rows = start + tl.arange(0, BLOCK_N)
-    words, scale = load_rows(matrix, scales, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
-    if SWIGLU:
-        words_up, scale_up = load_rows(p1, s1, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
+    first, rows, count, words, scale, words_up, scale_up = load_block(
+        program, p0, p1, p2, s0, s1, s2, quads, N0, N1, N2, BLOCK_N, WORDS, GROUPS, QUADS, QUADS_A_GROUP, SWIGLU
+    )
     within = quads[:, None, None] * 4 + tl.arange(0, 4)[None, None, :]
     here = (quads < QUADS)[:, None, None] & (within >= 0)
+    table = write_pair_table(CODE, PAIRS, CAPABILITY)
     gdc_wait(PDL)
     x += batch * K
     x0, squares = load_activations(x, norm, 0, WORDS, within, here, HAS_NORM)
@@ -97,10 +124,10 @@ def persistent_gemv_kernel(
     x3, more = load_activations(x, norm, 3, WORDS, within, here, HAS_NORM)
     squares += more
     bias = (
-        x0 * bias_of(0, BITS, CODE, EXACT)
-        + x1 * bias_of(1, BITS, CODE, EXACT)
-        + x2 * bias_of(2, BITS, CODE, EXACT)
-        + x3 * bias_of(3, BITS, CODE, EXACT)
+        x0 * bias_of(0, BITS, CODE, EXACT, PAIRS)
+        + x1 * bias_of(1, BITS, CODE, EXACT, PAIRS)
+        + x2 * bias_of(2, BITS, CODE, EXACT, PAIRS)
+        + x3 * bias_of(3, BITS, CODE, EXACT, PAIRS)
     )
     x4 = x0
     x5 = x0
@@ -116,30 +143,35 @@ def persistent_gemv_kernel(
         x7, more = load_activations(x, norm, 7, WORDS, within, here, HAS_NORM)
         squares += more
         bias += (
-            x4 * bias_of(4, BITS, CODE, EXACT)
-            + x5 * bias_of(5, BITS, CODE, EXACT)
-            + x6 * bias_of(6, BITS, CODE, EXACT)
-            + x7 * bias_of(7, BITS, CODE, EXACT)
+            x4 * bias_of(4, BITS, CODE, EXACT, PAIRS)
+            + x5 * bias_of(5, BITS, CODE, EXACT, PAIRS)
+            + x6 * bias_of(6, BITS, CODE, EXACT, PAIRS)
+            + x7 * bias_of(7, BITS, CODE, EXACT, PAIRS)
         )
     bias_sum = tl.sum(bias, axis=2)
     length = 1.0
     if HAS_NORM:
         length = tl.rsqrt(tl.sum(tl.sum(tl.sum(squares, axis=2), axis=1), axis=0) / K + eps)
     for block in range(program, BLOCKS, programs):
-        sums = product(words, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, EXACT, CAPABILITY) - bias_sum
+        if AHEAD:
+            following = load_block(
+                block + programs, p0, p1, p2, s0, s1, s2, quads,
+                N0, N1, N2, BLOCK_N, WORDS, GROUPS, QUADS, QUADS_A_GROUP, SWIGLU,
+            )  # fmt: skip
+            order_loads(CAPABILITY)
+        sums = product(words, table, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, EXACT, PAIRS, CAPABILITY) - bias_sum
         sums *= scale.to(tl.float32) * unit_of(CODE, CAPABILITY)
         if SWIGLU:
-            ups = product(words_up, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, EXACT, CAPABILITY) - bias_sum
-            ups *= scale_up.to(tl.float32) * unit_of(CODE, CAPABILITY)
+            ups = product(words_up, table, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, EXACT, PAIRS, CAPABILITY)
+            ups = (ups - bias_sum) * (scale_up.to(tl.float32) * unit_of(CODE, CAPABILITY))
         target_rows = first + rows
         kept = rows < count
-        following = block + programs
-        matrix, first, count, start = select_matrix(following, p0, p1, p2, N0, N1, N2, BLOCK_N, SWIGLU)
-        scales, _, _, _ = select_matrix(following, s0, s1, s2, N0, N1, N2, BLOCK_N, SWIGLU)
-        rows = start + tl.arange(0, BLOCK_N)
-        words, scale = load_rows(matrix, scales, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
-        if SWIGLU:
-            words_up, scale_up = load_rows(p1, s1, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
+        if not AHEAD:
+            following = load_block(
+                block + programs, p0, p1, p2, s0, s1, s2, quads,
+                N0, N1, N2, BLOCK_N, WORDS, GROUPS, QUADS, QUADS_A_GROUP, SWIGLU,
+            )  # fmt: skip
+        first, rows, count, words, scale, words_up, scale_up = following
         before, times = load_epilogue(
             target_rows, kept, residual + batch * SIZE, factor, SIZE, RESIDUAL_INTERLEAVE, HAS_RESIDUAL, HAS_FACTOR
         )

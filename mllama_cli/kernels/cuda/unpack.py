@@ -2,13 +2,23 @@
 
 For integers this is the "magic number" trick of FasterTransformer and Marlin: OR-ing a number into the upper bits of a
 mantissa (one lop3 instruction) yields a constant plus the number. The constant, the bias, is subtracted where that
-costs least. kernels/cuda/lookup.py has the other codes, which have no bias.
+costs least. kernels/cuda/lookup.py has the other codes.
 """
 
 import triton
 import triton.language as tl
 
-from mllama_cli.kernels.cuda.lookup import NATIVE_FP8, fp8_value, look_up, pick, table_value, word_of_fp8
+from mllama_cli.kernels.cuda.lookup import (
+    NATIVE_FP8,
+    PAIR_BIAS,
+    fp8_value,
+    look_up,
+    pair_value,
+    pick,
+    table_value,
+    word_of_fp8,
+    word_of_pairs,
+)
 
 
 @triton.constexpr_function
@@ -29,11 +39,13 @@ def bit_of(index, bits, exact):
 
 @triton.jit
 def as_biased_float(
-    words, INDEX: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr, EXACT: tl.constexpr, CAPABILITY: tl.constexpr
-):
+    words, table, INDEX: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr, EXACT: tl.constexpr, PAIRS: tl.constexpr,
+    CAPABILITY: tl.constexpr,
+):  # fmt: skip
     """Return the number at INDEX of each int32 word, as float32, plus ``bias_of``. CAPABILITY is the GPU's, or 0.
 
-    Its unit is ``unit_of`` the code. Calls for the indices of one word share what they compute.
+    Its unit is ``unit_of`` the code. With PAIRS, codes are looked up in the ``table`` that ``write_pair_table``
+    returned. Calls for the indices of one word share what they compute.
     """
     if CODE == "int":
         return _biased_integer(words, INDEX, BITS, EXACT, CAPABILITY)
@@ -42,6 +54,11 @@ def as_biased_float(
             return pick(word_of_fp8(words, CAPABILITY), INDEX)
         else:
             return fp8_value((words >> (8 * INDEX)) & 0xFF)
+    elif PAIRS:
+        if CAPABILITY > 0:
+            return pick(word_of_pairs(words, table), INDEX)
+        else:
+            return pair_value((words >> (4 * INDEX)) & 0xF, CODE)
     else:
         if CAPABILITY > 0:
             return look_up(words, INDEX, CODE)
@@ -77,10 +94,11 @@ def _biased_integer(words, INDEX: tl.constexpr, BITS: tl.constexpr, EXACT: tl.co
 
 
 @triton.jit
-def bias_of(INDEX: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr, EXACT: tl.constexpr):
+def bias_of(INDEX: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr, EXACT: tl.constexpr, PAIRS: tl.constexpr):
     """Return what ``as_biased_float`` adds at this index, the integers' own offset 2^(bits - 1) included."""
     BIT: tl.constexpr = bit_of(INDEX, BITS, EXACT)
-    BIAS: tl.constexpr = 1.0 * ((1 << (23 - BIT)) + (1 << (BITS - 1))) if CODE == "int" else 0.0
+    INTEGER_BIAS: tl.constexpr = 1.0 * ((1 << (23 - BIT)) + (1 << (BITS - 1)))
+    BIAS: tl.constexpr = INTEGER_BIAS if CODE == "int" else PAIR_BIAS if PAIRS else 0.0
     return BIAS
 
 
@@ -89,9 +107,9 @@ def dequantize_number(
     words, scale, INDEX: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr, CAPABILITY: tl.constexpr
 ):
     """Return the number at INDEX of each word times its scale, in float32."""
-    value = as_biased_float(words, INDEX, BITS, CODE, True, CAPABILITY) * scale
+    value = as_biased_float(words, 0, INDEX, BITS, CODE, True, False, CAPABILITY) * scale
     if CODE == "int":
-        value -= bias_of(INDEX, BITS, CODE, True) * scale
+        value -= bias_of(INDEX, BITS, CODE, True, False) * scale
     return value
 
 

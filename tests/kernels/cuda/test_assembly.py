@@ -1,22 +1,33 @@
 """PTX that no interpreter of Triton runs: evaluated here for every byte, and compiled for GPUs that are not there."""
 
 import json
+import operator
 import re
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from tests.triton_here import DEVICE  # isort: skip  (first: it prepares Triton)
+from tests.triton_here import DEVICE, triton  # isort: skip  (first: it prepares Triton)
+from mllama_cli.kernels.codes import TABLES, Code
 from mllama_cli.kernels.cuda import lookup
 
 
-def evaluate(assembly: str, outputs: int, word: int) -> list[float]:
-    """Return the outputs of PTX without control flow for the input $N, a word of 32 bits."""
-    registers: dict[str, int] = {f"${outputs}": word}
+def evaluate(
+    assembly: str, outputs: int, *inputs: int, memory: Callable[[int], int] = lambda address: 0
+) -> list[float]:
+    """Return the outputs of PTX without control flow for the inputs $N and following, words of 32 bits.
+
+    ``memory`` returns the word at an address of shared memory.
+    """
+    registers: dict[str, int] = {f"${outputs + index}": word for index, word in enumerate(inputs)}
     results = [float("nan")] * outputs
+
+    def bytes_of(operand: str) -> bytes:
+        return value(operand).to_bytes(4, "little")
 
     def value(operand: str) -> int:
         return registers[operand] if operand in registers else int(operand, 0)
@@ -38,6 +49,15 @@ def evaluate(assembly: str, outputs: int, word: int) -> list[float]:
         elif name == "lop3.b32":
             assert parts[4] == "0xEA"  # a & b | c
             registers[parts[0]] = value(parts[1]) & value(parts[2]) | value(parts[3])
+        elif name == "dp4a.u32.u32":
+            sums = map(operator.mul, bytes_of(parts[1]), bytes_of(parts[2]))
+            registers[parts[0]] = sum(sums) + value(parts[3])
+        elif name == "ld.shared.b32":
+            registers[parts[0]] = memory(value(parts[1].strip("[]")))
+        elif name == "prmt.b32":
+            given, selector = bytes_of(parts[1]) + bytes_of(parts[2]), value(parts[3])
+            chosen = bytes(given[selector >> 4 * index & 7] for index in range(4))
+            (results[int(parts[0][1:])],) = struct.unpack("<f", chosen)
         elif name == "cvt.f32.f16":
             (results[int(parts[0][1:])],) = struct.unpack("<e", struct.pack("<H", value(parts[1])))
         else:
@@ -65,6 +85,40 @@ def test_every_lane_reads_the_entry_that_a_code_names_whatever_is_above_the_code
                 assert shuffled(lane, above | code) // 16 == lane // 16
 
 
+@pytest.mark.parametrize("code", ["nf4", "fp4"])
+def test_every_lane_reads_the_values_of_all_codes_of_a_word(code: Code) -> None:
+    entries = torch.empty(2, 256, dtype=torch.int32, device=DEVICE)
+    write_entries[(1,)](entries, code)
+    table = [int(entry) & 0xFFFFFFFF for entry in (entries[0] | entries[1]).tolist()]
+    start = 0x480
+    for lane in (0, 9, 31):
+        for first in range(256):
+            word = int.from_bytes(bytes((first + 67 * index) % 256 for index in range(4)), "little")
+
+            def memory(address: int, lane: int = lane) -> int:
+                offset = address - start
+                assert 0 <= offset < 32768
+                assert offset % 128 == 4 * lane, "a bank of another lane"
+                return table[offset // 128]
+
+            values = evaluate(lookup.PAIRS_ASSEMBLY.value, 8, word, start + 4 * lane, memory=memory)
+            exact = [TABLES[code][word >> 4 * index & 15] for index in range(8)]
+            assert [value - lookup.PAIR_BIAS.value for value in values] == pytest.approx(exact, abs=2**-15)
+
+
+with pytest.MonkeyPatch.context() as patches:
+    if DEVICE.type == "cpu":
+        patches.setenv("TRITON_INTERPRET", "1")
+    import triton.language as tl
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def write_entries(out, code: tl.constexpr):  # type: ignore[no-untyped-def]
+        codes = tl.arange(0, 256)
+        first, second = lookup.pair_bits(codes, code)
+        tl.store(out + codes, first)
+        tl.store(out + 256 + codes, second)
+
+
 def test_float8_becomes_the_same_number_for_every_byte_at_every_index() -> None:
     numbers = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
     for first in range(256):
@@ -81,21 +135,22 @@ import triton
 from triton.backends.compiler import GPUTarget
 from mllama_cli.kernels.cuda.{module} import {kernel} as kernel
 target = GPUTarget("cuda", {capability}, 32)
-for code, bits in (("nf4", 4), ("fp4", 4), ("fp8", 8)):
+for code, bits, pairs in (("nf4", 4, False), ("nf4", 4, True), ("fp4", 4, True), ("fp8", 8, False)):
     constants = dict({constants})
     types = dict({types})
     signature = {{name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}}
     source = triton.compiler.ASTSource(kernel, signature, constants)
     made = triton.compile(source, target, {{"num_warps": {warps}}})
     assert made.asm["cubin"]
-    used = "shfl.sync.idx" if bits == 4 else "f16x2.e4m3x2" if {capability} >= 89 else "cvt.f32.f16"
+    floats = "f16x2.e4m3x2" if {capability} >= 89 else "cvt.f32.f16"
+    used = "dp4a.u32" if constants.get("PAIRS", False) else "shfl.sync.idx" if bits == 4 else floats
     assert not {assembly} or used in made.asm["ptx"]
 """
 
 GEMV = (
     "N0=64, N1=64, N2=0, K=4096, BITS=bits, CODE=code, GROUP=64, BLOCK_N=4, BLOCK_Q=64, OUT_INTERLEAVE=1, "
     "RESIDUAL_INTERLEAVE=1, SWIGLU=True, HAS_NORM=True, HAS_RESIDUAL=False, HAS_FACTOR=False, CAPABILITY={capability}, "
-    "EARLY=True, PDL={pdl}",
+    "PAIRS=pairs, AHEAD=pairs, EARLY=True, PDL={pdl}",
     "x='*bf16', norm='*bf16', residual='*bf16', factor='*fp32', p0='*i32', p1='*i32', p2='*i32', s0='*fp32', "
     "s1='*fp32', s2='*fp32', out='*bf16', eps='fp32', programs='i32'",
 )

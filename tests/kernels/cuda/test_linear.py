@@ -161,6 +161,35 @@ def test_tables_and_floats_of_8_bits(code: Code, tile: GemvTile | None) -> None:
     assert apart(out, F.silu(F.linear(h, reference_dequantize(gate))) * F.linear(h, reference_dequantize(up))) < 4e-4
 
 
+@pytest.mark.parametrize("code", ["nf4", "fp4"])
+@pytest.mark.parametrize(
+    "tile",
+    [
+        GemvTile(4, 16, 1, pairs=True),
+        GemvTile(8, 64, 2, programs=2, pairs=True),
+        GemvTile(8, 64, 2, programs=1, pairs=True, ahead=True),
+    ],
+    ids=["tiles", "persistent", "ahead"],
+)
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float16, 4e-4), (torch.bfloat16, 6e-3)])
+def test_pairs_of_codes_cost_little_more_than_rounding_the_product(
+    code: Code, tile: GemvTile, dtype: torch.dtype, rounding: float
+) -> None:
+    torch.manual_seed(8)
+    x, norm = drawn(2, 384, dtype=dtype), drawn(384, dtype=dtype)
+    weights = [coded(n, 384, code, 64) for n in (32, 16)]
+    out = torch.full((2, 48), torch.nan, device=DEVICE, dtype=dtype)
+    gemv(interleave(x, 8), weights, out, norm=interleave(norm, 8), eps=EPS, in_interleave=8, tile=tile)
+    h = rms_norm(x.float(), norm.float(), EPS)
+    assert apart(out, F.linear(h, torch.cat([reference_dequantize(w) for w in weights]))) < rounding
+
+    gate, up = coded(32, 384, code, 64), coded(32, 384, code, 64)
+    gated = torch.full((2, 32), torch.nan, device=DEVICE, dtype=dtype)
+    gemv(interleave(x, 8), [gate, up], gated, swiglu=True, in_interleave=8, tile=tile)
+    exact = F.silu(F.linear(x.float(), reference_dequantize(gate))) * F.linear(x.float(), reference_dequantize(up))
+    assert apart(gated, exact) < 2 * rounding
+
+
 @pytest.mark.parametrize("code", ["nf4", "fp4", "fp8"])
 def test_every_code_is_unpacked_as_the_reference_does(code: Code) -> None:
     inputs = 256
