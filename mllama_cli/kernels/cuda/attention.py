@@ -11,18 +11,22 @@ grow, other images and other conversations:
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from mllama_cli.kernels.cuda.launch import gdc_wait, launch
 from mllama_cli.kernels.cuda.layout import offset_of
+from mllama_cli.kernels.cuda.low_rank import SUM_COPIES, Following, Sums, add_to_sums
 
 LOG2_E = 1.4426950408889634
 TARGET_PROGRAMS = 256
 """Programs that a launch should have: about two for each of a large GPU's multiprocessors."""
 
 MAX_SPLITS = 32
+MAX_NEXT_BYTES = 32 * 1024
+"""Size of the following product's A that a program holds, for all query heads of a key head."""
 
 
 @triton.jit
@@ -48,11 +52,11 @@ def tokens_of(batch, rows, GROUP: tl.constexpr, TOKENS: tl.constexpr):
 @triton.jit(do_not_specialize=["cache_index"])
 def attention_kernel(
     query, key, value, norm, rotation, base, table, strides, limits, partial, partial_max, partial_sum, arrived, out,
-    eps, scale, query_stride, key_stride, table_stride, cache_index,
+    next_a, next_copies, partial_next, next_scale, eps, scale, query_stride, key_stride, table_stride, cache_index,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, QUERIES: tl.constexpr,
     DIM: tl.constexpr, HALF: tl.constexpr, SPLITS: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK: tl.constexpr, INTERLEAVE: tl.constexpr, CROSS: tl.constexpr, STORED: tl.constexpr,
-    PDL: tl.constexpr,
+    NEXT_RANKS: tl.constexpr, NEXT_WIDTH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Attend from the query heads of one key head, of TOKENS tokens, to one split of the keys in each program.
 
@@ -60,6 +64,9 @@ def attention_kernel(
     would delay the keys and values here.
 
     Head vectors are handled in halves because the rotation pairs element i with element i + HALF.
+
+    With NEXT_RANKS, padded to NEXT_WIDTH, the product that follows has an adapter. Each program multiplies its own sums
+    by A, which is linear, so that what is to be combined of a head is only longer.
     """
     head = tl.program_id(0)
     split = tl.program_id(1)
@@ -98,6 +105,11 @@ def attention_kernel(
         return
     if not (CROSS or STORED):  # mostly the only block; the new row is not in it yet and is inserted below
         key_first, key_second, block_values = load_block(keys, values, start, stop, HALF, DIM, BLOCK)
+    if NEXT_RANKS > 0:
+        columns = tl.arange(0, QUERIES * NEXT_WIDTH)
+        next_rank = columns % NEXT_WIDTH
+        a_head = tl.load(next_a + (head * DIM + whole[:, None]) * (QUERIES * NEXT_WIDTH) + columns[None, :])
+        next_copies += batch * SUM_COPIES * NEXT_RANKS
     gdc_wait(PDL)
 
     queries = query + (row * query_stride + (head * GROUP + mate) * DIM)[:, None] + half[None, :]
@@ -153,15 +165,23 @@ def attention_kernel(
         if not (CROSS or STORED):
             key_first, key_second, block_values = load_block(keys, values, block + BLOCK, stop, HALF, DIM, BLOCK)
     HEADS: tl.constexpr = KV_HEADS * GROUP
+    if NEXT_RANKS > 0:  # every head with the columns of A for all heads of the group, of which its own count
+        next_sums = tl.dot(sums.to(element), a_head, input_precision="ieee")
+        own = (columns // NEXT_WIDTH)[None, :] == rows[:, None]
     if active == 1:  # nothing to combine
         index = (head * GROUP + mate)[:, None] * DIM + whole[None, :]
         target = (row * (HEADS * DIM))[:, None] + offset_of(index, HEADS * DIM, INTERLEAVE)
         tl.store(out + target, (sums / total[:, None]).to(element), mask=near[:, None])
+        if NEXT_RANKS > 0:
+            ax = tl.sum(tl.where(own & near[:, None], next_sums / total[:, None], 0.0), axis=0)
+            add_to_sums(next_copies, head, next_rank, ax, next_scale, NEXT_RANKS)
         return
     slots = ((row * KV_HEADS + head) * GROUP + mate) * SPLITS + split
     tl.store(partial_max + slots, largest, mask=near)
     tl.store(partial_sum + slots, total, mask=near)
     tl.store(partial + slots[:, None] * DIM + whole[None, :], sums, mask=near[:, None])
+    if NEXT_RANKS > 0:
+        tl.store(partial_next + slots[:, None] * NEXT_WIDTH + next_rank[None, :], next_sums, mask=own & near[:, None])
 
     # The last split to get here combines all of them.
     tl.debug_barrier()
@@ -174,6 +194,9 @@ def attention_kernel(
         highest = tl.full([QUERIES, 1], float("-inf"), tl.float32)
         denominator = tl.zeros([QUERIES, 1], tl.float32)
         result = tl.zeros([QUERIES, DIM], tl.float32)
+        if NEXT_RANKS > 0:
+            rank = tl.arange(0, NEXT_WIDTH)
+            ax = tl.zeros([QUERIES, NEXT_WIDTH], tl.float32)
         for chunk in range(0, active, CHUNK):
             member = chunk + tl.arange(0, CHUNK)[:, None, None]
             there = (member < active) & there_at_all[None, :, None]
@@ -186,10 +209,17 @@ def attention_kernel(
             shrunk = tl.where(larger > float("-inf"), tl.exp2(highest - larger), 0.0)
             denominator = denominator * shrunk + tl.sum(totals * share, axis=0)
             result = result * shrunk + tl.sum(parts * share, axis=0)
+            if NEXT_RANKS > 0:
+                held = partial_next + (index + member) * NEXT_WIDTH + rank[None, None, :]
+                ax_parts = tl.load(held, mask=there, other=0.0, cache_modifier=".cg")
+                ax = ax * shrunk + tl.sum(ax_parts * share, axis=0)
             highest = larger
         within = (head * GROUP + member_mate)[:, None] * DIM + whole[None, :]
         target = (member_row * (HEADS * DIM))[:, None] + offset_of(within, HEADS * DIM, INTERLEAVE)
         tl.store(out + target, (result / denominator).to(element), mask=there_at_all[:, None])
+        if NEXT_RANKS > 0:
+            ax = tl.sum(tl.where(there_at_all[:, None], ax / denominator, 0.0), axis=0)
+            add_to_sums(next_copies, head, rank, ax, next_scale, NEXT_RANKS)
         tl.store(counter, 0)
 
 
@@ -258,12 +288,18 @@ def staged(values: object, like: Tensor) -> Tensor:
 
 
 class Scratch:
-    """Partial results of the splits of ``batch`` conversations, and counters of the splits that are done."""
+    """Partial results of the splits of ``batch`` conversations, and counters of the splits that are done.
 
-    def __init__(self, batch: int, heads: int, dim: int, splits: int, device: torch.device) -> None:
+    ``next_width`` is the largest of the products that follow.
+    """
+
+    def __init__(
+        self, batch: int, heads: int, dim: int, splits: int, device: torch.device, next_width: int = 0
+    ) -> None:
         self.sums = torch.empty(batch, heads, splits, dim, dtype=torch.float32, device=device)
         self.largest = torch.empty(batch, heads, splits, dtype=torch.float32, device=device)
         self.total = torch.empty(batch, heads, splits, dtype=torch.float32, device=device)
+        self.following = torch.empty(batch, heads, splits, next_width, dtype=torch.float32, device=device)
         self.arrived = torch.zeros(batch, heads, dtype=torch.int32, device=device)
         self.splits = splits
 
@@ -298,6 +334,7 @@ def decode_attention(
     norm: Tensor | None = None,
     eps: float = 0.0,
     out_interleave: int = 1,
+    following: Following | None = None,
     block: int | None = None,
     warps: int = 4,
 ) -> None:
@@ -308,7 +345,7 @@ def decode_attention(
     one conversation in the same launch would miss each other's keys: ``store_rows`` first, then ``stored``.
     Cross-attention takes ``query`` before its ``norm``; ``tokens`` successive rows, up to ``tokens_together``, of one
     conversation read its keys and values together, each with limits of its own. Rows may have any stride, keys the same
-    as values.
+    as values. ``following`` is that of ``following_by_heads``, for single tokens.
     """
     heads = out.shape[1] // dim
     batch, device = out.shape[0], out.device
@@ -320,16 +357,38 @@ def decode_attention(
     assert key.stride(0) == value.stride(0)
     if block is None:  # several blocks are in flight at a time, in 100 KiB of a multiprocessor's memory
         block = 128 // out.element_size()
+    assert following is None or tokens == 1
     launch(
         attention_kernel, (kv_heads, scratch.splits, batch // tokens), query, key, value,
         norm if norm is not None else query, rotation if rotation is not None else query,
         addresses.base, addresses.table, addresses.strides, limits,
-        scratch.sums, scratch.largest, scratch.total, scratch.arrived, out, eps, LOG2_E * dim**-0.5,
+        scratch.sums, scratch.largest, scratch.total, scratch.arrived, out,
+        *((out, out) if following is None else (following.a, following.sums.copies)), scratch.following,
+        1.0 if following is None else 1 / following.sums.unit, eps, LOG2_E * dim**-0.5,
         query.stride(0), key.stride(0), addresses.table.stride(0), cache_index,
         kv_heads, group, tokens, max(16, queries), queries, dim, dim // 2, scratch.splits,
         min(scratch.splits, max(16 // tokens, 1)), block,
-        out_interleave, rotation is None, stored, device=device, warps=warps,
+        out_interleave, rotation is None, stored, 0 if following is None else following.sums.ranks,
+        0 if following is None else following.a.shape[2] // queries, device=device, warps=warps,
     )  # fmt: skip
+
+
+def next_width(ranks: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype) -> int:
+    """Return how many ranks ``decode_attention`` computes for the product that follows; 0 if there are too many."""
+    width: int = max(triton.next_power_of_2(ranks), 16)
+    columns = width * triton.next_power_of_2(heads // kv_heads)
+    return width if ranks and columns * dim * dtype.itemsize <= MAX_NEXT_BYTES else 0
+
+
+def following_by_heads(a: Tensor, sums: Sums, width: int, kv_heads: int, dim: int) -> Following:
+    """Return A [ranks, heads * dim] of the product after ``decode_attention``, for ``width`` of ``next_width``.
+
+    It becomes [kv_heads, dim, heads of a group * ranks], both padded to powers of two.
+    """
+    group = a.shape[1] // (kv_heads * dim)
+    by_head = a.view(-1, kv_heads, group, dim)
+    padded = F.pad(by_head, (0, 0, 0, triton.next_power_of_2(group) - group, 0, 0, 0, width - a.shape[0]))
+    return Following(padded.permute(1, 3, 2, 0).flatten(2).contiguous(), sums)
 
 
 def store_rows(

@@ -15,6 +15,7 @@ from torch import Tensor
 from mllama_cli.kernels.cuda.gemv import gemv_kernel
 from mllama_cli.kernels.cuda.launch import capability, launch, multiprocessors
 from mllama_cli.kernels.cuda.layout import interleave_factor
+from mllama_cli.kernels.cuda.low_rank import Change, Following
 from mllama_cli.kernels.cuda.packed_gemv import packed_gemv_kernel
 from mllama_cli.kernels.cuda.persistent_gemv import persistent_gemv_kernel
 from mllama_cli.kernels.packed import PackedWeight
@@ -53,12 +54,17 @@ def gemv(
     out_interleave: int = 1,
     residual_interleave: int = 1,
     tile: GemvTile | None = None,
+    change: Change | None = None,
+    following: Following | None = None,
 ) -> None:
     """Write residual + factor * (RMSNorm(x [B, in]) @ W.T) to out [B, rows of W], W being up to three matrices stacked.
 
     With ``swiglu`` there are two matrices, and the product is silu(x @ first.T) * (x @ second.T). ``factor`` is one
     float32 number. ``norm`` is interleaved as x is. Weights are all plain or all packed alike. Every row of x reads the
     weights again, so this is for one row or very few.
+
+    Packed matrices may have a ``change``, which is added to their products, and add to the sums of a ``following``
+    product what ``out`` gives. Both are made for the rows of ``tile``.
     """
     first = weights[0]
     if isinstance(first, PackedWeight):
@@ -66,14 +72,14 @@ def gemv(
         assert len(packed) == len(weights)
         assert in_interleave == interleave_factor(first)
         assert all((w.bits, w.group_size, w.code) == (first.bits, first.group_size, first.code) for w in packed)
-        shapes = [w.shape for w in packed]
     else:
+        assert change is following is None
         packed = []
-        shapes = [(w.shape[0], w.shape[1]) for w in weights]
+    shapes = [(w.shape[0], w.shape[1]) for w in weights]
     size_in = shapes[0][1]
     rows = [shape[0] for shape in shapes] + [0] * (3 - len(shapes))
     if tile is None:
-        tile = choose_gemv_tile(first, shapes, swiglu)
+        tile = gemv_tile(weights, swiglu)
     blocks = triton.cdiv(rows[0], tile.rows) if swiglu else sum(triton.cdiv(r, tile.rows) for r in rows)
     flags = {
         "OUT_INTERLEAVE": out_interleave, "RESIDUAL_INTERLEAVE": residual_interleave, "SWIGLU": swiglu,
@@ -86,16 +92,25 @@ def gemv(
     if isinstance(first, PackedWeight):
         words = [w.packed for w in packed] + [first.packed] * (3 - len(packed))
         scales = [w.scale for w in packed] + [first.scale] * (3 - len(packed))
+        adapters = (
+            *((x, x, 1.0) if change is None else (change.b, change.sums.copies, change.sums.unit)),
+            *((x, x, 1.0) if following is None else (following.a, following.sums.copies, 1 / following.sums.unit)),
+        )  # fmt: skip
+        flags |= {
+            "RANKS": 0 if change is None else change.sums.ranks // len(weights),
+            "NEXT_RANKS": 0 if following is None else following.sums.ranks,
+        }
+        operands = (*around, *words, *scales, out, *adapters, eps)
         form = (*shape, first.bits, first.code, first.group_size, tile.rows, tile.columns)
         if tile.programs:
             programs = min(blocks, tile.programs * multiprocessors(x.device))
             launch(
-                persistent_gemv_kernel, (programs, x.shape[0]), *around, *words, *scales, out, eps, programs, *form,
+                persistent_gemv_kernel, (programs, x.shape[0]), *operands, programs, *form,
                 device=x.device, warps=tile.warps, CAPABILITY=capability(x.device), **flags,
             )  # fmt: skip
         else:
             launch(
-                packed_gemv_kernel, grid, *around, *words, *scales, out, eps, *form,
+                packed_gemv_kernel, grid, *operands, *form,
                 device=x.device, warps=tile.warps, CAPABILITY=capability(x.device), **flags,
             )  # fmt: skip
     else:
@@ -104,6 +119,11 @@ def gemv(
             gemv_kernel, grid, *around, *plain, out, eps, *shape, tile.rows, tile.columns,
             device=x.device, warps=tile.warps, IN_INTERLEAVE=in_interleave, **flags,
         )  # fmt: skip
+
+
+def gemv_tile(weights: Sequence[Tensor | PackedWeight], swiglu: bool) -> GemvTile:
+    """Return the tile that ``gemv`` chooses for these weights."""
+    return choose_gemv_tile(weights[0], [(weight.shape[0], weight.shape[1]) for weight in weights], swiglu)
 
 
 def choose_gemv_tile(weight: Tensor | PackedWeight, shapes: Sequence[tuple[int, int]], swiglu: bool) -> GemvTile:

@@ -7,9 +7,10 @@ loads the next rows while it computes.
 import triton
 import triton.language as tl
 
-from mllama_cli.kernels.cuda.gemv import load_epilogue, select_matrix
+from mllama_cli.kernels.cuda.gemv import blocks_of, load_epilogue, select_matrix
 from mllama_cli.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
 from mllama_cli.kernels.cuda.layout import offset_of
+from mllama_cli.kernels.cuda.low_rank import SUM_COPIES, add_to_sums, load_ranks, load_sums
 from mllama_cli.kernels.cuda.unpack import as_biased_float, bias_of, unit_of
 
 
@@ -57,27 +58,31 @@ def product(
 
 @triton.jit
 def persistent_gemv_kernel(
-    x, norm, residual, factor, p0, p1, p2, s0, s1, s2, out, eps, programs,
+    x, norm, residual, factor, p0, p1, p2, s0, s1, s2, out, b, copies, unit, next_a, next_copies, next_scale, eps,
+    programs,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr,
     GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
     OUT_INTERLEAVE: tl.constexpr, RESIDUAL_INTERLEAVE: tl.constexpr,
     SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
-    CAPABILITY: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
+    RANKS: tl.constexpr, NEXT_RANKS: tl.constexpr, CAPABILITY: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Multiply as packed_gemv_kernel does, in ``programs`` programs that loop over BLOCK_N rows at a time."""
+    """Multiply as packed_gemv_kernel does, in ``programs`` programs that loop over BLOCK_N rows at a time.
+
+    RANKS and NEXT_RANKS are at most BLOCK_Q.
+    """
     gdc_launch_dependents(PDL and EARLY)
     program = tl.program_id(0)
     batch = tl.program_id(1)
     B0: tl.constexpr = (N0 + BLOCK_N - 1) // BLOCK_N
     B1: tl.constexpr = (N1 + BLOCK_N - 1) // BLOCK_N
-    B2: tl.constexpr = (N2 + BLOCK_N - 1) // BLOCK_N
-    BLOCKS: tl.constexpr = B0 if SWIGLU else B0 + B1 + B2
+    BLOCKS: tl.constexpr = blocks_of(N0, N1, N2, BLOCK_N, SWIGLU)
     SIZE: tl.constexpr = N0 if SWIGLU else N0 + N1 + N2
     WORDS: tl.constexpr = K * BITS // 32
     QUADS: tl.constexpr = WORDS // 4
     QUADS_A_GROUP: tl.constexpr = GROUP * BITS // 128
     EXACT: tl.constexpr = x.dtype.element_ty != tl.bfloat16
     GROUPS: tl.constexpr = K // GROUP
+    TOTAL: tl.constexpr = RANKS * (1 + (N1 > 0) + (N2 > 0))
     quads = tl.arange(0, BLOCK_Q)
     matrix, first, count, start = select_matrix(program, p0, p1, p2, N0, N1, N2, BLOCK_N, SWIGLU)
     scales, _, _, _ = select_matrix(program, s0, s1, s2, N0, N1, N2, BLOCK_N, SWIGLU)
@@ -85,6 +90,13 @@ def persistent_gemv_kernel(
     words, scale = load_rows(matrix, scales, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
     if SWIGLU:
         words_up, scale_up = load_rows(p1, s1, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
+    if RANKS > 0:
+        b_rows = load_ranks(b, program, BLOCKS, quads, RANKS, BLOCK_N)
+        if SWIGLU:
+            b_rows_up = load_ranks(b, BLOCKS + program, 2 * BLOCKS, quads, RANKS, BLOCK_N)
+    if NEXT_RANKS > 0:
+        a_rows = load_ranks(next_a, program, BLOCKS, quads, NEXT_RANKS, BLOCK_N)
+        next_parts = tl.zeros([BLOCK_Q, BLOCK_N], tl.float32)
     within = quads[:, None, None] * 4 + tl.arange(0, 4)[None, None, :]
     here = (quads < QUADS)[:, None, None] & (within >= 0)
     gdc_wait(PDL)
@@ -121,6 +133,15 @@ def persistent_gemv_kernel(
             + x6 * bias_of(6, BITS, CODE, EXACT)
             + x7 * bias_of(7, BITS, CODE, EXACT)
         )
+    if RANKS > 0:
+        copies += batch * SUM_COPIES * TOTAL
+        ax0 = load_sums(copies, quads, unit, RANKS, TOTAL)[:, None]
+        ax1 = ax0
+        ax2 = ax0
+        if N1 > 0:
+            ax1 = load_sums(copies + RANKS, quads, unit, RANKS, TOTAL)[:, None]
+        if N2 > 0:
+            ax2 = load_sums(copies + 2 * RANKS, quads, unit, RANKS, TOTAL)[:, None]
     bias_sum = tl.sum(bias, axis=2)
     length = 1.0
     if HAS_NORM:
@@ -131,6 +152,13 @@ def persistent_gemv_kernel(
         if SWIGLU:
             ups = product(words_up, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, EXACT, CAPABILITY) - bias_sum
             ups *= scale_up.to(tl.float32) * unit_of(CODE, CAPABILITY)
+        if RANKS > 0:
+            ax = ax0
+            if SWIGLU:
+                ups += b_rows_up.to(tl.float32) * ax1
+            elif N1 > 0:
+                ax = tl.where(block >= B0 + B1, ax2, tl.where(block >= B0, ax1, ax0))
+            sums += b_rows.to(tl.float32) * ax
         target_rows = first + rows
         kept = rows < count
         following = block + programs
@@ -140,6 +168,13 @@ def persistent_gemv_kernel(
         words, scale = load_rows(matrix, scales, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
         if SWIGLU:
             words_up, scale_up = load_rows(p1, s1, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
+        if RANKS > 0:
+            b_rows = load_ranks(b, following, BLOCKS, quads, RANKS, BLOCK_N)
+            if SWIGLU:
+                b_rows_up = load_ranks(b, BLOCKS + following, 2 * BLOCKS, quads, RANKS, BLOCK_N)
+        if NEXT_RANKS > 0:
+            a_now = a_rows.to(tl.float32)
+            a_rows = load_ranks(next_a, following, BLOCKS, quads, NEXT_RANKS, BLOCK_N)
         before, times = load_epilogue(
             target_rows, kept, residual + batch * SIZE, factor, SIZE, RESIDUAL_INTERLEAVE, HAS_RESIDUAL, HAS_FACTOR
         )
@@ -147,5 +182,11 @@ def persistent_gemv_kernel(
         if SWIGLU:
             total = total * tl.sigmoid(total) * (tl.sum(ups, axis=0) * length)
         target = out + batch * SIZE + offset_of(target_rows, SIZE, OUT_INTERLEAVE)
-        tl.store(target, (before + total * times).to(out.dtype.element_ty), mask=kept)
+        result = (before + total * times).to(out.dtype.element_ty)
+        tl.store(target, result, mask=kept)
+        if NEXT_RANKS > 0:
+            next_parts += a_now * tl.where(kept, result, 0.0).to(tl.float32)[None, :]
+    if NEXT_RANKS > 0:
+        next_copies += batch * SUM_COPIES * NEXT_RANKS
+        add_to_sums(next_copies, program, quads, tl.sum(next_parts, axis=1), next_scale, NEXT_RANKS)
     gdc_launch_dependents(PDL and not EARLY)
