@@ -25,8 +25,8 @@ TARGET_PROGRAMS = 256
 """Programs that a launch should have: about two for each of a large GPU's multiprocessors."""
 
 MAX_SPLITS = 32
-MAX_NEXT_BYTES = 32 * 1024
-"""Size of the following product's A that a program holds, for all query heads of a key head."""
+MAX_NEXT_BYTES = 16 * 1024
+"""Size of the following product's A that a program holds in shared memory, for all query heads of a key head."""
 
 
 @triton.jit
