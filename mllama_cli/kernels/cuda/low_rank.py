@@ -78,7 +78,8 @@ def by_blocks(matrix: Tensor, rows: int) -> Tensor:
 def load_ranks(matrix, block, blocks, ranks, RANKS: tl.constexpr, BLOCK_N: tl.constexpr):
     """Load the numbers [Q, N] of a block's rows at ``ranks`` [Q]; zeros beyond."""
     offset = (block * RANKS + ranks[:, None]) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    return tl.load(matrix + offset, mask=(ranks < RANKS)[:, None] & (block < blocks), other=0.0)
+    there = (ranks < RANKS) & (block + 0 * ranks < blocks)
+    return tl.load(matrix + offset, mask=there[:, None], other=0.0)
 
 
 @triton.jit
