@@ -15,7 +15,6 @@ from mllama_cli.kernels.cuda.attention import (
     Scratch,
     decode_attention,
     following_by_heads,
-    next_width,
     splits_for,
     staged,
 )
@@ -121,8 +120,7 @@ class DecodeStep:
         self.ranks = exchange if isinstance(exchange, VocabularyOfRanks) else None
         self.logits = state.logits if self.ranks is None else buffer(network.lm_head.out_features)
         """Those of the tokens that this rank has."""
-        self._widths = [next_width(layer.attention_out.ranks, heads, kv_heads, dim, dtype) for layer in self.layers]
-        self.scratch = Scratch(batch, heads, dim, splits_for(batch, kv_heads), device, max(self._widths, default=0))
+        self.scratch = Scratch(batch, heads, dim, splits_for(batch, kv_heads), device)
         self.sums, self.after_attention = self._connect_adapters(device)
 
     def _connect_adapters(self, device: torch.device) -> tuple[Tensor, list[Following | None]]:
@@ -138,8 +136,8 @@ class DecodeStep:
         sums = allocate_sums([*chain, self.head], device)
         kv_heads, dim = self.config.num_key_value_heads, self.config.head_dim
         after_attention = [
-            following_by_heads(*layer.attention_out.handed_over(), width, kv_heads, dim) if width else None
-            for layer, width in zip(self.layers, self._widths, strict=True)
+            following_by_heads(*product.handed_over(), kv_heads, dim) if product.ranks else None
+            for product in (layer.attention_out for layer in self.layers)
         ]
         if self.ranks is None:  # results of ranks are not x before they are added up
             for layer, following in zip(self.layers, [*self.layers[1:], None], strict=True):

@@ -25,8 +25,8 @@ TARGET_PROGRAMS = 256
 """Programs that a launch should have: about two for each of a large GPU's multiprocessors."""
 
 MAX_SPLITS = 32
-MAX_NEXT_BYTES = 16 * 1024
-"""Size of the following product's A that a program holds in shared memory, for all query heads of a key head."""
+NEXT_RANKS_AT_ONCE = 16
+"""Ranks of a following product's A that a program holds in registers."""
 
 
 @triton.jit
@@ -52,11 +52,11 @@ def tokens_of(batch, rows, GROUP: tl.constexpr, TOKENS: tl.constexpr):
 @triton.jit(do_not_specialize=["cache_index"])
 def attention_kernel(
     query, key, value, norm, rotation, base, table, strides, limits, partial, partial_max, partial_sum, arrived, out,
-    next_a, next_copies, partial_next, next_scale, eps, scale, query_stride, key_stride, table_stride, cache_index,
+    next_a, next_copies, next_scale, eps, scale, query_stride, key_stride, table_stride, cache_index,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, QUERIES: tl.constexpr,
     DIM: tl.constexpr, HALF: tl.constexpr, SPLITS: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK: tl.constexpr, INTERLEAVE: tl.constexpr, CROSS: tl.constexpr, STORED: tl.constexpr,
-    NEXT_RANKS: tl.constexpr, NEXT_WIDTH: tl.constexpr, PDL: tl.constexpr,
+    NEXT_RANKS: tl.constexpr, NEXT_AT_ONCE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Attend from the query heads of one key head, of TOKENS tokens, to one split of the keys in each program.
 
@@ -65,8 +65,8 @@ def attention_kernel(
 
     Head vectors are handled in halves because the rotation pairs element i with element i + HALF.
 
-    With NEXT_RANKS, padded to NEXT_WIDTH, the product that follows has an adapter. Each program multiplies its own sums
-    by A, which is linear, so that what is to be combined of a head is only longer.
+    The product that follows has NEXT_RANKS, and A here for the elements of a key head's queries, NEXT_AT_ONCE ranks
+    after another.
     """
     head = tl.program_id(0)
     split = tl.program_id(1)
@@ -105,11 +105,6 @@ def attention_kernel(
         return
     if not (CROSS or STORED):  # mostly the only block; the new row is not in it yet and is inserted below
         key_first, key_second, block_values = load_block(keys, values, start, stop, HALF, DIM, BLOCK)
-    if NEXT_RANKS > 0:
-        columns = tl.arange(0, QUERIES * NEXT_WIDTH)
-        next_rank = columns % NEXT_WIDTH
-        a_head = tl.load(next_a + (head * DIM + whole[:, None]) * (QUERIES * NEXT_WIDTH) + columns[None, :])
-        next_copies += batch * SUM_COPIES * NEXT_RANKS
     gdc_wait(PDL)
 
     queries = query + (row * query_stride + (head * GROUP + mate) * DIM)[:, None] + half[None, :]
@@ -165,23 +160,19 @@ def attention_kernel(
         if not (CROSS or STORED):
             key_first, key_second, block_values = load_block(keys, values, block + BLOCK, stop, HALF, DIM, BLOCK)
     HEADS: tl.constexpr = KV_HEADS * GROUP
-    if NEXT_RANKS > 0:  # every head with the columns of A for all heads of the group, of which its own count
-        next_sums = tl.dot(sums.to(element), a_head, input_precision="ieee")
-        own = (columns // NEXT_WIDTH)[None, :] == rows[:, None]
-    if active == 1:  # nothing to combine
+    if NEXT_RANKS > 0:  # by the time the splits are combined it has arrived
+        next_index = tl.arange(0, QUERIES * DIM)[:, None] * NEXT_AT_ONCE + tl.arange(0, NEXT_AT_ONCE)[None, :]
+        next_a += head * (QUERIES * DIM * NEXT_AT_ONCE)
+        a_rows = tl.load(next_a + next_index)
+    if NEXT_RANKS == 0 and active == 1:  # nothing to combine
         index = (head * GROUP + mate)[:, None] * DIM + whole[None, :]
         target = (row * (HEADS * DIM))[:, None] + offset_of(index, HEADS * DIM, INTERLEAVE)
         tl.store(out + target, (sums / total[:, None]).to(element), mask=near[:, None])
-        if NEXT_RANKS > 0:
-            ax = tl.sum(tl.where(own & near[:, None], next_sums / total[:, None], 0.0), axis=0)
-            add_to_sums(next_copies, head, next_rank, ax, next_scale, NEXT_RANKS)
         return
     slots = ((row * KV_HEADS + head) * GROUP + mate) * SPLITS + split
     tl.store(partial_max + slots, largest, mask=near)
     tl.store(partial_sum + slots, total, mask=near)
     tl.store(partial + slots[:, None] * DIM + whole[None, :], sums, mask=near[:, None])
-    if NEXT_RANKS > 0:
-        tl.store(partial_next + slots[:, None] * NEXT_WIDTH + next_rank[None, :], next_sums, mask=own & near[:, None])
 
     # The last split to get here combines all of them.
     tl.debug_barrier()
@@ -194,9 +185,6 @@ def attention_kernel(
         highest = tl.full([QUERIES, 1], float("-inf"), tl.float32)
         denominator = tl.zeros([QUERIES, 1], tl.float32)
         result = tl.zeros([QUERIES, DIM], tl.float32)
-        if NEXT_RANKS > 0:
-            rank = tl.arange(0, NEXT_WIDTH)
-            ax = tl.zeros([QUERIES, NEXT_WIDTH], tl.float32)
         for chunk in range(0, active, CHUNK):
             member = chunk + tl.arange(0, CHUNK)[:, None, None]
             there = (member < active) & there_at_all[None, :, None]
@@ -209,17 +197,21 @@ def attention_kernel(
             shrunk = tl.where(larger > float("-inf"), tl.exp2(highest - larger), 0.0)
             denominator = denominator * shrunk + tl.sum(totals * share, axis=0)
             result = result * shrunk + tl.sum(parts * share, axis=0)
-            if NEXT_RANKS > 0:
-                held = partial_next + (index + member) * NEXT_WIDTH + rank[None, None, :]
-                ax_parts = tl.load(held, mask=there, other=0.0, cache_modifier=".cg")
-                ax = ax * shrunk + tl.sum(ax_parts * share, axis=0)
             highest = larger
         within = (head * GROUP + member_mate)[:, None] * DIM + whole[None, :]
         target = (member_row * (HEADS * DIM))[:, None] + offset_of(within, HEADS * DIM, INTERLEAVE)
-        tl.store(out + target, (result / denominator).to(element), mask=there_at_all[:, None])
+        attended = (result / denominator).to(element)
+        tl.store(out + target, attended, mask=there_at_all[:, None])
         if NEXT_RANKS > 0:
-            ax = tl.sum(tl.where(there_at_all[:, None], ax / denominator, 0.0), axis=0)
-            add_to_sums(next_copies, head, rank, ax, next_scale, NEXT_RANKS)
+            next_copies += batch * SUM_COPIES * NEXT_RANKS
+            written = tl.where(there_at_all[:, None], attended, 0.0).to(tl.float32).reshape(QUERIES * DIM)[:, None]
+            for first_rank in tl.static_range(0, NEXT_RANKS, NEXT_AT_ONCE):
+                if first_rank > 0:
+                    next_a += KV_HEADS * (QUERIES * DIM * NEXT_AT_ONCE)
+                    a_rows = tl.load(next_a + next_index)
+                ax = tl.sum(a_rows.to(tl.float32) * written, axis=0)
+                ranks = first_rank + tl.arange(0, NEXT_AT_ONCE)
+                add_to_sums(next_copies, head, ranks, ax, next_scale, NEXT_RANKS)
         tl.store(counter, 0)
 
 
@@ -288,18 +280,12 @@ def staged(values: object, like: Tensor) -> Tensor:
 
 
 class Scratch:
-    """Partial results of the splits of ``batch`` conversations, and counters of the splits that are done.
+    """Partial results of the splits of ``batch`` conversations, and counters of the splits that are done."""
 
-    ``next_width`` is the largest of the products that follow.
-    """
-
-    def __init__(
-        self, batch: int, heads: int, dim: int, splits: int, device: torch.device, next_width: int = 0
-    ) -> None:
+    def __init__(self, batch: int, heads: int, dim: int, splits: int, device: torch.device) -> None:
         self.sums = torch.empty(batch, heads, splits, dim, dtype=torch.float32, device=device)
         self.largest = torch.empty(batch, heads, splits, dtype=torch.float32, device=device)
         self.total = torch.empty(batch, heads, splits, dtype=torch.float32, device=device)
-        self.following = torch.empty(batch, heads, splits, next_width, dtype=torch.float32, device=device)
         self.arrived = torch.zeros(batch, heads, dtype=torch.int32, device=device)
         self.splits = splits
 
@@ -363,32 +349,26 @@ def decode_attention(
         norm if norm is not None else query, rotation if rotation is not None else query,
         addresses.base, addresses.table, addresses.strides, limits,
         scratch.sums, scratch.largest, scratch.total, scratch.arrived, out,
-        *((out, out) if following is None else (following.a, following.sums.copies)), scratch.following,
+        *((out, out) if following is None else (following.a, following.sums.copies)),
         1.0 if following is None else 1 / following.sums.unit, eps, LOG2_E * dim**-0.5,
         query.stride(0), key.stride(0), addresses.table.stride(0), cache_index,
         kv_heads, group, tokens, max(16, queries), queries, dim, dim // 2, scratch.splits,
         min(scratch.splits, max(16 // tokens, 1)), block,
         out_interleave, rotation is None, stored, 0 if following is None else following.sums.ranks,
-        0 if following is None else following.a.shape[2] // queries, device=device, warps=warps,
+        NEXT_RANKS_AT_ONCE, device=device, warps=warps,
     )  # fmt: skip
 
 
-def next_width(ranks: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype) -> int:
-    """Return how many ranks ``decode_attention`` computes for the product that follows; 0 if there are too many."""
-    width: int = max(triton.next_power_of_2(ranks), 16)
-    columns = width * triton.next_power_of_2(heads // kv_heads)
-    return width if ranks and columns * dim * dtype.itemsize <= MAX_NEXT_BYTES else 0
+def following_by_heads(a: Tensor, sums: Sums, kv_heads: int, dim: int) -> Following:
+    """Return A [ranks, heads * dim] of the product after ``decode_attention``.
 
-
-def following_by_heads(a: Tensor, sums: Sums, width: int, kv_heads: int, dim: int) -> Following:
-    """Return A [ranks, heads * dim] of the product after ``decode_attention``, for ``width`` of ``next_width``.
-
-    It becomes [kv_heads, dim, heads of a group * ranks], both padded to powers of two.
+    It becomes [times, kv_heads, queries * dim, NEXT_RANKS_AT_ONCE], with queries padded to a power of two.
     """
-    group = a.shape[1] // (kv_heads * dim)
-    by_head = a.view(-1, kv_heads, group, dim)
-    padded = F.pad(by_head, (0, 0, 0, triton.next_power_of_2(group) - group, 0, 0, 0, width - a.shape[0]))
-    return Following(padded.permute(1, 3, 2, 0).flatten(2).contiguous(), sums)
+    queries = triton.next_power_of_2(a.shape[1] // (kv_heads * dim))
+    by_head = a.view(a.shape[0], kv_heads, -1, dim)
+    more = (0, 0, 0, queries - by_head.shape[2], 0, 0, 0, -a.shape[0] % NEXT_RANKS_AT_ONCE)
+    padded = F.pad(by_head, more).unflatten(0, (-1, NEXT_RANKS_AT_ONCE)).flatten(3)
+    return Following(padded.permute(0, 2, 3, 1).contiguous(), sums)
 
 
 def store_rows(

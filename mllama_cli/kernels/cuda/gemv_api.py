@@ -30,6 +30,8 @@ class GemvTile:
     warps: int
     programs: int = 0
     """Persistent programs for each multiprocessor; 0: one program for each tile."""
+    registers: int | None = None
+    """The most that a thread may use."""
 
 
 def supports(weight: Tensor | PackedWeight) -> bool:
@@ -106,12 +108,12 @@ def gemv(
             programs = min(blocks, tile.programs * multiprocessors(x.device))
             launch(
                 persistent_gemv_kernel, (programs, x.shape[0]), *operands, programs, *form,
-                device=x.device, warps=tile.warps, CAPABILITY=capability(x.device), **flags,
+                device=x.device, warps=tile.warps, registers=tile.registers, CAPABILITY=capability(x.device), **flags,
             )  # fmt: skip
         else:
             launch(
                 packed_gemv_kernel, grid, *operands, *form,
-                device=x.device, warps=tile.warps, CAPABILITY=capability(x.device), **flags,
+                device=x.device, warps=tile.warps, registers=tile.registers, CAPABILITY=capability(x.device), **flags,
             )  # fmt: skip
     else:
         plain = [*weights, *[first] * (3 - len(weights))]

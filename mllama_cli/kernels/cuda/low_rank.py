@@ -75,11 +75,10 @@ def by_blocks(matrix: Tensor, rows: int) -> Tensor:
 
 
 @triton.jit
-def load_ranks(matrix, block, blocks, ranks, RANKS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Load the numbers [Q, N] of a block's rows at ``ranks`` [Q]; zeros beyond."""
+def load_ranks(matrix, block, ranks, RANKS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Load the numbers [Q, N] of a block's rows at ``ranks`` [Q]; zeros beyond RANKS."""
     offset = (block * RANKS + ranks[:, None]) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    there = (ranks < RANKS) & (block + 0 * ranks < blocks)
-    return tl.load(matrix + offset, mask=there[:, None], other=0.0)
+    return tl.load(matrix + offset, mask=(ranks < RANKS)[:, None], other=0.0)
 
 
 @triton.jit

@@ -62,11 +62,11 @@ def packed_gemv_kernel(
             scale_up = tl.load(s1 + which, mask=live, other=0.0).to(tl.float32) * unit_of(CODE, CAPABILITY)
         if begin == 0:
             if RANKS > 0:
-                b_rows = load_ranks(b, block, BLOCKS, quads, RANKS, BLOCK_N)
+                b_rows = load_ranks(b, block, quads, RANKS, BLOCK_N)
                 if SWIGLU:
-                    b_rows_up = load_ranks(b, BLOCKS + block, 2 * BLOCKS, quads, RANKS, BLOCK_N)
+                    b_rows_up = load_ranks(b, BLOCKS + block, quads, RANKS, BLOCK_N)
             if NEXT_RANKS > 0:
-                a_rows = load_ranks(next_a, block, BLOCKS, quads, NEXT_RANKS, BLOCK_N)
+                a_rows = load_ranks(next_a, block, quads, NEXT_RANKS, BLOCK_N)
             gdc_wait(PDL)
             before, times = load_epilogue(
                 first + rows, kept, residual + batch * SIZE, factor, SIZE, RESIDUAL_INTERLEAVE, HAS_RESIDUAL, HAS_FACTOR
@@ -107,10 +107,10 @@ def packed_gemv_kernel(
         for begin in tl.static_range(BLOCK_Q, RANKS, BLOCK_Q):
             ranks = begin + quads
             ax = load_sums(copies, ranks, unit, RANKS, TOTAL)
-            sums += load_ranks(b, block, BLOCKS, ranks, RANKS, BLOCK_N).to(tl.float32) * ax[:, None]
+            sums += load_ranks(b, block, ranks, RANKS, BLOCK_N).to(tl.float32) * ax[:, None]
             if SWIGLU:
                 ax_up = load_sums(copies + RANKS, ranks, unit, RANKS, TOTAL)
-                b_more = load_ranks(b, BLOCKS + block, 2 * BLOCKS, ranks, RANKS, BLOCK_N)
+                b_more = load_ranks(b, BLOCKS + block, ranks, RANKS, BLOCK_N)
                 ups += b_more.to(tl.float32) * ax_up[:, None]
     squares = tl.sum(square_sums)
     total = tl.sum(sums, axis=0)
@@ -123,9 +123,9 @@ def packed_gemv_kernel(
     tl.store(target, result, mask=kept)
     if NEXT_RANKS > 0:
         next_copies += batch * SUM_COPIES * NEXT_RANKS
-        written = tl.where(kept, result, 0.0).to(tl.float32)[None, :]
+        written = (result if EVEN else tl.where(kept, result, 0.0)).to(tl.float32)[None, :]
         for begin in tl.static_range(0, NEXT_RANKS, BLOCK_Q):
             if begin > 0:
-                a_rows = load_ranks(next_a, block, BLOCKS, begin + quads, NEXT_RANKS, BLOCK_N)
+                a_rows = load_ranks(next_a, block, begin + quads, NEXT_RANKS, BLOCK_N)
             parts = tl.sum(a_rows.to(tl.float32) * written, axis=1)
             add_to_sums(next_copies, block, begin + quads, parts, next_scale, NEXT_RANKS)

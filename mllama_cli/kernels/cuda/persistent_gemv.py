@@ -82,6 +82,7 @@ def persistent_gemv_kernel(
     QUADS_A_GROUP: tl.constexpr = GROUP * BITS // 128
     EXACT: tl.constexpr = x.dtype.element_ty != tl.bfloat16
     GROUPS: tl.constexpr = K // GROUP
+    EVEN: tl.constexpr = N0 % BLOCK_N == 0 and N1 % BLOCK_N == 0 and N2 % BLOCK_N == 0
     TOTAL: tl.constexpr = RANKS * (1 + (N1 > 0) + (N2 > 0))
     quads = tl.arange(0, BLOCK_Q)
     matrix, first, count, start = select_matrix(program, p0, p1, p2, N0, N1, N2, BLOCK_N, SWIGLU)
@@ -91,11 +92,11 @@ def persistent_gemv_kernel(
     if SWIGLU:
         words_up, scale_up = load_rows(p1, s1, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
     if RANKS > 0:
-        b_rows = load_ranks(b, program, BLOCKS, quads, RANKS, BLOCK_N)
+        b_rows = load_ranks(b, program, quads, RANKS, BLOCK_N)
         if SWIGLU:
-            b_rows_up = load_ranks(b, BLOCKS + program, 2 * BLOCKS, quads, RANKS, BLOCK_N)
+            b_rows_up = load_ranks(b, BLOCKS + program, quads, RANKS, BLOCK_N)
     if NEXT_RANKS > 0:
-        a_rows = load_ranks(next_a, program, BLOCKS, quads, NEXT_RANKS, BLOCK_N)
+        a_rows = load_ranks(next_a, program, quads, NEXT_RANKS, BLOCK_N)
         next_parts = tl.zeros([BLOCK_Q, BLOCK_N], tl.float32)
     within = quads[:, None, None] * 4 + tl.arange(0, 4)[None, None, :]
     here = (quads < QUADS)[:, None, None] & (within >= 0)
@@ -168,13 +169,14 @@ def persistent_gemv_kernel(
         words, scale = load_rows(matrix, scales, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
         if SWIGLU:
             words_up, scale_up = load_rows(p1, s1, rows, count, quads, WORDS, GROUPS, QUADS, QUADS_A_GROUP)
+        there = tl.minimum(following, BLOCKS - 1)  # the last time, nothing uses what is loaded
         if RANKS > 0:
-            b_rows = load_ranks(b, following, BLOCKS, quads, RANKS, BLOCK_N)
+            b_rows = load_ranks(b, there, quads, RANKS, BLOCK_N)
             if SWIGLU:
-                b_rows_up = load_ranks(b, BLOCKS + following, 2 * BLOCKS, quads, RANKS, BLOCK_N)
+                b_rows_up = load_ranks(b, BLOCKS + there, quads, RANKS, BLOCK_N)
         if NEXT_RANKS > 0:
             a_now = a_rows.to(tl.float32)
-            a_rows = load_ranks(next_a, following, BLOCKS, quads, NEXT_RANKS, BLOCK_N)
+            a_rows = load_ranks(next_a, there, quads, NEXT_RANKS, BLOCK_N)
         before, times = load_epilogue(
             target_rows, kept, residual + batch * SIZE, factor, SIZE, RESIDUAL_INTERLEAVE, HAS_RESIDUAL, HAS_FACTOR
         )
@@ -185,7 +187,7 @@ def persistent_gemv_kernel(
         result = (before + total * times).to(out.dtype.element_ty)
         tl.store(target, result, mask=kept)
         if NEXT_RANKS > 0:
-            next_parts += a_now * tl.where(kept, result, 0.0).to(tl.float32)[None, :]
+            next_parts += a_now * (result if EVEN else tl.where(kept, result, 0.0)).to(tl.float32)[None, :]
     if NEXT_RANKS > 0:
         next_copies += batch * SUM_COPIES * NEXT_RANKS
         add_to_sums(next_copies, program, quads, tl.sum(next_parts, axis=1), next_scale, NEXT_RANKS)
