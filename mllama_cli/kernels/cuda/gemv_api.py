@@ -31,7 +31,7 @@ class GemvTile:
     programs: int = 0
     """Persistent programs for each multiprocessor; 0: one program for each tile."""
     registers: int | None = None
-    """The most that a thread may use."""
+    """The most that a thread may use, where more would let fewer programs run at once."""
 
 
 def supports(weight: Tensor | PackedWeight) -> bool:
@@ -141,7 +141,8 @@ def choose_gemv_tile(weight: Tensor | PackedWeight, shapes: Sequence[tuple[int, 
     quads = triton.next_power_of_2(size_in * weight.bits // 128)
     long, small, decoded = size_in > 4096, rows <= 4096, weight.code != "int"
     if quads <= 256 and weight.bits == 4 and swiglu:
-        return GemvTile(2, quads, max(1, quads // 32), programs=(640 if decoded else 1024) // quads)
+        programs, registers = (640, None) if decoded else (1024, 96)
+        return GemvTile(2, quads, max(1, quads // 32), programs // quads, registers)
     if quads <= 256 and weight.bits == 8 and decoded and swiglu:
         return GemvTile(2, quads, max(1, quads // 64), programs=1024 // quads)
     if quads <= 256 and decoded and 4096 < rows <= 65536:
@@ -155,5 +156,6 @@ def choose_gemv_tile(weight: Tensor | PackedWeight, shapes: Sequence[tuple[int, 
     elif weight.bits == 8:
         tile = GemvTile(4, 256, 4) if swiglu or long else GemvTile(4, 128, 4) if small else GemvTile(8, 128, 4)
     else:
-        tile = GemvTile(16, 128, 4) if rows > 65536 else GemvTile(4, 128, 4)
+        registers = 128 if long else 64 if small else 72  # with adapters no more than without
+        tile = GemvTile(16, 128, 4) if rows > 65536 else GemvTile(4, 128, 4, registers=registers)
     return tile if quads >= tile.columns else GemvTile(tile.rows, quads, max(1, tile.warps * quads // tile.columns))

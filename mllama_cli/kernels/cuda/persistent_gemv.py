@@ -180,9 +180,11 @@ def persistent_gemv_kernel(
         before, times = load_epilogue(
             target_rows, kept, residual + batch * SIZE, factor, SIZE, RESIDUAL_INTERLEAVE, HAS_RESIDUAL, HAS_FACTOR
         )
-        total = tl.sum(sums, axis=0) * length
-        if SWIGLU:
-            total = total * tl.sigmoid(total) * (tl.sum(ups, axis=0) * length)
+        if SWIGLU:  # one sum over the program's threads for both
+            total, up = tl.split(tl.sum(tl.join(sums, ups), axis=0) * length)
+            total = total * tl.sigmoid(total) * up
+        else:
+            total = tl.sum(sums, axis=0) * length
         target = out + batch * SIZE + offset_of(target_rows, SIZE, OUT_INTERLEAVE)
         result = (before + total * times).to(out.dtype.element_ty)
         tl.store(target, result, mask=kept)
