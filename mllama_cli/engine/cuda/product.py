@@ -55,7 +55,7 @@ class Product:
             a, b = _changes(modules, norm)
             self._a, self._ranks = interleave(a, self.form), a.shape[0]
             if b.shape[1] > self._tile.columns:  # too many for a persistent program's registers
-                self._tile = replace(self._tile, programs=0)
+                self._tile = replace(self._tile, programs=0, registers=None)
             self._b = torch.cat(
                 [by_blocks(rows, self._tile.rows) for rows in b.split([weight.shape[0] for weight in self.weights])]
             )
