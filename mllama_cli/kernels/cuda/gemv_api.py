@@ -75,7 +75,8 @@ def gemv(
         assert in_interleave == interleave_factor(first)
         assert all((w.bits, w.group_size, w.code) == (first.bits, first.group_size, first.code) for w in packed)
     else:
-        assert change is following is None
+        assert change is None
+        assert following is None
         packed = []
     shapes = [(w.shape[0], w.shape[1]) for w in weights]
     size_in = shapes[0][1]

@@ -38,7 +38,8 @@ class Sums:
     @staticmethod
     def size(batch: int, ranks: int) -> int:
         """Return how many integers the sums of ``batch`` rows take, in whole cache lines."""
-        return -(-batch * SUM_COPIES.value * ranks // 16) * 16
+        size: int = -(-batch * SUM_COPIES.value * ranks // 16) * 16
+        return size
 
     @classmethod
     def of(cls, a: Tensor, batch: int, memory: Tensor) -> Self:
@@ -71,7 +72,9 @@ class Following:
 
 def by_blocks(matrix: Tensor, rows: int) -> Tensor:
     """Return [n, ranks] as [blocks, ranks, rows]: what a program reads, adjacent. The last rows may be zeros."""
-    return F.pad(matrix, (0, 0, 0, -matrix.shape[0] % rows)).unflatten(0, (-1, rows)).transpose(1, 2).contiguous()
+    padded = F.pad(matrix, (0, 0, 0, -matrix.shape[0] % rows))
+    blocks: Tensor = padded.unflatten(0, (-1, rows))
+    return blocks.transpose(1, 2).contiguous()
 
 
 @triton.jit
