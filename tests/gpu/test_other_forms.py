@@ -70,11 +70,13 @@ def write_adapter(folder: Path, network: torch.nn.Module, rank: int = 8) -> Path
     return folder
 
 
-@pytest.mark.parametrize("name", ["W4A16", "nf4 double", "FP8_DYNAMIC"])
-def test_an_adapter_over_packed_weights(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "rank"), [("W4A16", 8), ("W4A16", 40), ("nf4 double", 8), ("FP8_DYNAMIC", 8), ("FP8_DYNAMIC", 16)]
+)
+def test_an_adapter_over_packed_weights(name: str, rank: int, tmp_path: Path) -> None:
     made, _ = stored_as(name, tmp_path)
     plain = load(made, device="cuda", dtype="bfloat16", vision=True)
-    adapter = write_adapter(tmp_path / "adapter", plain.network)
+    adapter = write_adapter(tmp_path / "adapter", plain.network, rank)
     engine = load(made, device="cuda", dtype="bfloat16", vision=True, adapters=adapter)
     assert any(isinstance(module, AdaptedLinear) for module in engine.network.modules())
     ask = Conversation.ask("What?", (picture("red"),))

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mllama_cli.engine.cuda.product import Product
+from mllama_cli.engine.cuda.product import Product, allocate_sums
 from mllama_cli.engine.forward import Network
 from mllama_cli.engine.parallel.exchange import VocabularyOfRanks
 from mllama_cli.kernels.cuda.addresses import Addresses, staged
-from mllama_cli.kernels.cuda.attention import Scratch, decode_attention, splits_for
+from mllama_cli.kernels.cuda.attention import Scratch, decode_attention, following_by_heads, splits_for
 from mllama_cli.kernels.cuda.embed_argmax import embed
+from mllama_cli.kernels.cuda.low_rank import Following
 from mllama_cli.model.cache import LayerKV
 from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer, MllamaSelfAttentionDecoderLayer
 
@@ -76,8 +77,6 @@ class _Layer:
     attention_out: Product
     mlp_in: Product
     mlp_out: Product
-    attention_norm: Tensor
-    mlp_norm: Tensor
     query_norm: Tensor | None = None
     attention_gate: Tensor | None = None
     mlp_gate: Tensor | None = None
@@ -91,13 +90,13 @@ class DecodeStep:
         self.state, self.config, self.model = state, config, model
         batch = state.tokens.shape[0]
         device, dtype = state.tokens.device, state.logits.dtype
-        self.head = Product([network.lm_head], batch, dtype)
+        eps = config.rms_norm_eps
+        self.head = Product([network.lm_head], batch, dtype, norm=model.norm.weight, eps=eps)
         self.layers: list[_Layer] = []
         for layer in model.layers:
             assert isinstance(layer, MllamaSelfAttentionDecoderLayer | MllamaCrossAttentionDecoderLayer)
             if with_images or isinstance(layer, MllamaSelfAttentionDecoderLayer):
-                self.layers.append(_layer(layer, batch, dtype))
-        self.head_norm = self.head.norm(model.norm.weight)
+                self.layers.append(_layer(layer, batch, dtype, eps))
         heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
 
         def buffer(size: int) -> Tensor:
@@ -111,16 +110,42 @@ class DecodeStep:
         self.inner = buffer(config.intermediate_size)
         self.rotation = torch.empty(batch, 2, dim // 2, dtype=torch.float32, device=device)
         self.frequencies = model.frequencies(device)
-        self.scratch = Scratch(batch, heads, dim, splits_for(batch, kv_heads), device)
         exchange = network.lm_head.exchange
         self.ranks = exchange if isinstance(exchange, VocabularyOfRanks) else None
         self.logits = state.logits if self.ranks is None else buffer(network.lm_head.out_features)
         """Those of the tokens that this rank has."""
+        self.scratch = Scratch(batch, heads, dim, splits_for(batch, kv_heads), device)
+        self.sums, self.after_attention = self._connect_adapters(device)
+
+    def _connect_adapters(self, device: torch.device) -> tuple[Tensor, list[Following | None]]:
+        """Let kernels compute A x of adapters where they make x.
+
+        Return the sums of all adapters, and what attention computes in each layer.
+        """
+        chain = [
+            product
+            for layer in self.layers
+            for product in (layer.attention_in, layer.attention_out, layer.mlp_in, layer.mlp_out)
+        ]
+        sums = allocate_sums([*chain, self.head], device)
+        kv_heads, dim = self.config.num_key_value_heads, self.config.head_dim
+        after_attention = [
+            following_by_heads(*product.handed_over(), kv_heads, dim) if product.ranks else None
+            for product in (layer.attention_out for layer in self.layers)
+        ]
+        if self.ranks is None:  # results of ranks are not x before they are added up
+            for layer, following in zip(self.layers, [*self.layers[1:], None], strict=True):
+                layer.attention_out.feed(layer.mlp_in)
+                layer.mlp_in.feed(layer.mlp_out)
+                layer.mlp_out.feed(self.head if following is None else following.attention_in)
+        return sums, after_attention
 
     def run(self) -> None:
         """Compute state.logits after state.tokens at state.positions; store their keys and values in the caches."""
         state, eps = self.state, self.config.rms_norm_eps
         x, y = self.residual
+        if self.sums.numel():
+            self.sums.zero_()
         first = self.layers[0].attention_in if self.layers else self.head
         table = self.model.embed_tokens.weight.detach()
         embed(state.tokens, state.positions, table, self.frequencies, x, self.rotation, first.form)
@@ -128,27 +153,27 @@ class DecodeStep:
             following = self.layers[index + 1].attention_in if index + 1 < len(self.layers) else self.head
             form, mlp_form, down_form = layer.attention_in.form, layer.mlp_in.form, layer.mlp_out.form
             projected = self.query if layer.cross else self.projected
-            layer.attention_in.multiply(x, projected, norm=layer.attention_norm, eps=eps)
+            layer.attention_in.multiply(x, projected)
             query, key, value = (projected, None, None) if layer.cross else self.qkv
             caches, visible = (state.cross_attn, state.ranges) if layer.cross else (state.self_attn, state.positions)
             decode_attention(
                 query, self.attended, self.scratch, caches, visible, cache_index=layer.cache_index,
                 kv_heads=self.config.num_key_value_heads, dim=self.config.head_dim, key=key, value=value,
                 rotation=None if layer.cross else self.rotation, norm=layer.query_norm, eps=eps,
-                out_interleave=layer.attention_out.form,
+                out_interleave=layer.attention_out.form, following=self.after_attention[index],
             )  # fmt: skip
             layer.attention_out.multiply(
                 self.attended, y, residual=self._once(x), factor=layer.attention_gate,
                 out_interleave=mlp_form, residual_interleave=form,
             )  # fmt: skip
             self._add_up(y)
-            layer.mlp_in.multiply(y, self.inner, norm=layer.mlp_norm, eps=eps, swiglu=True, out_interleave=down_form)
+            layer.mlp_in.multiply(y, self.inner, out_interleave=down_form)
             layer.mlp_out.multiply(
                 self.inner, x, residual=self._once(y), factor=layer.mlp_gate,
                 out_interleave=following.form, residual_interleave=mlp_form,
             )  # fmt: skip
             self._add_up(x)
-        self.head.multiply(x, self.logits, norm=self.head_norm, eps=eps)
+        self.head.multiply(x, self.logits)
         if self.ranks is not None:
             state.logits.copy_(self.ranks.gathered(self.logits))
 
@@ -162,7 +187,10 @@ class DecodeStep:
 
 
 def _layer(
-    layer: MllamaSelfAttentionDecoderLayer | MllamaCrossAttentionDecoderLayer, batch: int, dtype: torch.dtype
+    layer: MllamaSelfAttentionDecoderLayer | MllamaCrossAttentionDecoderLayer,
+    batch: int,
+    dtype: torch.dtype,
+    eps: float,
 ) -> _Layer:
     query_norm = attention_gate = mlp_gate = None
     if isinstance(layer, MllamaCrossAttentionDecoderLayer):
@@ -173,17 +201,14 @@ def _layer(
     else:
         attention = layer.self_attn
         inputs, output = [attention.q_proj, attention.k_proj, attention.v_proj], attention.o_proj
-    attention_in = Product(inputs, batch, dtype)
-    mlp_in = Product([layer.mlp.gate_proj, layer.mlp.up_proj], batch, dtype)
+    mlp, mlp_norm = layer.mlp, layer.post_attention_layernorm.weight
     return _Layer(
         cache_index=layer.cache_index,
         cross=isinstance(layer, MllamaCrossAttentionDecoderLayer),
-        attention_in=attention_in,
+        attention_in=Product(inputs, batch, dtype, norm=layer.input_layernorm.weight, eps=eps),
         attention_out=Product([output], batch, dtype),
-        mlp_in=mlp_in,
-        mlp_out=Product([layer.mlp.down_proj], batch, dtype),
-        attention_norm=attention_in.norm(layer.input_layernorm.weight),
-        mlp_norm=mlp_in.norm(layer.post_attention_layernorm.weight),
+        mlp_in=Product([mlp.gate_proj, mlp.up_proj], batch, dtype, norm=mlp_norm, eps=eps, swiglu=True),
+        mlp_out=Product([mlp.down_proj], batch, dtype),
         query_norm=query_norm,
         attention_gate=attention_gate,
         mlp_gate=mlp_gate,

@@ -9,6 +9,7 @@ grow, other images and other conversations:
 """
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -16,12 +17,15 @@ from torch import Tensor
 from mllama_cli.kernels.cuda.addresses import Addresses
 from mllama_cli.kernels.cuda.launch import gdc_wait, launch
 from mllama_cli.kernels.cuda.layout import offset_of
+from mllama_cli.kernels.cuda.low_rank import SUM_COPIES, Following, Sums, add_to_sums
 
 LOG2_E = 1.4426950408889634
 TARGET_PROGRAMS = 256
 """Programs that a launch should have: about two for each of a large GPU's multiprocessors."""
 
 MAX_SPLITS = 32
+NEXT_RANKS_AT_ONCE = 16
+"""Ranks of a following product's A that a program holds in registers."""
 
 
 @triton.jit
@@ -47,11 +51,11 @@ def tokens_of(batch, rows, GROUP: tl.constexpr, TOKENS: tl.constexpr):
 @triton.jit(do_not_specialize=["cache_index"])
 def attention_kernel(
     query, key, value, norm, rotation, base, table, strides, limits, partial, partial_max, partial_sum, arrived, out,
-    eps, scale, query_stride, key_stride, table_stride, cache_index,
+    next_a, next_copies, next_scale, eps, scale, query_stride, key_stride, table_stride, cache_index,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, QUERIES: tl.constexpr,
     DIM: tl.constexpr, HALF: tl.constexpr, SPLITS: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK: tl.constexpr, INTERLEAVE: tl.constexpr, CROSS: tl.constexpr, STORED: tl.constexpr,
-    PDL: tl.constexpr,
+    NEXT_RANKS: tl.constexpr, NEXT_AT_ONCE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Attend from the query heads of one key head, of TOKENS tokens, to one split of the keys in each program.
 
@@ -59,6 +63,9 @@ def attention_kernel(
     would delay the keys and values here.
 
     Head vectors are handled in halves because the rotation pairs element i with element i + HALF.
+
+    The product that follows has NEXT_RANKS, and A here for the elements of a key head's queries, NEXT_AT_ONCE ranks
+    after another.
     """
     head = tl.program_id(0)
     split = tl.program_id(1)
@@ -152,7 +159,11 @@ def attention_kernel(
         if not (CROSS or STORED):
             key_first, key_second, block_values = load_block(keys, values, block + BLOCK, stop, HALF, DIM, BLOCK)
     HEADS: tl.constexpr = KV_HEADS * GROUP
-    if active == 1:  # nothing to combine
+    if NEXT_RANKS > 0:  # by the time the splits are combined it has arrived
+        next_index = tl.arange(0, QUERIES * DIM)[:, None] * NEXT_AT_ONCE + tl.arange(0, NEXT_AT_ONCE)[None, :]
+        next_a += head * (QUERIES * DIM * NEXT_AT_ONCE)
+        a_rows = tl.load(next_a + next_index)
+    if NEXT_RANKS == 0 and active == 1:  # nothing to combine
         index = (head * GROUP + mate)[:, None] * DIM + whole[None, :]
         target = (row * (HEADS * DIM))[:, None] + offset_of(index, HEADS * DIM, INTERLEAVE)
         tl.store(out + target, (sums / total[:, None]).to(element), mask=near[:, None])
@@ -188,7 +199,18 @@ def attention_kernel(
             highest = larger
         within = (head * GROUP + member_mate)[:, None] * DIM + whole[None, :]
         target = (member_row * (HEADS * DIM))[:, None] + offset_of(within, HEADS * DIM, INTERLEAVE)
-        tl.store(out + target, (result / denominator).to(element), mask=there_at_all[:, None])
+        attended = (result / denominator).to(element)
+        tl.store(out + target, attended, mask=there_at_all[:, None])
+        if NEXT_RANKS > 0:
+            next_copies += batch * SUM_COPIES * NEXT_RANKS
+            written = tl.where(there_at_all[:, None], attended, 0.0).to(tl.float32).reshape(QUERIES * DIM)[:, None]
+            for first_rank in tl.static_range(0, NEXT_RANKS, NEXT_AT_ONCE):
+                if first_rank > 0:
+                    next_a += KV_HEADS * (QUERIES * DIM * NEXT_AT_ONCE)
+                    a_rows = tl.load(next_a + next_index)
+                ax = tl.sum(a_rows.to(tl.float32) * written, axis=0)
+                ranks = first_rank + tl.arange(0, NEXT_AT_ONCE)
+                add_to_sums(next_copies, head, ranks, ax, next_scale, NEXT_RANKS)
         tl.store(counter, 0)
 
 
@@ -259,6 +281,7 @@ def decode_attention(
     norm: Tensor | None = None,
     eps: float = 0.0,
     out_interleave: int = 1,
+    following: Following | None = None,
     block: int | None = None,
     warps: int = 4,
 ) -> None:
@@ -269,7 +292,7 @@ def decode_attention(
     one conversation in the same launch would miss each other's keys: ``store_rows`` first, then ``stored``.
     Cross-attention takes ``query`` before its ``norm``; ``tokens`` successive rows, up to ``tokens_together``, of one
     conversation read its keys and values together, each with limits of its own. Rows may have any stride, keys the same
-    as values.
+    as values. ``following`` is that of ``following_by_heads``, for single tokens.
     """
     heads = out.shape[1] // dim
     batch, device = out.shape[0], out.device
@@ -281,16 +304,32 @@ def decode_attention(
     assert key.stride(0) == value.stride(0)
     if block is None:  # several blocks are in flight at a time, in 100 KiB of a multiprocessor's memory
         block = 128 // out.element_size()
+    assert following is None or tokens == 1
     launch(
         attention_kernel, (kv_heads, scratch.splits, batch // tokens), query, key, value,
         norm if norm is not None else query, rotation if rotation is not None else query,
         addresses.base, addresses.table, addresses.strides, limits,
-        scratch.sums, scratch.largest, scratch.total, scratch.arrived, out, eps, LOG2_E * dim**-0.5,
+        scratch.sums, scratch.largest, scratch.total, scratch.arrived, out,
+        *((out, out) if following is None else (following.a, following.sums.copies)),
+        1.0 if following is None else 1 / following.sums.unit, eps, LOG2_E * dim**-0.5,
         query.stride(0), key.stride(0), addresses.table.stride(0), cache_index,
         kv_heads, group, tokens, max(16, queries), queries, dim, dim // 2, scratch.splits,
         min(scratch.splits, max(16 // tokens, 1)), block,
-        out_interleave, rotation is None, stored, device=device, warps=warps,
+        out_interleave, rotation is None, stored, 0 if following is None else following.sums.ranks,
+        NEXT_RANKS_AT_ONCE, device=device, warps=warps,
     )  # fmt: skip
+
+
+def following_by_heads(a: Tensor, sums: Sums, kv_heads: int, dim: int) -> Following:
+    """Return A [ranks, heads * dim] of the product after ``decode_attention``.
+
+    It becomes [times, kv_heads, queries * dim, NEXT_RANKS_AT_ONCE], with queries padded to a power of two.
+    """
+    queries = triton.next_power_of_2(a.shape[1] // (kv_heads * dim))
+    by_head = a.view(a.shape[0], kv_heads, -1, dim)
+    more = (0, 0, 0, queries - by_head.shape[2], 0, 0, 0, -a.shape[0] % NEXT_RANKS_AT_ONCE)
+    padded = F.pad(by_head, more).unflatten(0, (-1, NEXT_RANKS_AT_ONCE)).flatten(3)
+    return Following(padded.permute(0, 2, 3, 1).contiguous(), sums)
 
 
 def store_rows(

@@ -33,6 +33,23 @@ def select_matrix(
     return matrix, first, count, start
 
 
+@triton.constexpr_function
+def blocks_of(n0, n1, n2, block_n, swiglu):
+    """Return how many blocks of rows the matrices have."""
+    return sum(-(-n // block_n) for n in ((n0,) if swiglu else (n0, n1, n2)))
+
+
+@triton.jit
+def matrix_index(block, N0: tl.constexpr, N1: tl.constexpr, BLOCK_N: tl.constexpr, SWIGLU: tl.constexpr):
+    """Return the index of the matrix that ``select_matrix`` returns."""
+    if SWIGLU or N1 == 0:
+        return 0
+    else:
+        B0: tl.constexpr = (N0 + BLOCK_N - 1) // BLOCK_N
+        B1: tl.constexpr = (N1 + BLOCK_N - 1) // BLOCK_N
+        return (block >= B0).to(tl.int32) + (block >= B0 + B1).to(tl.int32)
+
+
 @triton.jit
 def load_epilogue(
     rows, kept, residual, factor,

@@ -17,6 +17,7 @@ from mllama_cli.kernels.codes import TABLES
 from mllama_cli.kernels.cuda.gemv import gemv_kernel
 from mllama_cli.kernels.cuda.launch import capability, launch, multiprocessors
 from mllama_cli.kernels.cuda.layout import interleave_factor
+from mllama_cli.kernels.cuda.low_rank import Change, Following
 from mllama_cli.kernels.cuda.packed_gemv import packed_gemv_kernel
 from mllama_cli.kernels.cuda.persistent_gemv import persistent_gemv_kernel
 from mllama_cli.kernels.packed import PackedWeight
@@ -31,10 +32,10 @@ class GemvTile:
     warps: int
     programs: int = 0
     """Persistent programs for each multiprocessor; 0: one program for each tile."""
-
+    registers: int | None = None
+    """The most that a thread may use, where more would let fewer programs run at once."""
     pairs: bool = False
     """Whether 16-bit activations look up two codes of a table at a time, in shared memory."""
-
     ahead: bool = False
     """Whether a persistent program with pairs loads its next rows before it multiplies, which takes registers."""
 
@@ -61,12 +62,17 @@ def gemv(
     out_interleave: int = 1,
     residual_interleave: int = 1,
     tile: GemvTile | None = None,
+    change: Change | None = None,
+    following: Following | None = None,
 ) -> None:
     """Write residual + factor * (RMSNorm(x [B, in]) @ W.T) to out [B, rows of W], W being up to three matrices stacked.
 
     With ``swiglu`` there are two matrices, and the product is silu(x @ first.T) * (x @ second.T). ``factor`` is one
     float32 number. ``norm`` is interleaved as x is. Weights are all plain or all packed alike. Every row of x reads the
     weights again, so this is for one row or very few.
+
+    Packed matrices may have a ``change``, which is added to their products, and add to the sums of a ``following``
+    product what ``out`` gives. Both are made for the rows of ``tile``.
     """
     first = weights[0]
     if isinstance(first, PackedWeight):
@@ -74,14 +80,15 @@ def gemv(
         assert len(packed) == len(weights)
         assert in_interleave == interleave_factor(first)
         assert all((w.bits, w.group_size, w.code) == (first.bits, first.group_size, first.code) for w in packed)
-        shapes = [w.shape for w in packed]
     else:
+        assert change is None
+        assert following is None
         packed = []
-        shapes = [(w.shape[0], w.shape[1]) for w in weights]
+    shapes = [(w.shape[0], w.shape[1]) for w in weights]
     size_in = shapes[0][1]
     rows = [shape[0] for shape in shapes] + [0] * (3 - len(shapes))
     if tile is None:
-        tile = choose_gemv_tile(first, shapes, swiglu)
+        tile = gemv_tile(weights, swiglu)
     blocks = triton.cdiv(rows[0], tile.rows) if swiglu else sum(triton.cdiv(r, tile.rows) for r in rows)
     flags = {
         "OUT_INTERLEAVE": out_interleave, "RESIDUAL_INTERLEAVE": residual_interleave, "SWIGLU": swiglu,
@@ -95,18 +102,28 @@ def gemv(
         words = [w.packed for w in packed] + [first.packed] * (3 - len(packed))
         scales = [w.scale for w in packed] + [first.scale] * (3 - len(packed))
         pairs = tile.pairs and first.code in TABLES and x.dtype != torch.float32
+        adapters = (
+            *((x, x, 1.0) if change is None else (change.b, change.sums.copies, change.sums.unit)),
+            *((x, x, 1.0) if following is None else (following.a, following.sums.copies, 1 / following.sums.unit)),
+        )  # fmt: skip
+        flags |= {
+            "RANKS": 0 if change is None else change.sums.ranks // len(weights),
+            "NEXT_RANKS": 0 if following is None else following.sums.ranks,
+        }
+        operands = (*around, *words, *scales, out, *adapters, eps)
         form = (*shape, first.bits, first.code, first.group_size, tile.rows, tile.columns)
         if tile.programs:
             programs = min(blocks, tile.programs * multiprocessors(x.device))
             launch(
-                persistent_gemv_kernel, (programs, x.shape[0]), *around, *words, *scales, out, eps, programs, *form,
-                device=x.device, warps=tile.warps, CAPABILITY=capability(x.device), PAIRS=pairs,
-                AHEAD=pairs and tile.ahead, **flags,
+                persistent_gemv_kernel, (programs, x.shape[0]), *operands, programs, *form,
+                device=x.device, warps=tile.warps, registers=tile.registers, CAPABILITY=capability(x.device),
+                PAIRS=pairs, AHEAD=pairs and tile.ahead, **flags,
             )  # fmt: skip
         else:
             launch(
-                packed_gemv_kernel, grid, *around, *words, *scales, out, eps, *form,
-                device=x.device, warps=tile.warps, CAPABILITY=capability(x.device), PAIRS=pairs, **flags,
+                packed_gemv_kernel, grid, *operands, *form,
+                device=x.device, warps=tile.warps, registers=tile.registers, CAPABILITY=capability(x.device),
+                PAIRS=pairs, **flags,
             )  # fmt: skip
     else:
         plain = [*weights, *[first] * (3 - len(weights))]
@@ -114,6 +131,11 @@ def gemv(
             gemv_kernel, grid, *around, *plain, out, eps, *shape, tile.rows, tile.columns,
             device=x.device, warps=tile.warps, IN_INTERLEAVE=in_interleave, **flags,
         )  # fmt: skip
+
+
+def gemv_tile(weights: Sequence[Tensor | PackedWeight], swiglu: bool) -> GemvTile:
+    """Return the tile that ``gemv`` chooses for these weights."""
+    return choose_gemv_tile(weights[0], [(weight.shape[0], weight.shape[1]) for weight in weights], swiglu)
 
 
 def choose_gemv_tile(weight: Tensor | PackedWeight, shapes: Sequence[tuple[int, int]], swiglu: bool) -> GemvTile:
@@ -133,7 +155,7 @@ def choose_gemv_tile(weight: Tensor | PackedWeight, shapes: Sequence[tuple[int, 
         tile_rows, warps = (512 if swiglu else 1024) // max(quads, 128), min(max(quads // 16, 1), 8)
         return GemvTile(tile_rows, quads, warps, programs=2, pairs=True, ahead=not swiglu)
     if quads <= 256 and weight.bits == 4 and swiglu:
-        return GemvTile(2, quads, max(1, quads // 32), programs=1024 // quads)
+        return GemvTile(2, quads, max(1, quads // 32), 1024 // quads, registers=96)
     if quads <= 256 and weight.bits == 8 and decoded and swiglu:
         return GemvTile(2, quads, max(1, quads // 64), programs=1024 // quads)
     if quads <= 256 and decoded and 4096 < rows <= 65536:
@@ -147,5 +169,6 @@ def choose_gemv_tile(weight: Tensor | PackedWeight, shapes: Sequence[tuple[int, 
     elif weight.bits == 8:
         tile = GemvTile(4, 256, 4) if swiglu or long else GemvTile(4, 128, 4) if small else GemvTile(8, 128, 4)
     else:
-        tile = GemvTile(16, 128, 4) if rows > 65536 else GemvTile(4, 128, 4)
+        registers = 128 if long else 64 if small else 72  # with adapters no more than without
+        tile = GemvTile(16, 128, 4) if rows > 65536 else GemvTile(4, 128, 4, registers=registers)
     return tile if quads >= tile.columns else GemvTile(tile.rows, quads, max(1, tile.warps * quads // tile.columns))

@@ -58,11 +58,22 @@ _compiling = threading.local()
 
 
 def launch(
-    kernel: Any, grid: tuple[int, ...], *arguments: Any, device: torch.device, warps: int, **constants: Any
+    kernel: Any,
+    grid: tuple[int, ...],
+    *arguments: Any,
+    device: torch.device,
+    warps: int,
+    registers: int | None = None,
+    **constants: Any,
 ) -> None:
-    """Start a kernel, with PDL where the device has it; inside ``compile_only``, only compile it."""
+    """Start a kernel, with PDL where the device has it; inside ``compile_only``, only compile it.
+
+    A thread may use that many ``registers``; None leaves it to the compiler.
+    """
     ahead = supports_pdl(device)
     constants.update(PDL=ahead, num_warps=warps)
+    if registers is not None:
+        constants["maxnreg"] = registers
     if ahead:
         constants["launch_pdl"] = True
     if getattr(_compiling, "only", False):

@@ -3,23 +3,28 @@
 import triton
 import triton.language as tl
 
-from mllama_cli.kernels.cuda.gemv import epilogue, load_epilogue, select_matrix
+from mllama_cli.kernels.cuda.gemv import blocks_of, epilogue, load_epilogue, matrix_index, select_matrix
 from mllama_cli.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
 from mllama_cli.kernels.cuda.layout import offset_of
 from mllama_cli.kernels.cuda.lookup import write_pair_table
+from mllama_cli.kernels.cuda.low_rank import SUM_COPIES, add_to_sums, load_ranks, load_sums
 from mllama_cli.kernels.cuda.unpack import as_biased_float, bias_of, unit_of
 
 
 @triton.jit
 def packed_gemv_kernel(
-    x, norm, residual, factor, p0, p1, p2, s0, s1, s2, out, eps,
+    x, norm, residual, factor, p0, p1, p2, s0, s1, s2, out, b, copies, unit, next_a, next_copies, next_scale, eps,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr,
     GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
     OUT_INTERLEAVE: tl.constexpr, RESIDUAL_INTERLEAVE: tl.constexpr,
     SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
-    CAPABILITY: tl.constexpr, PAIRS: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
+    RANKS: tl.constexpr, NEXT_RANKS: tl.constexpr, CAPABILITY: tl.constexpr, PAIRS: tl.constexpr,
+    EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Multiply as gemv_kernel does, by packed weights, BLOCK_Q quads of words at a time; x and norm are interleaved."""
+    """Multiply as gemv_kernel does, by packed weights, BLOCK_Q quads of words at a time; x and norm are interleaved.
+
+    Adapters have RANKS for each matrix. The product that follows has NEXT_RANKS in all.
+    """
     gdc_launch_dependents(PDL and EARLY)
     block = tl.program_id(0)
     batch = tl.program_id(1)
@@ -30,6 +35,8 @@ def packed_gemv_kernel(
     QUADS_A_GROUP: tl.constexpr = GROUP * BITS // 128
     EXACT: tl.constexpr = x.dtype.element_ty != tl.bfloat16
     GROUPS: tl.constexpr = K // GROUP
+    BLOCKS: tl.constexpr = blocks_of(N0, N1, N2, BLOCK_N, SWIGLU)
+    TOTAL: tl.constexpr = RANKS * (1 + (N1 > 0) + (N2 > 0))
     matrix, first, count, start = select_matrix(block, p0, p1, p2, N0, N1, N2, BLOCK_N, SWIGLU)
     scales, _, _, _ = select_matrix(block, s0, s1, s2, N0, N1, N2, BLOCK_N, SWIGLU)
     rows = start + tl.arange(0, BLOCK_N)
@@ -57,10 +64,22 @@ def packed_gemv_kernel(
             scale_up = tl.load(s1 + which, mask=live, other=0.0).to(tl.float32) * unit_of(CODE, CAPABILITY)
         if begin == 0:
             table = write_pair_table(CODE, PAIRS, CAPABILITY)
+            if RANKS > 0:
+                b_rows = load_ranks(b, block, quads, RANKS, BLOCK_N)
+                if SWIGLU:
+                    b_rows_up = load_ranks(b, BLOCKS + block, quads, RANKS, BLOCK_N)
+            if NEXT_RANKS > 0:
+                a_rows = load_ranks(next_a, block, quads, NEXT_RANKS, BLOCK_N)
             gdc_wait(PDL)
             before, times = load_epilogue(
                 first + rows, kept, residual + batch * SIZE, factor, SIZE, RESIDUAL_INTERLEAVE, HAS_RESIDUAL, HAS_FACTOR
             )
+            if RANKS > 0:
+                copies += batch * SUM_COPIES * TOTAL
+                copies += matrix_index(block, N0, N1, BLOCK_N, SWIGLU) * RANKS
+                ax = load_sums(copies, quads, unit, RANKS, TOTAL)
+                if SWIGLU:
+                    ax_up = load_sums(copies + RANKS, quads, unit, RANKS, TOTAL)
         here = (quads < QUADS - begin)[:, None, None] & (within >= 0)
         products = tl.zeros([BLOCK_Q, BLOCK_N, 4], tl.float32)
         if SWIGLU:
@@ -84,6 +103,18 @@ def packed_gemv_kernel(
             ups += (tl.sum(products_up, axis=2) - bias_sum) * scale_up
         if HAS_NORM:
             square_sums += tl.sum(squares_here, axis=2)
+    if RANKS > 0:
+        sums += b_rows.to(tl.float32) * ax[:, None]
+        if SWIGLU:
+            ups += b_rows_up.to(tl.float32) * ax_up[:, None]
+        for begin in tl.static_range(BLOCK_Q, RANKS, BLOCK_Q):
+            ranks = begin + quads
+            ax = load_sums(copies, ranks, unit, RANKS, TOTAL)
+            sums += load_ranks(b, block, ranks, RANKS, BLOCK_N).to(tl.float32) * ax[:, None]
+            if SWIGLU:
+                ax_up = load_sums(copies + RANKS, ranks, unit, RANKS, TOTAL)
+                b_more = load_ranks(b, BLOCKS + block, ranks, RANKS, BLOCK_N)
+                ups += b_more.to(tl.float32) * ax_up[:, None]
     squares = tl.sum(square_sums)
     total = tl.sum(sums, axis=0)
     if SWIGLU:
@@ -91,4 +122,13 @@ def packed_gemv_kernel(
     total = epilogue(total, up if SWIGLU else total, squares, K, eps, SWIGLU, HAS_NORM)
     gdc_launch_dependents(PDL and not EARLY)
     target = out + batch * SIZE + offset_of(first + rows, SIZE, OUT_INTERLEAVE)
-    tl.store(target, (before + total * times).to(out.dtype.element_ty), mask=kept)
+    result = (before + total * times).to(out.dtype.element_ty)
+    tl.store(target, result, mask=kept)
+    if NEXT_RANKS > 0:
+        next_copies += batch * SUM_COPIES * NEXT_RANKS
+        written = (result if EVEN else tl.where(kept, result, 0.0)).to(tl.float32)[None, :]
+        for begin in tl.static_range(0, NEXT_RANKS, BLOCK_Q):
+            if begin > 0:
+                a_rows = load_ranks(next_a, block, begin + quads, NEXT_RANKS, BLOCK_N)
+            parts = tl.sum(a_rows.to(tl.float32) * written, axis=1)
+            add_to_sums(next_copies, block, begin + quads, parts, next_scale, NEXT_RANKS)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tests.triton_here import DEVICE, apart  # isort: skip  (first: it prepares Triton)
 
 from mllama_cli.benchmark.random_network import random_matrix
-from mllama_cli.engine.cuda.product import Product
+from mllama_cli.engine.cuda.product import Product, allocate_sums
 from mllama_cli.kernels.cuda.layout import interleave
 from mllama_cli.kernels.ops import rms_norm
 from mllama_cli.kernels.packed import dequantize
@@ -60,13 +60,15 @@ def test_layers_in_one_product(forms: Sequence[str], rows: int) -> None:
     torch.manual_seed(8)
     layers = [layer(form, 64 if len(forms) == 2 else 16 * (3 - index)) for index, form in enumerate(forms)]
     x, norm = torch.randn(rows, INPUTS, device=DEVICE), torch.rand(INPUTS, device=DEVICE) + 0.5
-    product = Product(layers, rows, torch.float32)
-    form = product.form
     expected = [F.linear(rms_norm(x, norm, EPS), dense(each)) for each in layers]
-    out = torch.full((rows, sum(each.shape[1] for each in expected)), torch.nan, device=DEVICE)
-    product.multiply(interleave(x, form), out, norm=product.norm(norm), eps=EPS)
-    assert apart(out, torch.cat(expected, dim=1)) < 1e-3
-    if len(layers) == 2:
-        out = torch.full((rows, 64), torch.nan, device=DEVICE)
-        product.multiply(interleave(x, form), out, norm=product.norm(norm), eps=EPS, swiglu=True, out_interleave=8)
-        assert apart(out, interleave(F.silu(expected[0]) * expected[1], 8)) < 1e-3
+    wanted = torch.cat(expected, dim=1)
+    for swiglu in (False, True) if len(layers) == 2 else (False,):
+        product = Product(layers, rows, torch.float32, norm=norm, eps=EPS, swiglu=swiglu)
+        sums = allocate_sums([product], DEVICE)
+        if swiglu:
+            wanted = interleave(F.silu(expected[0]) * expected[1], 8)
+        for _ in range(2):  # sums are not left over from one step to the next
+            sums.zero_()
+            out = torch.full(wanted.shape, torch.nan, device=DEVICE)
+            product.multiply(interleave(x, product.form), out, out_interleave=8 if swiglu else 1)
+            assert apart(out, wanted) < 1e-3
