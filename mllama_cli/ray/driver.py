@@ -48,8 +48,12 @@ def caption_on_ray(
     Raises MllamaError.
     """
     ray = required("ray")
+    planned = ShardsPlanned(plan.total, plan.total - len(plan.pending))
+    if not plan.pending:
+        yield planned
+        return
     with _connected(ray, address):
-        yield ShardsPlanned(plan.total, plan.total - len(plan.pending))
+        yield planned
         team = _Team(ray, work, plan, actors)
         try:
             yield from team.run()

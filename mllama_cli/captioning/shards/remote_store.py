@@ -5,11 +5,18 @@ import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from typing import Any, BinaryIO, TypeVar, cast
 
 from mllama_cli.captioning.shards.packages import missing, required
-from mllama_cli.captioning.shards.retrying import BUFFER_BYTES, RetryingFile, has_no_login, retrying
+from mllama_cli.captioning.shards.retrying import (
+    BUFFER_BYTES,
+    RetryingFile,
+    has_no_login,
+    is_refused,
+    reason_of,
+    retrying,
+)
 from mllama_cli.captioning.shards.store import MAX_SMALL_BYTES, StoreError
 from mllama_cli.core.errors import UsageError
 
@@ -21,7 +28,6 @@ CONDITIONAL = ("s3", "s3a", "gs", "gcs", "memory")
 """Stores that create an object only if there is none, in one step."""
 
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
-_S3_CONFIG = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS, "retries": {"total_max_attempts": 1}}
 
 T = TypeVar("T")
 
@@ -38,25 +44,21 @@ class RemoteStore:
     def of(cls, scheme: str) -> "RemoteStore":
         """Return the store of a scheme. Raise UsageError if it is unknown, or a package is missing."""
         fsspec = required("fsspec")
-        options: dict[str, Any] = {"use_listings_cache": False}
-        if scheme in ("s3", "s3a"):
-            options["config_kwargs"] = _S3_CONFIG
         try:
-            system = fsspec.filesystem(scheme, **options)
+            system = fsspec.filesystem(scheme, use_listings_cache=False, **_timeouts(scheme))
         except ImportError as error:
             raise missing(_PACKAGES.get(scheme, f"of fsspec for {scheme}://")) from error
         except ValueError as error:
             raise UsageError(
                 f"Files cannot be read from {scheme}:// addresses", "Give a path, s3://, gs:// or https://."
             ) from error
-        if hasattr(system, "retries"):
-            system.retries = 1  # we try again ourselves: both would multiply
+        _try_once(system)
         return cls(scheme, system)
 
     def found(self, path: str) -> list[str] | None:
         if any(character in path for character in "*?["):
             return self._matching(path)
-        if self.scheme in ("http", "https") or not (path.endswith("/") or self._try(self._is_folder(path), path)):
+        if self.scheme in ("http", "https") or not (path.endswith("/") or self._is_folder(path)):
             return None
         return [self._address(each) for each in self._try(lambda: self._system.ls(path, detail=False), path)]
 
@@ -125,8 +127,14 @@ class RemoteStore:
         found = self._try(lambda: list(self._system.find(folder)), pattern)
         return [self._address(each) for each in found if matches(str(each))]
 
-    def _is_folder(self, path: str) -> Callable[[], bool]:
-        return lambda: bool(self._system.isdir(path))
+    def _is_folder(self, path: str) -> bool:
+        def found() -> bool:  # isdir takes a store that fails for a missing folder
+            try:
+                return bool(self._system.info(path)["type"] == "directory")
+            except FileNotFoundError:
+                return False
+
+        return self._try(found, path)
 
     def _address(self, path: str) -> str:
         return str(path) if "://" in str(path) else str(self._system.unstrip_protocol(path))
@@ -148,15 +156,36 @@ class RemoteStore:
             return retrying(work, path)
         except FileNotFoundError as error:
             raise StoreError(f"no such file: {path}", "Check the address.") from error
-        except PermissionError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise StoreError(f"{path}: the store refuses: {reason}", "Check the key and its rights.") from error
-        except OSError as error:
-            raise StoreError(f"{path}: {error}", "Check the address.") from error
         except Exception as error:
+            reason = reason_of(error)
+            if is_refused(error):
+                raise StoreError(f"{path}: the store refuses: {reason}", "Check the key and its rights.") from error
+            if isinstance(error, OSError | ValueError):
+                raise StoreError(f"{path}: {reason}", "Check the address.") from error
             if has_no_login(error):
-                raise StoreError(f"{path}: {error}", "Log in to the store first.") from error
+                raise StoreError(f"{path}: {reason}", "Log in to the store first.") from error
             raise
+
+
+def _timeouts(scheme: str) -> dict[str, Any]:
+    """Return the options of a file system that limit how long it waits for a store. Raise ImportError."""
+    if scheme in ("s3", "s3a"):
+        once = {"total_max_attempts": 1}
+        return {"config_kwargs": {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS, "retries": once}}
+    if scheme in ("gs", "gcs"):  # gcsfs would wait for ever
+        from aiohttp import ClientTimeout
+
+        return {"requests_timeout": ClientTimeout(sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)}
+    return {}
+
+
+def _try_once(system: Any) -> None:
+    """Let requests of a file system fail at once. We try again ourselves, and the attempts would multiply."""
+    if hasattr(system, "retries"):
+        system.retries = 1  # s3fs
+    request = getattr(getattr(type(system), "_request", None), "__wrapped__", None)
+    if request is not None:
+        system._request = partial(request, system)  # gcsfs, whose attempts have a fixed number
 
 
 def _is_taken(error: Exception) -> bool:
@@ -164,4 +193,4 @@ def _is_taken(error: Exception) -> bool:
     if isinstance(error, FileExistsError):
         return True
     texts = (str(error), str(error.__cause__ or ""))
-    return any(sign in text for text in texts for sign in ("PreconditionFailed", "pre-conditions", "412"))
+    return any(sign in text for text in texts for sign in ("PreconditionFailed", "pre-conditions"))
