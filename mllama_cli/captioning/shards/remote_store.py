@@ -13,6 +13,7 @@ from mllama_cli.captioning.shards.retrying import (
     BUFFER_BYTES,
     RetryingFile,
     has_no_login,
+    is_bad_name,
     is_refused,
     reason_of,
     retrying,
@@ -48,7 +49,7 @@ class RemoteStore:
             system = fsspec.filesystem(scheme, use_listings_cache=False, **_timeouts(scheme))
         except ImportError as error:
             raise missing(_PACKAGES.get(scheme, f"of fsspec for {scheme}://")) from error
-        except ValueError as error:
+        except (TypeError, ValueError) as error:  # TypeError: it needs to know more than a scheme
             raise UsageError(
                 f"Files cannot be read from {scheme}:// addresses", "Give a path, s3://, gs:// or https://."
             ) from error
@@ -160,7 +161,7 @@ class RemoteStore:
             reason = reason_of(error)
             if is_refused(error):
                 raise StoreError(f"{path}: the store refuses: {reason}", "Check the key and its rights.") from error
-            if isinstance(error, OSError | ValueError):
+            if isinstance(error, OSError) or is_bad_name(error):
                 raise StoreError(f"{path}: {reason}", "Check the address.") from error
             if has_no_login(error):
                 raise StoreError(f"{path}: {reason}", "Log in to the store first.") from error

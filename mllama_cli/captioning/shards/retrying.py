@@ -51,6 +51,11 @@ def has_no_login(error: Exception) -> bool:
     return type(error).__name__ in _NO_LOGIN
 
 
+def is_bad_name(error: Exception) -> bool:
+    """Return whether an error says that no bucket or object can have that name."""
+    return type(error).__name__ == "ParamValidationError" or str(error).startswith("Bad Request")
+
+
 def is_refused(error: Exception) -> bool:
     """Return whether a store says that the user has not the right to do this."""
     if isinstance(error, PermissionError) or str(error).startswith("Forbidden"):
@@ -58,8 +63,11 @@ def is_refused(error: Exception) -> bool:
     return getattr(error, "code", None) == 401 and "Invalid Credentials" not in str(error)  # of a token that expired
 
 
+_ARE_FINAL = (has_no_login, is_bad_name, is_refused)
+
+
 def _is_transient(error: Exception) -> bool:
-    if isinstance(error, (*_FINAL, MllamaError)) or has_no_login(error) or is_refused(error):
+    if isinstance(error, (*_FINAL, MllamaError)) or any(is_final(error) for is_final in _ARE_FINAL):
         return False
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _LIBRARIES
 

@@ -84,6 +84,14 @@ def test_who_has_no_right_is_told_at_once(status: str, remote: FaultyStore, pref
     assert not remote.faults
 
 
+@pytest.mark.parametrize("place", ["s3"])
+def test_a_name_that_no_bucket_has_is_told_at_once(remote: FaultyStore) -> None:
+    before = len(remote.requests)
+    with pytest.raises(StoreError, match="Invalid bucket name"):
+        find_shards(["s3://Bad Bucket!/in/"])
+    assert len(remote.requests) == before
+
+
 def test_a_store_that_goes_on_failing_is_an_error(remote: FaultyStore, prefix: str) -> None:
     remote.faults += FAILS
     with pytest.raises(StoreError, match="the store failed 7 times"):
@@ -185,6 +193,14 @@ def test_a_missing_package_is_named(package: str, scheme: str, monkeypatch: pyte
     with pytest.raises(UsageError, match=f"package {package}") as caught:
         store_of(f"{scheme}://bucket/x.tar")
     assert caught.value.hint == f"Run `pip install {package}`."
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of fsspec's FTP without a host
+def test_a_scheme_that_we_do_not_read_is_told() -> None:
+    pytest.importorskip("fsspec")
+    for scheme in ("ftp", "nosuch"):
+        with pytest.raises(UsageError, match=f"cannot be read from {scheme}://"):
+            find_shards([f"{scheme}://host/x.tar"])
 
 
 def test_pyarrow_is_named_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
