@@ -92,7 +92,7 @@ class RemoteStore:
         return self._try(data, path)
 
     def write(self, path: str, data: bytes) -> None:
-        self._try(lambda: self._system.pipe_file(path, data), path)
+        self._written(lambda: self._system.pipe_file(path, data), path)
 
     def create(self, path: str, data: bytes) -> bool:
         created = self._created(lambda: self._system.pipe_file(path, data, mode="create"), path)
@@ -150,7 +150,16 @@ class RemoteStore:
                 raise
             return True
 
-        return self._try(tried, path)
+        return self._written(tried, path)
+
+    def _written(self, write: Callable[[], T], path: str) -> T:
+        def written() -> T:
+            try:
+                return write()
+            except FileNotFoundError as error:
+                raise StoreError(f"{path}: there is no such bucket", "Create it, or check the address.") from error
+
+        return self._try(written, path)
 
     def _try(self, work: Callable[[], T], path: str) -> T:
         try:

@@ -84,6 +84,16 @@ def test_who_has_no_right_is_told_at_once(status: str, remote: FaultyStore, pref
     assert not remote.faults
 
 
+def test_a_bucket_that_is_not_there_is_told(remote: FaultyStore) -> None:
+    address = f"{remote.scheme}://no-such-bucket/out/a"
+    store = store_of(address)
+    for write in (store.write, store.create):
+        with pytest.raises(StoreError, match="there is no such bucket"):
+            write(address, b"")
+    with pytest.raises(StoreError, match="there is no such bucket"):
+        store.publish(io.BytesIO(bytes(9 * 2**20)), address)
+
+
 @pytest.mark.parametrize("place", ["s3"])
 def test_a_name_that_no_bucket_has_is_told_at_once(remote: FaultyStore) -> None:
     before = len(remote.requests)
