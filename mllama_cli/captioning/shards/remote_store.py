@@ -1,6 +1,7 @@
 """Object stores and web servers, through fsspec."""
 
 import io
+import logging
 import re
 import shutil
 from collections.abc import Callable
@@ -190,7 +191,8 @@ def _timeouts(scheme: str) -> dict[str, Any]:
 
 
 def _try_once(system: Any) -> None:
-    """Let requests of a file system fail at once. We try again ourselves, and the attempts would multiply."""
+    """Let requests of a file system fail at once, silently. We try again ourselves, and the attempts would multiply."""
+    logging.getLogger("gcsfs").setLevel(logging.ERROR)  # else each request may warn of a bucket of unknown type
     if hasattr(system, "retries"):
         system.retries = 1  # s3fs
     request = getattr(getattr(type(system), "_request", None), "__wrapped__", None)
