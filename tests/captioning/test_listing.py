@@ -117,7 +117,7 @@ def test_a_hundred_thousand_files_are_listed_in_little_memory(tmp_path: Path) ->
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
     count, collided, kilobytes = map(int, done.stdout.split())
     assert (count, collided) == (100_000, 0)
-    assert kilobytes < 200_000
+    assert kilobytes < 60_000
 
 
 def test_pictures_whose_names_hide_it_are_counted(tmp_path: Path) -> None:
