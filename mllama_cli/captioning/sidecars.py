@@ -1,8 +1,7 @@
 """Caption files next to their images: photo.txt next to photo.jpg."""
 
 import os
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 
@@ -23,29 +22,39 @@ MAX_CAPTION_BYTES = 2**20
 """Largest caption file that is quoted or added to."""
 
 
-def sidecar_paths(entries: Sequence[ImageEntry], extension: str) -> tuple[Mapping[str, str], int]:
-    """Return the caption file of each image, by the image's path, and the number of images whose names collided.
+class SidecarPaths:
+    """The caption file of each image: ``photo.txt`` for ``photo.jpg``. It is made when it is asked for.
 
-    ``photo.jpg`` has ``photo.txt``. Where several images would share one file (photo.jpg and photo.png; on some disks
-    Photo.jpg too), each caption file starts with the image's full name: ``photo.jpg.txt``, ``photo.png.txt``. The
-    second page of ``scan.pdf`` has ``scan.p2.txt``.
+    Where several images would share one file (photo.jpg and photo.png; on some disks Photo.jpg too), each caption file
+    starts with the image's full name: ``photo.jpg.txt``, ``photo.png.txt``. The second page of ``scan.pdf`` has
+    ``scan.p2.txt``.
+
+    Attributes:
+        collided: the paths of the images whose names collided.
     """
-    full: set[str] = set()
-    while True:
-        users: defaultdict[str, list[str]] = defaultdict(list)
-        for entry in entries:
-            users[_sidecar(entry, extension, full=entry.path in full).casefold()].append(entry.path)
+
+    def __init__(self, entries: Sequence[ImageEntry], extension: str) -> None:
+        self._extension = extension
+        self.collided: set[str] = set()
         # A full name may collide in turn: photo.jpg.txt is also the caption file of photo.jpg.png.
-        shared = {path for paths in users.values() if len(paths) > 1 for path in paths} - full
-        if not shared:
-            break
-        full |= shared
-    return {each.path: _sidecar(each, extension, full=each.path in full) for each in entries}, len(full)
+        while shared := self._shared(entries) - self.collided:
+            self.collided |= shared
 
+    def __call__(self, entry: ImageEntry) -> str:
+        name = entry.file if entry.path in self.collided else os.path.splitext(entry.file)[0]
+        return f"{name}.p{entry.page}{self._extension}" if entry.page else name + self._extension
 
-def _sidecar(entry: ImageEntry, extension: str, *, full: bool) -> str:
-    name = entry.file if full else os.path.splitext(entry.file)[0]
-    return f"{name}.p{entry.page}{extension}" if entry.page else name + extension
+    def _shared(self, entries: Sequence[ImageEntry]) -> set[str]:
+        """Return the paths of the images that share a caption file with another."""
+        once: set[int] = set()  # of a million names only hashes: should two be equal, nothing but the name is longer
+        again: set[int] = set()
+        for entry in entries:
+            name = self._hash(entry)
+            (again if name in once else once).add(name)
+        return {entry.path for entry in entries if self._hash(entry) in again} if again else set()
+
+    def _hash(self, entry: ImageEntry) -> int:
+        return hash(self(entry).casefold())
 
 
 class Sidecars:
@@ -55,7 +64,7 @@ class Sidecars:
     fails its image instead.
 
     Args:
-        paths: the caption file of each image's path (``sidecar_paths``).
+        path_of: returns the caption file of an image (``SidecarPaths``).
         existing: what to do with existing captions.
         separator: between an old caption and a new one.
         journal: required unless ``existing`` is skip, where the files themselves show what is done.
@@ -63,7 +72,7 @@ class Sidecars:
 
     def __init__(
         self,
-        paths: Mapping[str, str],
+        path_of: Callable[[ImageEntry], str],
         *,
         existing: Existing = "skip",
         separator: str = " ",
@@ -71,7 +80,7 @@ class Sidecars:
     ) -> None:
         if existing != "skip" and journal is None:
             raise ValueError(f"{existing!r} needs a journal")
-        self._paths = paths
+        self._path_of = path_of
         self._mode = existing
         self._separator = separator
         self._journal = journal
@@ -79,16 +88,19 @@ class Sidecars:
         self.just_finished = journal.begin(keep=self._adds) if journal else False
         self._journaled = dict(journal.entries()) if journal else {}
         self._locked_elsewhere: list[ImageEntry] = []
+        self._folders: set[str] = set()
 
     def is_done(self, entry: ImageEntry) -> bool:
+        path = self._path_of(entry)
+        self._folders.add(os.path.dirname(path))
         if self._mode == "skip":
             with suppress(OSError):
-                return os.stat(self._paths[entry.path]).st_size > 0
+                return os.stat(path).st_size > 0
             return False
         return self._is_applied(entry, self._journaled.get(_key(entry)))
 
     def acquire(self, entry: ImageEntry) -> Lease:
-        lock = Lock.acquire_for(self._paths[entry.path])
+        lock = Lock.acquire_for(self._path_of(entry))
         if lock is None:
             self._locked_elsewhere.append(entry)
             raise LeaseRefusedError(LOCKED_BY_ANOTHER_RUN)
@@ -97,14 +109,14 @@ class Sidecars:
             if self._finished_meanwhile(lock, entry):
                 raise LeaseRefusedError(CAPTIONED_MEANWHILE)
             if self._adds:
-                decoded(self._before(entry), self._paths[entry.path])  # fail before the model is asked
+                decoded(self._before(entry), self._path_of(entry))  # fail before the model is asked
         except BaseException:
             lock.release()
             raise
-        return _SidecarLease(self, lock, entry, self._paths[entry.path])
+        return _SidecarLease(self, lock, entry, self._path_of(entry))
 
     def existing(self, entry: ImageEntry) -> str:
-        path = self._paths[entry.path]
+        path = self._path_of(entry)
         try:
             return lenient(read_regular(path, MAX_CAPTION_BYTES, follow=True))
         except FileNotFoundError:
@@ -119,7 +131,7 @@ class Sidecars:
             ):
                 self._journal.finish()
             self._journal.close()
-        for folder in {os.path.dirname(path) for path in self._paths.values()}:
+        for folder in self._folders:
             remove_abandoned_locks(folder)
 
     def write(self, lock: Lock, entry: ImageEntry, caption: str) -> None:
@@ -134,7 +146,7 @@ class Sidecars:
 
     def _before(self, entry: ImageEntry) -> bytes:
         """Return what is in the caption file; nothing for one that is unreadable and may be overwritten."""
-        path = self._paths[entry.path]
+        path = self._path_of(entry)
         try:
             return read_regular(path, MAX_CAPTION_BYTES)
         except FileNotFoundError:
@@ -145,7 +157,7 @@ class Sidecars:
             raise unwritable(path, error) from error
 
     def _apply(self, lock: Lock, entry: ImageEntry, caption: str) -> None:
-        path = self._paths[entry.path]
+        path = self._path_of(entry)
         new = caption.rstrip("\n")
         data = (new + "\n").encode("utf-8", "replace")
         if self._adds:

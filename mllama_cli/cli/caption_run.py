@@ -14,7 +14,7 @@ from mllama_cli.captioning.destinations import CaptionDestination, NullDestinati
 from mllama_cli.captioning.journal import CaptionJournal
 from mllama_cli.captioning.listing import CaptionPlan, Listing
 from mllama_cli.captioning.records import as_json
-from mllama_cli.captioning.sidecars import Sidecars, sidecar_paths
+from mllama_cli.captioning.sidecars import SidecarPaths, Sidecars
 from mllama_cli.cli.answerers import Answerers, ModelChoice
 from mllama_cli.cli.caption_inputs import find_inputs
 from mllama_cli.cli.caption_request import CaptionRequest
@@ -181,8 +181,8 @@ def _destination(
 ) -> CaptionDestination:
     output = request.output
     existing = cast(Existing, output.existing)
-    paths, collided = sidecar_paths(listing.entries, output.file_extension)
-    texts = Sidecars(paths)
+    path_of = SidecarPaths(listing.entries, output.file_extension)
+    texts = Sidecars(path_of)
     if output.output == "-" or not keep:
         return NullDestination(texts)
     if output.output is not None:
@@ -191,14 +191,14 @@ def _destination(
         return OutputFile(
             output.output, overwrite=existing == "overwrite", run=run, texts=texts, columns=request.columns
         )
-    if collided:
-        example = next(each for each in listing.entries if paths[each.path] == each.path + output.file_extension)
+    if path_of.collided:
+        example = next(each for each in listing.entries if each.path in path_of.collided)
         terminal.note(
-            f"{collided} pictures differ only in their extension, so their caption files keep it: "
-            f"{example.name}{output.file_extension} for {example.name}."
+            f"{len(path_of.collided)} pictures differ only in their extension, so their caption files keep it: "
+            f"{Path(path_of(example)).name} for {example.name}."
         )
     journal = CaptionJournal(run) if existing != "skip" else None
-    sidecars = Sidecars(paths, existing=existing, separator=request.separator, journal=journal)
+    sidecars = Sidecars(path_of, existing=existing, separator=request.separator, journal=journal)
     if sidecars.just_finished:
         terminal.note("This command was completed within the last minute: what it captioned is not captioned again.")
     return sidecars

@@ -61,7 +61,8 @@ class ShardReport:
             self.view.failed(record.path, record.error)
             self._say("failed", {"path": record.path, "error": record.error, "hint": event.hint, **about})
         elif isinstance(event, ShardFailed):
-            self.view.failed(event.path, event.error)
+            reason = event.error.removeprefix(event.path).lstrip(": ")  # the path is shown first
+            self.view.failed(event.path, f"{reason}. {event.hint}" if event.hint else reason)
             self._say("shard_failed", {"path": event.path, "error": event.error, "hint": event.hint, **about})
         elif isinstance(event, ShardLost):
             self.view.note(f"A worker died while it captioned {event.path}, which is done again.")

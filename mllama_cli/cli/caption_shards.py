@@ -51,9 +51,9 @@ def run_shards(request: CaptionRequest, folder: str) -> None:
     """Caption the pictures of shards. Raise MllamaError, or typer.Exit if some failed or Ctrl-C was pressed."""
     terminal, options = Terminal(), request.shards
     form = cast(OutputForm, options.output_format or "parquet")
-    store = store_of(folder)
     if scheme_of(folder) not in ("", *CONDITIONAL):
         raise UsageError(f"--to {folder}: captions are written to folders, s3:// and gs://")
+    store = store_of(folder)
     new_output(form, None).close()  # a missing package is said before anything is read
     if options.ray is not None:
         required("ray")

@@ -59,6 +59,9 @@ class ShardView:
     def summary(self, counts: Mapping[str, Any]) -> None:
         """Print the counts, and the first failures with their reasons."""
         pictures, shards = counts["pictures"], counts["shards_done_here"]
+        if not (shards or counts["pictures"] or counts["failed"] or counts["shards_failed"]):
+            self._terminal.note(f"Captioned nothing: {counts['shards_done']} of {counts['shards']} shards are done.")
+            return
         line = f"Captioned {pictures} picture{'s' * (pictures != 1)} in {shards} shard{'s' * (shards != 1)}"
         if failed := counts["failed"]:
             line += f", failed {failed}"

@@ -15,7 +15,7 @@ from mllama_cli.captioning.listing import find_images
 from mllama_cli.captioning.postprocess import Postprocess
 from mllama_cli.captioning.prompts import PromptTemplate
 from mllama_cli.captioning.run import caption_images
-from mllama_cli.captioning.sidecars import Sidecars, sidecar_paths
+from mllama_cli.captioning.sidecars import SidecarPaths, Sidecars
 from mllama_cli.core.caption_events import BatchSize, Captioned, CaptionEvent, CaptionFailed, CaptionsPlanned
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.errors import CaptionError, ContextLengthError
@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
 
 def run(folder: Path, reader: Reader, destination: CaptionDestination | None = None) -> Generator[CaptionEvent]:
     listing = find_images([str(folder)])
-    destination = destination or Sidecars(sidecar_paths(listing.entries, ".txt")[0])
+    destination = destination or Sidecars(SidecarPaths(listing.entries, ".txt"))
     plan = listing.plan(destination.is_done)
     return caption_images(plan, reader, destination, PromptTemplate("How wide?"), Postprocess(), pool=DecodingPool(0))
 

@@ -4,12 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mllama_cli.captioning.listing import ImageEntry
-from mllama_cli.captioning.sidecars import sidecar_paths
+from mllama_cli.captioning.sidecars import SidecarPaths
 
 
 def places(*names: str) -> dict[str, str]:
-    found, _ = sidecar_paths([ImageEntry(name, name) for name in names], ".txt")
-    return dict(found)
+    entries = [ImageEntry(name, name) for name in names]
+    path_of = SidecarPaths(entries, ".txt")
+    return {entry.path: path_of(entry) for entry in entries}
 
 
 def test_a_caption_has_its_picture_s_name() -> None:
@@ -17,9 +18,9 @@ def test_a_caption_has_its_picture_s_name() -> None:
 
 
 def test_pictures_that_would_share_one_have_their_whole_names() -> None:
-    found, count = sidecar_paths([ImageEntry(n, n) for n in ("a.jpg", "A.png", "b.png", "sub/a.png")], ".txt")
-    assert found == {"a.jpg": "a.jpg.txt", "A.png": "A.png.txt", "b.png": "b.txt", "sub/a.png": "sub/a.txt"}
-    assert count == 2
+    names = ("a.jpg", "A.png", "b.png", "sub/a.png")
+    assert list(places(*names).values()) == ["a.jpg.txt", "A.png.txt", "b.txt", "sub/a.txt"]
+    assert SidecarPaths([ImageEntry(n, n) for n in names], ".txt").collided == {"a.jpg", "A.png"}
 
 
 def test_a_whole_name_may_be_in_the_way_of_a_third() -> None:

@@ -33,7 +33,7 @@ def journal(tmp_path: Path, run: str = "one") -> CaptionJournal:
 
 def sidecars(tmp_path: Path, entry: ImageEntry, how: Existing, run: str = "one") -> Sidecars:
     kept = None if how == "skip" else journal(tmp_path, run)
-    return Sidecars({entry.path: str(text(entry))}, existing=how, separator=", ", journal=kept)
+    return Sidecars(lambda _: str(text(entry)), existing=how, separator=", ", journal=kept)
 
 
 def caption(destination: Sidecars, entry: ImageEntry, said: str) -> str | None:

@@ -43,6 +43,33 @@ def test_slurm(tmp_path: Path) -> None:
         assert "one.txt" in done.getnames()
 
 
+def test_kubernetes(tmp_path: Path) -> None:
+    """Run the command of kubernetes.yaml: a picture that cannot be captioned does not fail its pod."""
+    yaml, parquet = pytest.importorskip("yaml"), pytest.importorskip("pyarrow.parquet")
+    job = yaml.safe_load((EXAMPLES / "kubernetes.yaml").read_text())
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    for index, name in enumerate(("drawing.png", "make_pictures.py")):
+        with tarfile.open(tmp_path / f"0000{index}.tar", "w") as shard:
+            shard.add(DATA / name, "one.png")
+    given = {each["name"]: each["value"] for each in container["env"]}
+    assert given.keys() == {"SHARDS", "CAPTIONS", "MLLAMA_MODEL"}
+    env = {
+        **os.environ,
+        "PATH": f"{SCRIPT.parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "SHARDS": f"{tmp_path}/{{00000..00001}}.tar",
+        "CAPTIONS": str(tmp_path / "captions"),
+        "MLLAMA_MODEL": "sketch",
+    }
+    done = subprocess.run(
+        [*container["command"], *container["args"]], env=env, check=True, timeout=120, capture_output=True, text=True
+    )
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert (summary["shards_done"], summary["pictures"], summary["failed"]) == (2, 1, 1)
+    rows = parquet.read_table(tmp_path / "captions/00001.parquet").to_pylist()
+    assert "not a picture" in rows[0]["error"]
+
+
 @pytest.mark.slow
 def test_ray_serve(tmp_path: Path) -> None:
     """Serve ray_serve.py."""

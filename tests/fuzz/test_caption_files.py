@@ -77,7 +77,7 @@ def test_a_caption_that_is_added_to(existing: str, fuzz: Fuzz, tmp_path: Path) -
     def add(data: bytes) -> None:
         caption.write_bytes(data)
         journal = CaptionJournal(str(next(runs)), tmp_path / "captions.db")
-        destination = Sidecars({entry.path: str(caption)}, existing=existing, journal=journal)  # type: ignore[arg-type]
+        destination = Sidecars(lambda _: str(caption), existing=existing, journal=journal)  # type: ignore[arg-type]
         try:
             destination.existing(entry)
             lease = destination.acquire(entry)

@@ -127,7 +127,7 @@ def _odd_caption_file(folder: Path, kind: str) -> None:
         caption.mkdir()
     entry = ImageEntry(str(folder / "a.png"), "a.png")
     journal = CaptionJournal("x", folder / "captions.db")
-    sidecars = Sidecars({entry.path: str(caption)}, existing="append", journal=journal)
+    sidecars = Sidecars(lambda _: str(caption), existing="append", journal=journal)
     try:
         lease = sidecars.acquire(entry)
         lease.write(RECORD)

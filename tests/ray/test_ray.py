@@ -15,9 +15,10 @@ import pytest
 
 from mllama_cli.captioning.asker import Answer, Question
 from mllama_cli.captioning.shards.paths import find_shards
-from mllama_cli.captioning.shards.run import plan_shards
+from mllama_cli.captioning.shards.run import ShardPlan, plan_shards
 from mllama_cli.captioning.shards.store import LocalStore
 from mllama_cli.captioning.shards.tally import Tally
+from mllama_cli.core.caption_events import ShardsPlanned
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.errors import ModelNotFoundError, TemplateError, UsageError
 from mllama_cli.ray import Captioner
@@ -152,6 +153,12 @@ def test_actors_that_are_killed_lose_and_repeat_nothing(ray: Any, tmp_path: Path
     assert {row["key"] for row in rows if row["error"]} == {"bad", "lonely", "000031"}
     assert all(row["caption"] == f"? {row['width']}" for row in rows if not row["error"])
     assert sorted(path.stem for path in Path(folder).glob("*.parquet")) == sorted(shard.name for shard in shards)
+
+
+def test_a_run_with_nothing_left_to_do_needs_no_cluster(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="ray is not installed (the extra peers)")
+    work = ShardWork(str(tmp_path / "out"), asker=Measuring())
+    assert list(caption_on_ray(ShardPlan(4, ()), work, address="no-such-host:1")) == [ShardsPlanned(4, 4)]
 
 
 @pytest.mark.slow

@@ -76,13 +76,16 @@ def _choices(inside: str) -> Iterator[str]:
 
 
 def _named(path: str) -> list[str]:
-    found = store_of(path).found(path)
+    store = store_of(path)
+    found = store.found(path)
     if found is None:
         if not looks_like_shards(path):
+            if not store.exists(path):
+                raise ImageNotFoundError(f"no such file or folder: {path}", "Check the path.")
             raise UsageError(
                 f"{shown(path)} is not a shard", "With --to, name .tar and .parquet files, or folders of them."
             )
-        if not scheme_of(path) and not store_of(path).exists(path):
+        if not scheme_of(path) and not store.exists(path):
             raise ImageNotFoundError(f"no such file: {path}", "Check the path.")
         return [path]
     shards = sorted(filter(looks_like_shards, found), key=natural_key)

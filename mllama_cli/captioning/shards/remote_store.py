@@ -1,15 +1,24 @@
 """Object stores and web servers, through fsspec."""
 
 import io
+import logging
 import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from typing import Any, BinaryIO, TypeVar, cast
 
 from mllama_cli.captioning.shards.packages import missing, required
-from mllama_cli.captioning.shards.retrying import BUFFER_BYTES, RetryingFile, has_no_login, retrying
+from mllama_cli.captioning.shards.retrying import (
+    BUFFER_BYTES,
+    RetryingFile,
+    has_no_login,
+    is_bad_name,
+    is_refused,
+    reason_of,
+    retrying,
+)
 from mllama_cli.captioning.shards.store import MAX_SMALL_BYTES, StoreError
 from mllama_cli.core.errors import UsageError
 
@@ -21,7 +30,6 @@ CONDITIONAL = ("s3", "s3a", "gs", "gcs", "memory")
 """Stores that create an object only if there is none, in one step."""
 
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
-_S3_CONFIG = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS, "retries": {"total_max_attempts": 1}}
 
 T = TypeVar("T")
 
@@ -38,25 +46,21 @@ class RemoteStore:
     def of(cls, scheme: str) -> "RemoteStore":
         """Return the store of a scheme. Raise UsageError if it is unknown, or a package is missing."""
         fsspec = required("fsspec")
-        options: dict[str, Any] = {"use_listings_cache": False}
-        if scheme in ("s3", "s3a"):
-            options["config_kwargs"] = _S3_CONFIG
         try:
-            system = fsspec.filesystem(scheme, **options)
+            system = fsspec.filesystem(scheme, use_listings_cache=False, **_timeouts(scheme))
         except ImportError as error:
             raise missing(_PACKAGES.get(scheme, f"of fsspec for {scheme}://")) from error
-        except ValueError as error:
+        except (TypeError, ValueError) as error:  # TypeError: it needs to know more than a scheme
             raise UsageError(
                 f"Files cannot be read from {scheme}:// addresses", "Give a path, s3://, gs:// or https://."
             ) from error
-        if hasattr(system, "retries"):
-            system.retries = 1  # we try again ourselves: both would multiply
+        _try_once(system)
         return cls(scheme, system)
 
     def found(self, path: str) -> list[str] | None:
         if any(character in path for character in "*?["):
             return self._matching(path)
-        if self.scheme in ("http", "https") or not (path.endswith("/") or self._try(self._is_folder(path), path)):
+        if self.scheme in ("http", "https") or not (path.endswith("/") or self._is_folder(path)):
             return None
         return [self._address(each) for each in self._try(lambda: self._system.ls(path, detail=False), path)]
 
@@ -89,7 +93,7 @@ class RemoteStore:
         return self._try(data, path)
 
     def write(self, path: str, data: bytes) -> None:
-        self._try(lambda: self._system.pipe_file(path, data), path)
+        self._written(lambda: self._system.pipe_file(path, data), path)
 
     def create(self, path: str, data: bytes) -> bool:
         created = self._created(lambda: self._system.pipe_file(path, data, mode="create"), path)
@@ -125,8 +129,14 @@ class RemoteStore:
         found = self._try(lambda: list(self._system.find(folder)), pattern)
         return [self._address(each) for each in found if matches(str(each))]
 
-    def _is_folder(self, path: str) -> Callable[[], bool]:
-        return lambda: bool(self._system.isdir(path))
+    def _is_folder(self, path: str) -> bool:
+        def found() -> bool:  # isdir takes a store that fails for a missing folder
+            try:
+                return bool(self._system.info(path)["type"] == "directory")
+            except FileNotFoundError:
+                return False
+
+        return self._try(found, path)
 
     def _address(self, path: str) -> str:
         return str(path) if "://" in str(path) else str(self._system.unstrip_protocol(path))
@@ -141,22 +151,53 @@ class RemoteStore:
                 raise
             return True
 
-        return self._try(tried, path)
+        return self._written(tried, path)
+
+    def _written(self, write: Callable[[], T], path: str) -> T:
+        def written() -> T:
+            try:
+                return write()
+            except FileNotFoundError as error:
+                raise StoreError(f"{path}: there is no such bucket", "Create it, or check the address.") from error
+
+        return self._try(written, path)
 
     def _try(self, work: Callable[[], T], path: str) -> T:
         try:
             return retrying(work, path)
         except FileNotFoundError as error:
             raise StoreError(f"no such file: {path}", "Check the address.") from error
-        except PermissionError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise StoreError(f"{path}: the store refuses: {reason}", "Check the key and its rights.") from error
-        except OSError as error:
-            raise StoreError(f"{path}: {error}", "Check the address.") from error
         except Exception as error:
+            reason = reason_of(error)
+            if is_refused(error):
+                raise StoreError(f"{path}: the store refuses: {reason}", "Check the key and its rights.") from error
+            if isinstance(error, OSError) or is_bad_name(error):
+                raise StoreError(f"{path}: {reason}", "Check the address.") from error
             if has_no_login(error):
-                raise StoreError(f"{path}: {error}", "Log in to the store first.") from error
+                raise StoreError(f"{path}: {reason}", "Log in to the store first.") from error
             raise
+
+
+def _timeouts(scheme: str) -> dict[str, Any]:
+    """Return the options of a file system that limit how long it waits for a store. Raise ImportError."""
+    if scheme in ("s3", "s3a"):
+        once = {"total_max_attempts": 1}
+        return {"config_kwargs": {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS, "retries": once}}
+    if scheme in ("gs", "gcs"):  # gcsfs would wait for ever
+        from aiohttp import ClientTimeout
+
+        return {"requests_timeout": ClientTimeout(sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)}
+    return {}
+
+
+def _try_once(system: Any) -> None:
+    """Let requests of a file system fail at once, silently. We try again ourselves, and the attempts would multiply."""
+    logging.getLogger("gcsfs").setLevel(logging.ERROR)  # else each request may warn of a bucket of unknown type
+    if hasattr(system, "retries"):
+        system.retries = 1  # s3fs
+    request = getattr(getattr(type(system), "_request", None), "__wrapped__", None)
+    if request is not None:
+        system._request = partial(request, system)  # gcsfs, whose attempts have a fixed number
 
 
 def _is_taken(error: Exception) -> bool:
@@ -164,4 +205,4 @@ def _is_taken(error: Exception) -> bool:
     if isinstance(error, FileExistsError):
         return True
     texts = (str(error), str(error.__cause__ or ""))
-    return any(sign in text for text in texts for sign in ("PreconditionFailed", "pre-conditions", "412"))
+    return any(sign in text for text in texts for sign in ("PreconditionFailed", "pre-conditions"))

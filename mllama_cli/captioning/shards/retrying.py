@@ -35,7 +35,7 @@ def retrying(work: Callable[[], T], path: str) -> T:
             if seconds is None:
                 tries = len(BACK_OFF_SECONDS) + 1
                 raise StoreError(
-                    f"{path}: the store failed {tries} times: {_reason(error)}",
+                    f"{path}: the store failed {tries} times: {reason_of(error)}",
                     "Try again later: what is written stays, and the same command goes on.",
                 ) from error
         _pause(seconds * random.uniform(0.5, 1.5))
@@ -51,13 +51,29 @@ def has_no_login(error: Exception) -> bool:
     return type(error).__name__ in _NO_LOGIN
 
 
+def is_bad_name(error: Exception) -> bool:
+    """Return whether an error says that no bucket or object can have that name."""
+    return type(error).__name__ == "ParamValidationError" or str(error).startswith("Bad Request")
+
+
+def is_refused(error: Exception) -> bool:
+    """Return whether a store says that the user has not the right to do this."""
+    if isinstance(error, PermissionError) or str(error).startswith("Forbidden"):
+        return True
+    return getattr(error, "code", None) == 401 and "Invalid Credentials" not in str(error)  # of a token that expired
+
+
+_ARE_FINAL = (has_no_login, is_bad_name, is_refused)
+
+
 def _is_transient(error: Exception) -> bool:
-    if isinstance(error, (*_FINAL, MllamaError)) or has_no_login(error):
+    if isinstance(error, (*_FINAL, MllamaError)) or any(is_final(error) for is_final in _ARE_FINAL):
         return False
     return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _LIBRARIES
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Return what an error says, in one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 

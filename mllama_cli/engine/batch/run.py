@@ -39,7 +39,7 @@ def run_batch(
 
     Requests are pulled when slots are free, on a GPU up to eight before that. Replies are yielded as answers end, not
     in order; the error of a single request is its reply. When memory runs out, requests in slots start again in fewer
-    slots. Close the iterator to stop.
+    slots. Close the iterator to stop. A KeyboardInterrupt is raised after the replies to what has ended by then.
 
     Args:
         requests: may yield None if no request is ready yet, so that others continue. While all slots are free the next
@@ -61,6 +61,7 @@ def run_batch(
         on_slots(most)
     scheduler.add(_Request(model, first, replies))
     more, most_ahead = True, PULLED_AHEAD[model.device.type]
+    ended: deque[BatchReply] = deque()
 
     def pull(ahead: int) -> bool:
         """Add requests until ``ahead`` wait for a slot or none is ready; return whether more may come."""
@@ -76,7 +77,7 @@ def run_batch(
     try:
         while more or replies or not scheduler.idle:
             more = more and pull(0)
-            ended = list(replies)
+            ended.extend(replies)
             replies.clear()
             if not scheduler.idle:
                 scheduler.advance()
@@ -85,7 +86,11 @@ def run_batch(
             if scheduler.most != most and on_slots is not None:
                 on_slots(scheduler.most)
             most = scheduler.most
-            yield from ended
+            while ended:
+                yield ended.popleft()
+    except KeyboardInterrupt:
+        yield from (*ended, *replies)
+        raise
     finally:  # free memory at once: an image that is being encoded refers to what holds it
         scheduler.admission.withdraw()
 

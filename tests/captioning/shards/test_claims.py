@@ -23,13 +23,14 @@ from tests.shards import make_shards
 SHARDS = [Shard(f"in/{name}.tar", name, "tar") for name in "abcd"]
 
 
-@pytest.fixture(params=["local", "s3"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "local":
-        return str(tmp_path / "out")
-    request.getfixturevalue("s3")
-    address: str = request.getfixturevalue("prefix")
-    return address
+@pytest.fixture(params=["local", "s3", "gs"])
+def place(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def folder(place: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "out") if place == "local" else str(request.getfixturevalue("prefix"))
 
 
 @pytest.fixture(autouse=True)
@@ -112,16 +113,13 @@ def test_a_worker_that_is_stopped_leaves_its_shards_to_others(folder: str) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("place", "attempts"), [("local", 6), ("s3", 3)])
+@pytest.mark.parametrize(("place", "attempts"), [("local", 6), ("s3", 3), ("gs", 3)])
 def test_workers_killed_at_random_moments_lose_and_repeat_nothing(
-    place: str, attempts: int, request: pytest.FixtureRequest, tmp_path: Path
+    place: str, attempts: int, folder: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     make_shards(tmp_path / "in", 20, 5, 5)
     run(find_shards([str(tmp_path / "in")]), tmp_path / "whole")
-    folder = str(tmp_path / "out")
-    if place == "s3":
-        server: FaultyStore = request.getfixturevalue("s3")
-        folder = request.getfixturevalue("prefix")
+    server: FaultyStore | None = request.getfixturevalue("remote") if place != "local" else None
     rng = random.Random(11)
     logs = [tmp_path / f"{number}.log" for number in range(3 + attempts)]
     unused = iter(logs)
@@ -135,7 +133,7 @@ def test_workers_killed_at_random_moments_lose_and_repeat_nothing(
     kills = 0
     for _ in range(attempts):
         time.sleep(rng.uniform(0.1, 0.6))
-        if place == "s3":
+        if server is not None:
             server.faults = [0.0] * rng.randrange(3)
         index = rng.randrange(3)
         workers[index].kill()

@@ -35,6 +35,7 @@ def test_captions_of_shards_say_what_the_pictures_show_and_a_second_run_does_not
     again = run_here(*command)
     assert again.code == 0
     assert json.loads(again.out.splitlines()[-1])["pictures"] == 0
+    assert "Captioned nothing: 5 of 5 shards are done." in again.err
     other = run_here(*command, "-p", "What is this?")
     assert other.code == 2
     assert "captions of another command: its prompt" in other.err
@@ -83,7 +84,9 @@ def test_a_run_on_ray_is_as_one_without(tmp_path: Path, monkeypatch: pytest.Monk
         (["x.tar", "--to", "o", "--actors", "2"], "--actors is for Ray"),
         (["x.tar", "--to", "o", "--ray", "local", "--claim"], "--claim is not for Ray"),
         (["x.tar", "--to", "https://a.test/o"], "captions are written to folders, s3:// and gs://"),
+        (["x.tar", "--to", "ftp://a.test/o"], "captions are written to folders, s3:// and gs://"),
         (["gone.tar", "--to", "o"], "no such file: gone.tar"),
+        (["gone", "--to", "o"], "no such file or folder: gone"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(
@@ -94,3 +97,11 @@ def test_options_that_do_not_fit_are_refused(
     result = run_here("caption", *arguments)
     assert result.code == 2
     assert error in result.err
+
+
+def test_a_column_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+    make_shards(tmp_path / "in", 0, 1, 1)
+    result = run_here("caption", f"{tmp_path}/in", "--image-column", "photo", "--to", f"{tmp_path}/out")
+    assert result.code == 1
+    said = "p0.parquet: has no column 'photo'. Name one of its columns with --image-column: key, image, label."
+    assert said in " ".join(result.err.split())

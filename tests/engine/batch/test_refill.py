@@ -183,5 +183,19 @@ def test_closing_stops_and_pulls_no_more(engine: Engine) -> None:
     assert list(replies) == []
 
 
+def test_what_has_ended_is_replied_before_an_interrupt_is_raised(engine: Engine) -> None:
+    requests = requests_for(engine)
+
+    def source() -> Iterator[BatchRequest]:
+        yield requests[0]
+        raise KeyboardInterrupt  # as soon as the first answer has freed the slot
+
+    replies = run_batch(engine.model, source(), slots=1)
+    first = next(replies)
+    assert first.ids == alone(engine, requests[0])
+    with pytest.raises(KeyboardInterrupt):
+        next(replies)
+
+
 def test_no_requests_no_replies(engine: Engine) -> None:
     assert list(run_batch(engine.model, [])) == []
