@@ -15,8 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mllama_cli.kernels.cuda.launch import gdc_wait, launch
+from mllama_cli.kernels.cuda.launch import capability, gdc_wait, launch
 from mllama_cli.kernels.cuda.layout import offset_of
+from mllama_cli.kernels.cuda.lookup import NATIVE_FP8, fp8_value
 
 LOG2_E = 1.4426950408889634
 TARGET_PROGRAMS = 256
@@ -37,6 +38,15 @@ def load_block(keys, values, block, stop, HALF: tl.constexpr, DIM: tl.constexpr,
 
 
 @triton.jit
+def float8_value(codes, dtype: tl.constexpr, CAPABILITY: tl.constexpr):
+    """Return the float8_e4m3fn numbers whose bits are in uint8, exactly."""
+    if CAPABILITY >= NATIVE_FP8:
+        return codes.to(tl.float8e4nv, bitcast=True).to(dtype)
+    else:
+        return (fp8_value(codes.to(tl.int16)) * 256).to(dtype)
+
+
+@triton.jit
 def tokens_of(batch, rows, GROUP: tl.constexpr, TOKENS: tl.constexpr):
     """Return the tokens of a program's rows, from ``batch`` on, and their query heads within the group."""
     if TOKENS == 1:
@@ -47,12 +57,12 @@ def tokens_of(batch, rows, GROUP: tl.constexpr, TOKENS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["cache_index"])
 def attention_kernel(
-    query, key, value, norm, rotation, base, table, strides, limits, partial, partial_max, partial_sum, arrived, out,
-    eps, scale, query_stride, key_stride, table_stride, cache_index,
+    query, key, value, norm, rotation, base, table, strides, scales, limits, partial, partial_max, partial_sum, arrived,
+    out, eps, scale, query_stride, key_stride, table_stride, cache_index,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, QUERIES: tl.constexpr,
     DIM: tl.constexpr, HALF: tl.constexpr, SPLITS: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK: tl.constexpr, INTERLEAVE: tl.constexpr, CROSS: tl.constexpr, STORED: tl.constexpr,
-    PDL: tl.constexpr,
+    CAPABILITY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Attend from the query heads of one key head, of TOKENS tokens, to one split of the keys in each program.
 
@@ -65,6 +75,9 @@ def attention_kernel(
     split = tl.program_id(1)
     batch = tl.program_id(2) * TOKENS
     element = query.dtype.element_ty
+    FLOAT8: tl.constexpr = base.dtype.element_ty == tl.uint8
+    # What is multiplied: every float8 is a float16, to which GPUs turn it in less time than to bfloat16.
+    factor: tl.constexpr = tl.float16 if FLOAT8 and element != tl.float32 else element
     rows = tl.arange(0, ROWS)
     half = tl.arange(0, HALF)
     whole = tl.arange(0, DIM)
@@ -105,8 +118,8 @@ def attention_kernel(
     q2 = tl.load(queries + HALF, mask=near[:, None], other=0.0).to(tl.float32)
     if CROSS:
         inverse = tl.rsqrt((tl.sum(q1 * q1, axis=1) + tl.sum(q2 * q2, axis=1)) / DIM + eps)[:, None]
-        first = (q1 * inverse * tl.load(norm + half).to(tl.float32)[None, :]).to(element)
-        second = (q2 * inverse * tl.load(norm + HALF + half).to(tl.float32)[None, :]).to(element)
+        first = (q1 * inverse * tl.load(norm + half).to(tl.float32)[None, :]).to(element).to(factor)
+        second = (q2 * inverse * tl.load(norm + HALF + half).to(tl.float32)[None, :]).to(element).to(factor)
     else:
         cos = tl.load(rotation + batch * DIM + half)
         sin = tl.load(rotation + batch * DIM + HALF + half)
@@ -124,6 +137,9 @@ def attention_kernel(
                 tl.store(keys + position * DIM + HALF + half, new_second)
                 tl.store(values + position * DIM + whole, new_value)
 
+    if FLOAT8:
+        head_scales = scales + (batch * table_stride + 2 * cache_index) * KV_HEADS + head
+        scale *= tl.load(head_scales)
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     sums = tl.zeros([ROWS, DIM], tl.float32)
@@ -132,6 +148,10 @@ def attention_kernel(
         live = tokens < stop
         if CROSS or STORED:  # several blocks: the compiler pipelines loads at the start of an iteration
             key_first, key_second, block_values = load_block(keys, values, block, stop, HALF, DIM, BLOCK)
+            if FLOAT8:
+                key_first = float8_value(key_first, factor, CAPABILITY)
+                key_second = float8_value(key_second, factor, CAPABILITY)
+                block_values = float8_value(block_values, factor, CAPABILITY)
         else:
             fresh = (tokens == position)[:, None]
             key_first = tl.where(fresh, new_first[None, :], key_first)
@@ -148,10 +168,12 @@ def attention_kernel(
         weights = tl.exp2(scores - higher[:, None])
         shrink = tl.exp2(largest - higher)
         total = total * shrink + tl.sum(weights, axis=1)
-        sums = tl.dot(weights.to(element), block_values, sums * shrink[:, None], input_precision="ieee")
+        sums = tl.dot(weights.to(factor), block_values, sums * shrink[:, None], input_precision="ieee")
         largest = higher
         if not (CROSS or STORED):
             key_first, key_second, block_values = load_block(keys, values, block + BLOCK, stop, HALF, DIM, BLOCK)
+    if FLOAT8:
+        sums *= tl.load(head_scales + KV_HEADS)
     HEADS: tl.constexpr = KV_HEADS * GROUP
     if active == 1:  # nothing to combine
         index = (head * GROUP + mate)[:, None] * DIM + whole[None, :]
@@ -223,18 +245,22 @@ class Addresses:
     """The rows' keys and values in device memory: offsets from ``base`` and a stride between heads, in elements.
 
     ``table`` is [rows, layers, 2], ``strides`` [rows]. Rows may share memory that a step only reads. Changed in stream
-    order: kernels launched earlier still see the old addresses.
+    order: kernels launched earlier still see the old addresses. Those of dtype uint8 are float8_e4m3fn, whose scales
+    for each of ``kv_heads`` are in ``scales`` [rows, layers, 2, kv_heads].
     """
 
-    def __init__(self, rows: int, layers: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, rows: int, layers: int, dtype: torch.dtype, device: torch.device, *, kv_heads: int = 0) -> None:
         self.base = torch.zeros(16, dtype=dtype, device=device)
+        self.scales = torch.ones(rows, layers, 2, kv_heads, dtype=torch.float32, device=device)
         self.table = torch.zeros(rows, layers, 2, dtype=torch.int64, device=device)
         self.strides = torch.zeros(rows, dtype=torch.int64, device=device)
 
-    def set(self, rows: int | slice, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    def set(
+        self, rows: int | slice, keys: Sequence[Tensor], values: Sequence[Tensor], scales: Tensor | None = None
+    ) -> None:
         """Point one row or several to a pair of tensors [1, kv_heads, tokens, head_dim] for each layer.
 
-        All tensors have the same layout.
+        All tensors have the same layout. ``scales`` is [layers, 2, kv_heads].
         """
         origin, size = self.base.data_ptr(), self.base.element_size()
         offsets = [[(t.data_ptr() - origin) // size for t in pair] for pair in zip(keys, values, strict=True)]
@@ -244,11 +270,14 @@ class Addresses:
         assert stride % 16 == 0
         self.table[rows].copy_(staged(offsets, self.table))
         self.strides[rows].copy_(staged(stride, self.strides))
+        if scales is not None:
+            self.scales[rows].copy_(scales)
 
     def move(self, source: int, target: int) -> None:
         """Point row ``target`` to where row ``source`` does."""
         self.table[target].copy_(self.table[source])
         self.strides[target].copy_(self.strides[source])
+        self.scales[target].copy_(self.scales[source])
 
 
 def staged(values: object, like: Tensor) -> Tensor:
@@ -319,16 +348,16 @@ def decode_attention(
         key = value = query
     assert key.stride(0) == value.stride(0)
     if block is None:  # several blocks are in flight at a time, in 100 KiB of a multiprocessor's memory
-        block = 128 // out.element_size()
+        block = 128 // addresses.base.element_size()
     launch(
         attention_kernel, (kv_heads, scratch.splits, batch // tokens), query, key, value,
         norm if norm is not None else query, rotation if rotation is not None else query,
-        addresses.base, addresses.table, addresses.strides, limits,
+        addresses.base, addresses.table, addresses.strides, addresses.scales, limits,
         scratch.sums, scratch.largest, scratch.total, scratch.arrived, out, eps, LOG2_E * dim**-0.5,
         query.stride(0), key.stride(0), addresses.table.stride(0), cache_index,
         kv_heads, group, tokens, max(16, queries), queries, dim, dim // 2, scratch.splits,
         min(scratch.splits, max(16 // tokens, 1)), block,
-        out_interleave, rotation is None, stored, device=device, warps=warps,
+        out_interleave, rotation is None, stored, capability(device), device=device, warps=warps,
     )  # fmt: skip
 
 
