@@ -100,8 +100,8 @@ ImageKV = Annotated[
     compute_option(
         "--image-kv",
         metavar="FORMAT",
-        help="fp8 keeps the keys and values of pictures in 8 bits, so that up to twice as many are answered about at "
-        "once; those of text keep their format (default: as computed).",
+        help="Keep the keys and values of pictures in fp8: half the memory, so that more fit at once (default: as "
+        "computed, as those of text always are).",
         autocompletion=complete.image_kv_formats,
     ),
 ]

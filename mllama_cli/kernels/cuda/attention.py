@@ -270,8 +270,7 @@ class Addresses:
         assert stride % 16 == 0
         self.table[rows].copy_(staged(offsets, self.table))
         self.strides[rows].copy_(staged(stride, self.strides))
-        if scales is not None:
-            self.scales[rows].copy_(scales)
+        self.scales[rows] = 1.0 if scales is None else scales
 
     def move(self, source: int, target: int) -> None:
         """Point row ``target`` to where row ``source`` does."""
