@@ -44,6 +44,7 @@ class Float8KV:
             [torch.stack([torch.linalg.vector_norm(t, torch.inf, dim=(2, 3)) for t in pair]) for pair in layers]
         )
         scales = _power_of_two_from(largest.float() / MAX_FLOAT8)
+        scales = torch.where(largest.isfinite(), scales, torch.nan)  # float8 has no infinity, and errors must show
         inverse = (1 / scales)[..., None, None]
         codes = torch.empty(len(layers), 2, *example.shape, dtype=torch.uint8, device=example.device)
         floats = codes.view(torch.float8_e4m3fn)

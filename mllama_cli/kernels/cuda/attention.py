@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mllama_cli.kernels.cuda.float8 import float8_unit, float8_value
 from mllama_cli.kernels.cuda.launch import capability, gdc_wait, launch
 from mllama_cli.kernels.cuda.layout import offset_of
-from mllama_cli.kernels.cuda.lookup import NATIVE_FP8, fp8_value
 
 LOG2_E = 1.4426950408889634
 TARGET_PROGRAMS = 256
@@ -35,15 +35,6 @@ def load_block(keys, values, block, stop, HALF: tl.constexpr, DIM: tl.constexpr,
     key = keys + tokens[:, None] * DIM + half[None, :]
     value = values + tokens[:, None] * DIM + tl.arange(0, DIM)[None, :]
     return tl.load(key, live, other=0.0), tl.load(key + HALF, live, other=0.0), tl.load(value, live, other=0.0)
-
-
-@triton.jit
-def float8_value(codes, dtype: tl.constexpr, CAPABILITY: tl.constexpr):
-    """Return the float8_e4m3fn numbers whose bits are in uint8, exactly."""
-    if CAPABILITY >= NATIVE_FP8:
-        return codes.to(tl.float8e4nv, bitcast=True).to(dtype)
-    else:
-        return (fp8_value(codes.to(tl.int16)) * 256).to(dtype)
 
 
 @triton.jit
@@ -139,7 +130,7 @@ def attention_kernel(
 
     if FLOAT8:
         head_scales = scales + (batch * table_stride + 2 * cache_index) * KV_HEADS + head
-        scale *= tl.load(head_scales)
+        scale *= tl.load(head_scales) * float8_unit(CAPABILITY)
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     sums = tl.zeros([ROWS, DIM], tl.float32)
@@ -149,9 +140,9 @@ def attention_kernel(
         if CROSS or STORED:  # several blocks: the compiler pipelines loads at the start of an iteration
             key_first, key_second, block_values = load_block(keys, values, block, stop, HALF, DIM, BLOCK)
             if FLOAT8:
-                key_first = float8_value(key_first, factor, CAPABILITY)
-                key_second = float8_value(key_second, factor, CAPABILITY)
-                block_values = float8_value(block_values, factor, CAPABILITY)
+                key_first = float8_value(key_first, factor, CAPABILITY, True)
+                key_second = float8_value(key_second, factor, CAPABILITY, True)
+                block_values = float8_value(block_values, factor, CAPABILITY, False)
         else:
             fresh = (tokens == position)[:, None]
             key_first = tl.where(fresh, new_first[None, :], key_first)
@@ -173,7 +164,7 @@ def attention_kernel(
         if not (CROSS or STORED):
             key_first, key_second, block_values = load_block(keys, values, block + BLOCK, stop, HALF, DIM, BLOCK)
     if FLOAT8:
-        sums *= tl.load(head_scales + KV_HEADS)
+        sums *= tl.load(head_scales + KV_HEADS) * float8_unit(CAPABILITY)
     HEADS: tl.constexpr = KV_HEADS * GROUP
     if active == 1:  # nothing to combine
         index = (head * GROUP + mate)[:, None] * DIM + whole[None, :]

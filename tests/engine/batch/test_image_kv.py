@@ -56,6 +56,7 @@ def test_more_conversations_about_images_fit(rounding: Engine, engine: Engine, m
     assert rounded.image_bytes * engine.dtype.itemsize == whole.image_bytes
     assert rounded.position_bytes == whole.position_bytes
     working = capacity.working_bytes(engine.config, engine.dtype.itemsize, engine.model.prefill_chunk)
+    monkeypatch.setattr(capacity, "image_cache_bytes", lambda _: 0)
     monkeypatch.setattr(capacity, "free_bytes", lambda _: HEADROOM + working + 30 * whole.image_bytes)
     assert automatic_slots(rounding.model, 8, 1, 8) > automatic_slots(engine.model, 8, 1, 8)
 

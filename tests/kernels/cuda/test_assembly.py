@@ -10,11 +10,16 @@ import pytest
 import torch
 
 from tests.triton_here import DEVICE  # isort: skip  (first: it prepares Triton)
-from mllama_cli.kernels.cuda import lookup
+import triton.language as tl
+
+from mllama_cli.kernels.cuda import float8, lookup
 
 
 def evaluate(assembly: str, outputs: int, word: int) -> list[float]:
-    """Return the outputs of PTX without control flow for the input $N, a word of 32 bits."""
+    """Return the outputs of PTX without control flow for the input $N, a word of 32 bits.
+
+    An output is a float, or a word with two of 16 bits.
+    """
     registers: dict[str, int] = {f"${outputs}": word}
     results = [float("nan")] * outputs
 
@@ -38,11 +43,16 @@ def evaluate(assembly: str, outputs: int, word: int) -> list[float]:
         elif name == "lop3.b32":
             assert parts[4] == "0xEA"  # a & b | c
             registers[parts[0]] = value(parts[1]) & value(parts[2]) | value(parts[3])
+        elif name == "prmt.b32":
+            word_bytes = [*value(parts[1]).to_bytes(4, "little"), *value(parts[2]).to_bytes(4, "little")]
+            chosen = [word_bytes[value(parts[3]) >> 4 * index & 7] for index in range(4)]
+            registers[parts[0]] = int.from_bytes(bytes(chosen), "little")
         elif name == "cvt.f32.f16":
             (results[int(parts[0][1:])],) = struct.unpack("<e", struct.pack("<H", value(parts[1])))
         else:
             raise AssertionError(f"unknown instruction {line}")
-    return results
+    pairs = [registers[f"${index}"] for index in range(outputs) if f"${index}" in registers]
+    return [number for pair in pairs for number in struct.unpack("<2e", struct.pack("<I", pair))] or results
 
 
 def shuffled(lane: int, index: int) -> int:
@@ -65,13 +75,18 @@ def test_every_lane_reads_the_entry_that_a_code_names_whatever_is_above_the_code
                 assert shuffled(lane, above | code) // 16 == lane // 16
 
 
-def test_float8_becomes_the_same_number_for_every_byte_at_every_index() -> None:
+@pytest.mark.parametrize(
+    ("assembly", "outputs"),
+    [(lookup.SHIFTED_FP8_ASSEMBLY, 4), (float8.SHIFTED_ASSEMBLY, 2)],
+    ids=["float32", "float16"],
+)
+def test_float8_becomes_the_same_number_for_every_byte_at_every_index(assembly: tl.constexpr, outputs: int) -> None:
     numbers = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
     for first in range(256):
         found = [(first + 67 * index) % 256 for index in range(4)]
         if any(byte & 127 == 127 for byte in found):  # no numbers
             continue
-        results = evaluate(lookup.SHIFTED_FP8_ASSEMBLY.value, 4, int.from_bytes(bytes(found), "little"))
+        results = evaluate(assembly.value, outputs, int.from_bytes(bytes(found), "little"))
         assert [256 * result for result in results] == [float(numbers[byte]) for byte in found]
 
 
@@ -81,14 +96,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from mllama_cli.kernels.cuda.{module} import {kernel} as kernel
 target = GPUTarget("cuda", {capability}, 32)
-for code, bits in (("nf4", 4), ("fp4", 4), ("fp8", 8)):
+for code, bits in {formats}:
     constants = dict({constants})
     types = dict({types})
     signature = {{name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}}
     source = triton.compiler.ASTSource(kernel, signature, constants)
     made = triton.compile(source, target, {{"num_warps": {warps}}})
     assert made.asm["cubin"]
-    used = "shfl.sync.idx" if bits == 4 else "f16x2.e4m3x2" if {capability} >= 89 else "cvt.f32.f16"
+    used = "shfl.sync.idx" if bits == 4 else "f16x2.e4m3x2" if {capability} >= 89 else "{shifted}"
     assert not {assembly} or used in made.asm["ptx"]
 """
 
@@ -106,6 +121,14 @@ KERNELS = {
         "BITS=bits, CODE=code, ONE_GROUP=True, EVEN=True, BLOCK_M=16, BLOCK_N=64, BLOCK_W=16, CAPABILITY={capability}",
         "x='*bf16', packed='*i32', scale='*bf16', out='*bf16', count='i32', n='i32', words_a_row='i32', "
         "words_a_group='i32', groups='i32', steps='i32'",
+    ),
+    "attention": (
+        "KV_HEADS=8, GROUP=4, TOKENS=1, ROWS=16, QUERIES=4, DIM=128, HALF=64, SPLITS=2, CHUNK=2, BLOCK=64, "
+        "INTERLEAVE=1, CROSS=True, STORED=False, CAPABILITY={capability}, PDL={pdl}",
+        "query='*bf16', key='*bf16', value='*bf16', norm='*bf16', rotation='*bf16', base='*u8', table='*i64', "
+        "strides='*i64', scales='*fp32', limits='*i32', partial='*fp32', partial_max='*fp32', partial_sum='*fp32', "
+        "arrived='*i32', out='*bf16', eps='fp32', scale='fp32', query_stride='i32', key_stride='i32', "
+        "table_stride='i32', cache_index='i32'",
     ),
     "dequantize": (
         "BITS=bits, CODE=code, BLOCK=256",
@@ -138,6 +161,8 @@ def script_for(module: str, capability: int) -> str:
         constants=constants.format(pdl=capability >= 90, capability=capability),
         types=types,
         assembly="CAPABILITY" in constants,
+        formats=(("fp8", 8),) if module == "attention" else (("nf4", 4), ("fp4", 4), ("fp8", 8)),
+        shifted="0x1404" if module == "attention" else "cvt.f32.f16",
         warps=4,
     )
 
