@@ -131,10 +131,10 @@ def slot_bytes(config: MllamaConfig, itemsize: int, length: int, images: int, im
 def working_bytes(config: MllamaConfig, itemsize: int, chunk: int, image_itemsize: int | None = None) -> int:
     """Return the bytes of activations: on a GPU a prefill chunk and the vision tower run at the same time.
 
-    An image that is kept with another ``image_itemsize`` is there with ``itemsize`` first.
+    An image that is kept with another ``image_itemsize`` is there with ``itemsize`` first, after the vision tower.
     """
     unrounded = image_bytes(config, itemsize) if image_itemsize not in (None, itemsize) else 0
-    return prefill_bytes(config, itemsize, chunk, chunk) + vision_bytes(config, itemsize) + unrounded
+    return prefill_bytes(config, itemsize, chunk, chunk) + max(vision_bytes(config, itemsize), unrounded)
 
 
 def logit_bytes(config: MllamaConfig) -> int:
