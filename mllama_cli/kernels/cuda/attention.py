@@ -25,6 +25,9 @@ TARGET_PROGRAMS = 256
 
 MAX_SPLITS = 32
 
+FLOAT8_BLOCK, FLOAT8_WARPS = 64, 2
+"""On an H200, 64 images of 4 tiles take 0.246 ms a layer so; 0.28 ms with 4 warps, and 0.394 in bfloat16."""
+
 
 @triton.jit
 def load_block(keys, values, block, stop, HALF: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr):
@@ -318,7 +321,7 @@ def decode_attention(
     eps: float = 0.0,
     out_interleave: int = 1,
     block: int | None = None,
-    warps: int = 4,
+    warps: int | None = None,
 ) -> None:
     """Write the attention of the new rows to out [B, heads * dim]; see the top of this file.
 
@@ -337,8 +340,11 @@ def decode_attention(
     if key is None or value is None:
         key = value = query
     assert key.stride(0) == value.stride(0)
+    is_float8 = addresses.base.dtype == torch.uint8
     if block is None:  # several blocks are in flight at a time, in 100 KiB of a multiprocessor's memory
-        block = 128 // addresses.base.element_size()
+        block = FLOAT8_BLOCK if is_float8 else 128 // addresses.base.element_size()
+    if warps is None:
+        warps = FLOAT8_WARPS if is_float8 else 4
     launch(
         attention_kernel, (kv_heads, scratch.splits, batch // tokens), query, key, value,
         norm if norm is not None else query, rotation if rotation is not None else query,
