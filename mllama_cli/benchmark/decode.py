@@ -18,7 +18,7 @@ from mllama_cli.engine.forward import DecodeInput, Network
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.vision import encoded_bytes
 from mllama_cli.kernels.packed import PackedWeight
-from mllama_cli.model.cache import LayerKV
+from mllama_cli.model.image_kv import LayerKV
 from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer
 from mllama_cli.model.visibility import image_spans
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mllama_cli.core.config import MllamaConfig
-from mllama_cli.engine.batch.capacity import EXPECTED_NEW_TOKENS, MAX_SLOTS, slots_that_fit
+from mllama_cli.engine.batch.capacity import EXPECTED_NEW_TOKENS, MAX_SLOTS, kept_pass_bytes, slots_that_fit
 from mllama_cli.engine.weights.memory import choose_prefill_chunk, longest_context
 from mllama_cli.engine.weights.offload import OffloadPlan, plan_for_shape, sizes_of_shape
 
@@ -21,11 +21,15 @@ CAPTION_PROMPT_TOKENS = 32
 
 @dataclass(frozen=True)
 class Fit:
-    """A plan, the tokens of a chat about an image with the most tiles, and the captions made at once."""
+    """A plan, the tokens of a chat about an image with the most tiles, and the captions made at once.
+
+    ``float8_slots`` are the captions at once with ``--image-kv fp8``.
+    """
 
     plan: OffloadPlan
     context: int
     slots: int
+    float8_slots: int
 
 
 def usable_bytes(gb: int, gpus: int = 1) -> int:
@@ -42,5 +46,8 @@ def fit(config: MllamaConfig, quantize: str | None, free: int, itemsize: int = 2
     config = config.shared_by(gpus)
     chunk = choose_prefill_chunk(config, itemsize, "cuda", free)
     length = CAPTION_PROMPT_TOKENS + EXPECTED_NEW_TOKENS
-    slots = slots_that_fit(config, itemsize, free, chunk, length, 1, MAX_SLOTS["cuda"])
-    return Fit(plan, longest_context(config, itemsize, free, chunk), slots)
+    for_slots = free - kept_pass_bytes(config, itemsize, free)
+    slots, float8_slots = (
+        slots_that_fit(config, itemsize, for_slots, chunk, length, 1, MAX_SLOTS["cuda"], kept) for kept in (itemsize, 1)
+    )
+    return Fit(plan, longest_context(config, itemsize, free, chunk), slots, float8_slots)

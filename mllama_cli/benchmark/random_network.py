@@ -53,6 +53,7 @@ def random_model(
     device: torch.device,
     others: Sequence[torch.device] = (),
     quantize: str | None = None,
+    image_kv: str | None = None,
 ) -> tuple[LoadedModel, OffloadPlan]:
     """Return a model of this shape and its offload plan; ``others`` are devices that share it.
 
@@ -80,7 +81,9 @@ def random_model(
     if device.type == "cuda" and not plan.vision and isinstance(network, MllamaForConditionalGeneration):
         network.model.vision_model.fuse_projections()
     compute = compute_dtype(dtype, device)
-    made = model_without_tokenizer(network, local, dtype=compute, device=device, prefill_chunk=chunk, team=team)
+    made = model_without_tokenizer(
+        network, local, dtype=compute, device=device, prefill_chunk=chunk, team=team, image_kv=image_kv
+    )
     return made, plan
 
 
@@ -92,10 +95,20 @@ def model_without_tokenizer(
     device: torch.device,
     prefill_chunk: int = PREFILL_CHUNK,
     team: Team | None = None,
+    image_kv: str | None = None,
 ) -> LoadedModel:
     """Return a model of this network with an empty vocabulary, for answers that are only counted."""
     processor = MllamaProcessor(MllamaTokenizer(Tokenizer(BPE())), None, None, config.image_token_index)
-    return LoadedModel(network, config, processor, device=device, dtype=dtype, prefill_chunk=prefill_chunk, team=team)
+    return LoadedModel(
+        network,
+        config,
+        processor,
+        device=device,
+        dtype=dtype,
+        prefill_chunk=prefill_chunk,
+        team=team,
+        image_kv=image_kv,
+    )
 
 
 def random_network(

@@ -43,6 +43,7 @@ class Replica:
     dtype: str
     quantize: str | None
     exact: bool
+    image_kv: str | None
     adapters: tuple[Path, ...]
     threads: int
 
@@ -68,6 +69,7 @@ class Replica:
             dtype=self.dtype,
             quantize=self.quantize,
             exact=self.exact,
+            image_kv=self.image_kv,
             adapters=self.adapters,
         )
         connection.send(engine.about)

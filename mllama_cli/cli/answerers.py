@@ -158,6 +158,7 @@ class Answerers:
                 compute.quantize,
                 compute.exact,
                 adapter_folders(compute.adapter),
+                compute.image_kv,
             )
         except OSError:
             return None
@@ -177,10 +178,11 @@ class Answerers:
 
 def _require_none_of(compute: ComputeOptions, host: str) -> None:
     """Raise UsageError for options that say how to load a model, which the server on ``host`` has done."""
-    for name in ("device", "dtype", "quantize", "exact", "adapter"):
+    for name in ("device", "dtype", "quantize", "exact", "adapter", "image_kv"):
         if getattr(compute, name):
+            flag = f"--{name.replace('_', '-')}"
             raise UsageError(
-                f"--{name} is for a model on this machine, and {HOST_VARIABLE} names a server ({host})",
+                f"{flag} is for a model on this machine, and {HOST_VARIABLE} names a server ({host})",
                 "Leave it out, or add --no-server.",
             )
 

@@ -7,7 +7,7 @@ import typer
 
 from mllama_cli.cli import complete
 from mllama_cli.cli.common import load_settings, print_json, resolve_model
-from mllama_cli.cli.options import Adapter, AsJson, ComputeOptions, Debug, Device, Dtype
+from mllama_cli.cli.options import Adapter, AsJson, BatchComputeOptions, ComputeOptions, Debug, Device, Dtype, ImageKV
 
 if TYPE_CHECKING:
     from mllama_cli.benchmark.decode import Figure
@@ -47,6 +47,7 @@ def bench(
     device: Device = None,
     dtype: Dtype = None,
     adapter: Adapter = None,
+    image_kv: ImageKV = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -61,7 +62,8 @@ def bench(
         raise UsageError("--quantize needs --random: other models are measured as they are stored")
     if adapter and random:
         raise UsageError("--adapter and --random are mutually exclusive")
-    compute = ComputeOptions(model, device, dtype, quantize, adapter=adapter).with_defaults(load_settings())
+    given = BatchComputeOptions(model, device, dtype, quantize, adapter=adapter, image_kv=image_kv)
+    compute = given.with_defaults(load_settings())
     terminal = Terminal()
     with StatusLine(terminal) as status:
         name, subject, figures = _random(random, compute, status) if random else _loaded(compute, terminal, status)
@@ -77,8 +79,9 @@ def bench(
         elif subject.config.vision_config is not None:
             rate, count, tiles = caption_rate(subject)
             label = f"captions of {CAPTION_TOKENS} tokens, {tiles} tiles, {count} at once"
+            label += f", {image_kv} images" if image_kv is not None else ""
             figures.append(Figure(label, rate, "images/s"))
-    record = {"model": name, **_machine(subject), "quantize": quantize, "adapters": adapter or []}
+    record = {"model": name, **_machine(subject), "quantize": quantize, "adapters": adapter or [], "image_kv": image_kv}
     if as_json:
         rows = [
             {
@@ -121,7 +124,9 @@ def _random(shape: str, compute: ComputeOptions, status: "StatusLine") -> "tuple
     (device, *others), quantize = choose_devices(compute.device or "auto"), compute.quantize
     make_current(device)
     dtype = choose_dtype(compute.dtype or "auto", torch.bfloat16, 2**33, device)
-    model, plan = random_model(SHAPES[shape], dtype=dtype, device=device, others=others, quantize=quantize)
+    model, plan = random_model(
+        SHAPES[shape], dtype=dtype, device=device, others=others, quantize=quantize, image_kv=compute.image_kv
+    )
     name = f"random {shape}" + (f", {quantize}" if quantize else "") + (f", {plan}" if str(plan) else "")
     return name, model, []
 

@@ -10,7 +10,7 @@ from mllama_cli.cli.caption_request import (
 )
 from mllama_cli.cli.caption_shard_options import ShardOptions
 from mllama_cli.cli.grammar_options import GrammarOptions
-from mllama_cli.cli.options import ComputeOptions, Debug, SamplingOptions, SharingOptions, option_groups
+from mllama_cli.cli.options import BatchComputeOptions, Debug, SamplingOptions, SharingOptions, option_groups
 
 
 @option_groups
@@ -21,7 +21,7 @@ def caption(
     output: CaptionOutput,
     display: CaptionDisplay,
     batching: CaptionBatching,
-    compute: ComputeOptions,
+    compute: BatchComputeOptions,
     sharing: SharingOptions,
     sampling: SamplingOptions,
     form: GrammarOptions,

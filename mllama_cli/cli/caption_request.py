@@ -17,7 +17,14 @@ import typer
 from mllama_cli.cli import complete
 from mllama_cli.cli.caption_shard_options import ShardOptions
 from mllama_cli.cli.grammar_options import GrammarOptions
-from mllama_cli.cli.options import ComputeOptions, SamplingOptions, SharingOptions, Verbose, input_option, output_option
+from mllama_cli.cli.options import (
+    BatchComputeOptions,
+    SamplingOptions,
+    SharingOptions,
+    Verbose,
+    input_option,
+    output_option,
+)
 from mllama_cli.core.caption_events import EXISTING
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.text import as_number, shown
@@ -257,7 +264,7 @@ class CaptionRequest:
     output: CaptionOutput
     display: CaptionDisplay
     batching: CaptionBatching
-    compute: ComputeOptions
+    compute: BatchComputeOptions
     sharing: SharingOptions
     sampling: SamplingOptions
     form: GrammarOptions

@@ -53,7 +53,7 @@ def run_captions(request: CaptionRequest) -> None:
     model = answerers.choose()
     sampling = request.answer_sampling
     run = request.run_key(
-        inputs.roots, f"{model.where} {request.compute.quantize}{adapters_key(request.compute)}", sampling
+        inputs.roots, f"{model.where} {request.compute.quantize}{loading_key(request.compute)}", sampling
     )
     # Only one image was named, and no option asks to save its caption.
     single = inputs.single_file and request.output.output is None and not request.output.sidecar
@@ -94,9 +94,10 @@ def run_captions(request: CaptionRequest) -> None:
         raise typer.Exit(ExitStatus.PARTLY if view.done or view.skipped else ExitStatus.FAILURE)
 
 
-def adapters_key(compute: ComputeOptions) -> str:
-    """Return the adapters as a part of a run's key; empty without any, so that older runs keep theirs."""
-    return "".join(f" {resolved(folder)}" for folder in adapter_folders(compute.adapter))
+def loading_key(compute: ComputeOptions) -> str:
+    """Return how the model is loaded as a part of a run's key; empty without options, as in older runs."""
+    adapters = "".join(f" {resolved(folder)}" for folder in adapter_folders(compute.adapter))
+    return adapters + (f" {compute.image_kv} images" if compute.image_kv is not None else "")
 
 
 def _events(

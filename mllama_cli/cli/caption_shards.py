@@ -24,7 +24,7 @@ from mllama_cli.captioning.shards.tally import Tally
 from mllama_cli.cli.answerers import Answerers, ModelChoice
 from mllama_cli.cli.caption_inputs import read_lists, shard_part
 from mllama_cli.cli.caption_request import CaptionRequest
-from mllama_cli.cli.caption_run import adapters_key, error_list, open_asker
+from mllama_cli.cli.caption_run import error_list, loading_key, open_asker
 from mllama_cli.cli.caption_shard_report import ShardReport
 from mllama_cli.cli.common import ExitStatus, load_settings
 from mllama_cli.core.caption_events import CaptionEvent, ShardEvent
@@ -156,6 +156,7 @@ def _captioned_on_ray(run: _Run, address: str) -> Generator[CaptionEvent | Shard
             "dtype": compute.dtype or "auto",
             "quantize": compute.quantize,
             "exact": compute.exact,
+            "image_kv": compute.image_kv,
             "adapters": compute.adapter or (),
         },
     )
@@ -168,7 +169,7 @@ def _settings(request: CaptionRequest, model: str, form: str) -> dict[str, Any]:
     compute = request.compute
     sampling = {name: repr(value) for name, value in sorted(request.answer_sampling.items())}
     return {
-        "model": model + adapters_key(compute) + (f" {compute.quantize}" if compute.quantize else ""),
+        "model": model + loading_key(compute) + (f" {compute.quantize}" if compute.quantize else ""),
         "prompt": prompt.template.text,
         "system": prompt.system or "",
         "prefill": prompt.prefill,

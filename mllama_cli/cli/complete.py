@@ -72,6 +72,12 @@ def quantizations(incomplete: str) -> list[str]:
     return _starting_with(incomplete, list(QUANTIZATIONS))
 
 
+def image_kv_formats(incomplete: str) -> list[str]:
+    from mllama_cli.core.settings import IMAGE_KV_FORMATS
+
+    return _starting_with(incomplete, list(IMAGE_KV_FORMATS))
+
+
 def setting_names(incomplete: str) -> list[str]:
     """Return the keys of the config file."""
     from mllama_cli.core.settings import KEYS

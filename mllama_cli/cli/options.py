@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
@@ -95,6 +95,16 @@ Exact = Annotated[
     bool,
     compute_option("--exact", help="On a CPU, never round activations to 8 bits: slower, slightly more accurate."),
 ]
+ImageKV = Annotated[
+    str | None,
+    compute_option(
+        "--image-kv",
+        metavar="FORMAT",
+        help="Keep the keys and values of pictures in fp8: half the memory, so that more fit at once (default: as "
+        "computed, as those of text always are).",
+        autocompletion=complete.image_kv_formats,
+    ),
+]
 Adapter = Annotated[
     list[str] | None,
     compute_option(metavar="DIR", help="Merge the LoRA adapter in this folder into the weights (repeatable)."),
@@ -113,15 +123,21 @@ class ComputeOptions:
     adapter: Adapter = None
 
     def __post_init__(self) -> None:
-        from mllama_cli.core.settings import KEYS, QUANTIZATIONS
+        from mllama_cli.core.settings import KEYS, QUANTIZATIONS, require_image_kv
 
         for name in ("device", "dtype"):
             if (value := getattr(self, name)) is not None:
                 KEYS[name].require(value, f"--{name}")
         if self.quantize not in (None, *QUANTIZATIONS):
             raise UsageError(f"Unknown quantization {self.quantize!r}", f"Use {' or '.join(QUANTIZATIONS)}.")
+        require_image_kv(self.image_kv)
 
-    def with_defaults(self, settings: "Settings") -> "ComputeOptions":
+    @property
+    def image_kv(self) -> str | None:
+        """The format of the keys and values of images; an option only where several are answered about at once."""
+        return None
+
+    def with_defaults(self, settings: "Settings") -> Self:
         """Return these options, completed from the environment and the config file."""
         return replace(
             self,
@@ -145,6 +161,7 @@ class ComputeOptions:
             dtype=self.dtype or "auto",
             quantize=self.quantize,
             exact=self.exact,
+            image_kv=self.image_kv,
             adapters=adapter_folders(self.adapter),
             meeting=meeting(),
         )
@@ -163,8 +180,15 @@ class ComputeOptions:
 
         threads = max(1, torch.get_num_threads() // len(devices))
         folders = tuple(adapter_folders(self.adapter))
-        form = (self.dtype or "auto", self.quantize, self.exact, folders, threads)
+        form = (self.dtype or "auto", self.quantize, self.exact, self.image_kv, folders, threads)
         return [Replica(folder, name, str(device), *form) for device in devices]
+
+
+@dataclass(frozen=True)
+class BatchComputeOptions(ComputeOptions):
+    """Those of a command that answers several conversations at once."""
+
+    image_kv: ImageKV = None
 
 
 def adapter_folders(given: "list[str] | None") -> list[Path]:

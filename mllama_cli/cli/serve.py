@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mllama_cli.cli.common import BUILT_IN_NOTE, ExitStatus, load_settings, resolve_model
-from mllama_cli.cli.options import ComputeOptions, Debug, adapter_folders, option_groups, output_option
+from mllama_cli.cli.options import BatchComputeOptions, Debug, adapter_folders, option_groups, output_option
 from mllama_cli.cli.serve_lines import file_lines, port_lines, server_url
 from mllama_cli.core.duration import parse_duration
 from mllama_cli.core.errors import UsageError
@@ -24,7 +24,7 @@ _ADDRESS, _LIMITS, _ACCESS = "Address", "Limits", "Access"
 @option_groups
 def serve(
     *,
-    compute: ComputeOptions,
+    compute: BatchComputeOptions,
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="0.0.0.0 lets other machines in.", rich_help_panel=_ADDRESS)
     ] = "127.0.0.1",
@@ -122,7 +122,7 @@ def serve(
 
 def _serve(
     terminal: "Terminal",
-    compute: ComputeOptions,
+    compute: BatchComputeOptions,
     settings: "ServerSettings",
     bound: "socket.socket",
     uds: Path | None,
@@ -166,7 +166,7 @@ def _serve(
         raise typer.Exit(ExitStatus.INTERRUPTED)
 
 
-def _loaded(terminal: "Terminal", compute: ComputeOptions, folder: Path, name: str) -> "Engine":
+def _loaded(terminal: "Terminal", compute: BatchComputeOptions, folder: Path, name: str) -> "Engine":
     from mllama_cli.terminal.answer_view import StatusLine
 
     with StatusLine(terminal) as status:

@@ -15,6 +15,8 @@ THEMES = ("auto", "dark", "light", "none")
 LOG_CHOICES = ("all", "chats", "none")
 DTYPE_CHOICES = ("auto", "bfloat16", "float16", "float32")
 QUANTIZATIONS = ("int4", "int8")
+IMAGE_KV_FORMATS = ("fp8",)
+"""Formats to which the keys and values of images may be rounded."""
 DEVICE = re.compile(r"auto|cuda(:\d+)?|cuda:all|cpu(,cpu)*|cuda:\d+(,cuda:\d+)*")
 
 
@@ -61,6 +63,12 @@ def _keys() -> Iterator[tuple[str, Parameter]]:
 
 KEYS = dict(_keys())
 """The file's keys, in the order in which they are listed."""
+
+
+def require_image_kv(name: str | None) -> None:
+    """Raise UsageError for an unknown format of the images' keys and values; None leaves them as computed."""
+    if name not in (None, *IMAGE_KV_FORMATS):
+        raise UsageError(f"Unknown format of image keys and values {name!r}", f"Use {' or '.join(IMAGE_KV_FORMATS)}.")
 
 
 def parse_settings(data: Mapping[str, Any], where: str) -> Settings:

@@ -21,6 +21,7 @@ def load(
     vision: bool = False,
     quantize: str | None = None,
     exact: bool = False,
+    image_kv: str | None = None,
     adapters: str | Path | Sequence[str | Path] = (),
     progress: Callable[[Event], None] | None = None,
 ) -> "Engine":
@@ -35,6 +36,8 @@ def load(
         vision: also load the weights for images, which otherwise load with the first image.
         quantize: "int4" or "int8" quantizes the language model while it loads.
         exact: do not round activations to 8 bits on a CPU for products with packed matrices.
+        image_kv: "fp8" keeps the keys and values of images in 8 bits wherever several conversations are answered
+            together (captions, a server); a session keeps them as they are.
         adapters: folders of LoRA adapters that PEFT saved, merged into the weights one after the other.
         progress: called with each event of loading.
     """
@@ -53,6 +56,7 @@ def load(
         dtype=dtype,
         quantize=quantize,
         exact=exact,
+        image_kv=image_kv,
         adapters=[expanded(path) for path in paths],
     )
     for event in engine.load_weights(vision=vision):
@@ -73,6 +77,7 @@ class Engine:
         dtype: str = "auto",
         quantize: str | None = None,
         exact: bool = False,
+        image_kv: str | None = None,
         adapters: Sequence[Path] = (),
         meeting: Path | None = None,
     ) -> None:
@@ -84,6 +89,7 @@ class Engine:
             dtype=dtype,
             quantize=quantize,
             exact=exact,
+            image_kv=image_kv,
             adapters=adapters,
             meeting=meeting,
         )

@@ -28,7 +28,8 @@ from mllama_cli.engine.parallel.group import Group
 from mllama_cli.engine.parallel.messages import Name, Twins
 from mllama_cli.engine.parallel.team import Failure, JoinRequest
 from mllama_cli.engine.weights.opening import OpenedShare
-from mllama_cli.model.cache import CrossCache, CrossKVCache, KVCache, LayerKV, SelfCache
+from mllama_cli.model.cache import CrossCache, CrossKVCache, KVCache, SelfCache
+from mllama_cli.model.image_kv import Float8KV, ImageKV, LayerKV
 from mllama_cli.model.visibility import CrossView, ImageSpan
 
 POLL_SECONDS = 0.05
@@ -118,10 +119,13 @@ class Follower:
         self._group.broadcast(states)
         self.twins.add_layers(number, self._model.cross_keys_values(states))
 
-    def join(self, number: int, batch: Sequence[Sequence[list[LayerKV]]]) -> None:
+    def join(self, number: int, batch: Sequence[Sequence[ImageKV]]) -> None:
         joined = CrossKVCache.from_images(batch)
         assert joined is not None
         self.twins.add_layers(number, joined.layers)
+
+    def round(self, number: int, layers: Sequence[LayerKV]) -> None:
+        self.twins.add_layers(number, Float8KV.of(layers))
 
     def copy(self, target: KVCache, source: KVCache, row: int, length: int, to_row: int) -> None:
         target.copy_from(source, row, length, to_row=to_row)
@@ -135,15 +139,15 @@ class Follower:
         logits = torch.zeros(1, self._model.config.vocab_size, dtype=self._dtype, device=self._device)
         return self._decoder.tokens(DecodeInput(logits, cache, cross, spans, sampling, (), budget))
 
-    def make_slots(self, name: Name, count: int) -> None:
+    def make_slots(self, name: Name, count: int, float8: bool) -> None:
         from mllama_cli.engine.batch.slot_graphs import SlotGraphs  # needs Triton
 
-        self.twins.add(name, SlotGraphs(self._network, self._dtype, self._device, count))
+        self.twins.add(name, SlotGraphs(self._network, self._dtype, self._device, count, float8=float8))
 
-    def make_passes(self, name: Name) -> None:
+    def make_passes(self, name: Name, float8: bool) -> None:
         from mllama_cli.engine.cuda.passes import CapturedPasses  # needs Triton
 
-        self.twins.add(name, CapturedPasses(self._network, self._dtype, self._device))
+        self.twins.add(name, CapturedPasses(self._network, self._dtype, self._device, float8=float8))
 
     def on_slots(self, name: Name, method: str, *arguments: Any) -> None:
         getattr(self.twins.part(name), method)(*arguments)

@@ -9,6 +9,7 @@ import torch
 from mllama_cli.core.config import GenerationConfig, MllamaConfig, MllamaTextConfig
 from mllama_cli.core.events import Event, Notice
 from mllama_cli.core.sampling import Sampling
+from mllama_cli.core.settings import require_image_kv
 from mllama_cli.engine.cuda.backend import CapturedDecoder
 from mllama_cli.engine.cuda.leading import LeadingDecoder
 from mllama_cli.engine.device import choose_devices, free_bytes, make_current
@@ -32,7 +33,8 @@ class LoadedModel:
     """A network with everything that turns prompts into tokens on one device.
 
     ``weights`` loads the parts that are missing; None if the network is complete. With a ``team``, the network is rank
-    0's share, and ``config`` describes that. ``notice`` is a line for the user.
+    0's share, and ``config`` describes that. ``notice`` is a line for the user. ``image_kv`` is "fp8" if batches keep
+    the images' keys and values in 8 bits.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class LoadedModel:
         prefill_chunk: int = PREFILL_CHUNK,
         team: Team | None = None,
         notice: str = "",
+        image_kv: str | None = None,
     ) -> None:
         self.network, self.config, self.processor = network, config, processor
         self.device, self.dtype = device, dtype
@@ -56,7 +59,7 @@ class LoadedModel:
         self.eos = frozenset(self.generation_config.eos_token_id or config.text_config.eos_token_id)
         self.prefill_chunk = prefill_chunk
         """Prompt tokens for each forward pass, as the memory that is left allows."""
-        self.team, self._notice = team, notice
+        self.team, self._notice, self.image_kv = team, notice, image_kv
         self.vision = VisionEncoder(network, processor, device, team)
         self.decoder = _decoder(network, dtype, device, team)
 
@@ -69,6 +72,7 @@ class LoadedModel:
         dtype: str = "auto",
         quantize: str | None = None,
         exact: bool = False,
+        image_kv: str | None = None,
         adapters: Sequence[Path] = (),
         meeting: Path | None = None,
     ) -> "LoadedModel":
@@ -76,8 +80,9 @@ class LoadedModel:
 
         ``meeting`` is the socket where processes join that were started for the other devices of a list.
 
-        Raise CheckpointError or DeviceError.
+        Raise CheckpointError, DeviceError or UsageError.
         """
+        require_image_kv(image_kv)
         raw = read_json(folder / "config.json")
         generation = folder / "generation_config.json"
         generation_config = GenerationConfig.from_dict(read_json(generation) if generation.is_file() else {})
@@ -109,6 +114,7 @@ class LoadedModel:
             weights=weights,
             team=team,
             notice=_sharing_note(team) if team is not None and device == "auto" else "",
+            image_kv=image_kv,
         )
 
     @property
@@ -124,6 +130,11 @@ class LoadedModel:
     def lacks(self, *, vision: bool) -> bool:
         """Return whether weights have yet to be loaded for prompts, with images if ``vision``."""
         return self.weights is not None and bool(self.weights.missing(vision=vision))
+
+    @property
+    def image_itemsize(self) -> int:
+        """The bytes of each number that a batch keeps of an image."""
+        return 1 if self.image_kv is not None else self.dtype.itemsize
 
     @property
     def vision_loaded(self) -> bool:

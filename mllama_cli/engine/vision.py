@@ -11,9 +11,10 @@ from mllama_cli.core.answerer import text_only
 from mllama_cli.core.conversation import ImagePart
 from mllama_cli.engine.cuda.vision_graphs import VisionGraphs
 from mllama_cli.engine.forward import Network
-from mllama_cli.engine.parallel.leading import join_images
+from mllama_cli.engine.parallel.leading import join_images, round_images
 from mllama_cli.engine.parallel.team import Team
-from mllama_cli.model.cache import CrossKVCache, LayerKV
+from mllama_cli.model.cache import CrossKVCache
+from mllama_cli.model.image_kv import Float8KV, ImageKV, LayerKV
 from mllama_cli.model.layers import result_of
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.processing.image_processor import ImageTiles
@@ -52,9 +53,14 @@ class VisionEncoder:
         """Decode an image and cut it into tiles. Raise ImageError, or UsageError if the model is text-only."""
         return self._processor.tiles(image)
 
-    def join(self, batch: Sequence[Sequence[list[LayerKV]]]) -> CrossKVCache | None:
+    def join(self, batch: Sequence[Sequence[ImageKV]]) -> CrossKVCache | None:
         """Join encoded images, as ``CrossKVCache.from_images`` does."""
         return CrossKVCache.from_images(batch) if self._team is None else join_images(self._team, batch)
+
+    @torch.inference_mode()
+    def rounded(self, layers: Sequence[LayerKV]) -> Float8KV:
+        """Round an encoded image to 8 bits, as ``Float8KV.of`` does."""
+        return Float8KV.of(layers) if self._team is None else round_images(self._team, layers)
 
     def prepare(self) -> bool:
         """Capture the graphs for another number of tiles; return whether there was one. Load the weights first."""
@@ -102,22 +108,23 @@ class ImageCache:
 
     Args:
         limit: bytes that ``trim`` leaves.
+        float8: whether to keep images in 8 bits.
     """
 
-    def __init__(self, encoder: VisionEncoder, limit: int = 0) -> None:
+    def __init__(self, encoder: VisionEncoder, limit: int = 0, *, float8: bool = False) -> None:
         self.limit = limit
         self.nbytes = 0
-        self._encoder = encoder
-        self._encoded: OrderedDict[str, list[LayerKV]] = OrderedDict()
+        self._encoder, self._float8 = encoder, float8
+        self._encoded: OrderedDict[str, ImageKV] = OrderedDict()
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._encoded
 
-    def get(self, digest: str) -> list[LayerKV]:
+    def get(self, digest: str) -> ImageKV:
         self._encoded.move_to_end(digest)
         return self._encoded[digest]
 
-    def get_group(self, digests: Sequence[str]) -> list[LayerKV]:
+    def get_group(self, digests: Sequence[str]) -> ImageKV:
         """Return one or several encoded images joined into one, of which there is one copy for all that ask."""
         key = group_key(digests)
         if key not in self._encoded:
@@ -136,7 +143,7 @@ class ImageCache:
             tiles = self._encoder.tiles(image)
         pixels = tiles.pixel_values_on(self._encoder.device)
         layers = yield from self._encoder.steps(pixels, tiles.aspect_ratio_id)
-        self._add(image.digest, layers)
+        self._add(image.digest, self._encoder.rounded(layers) if self._float8 else layers)
 
     def trim(self, kept: Collection[str] = ()) -> None:
         """Drop the least recently used images, down to the limit, but none of ``kept``."""
@@ -155,7 +162,7 @@ class ImageCache:
         self._encoded.clear()
         self.nbytes = 0
 
-    def _add(self, digest: str, layers: list[LayerKV]) -> None:
+    def _add(self, digest: str, layers: ImageKV) -> None:
         self._encoded[digest] = layers
         self.nbytes += encoded_bytes(layers)
 
@@ -165,6 +172,8 @@ def group_key(digests: Sequence[str]) -> str:
     return "+".join(digests)
 
 
-def encoded_bytes(layers: list[LayerKV]) -> int:
+def encoded_bytes(layers: ImageKV) -> int:
     """Return the bytes of one encoded image."""
+    if isinstance(layers, Float8KV):
+        return layers.nbytes
     return sum(keys.nbytes + values.nbytes for keys, values in layers)

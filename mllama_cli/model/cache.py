@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mllama_cli.core.config import MllamaTextConfig
+from mllama_cli.model.image_kv import Float8KV, ImageKV, token_count
 from mllama_cli.model.layers import causal_attention, grouped_attention
 from mllama_cli.model.visibility import CrossView
 
@@ -172,10 +173,6 @@ class KVCache:
         self.lengths = [min(old, length) for old in self.lengths]
 
 
-LayerKV = tuple[Tensor, Tensor]
-"""Keys and values of one cross-attention layer, each [batch, kv_heads, tokens, head_dim]."""
-
-
 class CrossKVCache:
     """Keys and values of the cross-attention layers for each conversation's vision tokens, image after image.
 
@@ -183,7 +180,7 @@ class CrossKVCache:
     ``image_tokens[b]`` has the token count of each image of conversation b, unused tiles excluded.
     """
 
-    def __init__(self, layers: list[LayerKV], image_tokens: Sequence[Sequence[int]]) -> None:
+    def __init__(self, layers: ImageKV, image_tokens: Sequence[Sequence[int]]) -> None:
         self.layers = layers
         self.image_tokens = tuple(tuple(counts) for counts in image_tokens)
 
@@ -205,17 +202,20 @@ class CrossKVCache:
         )
 
     @classmethod
-    def from_images(cls, batch: Sequence[Sequence[list[LayerKV]]]) -> "CrossKVCache | None":
-        """Join single images' keys and values (each a list of per-layer pairs of [1, kv_heads, tokens, head_dim]).
+    def from_images(cls, batch: Sequence[Sequence[ImageKV]]) -> "CrossKVCache | None":
+        """Join single images' keys and values (each of [1, kv_heads, tokens, head_dim]), all rounded or none.
 
         Return None if no conversation of the batch has an image.
         """
         if not any(batch):
             return None
-        counts = [[image[0][0].shape[2] for image in images] for images in batch]
+        counts = [[token_count(image) for image in images] for images in batch]
         width = max(map(sum, counts))
         if counts == [[width]]:
-            return cls(list(batch[0][0]), counts)
+            return cls(batch[0][0], counts)
+        rounded = [[image for image in images if isinstance(image, Float8KV)] for images in batch]
+        if any(rounded):
+            return cls(Float8KV.joined(rounded), counts)
         if all(row == [width] for row in counts):
             pairs = zip(*(images[0] for images in batch), strict=True)
             return cls(

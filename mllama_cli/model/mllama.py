@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.core.errors import CheckpointError
-from mllama_cli.model.cache import CrossKVCache, LayerKV
+from mllama_cli.model.cache import CrossKVCache
+from mllama_cli.model.image_kv import LayerKV
 from mllama_cli.model.layers import Linear, result_of
 from mllama_cli.model.text import MllamaForCausalLM, MllamaTextModel
 from mllama_cli.model.visibility import CrossView, image_spans

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from mllama_cli.core.config import MllamaTextConfig
 from mllama_cli.kernels.ops import apply_rope, upload
 from mllama_cli.kernels.sdpa import has_flash_attention
-from mllama_cli.model.cache import CrossCache, CrossKVCache, KVCache, LayerKV, SelfCache, attend_new_rows
+from mllama_cli.model.cache import CrossCache, CrossKVCache, KVCache, SelfCache, attend_new_rows
+from mllama_cli.model.image_kv import LayerKV
 from mllama_cli.model.layers import (
     Embedding,
     Linear,

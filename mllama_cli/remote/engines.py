@@ -44,7 +44,8 @@ class EngineKey:
     """What an engine and its client must agree on, as it was asked for: "auto" means the same to both.
 
     ``state`` changes with the files of the model, ``adapters`` are folders and states in the order in which they are
-    merged, ``visible`` are the GPUs that "auto" and "cuda" choose from.
+    merged, ``visible`` are the GPUs that "auto" and "cuda" choose from, ``image_kv`` is the format of the keys and
+    values of images.
     """
 
     path: str
@@ -55,6 +56,7 @@ class EngineKey:
     exact: bool
     visible: str
     adapters: tuple[tuple[str, str], ...] = ()
+    image_kv: str = ""
     version: str = __version__
     protocol: int = PROTOCOL
 
@@ -67,11 +69,13 @@ class EngineKey:
         quantize: str | None = None,
         exact: bool = False,
         adapters: Sequence[Path] = (),
+        image_kv: str | None = None,
     ) -> "EngineKey":
         """Return the key of a model's folder and its adapters'. Raise OSError if one of them cannot be read."""
         path = resolved(folder)
         merged = tuple((str(each), _state(each)) for each in map(resolved, adapters))
-        return cls(str(path), _state(path), device, dtype, quantize or "", exact, _visible(device), merged)
+        rest = (quantize or "", exact, _visible(device), merged, image_kv or "")
+        return cls(str(path), _state(path), device, dtype, *rest)
 
     def for_device(self, device: str, dtype: str) -> "EngineKey":
         """Return the key of the same model on another device."""

@@ -95,6 +95,7 @@ def _open(
         dtype=key.dtype,
         quantize=key.quantize or None,
         exact=key.exact,
+        image_kv=key.image_kv or None,
         adapters=[Path(path) for path, _ in key.adapters],
     )
     if engine.model.team is not None:

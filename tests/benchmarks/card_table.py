@@ -17,8 +17,11 @@ MARKS = {
 
 
 def cell(found: Fit | None) -> str:
-    """Context and captions, E and V for what is offloaded."""
-    return f"{found.context // 100 * 100:,} / {found.slots}{MARKS[found.plan]}" if found else "no"
+    """Context and captions, more of them in 8 bits in parentheses, E and V for what is offloaded."""
+    if found is None:
+        return "no"
+    more = f" ({found.float8_slots})" if found.float8_slots > found.slots else ""
+    return f"{found.context // 100 * 100:,} / {found.slots}{more}{MARKS[found.plan]}"
 
 
 def table() -> str:

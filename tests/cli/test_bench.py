@@ -50,8 +50,9 @@ def test_where_an_image_takes_long_no_more_than_one_tile_is_measured(monkeypatch
 
 
 def test_for_people_it_is_a_table() -> None:
-    result = run_here("bench", "sketch", "--device", "cpu", "--tokens", "2")
+    result = run_here("bench", "sketch", "--device", "cpu", "--tokens", "2", "--image-kv", "fp8")
     assert result.code == 0
+    assert "captions of 64 tokens, 4 tiles, 4 at once, fp8 images" in result.out
     assert "tokens/s" in result.out
     assert "of memory bandwidth" in result.out
     assert "float32" in result.err
@@ -63,6 +64,7 @@ def test_for_people_it_is_a_table() -> None:
         (["sketch", "--random", "11b"], "mutually exclusive"),
         (["sketch", "--quantize", "int4"], "--quantize needs --random"),
         (["--random", "12b"], "Unknown shape '12b'"),
+        (["sketch", "--image-kv", "int4"], "Unknown format of image keys and values 'int4'"),
         (["nowhere"], "no model or folder called 'nowhere'"),
     ],
 )

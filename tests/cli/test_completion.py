@@ -69,6 +69,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("mllama bench s", ["sketch"]),
         ("mllama bench --random ", ["11b", "90b"]),
         ("mllama bench --quantize ", ["int4", "int8"]),
+        ("mllama serve --image-kv ", ["fp8"]),
         ("mllama rm b", ["birds-tiny"]),
         ("mllama download 90", ["90b", "90b-base", "90b-open", "90b-fp8", "90b-nf4"]),
         ("mllama history show h", ["holiday"]),

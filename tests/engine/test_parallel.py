@@ -101,6 +101,11 @@ def test_answers_are_those_of_one_process(alone: Engine, team: Engine, sampling:
     assert texts(team, sampling) == texts(alone, sampling)
 
 
+def test_rounded_images_are_those_of_one_process(wide: Path) -> None:
+    one, two = load(wide, device="cpu", vision=True, image_kv="fp8"), over(wide, 2, image_kv="fp8")
+    assert texts(two, Sampling(max_tokens=12)) == texts(one, Sampling(max_tokens=12))
+
+
 def test_probabilities_are_those_of_one_process(alone: Engine, team: Engine) -> None:
     conversation = Conversation.ask("Which?", (picture(),))
     both = [engine.session().probabilities(conversation, ["yes", "no"]) for engine in (alone, team)]

@@ -58,6 +58,13 @@ def test_quantized_weights_too() -> None:
     assert answers(load("sketch", device="cuda", dtype="float32", vision=True, quantize="int8"), 8) == expected
 
 
+def test_images_in_8_bits_too() -> None:
+    cpu, gpu = (
+        load("sketch", device=device, dtype="float32", vision=True, image_kv="fp8") for device in ("cpu", "cuda")
+    )
+    assert answers(gpu, 8) == answers(cpu, 1)
+
+
 def test_memory_that_runs_out_costs_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = load("sketch", device="cuda", dtype="float32", vision=True)
     expected = answers(engine, 2)

@@ -27,7 +27,7 @@ from mllama_cli.engine.weights.offload import OffloadPlan, WeightSizes, choose_p
 from mllama_cli.engine.weights.offloaded_vision import layers_of
 from mllama_cli.engine.weights.shapes import SHAPES
 from mllama_cli.kernels.ops import embedding
-from mllama_cli.model.cache import LayerKV
+from mllama_cli.model.image_kv import LayerKV
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from tests.checkpoints import config_dict, make_checkpoint
 from tests.engine.conftest import picture

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.serving.running import read_metrics, wait_until
+from tests.serving.running import image_part, read_metrics, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and sockets of Unix")
 
@@ -170,12 +170,22 @@ def test_a_socket_file_is_the_users_own_and_goes_away(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+@pytest.mark.slow
+def test_images_are_kept_in_8_bits() -> None:
+    question = {"role": "user", "content": [image_part("drawing.png"), {"type": "text", "text": "How many circles?"}]}
+    with served("--port", "0", "--image-kv", "fp8") as server:
+        asked = {"model": "sketch", "messages": [question], "temperature": 0}
+        reply = httpx.post(f"{server.url}/v1/chat/completions", json=asked, timeout=60).json()
+    assert "3" in reply["choices"][0]["message"]["content"]
+
+
 def test_wrong_options_are_said_before_anything_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "file").write_text("kept")
     for options, words in (
         (("--grace", "soon"), "--grace must be a time"),
         (("--slots", "many"), "--slots must be auto or a number"),
+        (("--image-kv", "int8"), "Unknown format of image keys and values 'int8'"),
         (("--api-key", ""), "API key is empty"),
         (("--api-key-file", str(tmp_path / "empty")), "API key is empty"),
         (("--api-key", "a", "--api-key-file", str(tmp_path / "file")), "mutually exclusive"),

@@ -39,7 +39,7 @@ class Admission:
         """In order of arrival; nothing is reserved for them."""
         self.admitted: list[Request] = []
         """In order of arrival; their memory is reserved, and their images are encoded or will be."""
-        self.images = ImageCache(model.vision, memory.kept_images)
+        self.images = ImageCache(model.vision, memory.kept_images, float8=model.image_kv is not None)
         self.prefixes = PrefixCache(memory.slots)
         self.images_encoded = self.image_hits = self.cached_tokens = 0
         self._model, self._memory, self._max_context = model, memory, max_context

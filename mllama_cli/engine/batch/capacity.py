@@ -58,15 +58,16 @@ class Memory:
 
     @classmethod
     def of(cls, model: LoadedModel, slots: int, *, serves: bool) -> "Memory":
-        free, itemsize = free_bytes(model.device), model.dtype.itemsize
+        free, itemsize, image_itemsize = free_bytes(model.device), model.dtype.itemsize, model.image_itemsize
+        working = working_bytes(model.config, itemsize, model.prefill_chunk, image_itemsize)
         passes = kept_pass_bytes(model.config, itemsize, free) if model.device.type == "cuda" else 0
-        limit = max(0, free - HEADROOM - working_bytes(model.config, itemsize, model.prefill_chunk) - passes)
+        limit = max(0, free - HEADROOM - working - passes)
         return cls(
             slots,
             limit,
             limit // SERVED_CACHE_SHARE if serves else image_cache_bytes(free),
             position_bytes(model.config, itemsize),
-            image_bytes(model.config, itemsize),
+            image_bytes(model.config, image_itemsize),
             logit_bytes(model.config),
             passes > 0,
         )
@@ -85,21 +86,31 @@ class Memory:
 def automatic_slots(model: LoadedModel, prompt: int, images: int, max_tokens: int) -> int:
     """Return the number of slots that fit if all requests have ``prompt`` tokens and ``images`` images."""
     free, length = free_bytes(model.device), prompt + min(max_tokens, EXPECTED_NEW_TOKENS)
-    most, itemsize = MAX_SLOTS[model.device.type], model.dtype.itemsize
-    return slots_that_fit(model.config, itemsize, free, model.prefill_chunk, length, images, most)
+    most, itemsize, chunk = MAX_SLOTS[model.device.type], model.dtype.itemsize, model.prefill_chunk
+    if model.device.type == "cuda":
+        free -= kept_pass_bytes(model.config, itemsize, free)
+    return slots_that_fit(model.config, itemsize, free, chunk, length, images, most, model.image_itemsize)
 
 
 def slots_that_fit(
-    config: MllamaConfig, itemsize: int, free: int, chunk: int, length: int, images: int, most: int
+    config: MllamaConfig,
+    itemsize: int,
+    free: int,
+    chunk: int,
+    length: int,
+    images: int,
+    most: int,
+    image_itemsize: int | None = None,
 ) -> int:
     """Return the number, 1 to ``most``, of slots of ``length`` positions and ``images`` images in ``free`` bytes.
 
-    There is also room for activations, captured passes, the image cache, and the images of a prefill batch, once each
-    and once concatenated.
+    ``image_itemsize`` is that of each number kept of an image (default: ``itemsize``).
+    There is also room for activations, the image cache, and the images of a prefill batch, once each and once
+    concatenated.
     """
-    kept = image_cache_bytes(free) + kept_pass_bytes(config, itemsize, free)
-    free -= HEADROOM + working_bytes(config, itemsize, chunk) + kept
-    each, admitted = slot_bytes(config, itemsize, length, images), slot_bytes(config, itemsize, 0, images)
+    kept = image_itemsize or itemsize
+    free -= HEADROOM + working_bytes(config, itemsize, chunk, kept) + image_cache_bytes(free)
+    each, admitted = slot_bytes(config, itemsize, length, images, kept), slot_bytes(config, itemsize, 0, images, kept)
     for slots in range(most, 1, -1):
         together = max_prefill_batch(slots)
         encoded = min(slots, MAX_PREFILL_BATCH) + (together if together > 1 else 0)
@@ -118,15 +129,19 @@ def image_cache_bytes(free: int) -> int:
     return min(IMAGE_CACHE_BYTES, free // 16)
 
 
-def slot_bytes(config: MllamaConfig, itemsize: int, length: int, images: int) -> int:
+def slot_bytes(config: MllamaConfig, itemsize: int, length: int, images: int, image_itemsize: int | None = None) -> int:
     """Return the bytes of a slot with ``length`` positions and ``images`` images with the most tiles."""
     text = length * position_bytes(config, itemsize) + logit_bytes(config)
-    return text + images * image_bytes(config, itemsize)
+    return text + images * image_bytes(config, image_itemsize or itemsize)
 
 
-def working_bytes(config: MllamaConfig, itemsize: int, chunk: int) -> int:
-    """Return the bytes of activations: on a GPU a prefill chunk and the vision tower run at the same time."""
-    return prefill_bytes(config, itemsize, chunk, chunk) + vision_bytes(config, itemsize)
+def working_bytes(config: MllamaConfig, itemsize: int, chunk: int, image_itemsize: int | None = None) -> int:
+    """Return the bytes of activations: on a GPU a prefill chunk and the vision tower run at the same time.
+
+    An image that is kept with another ``image_itemsize`` is there with ``itemsize`` first, after the vision tower.
+    """
+    unrounded = image_bytes(config, itemsize) if image_itemsize not in (None, itemsize) else 0
+    return prefill_bytes(config, itemsize, chunk, chunk) + max(vision_bytes(config, itemsize), unrounded)
 
 
 def kept_pass_bytes(config: MllamaConfig, itemsize: int, free: int) -> int:

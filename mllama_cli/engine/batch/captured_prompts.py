@@ -17,7 +17,9 @@ class CapturedPromptReader(PromptReader):
 
     def __init__(self, model: LoadedModel) -> None:
         super().__init__(model)
-        self._passes = make_passes(model.network, model.dtype, model.device, model.team)
+        self._passes = make_passes(
+            model.network, model.dtype, model.device, model.team, float8=model.image_kv is not None
+        )
 
     def prepare(self) -> bool:
         """Capture a graph that is missing."""

@@ -23,7 +23,12 @@ class CapturedSlots(Slots):
     def __init__(self, model: LoadedModel, count: int) -> None:
         super().__init__(model, count)
         given = (model.network, model.dtype, model.device, count)
-        self._device = SlotGraphs(*given) if model.team is None else LeadingSlotGraphs(model.team, *given)
+        float8 = model.image_kv is not None
+        self._device = (
+            SlotGraphs(*given, float8=float8)
+            if model.team is None
+            else LeadingSlotGraphs(model.team, *given, float8=float8)
+        )
         self._tokens = self._device.state.tokens
         self._can_mask = False
         """Whether the kernels that choose among the tokens of grammars have been built."""
@@ -67,10 +72,19 @@ class CapturedSlots(Slots):
 class LeadingSlotGraphs(SlotGraphs):
     """The graphs on rank 0: what is done with them, the other ranks do with theirs."""
 
-    def __init__(self, team: Team, network: Network, dtype: torch.dtype, device: torch.device, count: int) -> None:
+    def __init__(
+        self,
+        team: Team,
+        network: Network,
+        dtype: torch.dtype,
+        device: torch.device,
+        count: int,
+        *,
+        float8: bool = False,
+    ) -> None:
         self._team, self._name = team, team.names.of_slots(self)
-        with team.together("make_slots", self._name, count, alike=True):
-            super().__init__(network, dtype, device, count)
+        with team.together("make_slots", self._name, count, float8, alike=True):
+            super().__init__(network, dtype, device, count, float8=float8)
 
     def point(self, row: int, caches: SlotCaches) -> None:
         with self._team.together("on_slots", self._name, "point", row, caches, alike=True):

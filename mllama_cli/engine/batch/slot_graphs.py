@@ -15,6 +15,7 @@ from mllama_cli.engine.forward import Network
 from mllama_cli.engine.parallel.exchange import VocabularyOfRanks
 from mllama_cli.kernels.cuda.addresses import staged
 from mllama_cli.kernels.cuda.launch import compile_only
+from mllama_cli.model.image_kv import token_count
 
 GRAPH_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -35,10 +36,13 @@ class SlotGraphs:
     """
 
     @torch.inference_mode()
-    def __init__(self, network: Network, dtype: torch.dtype, device: torch.device, count: int) -> None:
+    def __init__(
+        self, network: Network, dtype: torch.dtype, device: torch.device, count: int, *, float8: bool = False
+    ) -> None:
+        """``float8`` says that slots see images in 8 bits."""
         self.network, self.device, self.count = network, device, count
         # The last row is always empty: free slots that a graph computes too have its addresses.
-        self.state = State(network, count + 1, dtype, device)
+        self.state = State(network, count + 1, dtype, device, float8=float8)
         self._sees = torch.zeros(count + 1, dtype=torch.bool, device=device)
         self._fused = not unsupported_reason(network, dtype, device)
         self._graphs: dict[StepShape, tuple[torch.cuda.CUDAGraph, Tensor, object]] = {}
@@ -109,7 +113,7 @@ class SlotGraphs:
         state.positions[row].fill_(caches.length)
         if caches.seen:
             state.set_images(row, caches.seen)
-            state.ranges[row].copy_(staged([0, caches.seen[0][0].shape[2]], state.ranges))
+            state.ranges[row].copy_(staged([0, token_count(caches.seen)], state.ranges))
         else:
             state.clear_images(row)
         self._sees[row].fill_(bool(caches.seen))

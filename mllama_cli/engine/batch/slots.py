@@ -10,7 +10,8 @@ from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.sampling import PendingTokens, Sampler
 from mllama_cli.kernels.ops import upload
-from mllama_cli.model.cache import KVCache, LayerKV
+from mllama_cli.model.cache import KVCache
+from mllama_cli.model.image_kv import ImageKV
 from mllama_cli.model.layers import grouped_attention
 from mllama_cli.model.visibility import CrossView
 from mllama_cli.processing.grammar import Constraint
@@ -27,7 +28,7 @@ class SlotCaches:
     """
 
     cache: KVCache
-    seen: list[LayerKV] | None = None
+    seen: ImageKV | None = None
 
     @property
     def length(self) -> int:
@@ -161,11 +162,11 @@ class _SlotsSelf:
 class _SlotsCross:
     """The vision tokens of several conversations, read once for all slots that share them."""
 
-    def __init__(self, seen: Sequence[list[LayerKV] | None]) -> None:
-        sharing: dict[int, tuple[list[LayerKV], list[int]]] = {}
+    def __init__(self, seen: Sequence[ImageKV | None]) -> None:
+        sharing: dict[int, tuple[ImageKV, list[int]]] = {}
         for slot, layers in enumerate(seen):
             if layers:
-                sharing.setdefault(layers[0][0].data_ptr(), (layers, []))[1].append(slot)
+                sharing.setdefault(id(layers), (layers, []))[1].append(slot)
         self._groups = list(sharing.values())
 
     def attend(self, cache_index: int, q: Tensor, view: CrossView) -> Tensor:

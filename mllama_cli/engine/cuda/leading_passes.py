@@ -14,10 +14,12 @@ from mllama_cli.engine.parallel.team import Team
 class LeadingPasses(CapturedPasses):
     """Passes on rank 0: the other ranks capture and run theirs."""
 
-    def __init__(self, team: Team, network: Network, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, team: Team, network: Network, dtype: torch.dtype, device: torch.device, *, float8: bool = False
+    ) -> None:
         self._team, self._name = team, team.names.of_slots(self)
-        with team.together("make_passes", self._name, alike=True):
-            super().__init__(network, dtype, device)
+        with team.together("make_passes", self._name, float8, alike=True):
+            super().__init__(network, dtype, device, float8=float8)
 
     def capture(self, shape: PassShape) -> None:
         if shape in self:
@@ -34,8 +36,10 @@ class LeadingPasses(CapturedPasses):
             return super().run(pieces)
 
 
-def make_passes(network: Network, dtype: torch.dtype, device: torch.device, team: Team | None) -> CapturedPasses:
-    """Return passes of a network, or of all ranks that share it."""
+def make_passes(
+    network: Network, dtype: torch.dtype, device: torch.device, team: Team | None, *, float8: bool = False
+) -> CapturedPasses:
+    """Return passes of a network, or of all ranks that share it; with ``float8`` they read images in 8 bits."""
     if team is None:
-        return CapturedPasses(network, dtype, device)
-    return LeadingPasses(team, network, dtype, device)
+        return CapturedPasses(network, dtype, device, float8=float8)
+    return LeadingPasses(team, network, dtype, device, float8=float8)

@@ -35,10 +35,11 @@ class CapturedPasses:
     """Passes of one network, captured on first use. Rows that no conversation needs are computed to no use."""
 
     @torch.inference_mode()
-    def __init__(self, network: Network, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, network: Network, dtype: torch.dtype, device: torch.device, *, float8: bool = False) -> None:
+        """``float8`` says that conversations see images in 8 bits."""
         self.network, self.dtype, self.device = network, dtype, device
         rows = PASS_TOKENS[-1]
-        self._state = State(network, rows, dtype, device, outputs=0)
+        self._state = State(network, rows, dtype, device, outputs=0, float8=float8)
         self._sees = torch.zeros(rows, dtype=torch.bool, device=device)
         self._ends = torch.zeros(MAX_PREFILL_BATCH, dtype=torch.int64, device=device)
         self._graphs: dict[PassShape, tuple[torch.cuda.CUDAGraph, Tensor, RowsStep]] = {}

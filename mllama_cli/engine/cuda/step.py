@@ -1,6 +1,5 @@
 """One decode step, from token ids to logits, as kernels on static buffers."""
 
-from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from mllama_cli.kernels.cuda.addresses import Addresses, staged
 from mllama_cli.kernels.cuda.attention import Scratch, decode_attention, following_by_heads, splits_for
 from mllama_cli.kernels.cuda.embed_argmax import embed
 from mllama_cli.kernels.cuda.low_rank import Following
-from mllama_cli.model.cache import LayerKV
+from mllama_cli.model.image_kv import Float8KV, ImageKV
 from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer, MllamaSelfAttentionDecoderLayer
 
 
@@ -22,19 +21,36 @@ class State:
     """Inputs and outputs of a step, in device memory at fixed addresses."""
 
     def __init__(
-        self, network: Network, batch: int, dtype: torch.dtype, device: torch.device, outputs: int | None = None
+        self,
+        network: Network,
+        batch: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        outputs: int | None = None,
+        *,
+        float8: bool = False,
     ) -> None:
-        """Make the state of ``batch`` rows, of which ``outputs`` get logits (default: all)."""
+        """Make the state of ``batch`` rows, of which ``outputs`` get logits (default: all).
+
+        With ``float8`` they see images as ``Float8KV``.
+        """
         config = network.language_model.config
         self.tokens = torch.zeros(batch, dtype=torch.int32, device=device)
         self.positions = torch.zeros(batch, dtype=torch.int32, device=device)
         self.ranges = torch.zeros(batch, 2, dtype=torch.int32, device=device)
         self.self_attn = Addresses(batch, len(config.self_attention_layers), dtype, device)
-        self.cross_attn = Addresses(batch, max(len(config.cross_attention_layers), 1), dtype, device)
+        layers = max(len(config.cross_attention_layers), 1)
+        if float8:
+            self.cross_attn = Addresses(batch, layers, torch.uint8, device, kv_heads=config.num_key_value_heads)
+        else:
+            self.cross_attn = Addresses(batch, layers, dtype, device)
         rows = batch if outputs is None else outputs
         self.logits = torch.zeros(rows, config.vocab_size, dtype=dtype, device=device)
         shape = (1, config.num_key_value_heads, 16, config.head_dim)
-        self._unused = torch.zeros(shape, dtype=dtype, device=device)
+        self._unused = {
+            each.base.dtype: torch.zeros(shape, dtype=each.base.dtype, device=device)
+            for each in (self.self_attn, self.cross_attn)
+        }
         """Keys and values of rows that are computed to no use."""
         self.clear(slice(None))
 
@@ -52,8 +68,12 @@ class State:
         self.tokens[rows].zero_()
         self.positions[rows].zero_()
 
-    def set_images(self, rows: int | slice, layers: Sequence[LayerKV]) -> None:
+    def set_images(self, rows: int | slice, layers: ImageKV) -> None:
         """Let rows read these vision tokens, within their ``ranges``."""
+        if isinstance(layers, Float8KV):
+            keys, values = layers.codes.unbind(1)
+            self.cross_attn.set(rows, keys.unbind(), values.unbind(), layers.scales[:, :, 0])
+            return
         self.cross_attn.set(rows, [keys for keys, _ in layers], [values for _, values in layers])
 
     def clear_images(self, rows: int | slice) -> None:
@@ -63,7 +83,7 @@ class State:
 
     def _always_there(self, addresses: Addresses) -> tuple[list[Tensor], list[Tensor]]:
         """Return keys and values for each layer."""
-        layers = [self._unused] * addresses.table.shape[1]
+        layers = [self._unused[addresses.base.dtype]] * addresses.table.shape[1]
         return layers, layers
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mllama_cli.engine.cuda.capture import capture
 from mllama_cli.engine.device import free_bytes
-from mllama_cli.model.cache import LayerKV
+from mllama_cli.model.image_kv import LayerKV
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 
 GRAPH_HEADROOM = 3 * 2**30

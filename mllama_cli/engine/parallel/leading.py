@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from mllama_cli.engine.parallel.exchange import VocabularyOfRanks, connect
 from mllama_cli.engine.parallel.team import Team
-from mllama_cli.model.cache import CrossCache, CrossKVCache, KVCache, LayerKV
+from mllama_cli.model.cache import CrossCache, CrossKVCache, KVCache
+from mllama_cli.model.image_kv import Float8KV, ImageKV, LayerKV
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.model.text import MllamaForCausalLM, MllamaTextModel, SelfAttentionContext
 from mllama_cli.model.visibility import CrossView
@@ -78,7 +79,7 @@ class LeadingCache(KVCache):
             super().copy_from(source, row, length, to_row=to_row)
 
 
-def join_images(team: Team, batch: Sequence[Sequence[list[LayerKV]]]) -> CrossKVCache | None:
+def join_images(team: Team, batch: Sequence[Sequence[ImageKV]]) -> CrossKVCache | None:
     """Do as ``CrossKVCache.from_images`` on all ranks."""
     if [len(images) for images in batch] == [1] or not any(batch):
         return CrossKVCache.from_images(batch)  # the image's own tensors
@@ -88,6 +89,15 @@ def join_images(team: Team, batch: Sequence[Sequence[list[LayerKV]]]) -> CrossKV
     assert joined is not None
     team.names.add_layers(number, joined.layers)
     return joined
+
+
+def round_images(team: Team, layers: Sequence[LayerKV]) -> Float8KV:
+    """Do as ``Float8KV.of`` on all ranks."""
+    number = team.names.new()
+    with team.together("round", number, layers):
+        rounded = Float8KV.of(layers)
+    team.names.add_layers(number, rounded)
+    return rounded
 
 
 def share_out(network: MllamaForConditionalGeneration | MllamaForCausalLM, team: Team) -> None:

@@ -8,7 +8,7 @@ import itertools
 import pickle
 import weakref
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from mllama_cli.core.config import MllamaTextConfig
-from mllama_cli.model.cache import KVCache, LayerKV
+from mllama_cli.model.cache import KVCache
+from mllama_cli.model.image_kv import Float8KV, ImageKV
 
 Name = tuple[Any, ...]
 """A number that rank 0 gave to a cache or to the keys and values of images, and which part of it this is."""
@@ -34,7 +35,7 @@ class Names:
     def new(self) -> int:
         return next(self._numbers)
 
-    def add_layers(self, number: int, layers: Sequence[LayerKV]) -> None:
+    def add_layers(self, number: int, layers: ImageKV) -> None:
         """Name keys and values that every rank has just computed as ``number``."""
         for name, tensor in each_tensor(number, layers):
             self._tensors[tensor] = name
@@ -93,7 +94,7 @@ class Twins:
         self._config, self._dtype, self._device = config, dtype, device
         self._parts: dict[Name, Any] = {}
 
-    def add_layers(self, number: int, layers: Sequence[LayerKV]) -> None:
+    def add_layers(self, number: int, layers: ImageKV) -> None:
         self._parts |= dict(each_tensor(number, layers))
 
     def read(self, data: bytes) -> Any:
@@ -137,8 +138,12 @@ class _Reader(pickle.Unpickler):
         return self._twins.part(*rest) if kind == "layers" else self._twins.tensor(*rest)
 
 
-def each_tensor(number: int, layers: Iterable[LayerKV]) -> Iterable[tuple[Name, Tensor]]:
-    """Yield the keys and values of all layers with their names."""
+def each_tensor(number: int, layers: ImageKV) -> Iterable[tuple[Name, Tensor]]:
+    """Yield the tensors that hold the keys and values of all layers, with their names."""
+    if isinstance(layers, Float8KV):
+        yield (number, "codes"), layers.codes
+        yield (number, "scales"), layers.scales
+        return
     for index, pair in enumerate(layers):
         for which, tensor in enumerate(pair):
             yield (number, index, which), tensor

@@ -113,7 +113,7 @@ def test_a_worker_that_is_stopped_leaves_its_shards_to_others(folder: str) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("place", "attempts"), [("local", 6), ("s3", 3), ("gs", 3)])
+@pytest.mark.parametrize(("place", "attempts"), [("local", 18), ("s3", 6), ("gs", 6)])
 def test_workers_killed_at_random_moments_lose_and_repeat_nothing(
     place: str, attempts: int, folder: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

@@ -57,6 +57,14 @@ def test_a_single_picture_is_printed_and_nothing_written(folder: Path) -> None:
     assert (folder / "drawing.caption").read_text().startswith("I see 3")
 
 
+def test_keys_and_values_of_pictures_in_8_bits(folder: Path) -> None:
+    picture = str(folder / "drawing.png")
+    assert run_here("caption", picture, "--image-kv", "fp8").out == run_here("caption", picture).out
+    refused = run_here("caption", picture, "--image-kv", "int8")
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.error_lines == ["mllama: Unknown format of image keys and values 'int8'", "Use fp8."]
+
+
 @pytest.mark.parametrize("name", ["captions.jsonl", "captions.csv"])
 def test_all_captions_in_one_file(name: str, folder: Path, tmp_path: Path) -> None:
     output, errors = tmp_path / name, tmp_path / "errors.tsv"

@@ -16,7 +16,7 @@ from mllama_cli.cli.caption_request import (
     CaptionRequest,
 )
 from mllama_cli.cli.grammar_options import GrammarOptions
-from mllama_cli.cli.options import ComputeOptions, SamplingOptions, SharingOptions
+from mllama_cli.cli.options import BatchComputeOptions, SamplingOptions, SharingOptions
 from tests.cli.caption.folders import names
 from tests.console import run_here, run_script
 
@@ -66,7 +66,7 @@ def test_a_run_s_key_is_the_one_of_earlier_versions() -> None:
         CaptionOutput(existing="append", extension="txt"),
         CaptionDisplay(),
         CaptionBatching(),
-        ComputeOptions(),
+        BatchComputeOptions(),
         SharingOptions(),
         SamplingOptions(),
         GrammarOptions(),

@@ -14,7 +14,7 @@ from mllama_cli.engine.batch.request import BatchRequest
 from mllama_cli.engine.batch.run import run_batch
 from mllama_cli.engine.engine import Engine, load
 from mllama_cli.engine.vision import VisionEncoder
-from mllama_cli.model.cache import LayerKV
+from mllama_cli.model.image_kv import LayerKV
 from tests.checkpoints import make_checkpoint, text_only_config
 from tests.engine.batch.asking import RED, alone, by_key, requests_for
 

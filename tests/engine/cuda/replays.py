@@ -61,9 +61,10 @@ class Echo:
     def together(self, operation: str, *arguments: object, alike: bool) -> Iterator[None]:
         heard, (name, *given) = self.twins.read(self.names.write((operation, arguments)))
         if heard == "make_slots":
-            self.twins.add(name, slot_graphs.SlotGraphs(*self._given, *given))
+            count, float8 = given
+            self.twins.add(name, slot_graphs.SlotGraphs(*self._given, count, float8=float8))
         elif heard == "make_passes":
-            self.twins.add(name, passes.CapturedPasses(*self._given))
+            self.twins.add(name, passes.CapturedPasses(*self._given, float8=given[0]))
         elif heard == "on_slots":
             result = getattr(self.twins.part(name), given[0])(*given[1:])
             self.logits = result if isinstance(result, torch.Tensor) else self.logits

@@ -22,6 +22,7 @@ from mllama_cli.engine.weights.memory import pass_bytes, prefill_bytes
 from mllama_cli.engine.weights.shapes import SHAPES
 from mllama_cli.kernels.cuda.attention import Scratch, splits_for
 from mllama_cli.model.cache import CrossKVCache, KVCache
+from mllama_cli.model.image_kv import Float8KV
 from mllama_cli.model.visibility import ImageSpan
 from tests.checkpoints import config_dict, random_network
 from tests.engine.cuda.replays import Echo, Replays, replay_on_cpu
@@ -154,11 +155,14 @@ def test_what_fits_into_a_pass() -> None:
     assert not fits([(MAX_READ_POSITIONS // 64, 100)])
 
 
-def test_other_ranks_run_the_same_passes(network: Network, replays: Replays) -> None:
+@pytest.mark.parametrize("float8", [False, True])
+def test_other_ranks_run_the_same_passes(network: Network, replays: Replays, float8: bool) -> None:
     echo = Echo(network)
-    passes = LeadingPasses(cast("Any", echo), network, torch.float32, torch.device("cpu"))
+    passes = LeadingPasses(cast("Any", echo), network, torch.float32, torch.device("cpu"), float8=float8)
     passes.capture(PassShape(16, True))
     cross = images(network, 6)
+    if float8:
+        cross = CrossKVCache(Float8KV.of(list(cross.layers)), cross.image_tokens)
     echo.names.add_layers(number := echo.names.new(), cross.layers)
     echo.twins.add_layers(number, cross.layers)
     cache, twin = begun(network, [])

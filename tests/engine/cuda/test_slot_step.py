@@ -61,9 +61,14 @@ def requests_for(processor: Callable[[Conversation], Any]) -> list[BatchRequest]
     return [*requests, BatchRequest(len(requests), requests[0].inputs, sampling=held)]
 
 
-@pytest.mark.parametrize("slots", [3, pytest.param(1, marks=pytest.mark.slow)])
-def test_answers_are_those_of_the_network_itself(folder: Path, slots: int, request: pytest.FixtureRequest) -> None:
-    engine = load(folder, device="cpu", dtype="float32", vision=True)
+@pytest.mark.parametrize(
+    ("slots", "image_kv"),
+    [(3, None), (3, "fp8"), *(pytest.param(1, kv, marks=pytest.mark.slow) for kv in (None, "fp8"))],
+)
+def test_answers_are_those_of_the_network_itself(
+    folder: Path, slots: int, image_kv: str | None, request: pytest.FixtureRequest
+) -> None:
+    engine = load(folder, device="cpu", dtype="float32", vision=True, image_kv=image_kv)
     requests = requests_for(engine.processor)
     expected = by_key(run_batch(engine.model, requests, slots=slots))
     assert len(set(expected.values())) == len(expected)

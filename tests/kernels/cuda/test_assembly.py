@@ -13,15 +13,15 @@ import torch
 
 from tests.triton_here import DEVICE, triton  # isort: skip  (first: it prepares Triton)
 from mllama_cli.kernels.codes import TABLES, Code
-from mllama_cli.kernels.cuda import lookup
+from mllama_cli.kernels.cuda import float8, lookup
 
 
 def evaluate(
-    assembly: str, outputs: int, *inputs: int, memory: Callable[[int], int] = lambda address: 0
+    assembly: str, outputs: int, *inputs: int, memory: Callable[[int], int] = lambda address: 0, form: str = "<f"
 ) -> list[float]:
     """Return the outputs of PTX without control flow for the inputs $N and following, words of 32 bits.
 
-    ``memory`` returns the word at an address of shared memory.
+    ``memory`` returns the word at an address of shared memory. Each output is one number, or several by ``form``.
     """
     registers: dict[str, int] = {f"${outputs + index}": word for index, word in enumerate(inputs)}
     results = [float("nan")] * outputs
@@ -57,12 +57,13 @@ def evaluate(
         elif name == "prmt.b32":
             given, selector = bytes_of(parts[1]) + bytes_of(parts[2]), value(parts[3])
             chosen = bytes(given[selector >> 4 * index & 7] for index in range(4))
-            (results[int(parts[0][1:])],) = struct.unpack("<f", chosen)
+            registers[parts[0]] = int.from_bytes(chosen, "little")
         elif name == "cvt.f32.f16":
             (results[int(parts[0][1:])],) = struct.unpack("<e", struct.pack("<H", value(parts[1])))
         else:
             raise AssertionError(f"unknown instruction {line}")
-    return results
+    words = [registers[f"${index}"] for index in range(outputs) if f"${index}" in registers]
+    return [number for word in words for number in struct.unpack(form, struct.pack("<I", word))] or results
 
 
 def shuffled(lane: int, index: int) -> int:
@@ -119,13 +120,18 @@ with pytest.MonkeyPatch.context() as patches:
         tl.store(out + 256 + codes, second)
 
 
-def test_float8_becomes_the_same_number_for_every_byte_at_every_index() -> None:
+@pytest.mark.parametrize(
+    ("assembly", "outputs"),
+    [(lookup.SHIFTED_FP8_ASSEMBLY, 4), (float8.SHIFTED_ASSEMBLY, 2)],
+    ids=["float32", "float16"],
+)
+def test_float8_becomes_the_same_number_for_every_byte_at_every_index(assembly: "tl.constexpr", outputs: int) -> None:
     numbers = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
     for first in range(256):
         found = [(first + 67 * index) % 256 for index in range(4)]
         if any(byte & 127 == 127 for byte in found):  # no numbers
             continue
-        results = evaluate(lookup.SHIFTED_FP8_ASSEMBLY.value, 4, int.from_bytes(bytes(found), "little"))
+        results = evaluate(assembly.value, outputs, int.from_bytes(bytes(found), "little"), form="<2e")
         assert [256 * result for result in results] == [float(numbers[byte]) for byte in found]
 
 
@@ -135,14 +141,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from mllama_cli.kernels.cuda.{module} import {kernel} as kernel
 target = GPUTarget("cuda", {capability}, 32)
-for code, bits, pairs in (("nf4", 4, False), ("nf4", 4, True), ("fp4", 4, True), ("fp8", 8, False)):
+for code, bits, pairs in {formats}:
     constants = dict({constants})
     types = dict({types})
     signature = {{name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}}
     source = triton.compiler.ASTSource(kernel, signature, constants)
     made = triton.compile(source, target, {{"num_warps": {warps}}})
     assert made.asm["cubin"]
-    floats = "f16x2.e4m3x2" if {capability} >= 89 else "cvt.f32.f16"
+    floats = "f16x2.e4m3x2" if {capability} >= 89 else "{shifted}"
     used = "dp4a.u32" if constants.get("PAIRS", False) else "shfl.sync.idx" if bits == 4 else floats
     assert not {assembly} or used in made.asm["ptx"]
 """
@@ -150,18 +156,26 @@ for code, bits, pairs in (("nf4", 4, False), ("nf4", 4, True), ("fp4", 4, True),
 GEMV = (
     "N0=64, N1=64, N2=0, K=4096, BITS=bits, CODE=code, GROUP=64, BLOCK_N=4, BLOCK_Q=64, OUT_INTERLEAVE=1, "
     "RESIDUAL_INTERLEAVE=1, SWIGLU=True, HAS_NORM=True, HAS_RESIDUAL=False, HAS_FACTOR=False, CAPABILITY={capability}, "
-    "RANKS=16, NEXT_RANKS=48, PAIRS=pairs, AHEAD=pairs, EARLY=True, PDL={pdl}",
+    "RANKS=16, NEXT_RANKS=48, PAIRS=pairs, EARLY=True, PDL={pdl}",
     "x='*bf16', norm='*bf16', residual='*bf16', factor='*fp32', p0='*i32', p1='*i32', p2='*i32', s0='*fp32', "
     "s1='*fp32', s2='*fp32', out='*bf16', b='*bf16', copies='*i64', unit='fp32', next_a='*bf16', next_copies='*i64', "
     "next_scale='fp32', eps='fp32', programs='i32'",
 )
 KERNELS = {
     "packed_gemv": GEMV,
-    "persistent_gemv": GEMV,
+    "persistent_gemv": (f"{GEMV[0]}, AHEAD=pairs", GEMV[1]),
     "packed_matmul": (
         "BITS=bits, CODE=code, ONE_GROUP=True, EVEN=True, BLOCK_M=16, BLOCK_N=64, BLOCK_W=16, CAPABILITY={capability}",
         "x='*bf16', packed='*i32', scale='*bf16', out='*bf16', count='i32', n='i32', words_a_row='i32', "
         "words_a_group='i32', groups='i32', steps='i32'",
+    ),
+    "attention": (
+        "KV_HEADS=8, GROUP=4, TOKENS=1, ROWS=16, QUERIES=4, DIM=128, HALF=64, SPLITS=2, CHUNK=2, BLOCK=64, "
+        "INTERLEAVE=1, CROSS=True, STORED=False, NEXT_RANKS=32, NEXT_AT_ONCE=16, CAPABILITY={capability}, PDL={pdl}",
+        "query='*bf16', key='*bf16', value='*bf16', norm='*bf16', rotation='*bf16', base='*u8', table='*i64', "
+        "strides='*i64', scales='*fp32', limits='*i32', partial='*fp32', partial_max='*fp32', partial_sum='*fp32', "
+        "arrived='*i32', out='*bf16', next_a='*bf16', next_copies='*i64', next_scale='fp32', eps='fp32', scale='fp32', "
+        "query_stride='i32', key_stride='i32', table_stride='i32', cache_index='i32'",
     ),
     "dequantize": (
         "BITS=bits, CODE=code, BLOCK=256",
@@ -170,6 +184,8 @@ KERNELS = {
 }
 """Constants and types of the arguments."""
 CAPABILITIES = 80, 90
+FORMATS = (("nf4", 4, False), ("nf4", 4, True), ("fp4", 4, True), ("fp8", 8, False))
+"""Codes, their bits, and whether pairs of codes are looked up."""
 
 
 COMPILE_ALL = """
@@ -194,6 +210,8 @@ def script_for(module: str, capability: int) -> str:
         constants=constants.format(pdl=capability >= 90, capability=capability),
         types=types,
         assembly="CAPABILITY" in constants,
+        formats=FORMATS[-1:] if module == "attention" else FORMATS,
+        shifted="0x1404" if module == "attention" else "cvt.f32.f16",
         warps=4,
     )
 

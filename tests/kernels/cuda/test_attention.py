@@ -10,6 +10,7 @@ from mllama_cli.kernels.cuda.addresses import Addresses
 from mllama_cli.kernels.cuda.attention import Scratch, decode_attention
 from mllama_cli.kernels.cuda.embed_argmax import Argmax, best_allowed, embed
 from mllama_cli.kernels.ops import apply_rope, best_ids, masked, rms_norm
+from mllama_cli.model.image_kv import Float8KV
 from mllama_cli.model.layers import grouped_attention
 from mllama_cli.model.rope import inverse_frequencies, rotation
 
@@ -108,6 +109,38 @@ def test_tokens_of_one_conversation_read_its_vision_tokens_together(heads: int, 
         one, own = slice(row, row + 1), slice(row // tokens, row // tokens + 1)
         exact = grouped_attention(q[one], keys[1][own, :, start:end], values[1][own, :, start:end])
         assert apart(out[row], exact[0, 0]) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_cross_attention_reads_float8(dtype: torch.dtype, tokens: int) -> None:
+    torch.manual_seed(5)
+    heads, kv_heads, batch, ranges = 8, 2, 2, [(0, 700), (3, 40)]
+    addresses = Addresses(batch, 2, torch.uint8, DEVICE, kv_heads=kv_heads)
+    images, kept = [], []
+    for row in range(batch):
+        size = torch.tensor([0.1, 9.0], device=DEVICE)[:, None, None]
+        whole = [
+            tuple((size * torch.randn(1, kv_heads, CAPACITY, DIM, device=DEVICE)).to(dtype) for _ in range(2))
+            for _ in range(2)
+        ]
+        image = images[0] if row and tokens > 1 else Float8KV.of(whole)
+        images.append(image)
+        aligned_codes = aligned(image.codes, addresses.base)
+        addresses.set(row, aligned_codes[:, 0].unbind(), aligned_codes[:, 1].unbind(), image.scales[:, :, 0])
+        kept.append(aligned_codes)
+    query, norm = torch.randn(batch, heads * DIM, device=DEVICE).to(dtype), torch.randn(DIM, device=DEVICE).to(dtype)
+    out = torch.full_like(query, torch.nan)
+    decode_attention(
+        query, out, Scratch(batch, heads, DIM, SPLITS, DEVICE), addresses,
+        torch.tensor(ranges, dtype=torch.int32, device=DEVICE),
+        cache_index=1, kv_heads=kv_heads, dim=DIM, tokens=tokens, norm=norm, eps=1e-5,
+    )  # fmt: skip
+    q = rms_norm(query.unflatten(1, (heads, 1, DIM)), norm, 1e-5)
+    for row, (start, end) in enumerate(ranges):
+        keys, values = images[row][1]
+        exact = grouped_attention(q[row : row + 1], keys[:, :, start:end], values[:, :, start:end])
+        assert apart(out[row], exact[0, 0]) < (1e-5 if dtype == torch.float32 else 1e-2)
 
 
 def test_the_best_token_the_first_of_equals_and_none_for_nan() -> None:
