@@ -150,13 +150,13 @@ for code, bits, pairs in (("nf4", 4, False), ("nf4", 4, True), ("fp4", 4, True),
 GEMV = (
     "N0=64, N1=64, N2=0, K=4096, BITS=bits, CODE=code, GROUP=64, BLOCK_N=4, BLOCK_Q=64, OUT_INTERLEAVE=1, "
     "RESIDUAL_INTERLEAVE=1, SWIGLU=True, HAS_NORM=True, HAS_RESIDUAL=False, HAS_FACTOR=False, CAPABILITY={capability}, "
-    "PAIRS=pairs, AHEAD=pairs, EARLY=True, PDL={pdl}",
+    "PAIRS=pairs, EARLY=True, PDL={pdl}",
     "x='*bf16', norm='*bf16', residual='*bf16', factor='*fp32', p0='*i32', p1='*i32', p2='*i32', s0='*fp32', "
     "s1='*fp32', s2='*fp32', out='*bf16', eps='fp32', programs='i32'",
 )
 KERNELS = {
     "packed_gemv": GEMV,
-    "persistent_gemv": GEMV,
+    "persistent_gemv": (f"{GEMV[0]}, AHEAD=pairs", GEMV[1]),
     "packed_matmul": (
         "BITS=bits, CODE=code, ONE_GROUP=True, EVEN=True, BLOCK_M=16, BLOCK_N=64, BLOCK_W=16, CAPABILITY={capability}",
         "x='*bf16', packed='*i32', scale='*bf16', out='*bf16', count='i32', n='i32', words_a_row='i32', "
