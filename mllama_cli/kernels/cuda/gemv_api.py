@@ -36,8 +36,6 @@ class GemvTile:
     """The most that a thread may use, where more would let fewer programs run at once."""
     pairs: bool = False
     """Whether 16-bit activations look up two codes of a table at a time, in shared memory."""
-    ahead: bool = False
-    """Whether a persistent program with pairs loads its next rows before it multiplies, which takes registers."""
 
 
 def supports(weight: Tensor | PackedWeight) -> bool:
@@ -117,7 +115,7 @@ def gemv(
             launch(
                 persistent_gemv_kernel, (programs, x.shape[0]), *operands, programs, *form,
                 device=x.device, warps=tile.warps, registers=tile.registers, CAPABILITY=capability(x.device),
-                PAIRS=pairs, AHEAD=pairs and tile.ahead, **flags,
+                PAIRS=pairs, **flags,
             )  # fmt: skip
         else:
             launch(
@@ -142,8 +140,8 @@ def choose_gemv_tile(weight: Tensor | PackedWeight, shapes: Sequence[tuple[int, 
     """Return the tile that measured best for the 11B's matrices on an H200.
 
     Those of other codes than integers have the fewest instructions a number, with all programs running at once or in
-    full waves. Pairs take 32 KiB of shared memory a program: with more than two programs on a multiprocessor a kernel
-    alone is faster, but whole steps are slower.
+    full waves. Pairs take 32 KiB of shared memory a program: of two, three and four programs on a multiprocessor, four
+    made whole steps fastest.
     """
     rows, size_in = sum(shape[0] for shape in shapes), shapes[0][1]
     if not isinstance(weight, PackedWeight):
@@ -151,15 +149,15 @@ def choose_gemv_tile(weight: Tensor | PackedWeight, shapes: Sequence[tuple[int, 
         return GemvTile(4, columns, min(max(columns // 512, 1), 8))
     quads = triton.next_power_of_2(size_in * weight.bits // 128)
     long, small, decoded = size_in > 4096, rows <= 4096, weight.code != "int"
-    if quads <= 256 and weight.bits == 4 and decoded and (swiglu or small):
-        tile_rows, warps = (512 if swiglu else 1024) // max(quads, 128), min(max(quads // 16, 1), 8)
-        return GemvTile(tile_rows, quads, warps, programs=2, pairs=True, ahead=not swiglu)
+    if quads <= 256 and weight.bits == 4 and decoded and rows <= 65536:
+        tile_rows, warps = (256 if swiglu else 512) // max(quads, 128), max(1, quads // 32)
+        return GemvTile(tile_rows, quads, warps, programs=4, pairs=True)
     if quads <= 256 and weight.bits == 4 and swiglu:
         return GemvTile(2, quads, max(1, quads // 32), 1024 // quads, registers=96)
     if quads <= 256 and weight.bits == 8 and decoded and swiglu:
         return GemvTile(2, quads, max(1, quads // 64), programs=1024 // quads)
     if quads <= 256 and decoded and 4096 < rows <= 65536:
-        return GemvTile(4, quads, max(1, quads // (32 if weight.bits == 4 else 64)), programs=768 // quads)
+        return GemvTile(4, quads, max(1, quads // 64), programs=768 // quads)
     if quads <= 256 and weight.bits == 8 and rows > 65536:
         return GemvTile(4, quads, max(1, quads // 64), programs=8)
     if decoded and weight.bits == 4:

@@ -93,7 +93,7 @@ def persistent_gemv_kernel(
     GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
     OUT_INTERLEAVE: tl.constexpr, RESIDUAL_INTERLEAVE: tl.constexpr,
     SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
-    RANKS: tl.constexpr, NEXT_RANKS: tl.constexpr, CAPABILITY: tl.constexpr, PAIRS: tl.constexpr, AHEAD: tl.constexpr,
+    RANKS: tl.constexpr, NEXT_RANKS: tl.constexpr, CAPABILITY: tl.constexpr, PAIRS: tl.constexpr,
     EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Multiply as packed_gemv_kernel does, in ``programs`` programs that loop over BLOCK_N rows at a time.
@@ -176,7 +176,7 @@ def persistent_gemv_kernel(
     if HAS_NORM:
         length = tl.rsqrt(tl.sum(tl.sum(tl.sum(squares, axis=2), axis=1), axis=0) / K + eps)
     for block in range(program, BLOCKS, programs):
-        if AHEAD:
+        if PAIRS:
             following = load_block(
                 block + programs, p0, p1, p2, s0, s1, s2, quads,
                 N0, N1, N2, BLOCK_N, WORDS, GROUPS, QUADS, QUADS_A_GROUP, SWIGLU,
@@ -196,7 +196,7 @@ def persistent_gemv_kernel(
             sums += b_rows.to(tl.float32) * ax
         target_rows = first + rows
         kept = rows < count
-        if not AHEAD:
+        if not PAIRS:
             following = load_block(
                 block + programs, p0, p1, p2, s0, s1, s2, quads,
                 N0, N1, N2, BLOCK_N, WORDS, GROUPS, QUADS, QUADS_A_GROUP, SWIGLU,

@@ -167,9 +167,8 @@ def test_tables_and_floats_of_8_bits(code: Code, tile: GemvTile | None) -> None:
     [
         GemvTile(4, 16, 1, pairs=True),
         GemvTile(8, 64, 2, programs=2, pairs=True),
-        GemvTile(8, 64, 2, programs=1, pairs=True, ahead=True),
     ],
-    ids=["tiles", "persistent", "ahead"],
+    ids=["tiles", "persistent"],
 )
 @pytest.mark.parametrize(("dtype", "rounding"), [(torch.float16, 4e-4), (torch.bfloat16, 6e-3)])
 def test_pairs_of_codes_cost_little_more_than_rounding_the_product(
