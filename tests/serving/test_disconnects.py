@@ -17,13 +17,13 @@ IMAGE = {"role": "user", "content": [image_part("drawing.png"), {"type": "text",
 
 
 def endless(server: Server, number: int) -> tuple[str, dict[str, Any]]:
-    """Return a request whose answer would take thousands of steps."""
+    """Return a request whose answer would take a thousand steps or more."""
     stream = number % 3 > 0
     if number % 4 < 3:
         messages = [IMAGE if number % 2 else TEXT]
         body = {"messages": messages, "stream": stream, "max_tokens": 1900, "logit_bias": server.endless}
         return "/v1/chat/completions", {"model": "sketch", **body}
-    options = {"num_predict": 1900, "temperature": 80}
+    options = {"num_predict": 1900, "temperature": 80, "top_k": 0, "top_p": 1, "seed": 34}  # 977 tokens
     images = [image_base64("drawing.png")] if number % 8 == 3 else []
     return "/api/generate", {
         "model": "sketch", "prompt": "Hi", "images": images, "stream": stream, "options": options
