@@ -82,7 +82,7 @@ def write(folder: Path, config: dict[str, Any], files: Path, seed: int = 0, devi
 
 
 def rewrite(folder: Path, form: str, device: str) -> None:
-    """Write the language model's matrices of a checkpoint anew in another tool's form, a file at a time."""
+    """Rewrite the language model's matrices of a checkpoint in another tool's form, one file at a time."""
     from tests.checkpoint.foreign.writers import FORMS
 
     make, _ = FORMS[form]
