@@ -132,8 +132,8 @@ def test_the_processes_of_a_server_that_nobody_asks_end_with_its_weights() -> No
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_rank_that_is_killed_at_any_moment_ends_the_command(seed: int) -> None:
-    babbles = ("--temperature", "3", "--max-tokens", "1900")  # for seconds
-    words = ("chat", "-m", "sketch", "--device", THREE, *babbles, "--image", str(DATA / "drawing.png"), "Describe it.")
+    long = ("--regex", "[a-f ]{1500}", "--max-tokens", "1900")  # which cannot end for seconds
+    words = ("chat", "-m", "sketch", "--device", THREE, *long, "--image", str(DATA / "drawing.png"), "Describe it.")
     process = start(*words)
     wait_until(lambda: len(followers(process)) == 2)
     ranks = followers(process)
