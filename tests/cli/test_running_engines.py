@@ -170,7 +170,7 @@ def test_a_client_imports_nothing_heavy(words: tuple[str, ...], light: list[str]
 
 def test_ctrl_c_stops_this_answer_alone(home: dict[str, str]) -> None:
     process = subprocess.Popen(
-        [str(SCRIPT), "chat", "--temperature", "3", "--max-tokens", "1900", "--no-stdin", "Hello"],
+        [str(SCRIPT), "chat", "--regex", "[a-f ]{1500}", "--max-tokens", "1900", "--no-stdin", "Hello"],
         env={**os.environ, **home},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
