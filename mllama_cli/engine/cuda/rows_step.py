@@ -10,7 +10,7 @@ from torch import Tensor
 from mllama_cli.engine.cuda.pass_shapes import ROW_GROUP
 from mllama_cli.engine.cuda.step import State
 from mllama_cli.engine.forward import Network
-from mllama_cli.kernels.cuda.attention import Scratch, decode_attention, splits_for, store_rows, tokens_together
+from mllama_cli.kernels.cuda.attention_api import Scratch, decode_attention, splits_for, store_rows, tokens_together
 from mllama_cli.model.rope import rotation
 from mllama_cli.model.text import MllamaCrossAttentionDecoderLayer, MllamaSelfAttentionDecoderLayer
 

@@ -10,7 +10,7 @@ from mllama_cli.engine.cuda.product import Product, allocate_sums
 from mllama_cli.engine.forward import Network
 from mllama_cli.engine.parallel.exchange import VocabularyOfRanks
 from mllama_cli.kernels.cuda.addresses import Addresses, staged
-from mllama_cli.kernels.cuda.attention import Scratch, decode_attention, following_by_heads, splits_for
+from mllama_cli.kernels.cuda.attention_api import Scratch, decode_attention, following_by_heads, splits_for
 from mllama_cli.kernels.cuda.embed_argmax import embed
 from mllama_cli.kernels.cuda.low_rank import Following
 from mllama_cli.model.image_kv import Float8KV, ImageKV

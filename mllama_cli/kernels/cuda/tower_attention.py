@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from mllama_cli.kernels.cuda.attention import LOG2_E
+from mllama_cli.kernels.cuda.attention_api import LOG2_E
 from mllama_cli.kernels.cuda.launch import multiprocessors
 
 FIRST, SECOND = 64, 16

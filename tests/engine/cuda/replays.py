@@ -81,7 +81,9 @@ def replay_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Replays:
     for name, stand_in in (("Stream", lambda device: None), ("current_stream", lambda device: None), ("Event", Ready)):
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr("mllama_cli.kernels.cuda.attention.TARGET_PROGRAMS", 8)  # the interpreter runs them one by one
+    monkeypatch.setattr(
+        "mllama_cli.kernels.cuda.attention_api.TARGET_PROGRAMS", 8
+    )  # the interpreter runs them one by one
     monkeypatch.setattr("mllama_cli.engine.cuda.operands.unsupported_reason", lambda *_: "")
     monkeypatch.setattr("mllama_cli.engine.cuda.backend.has_decode_attention", lambda *_: True)
     monkeypatch.setattr("mllama_cli.engine.cuda.build_cache.first_time", lambda *_: False)

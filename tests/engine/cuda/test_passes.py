@@ -20,7 +20,7 @@ from mllama_cli.engine.cuda.self_check import relative_error_of_pass
 from mllama_cli.engine.forward import Network, forward
 from mllama_cli.engine.weights.memory import pass_bytes, prefill_bytes
 from mllama_cli.engine.weights.shapes import SHAPES
-from mllama_cli.kernels.cuda.attention import Scratch, splits_for
+from mllama_cli.kernels.cuda.attention_api import Scratch, splits_for
 from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.image_kv import Float8KV
 from mllama_cli.model.visibility import ImageSpan

@@ -24,7 +24,9 @@ from tests.checkpoints import config_dict, random_network
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("mllama_cli.kernels.cuda.attention.TARGET_PROGRAMS", 8)  # the interpreter runs them one by one
+    monkeypatch.setattr(
+        "mllama_cli.kernels.cuda.attention_api.TARGET_PROGRAMS", 8
+    )  # the interpreter runs them one by one
     few_programs(monkeypatch)
     with torch.inference_mode():
         yield

@@ -7,7 +7,7 @@ from torch import Tensor
 from tests.triton_here import DEVICE, aligned, apart  # isort: skip  (first: it prepares Triton)
 from mllama_cli.core.config import RopeScaling
 from mllama_cli.kernels.cuda.addresses import Addresses
-from mllama_cli.kernels.cuda.attention import Scratch, decode_attention
+from mllama_cli.kernels.cuda.attention_api import Scratch, decode_attention
 from mllama_cli.kernels.cuda.embed_argmax import Argmax, best_allowed, embed
 from mllama_cli.kernels.ops import apply_rope, best_ids, masked, rms_norm
 from mllama_cli.model.image_kv import Float8KV

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.triton_here import DEVICE, aligned, apart  # isort: skip  (first: it prepares Triton)
-from mllama_cli.kernels.cuda.attention import Addresses, Scratch, decode_attention, following_by_heads
+from mllama_cli.kernels.cuda.attention_api import Addresses, Scratch, decode_attention, following_by_heads
 from mllama_cli.kernels.cuda.gemv_api import GemvTile, gemv
 from mllama_cli.kernels.cuda.layout import interleave
 from mllama_cli.kernels.cuda.low_rank import Change, Following, Sums, add_product, by_blocks
