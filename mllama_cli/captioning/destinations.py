@@ -32,7 +32,7 @@ class CaptionDestination(Protocol):
         ...
 
     def acquire(self, entry: ImageEntry) -> Lease:
-        """Lock an image for this run. Raise LeaseRefusedError, or CaptionError or OSError if it cannot be written."""
+        """Lock an image for this run. Raise LeaseRefusedError, or CaptionError if its caption cannot be written."""
         ...
 
     def existing(self, entry: ImageEntry) -> str:

@@ -202,7 +202,7 @@ class _Search:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                if _leads_to_folder(entry):
                     folders.append(entry.name)
                 elif self.pattern is not None and not fnmatch(entry.name, self.pattern):
                     continue
@@ -220,6 +220,13 @@ class _Search:
                 yield from self._walk(inner, f"{below}{name}/", seen)
             except OSError as error:
                 self.unreadable.append((inner, error.strerror or str(error)))
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links in a circle
+        return False
 
 
 def _join(folder: str, name: str) -> str:

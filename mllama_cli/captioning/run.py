@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mllama_cli.captioning.asker import Answer, Asker, Question
 from mllama_cli.captioning.decoding import DecodingPool
-from mllama_cli.captioning.destinations import CaptionDestination, Lease, LeaseRefusedError, unwritable
+from mllama_cli.captioning.destinations import CaptionDestination, Lease, LeaseRefusedError
 from mllama_cli.captioning.listing import CaptionPlan, ImageEntry
 from mllama_cli.captioning.postprocess import Postprocess
 from mllama_cli.captioning.prompts import PromptTemplate
@@ -123,11 +123,10 @@ class CaptionPipeline:
                 lease = self.destination.acquire(entry)
             except LeaseRefusedError as refusal:
                 self._events.append(CaptionSkipped(entry.path, str(refusal)))
-            except (OSError, MllamaError) as error:
-                known = unwritable(entry.path, error) if isinstance(error, OSError) else error
+            except MllamaError as error:
                 if is_disk_full(error):
-                    raise known from error
-                self._events.append(self.failed(record, known.message, known.hint, known.kind))
+                    raise
+                self._events.append(self.failed(record, error.message, error.hint, error.kind))
             else:
                 job = Job(entry, lease, record)
                 self._in_progress.add(job)

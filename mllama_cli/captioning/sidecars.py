@@ -100,7 +100,11 @@ class Sidecars:
         return self._is_applied(entry, self._journaled.get(_key(entry)))
 
     def acquire(self, entry: ImageEntry) -> Lease:
-        lock = Lock.acquire_for(self._path_of(entry))
+        path = self._path_of(entry)
+        try:
+            lock = Lock.acquire_for(path)
+        except OSError as error:
+            raise unwritable(path, error) from error
         if lock is None:
             self._locked_elsewhere.append(entry)
             raise LeaseRefusedError(LOCKED_BY_ANOTHER_RUN)
@@ -109,11 +113,13 @@ class Sidecars:
             if self._finished_meanwhile(lock, entry):
                 raise LeaseRefusedError(CAPTIONED_MEANWHILE)
             if self._adds:
-                decoded(self._before(entry), self._path_of(entry))  # fail before the model is asked
-        except BaseException:
+                decoded(self._before(entry), path)  # fail before the model is asked
+        except BaseException as error:
             lock.release()
+            if isinstance(error, OSError):
+                raise unwritable(path, error) from error
             raise
-        return _SidecarLease(self, lock, entry, self._path_of(entry))
+        return _SidecarLease(self, lock, entry, path)
 
     def existing(self, entry: ImageEntry) -> str:
         path = self._path_of(entry)

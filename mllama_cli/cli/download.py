@@ -43,6 +43,7 @@ def download(
     """
     from mllama_cli.core.errors import ModelNotFoundError, UsageError
     from mllama_cli.hub.catalog import MODEL_ALIASES, hub_address, short_name
+    from mllama_cli.hub.ollama_store import suggest_alias
 
     if not model:
         raise UsageError(
@@ -52,9 +53,8 @@ def download(
         )
     repo, named = hub_address(model)
     if repo is None:
-        hint = (
-            f"{suggest(model, MODEL_ALIASES)}Known names: {', '.join(MODEL_ALIASES)}. A hub id looks like owner/name."
-        )
+        near = suggest_alias(model) or suggest(model, MODEL_ALIASES)
+        hint = f"{near}Known names: {', '.join(MODEL_ALIASES)}. A hub id looks like owner/name."
         raise ModelNotFoundError(f"{model!r} is neither an alias nor a hub id", hint)
     if named is not None and revision not in (None, named):
         raise UsageError(f"The address names revision {named}, and --revision {revision}", "Leave one of them out.")

@@ -14,7 +14,7 @@ from mllama_cli.core.config import MODEL_TYPES
 from mllama_cli.core.errors import CheckpointError, ModelNotFoundError, UsageError
 from mllama_cli.core.text import suggest
 from mllama_cli.hub.cache import current_snapshot, repos, snapshot
-from mllama_cli.hub.ollama_store import PREFIX, importable_as
+from mllama_cli.hub.ollama_store import PREFIX, importable_as, suggest_alias
 from mllama_cli.system.files import expanded, files_below, is_file, is_folder, subfolders
 from mllama_cli.system.json_file import read_json
 from mllama_cli.system.paths import built_in_model, data_folder
@@ -318,7 +318,8 @@ def _unknown(name: str, repo: str | None) -> ModelNotFoundError:
             f"{meant}{'Else get' if meant else 'Get'} it with `mllama download {name}`: nothing is downloaded unasked.",
         )
     known = [*here, *MODEL_ALIASES]
-    hint = nearest(name, here, [*MODEL_ALIASES, *MODEL_ALIASES.values()]) or f"Known names: {', '.join(known)}. "
+    near = suggest_alias(name) or nearest(name, here, [*MODEL_ALIASES, *MODEL_ALIASES.values()])
+    hint = near or f"Known names: {', '.join(known)}. "
     return ModelNotFoundError(
         f"There is no model or folder called {name!r}", f"{hint}`mllama list` shows what is here."
     )

@@ -16,6 +16,14 @@ from mllama_cli.system.text_file import read_file
 PREFIX = "ollama:"
 """Before a name that means one of ollama's models."""
 
+LIBRARY_NAMES = {
+    "llama3.2-vision": "11b",
+    "llama3.2-vision:latest": "11b",
+    "llama3.2-vision:11b": "11b",
+    "llama3.2-vision:90b": "90b",
+}
+"""Our alias of each model that ollama's library has."""
+
 SERVICE_STORE = Path("/usr/share/ollama/.ollama/models")
 """Where the service keeps them on Linux."""
 
@@ -75,6 +83,12 @@ def ollama_model(name: str) -> OllamaModel:
         suggest(name.removeprefix(PREFIX), names, count=3)
         or (f"It has {', '.join(names)}." if names else f"Looked in {' and '.join(map(str, stores()))}."),
     )
+
+
+def suggest_alias(name: str) -> str:
+    """Return "Did you mean X? " with our alias of a model in ollama's library; an empty text for other names."""
+    alias = LIBRARY_NAMES.get(name.removeprefix(PREFIX).casefold())
+    return f"Did you mean {alias}? " if alias else ""
 
 
 def importable() -> list[OllamaModel]:

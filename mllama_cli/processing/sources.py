@@ -207,7 +207,7 @@ def _unreadable(name: str, error: OSError) -> ImageError:
 
 
 def hint_for_missing(path: Path) -> str:
-    """Return a hint for a missing path: the most similar name in its folder, or that there is no such folder."""
+    """Return a hint for a missing path: the most similar name in its folder, that it is a link, or has no folder."""
     if "@" in str(path):  # an address with a password, mistyped: its parts would not be recognised as that
         return "Check the path."
     if len(str(path)) > _MAX_NAME and _BASE64.fullmatch(str(path)):
@@ -216,7 +216,9 @@ def hint_for_missing(path: Path) -> str:
     if not is_folder(folder):
         return f"There is no folder {one_line(str(folder), _MAX_NAME)}."
     try:
+        if path.is_symlink():
+            return "It is a link to a file that does not exist."
         names = [entry.name for entry in itertools.islice(folder.iterdir(), 5000)]
     except OSError:
         return "Check the path."
-    return suggest(path.name, names, show=lambda name: str(folder / name)).rstrip() or "Check the path."
+    return suggest(path.name, names, cutoff=0.7, show=lambda name: str(folder / name)).rstrip() or "Check the path."

@@ -155,4 +155,5 @@ def _encoding(data: bytes) -> str:
 
 
 def _unreadable(name: str, problem: Exception, error: type[MllamaError]) -> MllamaError:
-    return error(f"{name} cannot be read: {getattr(problem, 'strerror', None) or problem}", "Check the path.")
+    hint = "Check its permissions." if isinstance(problem, PermissionError) else "Check the path."
+    return error(f"{name} cannot be read: {getattr(problem, 'strerror', None) or problem}", hint)

@@ -49,6 +49,11 @@ def test_links_that_lead_back_end(tree: Path) -> None:
     assert names(str(tree), recursive=True) == ["a.webp", "b9.JPG", "b10.png", "c.png", "d.heic"]
 
 
+def test_links_in_a_circle_do_not_stop_a_folder(tree: Path) -> None:
+    (tree / "c.png").symlink_to(tree / "c.png")
+    assert names(str(tree)) == ["a.webp", "b9.JPG", "b10.png", "c.png"], "which then fails as one image"
+
+
 def test_a_pattern_keeps_what_matches_in_folders(tree: Path) -> None:
     assert names(str(tree), pattern="b*") == ["b9.JPG", "b10.png"]
     assert names(str(tree / "a.webp"), pattern="b*") == ["a.webp"], "what is named is meant"

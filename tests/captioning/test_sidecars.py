@@ -204,7 +204,7 @@ def test_links_and_files_beside_are_not_harmed(tmp_path: Path, entry: ImageEntry
     lock.release()
     planted.symlink_to(victim)
     for how in ("skip", "append", "overwrite"):
-        with pytest.raises(OSError, match="is a link"):
+        with pytest.raises(CaptionError, match=rf"{text(entry)} cannot be written: .* is a link"):
             sidecars(tmp_path, entry, how).acquire(entry)
     planted.unlink()
     assert caption(sidecars(tmp_path, entry, "append"), entry, "new") is None

@@ -126,6 +126,16 @@ def test_a_slip_in_an_id_or_a_name_is_guessed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "alias"),
+    [("llama3.2-vision", "11b"), ("Llama3.2-Vision:11b", "11b"), ("ollama:llama3.2-vision:90b", "90b")],
+)
+def test_a_name_of_the_ollama_library_is_known(name: str, alias: str) -> None:
+    with pytest.raises(ModelNotFoundError) as caught:
+        resolve(name)
+    assert caught.value.hint.startswith(f"Did you mean {alias}?")
+
+
+@pytest.mark.parametrize(
     ("name", "meant"),
     [
         (REPO.partition("/")[2], REPO),

@@ -132,7 +132,9 @@ def test_a_folder(tmp_path: Path) -> None:
 
 def test_a_dangling_link(tmp_path: Path) -> None:
     (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
-    assert "no such picture" in error_of(tmp_path / "a.png", ImageNotFoundError).message
+    error = error_of(tmp_path / "a.png", ImageNotFoundError)
+    assert "no such picture" in error.message
+    assert error.hint == "It is a link to a file that does not exist."
 
 
 @pytest.mark.parametrize("name", ["~nobody-of-this-name/a.png", "x" * 5000])
