@@ -32,7 +32,6 @@ def test_every_figure_is_there_and_adds_up() -> None:
         "captions of 64 tokens, 4 tiles, 4 at once",
     ]
     assert all(figure["value"] > 0 for figure in figures.values())
-    assert figures["vision, 4 tiles"]["value"] > figures["vision, 1 tile"]["value"]
     text, seeing = figures["decode, text"], figures["decode, after an image"]
     assert seeing["bytes_per_token"] > text["bytes_per_token"] > 2_000_000
     read = figures["memory, read"]["value"] * 1e9

@@ -109,7 +109,7 @@ def test_sigterm_under_load_loses_no_running_answer() -> None:
         url = f"{server.url}/v1/chat/completions"
 
         def ask(number: int) -> tuple[int, str]:
-            with client.stream("POST", url, json=body(600 + number, stream=True)) as answer:
+            with client.stream("POST", url, json=body(1500 + number, stream=True)) as answer:
                 return answer.status_code, answer.read().decode()
 
         def all_are_there() -> bool:

@@ -13,10 +13,10 @@ import random
 import secrets
 import socket
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from time import monotonic
 
 from mllama_cli.captioning.shards.entry import Shard
 from mllama_cli.captioning.shards.store import Store, StoreError
@@ -54,11 +54,11 @@ class _Watched:
 
     number: int
     text: bytes = b""
-    since: float = field(default_factory=time.monotonic)
+    since: float = field(default_factory=monotonic)
 
     def see(self, text: bytes) -> None:
         if text != self.text:
-            self.text, self.since = text, time.monotonic()
+            self.text, self.since = text, monotonic()
 
 
 class Claims:
@@ -110,7 +110,7 @@ class Claims:
                 if (shard := self._claimed(name)) is not None:
                     taken = True
                     yield shard
-                    if time.monotonic() - self._listed >= LIST_SECONDS:
+                    if monotonic() - self._listed >= LIST_SECONDS:
                         break  # others have done many meanwhile
             if self._left and not taken:
                 yield None
@@ -129,9 +129,9 @@ class Claims:
 
         This is done so many seconds after the last time.
         """
-        if self._stopped.wait(max(0.0, self._listed + pause - time.monotonic())):
+        if self._stopped.wait(max(0.0, self._listed + pause - monotonic())):
             return
-        self._listed = time.monotonic()
+        self._listed = monotonic()
         leases: dict[str, list[int]] = {}
         for path in self._store.names(self._folder):
             if path.startswith(f"{CLAIMS}/"):
@@ -159,7 +159,7 @@ class Claims:
         """Return the shards to try: first those that nobody holds, from a random one on; then what was abandoned."""
         free = [name for name in self._left if name not in self._watched]
         start = random.randrange(len(free)) if free else 0
-        now = time.monotonic()
+        now = monotonic()
         stale = [name for name, watched in self._watched.items() if now - watched.since >= STALE_SECONDS]
         return [*free[start:], *free[:start], *(name for name in stale if name in self._left)]
 

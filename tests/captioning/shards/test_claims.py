@@ -18,6 +18,7 @@ from mllama_cli.captioning.shards.store import LocalStore, Store
 from mllama_cli.captioning.shards.stores import store_of
 from tests.captioning.shards.conftest import FaultyStore
 from tests.captioning.shards.test_run import rows, run
+from tests.serving.running import wait_until
 from tests.shards import make_shards
 
 SHARDS = [Shard(f"in/{name}.tar", name, "tar") for name in "abcd"]
@@ -69,8 +70,11 @@ def test_two_workers_take_each_shard_once_and_leave_no_lease(folder: str) -> Non
     assert sorted(store.names(folder)) == [f"{name}.parquet" for name in "abcd"]
 
 
-def test_a_lease_that_is_renewed_is_left_alone_and_one_of_a_dead_worker_is_taken_over(folder: str) -> None:
-    store = store_of(folder)
+def test_a_lease_that_is_renewed_is_left_alone_and_one_of_a_dead_worker_is_taken_over(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, now = store_of(folder), [0.0]
+    monkeypatch.setattr(claims, "monotonic", lambda: now[0])
     alive = worker(folder, "alive")
     with alive, worker(folder, "other") as other:
         held = taken(alive.take())
@@ -80,12 +84,18 @@ def test_a_lease_that_is_renewed_is_left_alone_and_one_of_a_dead_worker_is_taken
             assert shard != held
             finish(store, folder, shard)
             other.release(shard.name)
-        end = time.monotonic() + 2 * claims.STALE_SECONDS
-        while time.monotonic() < end:
+        lease = f"{folder}/{claims.CLAIMS}/{held.name}.1"
+        assert next(shards) is None
+        for _ in range(4):
+            before = store.read(lease)
+            wait_until(lambda known=before: store.read(lease) != known)
+            now[0] += 0.9 * claims.STALE_SECONDS
             assert next(shards) is None
         alive._stopped.set()  # as if it had been killed
         alive._held.clear()
-        assert taken(shards) == held
+        while (shard := next(shards)) is None:
+            now[0] += 0.9 * claims.STALE_SECONDS
+        assert shard == held
         finish(store, folder, held)
         other.release(held.name)
         assert next(shards, "end") == "end"

@@ -25,7 +25,7 @@ def test_ctrl_c_keeps_what_was_said_and_exits_130() -> None:
     assert process.stdout is not None
     first = process.stdout.read(1)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert (first + out).endswith(b"\n")
     assert b"Traceback" not in err

@@ -13,7 +13,7 @@ from mllama_cli.engine.batch.slots import Slots
 from mllama_cli.engine.engine import Engine
 from mllama_cli.engine.sampling import PendingTokens
 from tests.engine.batch.asking import CONVERSATIONS, tokens_alone
-from tests.engine.batch.loops import Caller, running, settled
+from tests.engine.batch.loops import PATIENCE, Caller, running, settled
 
 pytestmark = pytest.mark.usefixtures("tokens_read")
 
@@ -94,7 +94,7 @@ def test_who_cancelled_hears_nothing_of_the_end(engine: Engine, monkeypatch: pyt
 def test_a_fault_fails_all_requests_with_one_clear_error_and_the_next_is_answered(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, broken = Slots.step, threading.Event()
+    step, broken, all_asked = Slots.step, threading.Event(), threading.Event()
 
     def sometimes(self: Slots) -> PendingTokens:
         if broken.is_set():
@@ -108,9 +108,10 @@ def test_a_fault_fails_all_requests_with_one_clear_error_and_the_next_is_answere
         before.answer()
         counted = settled(loop)
         callers = [Caller(engine, loop, CONVERSATIONS[n % 7], Sampling(max_tokens=40)) for n in range(5)]
-        callers[0].on_token = broken.set
+        callers[0].on_token = lambda: all_asked.wait(PATIENCE) and broken.set()
         for caller in callers:
             caller.submit()
+        all_asked.set()
         for caller in callers:
             error = caller.error()
             assert type(error) is MllamaError
@@ -129,7 +130,7 @@ def test_a_fault_fails_all_requests_with_one_clear_error_and_the_next_is_answere
 
 def test_a_device_that_does_nothing_more_fails_every_request(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after an assertion on a GPU, when making new caches fails, too."""
-    broken = threading.Event()
+    broken, all_asked = threading.Event(), threading.Event()
 
     def failing(*_: object, **__: object) -> None:
         if broken.is_set():
@@ -140,9 +141,10 @@ def test_a_device_that_does_nothing_more_fails_every_request(engine: Engine, mon
     monkeypatch.setattr(EngineLoop, "_count", failing)
     loop = EngineLoop(engine.model, slots=2)
     callers = [Caller(engine, loop, CONVERSATIONS[n], Sampling(max_tokens=40)) for n in range(4)]
-    callers[0].on_token = broken.set
+    callers[0].on_token = lambda: all_asked.wait(PATIENCE) and broken.set()
     for caller in callers:
         caller.submit()
+    all_asked.set()
     for caller in callers:
         assert "device-side assert" in caller.error().message
     deadline = time.monotonic() + 30
