@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from mllama_cli.core.errors import MllamaError, UsageError
+from mllama_cli.core.errors import CheckpointError, MllamaError, UsageError
 from mllama_cli.core.grammar import Grammar
 from mllama_cli.core.text import shown
 
@@ -200,12 +200,19 @@ class GrammarTokenizer:
     """A model's vocabulary as llguidance needs it. Making one takes a second for a large vocabulary.
 
     Ids from ``vocab_size`` on, such as the image token's, have no logit, so that no answer has them.
+
+    Raises CheckpointError if ``eos`` has no other.
     """
 
     def __init__(self, tokenizer: "MllamaTokenizer", vocab_size: int, eos: "Iterable[int]") -> None:
         from llguidance import LLTokenizer, TokenizerWrapper
 
-        eos = sorted(eos)
+        eos = sorted(id_ for id_ in eos if id_ < vocab_size)
+        if not eos:
+            raise CheckpointError(
+                "This model has no token that ends an answer, so its answers cannot be held to a form",
+                "Name one as eos_token_id in its generation_config.json.",
+            )
         wrapper = TokenizerWrapper(_Vocabulary(tokenizer, vocab_size, eos[0]))
         self._tokenizer = LLTokenizer(wrapper, n_vocab=vocab_size, eos_token=eos)
         self._compiled = lru_cache(maxsize=COMPILED_GRAMMARS)(self._compile)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from mllama_cli.core.errors import UsageError
+from mllama_cli.core.errors import CheckpointError, UsageError
 from mllama_cli.core.grammar import Grammar
 from mllama_cli.processing.grammar import Constraint, GrammarTokenizer, require_supported
 from mllama_cli.processing.tokenizer import MllamaTokenizer
@@ -122,6 +122,12 @@ def test_any_object_is_an_object(model: Model) -> None:
 def test_json_is_written_on_one_line_as_python_does(model: Model) -> None:
     schema = closed({"a": {"const": 1}, "b": {"type": "array", "items": {"const": "x"}, "minItems": 2, "maxItems": 2}})
     assert model.answers(Grammar.schema(schema), 2) == ['{"a": 1, "b": ["x", "x"]}'] * 2
+
+
+@pytest.mark.parametrize("eos", [(), (1_000_000,)])
+def test_a_model_that_cannot_end_an_answer_is_refused(sketch: Model, eos: tuple[int, ...]) -> None:
+    with pytest.raises(CheckpointError, match="no token that ends an answer"):
+        GrammarTokenizer(sketch.tokenizer, 1024, eos)
 
 
 def test_several_masks_are_computed_together(model: Model) -> None:
