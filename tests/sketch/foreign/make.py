@@ -10,9 +10,10 @@ import io
 import json
 from pathlib import Path
 
+from lettering import TEXT_WAYS
 from PIL import Image
 from scenes import CHANGES, SAID_COLOURS, SHAPES, TEXTS
-from tools import TEXT_WAYS, WAYS
+from tools import WAYS
 
 FOLDER = Path(__file__).parent
 SCANNED = "three-circles big-and-small row-of-four above-below green-triangle mixed-five hearts"

@@ -1,22 +1,22 @@
 """Five ways to draw the same scene that share nothing with the package's renderer."""
 
-import html
 import io
 import math
 import random
 import subprocess
 import tempfile
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import cairo
 import matplotlib as mpl
-from PIL import Image, ImageColor, ImageDraw, ImageFilter, ImageFont
+from outlines import corners, smooth_path
+from PIL import Image, ImageColor, ImageDraw, ImageFilter
 from scenes import Drawing
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse, FancyArrow, Rectangle
 
 
@@ -25,7 +25,7 @@ def with_cairo(drawing: Drawing, *, outlined: bool = False) -> Image.Image:
     width, height = drawing.size
     surface = cairo.ImageSurface(cairo.FORMAT_RGB24, width, height)
     context = cairo.Context(surface)
-    context.set_source_rgb(*_unit(drawing.ground))
+    context.set_source_rgb(*unit(drawing.ground))
     context.paint()
     for kind, colour, x, y, part in drawing.things:
         size = part * min(width, height)
@@ -33,7 +33,7 @@ def with_cairo(drawing: Drawing, *, outlined: bool = False) -> Image.Image:
         context.translate(x * width, y * height)
         pen = max(2.0, min(width, height) * 0.014)
         _cairo_path(context, kind, size)
-        context.set_source_rgb(*_unit(colour))
+        context.set_source_rgb(*unit(colour))
         context.set_line_join(cairo.LINE_JOIN_ROUND)
         if kind == "ring":
             context.set_line_width(size * 0.2)
@@ -47,8 +47,13 @@ def with_cairo(drawing: Drawing, *, outlined: bool = False) -> Image.Image:
         else:
             context.fill()
         context.restore()
-    data = bytes(surface.get_data())
-    return Image.frombytes("RGB", (width, height), data, "raw", "BGRX", surface.get_stride())
+    return image_on(surface)
+
+
+def image_on(surface: cairo.ImageSurface) -> Image.Image:
+    """Return what was drawn on a surface in FORMAT_RGB24."""
+    size, data = (surface.get_width(), surface.get_height()), bytes(surface.get_data())
+    return Image.frombytes("RGB", size, data, "raw", "BGRX", surface.get_stride())
 
 
 def _cairo_path(context: cairo.Context, kind: str, size: float) -> None:
@@ -80,34 +85,6 @@ def _cairo_path(context: cairo.Context, kind: str, size: float) -> None:
         for point in points[1:]:
             context.line_to(*point)
         context.close_path()
-
-
-def corners(kind: str, size: float) -> list[tuple[float, float]]:
-    """Return a polygon around the origin, y downwards."""
-    half = size / 2
-    if kind == "triangle":
-        return [(0, -half), (half, half * 0.75), (-half, half * 0.75)]
-    if kind == "square":
-        return [(-half, -half), (half, -half), (half, half), (-half, half)]
-    if kind == "rectangle":
-        return [(-half, -half / 2), (half, -half / 2), (half, half / 2), (-half, half / 2)]
-    if kind == "diamond":
-        return [(0, -half), (half * 0.8, 0), (0, half), (-half * 0.8, 0)]
-    if kind == "star":
-        turns = [math.pi * i / 5 - math.pi / 2 for i in range(10)]
-        return [
-            (math.cos(t) * half * (1, 0.42)[i % 2], math.sin(t) * half * (1, 0.42)[i % 2]) for i, t in enumerate(turns)
-        ]
-    if kind == "cross":
-        a = size / 6
-        plus = [(-a, -half), (a, -half), (a, -a), (half, -a), (half, a), (a, a)]
-        return plus + [(-x, -y) for x, y in plus]
-    if kind.startswith("arrow"):
-        half_shaft, head = size * 0.09, size * 0.1
-        right = [(-half, -half_shaft), (head, -half_shaft), (head, -size * 0.26), (half, 0)]
-        points = right + [(x, -y) for x, y in reversed(right[:3])]
-        return points if kind == "arrow-right" else [(y, -x) for x, y in points]
-    raise ValueError(kind)
 
 
 def with_browser(drawing: Drawing, *, stroke: bool = False) -> Image.Image:
@@ -203,6 +180,11 @@ def with_matplotlib(drawing: Drawing, *, axes: bool = False) -> Image.Image:
             )
         else:
             area.fill(*zip(*[(px + a, py + b) for a, b in corners(kind, size)], strict=True), color=colour)
+    return image_of(figure)
+
+
+def image_of(figure: Figure) -> Image.Image:
+    """Render a figure of 100 dots per inch and close it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=100)
     plt.close(figure)
@@ -247,7 +229,7 @@ def with_felt_pen(drawing: Drawing) -> Image.Image:
     image = Image.new("RGB", drawing.size, (246, 243, 235))
     for kind, colour, x, y, part in drawing.things:
         size, px, py = part * min(width, height), x * width, y * height
-        path = _smooth_path(kind, size)
+        path = smooth_path(kind, size)
         mask = Image.new("L", image.size, 0)
         pen = ImageDraw.Draw(mask)
         shaky = [(px + a + rng.gauss(0, size * 0.008), py + b + rng.gauss(0, size * 0.008)) for a, b in path]
@@ -273,70 +255,8 @@ def with_felt_pen(drawing: Drawing) -> Image.Image:
     return Image.blend(image, grain, 0.07).filter(ImageFilter.GaussianBlur(0.7))
 
 
-def _smooth_path(kind: str, size: float) -> list[tuple[float, float]]:
-    turns = [i / 40 * 2 * math.pi for i in range(40)]
-    half = size / 2
-    if kind in ("circle", "oval", "ring"):
-        flat, wide = (0.6 if kind == "oval" else 1), (0.8 if kind == "ring" else 1)
-        return [(math.cos(t) * half * wide, math.sin(t) * half * flat * wide) for t in turns]
-    if kind == "heart":
-        return [
-            (
-                half * math.sin(t) ** 3,
-                -half / 16 * (13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)),
-            )
-            for t in turns
-        ]
-    points = [(-half, 0.0), (half, 0.0)] if kind == "line" else corners(kind, size)
-    closed = points if kind == "line" else [*points, points[0]]
-    return [
-        (a[0] + (b[0] - a[0]) * step / 8, a[1] + (b[1] - a[1]) * step / 8)
-        for a, b in pairwise(closed)
-        for step in range(8)
-    ]
-
-
-def text_by_browser(text: str, ink: str, ground: str, size: tuple[int, int], family: str) -> Image.Image:
-    pixels = min(size[1] * 0.45, size[0] * 1.25 / len(text))
-    style = f"margin:0;background:{ground};color:{ink};font:{pixels:.0f}px {family};display:flex;"
-    style += f"height:{size[1]}px;width:{size[0]}px;align-items:center;justify-content:center"
-    return screenshot(f'<body style="{style}">{html.escape(text)}</body>', size)
-
-
-def text_by_cairo(text: str, ink: str, ground: str, size: tuple[int, int], family: str) -> Image.Image:
-    surface = cairo.ImageSurface(cairo.FORMAT_RGB24, *size)
-    context = cairo.Context(surface)
-    context.set_source_rgb(*_unit(ground))
-    context.paint()
-    context.select_font_face(family, cairo.FONT_SLANT_NORMAL, cairo.FONT_WEIGHT_BOLD)
-    context.set_font_size(min(size[1] * 0.5, size[0] * 1.2 / len(text)))
-    extents = context.text_extents(text)
-    context.move_to(
-        (size[0] - extents.width) / 2 - extents.x_bearing, (size[1] - extents.height) / 2 - extents.y_bearing
-    )
-    context.set_source_rgb(*_unit(ink))
-    context.show_text(text)
-    return Image.frombytes("RGB", size, bytes(surface.get_data()), "raw", "BGRX", surface.get_stride())
-
-
-def text_by_pillow(text: str, ink: str, ground: str, size: tuple[int, int], family: str) -> Image.Image:
-    image = Image.new("RGB", size, ground)
-    font = ImageFont.load_default(min(size[1] * 0.45, size[0] * 1.2 / len(text)))
-    ImageDraw.Draw(image).text((size[0] / 2, size[1] / 2), text, ink, font, anchor="mm")
-    return image
-
-
-def text_by_matplotlib(text: str, ink: str, ground: str, size: tuple[int, int], family: str) -> Image.Image:
-    figure = plt.figure(figsize=(size[0] / 100, size[1] / 100), dpi=100, facecolor=ground)
-    points = 0.72 * min(size[1] * 0.45, size[0] * 1.2 / len(text))
-    figure.text(0.5, 0.5, text, color=ink, fontsize=points, family=family, ha="center", va="center")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=100)
-    plt.close(figure)
-    return Image.open(buffer).convert("RGB")
-
-
-def _unit(colour: str) -> tuple[float, float, float]:
+def unit(colour: str) -> tuple[float, float, float]:
+    """Return red, green and blue from 0 to 1."""
     red, green, blue = ImageColor.getrgb(colour)[:3]
     return red / 255, green / 255, blue / 255
 
@@ -351,10 +271,4 @@ WAYS: dict[str, Callable[[Drawing], Image.Image]] = {
     "pillow": with_plain_pillow,
     "pillow-outlined": lambda drawing: with_plain_pillow(drawing, outlined=True),
     "felt-pen": with_felt_pen,
-}
-TEXT_WAYS = {
-    "browser": (text_by_browser, ("serif", "Georgia, 'Liberation Serif'", "Arial, 'Liberation Sans'", "'FreeSans'")),
-    "cairo": (text_by_cairo, ("Liberation Mono", "FreeSerif", "FreeSans")),
-    "pillow": (text_by_pillow, ("",)),
-    "matplotlib": (text_by_matplotlib, ("serif", "monospace")),
 }

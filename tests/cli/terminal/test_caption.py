@@ -10,7 +10,7 @@ import pytest
 from tests.console import SCRIPT
 from tests.terminal_chat import CTRL_C, TerminalChat
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="needs a pseudo terminal")]
 
 
@@ -63,6 +63,7 @@ def test_what_is_typed_meanwhile_is_left_to_the_shell_and_not_echoed(many: Path)
 
 
 def test_a_bar_with_the_last_caption_and_ctrl_c(many: Path) -> None:
+    os.mkfifo(many / "z.png")  # an image that never comes, so that the run cannot end before
     with caption(many, ".", "--batch-size", "1") as run:
         run.wait("images/s")
         run.wait("HELLO")
