@@ -221,4 +221,4 @@ def hint_for_missing(path: Path) -> str:
         names = [entry.name for entry in itertools.islice(folder.iterdir(), 5000)]
     except OSError:
         return "Check the path."
-    return suggest(path.name, names, cutoff=0.7, show=lambda name: str(folder / name)).rstrip() or "Check the path."
+    return suggest(path.name, names, cutoff=0.75, show=lambda name: str(folder / name)).rstrip() or "Check the path."
