@@ -17,8 +17,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from mllama_cli.kernels.cuda.tower_attention import FIRST, SECOND, Launch, Tile
+from mllama_cli.kernels.cuda.tower_attention import FIRST, SECOND, Launch
 from mllama_cli.kernels.cuda.tower_attention import fields_of as fields_of_triton
+from mllama_cli.kernels.cuda.tower_plan import Tile
 
 GROUP_ROWS = 64
 TILE = Tile(rows=2 * GROUP_ROWS, keys=128, warps=4, stages=2, resident=1)

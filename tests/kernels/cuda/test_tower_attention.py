@@ -8,11 +8,12 @@ from torch import Tensor
 
 from tests.triton_here import DEVICE, apart  # isort: skip  (first: it prepares Triton)
 from mllama_cli.kernels.cuda import tower_attention as kernel
+from mllama_cli.kernels.cuda import tower_plan
 from mllama_cli.kernels.tower import tower_attention, tower_kernel, two_calls
 
 DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
 CLOSE = 1e-2 if DEVICE.type == "cuda" else 1e-5
-SMALL = kernel.Tile(rows=64, keys=32, warps=4, stages=2, resident=1)
+SMALL = tower_plan.Tile(rows=64, keys=32, warps=4, stages=2, resident=1)
 HOPPER = DEVICE.type == "cuda" and torch.cuda.get_device_capability(DEVICE) == (9, 0)
 
 SHAPES = {  # images, tokens, real, first counted, its repeats, rows
@@ -47,8 +48,8 @@ def drawn(images: int, tokens: int, *, dim: int = 80) -> Tensor:
 @torch.inference_mode()
 def test_each_kind_of_block(shape: tuple[int, ...], places: int, monkeypatch: pytest.MonkeyPatch) -> None:
     images, tokens, real, counted, repeats, rows = shape
-    monkeypatch.setattr(kernel, "multiprocessors", lambda _: places)
-    kernel.plan.cache_clear()
+    monkeypatch.setattr(tower_plan, "multiprocessors", lambda _: places)
+    tower_plan.plan.cache_clear()
     qkv = drawn(images, tokens)
     exact = masked(qkv, real, counted, repeats, rows)
     for tile in (SMALL, kernel.TILE):
@@ -56,23 +57,23 @@ def test_each_kind_of_block(shape: tuple[int, ...], places: int, monkeypatch: py
         assert ours.shape == exact.shape
         assert apart(ours, exact) < CLOSE
     assert apart(two_calls(qkv, real, counted, repeats, rows=rows), exact) < CLOSE
-    kernel.plan.cache_clear()
+    tower_plan.plan.cache_clear()
 
 
 @torch.inference_mode()
 def test_parts_of_a_block_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel, "multiprocessors", lambda _: 5)
-    kernel.plan.cache_clear()
-    tile = kernel.Tile(rows=128, keys=32, warps=4, stages=2, resident=1)
-    assert kernel.plan(1, 2, 384, 300, 330, 384, tile, DEVICE).parts > 0
+    monkeypatch.setattr(tower_plan, "multiprocessors", lambda _: 5)
+    tower_plan.plan.cache_clear()
+    tile = tower_plan.Tile(rows=128, keys=32, warps=4, stages=2, resident=1)
+    assert tower_plan.plan(1, 2, 384, 300, 330, 384, tile, DEVICE).parts > 0
     qkv = drawn(1, 384)
     assert apart(kernel.tower_attention(qkv, 300, 330, 3, rows=384, tile=tile), masked(qkv, 300, 330, 3, 384)) < CLOSE
-    kernel.plan.cache_clear()
+    tower_plan.plan.cache_clear()
 
 
 def test_every_block_of_keys_is_in_one_segment() -> None:
     for real, counted, tokens in ((6404, 6432, 6432), (1601, 1608, 3216)):
-        plan = kernel.plan(1, 16, tokens, real, counted, tokens, kernel.TILE, torch.device("cpu"))
+        plan = tower_plan.plan(1, 16, tokens, real, counted, tokens, kernel.TILE, torch.device("cpu"))
         done: dict[tuple[int, int], list[range]] = {}
         for _, head, row, begin, end, *_ in plan.segments.tolist():
             done.setdefault((head, row), []).append(range(begin, end))
