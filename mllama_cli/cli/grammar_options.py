@@ -51,7 +51,7 @@ class GrammarOptions:
             return Grammar.json_object()
         if self.regex is None and not self.choice:
             return None
-        from mllama_cli.processing.grammar import require_supported
+        from mllama_cli.processing.supported_grammars import require_supported
 
         grammar = Grammar.regex(self.regex) if self.regex is not None else Grammar.choices(self.choice or [])
         require_supported(grammar)

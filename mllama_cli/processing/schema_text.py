@@ -2,7 +2,7 @@
 
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.grammar import SHORT_FORM, Grammar
-from mllama_cli.processing.grammar import require_supported
+from mllama_cli.processing.supported_grammars import require_supported
 from mllama_cli.system.files import expanded, is_file
 from mllama_cli.system.json_file import parse_object
 from mllama_cli.system.text_file import read_file

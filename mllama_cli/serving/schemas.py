@@ -5,7 +5,7 @@ from typing import Any
 
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.grammar import Grammar
-from mllama_cli.processing.grammar import require_supported
+from mllama_cli.processing.supported_grammars import require_supported
 from mllama_cli.serving.errors import FieldError
 
 

@@ -13,7 +13,8 @@ import torch
 
 from mllama_cli.core.errors import CheckpointError, UsageError
 from mllama_cli.core.grammar import Grammar
-from mllama_cli.processing.grammar import Constraint, GrammarTokenizer, require_supported
+from mllama_cli.processing.grammar import Constraint, GrammarTokenizer
+from mllama_cli.processing.supported_grammars import require_supported
 from mllama_cli.processing.tokenizer import MllamaTokenizer
 from mllama_cli.system.paths import built_in_model
 from tests.processing.schemas import NAMES, SCHEMAS, closed
