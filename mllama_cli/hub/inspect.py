@@ -12,7 +12,7 @@ from mllama_cli.checkpoint.files import weight_files
 from mllama_cli.checkpoint.stored import Form
 from mllama_cli.core.config import GenerationConfig, MllamaConfig, section
 from mllama_cli.core.errors import CheckpointError
-from mllama_cli.hub.catalog import kind
+from mllama_cli.hub.kinds import kind
 from mllama_cli.system.files import is_file
 from mllama_cli.system.json_file import read_json
 from mllama_cli.system.text_file import read_text

@@ -7,7 +7,8 @@ from pathlib import Path
 from mllama_cli.core.config import MODEL_TYPES
 from mllama_cli.core.errors import ModelNotFoundError, RemovalError
 from mllama_cli.hub.cache import hub_cache, repo_folder, snapshots
-from mllama_cli.hub.catalog import config_of, hub_id, installed, is_built_in, local_model, models_folder, nearest
+from mllama_cli.hub.catalog import hub_id, installed, is_built_in, local_model, models_folder, nearest
+from mllama_cli.hub.kinds import config_of
 from mllama_cli.hub.plan import is_companion_file
 from mllama_cli.system.files import expanded, files_below, is_file, is_folder, resolved
 

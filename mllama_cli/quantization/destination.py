@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mllama_cli.core.errors import QuantizationError, UsageError
-from mllama_cli.hub.catalog import is_mllama
+from mllama_cli.hub.kinds import is_mllama
 from mllama_cli.hub.plan import is_companion_file
 from mllama_cli.quantization.journal import JOURNAL_NAME, is_journal
 from mllama_cli.system.files import is_disk_full, is_file, is_folder, resolved

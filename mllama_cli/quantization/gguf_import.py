@@ -15,7 +15,8 @@ from mllama_cli.checkpoint.reader import CheckpointReader
 from mllama_cli.checkpoint.slices import SliceReader
 from mllama_cli.core.config import GenerationConfig, MllamaConfig
 from mllama_cli.core.errors import CheckpointError, MllamaError
-from mllama_cli.hub.catalog import config_of, installed
+from mllama_cli.hub.catalog import installed
+from mllama_cli.hub.kinds import config_of
 from mllama_cli.model.mllama import empty_network
 from mllama_cli.processing.tokenizer_build import IMAGE, llama_tokenizer, token_ids
 from mllama_cli.quantization.config_groups import quantization_config

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from mllama_cli.core.config import GenerationConfig, MllamaConfig
-from mllama_cli.hub.catalog import is_mllama, kind, resolve
+from mllama_cli.hub.catalog import resolve
+from mllama_cli.hub.kinds import is_mllama, kind
 from mllama_cli.processing.chat_template import ChatTemplate
 from mllama_cli.processing.prepared import read_image_config
 from mllama_cli.system.json_file import read_json

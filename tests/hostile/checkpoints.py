@@ -10,8 +10,9 @@ from typing import Any
 from mllama_cli.checkpoint.contents import read_contents
 from mllama_cli.checkpoint.files import INDEX_FILE, SINGLE_FILE
 from mllama_cli.core.config import GenerationConfig, MllamaConfig, section
-from mllama_cli.hub.catalog import installed, kind, resolve
+from mllama_cli.hub.catalog import installed, resolve
 from mllama_cli.hub.inspect import inspect
+from mllama_cli.hub.kinds import kind
 from mllama_cli.processing.chat_template import ChatTemplate
 from mllama_cli.processing.prepared import read_image_config
 from mllama_cli.processing.tokenizer import MllamaTokenizer

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from mllama_cli.core.errors import CheckpointError, ModelNotFoundError
-from mllama_cli.hub.catalog import MODEL_ALIASES, config_of, default_model, hub_address, installed, kind, resolve
+from mllama_cli.hub.catalog import MODEL_ALIASES, default_model, hub_address, installed, resolve
 from mllama_cli.hub.inspect import inspect
+from mllama_cli.hub.kinds import config_of, kind
 from mllama_cli.hub.remove import plan_removal
 from mllama_cli.system.paths import built_in_model
 from tests.checkpoints import make_checkpoint
