@@ -21,7 +21,10 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise UsageError(f"--host {host} cannot be resolved: {error}", "Use 127.0.0.1, or 0.0.0.0 for all.") from error
+        raise UsageError(
+            f"--host {host} cannot be resolved: {getattr(error, 'strerror', None) or error}",
+            "Use 127.0.0.1, or 0.0.0.0 for all.",
+        ) from error
     found.sort(key=lambda each: each[0] != socket.AF_INET)  # localhost: clients try IPv4 in any case
     family, kind, protocol, _, address = found[0]
     bound = socket.socket(family, kind, protocol)
