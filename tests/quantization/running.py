@@ -1,7 +1,10 @@
 """Helpers that quantize a checkpoint and read the result."""
 
+import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +61,28 @@ def journal_lines(folder: Path) -> int:
         return (folder.with_name(folder.name + ".partial") / JOURNAL_NAME).read_text().count("\n")
     except FileNotFoundError:
         return 0
+
+
+def kill_until_made(
+    function: str, source: Path, made: Path, errors: Path, chance: random.Random, *, first: int, lines: range
+) -> int:
+    """Start a function of this module and kill it, again and again until its model is there; return how many kills.
+
+    The journal then has ``first`` lines, and for each start some more, a number drawn from ``lines``.
+    """
+    kills, target = 0, first
+    while True:
+        target += chance.choice(lines)
+        process = start_writing(function, source, made, errors)
+        while process.poll() is None and journal_lines(made) < target:
+            time.sleep(chance.random() * 0.02)
+        process.kill()
+        assert process.wait() in (0, -signal.SIGKILL), errors.read_text()
+        if made.exists():  # maybe it was killed while it ended
+            if process.returncode:
+                (made / JOURNAL_NAME).unlink(missing_ok=True)
+            return kills
+        kills += 1
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -4,10 +4,8 @@ import itertools
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -27,7 +25,7 @@ from mllama_cli.quantization.schemes import Scheme
 from mllama_cli.system.json_file import MAX_JSON_BYTES
 from tests.benchmarks.random_checkpoint import write
 from tests.checkpoints import config_dict, make_checkpoint, text_only_config
-from tests.quantization.running import FOUR, contents, journal_lines, run, start_writing
+from tests.quantization.running import FOUR, contents, kill_until_made, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -282,23 +280,9 @@ def start(source: Path, folder: Path, *, limit: int | None = None) -> "subproces
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    source, made = bigger(tmp_path / "source"), tmp_path / "made"
-    chance = random.Random(5)
-    kills = 0
-    target = 2
-    while True:
-        target += chance.randrange(1, 12)
-        process = start_writing("quantize_four", source, made, errors := tmp_path / "errors.txt")
-        while process.poll() is None and journal_lines(made) < target:
-            time.sleep(chance.random() * 0.02)
-        process.kill()
-        assert process.wait() in (0, -signal.SIGKILL), errors.read_text()
-        if made.exists():  # maybe it was killed while it ended
-            break
-        kills += 1
+    source, made, errors = bigger(tmp_path / "source"), tmp_path / "made", tmp_path / "errors.txt"
+    kills = kill_until_made("quantize_four", source, made, errors, random.Random(5), first=2, lines=range(1, 12))
     assert kills >= 3
-    if process.returncode:  # killed after its model was there
-        (made / JOURNAL_NAME).unlink(missing_ok=True)
     run(make_plan(source, FOUR), tmp_path / "whole")
     assert contents(made) == contents(tmp_path / "whole")
 

@@ -2,9 +2,7 @@
 
 import itertools
 import random
-import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,10 +10,9 @@ import torch
 
 from mllama_cli.core.events import Event, Notice, QuantizeSummary
 from mllama_cli.quantization import quantize as quantize_module
-from mllama_cli.quantization.journal import JOURNAL_NAME
 from mllama_cli.quantization.quantize import quantize
 from mllama_cli.quantization.rounding import quantize_matrix
-from tests.quantization.running import contents, gguf_plan, journal_lines, run, start_writing
+from tests.quantization.running import contents, gguf_plan, kill_until_made, run
 
 pytest.importorskip("gguf")
 
@@ -65,20 +62,9 @@ def test_another_number_of_bits_or_another_file_begins_again(source: Path, tmp_p
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="starts processes by fork")
 def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(source: Path, tmp_path: Path) -> None:
-    made, chance, kills, target = tmp_path / "made", random.Random(19), 0, 1
+    made, errors = tmp_path / "made", tmp_path / "errors.txt"
     torch.set_num_threads(1)
-    while True:
-        target += chance.randrange(3, 10)
-        process = start_writing("import_gguf", source, made, errors := tmp_path / "errors.txt")
-        while process.poll() is None and journal_lines(made) < target:
-            time.sleep(chance.random() * 0.02)
-        process.kill()
-        assert process.wait() in (0, -signal.SIGKILL), errors.read_text()
-        if made.exists():  # maybe it was killed while it ended
-            break
-        kills += 1
+    kills = kill_until_made("import_gguf", source, made, errors, random.Random(19), first=1, lines=range(3, 10))
     assert kills >= 2
-    if process.returncode:  # killed after its model was there
-        (made / JOURNAL_NAME).unlink(missing_ok=True)
     run(gguf_plan(source), tmp_path / "whole")
     assert contents(made) == contents(tmp_path / "whole")

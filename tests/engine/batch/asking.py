@@ -2,9 +2,11 @@
 
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import pytest
+import torch
 
 from mllama_cli.core.conversation import Conversation
 from mllama_cli.core.errors import MllamaError
@@ -125,6 +127,25 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, engine: Engine, limit: int) ->
     model = engine.model
     working = capacity.working_bytes(model.config, model.dtype.itemsize, model.prefill_chunk)
     monkeypatch.setattr(capacity, "free_bytes", lambda _: HEADROOM + working + limit)
+
+
+def fail_once(
+    monkeypatch: pytest.MonkeyPatch, where: type, what: str, call: int, error: BaseException | None = None
+) -> list[int]:
+    """Let one call of a method fail, counted from 1: as if memory ran out, unless another error is given.
+
+    Return a list of the calls so far.
+    """
+    original, calls = getattr(where, what), list[int]()
+
+    def failing(*arguments: Any) -> Any:
+        calls.append(len(calls) + 1)
+        if len(calls) == call:
+            raise error or torch.OutOfMemoryError("CUDA out of memory.")
+        return original(*arguments)
+
+    monkeypatch.setattr(where, what, failing)
+    return calls
 
 
 def advance_until(scheduler: Scheduler, done: Iterable[Request] = (), *, idle: bool = False) -> None:

@@ -19,7 +19,7 @@ from mllama_cli.engine.sampling import PendingTokens, Sampler
 from mllama_cli.engine.vision import ImageCache
 from mllama_cli.model.cache import KVCache
 from mllama_cli.model.text import MllamaTextModel
-from tests.engine.batch.asking import alone, by_key, requests_for
+from tests.engine.batch.asking import alone, by_key, fail_once, requests_for
 
 SHORTAGES: list[Callable[[], BaseException]] = [
     lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -49,17 +49,9 @@ SHORTAGES: list[Callable[[], BaseException]] = [
 def test_a_batch_continues_in_fewer_slots(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, where: type, what: str, call: int
 ) -> None:
-    original, calls = getattr(where, what), []
-
-    def failing(*arguments: Any) -> Any:
-        calls.append(1)
-        if len(calls) == call:
-            raise SHORTAGES[call % len(SHORTAGES)]()
-        return original(*arguments)
-
     requests = requests_for(engine)
     expected = {request.key: alone(engine, request) for request in requests}
-    monkeypatch.setattr(where, what, failing)
+    calls = fail_once(monkeypatch, where, what, call, SHORTAGES[call % len(SHORTAGES)]())
     counts: list[int] = []
     assert by_key(run_batch(engine.model, iter(requests), slots=5, on_slots=counts.append)) == expected
     assert len(calls) > call
@@ -107,18 +99,9 @@ def test_a_request_is_answered_once_wherever_its_start_ran_out_of_memory(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sampler with a repetition penalty holds a table on the device."""
-    calls = []
-    admit = Sampler.admit
-
-    def failing(self: Sampler, *arguments: Any) -> None:
-        calls.append(1)
-        if len(calls) == 2:
-            raise torch.OutOfMemoryError
-        admit(self, *arguments)
-
     requests = requests_for(engine)
     expected = {request.key: alone(engine, request) for request in requests}
-    monkeypatch.setattr(Sampler, "admit", failing)
+    fail_once(monkeypatch, Sampler, "admit", 2)
     replies = list(run_batch(engine.model, requests, slots=4))
     assert sorted(str(reply.key) for reply in replies) == sorted(map(str, expected))
     assert {reply.key: reply.ids for reply in replies} == expected

@@ -18,7 +18,7 @@ from mllama_cli.engine.engine import Engine
 from mllama_cli.engine.sampling import PendingTokens
 from mllama_cli.engine.vision import ImageCache
 from mllama_cli.processing.image_processor import ImageTiles
-from tests.engine.batch.asking import alone, by_key, requests_for
+from tests.engine.batch.asking import alone, by_key, fail_once, requests_for
 from tests.engine.conftest import picture
 
 
@@ -64,17 +64,9 @@ def test_a_bad_image_fails_only_its_request(engine: Engine, monkeypatch: pytest.
 def test_memory_that_runs_out_costs_no_answer(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, where: type, what: str, call: int
 ) -> None:
-    original, calls = getattr(where, what), []
-
-    def failing(*arguments: Any) -> Any:
-        calls.append(1)
-        if len(calls) == call:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return original(*arguments)
-
     requests = requests_for(engine)
     expected = {request.key: alone(engine, request) for request in requests}
-    monkeypatch.setattr(where, what, failing)
+    fail_once(monkeypatch, where, what, call)
     counts: list[int] = []
     assert by_key(run_batch(engine.model, iter(requests), slots=5, on_slots=counts.append)) == expected
     assert len(counts) == 1

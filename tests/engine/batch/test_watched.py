@@ -17,7 +17,7 @@ from mllama_cli.engine.sampling import PendingTokens, Sampler
 from mllama_cli.engine.vision import ImageCache
 from mllama_cli.model.text import MllamaTextModel
 from mllama_cli.processing.image_processor import ImageTiles
-from tests.engine.batch.asking import CONVERSATIONS, RED, Asked, advance_until, memory_of, run, tokens_alone
+from tests.engine.batch.asking import CONVERSATIONS, RED, Asked, advance_until, fail_once, memory_of, run, tokens_alone
 from tests.engine.conftest import picture
 
 pytestmark = pytest.mark.usefixtures("tokens_read")
@@ -44,17 +44,9 @@ def watched(engine: Engine, count: int = 3, most: int = 12) -> list[Asked]:
 def test_memory_that_runs_out_once_changes_no_token(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, where: type, what: str, call: int
 ) -> None:
-    original, calls = getattr(where, what), []
-
-    def failing(*arguments: Any) -> Any:
-        calls.append(1)
-        if len(calls) == call:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return original(*arguments)
-
     asked = [*watched(engine), *(Asked(engine, talk, Sampling(max_tokens=9), streams=False) for talk in CONVERSATIONS)]
     with monkeypatch.context() as patch:
-        patch.setattr(where, what, failing)
+        fail_once(patch, where, what, call)
         run(Scheduler(engine.model, memory_of(engine, 4)), *asked)
     for request in asked[:3]:
         assert request.answers_as_alone(engine)
