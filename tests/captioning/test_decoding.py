@@ -1,12 +1,9 @@
 """Images decoded in other processes: in order, ahead but not too far, and one that kills its worker fails alone."""
 
 import os
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from mllama_cli.core.conversation import MeasuredImage
 from mllama_cli.core.errors import ImageNotFoundError, MllamaError
 from mllama_cli.processing.image_processor import MllamaImageProcessor
 from mllama_cli.processing.prepared import PreparedImage
+from tests.processing.traps import trap
 
 CONFIG = ImageProcessorConfig(tile_size=56)
 
@@ -103,27 +101,11 @@ def test_the_list_is_pulled_no_further_than_the_workers_need(images: list[str]) 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_an_image_that_kills_its_worker_fails_alone(images: list[str], tmp_path: Path) -> None:
-    trap = tmp_path / "trap.png"  # reading it waits until the worker is killed, as a crashing decoder would be
-    os.mkfifo(trap)
-    stop, others = threading.Event(), psutil.Process().children()
-
-    def kill_waiting_worker() -> None:
-        while not stop.wait(0.05):
-            with suppress(OSError):  # nobody reads it
-                writing = os.open(trap, os.O_WRONLY | os.O_NONBLOCK)
-                for worker in psutil.Process().children():
-                    if worker not in others:
-                        worker.send_signal(signal.SIGKILL)
-                os.close(writing)
-
-    with DecodingPool(1) as pool:
-        decoded = results(pool, [*images[:2], str(trap), *images[2:]])
+    path = tmp_path / "trap.png"
+    with trap(path), DecodingPool(1) as pool:
+        decoded = results(pool, [*images[:2], str(path), *images[2:]])
         first = [next(decoded), next(decoded)]
-        killer = threading.Thread(target=kill_waiting_worker)
-        killer.start()
         crashed = next(decoded)
-        stop.set()
-        killer.join()
         rest = list(decoded)
     assert isinstance(crashed, MllamaError)
     assert "crashes the image decoder" in crashed.message
