@@ -2,7 +2,8 @@
 
 Run as a script. A request on stdin is a line of JSON, and the bytes of the file unless its path is given. An answer on
 stdout is a line of JSON, and what was asked for unless it is an error: the canvas's pixels (and the file's bytes, if it
-was read here), or the pictures of a document. An image that takes much memory is announced first, and decoded once a
+was read here), or the pictures of a document. What fits is in shared memory instead, if its descriptor is given as an
+argument, and then the answer is "shared". An image that takes much memory is announced first, and decoded once a
 line on stdin admits it, unless the request is "admitted".
 """
 
@@ -23,6 +24,7 @@ from mllama_cli.processing.images import Admit
 from mllama_cli.processing.limits import DOCUMENT_BYTES, LARGE_PICTURE_BYTES, SMALL_DOCUMENT_BYTES, WORKER_BYTES
 from mllama_cli.processing.memory_budget import DecodingPlan
 from mllama_cli.processing.prepared import PreparedImage, prepare_image
+from mllama_cli.processing.shared_memory import attach
 from mllama_cli.processing.sources import read_image
 from mllama_cli.processing.worker_process import limit_memory
 
@@ -35,10 +37,11 @@ def main() -> None:
     with Path(os.devnull).open("wb") as nothing:
         os.dup2(nothing.fileno(), 1)  # libraries in C must not write among the answers
     limit_memory(WORKER_BYTES)
+    memory = memoryview(attach(int(sys.argv[1]))) if sys.argv[1:] else memoryview(b"")
     requests: SimpleQueue[Request] = SimpleQueue()
     threading.Thread(target=_receive, args=(sys.stdin.buffer, requests), daemon=True).start()
     while True:
-        _answer(requests, answers)
+        _answer(requests, answers, memory)
 
 
 def _receive(stdin: BinaryIO, requests: "SimpleQueue[Request]") -> None:
@@ -49,7 +52,7 @@ def _receive(stdin: BinaryIO, requests: "SimpleQueue[Request]") -> None:
     os._exit(0)
 
 
-def _answer(requests: "SimpleQueue[Request]", answers: BinaryIO) -> None:
+def _answer(requests: "SimpleQueue[Request]", answers: BinaryIO, memory: memoryview) -> None:
     request, data = requests.get()
     admitted = request.get("admitted", False)
     is_document = "page" in request or "config" not in request
@@ -81,7 +84,15 @@ def _answer(requests: "SimpleQueue[Request]", answers: BinaryIO) -> None:
     except MllamaError as error:
         _send_error(answers, error)
     else:
-        _send(answers, {**head, "payload": sum(map(len, payload))}, *payload)
+        size = sum(map(len, payload))
+        if size > len(memory):
+            _send(answers, {**head, "payload": size}, *payload)
+            return
+        end = 0
+        for each in payload:
+            begin, end = end, end + len(each)
+            memory[begin:end] = each
+        _send(answers, {**head, "payload": size, "shared": True})
 
 
 def _work(request: Mapping[str, Any], data: bytes, admit: Admit) -> tuple[Any, ...]:
