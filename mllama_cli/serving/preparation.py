@@ -53,7 +53,7 @@ class Preparation:
     def start(self, processor: MllamaProcessor) -> None:
         """Start the workers, so that the first request need not wait for them."""
         if processor.image_processor is not None:
-            self._images.decoder.start()
+            self._images.start(processor.image_processor.config)
         with suppress(MllamaError):  # a base model has no template
             processor(Conversation.ask("Hello"))
 

@@ -177,10 +177,10 @@ def test_answers_wait_for_a_few_parts_of_images_and_not_for_all(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU, where a part has several layers."""
-    most = tiles_between_steps("cuda", 64, watched=True)
+    most = tiles_between_steps("cuda", 64, watched=True, has_read=False)
     monkeypatch.setattr(
         "mllama_cli.engine.batch.scheduler.tiles_between_steps",
-        lambda device, lacking, *, watched: tiles_between_steps("cuda", lacking, watched=watched),
+        lambda device, lacking, **state: tiles_between_steps("cuda", lacking, **state),
     )
     scheduler = Scheduler(engine.model, memory_of(engine, 12))
     encode, step = Admission.encode, Slots.step
