@@ -19,7 +19,7 @@ from mllama_cli.engine.engine import Engine
 from mllama_cli.processing.prepared import PreparedImage
 from mllama_cli.processing.processor import ModelInputs
 from mllama_cli.serving.preparation import FETCHING_THREADS, IMAGES_AT_ONCE, Preparation
-from mllama_cli.serving.prepared_images import PreparedImages
+from mllama_cli.serving.prepared_images import BEYOND_KEPT, PreparedImages
 from mllama_cli.serving.settings import ServerSettings
 from tests.processing.pictures import file_of, noise
 from tests.serving.running import Server, image_part, serving, wait_until
@@ -70,6 +70,19 @@ def test_the_latest_images_are_kept(store: PreparedImages, decoded: list[ImagePa
         store.prepare(image, CONFIG)
     assert decoded == [first, second, third]
     assert [store.find(image.digest) is not None for image in (first, second, third)] == [True, False, True]
+
+
+def test_memory_for_the_pixels_of_all_images_that_are_kept_is_taken_ahead() -> None:
+    taken: list[int] = []
+
+    def buffer(size: int) -> memoryview:
+        taken.append(size)
+        return memoryview(bytearray(size))
+
+    store = PreparedImages(limit=2 * CONFIG.max_image_tiles * PIXELS, buffer=buffer)
+    store.start(CONFIG)
+    store.decoder.close()
+    assert taken == [CONFIG.max_image_tiles * PIXELS] * (2 + BEYOND_KEPT)
 
 
 def test_a_damaged_image_is_an_error_for_all_that_bring_it(store: PreparedImages, decoded: list[ImagePart]) -> None:

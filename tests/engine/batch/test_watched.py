@@ -178,10 +178,13 @@ def test_answers_wait_for_a_few_parts_of_images_and_not_for_all(
 ) -> None:
     """As on a GPU, where a part has several layers."""
     most = tiles_between_steps("cuda", 64, watched=True, has_read=False)
-    monkeypatch.setattr(
-        "mllama_cli.engine.batch.scheduler.tiles_between_steps",
-        lambda device, lacking, **state: tiles_between_steps("cuda", lacking, **state),
-    )
+    has_read: list[bool] = []
+
+    def as_on_a_gpu(device: str, lacking: int, **state: bool) -> float:
+        has_read.append(state["has_read"])
+        return tiles_between_steps("cuda", lacking, **state)
+
+    monkeypatch.setattr("mllama_cli.engine.batch.scheduler.tiles_between_steps", as_on_a_gpu)
     scheduler = Scheduler(engine.model, memory_of(engine, 12))
     encode, step = Admission.encode, Slots.step
     tiles: list[int] = []
@@ -208,5 +211,6 @@ def test_answers_wait_for_a_few_parts_of_images_and_not_for_all(
     run(scheduler, *later)
     assert 0 < max(between) < most + FULL_TILES
     assert sum(each > 0 for each in between) > 2
+    assert 1 < has_read.count(True) <= 1 + len(later), "each prompt alone or with others"
     for request in (first, *later):
         assert request.answers_as_alone(engine)
