@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import os
 import signal
 import threading
@@ -11,13 +12,17 @@ from typing import Any
 
 import psutil
 import pytest
+from starlette.requests import Request
+from starlette.types import Message
 
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import ImageError
 from mllama_cli.engine.engine import Engine
+from mllama_cli.processing.message_parts import Reader
 from mllama_cli.processing.prepared import PreparedImage
 from mllama_cli.processing.processor import ModelInputs
+from mllama_cli.processing.sources import DATA_URL_NAME
 from mllama_cli.serving.preparation import FETCHING_THREADS, IMAGES_AT_ONCE, Preparation
 from mllama_cli.serving.prepared_images import BEYOND_KEPT, PreparedImages
 from mllama_cli.serving.settings import ServerSettings
@@ -116,6 +121,23 @@ def test_the_images_of_a_request_keep_their_order(sketch: Engine, preparation: P
         made = asyncio.run(prepared(asked))
         assert [image.digest for image in made] == [image.digest for image in asked]
         assert all(isinstance(image, PreparedImage) for image in made)
+
+
+def test_an_image_is_decoded_while_the_rest_of_its_request_is_read(sketch: Engine, preparation: Preparation) -> None:
+    preparation.start(sketch.processor)
+    image = picture(0)
+    body = json.dumps(about(part_of(image))).encode()
+
+    def parse(body: dict[str, Any], read: Reader) -> list[ImagePart]:
+        [found] = read(body["messages"][0]["content"][0]["image_url"]["url"])
+        wait_until(lambda: preparation.recent_image(found.digest) is not None)
+        return [found]
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    found = asyncio.run(preparation.read(Request({"type": "http"}, receive), parse))
+    assert found == [ImagePart(image.data, DATA_URL_NAME)]
 
 
 def test_one_damaged_image_fails_its_request_and_no_other(sketch: Engine, preparation: Preparation) -> None:
