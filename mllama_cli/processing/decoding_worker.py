@@ -72,12 +72,12 @@ def _answer(requests: "SimpleQueue[Request]", answers: BinaryIO, memory: memoryv
 
     try:
         try:
-            head, *payload = _work(request, data, admit)
+            head, *payload = _work(request, data, admit, memory)
         except MemoryError:
             if admitted or not is_document:
                 raise
             wait_for_turn()
-            head, *payload = _work(request, data, admit)
+            head, *payload = _work(request, data, admit, memory)
     except MemoryError:
         name = request["name"]
         _send_error(answers, ImageError(f"{name} does not fit in memory", "Make the picture smaller first."))
@@ -91,12 +91,16 @@ def _answer(requests: "SimpleQueue[Request]", answers: BinaryIO, memory: memoryv
         end = 0
         for each in payload:
             begin, end = end, end + len(each)
-            memory[begin:end] = each
+            if not (isinstance(each, memoryview) and each.obj is memory.obj):  # else it is there
+                memory[begin:end] = each
         _send(answers, {**head, "payload": size, "shared": True})
 
 
-def _work(request: Mapping[str, Any], data: bytes, admit: Admit) -> tuple[Any, ...]:
-    """Return the head of an answer, and the bytes that follow it. Raise MllamaError or MemoryError."""
+def _work(request: Mapping[str, Any], data: bytes, admit: Admit, memory: memoryview) -> tuple[Any, ...]:
+    """Return the head of an answer, and the bytes that follow it. Raise MllamaError or MemoryError.
+
+    The pixels of a canvas are in ``memory`` if they fit.
+    """
     name = request["name"]
     with suppress(OSError):  # what it has as a relative path is then not found
         os.chdir(request.get("folder", ""))
@@ -116,15 +120,21 @@ def _work(request: Mapping[str, Any], data: bytes, admit: Admit) -> tuple[Any, .
         head = {"names": [each.name for each in pictures], "sizes": [len(each.data) for each in pictures]}
         return head, *(each.data for each in pictures)
     config = ImageProcessorConfig(**request["config"])
+
+    def buffer(size: int) -> memoryview:
+        return memory[:size] if size <= len(memory) else memoryview(bytearray(size))
+
     if "page" in request:
         from mllama_cli.processing.excerpts import page_picture
 
-        image = prepare_image(page_picture(path, request["page"], config, admit), config)
+        image = prepare_image(page_picture(path, request["page"], config, admit), config, buffer=buffer)
     else:
-        image = prepare_image(sent or read_image(path), config, admit)
+        image = prepare_image(sent or read_image(path), config, admit, buffer)
     file = b"" if sent else image.data
-    pixels = image.canvas.pixels.data.cast("B") if request.get("canvas", True) else b""
-    return _described(image), pixels, file
+    if not request.get("canvas", True):
+        return _described(image), b"", file
+    size = image.canvas.pixels.nbytes
+    return _described(image), memory[:size] if size <= len(memory) else image.canvas.pixels.data.cast("B"), file
 
 
 def _described(image: PreparedImage) -> Mapping[str, Any]:
