@@ -4,7 +4,7 @@ Doesn't import torch, so that worker processes start fast and stay small.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,8 +47,13 @@ class Canvas:
         return Image.fromarray(tiles.reshape(-1, self.columns * side, 3)[:height, :width])
 
 
-def draw_canvas(image: Image.Image, config: ImageProcessorConfig) -> Canvas:
-    """Resize an image to its canvas, pad it and cut it into tiles. Raise ImageError for an image without pixels."""
+def draw_canvas(
+    image: Image.Image, config: ImageProcessorConfig, buffer: Callable[[int], memoryview] | None = None
+) -> Canvas:
+    """Resize an image to its canvas, pad it and cut it into tiles. Raise ImageError for an image without pixels.
+
+    ``buffer`` returns the memory for so many bytes of tiles.
+    """
     if not image.width or not image.height:
         raise ImageError(f"the image has no pixels ({image.width} x {image.height})", "Give one of 1 x 1 or more.")
     side = config.tile_size
@@ -58,7 +63,13 @@ def draw_canvas(image: Image.Image, config: ImageProcessorConfig) -> Canvas:
     resized = to_rgb(image)
     if resized.size != (width, height):
         resized = resized.resize((width, height), Image.Resampling.BILINEAR)
-    tiles = np.zeros((rows, columns, 3, side, side), dtype=np.uint8)
+    shape = (rows, columns, 3, side, side)
+    if buffer is None:
+        tiles = np.zeros(shape, dtype=np.uint8)
+    else:
+        tiles = np.frombuffer(buffer(math.prod(shape)), np.uint8).reshape(shape)
+        if (height, width) != (rows * side, columns * side):
+            tiles[:] = 0
     for channel, band in enumerate(resized.split()):
         plane = np.asarray(band)
         for row, column in np.ndindex(rows, columns):

@@ -1,14 +1,17 @@
 """The caller's side of a process that decodes images (``decoding_worker``): send requests, read answers, end it."""
 
 import json
+import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from io import BufferedReader
 from typing import Any
 
 from mllama_cli.core.errors import MllamaError
 from mllama_cli.processing.limits import DEFAULT_LIMITS
+from mllama_cli.processing.shared_memory import share
 from mllama_cli.processing.worker_process import end_worker, start_worker
 
 _ENVIRONMENT = {
@@ -28,11 +31,17 @@ class DecoderProcess:
     """A process that decodes one image after the other."""
 
     def __init__(self) -> None:
+        shared = share()
+        descriptors = [shared[0]] if shared else []
+        self._memory = memoryview(shared[1]) if shared else memoryview(b"")
         try:
-            self._process = start_worker("decoding_worker.py", _ENVIRONMENT)
+            self._process = start_worker("decoding_worker.py", _ENVIRONMENT, descriptors)
         except OSError as error:
             hint = "Close other programs, or raise the limit of processes (ulimit -u)."
             raise MllamaError(f"The image decoder cannot be started: {error.strerror}", hint) from error
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
         self._end = weakref.finalize(self, end_worker, self._process)
         self._requests, self._answers = self._process.stdin, self._process.stdout
         self.is_late = False
@@ -43,6 +52,13 @@ class DecoderProcess:
 
     def kill(self) -> None:
         self._end()
+
+    def wake(self) -> None:
+        """Let the process decode something small, without an answer: after a pause it takes longer. Call it idle."""
+        assert self._requests is not None
+        with suppress(OSError, ValueError):  # it has died, which the next image finds out
+            self._requests.write(b'{"wake": true}\n')
+            self._requests.flush()
 
     def ask(
         self, head: Mapping[str, Any], data: bytes, seconds: float, buffer: Callable[[int], memoryview]
@@ -58,9 +74,12 @@ class DecoderProcess:
             self._requests.write(data)
             self._requests.flush()
             answer: dict[str, Any] = json.loads(self._answers.readline(_MAX_LINE))
-            size = max(0, min(answer.get("payload", 0), _MAX_PAYLOAD))
+            is_shared = answer.get("shared", False)
+            size = max(0, min(answer.get("payload", 0), len(self._memory) if is_shared else _MAX_PAYLOAD))
             payload = buffer(size)
-            received = self._answers.readinto(payload)
+            if is_shared:
+                payload[:] = self._memory[:size]
+            received = size if is_shared else self._answers.readinto(payload)
         except ValueError as error:  # half an answer, or a pipe that was closed
             raise DecoderDiedError from error
         finally:

@@ -2,19 +2,24 @@
 
 Run as a script. A request on stdin is a line of JSON, and the bytes of the file unless its path is given. An answer on
 stdout is a line of JSON, and what was asked for unless it is an error: the canvas's pixels (and the file's bytes, if it
-was read here), or the pictures of a document. An image that takes much memory is announced first, and decoded once a
-line on stdin admits it, unless the request is "admitted".
+was read here), or the pictures of a document. What fits is in shared memory instead, if its descriptor is given as an
+argument, and then the answer is "shared". An image that takes much memory is announced first, and decoded once a
+line on stdin admits it, unless the request is "admitted". A request to "wake" has no answer.
 """
 
+import functools
 import json
 import os
 import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, BinaryIO
+
+from PIL import Image
 
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.conversation import ImagePart
@@ -23,8 +28,12 @@ from mllama_cli.processing.images import Admit
 from mllama_cli.processing.limits import DOCUMENT_BYTES, LARGE_PICTURE_BYTES, SMALL_DOCUMENT_BYTES, WORKER_BYTES
 from mllama_cli.processing.memory_budget import DecodingPlan
 from mllama_cli.processing.prepared import PreparedImage, prepare_image
+from mllama_cli.processing.shared_memory import attach
 from mllama_cli.processing.sources import read_image
 from mllama_cli.processing.worker_process import limit_memory
+
+_SMALL_SIDE = 224
+"""Pixels of a picture whose decoding takes a millisecond, and lets the next take two less after a pause."""
 
 Request = tuple[dict[str, Any], bytes]
 
@@ -35,10 +44,11 @@ def main() -> None:
     with Path(os.devnull).open("wb") as nothing:
         os.dup2(nothing.fileno(), 1)  # libraries in C must not write among the answers
     limit_memory(WORKER_BYTES)
+    memory = memoryview(attach(int(sys.argv[1]))) if sys.argv[1:] else memoryview(b"")
     requests: SimpleQueue[Request] = SimpleQueue()
     threading.Thread(target=_receive, args=(sys.stdin.buffer, requests), daemon=True).start()
     while True:
-        _answer(requests, answers)
+        _answer(requests, answers, memory)
 
 
 def _receive(stdin: BinaryIO, requests: "SimpleQueue[Request]") -> None:
@@ -49,8 +59,11 @@ def _receive(stdin: BinaryIO, requests: "SimpleQueue[Request]") -> None:
     os._exit(0)
 
 
-def _answer(requests: "SimpleQueue[Request]", answers: BinaryIO) -> None:
+def _answer(requests: "SimpleQueue[Request]", answers: BinaryIO, memory: memoryview) -> None:
     request, data = requests.get()
+    if "wake" in request:
+        prepare_image(_small_picture(), ImageProcessorConfig(_SMALL_SIDE))
+        return
     admitted = request.get("admitted", False)
     is_document = "page" in request or "config" not in request
     limit_memory((DOCUMENT_BYTES if admitted else SMALL_DOCUMENT_BYTES) if is_document else WORKER_BYTES)
@@ -69,23 +82,35 @@ def _answer(requests: "SimpleQueue[Request]", answers: BinaryIO) -> None:
 
     try:
         try:
-            head, *payload = _work(request, data, admit)
+            head, *payload = _work(request, data, admit, memory)
         except MemoryError:
             if admitted or not is_document:
                 raise
             wait_for_turn()
-            head, *payload = _work(request, data, admit)
+            head, *payload = _work(request, data, admit, memory)
     except MemoryError:
         name = request["name"]
         _send_error(answers, ImageError(f"{name} does not fit in memory", "Make the picture smaller first."))
     except MllamaError as error:
         _send_error(answers, error)
     else:
-        _send(answers, {**head, "payload": sum(map(len, payload))}, *payload)
+        size = sum(map(len, payload))
+        if size > len(memory):
+            _send(answers, {**head, "payload": size}, *payload)
+            return
+        end = 0
+        for each in payload:
+            begin, end = end, end + len(each)
+            if not (isinstance(each, memoryview) and each.obj is memory.obj):  # else it is there
+                memory[begin:end] = each
+        _send(answers, {**head, "payload": size, "shared": True})
 
 
-def _work(request: Mapping[str, Any], data: bytes, admit: Admit) -> tuple[Any, ...]:
-    """Return the head of an answer, and the bytes that follow it. Raise MllamaError or MemoryError."""
+def _work(request: Mapping[str, Any], data: bytes, admit: Admit, memory: memoryview) -> tuple[Any, ...]:
+    """Return the head of an answer, and the bytes that follow it. Raise MllamaError or MemoryError.
+
+    The pixels of a canvas are in ``memory`` if they fit.
+    """
     name = request["name"]
     with suppress(OSError):  # what it has as a relative path is then not found
         os.chdir(request.get("folder", ""))
@@ -105,15 +130,28 @@ def _work(request: Mapping[str, Any], data: bytes, admit: Admit) -> tuple[Any, .
         head = {"names": [each.name for each in pictures], "sizes": [len(each.data) for each in pictures]}
         return head, *(each.data for each in pictures)
     config = ImageProcessorConfig(**request["config"])
+
+    def buffer(size: int) -> memoryview:
+        return memory[:size] if size <= len(memory) else memoryview(bytearray(size))
+
     if "page" in request:
         from mllama_cli.processing.excerpts import page_picture
 
-        image = prepare_image(page_picture(path, request["page"], config, admit), config)
+        image = prepare_image(page_picture(path, request["page"], config, admit), config, buffer=buffer)
     else:
-        image = prepare_image(sent or read_image(path), config, admit)
+        image = prepare_image(sent or read_image(path), config, admit, buffer)
     file = b"" if sent else image.data
-    pixels = image.canvas.pixels.data.cast("B") if request.get("canvas", True) else b""
-    return _described(image), pixels, file
+    if not request.get("canvas", True):
+        return _described(image), b"", file
+    size = image.canvas.pixels.nbytes
+    return _described(image), memory[:size] if size <= len(memory) else image.canvas.pixels.data.cast("B"), file
+
+
+@functools.cache
+def _small_picture() -> ImagePart:
+    file = BytesIO()
+    Image.effect_noise((_SMALL_SIDE, _SMALL_SIDE), 64).convert("RGB").save(file, "JPEG")
+    return ImagePart(file.getvalue(), "small")
 
 
 def _described(image: PreparedImage) -> Mapping[str, Any]:

@@ -1,5 +1,6 @@
 """Images with their decoded canvas, so that each is decoded only once. Doesn't import torch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,17 +35,22 @@ class PreparedImage(MeasuredImage):
         return image
 
 
-def prepare_image(part: ImagePart, config: ImageProcessorConfig, admit: Admit | None = None) -> PreparedImage:
+def prepare_image(
+    part: ImagePart,
+    config: ImageProcessorConfig,
+    admit: Admit | None = None,
+    buffer: Callable[[int], memoryview] | None = None,
+) -> PreparedImage:
     """Decode an image in this process, turn it upright and draw its canvas, unless it is already prepared so.
 
-    ``decoding`` does this under limits of time and memory. Raises ImageError, and NotAdmittedError if ``admit``
-    refuses.
+    ``buffer`` makes the memory for the canvas's pixels. ``decoding`` does this under limits of time and memory. Raises
+    ImageError, and NotAdmittedError if ``admit`` refuses.
     """
     if isinstance(part, PreparedImage) and part.config == config:
         return part
     image = open_sized(part, admit)
     width, height = image.size
-    canvas = draw_canvas(image.pixels, config)
+    canvas = draw_canvas(image.pixels, config, buffer)
     return PreparedImage(part.data, part.name, canvas=canvas, width=width, height=height, config=config)
 
 

@@ -6,7 +6,7 @@ They are ordinary child processes, not multiprocessing's, which would run the us
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -14,17 +14,21 @@ from typing import IO
 PIPE_BYTES = 2**20
 
 
-def start_worker(script: str, more: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
+def start_worker(
+    script: str, more: Mapping[str, str] | None = None, descriptors: Sequence[int] = ()
+) -> "subprocess.Popen[bytes]":
     """Run a file, by default one of this folder, with pipes for stdin and stdout. Raise OSError.
 
-    ``more`` is added to its environment. Ctrl-C does not reach it. What it writes to stderr is dropped.
+    ``more`` is added to its environment. Its arguments are the ``descriptors``, which it inherits. Ctrl-C does not
+    reach it. What it writes to stderr is dropped.
     """
     worker = subprocess.Popen(
-        [sys.executable, "-P", str(Path(__file__).parent / script)],
+        [sys.executable, "-P", str(Path(__file__).parent / script), *map(str, descriptors)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **(more or {})},
+        pass_fds=descriptors,
         start_new_session=True,
     )
     for stream in (worker.stdin, worker.stdout):

@@ -14,6 +14,8 @@ DECODE_SECONDS = 20.0
 """Time for one image, once a worker has taken it."""
 MAX_KEPT_BYTES = 64 * 2**20
 """Pixels of images that are kept: 17 of four tiles."""
+BEYOND_KEPT = 4
+"""Images that are decoded or encoded meanwhile, for whose pixels memory is taken ahead."""
 
 
 class PreparedImages:
@@ -25,10 +27,21 @@ class PreparedImages:
     def __init__(self, limit: int = MAX_KEPT_BYTES, *, buffer: Callable[[int], memoryview] | None = None) -> None:
         """``buffer`` makes the memory for the pixels of an image."""
         self.decoder = Decoder(seconds=DECODE_SECONDS, buffer=buffer)
-        self._limit, self._nbytes = limit, 0
+        self._limit, self._nbytes, self._buffer = limit, 0, buffer
         self._kept: OrderedDict[str, PreparedImage] = OrderedDict()
         self._coming: dict[str, Future[PreparedImage]] = {}
         self._lock = threading.Lock()
+
+    def start(self, config: ImageProcessorConfig) -> None:
+        """Start a worker and take the memory for pixels, so that the first images need not wait for these.
+
+        Pinning memory for one image takes milliseconds; torch keeps what was pinned for the next.
+        """
+        self.decoder.start()
+        if self._buffer is not None:
+            size = config.max_image_tiles * 3 * config.tile_size**2
+            taken = [self._buffer(size) for _ in range(self._limit // size + BEYOND_KEPT)]
+            taken.clear()
 
     def find(self, digest: str) -> PreparedImage | None:
         """Return an image that was prepared lately; None for others."""

@@ -18,6 +18,7 @@ from mllama_cli.core.errors import ImageError
 from mllama_cli.processing.decoding import Decoder, decode_image
 from mllama_cli.processing.limits import WORKER_BYTES
 from mllama_cli.processing.prepared import PreparedImage, prepare_image
+from mllama_cli.processing.shared_memory import SHARED_BYTES, attach, share
 from tests.processing.pictures import file_of, noise
 from tests.processing.traps import trap
 
@@ -39,7 +40,11 @@ def test_a_worker_gives_what_decoding_here_gives(format: str) -> None:
     decoder.close()
 
 
-def test_pixels_come_in_memory_that_the_caller_chooses() -> None:
+@pytest.mark.parametrize("shared", [True, False])
+def test_pixels_come_in_memory_that_the_caller_chooses(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From memory that the worker shares, or through a pipe where the system has none."""
+    if not shared:
+        monkeypatch.setattr("mllama_cli.processing.decoder_process.share", lambda: None)
     part, made = ImagePart(file_of(noise(150, 90), "PNG"), "photo"), []
 
     def buffer(size: int) -> memoryview:
@@ -52,6 +57,50 @@ def test_pixels_come_in_memory_that_the_caller_chooses() -> None:
     assert np.array_equal(image.canvas.pixels, prepare_image(part, CONFIG).canvas.pixels)
     made[0][0] ^= 255
     assert image.canvas.pixels.flat[0] == made[0][0], "a copy"
+
+
+def test_what_does_not_fit_into_shared_memory_comes_through_the_pipe(tmp_path: Path) -> None:
+    """Such as a canvas with a file that the worker has read."""
+    file = tmp_path / "large.bmp"
+    noise(1300, 1200).save(file)
+    assert file.stat().st_size > SHARED_BYTES
+    decoder = Decoder(1)
+    for _ in range(2):
+        image = decoder.decode_file(str(file), CONFIG)
+        assert image.data == file.read_bytes()
+        expected = prepare_image(ImagePart(image.data, "here"), CONFIG)
+        assert np.array_equal(image.canvas.pixels, expected.canvas.pixels)
+        assert decoder.decode(ImagePart(file_of(noise(80, 90)), "small"), CONFIG).width == 80
+    decoder.close()
+
+
+def test_a_worker_that_is_woken_decodes_the_next_image() -> None:
+    before = psutil.Process().children()
+    decoder, part = Decoder(1), ImagePart(file_of(noise(150, 90)), "photo")
+    decoder.wake()  # there is none yet
+    for _ in range(3):
+        assert decoder.decode(part, CONFIG).width == 150
+        decoder.wake()
+        decoder.wake()
+    new = [each for each in psutil.Process().children() if each not in before]
+    (worker,) = (each for each in new if "decoding_worker.py" in " ".join(each.cmdline()))
+    worker.kill()
+    worker.wait()
+    decoder.wake()
+    assert decoder.decode(part, CONFIG).width == 150, "by another"
+    decoder.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux has memory that can be sealed")
+def test_a_worker_cannot_take_shared_memory_away() -> None:
+    shared = share()
+    assert shared is not None
+    descriptor, memory = shared
+    with pytest.raises(PermissionError):
+        os.ftruncate(descriptor, 0)
+    attached = attach(descriptor)
+    attached[:5] = b"tiles"
+    assert memory[:5] == b"tiles"
 
 
 def test_many_threads_share_few_workers() -> None:

@@ -2,24 +2,29 @@
 
 import asyncio
 import base64
+import json
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from starlette.requests import Request
+from starlette.types import Message
 
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import ImageError
 from mllama_cli.engine.engine import Engine
+from mllama_cli.processing.message_parts import Reader
 from mllama_cli.processing.prepared import PreparedImage
 from mllama_cli.processing.processor import ModelInputs
+from mllama_cli.processing.sources import DATA_URL_NAME
 from mllama_cli.serving.preparation import FETCHING_THREADS, IMAGES_AT_ONCE, Preparation
-from mllama_cli.serving.prepared_images import PreparedImages
+from mllama_cli.serving.prepared_images import BEYOND_KEPT, PreparedImages
 from mllama_cli.serving.settings import ServerSettings
 from tests.processing.pictures import file_of, noise
 from tests.serving.running import Server, image_part, serving, wait_until
@@ -72,6 +77,19 @@ def test_the_latest_images_are_kept(store: PreparedImages, decoded: list[ImagePa
     assert [store.find(image.digest) is not None for image in (first, second, third)] == [True, False, True]
 
 
+def test_memory_for_the_pixels_of_all_images_that_are_kept_is_taken_ahead() -> None:
+    taken: list[int] = []
+
+    def buffer(size: int) -> memoryview:
+        taken.append(size)
+        return memoryview(bytearray(size))
+
+    store = PreparedImages(limit=2 * CONFIG.max_image_tiles * PIXELS, buffer=buffer)
+    store.start(CONFIG)
+    store.decoder.close()
+    assert taken == [CONFIG.max_image_tiles * PIXELS] * (2 + BEYOND_KEPT)
+
+
 def test_a_damaged_image_is_an_error_for_all_that_bring_it(store: PreparedImages, decoded: list[ImagePart]) -> None:
     broken = ImagePart(picture(0).data[:60], "broken")
     with ThreadPoolExecutor(4) as threads:
@@ -103,6 +121,23 @@ def test_the_images_of_a_request_keep_their_order(sketch: Engine, preparation: P
         made = asyncio.run(prepared(asked))
         assert [image.digest for image in made] == [image.digest for image in asked]
         assert all(isinstance(image, PreparedImage) for image in made)
+
+
+def test_an_image_is_decoded_while_the_rest_of_its_request_is_read(sketch: Engine, preparation: Preparation) -> None:
+    preparation.start(sketch.processor)
+    image = picture(0)
+    body = json.dumps(about(part_of(image))).encode()
+
+    def parse(body: dict[str, Any], read: Reader) -> list[ImagePart]:
+        [found] = read(body["messages"][0]["content"][0]["image_url"]["url"])
+        wait_until(lambda: preparation.recent_image(found.digest) is not None)
+        return [found]
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    found = asyncio.run(preparation.read(Request({"type": "http"}, receive), parse))
+    assert found == [ImagePart(image.data, DATA_URL_NAME)]
 
 
 def test_one_damaged_image_fails_its_request_and_no_other(sketch: Engine, preparation: Preparation) -> None:
@@ -169,7 +204,7 @@ def test_a_decoder_that_hangs_or_crashes_delays_its_image_alone(sketch: Engine) 
     with serving(sketch) as server, ThreadPoolExecutor(1) as thread:
         assert ask(server, about(part_of(picture(0)))) == 200
         workers = [each for each in psutil.Process().children() if each not in before]
-        [worker] = [each for each in workers if Path(each.cmdline()[-1]).name == "decoding_worker.py"]
+        [worker] = [each for each in workers if "decoding_worker.py" in map(os.path.basename, each.cmdline())]
         worker.suspend()
         slow = thread.submit(ask, server, about(part_of(picture(1))))
         assert ask(server, TEXT) == 200

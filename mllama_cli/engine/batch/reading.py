@@ -53,6 +53,8 @@ class Reading:
         self._steps: Generator[int, None, Tensor] | None = None
         self._long_turn = True
         self._held_steps = 0
+        self.has_read = False
+        """Whether the last ``advance`` has given the device something to read."""
 
     def prepare(self) -> bool:
         """Do a part of what later prompts would have to do first; return whether there was any."""
@@ -69,11 +71,13 @@ class Reading:
         ``busy`` of the ``slots`` are in use, and ``watched`` says that somebody watches their answers.
         """
         self._long_turn = not self._long_turn
+        self.has_read = True
         tokens = GROUP_TOKENS[self._model.device.type] if watched else PREFILL_CHUNK
         if self._prompt is not None and (self._long_turn or not self._ready(slots, busy, tokens)):
             return self._read_slice(self._prompt, watched)
         prompts = self._ready(slots, busy, tokens)
         if not prompts or self._holds(prompts, slots, busy, tokens, watched=watched):
+            self.has_read = False
             return None
         self._held_steps = 0
         at_once = self._prompt is not None or self._reader.reads_at_once(prompts)

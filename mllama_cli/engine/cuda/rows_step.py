@@ -40,7 +40,7 @@ class RowsStep:
         self.sees, self.ends = sees[:rows], ends
         self.kv_heads, self.dim = config.num_key_value_heads, config.head_dim
         heads = config.num_attention_heads
-        self.tokens = min(ROW_GROUP, tokens_together(heads, self.kv_heads)) if ends is not None else 1
+        self.tokens = min(ROW_GROUP, tokens_together(heads, self.kv_heads, dtype)) if ends is not None else 1
         self.self_scratch = Scratch(rows, heads, self.dim, splits_for(rows, self.kv_heads), device)
         self.frequencies = network.language_model.frequencies(device)
         if with_images:

@@ -49,11 +49,10 @@ def pass_bytes(config: MllamaConfig, itemsize: int) -> int:
     """Return the bytes that captured passes of prompts hold (engine/cuda/passes.py).
 
     All share the activations of the largest. Each, with an image and without, keeps attention's results for its rows:
-    about six in float32, and the output twice. Of the 11B in bfloat16 and up to 128 rows that makes 47 MB, where an
-    H200 took about 50.
+    about seven in float32, and the output twice.
     """
     text = config.text_config
-    results = text.num_attention_heads * text.head_dim * (6 * 4 + 2 * itemsize)
+    results = text.num_attention_heads * text.head_dim * (7 * 4 + 2 * itemsize)
     return prefill_bytes(config, itemsize, PASS_TOKENS[-1], 0) + sum(PASS_TOKENS) * results
 
 

@@ -26,6 +26,9 @@ MAX_SPLITS = 32
 NEXT_RANKS_AT_ONCE = 16
 """Ranks of a following product's A that a program holds in registers."""
 
+MAX_QUERIES = {2: 64, 4: 16}
+"""Queries that a program attends from at once, which stay in its registers, by the bytes of an element."""
+
 FLOAT8_BLOCK, FLOAT8_WARPS = 64, 2
 """On an H200, 64 images of 4 tiles take 0.246 ms a layer so; 0.28 ms with 4 warps, and 0.394 in bfloat16."""
 
@@ -47,9 +50,9 @@ def splits_for(batch: int, kv_heads: int, minimum: int = 1) -> int:
     return 1 << (wanted.bit_length() - 1)
 
 
-def tokens_together(heads: int, kv_heads: int) -> int:
-    """Return for how many tokens a program reads the same keys in no more time: it computes 16 rows at once."""
-    together: int = 16 // triton.next_power_of_2(heads // kv_heads)
+def tokens_together(heads: int, kv_heads: int, dtype: torch.dtype) -> int:
+    """Return for how many tokens a program should read the same keys."""
+    together: int = MAX_QUERIES[dtype.itemsize] // triton.next_power_of_2(heads // kv_heads)
     return max(together, 1)
 
 
@@ -80,14 +83,14 @@ def decode_attention(
     Self-attention takes ``query`` [B, heads * dim], ``key`` and ``value`` [B, kv_heads * dim] before the ``rotation``
     float32 [B, 2, dim / 2] (cosines and sines), and writes key and value into the cache at the row's position. Rows of
     one conversation in the same launch would miss each other's keys: ``store_rows`` first, then ``stored``.
-    Cross-attention takes ``query`` before its ``norm``; ``tokens`` successive rows, up to ``tokens_together``, of one
-    conversation read its keys and values together, each with limits of its own. Rows may have any stride, keys the same
+    Cross-attention takes ``query`` before its ``norm``; ``tokens`` successive rows of one conversation read its keys
+    and values together (``tokens_together``), each with limits of its own. Rows may have any stride, keys the same
     as values. ``following`` is that of ``following_by_heads``, for single tokens.
     """
     heads = out.shape[1] // dim
     batch, device = out.shape[0], out.device
     group = heads // kv_heads
-    assert tokens == 1 or (rotation is None and batch % tokens == 0 and tokens <= tokens_together(heads, kv_heads))
+    assert tokens == 1 or (rotation is None and batch % tokens == 0)
     queries = triton.next_power_of_2(group * tokens)
     if key is None or value is None:
         key = value = query
@@ -96,7 +99,7 @@ def decode_attention(
     if block is None:  # several blocks are in flight at a time, in 100 KiB of a multiprocessor's memory
         block = FLOAT8_BLOCK if is_float8 else 128 // addresses.base.element_size()
     if warps is None:
-        warps = FLOAT8_WARPS if is_float8 else 4
+        warps = FLOAT8_WARPS if is_float8 and tokens == 1 else 4
     assert following is None or tokens == 1
     launch(
         attention_kernel, (kv_heads, scratch.splits, batch // tokens), query, key, value,

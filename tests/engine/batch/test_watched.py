@@ -169,11 +169,14 @@ def test_answers_wait_for_a_few_parts_of_images_and_not_for_all(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU, where a part has several layers."""
-    most = tiles_between_steps("cuda", 64, watched=True)
-    monkeypatch.setattr(
-        "mllama_cli.engine.batch.scheduler.tiles_between_steps",
-        lambda device, lacking, *, watched: tiles_between_steps("cuda", lacking, watched=watched),
-    )
+    most = tiles_between_steps("cuda", 64, watched=True, has_read=False)
+    has_read: list[bool] = []
+
+    def as_on_a_gpu(device: str, lacking: int, **state: bool) -> float:
+        has_read.append(state["has_read"])
+        return tiles_between_steps("cuda", lacking, **state)
+
+    monkeypatch.setattr("mllama_cli.engine.batch.scheduler.tiles_between_steps", as_on_a_gpu)
     scheduler = Scheduler(engine.model, memory_of(engine, 12))
     encode, step = Admission.encode, Slots.step
     tiles: list[int] = []
@@ -200,5 +203,6 @@ def test_answers_wait_for_a_few_parts_of_images_and_not_for_all(
     run(scheduler, *later)
     assert 0 < max(between) < most + FULL_TILES
     assert sum(each > 0 for each in between) > 2
+    assert 1 < has_read.count(True) <= 1 + len(later), "each prompt alone or with others"
     for request in (first, *later):
         assert request.answers_as_alone(engine)

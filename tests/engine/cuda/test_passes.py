@@ -20,7 +20,7 @@ from mllama_cli.engine.cuda.self_check import relative_error_of_pass
 from mllama_cli.engine.forward import Network, forward
 from mllama_cli.engine.weights.memory import pass_bytes, prefill_bytes
 from mllama_cli.engine.weights.shapes import SHAPES
-from mllama_cli.kernels.cuda.attention_api import Scratch, splits_for
+from mllama_cli.kernels.cuda.attention_api import Scratch, splits_for, tokens_together
 from mllama_cli.model.cache import CrossKVCache, KVCache
 from mllama_cli.model.image_kv import Float8KV
 from mllama_cli.model.visibility import ImageSpan
@@ -254,9 +254,9 @@ def test_a_smaller_pass_is_captured_after_a_larger_one(network: Network, passes:
 def test_planned_memory_holds_the_buffers_of_all_passes(shape: str) -> None:
     text, meta = SHAPES[shape].text_config, torch.device("meta")
     heads, kv_heads, dim = text.num_attention_heads, text.num_key_value_heads, text.head_dim
-    held = 0
+    held, together = 0, min(ROW_GROUP, tokens_together(heads, kv_heads, torch.bfloat16))
     for rows in PASS_TOKENS:
-        alone, seeing = splits_for(rows, kv_heads), splits_for(rows // ROW_GROUP, kv_heads, CROSS_SPLITS)
+        alone, seeing = splits_for(rows, kv_heads), splits_for(rows // together, kv_heads, CROSS_SPLITS)
         for splits in (alone, alone, seeing):  # of a pass without an image, then of one with an image
             scratch = Scratch(rows, heads, dim, splits, meta)
             held += sum(t.nbytes for t in (scratch.sums, scratch.largest, scratch.total, scratch.arrived))

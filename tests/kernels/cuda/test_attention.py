@@ -84,7 +84,7 @@ def test_cross_attention_over_a_range_of_vision_tokens(ranges: list[tuple[int, i
         assert apart(out[row], exact[0, 0]) < 1e-5
 
 
-@pytest.mark.parametrize(("heads", "tokens"), [(8, 4), (8, 2), (6, 4)])
+@pytest.mark.parametrize(("heads", "tokens"), [(8, 8), (8, 4), (8, 2), (6, 8)])
 @pytest.mark.parametrize("splits", [1, 4])
 def test_tokens_of_one_conversation_read_its_vision_tokens_together(heads: int, tokens: int, splits: int) -> None:
     torch.manual_seed(4)
