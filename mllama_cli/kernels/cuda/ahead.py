@@ -46,7 +46,9 @@ def prefetch(table, index, SHARES: tl.constexpr, ENTRIES: tl.constexpr, CAPABILI
     """
     if ENTRIES > 0 and CAPABILITY >= 90:
         threads = tl.where(index < SHARES, ENTRIES, 0)
-        tl.inline_asm_elementwise(PREFETCH_ASSEMBLY, "=r,l,r,r", [table.to(tl.int64), index, threads], tl.int32, False, 1)
+        tl.inline_asm_elementwise(
+            PREFETCH_ASSEMBLY, "=r,l,r,r", [table.to(tl.int64), index, threads], tl.int32, False, 1
+        )
 
 
 @dataclass(frozen=True)

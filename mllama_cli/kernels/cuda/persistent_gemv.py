@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 
 from mllama_cli.kernels.cuda.ahead import prefetch
-from mllama_cli.kernels.cuda.gemv import blocks_of, load_epilogue, select_matrix
+from mllama_cli.kernels.cuda.fixed_point import fix_activations, fixed_product
+from mllama_cli.kernels.cuda.gemv import blocks_of, load_activations, load_epilogue, select_matrix
 from mllama_cli.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
 from mllama_cli.kernels.cuda.layout import offset_of
 from mllama_cli.kernels.cuda.lookup import write_pair_table
@@ -59,16 +60,6 @@ def order_loads(CAPABILITY: tl.constexpr):
 
 
 @triton.jit
-def load_activations(x, norm, INDEX: tl.constexpr, WORDS: tl.constexpr, within, here, HAS_NORM: tl.constexpr):
-    """Load the activations [Q, 1, 4] of the number at INDEX of each word; return them normed, and their squares."""
-    row = tl.load(x + INDEX * WORDS + within, mask=here, other=0.0).to(tl.float32)
-    squares = row * row
-    if HAS_NORM:
-        row *= tl.load(norm + INDEX * WORDS + within, mask=here, other=0.0).to(tl.float32)
-    return row, squares
-
-
-@triton.jit
 def product(
     words, table, x0, x1, x2, x3, x4, x5, x6, x7,
     BITS: tl.constexpr, CODE: tl.constexpr, EXACT: tl.constexpr, PAIRS: tl.constexpr, CAPABILITY: tl.constexpr,
@@ -111,6 +102,7 @@ def persistent_gemv_kernel(
     WORDS: tl.constexpr = K * BITS // 32
     QUADS: tl.constexpr = WORDS // 4
     QUADS_A_GROUP: tl.constexpr = GROUP * BITS // 128
+    FIXED: tl.constexpr = CODE == "int" and x.dtype.element_ty != tl.float32
     EXACT: tl.constexpr = x.dtype.element_ty != tl.bfloat16
     GROUPS: tl.constexpr = K // GROUP
     EVEN: tl.constexpr = N0 % BLOCK_N == 0 and N1 % BLOCK_N == 0 and N2 % BLOCK_N == 0
@@ -139,12 +131,6 @@ def persistent_gemv_kernel(
     squares += more
     x3, more = load_activations(x, norm, 3, WORDS, within, here, HAS_NORM)
     squares += more
-    bias = (
-        x0 * bias_of(0, BITS, CODE, EXACT, PAIRS)
-        + x1 * bias_of(1, BITS, CODE, EXACT, PAIRS)
-        + x2 * bias_of(2, BITS, CODE, EXACT, PAIRS)
-        + x3 * bias_of(3, BITS, CODE, EXACT, PAIRS)
-    )
     x4 = x0
     x5 = x0
     x6 = x0
@@ -158,12 +144,6 @@ def persistent_gemv_kernel(
         squares += more
         x7, more = load_activations(x, norm, 7, WORDS, within, here, HAS_NORM)
         squares += more
-        bias += (
-            x4 * bias_of(4, BITS, CODE, EXACT, PAIRS)
-            + x5 * bias_of(5, BITS, CODE, EXACT, PAIRS)
-            + x6 * bias_of(6, BITS, CODE, EXACT, PAIRS)
-            + x7 * bias_of(7, BITS, CODE, EXACT, PAIRS)
-        )
     if RANKS > 0:
         copies += batch * SUM_COPIES * TOTAL
         ax0 = load_sums(copies, quads, unit, RANKS, TOTAL)[:, None]
@@ -173,7 +153,25 @@ def persistent_gemv_kernel(
             ax1 = load_sums(copies + RANKS, quads, unit, RANKS, TOTAL)[:, None]
         if N2 > 0:
             ax2 = load_sums(copies + 2 * RANKS, quads, unit, RANKS, TOTAL)[:, None]
-    bias_sum = tl.sum(bias, axis=2)
+    if FIXED:
+        low_even, high_even, low_odd, high_odd, offset, step = fix_activations(
+            x0, x1, x2, x3, x4, x5, x6, x7, BITS, CAPABILITY
+        )
+    else:
+        bias = (
+            x0 * bias_of(0, BITS, CODE, EXACT, PAIRS)
+            + x1 * bias_of(1, BITS, CODE, EXACT, PAIRS)
+            + x2 * bias_of(2, BITS, CODE, EXACT, PAIRS)
+            + x3 * bias_of(3, BITS, CODE, EXACT, PAIRS)
+        )
+        if BITS == 4:
+            bias += (
+                x4 * bias_of(4, BITS, CODE, EXACT, PAIRS)
+                + x5 * bias_of(5, BITS, CODE, EXACT, PAIRS)
+                + x6 * bias_of(6, BITS, CODE, EXACT, PAIRS)
+                + x7 * bias_of(7, BITS, CODE, EXACT, PAIRS)
+            )
+        bias_sum = tl.sum(bias, axis=2)
     length = 1.0
     if HAS_NORM:
         length = tl.rsqrt(tl.sum(tl.sum(tl.sum(squares, axis=2), axis=1), axis=0) / K + eps)
@@ -185,11 +183,19 @@ def persistent_gemv_kernel(
                 N0, N1, N2, BLOCK_N, WORDS, GROUPS, QUADS, QUADS_A_GROUP, SWIGLU,
             )  # fmt: skip
             order_loads(CAPABILITY)
-        sums = product(words, table, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, EXACT, PAIRS, CAPABILITY) - bias_sum
+        if FIXED:
+            sums = fixed_product(words, low_even, high_even, low_odd, high_odd, offset, step, BITS, CAPABILITY)
+        else:
+            sums = product(words, table, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, EXACT, PAIRS, CAPABILITY)
+            sums -= bias_sum
         sums *= scale.to(tl.float32) * unit_of(CODE, CAPABILITY)
         if SWIGLU:
-            ups = product(words_up, table, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, EXACT, PAIRS, CAPABILITY)
-            ups = (ups - bias_sum) * (scale_up.to(tl.float32) * unit_of(CODE, CAPABILITY))
+            if FIXED:
+                ups = fixed_product(words_up, low_even, high_even, low_odd, high_odd, offset, step, BITS, CAPABILITY)
+            else:
+                ups = product(words_up, table, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, EXACT, PAIRS, CAPABILITY)
+                ups -= bias_sum
+            ups *= scale_up.to(tl.float32) * unit_of(CODE, CAPABILITY)
         if RANKS > 0:
             ax = ax0
             if SWIGLU:
