@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from mllama_cli.engine.cuda.operands import format_of, operand
-from mllama_cli.kernels.cuda.ahead import Ahead
 from mllama_cli.kernels.cuda.gated import gated
 from mllama_cli.kernels.cuda.gemv_api import gemv, gemv_tile
 from mllama_cli.kernels.cuda.layout import interleave, interleave_factor, reinterleave
@@ -54,7 +53,6 @@ class Product:
         self._ranks = 0
         self._change: Change | None = None
         self._following: Following | None = None
-        self.ahead: Ahead | None = None
         self._tile = None if self._parts else gemv_tile(self.weights, swiglu)
         if self._tile is not None and any(isinstance(module, AdaptedLinear) for module in modules):
             a, b = _changes(modules, norm)
@@ -134,7 +132,7 @@ class Product:
                 x, self.weights, out, norm=self._norm, eps=self._eps, residual=residual, factor=factor,
                 swiglu=self.swiglu, in_interleave=self.form, out_interleave=out_interleave,
                 residual_interleave=residual_interleave, tile=self._tile, change=self._change,
-                following=self._following, ahead=self.ahead,
+                following=self._following,
             )  # fmt: skip
 
     def _multiply_parts(self, x: Tensor, out: Tensor) -> None:

@@ -10,7 +10,6 @@ from mllama_cli.engine.cuda.product import Product, allocate_sums
 from mllama_cli.engine.forward import Network
 from mllama_cli.engine.parallel.exchange import VocabularyOfRanks
 from mllama_cli.kernels.cuda.addresses import Addresses, staged
-from mllama_cli.kernels.cuda.ahead import Ahead
 from mllama_cli.kernels.cuda.attention import Scratch, decode_attention, following_by_heads, splits_for
 from mllama_cli.kernels.cuda.embed_argmax import embed
 from mllama_cli.kernels.cuda.low_rank import Following
@@ -137,7 +136,6 @@ class DecodeStep:
         """Those of the tokens that this rank has."""
         self.scratch = Scratch(batch, heads, dim, splits_for(batch, kv_heads), device)
         self.sums, self.after_attention = self._connect_adapters(device)
-        self.during_attention: list[Ahead | None] = [None] * len(self.layers)
 
     def _connect_adapters(self, device: torch.device) -> tuple[Tensor, list[Following | None]]:
         """Let kernels compute A x of adapters where they make x.
@@ -183,7 +181,6 @@ class DecodeStep:
                 kv_heads=self.config.num_key_value_heads, dim=self.config.head_dim, key=key, value=value,
                 rotation=None if layer.cross else self.rotation, norm=layer.query_norm, eps=eps,
                 out_interleave=layer.attention_out.form, following=self.after_attention[index],
-                ahead=self.during_attention[index],
             )  # fmt: skip
             layer.attention_out.multiply(
                 self.attended, y, residual=self._once(x), factor=layer.attention_gate,

@@ -15,7 +15,6 @@ import triton.language as tl
 from torch import Tensor
 
 from mllama_cli.kernels.cuda.addresses import Addresses
-from mllama_cli.kernels.cuda.ahead import Ahead, prefetch
 from mllama_cli.kernels.cuda.float8 import float8_unit, float8_value
 from mllama_cli.kernels.cuda.launch import capability, gdc_wait, launch
 from mllama_cli.kernels.cuda.layout import offset_of
@@ -56,11 +55,11 @@ def tokens_of(batch, rows, GROUP: tl.constexpr, TOKENS: tl.constexpr):
 @triton.jit(do_not_specialize=["cache_index"])
 def attention_kernel(
     query, key, value, norm, rotation, base, table, strides, scales, limits, partial, partial_max, partial_sum, arrived,
-    out, next_a, next_copies, next_scale, ahead, eps, scale, query_stride, key_stride, table_stride, cache_index,
+    out, next_a, next_copies, next_scale, eps, scale, query_stride, key_stride, table_stride, cache_index,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, QUERIES: tl.constexpr,
     DIM: tl.constexpr, HALF: tl.constexpr, SPLITS: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK: tl.constexpr, INTERLEAVE: tl.constexpr, CROSS: tl.constexpr, STORED: tl.constexpr,
-    NEXT_RANKS: tl.constexpr, NEXT_AT_ONCE: tl.constexpr, AHEAD: tl.constexpr, CAPABILITY: tl.constexpr, PDL: tl.constexpr,
+    NEXT_RANKS: tl.constexpr, NEXT_AT_ONCE: tl.constexpr, CAPABILITY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Attend from the query heads of one key head, of TOKENS tokens, to one split of the keys in each program.
 
@@ -75,7 +74,6 @@ def attention_kernel(
     head = tl.program_id(0)
     split = tl.program_id(1)
     batch = tl.program_id(2) * TOKENS
-    prefetch(ahead, head + split * KV_HEADS, KV_HEADS * SPLITS, AHEAD, CAPABILITY)
     element = query.dtype.element_ty
     FLOAT8: tl.constexpr = base.dtype.element_ty == tl.uint8
     # What is multiplied: every float8 is a float16, to which GPUs turn it in less time than to bfloat16.
@@ -300,7 +298,6 @@ def decode_attention(
     eps: float = 0.0,
     out_interleave: int = 1,
     following: Following | None = None,
-    ahead: Ahead | None = None,
     block: int | None = None,
     warps: int | None = None,
 ) -> None:
@@ -333,12 +330,12 @@ def decode_attention(
         addresses.base, addresses.table, addresses.strides, addresses.scales, limits,
         scratch.sums, scratch.largest, scratch.total, scratch.arrived, out,
         *((out, out) if following is None else (following.a, following.sums.copies)),
-        1.0 if following is None else 1 / following.sums.unit, out if ahead is None else ahead.table, eps, LOG2_E * dim**-0.5,
+        1.0 if following is None else 1 / following.sums.unit, eps, LOG2_E * dim**-0.5,
         query.stride(0), key.stride(0), addresses.table.stride(0), cache_index,
         kv_heads, group, tokens, max(16, queries), queries, dim, dim // 2, scratch.splits,
         min(scratch.splits, max(16 // tokens, 1)), block,
         out_interleave, rotation is None, stored, 0 if following is None else following.sums.ranks,
-        NEXT_RANKS_AT_ONCE, 0 if ahead is None else len(ahead.table), capability(device), device=device, warps=warps,
+        NEXT_RANKS_AT_ONCE, capability(device), device=device, warps=warps,
     )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 import triton
 import triton.language as tl
 
-from mllama_cli.kernels.cuda.ahead import prefetch
 from mllama_cli.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
 from mllama_cli.kernels.cuda.layout import offset_of
 
@@ -91,12 +90,12 @@ def epilogue(total, up, squares, K: tl.constexpr, eps, SWIGLU: tl.constexpr, HAS
 
 @triton.jit
 def gemv_kernel(
-    x, norm, residual, factor, w0, w1, w2, out, ahead, eps,
+    x, norm, residual, factor, w0, w1, w2, out, eps,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     IN_INTERLEAVE: tl.constexpr, OUT_INTERLEAVE: tl.constexpr, RESIDUAL_INTERLEAVE: tl.constexpr,
     SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
-    AHEAD: tl.constexpr, CAPABILITY: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
+    EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     gdc_launch_dependents(PDL and EARLY)
     block = tl.program_id(0)
@@ -115,7 +114,6 @@ def gemv_kernel(
         upward = tl.load(w1 + tile, mask=inside, other=other, eviction_policy="evict_first")
     if HAS_NORM and K <= BLOCK_K:
         scales = tl.load(norm + offset_of(cols, K, IN_INTERLEAVE), mask=cols < K, other=0.0).to(tl.float32)
-    prefetch(ahead, block, blocks_of(N0, N1, N2, BLOCK_N, SWIGLU), AHEAD, CAPABILITY)
     gdc_wait(PDL)
     x += batch * K
     before, times = load_epilogue(

@@ -14,7 +14,6 @@ import triton
 from torch import Tensor
 
 from mllama_cli.kernels.codes import TABLES
-from mllama_cli.kernels.cuda.ahead import Ahead
 from mllama_cli.kernels.cuda.gemv import gemv_kernel
 from mllama_cli.kernels.cuda.launch import capability, launch, multiprocessors
 from mllama_cli.kernels.cuda.layout import interleave_factor
@@ -63,7 +62,6 @@ def gemv(
     tile: GemvTile | None = None,
     change: Change | None = None,
     following: Following | None = None,
-    ahead: Ahead | None = None,
 ) -> None:
     """Write residual + factor * (RMSNorm(x [B, in]) @ W.T) to out [B, rows of W], W being up to three matrices stacked.
 
@@ -93,11 +91,9 @@ def gemv(
     flags = {
         "OUT_INTERLEAVE": out_interleave, "RESIDUAL_INTERLEAVE": residual_interleave, "SWIGLU": swiglu,
         "HAS_NORM": norm is not None, "HAS_RESIDUAL": residual is not None, "HAS_FACTOR": factor is not None,
-        "AHEAD": 0 if ahead is None else len(ahead.table), "CAPABILITY": capability(x.device),
         "EARLY": isinstance(first, PackedWeight),  # measured: plain weights saturate memory by themselves
     }  # fmt: skip
     grid = (blocks, x.shape[0])
-    asked = x if ahead is None else ahead.table
     around = (x, x if norm is None else norm, out if residual is None else residual, x if factor is None else factor)
     shape = (*rows, size_in)
     if isinstance(first, PackedWeight):
@@ -107,7 +103,6 @@ def gemv(
         adapters = (
             *((x, x, 1.0) if change is None else (change.b, change.sums.copies, change.sums.unit)),
             *((x, x, 1.0) if following is None else (following.a, following.sums.copies, 1 / following.sums.unit)),
-            asked,
         )  # fmt: skip
         flags |= {
             "RANKS": 0 if change is None else change.sums.ranks // len(weights),
@@ -119,17 +114,19 @@ def gemv(
             programs = min(blocks, tile.programs * multiprocessors(x.device))
             launch(
                 persistent_gemv_kernel, (programs, x.shape[0]), *operands, programs, *form,
-                device=x.device, warps=tile.warps, registers=tile.registers, PAIRS=pairs, **flags,
+                device=x.device, warps=tile.warps, registers=tile.registers, CAPABILITY=capability(x.device),
+                PAIRS=pairs, **flags,
             )  # fmt: skip
         else:
             launch(
                 packed_gemv_kernel, grid, *operands, *form,
-                device=x.device, warps=tile.warps, registers=tile.registers, PAIRS=pairs, **flags,
+                device=x.device, warps=tile.warps, registers=tile.registers, CAPABILITY=capability(x.device),
+                PAIRS=pairs, **flags,
             )  # fmt: skip
     else:
         plain = [*weights, *[first] * (3 - len(weights))]
         launch(
-            gemv_kernel, grid, *around, *plain, out, asked, eps, *shape, tile.rows, tile.columns,
+            gemv_kernel, grid, *around, *plain, out, eps, *shape, tile.rows, tile.columns,
             device=x.device, warps=tile.warps, IN_INTERLEAVE=in_interleave, **flags,
         )  # fmt: skip
 

@@ -3,7 +3,6 @@
 import triton
 import triton.language as tl
 
-from mllama_cli.kernels.cuda.ahead import prefetch
 from mllama_cli.kernels.cuda.fixed_point import fix_activations, fixed_product
 from mllama_cli.kernels.cuda.gemv import (
     blocks_of,
@@ -22,13 +21,13 @@ from mllama_cli.kernels.cuda.unpack import as_biased_float, bias_of, unit_of
 
 @triton.jit
 def packed_gemv_kernel(
-    x, norm, residual, factor, p0, p1, p2, s0, s1, s2, out, b, copies, unit, next_a, next_copies, next_scale, ahead, eps,
+    x, norm, residual, factor, p0, p1, p2, s0, s1, s2, out, b, copies, unit, next_a, next_copies, next_scale, eps,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr,
     GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
     OUT_INTERLEAVE: tl.constexpr, RESIDUAL_INTERLEAVE: tl.constexpr,
     SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
     RANKS: tl.constexpr, NEXT_RANKS: tl.constexpr, CAPABILITY: tl.constexpr, PAIRS: tl.constexpr,
-    AHEAD: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
+    EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Multiply as gemv_kernel does, by packed weights, BLOCK_Q quads of words at a time; x and norm are interleaved.
 
@@ -80,7 +79,6 @@ def packed_gemv_kernel(
                     b_rows_up = load_ranks(b, BLOCKS + block, quads, RANKS, BLOCK_N)
             if NEXT_RANKS > 0:
                 a_rows = load_ranks(next_a, block, quads, NEXT_RANKS, BLOCK_N)
-            prefetch(ahead, block, BLOCKS, AHEAD, CAPABILITY)
             gdc_wait(PDL)
             before, times = load_epilogue(
                 first + rows, kept, residual + batch * SIZE, factor, SIZE, RESIDUAL_INTERLEAVE, HAS_RESIDUAL, HAS_FACTOR

@@ -7,7 +7,6 @@ loads the next rows while it computes.
 import triton
 import triton.language as tl
 
-from mllama_cli.kernels.cuda.ahead import prefetch
 from mllama_cli.kernels.cuda.fixed_point import fix_activations, fixed_product
 from mllama_cli.kernels.cuda.gemv import blocks_of, load_activations, load_epilogue, select_matrix
 from mllama_cli.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
@@ -79,14 +78,14 @@ def product(
 
 @triton.jit
 def persistent_gemv_kernel(
-    x, norm, residual, factor, p0, p1, p2, s0, s1, s2, out, b, copies, unit, next_a, next_copies, next_scale, ahead, eps,
+    x, norm, residual, factor, p0, p1, p2, s0, s1, s2, out, b, copies, unit, next_a, next_copies, next_scale, eps,
     programs,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr,
     GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
     OUT_INTERLEAVE: tl.constexpr, RESIDUAL_INTERLEAVE: tl.constexpr,
     SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
     RANKS: tl.constexpr, NEXT_RANKS: tl.constexpr, CAPABILITY: tl.constexpr, PAIRS: tl.constexpr,
-    AHEAD: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
+    EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Multiply as packed_gemv_kernel does, in ``programs`` programs that loop over BLOCK_N rows at a time.
 
@@ -121,7 +120,6 @@ def persistent_gemv_kernel(
     within = quads[:, None, None] * 4 + tl.arange(0, 4)[None, None, :]
     here = (quads < QUADS)[:, None, None] & (within >= 0)
     table = write_pair_table(CODE, PAIRS, CAPABILITY)
-    prefetch(ahead, program, BLOCKS, AHEAD, CAPABILITY)
     gdc_wait(PDL)
     x += batch * K
     x0, squares = load_activations(x, norm, 0, WORDS, within, here, HAS_NORM)
@@ -176,7 +174,6 @@ def persistent_gemv_kernel(
     if HAS_NORM:
         length = tl.rsqrt(tl.sum(tl.sum(tl.sum(squares, axis=2), axis=1), axis=0) / K + eps)
     for block in range(program, BLOCKS, programs):
-        prefetch(ahead, block + programs, BLOCKS, AHEAD, CAPABILITY)
         if PAIRS:
             following = load_block(
                 block + programs, p0, p1, p2, s0, s1, s2, quads,
