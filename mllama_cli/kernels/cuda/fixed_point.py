@@ -25,7 +25,7 @@ prmt.b32 $1, first, second, 0x5410;
 DOT4_ASSEMBLY = tl.constexpr("""{
 .reg .b32 even, odd, sum;
 and.b32 even, $1, 0x0F0F0F0F;
-shr.u32 odd, $1, 4;
+shr.b32 odd, $1, 4;
 and.b32 odd, odd, 0x0F0F0F0F;
 dp4a.u32.s32 sum, even, $3, 0;
 dp4a.u32.s32 sum, odd, $5, sum;

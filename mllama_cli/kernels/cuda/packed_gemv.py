@@ -14,9 +14,9 @@ from mllama_cli.kernels.cuda.gemv import (
 )
 from mllama_cli.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
 from mllama_cli.kernels.cuda.layout import offset_of
-from mllama_cli.kernels.cuda.lookup import write_pair_table
+from mllama_cli.kernels.cuda.lookup import PAIR_BIAS, write_pair_table
 from mllama_cli.kernels.cuda.low_rank import SUM_COPIES, add_to_sums, load_ranks, load_sums
-from mllama_cli.kernels.cuda.unpack import as_biased_float, bias_of, unit_of
+from mllama_cli.kernels.cuda.unpack import as_biased_float, unit_of
 
 
 @triton.jit
@@ -41,8 +41,6 @@ def packed_gemv_kernel(
     QUADS: tl.constexpr = WORDS // 4
     EVEN: tl.constexpr = N0 % BLOCK_N == 0 and N1 % BLOCK_N == 0 and N2 % BLOCK_N == 0 and QUADS % BLOCK_Q == 0
     QUADS_A_GROUP: tl.constexpr = GROUP * BITS // 128
-    FIXED: tl.constexpr = CODE == "int" and x.dtype.element_ty != tl.float32
-    EXACT: tl.constexpr = x.dtype.element_ty != tl.bfloat16
     GROUPS: tl.constexpr = K // GROUP
     BLOCKS: tl.constexpr = blocks_of(N0, N1, N2, BLOCK_N, SWIGLU)
     TOTAL: tl.constexpr = RANKS * (1 + (N1 > 0) + (N2 > 0))
@@ -90,7 +88,7 @@ def packed_gemv_kernel(
                 if SWIGLU:
                     ax_up = load_sums(copies + RANKS, quads, unit, RANKS, TOTAL)
         here = (quads < QUADS - begin)[:, None, None] & (within >= 0)
-        if FIXED:
+        if CODE == "int":
             source = x + begin * 4
             weights = norm + begin * 4
             x0, squares_here = load_activations(source, weights, 0, WORDS, within, here, HAS_NORM)
@@ -133,11 +131,11 @@ def packed_gemv_kernel(
                 if HAS_NORM:
                     squares_here += row * row
                     row *= tl.load(norm + source, mask=here, other=0.0).to(tl.float32)
-                if CODE == "int" or PAIRS:
-                    bias += row * bias_of(number, BITS, CODE, EXACT, PAIRS)
-                products += as_biased_float(words, table, number, BITS, CODE, EXACT, PAIRS, CAPABILITY) * row
+                if PAIRS:
+                    bias += row * PAIR_BIAS
+                products += as_biased_float(words, table, number, BITS, CODE, PAIRS, CAPABILITY) * row
                 if SWIGLU:
-                    products_up += as_biased_float(words_up, table, number, BITS, CODE, EXACT, PAIRS, CAPABILITY) * row
+                    products_up += as_biased_float(words_up, table, number, BITS, CODE, PAIRS, CAPABILITY) * row
             bias_sum = tl.sum(bias, axis=2)
             sums += (tl.sum(products, axis=2) - bias_sum) * scale
             if SWIGLU:
