@@ -51,6 +51,16 @@ def matrix_index(block, N0: tl.constexpr, N1: tl.constexpr, BLOCK_N: tl.constexp
 
 
 @triton.jit
+def load_activations(x, norm, INDEX: tl.constexpr, WORDS: tl.constexpr, within, here, HAS_NORM: tl.constexpr):
+    """Load the activations [Q, 1, 4] of the number at INDEX of each word; return them normed, and their squares."""
+    row = tl.load(x + INDEX * WORDS + within, mask=here, other=0.0).to(tl.float32)
+    squares = row * row
+    if HAS_NORM:
+        row *= tl.load(norm + INDEX * WORDS + within, mask=here, other=0.0).to(tl.float32)
+    return row, squares
+
+
+@triton.jit
 def load_epilogue(
     rows, kept, residual, factor,
     SIZE: tl.constexpr, INTERLEAVE: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,

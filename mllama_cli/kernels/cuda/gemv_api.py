@@ -7,7 +7,7 @@ has finished, so memory never idles between kernels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -36,6 +36,8 @@ class GemvTile:
     """The most that a thread may use, where more would let fewer programs run at once."""
     pairs: bool = False
     """Whether 16-bit activations look up two codes of a table at a time, in shared memory."""
+    ahead: bool = False
+    """Whether persistent programs load the next rows before they multiply, which takes more registers."""
 
 
 def supports(weight: Tensor | PackedWeight) -> bool:
@@ -115,7 +117,7 @@ def gemv(
             launch(
                 persistent_gemv_kernel, (programs, x.shape[0]), *operands, programs, *form,
                 device=x.device, warps=tile.warps, registers=tile.registers, CAPABILITY=capability(x.device),
-                PAIRS=pairs, **flags,
+                PAIRS=pairs, AHEAD=tile.ahead, **flags,
             )  # fmt: skip
         else:
             launch(
@@ -148,25 +150,48 @@ def choose_gemv_tile(weight: Tensor | PackedWeight, shapes: Sequence[tuple[int, 
         columns = min(triton.next_power_of_2(size_in), 4096 if size_in <= 4096 else 2048)
         return GemvTile(4, columns, min(max(columns // 512, 1), 8))
     quads = triton.next_power_of_2(size_in * weight.bits // 128)
-    long, small, decoded = size_in > 4096, rows <= 4096, weight.code != "int"
-    if quads <= 256 and weight.bits == 4 and decoded and rows <= 65536:
+    if weight.code == "int":
+        return _integer_tile(quads, rows, swiglu)
+    long, small = size_in > 4096, rows <= 4096
+    if quads <= 256 and weight.bits == 4 and rows <= 65536:
         tile_rows, warps = (256 if swiglu else 512) // max(quads, 128), max(1, quads // 32)
         return GemvTile(tile_rows, quads, warps, programs=4, pairs=True)
-    if quads <= 256 and weight.bits == 4 and swiglu:
-        return GemvTile(2, quads, max(1, quads // 32), 1024 // quads, registers=96)
-    if quads <= 256 and weight.bits == 8 and decoded and swiglu:
+    if quads <= 256 and weight.bits == 8 and swiglu:
         return GemvTile(2, quads, max(1, quads // 64), programs=1024 // quads)
-    if quads <= 256 and decoded and 4096 < rows <= 65536:
+    if quads <= 256 and 4096 < rows <= 65536:
         return GemvTile(4, quads, max(1, quads // 64), programs=768 // quads)
     if quads <= 256 and weight.bits == 8 and rows > 65536:
         return GemvTile(4, quads, max(1, quads // 64), programs=8)
-    if decoded and weight.bits == 4:
+    if weight.bits == 4:
         tile = GemvTile(4, 64, 2)
-    elif decoded:
-        tile = GemvTile(4, 256, 4) if small and not long else GemvTile(4, 128, 4)
-    elif weight.bits == 8:
-        tile = GemvTile(4, 256, 4) if swiglu or long else GemvTile(4, 128, 4) if small else GemvTile(8, 128, 4)
     else:
-        registers = 128 if long else 64 if small else 72  # with adapters no more than without
-        tile = GemvTile(16, 128, 4) if rows > 65536 else GemvTile(4, 128, 4, registers=registers)
-    return tile if quads >= tile.columns else GemvTile(tile.rows, quads, max(1, tile.warps * quads // tile.columns))
+        tile = GemvTile(4, 256, 4) if small and not long else GemvTile(4, 128, 4)
+    return _narrowed(tile, quads)
+
+
+def _integer_tile(quads: int, rows: int, swiglu: bool) -> GemvTile:
+    """Return the tile for integers, whose rows have so many quads of words, rounded up to a power of two."""
+    if rows > 65536 and quads <= 256:
+        return GemvTile(4, quads, max(1, quads // 64), programs=8)
+    if rows <= 4096 and quads <= 256:
+        return _narrowed(GemvTile(8, 128, 4), quads)
+    if quads <= 128 and swiglu:
+        return GemvTile(4, quads, max(1, quads // 32), programs=4, registers=128)
+    if quads <= 128:
+        return GemvTile(4, quads, max(1, quads // 64), programs=6, registers=168)
+    if quads == 256 and swiglu:
+        return GemvTile(2, quads, 8, programs=3, registers=80)
+    if quads == 256:
+        return GemvTile(4, quads, 4, programs=4, registers=128)
+    if quads <= 1024 and not swiglu:
+        return GemvTile(4, quads, quads // 32, programs=1, registers=65536 // quads)
+    return GemvTile(4, 128, 4)
+
+
+def _narrowed(tile: GemvTile, quads: int) -> GemvTile:
+    """Return the tile with at most so many columns."""
+    return (
+        tile
+        if quads >= tile.columns
+        else replace(tile, columns=quads, warps=max(1, tile.warps * quads // tile.columns))
+    )

@@ -3,12 +3,20 @@
 import triton
 import triton.language as tl
 
-from mllama_cli.kernels.cuda.gemv import blocks_of, epilogue, load_epilogue, matrix_index, select_matrix
+from mllama_cli.kernels.cuda.fixed_point import fix_activations, fixed_product
+from mllama_cli.kernels.cuda.gemv import (
+    blocks_of,
+    epilogue,
+    load_activations,
+    load_epilogue,
+    matrix_index,
+    select_matrix,
+)
 from mllama_cli.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
 from mllama_cli.kernels.cuda.layout import offset_of
-from mllama_cli.kernels.cuda.lookup import write_pair_table
+from mllama_cli.kernels.cuda.lookup import PAIR_BIAS, write_pair_table
 from mllama_cli.kernels.cuda.low_rank import SUM_COPIES, add_to_sums, load_ranks, load_sums
-from mllama_cli.kernels.cuda.unpack import as_biased_float, bias_of, unit_of
+from mllama_cli.kernels.cuda.unpack import as_biased_float, unit_of
 
 
 @triton.jit
@@ -33,7 +41,6 @@ def packed_gemv_kernel(
     QUADS: tl.constexpr = WORDS // 4
     EVEN: tl.constexpr = N0 % BLOCK_N == 0 and N1 % BLOCK_N == 0 and N2 % BLOCK_N == 0 and QUADS % BLOCK_Q == 0
     QUADS_A_GROUP: tl.constexpr = GROUP * BITS // 128
-    EXACT: tl.constexpr = x.dtype.element_ty != tl.bfloat16
     GROUPS: tl.constexpr = K // GROUP
     BLOCKS: tl.constexpr = blocks_of(N0, N1, N2, BLOCK_N, SWIGLU)
     TOTAL: tl.constexpr = RANKS * (1 + (N1 > 0) + (N2 > 0))
@@ -81,28 +88,60 @@ def packed_gemv_kernel(
                 if SWIGLU:
                     ax_up = load_sums(copies + RANKS, quads, unit, RANKS, TOTAL)
         here = (quads < QUADS - begin)[:, None, None] & (within >= 0)
-        products = tl.zeros([BLOCK_Q, BLOCK_N, 4], tl.float32)
-        if SWIGLU:
-            products_up = tl.zeros([BLOCK_Q, BLOCK_N, 4], tl.float32)
-        bias = tl.zeros([BLOCK_Q, 1, 4], tl.float32)
-        squares_here = tl.zeros([BLOCK_Q, 1, 4], tl.float32)
-        for number in tl.static_range(32 // BITS):
-            source = number * WORDS + begin * 4 + within
-            row = tl.load(x + source, mask=here, other=0.0).to(tl.float32)
-            if HAS_NORM:
-                squares_here += row * row
-                row *= tl.load(norm + source, mask=here, other=0.0).to(tl.float32)
-            if CODE == "int" or PAIRS:
-                bias += row * bias_of(number, BITS, CODE, EXACT, PAIRS)
-            products += as_biased_float(words, table, number, BITS, CODE, EXACT, PAIRS, CAPABILITY) * row
+        if CODE == "int":
+            source = x + begin * 4
+            weights = norm + begin * 4
+            x0, squares_here = load_activations(source, weights, 0, WORDS, within, here, HAS_NORM)
+            x1, more = load_activations(source, weights, 1, WORDS, within, here, HAS_NORM)
+            squares_here += more
+            x2, more = load_activations(source, weights, 2, WORDS, within, here, HAS_NORM)
+            squares_here += more
+            x3, more = load_activations(source, weights, 3, WORDS, within, here, HAS_NORM)
+            squares_here += more
+            x4, x5, x6, x7 = x0, x0, x0, x0
+            if BITS == 4:
+                x4, more = load_activations(source, weights, 4, WORDS, within, here, HAS_NORM)
+                squares_here += more
+                x5, more = load_activations(source, weights, 5, WORDS, within, here, HAS_NORM)
+                squares_here += more
+                x6, more = load_activations(source, weights, 6, WORDS, within, here, HAS_NORM)
+                squares_here += more
+                x7, more = load_activations(source, weights, 7, WORDS, within, here, HAS_NORM)
+                squares_here += more
+            low_even, high_even, low_odd, high_odd, offset, step = fix_activations(
+                x0, x1, x2, x3, x4, x5, x6, x7, BITS, CAPABILITY
+            )
+            sums += fixed_product(words, low_even, high_even, low_odd, high_odd, offset, step, BITS, CAPABILITY) * scale
             if SWIGLU:
-                products_up += as_biased_float(words_up, table, number, BITS, CODE, EXACT, PAIRS, CAPABILITY) * row
-        bias_sum = tl.sum(bias, axis=2)
-        sums += (tl.sum(products, axis=2) - bias_sum) * scale
-        if SWIGLU:
-            ups += (tl.sum(products_up, axis=2) - bias_sum) * scale_up
-        if HAS_NORM:
-            square_sums += tl.sum(squares_here, axis=2)
+                ups += (
+                    fixed_product(words_up, low_even, high_even, low_odd, high_odd, offset, step, BITS, CAPABILITY)
+                    * scale_up
+                )
+            if HAS_NORM:
+                square_sums += tl.sum(squares_here, axis=2)
+        else:
+            products = tl.zeros([BLOCK_Q, BLOCK_N, 4], tl.float32)
+            if SWIGLU:
+                products_up = tl.zeros([BLOCK_Q, BLOCK_N, 4], tl.float32)
+            bias = tl.zeros([BLOCK_Q, 1, 4], tl.float32)
+            squares_here = tl.zeros([BLOCK_Q, 1, 4], tl.float32)
+            for number in tl.static_range(32 // BITS):
+                source = number * WORDS + begin * 4 + within
+                row = tl.load(x + source, mask=here, other=0.0).to(tl.float32)
+                if HAS_NORM:
+                    squares_here += row * row
+                    row *= tl.load(norm + source, mask=here, other=0.0).to(tl.float32)
+                if PAIRS:
+                    bias += row * PAIR_BIAS
+                products += as_biased_float(words, table, number, BITS, CODE, PAIRS, CAPABILITY) * row
+                if SWIGLU:
+                    products_up += as_biased_float(words_up, table, number, BITS, CODE, PAIRS, CAPABILITY) * row
+            bias_sum = tl.sum(bias, axis=2)
+            sums += (tl.sum(products, axis=2) - bias_sum) * scale
+            if SWIGLU:
+                ups += (tl.sum(products_up, axis=2) - bias_sum) * scale_up
+            if HAS_NORM:
+                square_sums += tl.sum(squares_here, axis=2)
     if RANKS > 0:
         sums += b_rows.to(tl.float32) * ax[:, None]
         if SWIGLU:

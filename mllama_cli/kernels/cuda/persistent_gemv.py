@@ -7,12 +7,13 @@ loads the next rows while it computes.
 import triton
 import triton.language as tl
 
-from mllama_cli.kernels.cuda.gemv import blocks_of, load_epilogue, select_matrix
+from mllama_cli.kernels.cuda.fixed_point import fix_activations, fixed_product
+from mllama_cli.kernels.cuda.gemv import blocks_of, load_activations, load_epilogue, select_matrix
 from mllama_cli.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
 from mllama_cli.kernels.cuda.layout import offset_of
-from mllama_cli.kernels.cuda.lookup import write_pair_table
+from mllama_cli.kernels.cuda.lookup import PAIR_BIAS, write_pair_table
 from mllama_cli.kernels.cuda.low_rank import SUM_COPIES, add_to_sums, load_ranks, load_sums
-from mllama_cli.kernels.cuda.unpack import as_biased_float, bias_of, unit_of
+from mllama_cli.kernels.cuda.unpack import as_biased_float, unit_of
 
 
 @triton.jit
@@ -58,30 +59,20 @@ def order_loads(CAPABILITY: tl.constexpr):
 
 
 @triton.jit
-def load_activations(x, norm, INDEX: tl.constexpr, WORDS: tl.constexpr, within, here, HAS_NORM: tl.constexpr):
-    """Load the activations [Q, 1, 4] of the number at INDEX of each word; return them normed, and their squares."""
-    row = tl.load(x + INDEX * WORDS + within, mask=here, other=0.0).to(tl.float32)
-    squares = row * row
-    if HAS_NORM:
-        row *= tl.load(norm + INDEX * WORDS + within, mask=here, other=0.0).to(tl.float32)
-    return row, squares
-
-
-@triton.jit
 def product(
     words, table, x0, x1, x2, x3, x4, x5, x6, x7,
-    BITS: tl.constexpr, CODE: tl.constexpr, EXACT: tl.constexpr, PAIRS: tl.constexpr, CAPABILITY: tl.constexpr,
+    BITS: tl.constexpr, CODE: tl.constexpr, PAIRS: tl.constexpr, CAPABILITY: tl.constexpr,
 ):  # fmt: skip
     """Multiply the numbers of words [Q, N, 4], as biased floats, by activations -> [Q, N]."""
-    total = as_biased_float(words, table, 0, BITS, CODE, EXACT, PAIRS, CAPABILITY) * x0
-    total += as_biased_float(words, table, 1, BITS, CODE, EXACT, PAIRS, CAPABILITY) * x1
-    total += as_biased_float(words, table, 2, BITS, CODE, EXACT, PAIRS, CAPABILITY) * x2
-    total += as_biased_float(words, table, 3, BITS, CODE, EXACT, PAIRS, CAPABILITY) * x3
+    total = as_biased_float(words, table, 0, BITS, CODE, PAIRS, CAPABILITY) * x0
+    total += as_biased_float(words, table, 1, BITS, CODE, PAIRS, CAPABILITY) * x1
+    total += as_biased_float(words, table, 2, BITS, CODE, PAIRS, CAPABILITY) * x2
+    total += as_biased_float(words, table, 3, BITS, CODE, PAIRS, CAPABILITY) * x3
     if BITS == 4:
-        total += as_biased_float(words, table, 4, BITS, CODE, EXACT, PAIRS, CAPABILITY) * x4
-        total += as_biased_float(words, table, 5, BITS, CODE, EXACT, PAIRS, CAPABILITY) * x5
-        total += as_biased_float(words, table, 6, BITS, CODE, EXACT, PAIRS, CAPABILITY) * x6
-        total += as_biased_float(words, table, 7, BITS, CODE, EXACT, PAIRS, CAPABILITY) * x7
+        total += as_biased_float(words, table, 4, BITS, CODE, PAIRS, CAPABILITY) * x4
+        total += as_biased_float(words, table, 5, BITS, CODE, PAIRS, CAPABILITY) * x5
+        total += as_biased_float(words, table, 6, BITS, CODE, PAIRS, CAPABILITY) * x6
+        total += as_biased_float(words, table, 7, BITS, CODE, PAIRS, CAPABILITY) * x7
     return tl.sum(total, axis=2)
 
 
@@ -94,7 +85,7 @@ def persistent_gemv_kernel(
     OUT_INTERLEAVE: tl.constexpr, RESIDUAL_INTERLEAVE: tl.constexpr,
     SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
     RANKS: tl.constexpr, NEXT_RANKS: tl.constexpr, CAPABILITY: tl.constexpr, PAIRS: tl.constexpr,
-    EARLY: tl.constexpr, PDL: tl.constexpr,
+    AHEAD: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Multiply as packed_gemv_kernel does, in ``programs`` programs that loop over BLOCK_N rows at a time.
 
@@ -110,7 +101,6 @@ def persistent_gemv_kernel(
     WORDS: tl.constexpr = K * BITS // 32
     QUADS: tl.constexpr = WORDS // 4
     QUADS_A_GROUP: tl.constexpr = GROUP * BITS // 128
-    EXACT: tl.constexpr = x.dtype.element_ty != tl.bfloat16
     GROUPS: tl.constexpr = K // GROUP
     EVEN: tl.constexpr = N0 % BLOCK_N == 0 and N1 % BLOCK_N == 0 and N2 % BLOCK_N == 0
     TOTAL: tl.constexpr = RANKS * (1 + (N1 > 0) + (N2 > 0))
@@ -137,12 +127,6 @@ def persistent_gemv_kernel(
     squares += more
     x3, more = load_activations(x, norm, 3, WORDS, within, here, HAS_NORM)
     squares += more
-    bias = (
-        x0 * bias_of(0, BITS, CODE, EXACT, PAIRS)
-        + x1 * bias_of(1, BITS, CODE, EXACT, PAIRS)
-        + x2 * bias_of(2, BITS, CODE, EXACT, PAIRS)
-        + x3 * bias_of(3, BITS, CODE, EXACT, PAIRS)
-    )
     x4 = x0
     x5 = x0
     x6 = x0
@@ -156,12 +140,6 @@ def persistent_gemv_kernel(
         squares += more
         x7, more = load_activations(x, norm, 7, WORDS, within, here, HAS_NORM)
         squares += more
-        bias += (
-            x4 * bias_of(4, BITS, CODE, EXACT, PAIRS)
-            + x5 * bias_of(5, BITS, CODE, EXACT, PAIRS)
-            + x6 * bias_of(6, BITS, CODE, EXACT, PAIRS)
-            + x7 * bias_of(7, BITS, CODE, EXACT, PAIRS)
-        )
     if RANKS > 0:
         copies += batch * SUM_COPIES * TOTAL
         ax0 = load_sums(copies, quads, unit, RANKS, TOTAL)[:, None]
@@ -171,22 +149,38 @@ def persistent_gemv_kernel(
             ax1 = load_sums(copies + RANKS, quads, unit, RANKS, TOTAL)[:, None]
         if N2 > 0:
             ax2 = load_sums(copies + 2 * RANKS, quads, unit, RANKS, TOTAL)[:, None]
-    bias_sum = tl.sum(bias, axis=2)
+    if CODE == "int":
+        low_even, high_even, low_odd, high_odd, offset, step = fix_activations(
+            x0, x1, x2, x3, x4, x5, x6, x7, BITS, CAPABILITY
+        )
+    else:
+        bias = x0 + x1 + x2 + x3
+        if BITS == 4:
+            bias += x4 + x5 + x6 + x7
+        bias_sum = tl.sum(bias, axis=2) * (PAIR_BIAS if PAIRS else 0.0)
     length = 1.0
     if HAS_NORM:
         length = tl.rsqrt(tl.sum(tl.sum(tl.sum(squares, axis=2), axis=1), axis=0) / K + eps)
     for block in range(program, BLOCKS, programs):
-        if PAIRS:
+        if PAIRS or AHEAD:
             following = load_block(
                 block + programs, p0, p1, p2, s0, s1, s2, quads,
                 N0, N1, N2, BLOCK_N, WORDS, GROUPS, QUADS, QUADS_A_GROUP, SWIGLU,
             )  # fmt: skip
             order_loads(CAPABILITY)
-        sums = product(words, table, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, EXACT, PAIRS, CAPABILITY) - bias_sum
+        if CODE == "int":
+            sums = fixed_product(words, low_even, high_even, low_odd, high_odd, offset, step, BITS, CAPABILITY)
+        else:
+            sums = product(words, table, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, PAIRS, CAPABILITY)
+            sums -= bias_sum
         sums *= scale.to(tl.float32) * unit_of(CODE, CAPABILITY)
         if SWIGLU:
-            ups = product(words_up, table, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, EXACT, PAIRS, CAPABILITY)
-            ups = (ups - bias_sum) * (scale_up.to(tl.float32) * unit_of(CODE, CAPABILITY))
+            if CODE == "int":
+                ups = fixed_product(words_up, low_even, high_even, low_odd, high_odd, offset, step, BITS, CAPABILITY)
+            else:
+                ups = product(words_up, table, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, PAIRS, CAPABILITY)
+                ups -= bias_sum
+            ups *= scale_up.to(tl.float32) * unit_of(CODE, CAPABILITY)
         if RANKS > 0:
             ax = ax0
             if SWIGLU:
@@ -196,7 +190,7 @@ def persistent_gemv_kernel(
             sums += b_rows.to(tl.float32) * ax
         target_rows = first + rows
         kept = rows < count
-        if not PAIRS:
+        if not (PAIRS or AHEAD):
             following = load_block(
                 block + programs, p0, p1, p2, s0, s1, s2, quads,
                 N0, N1, N2, BLOCK_N, WORDS, GROUPS, QUADS, QUADS_A_GROUP, SWIGLU,

@@ -10,7 +10,6 @@ import triton.language as tl
 
 from mllama_cli.kernels.cuda.lookup import (
     NATIVE_FP8,
-    PAIR_BIAS,
     fp8_value,
     look_up,
     pair_value,
@@ -22,33 +21,27 @@ from mllama_cli.kernels.cuda.lookup import (
 
 
 @triton.constexpr_function
-def bit_of(index, bits, exact):
+def bit_of(index, bits):
     """Return the bit of the mantissa to which the number at an index of a word is moved.
 
-    Higher bits mean a smaller constant and less loss of precision; fewer different shifts are faster. For bfloat16
-    activations (not ``exact``), 4-bit numbers 2, 3, 4 stay at bits 8, 12, 16; 0 and 1 are shifted left by 8, 5 to 7
-    right by 12. 8-bit numbers 0 and 1 are shifted left by 7, to bits 7 and 15, 2 and 3 right by 9. A product then loses
-    a quarter of what rounding it to bfloat16 does.
+    Higher bits mean a smaller constant and less loss of precision; fewer different shifts are faster.
     """
-    if bits == 8:
-        return 15 if exact or index % 2 else 7
-    if exact:
-        return 12 if index % 2 else 16
-    return 8 + 4 * (index if index < 2 else index - 2 if index < 5 else index - 5)
+    return 15 if bits == 8 else 12 if index % 2 else 16
 
 
 @triton.jit
 def as_biased_float(
-    words, table, INDEX: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr, EXACT: tl.constexpr, PAIRS: tl.constexpr,
+    words, table, INDEX: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr, PAIRS: tl.constexpr,
     CAPABILITY: tl.constexpr,
 ):  # fmt: skip
-    """Return the number at INDEX of each int32 word, as float32, plus ``bias_of``. CAPABILITY is the GPU's, or 0.
+    """Return the number at INDEX of each int32 word, as float32, plus a bias. CAPABILITY is the GPU's or 0.
 
-    Its unit is ``unit_of`` the code. With PAIRS, codes are looked up in the ``table`` that ``write_pair_table``
-    returned. Calls for the indices of one word share what they compute.
+    The bias is ``integer_bias`` for integers and PAIR_BIAS with PAIRS, which look codes up in the ``table`` that
+    ``write_pair_table`` returned. The unit is ``unit_of`` the code. Calls for the indices of one word share what they
+    compute.
     """
     if CODE == "int":
-        return _biased_integer(words, INDEX, BITS, EXACT, CAPABILITY)
+        return _biased_integer(words, INDEX, BITS, CAPABILITY)
     elif CODE == "fp8":
         if CAPABILITY > 0:
             return pick(word_of_fp8(words, CAPABILITY), INDEX)
@@ -73,8 +66,8 @@ def unit_of(code, capability):
 
 
 @triton.jit
-def _biased_integer(words, INDEX: tl.constexpr, BITS: tl.constexpr, EXACT: tl.constexpr, CAPABILITY: tl.constexpr):
-    BIT: tl.constexpr = bit_of(INDEX, BITS, EXACT)
+def _biased_integer(words, INDEX: tl.constexpr, BITS: tl.constexpr, CAPABILITY: tl.constexpr):
+    BIT: tl.constexpr = bit_of(INDEX, BITS)
     SHIFT: tl.constexpr = BIT - BITS * INDEX
     MASK: tl.constexpr = ((1 << BITS) - 1) << BIT
     BASE: tl.constexpr = (127 + 23 - BIT) << 23  # 2^(23 - BIT), whose mantissa counts integers from BIT on
@@ -93,13 +86,10 @@ def _biased_integer(words, INDEX: tl.constexpr, BITS: tl.constexpr, EXACT: tl.co
     return bits.to(tl.float32, bitcast=True)
 
 
-@triton.jit
-def bias_of(INDEX: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr, EXACT: tl.constexpr, PAIRS: tl.constexpr):
-    """Return what ``as_biased_float`` adds at this index, the integers' own offset 2^(bits - 1) included."""
-    BIT: tl.constexpr = bit_of(INDEX, BITS, EXACT)
-    INTEGER_BIAS: tl.constexpr = 1.0 * ((1 << (23 - BIT)) + (1 << (BITS - 1)))
-    BIAS: tl.constexpr = INTEGER_BIAS if CODE == "int" else PAIR_BIAS if PAIRS else 0.0
-    return BIAS
+@triton.constexpr_function
+def integer_bias(index, bits):
+    """Return what ``as_biased_float`` adds to an integer at this index, its own offset 2^(bits - 1) included."""
+    return float((1 << (23 - bit_of(index, bits))) + (1 << (bits - 1)))
 
 
 @triton.jit
@@ -107,9 +97,9 @@ def dequantize_number(
     words, scale, INDEX: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr, CAPABILITY: tl.constexpr
 ):
     """Return the number at INDEX of each word times its scale, in float32."""
-    value = as_biased_float(words, 0, INDEX, BITS, CODE, True, False, CAPABILITY) * scale
+    value = as_biased_float(words, 0, INDEX, BITS, CODE, False, CAPABILITY) * scale
     if CODE == "int":
-        value -= bias_of(INDEX, BITS, CODE, True, False) * scale
+        value -= integer_bias(INDEX, BITS) * scale
     return value
 
 

@@ -2,6 +2,7 @@
 
 import json
 import operator
+import random
 import re
 import struct
 import subprocess
@@ -13,7 +14,7 @@ import torch
 
 from tests.triton_here import DEVICE, triton  # isort: skip  (first: it prepares Triton)
 from mllama_cli.kernels.codes import TABLES, Code
-from mllama_cli.kernels.cuda import float8, lookup
+from mllama_cli.kernels.cuda import fixed_point, float8, lookup
 
 
 def evaluate(
@@ -49,9 +50,11 @@ def evaluate(
         elif name == "lop3.b32":
             assert parts[4] == "0xEA"  # a & b | c
             registers[parts[0]] = value(parts[1]) & value(parts[2]) | value(parts[3])
-        elif name == "dp4a.u32.u32":
-            sums = map(operator.mul, bytes_of(parts[1]), bytes_of(parts[2]))
-            registers[parts[0]] = sum(sums) + value(parts[3])
+        elif name in ("dp4a.u32.u32", "dp4a.u32.s32"):
+            second = bytes_of(parts[2])
+            signed = struct.unpack("4b", second) if name.endswith("s32") else second
+            sums = map(operator.mul, bytes_of(parts[1]), signed)
+            registers[parts[0]] = (sum(sums) + value(parts[3])) & 0xFFFFFFFF
         elif name == "ld.shared.b32":
             registers[parts[0]] = memory(value(parts[1].strip("[]")))
         elif name == "prmt.b32":
@@ -135,6 +138,21 @@ def test_float8_becomes_the_same_number_for_every_byte_at_every_index(assembly: 
         assert [256 * result for result in results] == [float(numbers[byte]) for byte in found]
 
 
+@pytest.mark.parametrize(("bits", "assembly"), [(4, fixed_point.DOT4_ASSEMBLY), (8, fixed_point.DOT8_ASSEMBLY)])
+def test_fixed_point_products_of_a_word_are_exact(bits: int, assembly: "tl.constexpr") -> None:
+    generator = random.Random(0)
+    for trial in range(300):
+        bound = 32767 if trial % 2 else 3
+        activations = [generator.choice((-bound, bound, generator.randint(-bound, bound))) for _ in range(32 // bits)]
+        word = generator.getrandbits(32)
+        packed: list[int] = []
+        for first in range(2 if bits == 4 else 1):  # even numbers and odd ones
+            given = [number & 0xFFFFFFFF for number in (activations[first::2] if bits == 4 else activations)]
+            packed += map(int, evaluate(fixed_point.PACK_ASSEMBLY.value, 2, *given, form="<I"))
+        (product,) = evaluate(assembly.value, 1, word, *packed, form="<i")
+        assert product == sum((word >> bits * index & (1 << bits) - 1) * x for index, x in enumerate(activations))
+
+
 COMPILE = """
 import sys
 import triton
@@ -149,7 +167,9 @@ for code, bits, pairs in {formats}:
     made = triton.compile(source, target, {{"num_warps": {warps}}})
     assert made.asm["cubin"]
     floats = "f16x2.e4m3x2" if {capability} >= 89 else "{shifted}"
-    used = "dp4a.u32" if constants.get("PAIRS", False) else "shfl.sync.idx" if bits == 4 else floats
+    integers = "lop3.b32" if "{module}" == "packed_matmul" else "dp4a.u32.s32"
+    codes = "dp4a.u32.u32" if constants.get("PAIRS", False) else "shfl.sync.idx" if bits == 4 else floats
+    used = integers if code == "int" else codes
     assert not {assembly} or used in made.asm["ptx"]
 """
 
@@ -163,7 +183,7 @@ GEMV = (
 )
 KERNELS = {
     "packed_gemv": GEMV,
-    "persistent_gemv": GEMV,
+    "persistent_gemv": (GEMV[0] + ", AHEAD=True", GEMV[1]),
     "packed_matmul": (
         "BITS=bits, CODE=code, ONE_GROUP=True, EVEN=True, BLOCK_M=16, BLOCK_N=64, BLOCK_W=16, CAPABILITY={capability}",
         "x='*bf16', packed='*i32', scale='*bf16', out='*bf16', count='i32', n='i32', words_a_row='i32', "
@@ -184,7 +204,14 @@ KERNELS = {
 }
 """Constants and types of the arguments."""
 CAPABILITIES = 80, 90
-FORMATS = (("nf4", 4, False), ("nf4", 4, True), ("fp4", 4, True), ("fp8", 8, False))
+FORMATS = (
+    ("int", 4, False),
+    ("int", 8, False),
+    ("nf4", 4, False),
+    ("nf4", 4, True),
+    ("fp4", 4, True),
+    ("fp8", 8, False),
+)
 """Codes, their bits, and whether pairs of codes are looked up."""
 
 

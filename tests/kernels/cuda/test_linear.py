@@ -91,6 +91,35 @@ def test_16_bit_activations_cost_little_more_than_rounding_the_product(
     assert apart(out, exact) < rounding
 
 
+TILES = pytest.mark.parametrize(
+    "tile", [GemvTile(4, 16, 1), GemvTile(4, 64, 2, programs=2)], ids=["tiles", "persistent"]
+)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@TILES
+def test_few_large_activations_cost_the_others_little(bits: int, tile: GemvTile) -> None:
+    torch.manual_seed(7)
+    x, weight, form = drawn(1, 1024), packed(24, 1024, bits, 128), 32 // bits
+    x[0, ::50] *= 1000  # as in the residual stream of real models
+    x[0, 512:] = 0
+    out = torch.full((1, 24), torch.nan, device=DEVICE)
+    gemv(interleave(x, form), [weight], out, in_interleave=form, tile=tile)
+    assert apart(out, F.linear(x, reference_dequantize(weight))) < 1e-4
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@TILES
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_an_activation_that_is_not_finite_makes_all_results_so(bits: int, tile: GemvTile, bad: float) -> None:
+    torch.manual_seed(8)
+    x, weight, form = drawn(1, 1024), packed(24, 1024, bits, 128), 32 // bits
+    x[0, 700] = bad
+    out = torch.zeros(1, 24, device=DEVICE)
+    gemv(interleave(x, form), [weight], out, in_interleave=form, tile=tile)
+    assert not out.isfinite().any()
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_packed_gated_product_interleaves_for_the_next_matrix(bits: int) -> None:
     torch.manual_seed(3)
