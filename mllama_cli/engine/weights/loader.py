@@ -216,7 +216,8 @@ class StoredWeights:
         done, total = 0, sum(tensors[name].nbytes for name in names)
         yield LoadProgress(0, total)
         with self._warmed_up():
-            for name, tensor in read_tensors(self.reader, names, plan, self.device, self._repacked, self._pieces):
+            read = read_tensors(self.reader, names, plan, self.device, self._repacked, self._pieces, self.share.count)
+            for name, tensor in read:
                 placement.put(name, tensor, tensors[name].file.name)
                 if not (plan.vision and is_vision_layer(name)):  # offloaded layers are only mapped so far
                     done += tensors[name].nbytes
