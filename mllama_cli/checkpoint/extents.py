@@ -54,17 +54,19 @@ class Extent:
         return self.rows * self.run
 
     def pieces(self) -> Iterator[tuple[int, int]]:
-        """Yield (offset, end) of its bytes for each piece: whole runs where there are several."""
-        step = PIECE_BYTES if self.rows == 1 else max(1, PIECE_BYTES // self.run) * self.run
-        for offset in range(0, self.nbytes, step):
-            yield offset, min(offset + step, self.nbytes)
+        """Yield (offset, end) of its bytes for each piece: whole runs, or a part of one."""
+        whole = max(1, PIECE_BYTES // max(self.run, 1)) * max(self.run, 1)
+        for first in range(0, self.nbytes, whole):
+            end = min(first + whole, self.nbytes)
+            for offset in range(first, end, PIECE_BYTES):
+                yield offset, min(offset + PIECE_BYTES, end)
 
 
 class PieceBuffer:
     """Memory that pieces are read into, one after the other. Not thread-safe."""
 
     def __init__(self, memory: torch.Tensor) -> None:
-        """Take flat bytes, which stay the caller's: at least PIECE_BYTES, or one run."""
+        """Take flat bytes, which stay the caller's: PIECE_BYTES."""
         self._view: memoryview = memory.numpy().data
         self._skipped = memoryview(bytearray(MAX_SKIPPED_BYTES))
         self._scattered: dict[tuple[int, int], list[memoryview]] = {}
@@ -74,15 +76,16 @@ class PieceBuffer:
 
         Raise CheckpointError, with the file's name, if it cannot be read or ends early.
         """
-        if extent.rows == 1:
-            _fill(file, extent, extent.start + offset, [self._view[:count]])
+        run, inside = divmod(offset, extent.run)
+        position = extent.start + run * extent.stride + inside
+        if count <= extent.run:
+            _fill(file, extent, position, [self._view[:count]])
             return
-        position = extent.start + offset // extent.run * extent.stride
         rows, skipped = count // extent.run, extent.stride - extent.run
         if skipped > MAX_SKIPPED_BYTES:
             for row in range(rows):
-                run = self._view[row * extent.run : (row + 1) * extent.run]
-                _fill(file, extent, position + row * extent.stride, [run])
+                target = self._view[row * extent.run : (row + 1) * extent.run]
+                _fill(file, extent, position + row * extent.stride, [target])
             return
         vectors = self._vectors(extent.run, skipped)
         for row in range(0, rows, MAX_VECTORS // 2):
