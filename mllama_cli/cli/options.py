@@ -23,7 +23,7 @@ import typer
 
 from mllama_cli.cli import complete
 from mllama_cli.cli.common import DEBUG_KEY
-from mllama_cli.cli.ranks import devices_of, end_with_ranks, launched, meeting
+from mllama_cli.cli.ranks import begin_ranks, devices_of, end_with_ranks, launched, meeting
 from mllama_cli.core.duration import is_duration, parse_duration
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.sampling import SETTABLE, Sampling
@@ -152,6 +152,7 @@ class ComputeOptions:
 
         device = self.device or "auto"
         create_context(device)
+        crew = begin_ranks(device)
         from mllama_cli.engine.engine import Engine
 
         engine = Engine(
@@ -164,6 +165,7 @@ class ComputeOptions:
             image_kv=self.image_kv,
             adapters=adapter_folders(self.adapter),
             meeting=meeting(),
+            crew=crew,
         )
         end_with_ranks(engine)
         return engine

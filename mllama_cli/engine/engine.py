@@ -9,6 +9,7 @@ from mllama_cli.core.events import Event
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch.run import Reply, answer_batch
 from mllama_cli.engine.model import LoadedModel
+from mllama_cli.engine.parallel.crew import Crew
 from mllama_cli.engine.session import Session
 from mllama_cli.system.files import expanded
 
@@ -80,19 +81,26 @@ class Engine:
         image_kv: str | None = None,
         adapters: Sequence[Path] = (),
         meeting: Path | None = None,
+        crew: Crew | None = None,
     ) -> None:
         self.path = folder
         self.name = name
-        self.model = LoadedModel.from_folder(
-            folder,
-            device=device,
-            dtype=dtype,
-            quantize=quantize,
-            exact=exact,
-            image_kv=image_kv,
-            adapters=adapters,
-            meeting=meeting,
-        )
+        try:
+            self.model = LoadedModel.from_folder(
+                folder,
+                device=device,
+                dtype=dtype,
+                quantize=quantize,
+                exact=exact,
+                image_kv=image_kv,
+                adapters=adapters,
+                meeting=meeting,
+                crew=crew,
+            )
+        except BaseException:
+            if crew is not None:
+                crew.close()
+            raise
         self.config, self.generation_config = self.model.config, self.model.generation_config
         self.network, self.processor = self.model.network, self.model.processor
         self.device, self.dtype = self.model.device, self.model.dtype

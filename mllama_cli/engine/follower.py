@@ -207,7 +207,3 @@ def _end_with(descriptor: int) -> None:
     poll.poll()
     time.sleep(FINISH_SECONDS)
     os._exit(0)
-
-
-if __name__ == "__main__":
-    follow(Connection(int(sys.argv[1])))

@@ -14,6 +14,7 @@ from mllama_cli.engine.cuda.backend import CapturedDecoder
 from mllama_cli.engine.cuda.leading import LeadingDecoder
 from mllama_cli.engine.device import choose_devices, free_bytes, make_current
 from mllama_cli.engine.forward import PREFILL_CHUNK, Decoder, Network
+from mllama_cli.engine.parallel.crew import Crew
 from mllama_cli.engine.parallel.leading import LeadingCache, share_out
 from mllama_cli.engine.parallel.plan import WHOLE, Share, fewest_ranks, require_divisible
 from mllama_cli.engine.parallel.team import Team
@@ -75,10 +76,12 @@ class LoadedModel:
         image_kv: str | None = None,
         adapters: Sequence[Path] = (),
         meeting: Path | None = None,
+        crew: Crew | None = None,
     ) -> "LoadedModel":
         """Open a checkpoint, with LoRA adapters to merge; ``load`` then reads its weights.
 
-        ``meeting`` is the socket where processes join that were started for the other devices of a list.
+        ``crew`` has the processes that were started for the other devices of a list, if they were; ``meeting`` is the
+        socket where they join if something else has started them.
 
         Raise CheckpointError, DeviceError or UsageError.
         """
@@ -95,7 +98,7 @@ class LoadedModel:
         team = None
         if others:
             require_divisible(text, 1 + len(others))
-            team = Team([chosen, *others], opening, text, meeting)
+            team = Team([chosen, *others], opening, text, meeting, crew)
         opened = open_network(folder, raw)
         config = opened.config
         vision, context = config.vision_config is not None, config.text_config.max_position_embeddings

@@ -16,6 +16,7 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from mllama_cli.core.events import Event
+from mllama_cli.engine.parallel.crew import Crew, begin
 from mllama_cli.remote.engines import EngineKey, Registration, lock_file
 from mllama_cli.remote.start import ANOTHER_RUNS, StartRequest, log_file, shorten_log
 from mllama_cli.serving.guard import KeyGuard
@@ -39,16 +40,17 @@ def main(text: str) -> None:
     """Serve until a signal, or until nobody has used the engine for ``keep_alive`` seconds."""
     request = StartRequest.read(text)
     key = request.key
-    create_context(key.device)
-    from mllama_cli.serving.opening import Opening  # imports torch
-
     os.umask(0o077)
     os.chdir(request.folder)  # the command's own folder may be removed, or on a disk that is taken out
+    create_context(key.device)
+    crew = begin(key.device)
+    from mllama_cli.serving.opening import Opening  # imports torch
+
     registration = _inherited(request) if request.socket >= 0 else _taken(request)
     idle = IdleEnd(request.keep_alive, _end)
 
     def open_app(report: Callable[[Event], None]) -> Starlette:
-        return _open(request, registration, idle, report)
+        return _open(request, registration, idle, crew, report)
 
     opening = Opening(request.name, open_app, idle, _end, GRACE_SECONDS)
     try:
@@ -80,7 +82,11 @@ def _taken(request: StartRequest) -> Registration:
 
 
 def _open(
-    request: StartRequest, registration: Registration, idle: IdleEnd, report: Callable[[Event], None]
+    request: StartRequest,
+    registration: Registration,
+    idle: IdleEnd,
+    crew: Crew | None,
+    report: Callable[[Event], None],
 ) -> Starlette:
     """Return the application of the model, its weights loaded, and register what "auto" turned out to mean."""
     from mllama_cli.engine.engine import Engine
@@ -97,6 +103,7 @@ def _open(
         exact=key.exact,
         image_kv=key.image_kv or None,
         adapters=[Path(path) for path, _ in key.adapters],
+        crew=crew,
     )
     if engine.model.team is not None:
         engine.model.team.crew.on_lost = lambda error: _end()
