@@ -71,9 +71,11 @@ def begin_ranks(device: str) -> "Crew | None":
 
     Return None if there are none, or if torchrun has started them. Raise DeviceError where this system cannot.
     """
+    if "," not in device or launched() is not None:
+        return None
     from mllama_cli.engine.parallel.crew import begin
 
-    return begin(device) if launched() is None else None
+    return begin(device)
 
 
 def end_with_ranks(engine: "Engine") -> None:
