@@ -3,8 +3,8 @@
 import os
 import queue
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -22,32 +22,28 @@ WINDOW_BYTES = 2**30
 
 MAX_READER_THREADS = 16
 
+ALLOCATION_BYTES = 512
+"""Torch's allocations on a GPU are multiples of it."""
+
 
 @dataclass
 class _InFlight:
-    """A tensor that is being read: ``ready`` is the moment from which its memory may be written to."""
+    """A tensor that is being read."""
 
     name: str
     extent: Extent
     whole: Tensor
-    ready: torch.cuda.Event | None
+    flat: Tensor
+    """Its bytes."""
     missing: int
-    """Pieces that have yet to arrive."""
+    """Pieces that have yet to be copied."""
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """Bytes of a tensor in flight. ``target`` is their memory on the device."""
+Work = queue.SimpleQueue[tuple[_InFlight, int, int] | None]
+"""Pieces of tensors, as (tensor, offset, end); None ends a thread."""
 
-    tensor: _InFlight
-    offset: int
-    target: Tensor
-
-
-Work = queue.SimpleQueue[_Piece | None]
-"""None ends a thread."""
-
-Arrivals = queue.SimpleQueue[tuple[_InFlight, torch.cuda.Event | None] | BaseException]
+Arrivals = queue.SimpleQueue[_InFlight | BaseException]
+"""The tensor of each piece that is copied, or is about to be on the GPU."""
 
 
 def reader_threads(ranks: int = 1) -> int:
@@ -61,17 +57,19 @@ def read_to_device(
     device: torch.device,
     parts: Mapping[str, tuple[slice, slice]] | None = None,
     *,
+    kept: bool = False,
     ranks: int = 1,
-) -> Iterator[tuple[str, Tensor]]:
+) -> Generator[tuple[str, Tensor]]:
     """Yield (name, tensor on the device, in its stored dtype) in the given order, each when it is complete.
 
     Of matrices in ``parts``, only these rows and columns are read. At most WINDOW_BYTES, or one tensor, are read ahead.
-    ``ranks`` is the number of processes that do so at the same time.
+    ``kept`` says that the caller keeps the tensors; ``ranks`` is the number of processes that read at the same time.
     Raise CheckpointError, with the file's name, if a file cannot be read or ends early.
     """
     parts = parts or {}
     coming = deque((name, Extent.of(stored, parts.get(name))) for name, stored in tensors)
     device = torch.empty(0, device=device).device  # with its index: new threads don't inherit the current device
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     work, arrivals, stop = Work(), Arrivals(), Event()
     window: deque[_InFlight] = deque()
     size = 0
@@ -79,18 +77,22 @@ def read_to_device(
     with ThreadPool(max(count, 1)) as threads:
         try:
             for _ in range(count):
-                threads.submit(_run, work, arrivals, device, stop)
+                threads.submit(_run, work, arrivals, stream, stop)
+            if kept and stream is not None:
+                _reserve([extent.nbytes for _, extent in coming], device)
             while coming or window:
                 while coming and (not window or size + coming[0][1].nbytes <= WINDOW_BYTES):
-                    tensor = _begin(*coming.popleft(), device, work)
+                    tensor = _begin(*coming.popleft(), device, stream, work)
                     window.append(tensor)
                     size += tensor.extent.nbytes
                 tensor = window.popleft()
                 while tensor.missing:
-                    _take(arrivals.get(), device)
+                    _take(arrivals)
+                if stream is not None:
+                    torch.cuda.current_stream(device).wait_stream(stream)
                 size -= tensor.extent.nbytes
                 name, whole = tensor.name, tensor.whole
-                del tensor  # drop our reference: the caller may free the tensor
+                del tensor  # drop our references: the caller may free the tensor
                 yield name, whole
                 del whole
         finally:
@@ -99,28 +101,34 @@ def read_to_device(
                 work.put(None)
 
 
-def _begin(name: str, extent: Extent, device: torch.device, work: Work) -> _InFlight:
+def _reserve(sizes: Sequence[int], device: torch.device) -> None:
+    """Let torch's allocator take memory for tensors of so many bytes at once.
+
+    The driver takes milliseconds for each allocation, and copies wait meanwhile.
+    """
+    total = sum(-(-size // ALLOCATION_BYTES) * ALLOCATION_BYTES for size in sizes)
+    with suppress(torch.OutOfMemoryError):  # one by one, they may fit nevertheless
+        torch.empty(total, dtype=torch.uint8, device=device)
+
+
+def _begin(name: str, extent: Extent, device: torch.device, stream: torch.cuda.Stream | None, work: Work) -> _InFlight:
     """Allocate a tensor and queue its pieces."""
     whole = torch.empty(extent.shape, dtype=extent.dtype, device=device)
-    ready = None
-    if device.type == "cuda":  # where earlier work may still use the tensor's memory
-        ready = torch.cuda.Event()
-        ready.record(torch.cuda.current_stream(device))
-    flat, pieces = whole.view(-1).view(torch.uint8), list(extent.pieces())
-    tensor = _InFlight(name, extent, whole, ready, len(pieces))
+    if stream is not None:  # earlier work may still use the tensor's memory
+        stream.wait_stream(torch.cuda.current_stream(device))
+    pieces = list(extent.pieces())
+    tensor = _InFlight(name, extent, whole, whole.view(-1).view(torch.uint8), len(pieces))
     for offset, end in pieces:
-        work.put(_Piece(tensor, offset, flat[offset:end]))
+        work.put((tensor, offset, end))
     return tensor
 
 
-def _take(arrival: tuple[_InFlight, torch.cuda.Event | None] | BaseException, device: torch.device) -> None:
-    """Let the current stream wait for a piece. Raise the error of a thread."""
-    if isinstance(arrival, BaseException):
-        raise arrival
-    tensor, copied = arrival
-    tensor.missing -= 1
-    if copied is not None:
-        torch.cuda.current_stream(device).wait_event(copied)
+def _take(arrivals: Arrivals) -> None:
+    """Wait for a piece of any tensor. Raise the error of a thread."""
+    arrived = arrivals.get()
+    if isinstance(arrived, BaseException):
+        raise arrived
+    arrived.missing -= 1
 
 
 class _HostCopies:
@@ -140,21 +148,19 @@ class _HostCopies:
         """Return a buffer that is free."""
         return self._buffer
 
-    def copy(self, piece: _Piece) -> torch.cuda.Event | None:
-        """Copy a piece from the buffer that was returned last; return when it is there."""
-        piece.target.copy_(self._memory[: piece.target.numel()])
-        return None
+    def copy(self, target: Tensor) -> None:
+        """Copy bytes from the buffer that was returned last."""
+        target.copy_(self._memory[: target.numel()])
 
 
 class _GpuCopies(_HostCopies):
-    """Copies pieces from two pinned buffers in turns: one is filled while the other is copied."""
+    """Copies pieces on a stream, from two pinned buffers in turns: one is filled while the other is copied."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)
-        self._current = torch.cuda.stream(self._stream)
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self._stream, self._current = stream, torch.cuda.stream(stream)
         self._memories = [torch.empty(PIECE_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
         self._buffers = [PieceBuffer(memory) for memory in self._memories]
-        self._busy: list[torch.cuda.Event | None] = [None, None]
+        self._copied = [torch.cuda.Event() for _ in range(2)]
         self._index = 0
 
     def __enter__(self) -> "_GpuCopies":
@@ -167,33 +173,29 @@ class _GpuCopies(_HostCopies):
 
     def buffer(self) -> PieceBuffer:
         self._index = 1 - self._index
-        if (copied := self._busy[self._index]) is not None:
-            copied.synchronize()
+        self._copied[self._index].synchronize()
         return self._buffers[self._index]
 
-    def copy(self, piece: _Piece) -> torch.cuda.Event | None:
-        if piece.tensor.ready is not None:
-            self._stream.wait_event(piece.tensor.ready)
-        source = self._memories[self._index][: piece.target.numel()]
-        piece.target.copy_(source, non_blocking=True)
-        copied = self._busy[self._index] = torch.cuda.Event()
-        copied.record(self._stream)
-        return copied
+    def copy(self, target: Tensor) -> None:
+        target.copy_(self._memories[self._index][: target.numel()], non_blocking=True)
+        self._copied[self._index].record(self._stream)
 
 
-def _run(work: Work, arrivals: Arrivals, device: torch.device, stop: Event) -> None:
-    """Read pieces in one thread."""
+def _run(work: Work, arrivals: Arrivals, stream: torch.cuda.Stream | None, stop: Event) -> None:
+    """Read pieces in one thread, and copy them on the stream of a GPU."""
     try:
         with ExitStack() as opened:
-            copies = opened.enter_context(_GpuCopies(device) if device.type == "cuda" else _HostCopies())
+            copies = opened.enter_context(_GpuCopies(stream) if stream is not None else _HostCopies())
             files: dict[Path, int] = {}
             while (piece := work.get()) is not None and not stop.is_set():
-                extent = piece.tensor.extent
+                tensor, offset, end = piece
+                extent = tensor.extent
                 if extent.file not in files:
                     files[extent.file] = opened.enter_context(extent.file.open("rb", buffering=0)).fileno()
-                copies.buffer().read(files[extent.file], extent, piece.offset, piece.target.numel())
-                arrivals.put((piece.tensor, copies.copy(piece)))
-                del piece, extent  # which hold the tensor
+                copies.buffer().read(files[extent.file], extent, offset, end - offset)
+                copies.copy(tensor.flat[offset:end])
+                arrivals.put(tensor)
+                del piece, tensor  # so that the tensor can be freed
     except OSError as error:
         arrivals.put(CheckpointError(f"{error.filename} cannot be opened", COPY_AGAIN))
     except BaseException as error:

@@ -104,7 +104,7 @@ def test_no_more_than_the_window_is_read_ahead(
     stored: dict[str, StoredTensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    begin = device_reader.Extent.pieces
+    begin = Extent.pieces
 
     def noted(extent: Extent) -> Iterator[tuple[int, int]]:
         read.append("piece")

@@ -80,6 +80,8 @@ class StoredWeights:
         """Whether ``weights_dtype`` is what "auto" means here."""
         self._narrowed = dtype == "auto" and stored == torch.bfloat16 and self.weights_dtype == torch.float16
         self.dtype = compute_dtype(self.weights_dtype, device)
+        self._keeps_stored = quantize is None and not adapters and self.weights_dtype == stored
+        """Whether plain tensors are kept as they are stored."""
         self.share = share
         self.loaded: set[str] = set()
         """Parts that are in memory: "text", "vision"."""
@@ -216,7 +218,16 @@ class StoredWeights:
         done, total = 0, sum(tensors[name].nbytes for name in names)
         yield LoadProgress(0, total)
         with self._warmed_up():
-            read = read_tensors(self.reader, names, plan, self.device, self._repacked, self._pieces, self.share.count)
+            read = read_tensors(
+                self.reader,
+                names,
+                plan,
+                self.device,
+                self._repacked,
+                self._pieces,
+                kept=self._keeps_stored,
+                ranks=self.share.count,
+            )
             for name, tensor in read:
                 placement.put(name, tensor, tensors[name].file.name)
                 if not (plan.vision and is_vision_layer(name)):  # offloaded layers are only mapped so far

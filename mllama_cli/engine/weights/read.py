@@ -21,12 +21,15 @@ def read_tensors(
     device: torch.device,
     repacked: set[str],
     pieces: Mapping[str, Kept],
+    *,
+    kept: bool = False,
     ranks: int = 1,
 ) -> Iterator[tuple[str, Tensor | PackedWeight]]:
     """Yield (name, tensor), on a GPU if the device is one; tensors that stay on the host are views of mapped files.
 
     Only the rows and columns in ``pieces`` are read of the tensors there. Matrices in other forms come whole, dense and
-    last, those of the modules ``repacked`` in our packed layout. So many ``ranks`` read at the same time.
+    last, those of the modules ``repacked`` in our packed layout. ``kept`` says that the caller keeps all others as they
+    come; so many ``ranks`` read at the same time.
     """
     plain = [name for name in names if not isinstance(reader.tensors[name], StoredMatrix)]
     others = {name: stored for name in names if isinstance(stored := reader.tensors[name], StoredMatrix)}
@@ -39,7 +42,7 @@ def read_tensors(
 
         yield from reader.read(name for name in plain if plan.covers(name))
         uncovered = [(name, reader.tensors[name]) for name in plain if not plan.covers(name)]
-        yield from read_to_device(uncovered, device, pieces, ranks=ranks)
+        yield from read_to_device(uncovered, device, pieces, kept=kept, ranks=ranks)
         on_gpu = {name for name in others if not plan.covers(name)}
         flat = [((name, end), part) for name in others if name in on_gpu for end, part in others[name].parts.items()]
         arriving = read_to_device([(str(index), part) for index, (_, part) in enumerate(flat)], device, ranks=ranks)
