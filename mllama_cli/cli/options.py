@@ -146,13 +146,16 @@ class ComputeOptions:
             dtype=self.dtype or settings.dtype,
         )
 
-    def open_engine(self, folder: Path, name: str) -> "Engine":
-        """Return an engine for the model in a folder, its weights not yet loaded. Imports torch."""
+    def open_engine(self, folder: Path, name: str, *, load_soon: bool = True) -> "Engine":
+        """Return an engine for the model in a folder, its weights not yet loaded. Imports torch.
+
+        With ``load_soon``, processes for other devices start at once.
+        """
         from mllama_cli.system.cuda_context import create_context
 
         device = self.device or "auto"
         create_context(device)
-        crew = begin_ranks(device)
+        crew = begin_ranks(device) if load_soon else None
         from mllama_cli.engine.engine import Engine
 
         engine = Engine(
@@ -166,6 +169,7 @@ class ComputeOptions:
             adapters=adapter_folders(self.adapter),
             meeting=meeting(),
             crew=crew,
+            load_soon=load_soon,
         )
         end_with_ranks(engine)
         return engine

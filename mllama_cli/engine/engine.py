@@ -59,6 +59,7 @@ def load(
         exact=exact,
         image_kv=image_kv,
         adapters=[expanded(path) for path in paths],
+        load_soon=True,
     )
     for event in engine.load_weights(vision=vision):
         if progress is not None:
@@ -82,6 +83,7 @@ class Engine:
         adapters: Sequence[Path] = (),
         meeting: Path | None = None,
         crew: Crew | None = None,
+        load_soon: bool = False,
     ) -> None:
         self.path = folder
         self.name = name
@@ -96,6 +98,7 @@ class Engine:
                 adapters=adapters,
                 meeting=meeting,
                 crew=crew,
+                load_soon=load_soon,
             )
         except BaseException:
             if crew is not None:

@@ -77,11 +77,13 @@ class LoadedModel:
         adapters: Sequence[Path] = (),
         meeting: Path | None = None,
         crew: Crew | None = None,
+        load_soon: bool = False,
     ) -> "LoadedModel":
         """Open a checkpoint, with LoRA adapters to merge; ``load`` then reads its weights.
 
-        ``crew`` has the processes that were started for the other devices of a list, if they were; ``meeting`` is the
-        socket where they join if something else has started them.
+        Several devices need a process for each but the first. With ``load_soon`` they are started now rather than by
+        ``load``. ``crew`` has them if they run already; ``meeting`` is the socket where they join if something else has
+        started them.
 
         Raise CheckpointError, DeviceError or UsageError.
         """
@@ -99,6 +101,8 @@ class LoadedModel:
         if others:
             require_divisible(text, 1 + len(others))
             team = Team([chosen, *others], opening, text, meeting, crew)
+            if load_soon and meeting is None:
+                team.begin()
         opened = open_network(folder, raw)
         config = opened.config
         vision, context = config.vision_config is not None, config.text_config.max_position_embeddings
@@ -186,6 +190,7 @@ class LoadedModel:
         if self.team is not None:
             self.team.wait()
             if not self.team.leads:  # not before: a layer runs alone while weights load, to warm up
+                self.team.meet()
                 share_out(self.network, self.team)
         free = free_bytes(self.device) if self.device.type == "cuda" else 0
         self.prefill_chunk = choose_prefill_chunk(self.config, self.dtype.itemsize, self.device.type, free)

@@ -104,6 +104,7 @@ def _open(
         image_kv=key.image_kv or None,
         adapters=[Path(path) for path, _ in key.adapters],
         crew=crew,
+        load_soon=True,
     )
     if engine.model.team is not None:
         engine.model.team.crew.on_lost = lambda error: _end()

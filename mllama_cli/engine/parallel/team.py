@@ -15,7 +15,7 @@ import torch
 from mllama_cli.core.config import MllamaTextConfig
 from mllama_cli.core.errors import EngineError, MllamaError
 from mllama_cli.engine.parallel.crew import Crew
-from mllama_cli.engine.parallel.group import Group
+from mllama_cli.engine.parallel.group import Group, Meeting
 from mllama_cli.engine.parallel.messages import Names
 from mllama_cli.engine.parallel.plan import Share
 from mllama_cli.system.interrupts import defer_interrupts
@@ -54,7 +54,7 @@ class Team:
     """
 
     group: Group
-    """Since ``start``."""
+    """Since ``meet``."""
 
     def __init__(
         self,
@@ -64,10 +64,10 @@ class Team:
         meeting: Path | None = None,
         crew: Crew | None = None,
     ) -> None:
-        """Let the other ranks start, and open their share of the network. ``start`` waits for them.
+        """Take note of how other ranks open their share. ``begin`` or ``start`` starts them.
 
-        Their processes are those of a ``crew``, which has just been started, or are started now. With ``meeting``,
-        something else starts them, and they join at this socket. Raise DeviceError where this system cannot.
+        Their processes are those of a ``crew``, if it is given, which has just been started. With ``meeting``,
+        something else starts them, and they join at this socket.
         """
         self.devices, self.config = tuple(devices), config.shared_by(len(devices))
         self.share = Share(0, len(devices))
@@ -83,15 +83,27 @@ class Team:
         """Of the file at which the ranks meet."""
         self.is_started = False
         self._end = weakref.finalize(self, _end, self.crew, self._folder)
-        if meeting is None:
-            if crew is None:
-                self.crew.start([str(device) for device in devices[1:]])
-            self._request()
+        self._asked = False
+
+    def begin(self) -> None:
+        """Let the other ranks open their share in the background. Raise DeviceError where this system cannot."""
+        if self._asked:
+            return
+        if self._meeting is not None:
+            self.crew.accept(len(self.devices), self._meeting)
+        elif not self.crew.members:
+            self.crew.start([str(device) for device in self.devices[1:]])
+        for member in self.crew.members:
+            share, device = Share(member.rank, self.share.count), str(self.devices[member.rank])
+            self.crew.tell(member, JoinRequest(self._opening, device, share, self._file, self._threads))
+        self._asked = True
 
     def start(self) -> None:
-        """Meet all ranks, once they have opened their share. Raise EngineError, or what keeps one from it."""
-        if self.crew.lost.is_set():
-            raise self.crew.error()
+        """Wait until all ranks have opened their share, and let them ``meet`` in the background.
+
+        Raise EngineError, or what keeps one from it.
+        """
+        self._require_all()
         try:
             self._start()
         except BaseException as error:
@@ -99,31 +111,32 @@ class Team:
             raise
 
     def _start(self) -> None:
-        if self._meeting is not None:
-            self.crew.accept(len(self.devices), self._meeting)
-            self._request()
+        self.begin()
         for _ in ("ready", "open"):
             self.wait()
         if self.devices[0].type == "cpu":
             torch.set_num_threads(self._threads)  # else the ranks would wait for each other's threads
         for member in self.crew.members:
             self.crew.tell(member, "meet")
-        self.group = Group.meet(self._file, self.share, self.devices[0], self.crew.explained)
-        self.crew.stop, self.crew.release = self.group.stop, self.group.close
-        self.wait()
+        self._begun = Meeting(self._file, self.share, self.devices[0], self.crew.explained)
         self.is_started = True
+
+    def meet(self) -> None:
+        """Wait until all ranks have met. Raise EngineError, or what keeps them from it."""
+        with self.together("meet"):
+            self.group = self._begun.group(self._require_all)
+            self.crew.stop, self.crew.release = self.group.stop, self.group.close
+        self.wait()
         if self.devices[0].type != "cuda":  # which need the file as long as they are a group
             self._folder.cleanup()
+
+    def _require_all(self) -> None:
+        if self.crew.lost.is_set():
+            raise self.crew.error()
 
     @property
     def _file(self) -> Path:
         return Path(self._folder.name) / "meeting"
-
-    def _request(self) -> None:
-        """Tell the other ranks what they are to open."""
-        for member in self.crew.members:
-            share, device = Share(member.rank, self.share.count), str(self.devices[member.rank])
-            self.crew.tell(member, JoinRequest(self._opening, device, share, self._file, self._threads))
 
     def close(self) -> None:
         """End the other ranks. The end of the process does so, too."""
