@@ -149,13 +149,15 @@ class ComputeOptions:
     def open_engine(self, folder: Path, name: str, *, load_soon: bool = True) -> "Engine":
         """Return an engine for the model in a folder, its weights not yet loaded. Imports torch.
 
-        With ``load_soon``, processes for other devices start at once.
+        With ``load_soon``, what takes a while starts at once, such as processes for other devices.
         """
+        from mllama_cli.processing.prompt_text import read_ahead
         from mllama_cli.system.cuda_context import create_context
 
         device = self.device or "auto"
         create_context(device)
         crew = begin_ranks(device) if load_soon else None
+        text = read_ahead(folder) if load_soon else None
         from mllama_cli.engine.engine import Engine
 
         engine = Engine(
@@ -170,6 +172,7 @@ class ComputeOptions:
             meeting=meeting(),
             crew=crew,
             load_soon=load_soon,
+            text=text,
         )
         end_with_ranks(engine)
         return engine
