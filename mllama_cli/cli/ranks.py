@@ -69,7 +69,7 @@ def devices_of(given: str | None) -> str | None:
 def begin_ranks(device: str) -> "Crew | None":
     """Start the processes of the other devices in a list, which import torch while this one does.
 
-    Return None if there are none, or if torchrun has started them. Raise DeviceError where this system cannot.
+    Return None if there are none, if torchrun has started them, or where this system cannot.
     """
     if "," not in device or launched() is not None:
         return None

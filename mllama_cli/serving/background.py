@@ -41,9 +41,9 @@ def main(text: str) -> None:
     """Serve until a signal, or until nobody has used the engine for ``keep_alive`` seconds."""
     request = StartRequest.read(text)
     key = request.key
+    create_context(key.device)
     os.umask(0o077)
     os.chdir(request.folder)  # the command's own folder may be removed, or on a disk that is taken out
-    create_context(key.device)
     crew = begin(key.device)
     ahead = read_ahead(Path(key.path))
     from mllama_cli.serving.opening import Opening  # imports torch

@@ -190,10 +190,10 @@ class Crew:
 def begin(device: str) -> Crew | None:
     """Start the processes of all but the first device in a list, which import torch while this one does.
 
-    Return None if there are no others, or if only torch knows how many. Raise DeviceError where this system cannot.
+    Return None if there are no others, if only torch knows how many, or where this system cannot.
     """
     _, *others = device.split(",")
-    if not others:
+    if not others or os.name != "posix":
         return None
     crew = Crew()
     crew.start(others)
