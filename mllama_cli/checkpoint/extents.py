@@ -130,4 +130,4 @@ def _copy_runs(pages: mmap.mmap, first: int, stride: int, runs: Bytes) -> bool:
 @cache
 def _madvise() -> Callable[..., int]:
     """Return the system's function, which is called without Python's lock, unlike that of ``mmap``."""
-    return ctypes.CDLL(None).madvise  # type: ignore[no-any-return]
+    return ctypes.CDLL(None).madvise
