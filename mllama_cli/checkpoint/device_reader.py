@@ -5,9 +5,9 @@ import queue
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 
 import torch
 from torch import Tensor
@@ -37,13 +37,20 @@ class _InFlight:
     """Its bytes."""
     missing: int
     """Pieces that have yet to be copied."""
+    lock: Lock = field(default_factory=Lock)
+
+    def is_last(self) -> bool:
+        """Note that a piece is copied, or is about to be on the GPU. Return whether it was the last one."""
+        with self.lock:
+            self.missing -= 1
+            return self.missing == 0
 
 
 Work = queue.SimpleQueue[tuple[_InFlight, int, int] | None]
 """Pieces of tensors, as (tensor, offset, end); None ends a thread."""
 
-Arrivals = queue.SimpleQueue[_InFlight | BaseException]
-"""The tensor of each piece that is copied, or is about to be on the GPU."""
+Arrivals = queue.SimpleQueue[BaseException | None]
+"""None when a tensor is complete: a message for each piece would have threads wait for Python's lock."""
 
 
 def reader_threads(ranks: int = 1) -> int:
@@ -87,7 +94,8 @@ def read_to_device(
                     size += tensor.extent.nbytes
                 tensor = window.popleft()
                 while tensor.missing:
-                    _take(arrivals)
+                    if (error := arrivals.get()) is not None:
+                        raise error
                 if stream is not None:
                     torch.cuda.current_stream(device).wait_stream(stream)
                 size -= tensor.extent.nbytes
@@ -121,14 +129,6 @@ def _begin(name: str, extent: Extent, device: torch.device, stream: torch.cuda.S
     for offset, end in pieces:
         work.put((tensor, offset, end))
     return tensor
-
-
-def _take(arrivals: Arrivals) -> None:
-    """Wait for a piece of any tensor. Raise the error of a thread."""
-    arrived = arrivals.get()
-    if isinstance(arrived, BaseException):
-        raise arrived
-    arrived.missing -= 1
 
 
 class _HostCopies:
@@ -194,7 +194,8 @@ def _run(work: Work, arrivals: Arrivals, stream: torch.cuda.Stream | None, stop:
                     files[extent.file] = opened.enter_context(extent.file.open("rb", buffering=0)).fileno()
                 copies.buffer().read(files[extent.file], extent, offset, end - offset)
                 copies.copy(tensor.flat[offset:end])
-                arrivals.put(tensor)
+                if tensor.is_last():
+                    arrivals.put(None)
                 del piece, tensor  # so that the tensor can be freed
     except OSError as error:
         arrivals.put(CheckpointError(f"{error.filename} cannot be opened", COPY_AGAIN))

@@ -152,28 +152,30 @@ class ComputeOptions:
         With ``load_soon``, what takes a while starts at once, such as processes for other devices.
         """
         from mllama_cli.processing.prompt_text import read_ahead
+        from mllama_cli.system.collection import paused_collection
         from mllama_cli.system.cuda_context import create_context
 
         device = self.device or "auto"
         create_context(device)
-        crew = begin_ranks(device) if load_soon else None
-        text = read_ahead(folder) if load_soon else None
-        from mllama_cli.engine.engine import Engine
+        with paused_collection():
+            crew = begin_ranks(device) if load_soon else None
+            text = read_ahead(folder) if load_soon else None
+            from mllama_cli.engine.engine import Engine
 
-        engine = Engine(
-            folder,
-            name,
-            device=device,
-            dtype=self.dtype or "auto",
-            quantize=self.quantize,
-            exact=self.exact,
-            image_kv=self.image_kv,
-            adapters=adapter_folders(self.adapter),
-            meeting=meeting(),
-            crew=crew,
-            load_soon=load_soon,
-            text=text,
-        )
+            engine = Engine(
+                folder,
+                name,
+                device=device,
+                dtype=self.dtype or "auto",
+                quantize=self.quantize,
+                exact=self.exact,
+                image_kv=self.image_kv,
+                adapters=adapter_folders(self.adapter),
+                meeting=meeting(),
+                crew=crew,
+                load_soon=load_soon,
+                text=text,
+            )
         end_with_ranks(engine)
         return engine
 

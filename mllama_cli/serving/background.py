@@ -24,6 +24,7 @@ from mllama_cli.serving.guard import KeyGuard
 from mllama_cli.serving.idle import IdleEnd
 from mllama_cli.serving.run import serve
 from mllama_cli.serving.settings import ServerSettings
+from mllama_cli.system.collection import paused_collection
 from mllama_cli.system.cuda_context import create_context
 from mllama_cli.system.locks import Lock
 
@@ -45,8 +46,9 @@ def main(text: str) -> None:
     os.umask(0o077)
     os.chdir(request.folder)  # the command's own folder may be removed, or on a disk that is taken out
     crew = begin(key.device)
-    ahead = read_ahead(Path(key.path))
-    from mllama_cli.serving.opening import Opening  # imports torch
+    with paused_collection():
+        ahead = read_ahead(Path(key.path))
+        from mllama_cli.serving.opening import Opening  # imports torch
 
     registration = _inherited(request) if request.socket >= 0 else _taken(request)
     idle = IdleEnd(request.keep_alive, _end)
