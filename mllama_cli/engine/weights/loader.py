@@ -40,6 +40,9 @@ from mllama_cli.quantization.loading import (
 )
 from mllama_cli.quantization.opening import OpenedNetwork
 
+GROUP_BYTES = 2**30
+"""Left free on each of several GPUs for NCCL, which connects them while weights load."""
+
 
 class StoredWeights:
     """Load a checkpoint's weights into a network on the meta device.
@@ -151,6 +154,8 @@ class StoredWeights:
         text = {name: size for name, size in sizes.items() if part(name, self.config.text_config) == "text"}
         alone = {} if "vision" in wanted else text
         free, itemsize = free_bytes(self.device), self.dtype.itemsize
+        if self.share.count > 1:
+            free = max(0, free - GROUP_BYTES)
         plan = plan_for(self.config, sizes, alone, free, itemsize, self._can_offload_embeddings)
         if plan is None:
             is_packed = any(isinstance(module, QuantizedLinear) for module in self.network.modules())
