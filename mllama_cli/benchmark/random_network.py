@@ -77,6 +77,7 @@ def random_model(
     network = opening(Share(0, ranks), device).network
     if team is not None:
         team.start()
+        team.meet()
         share_out(network, team)
     if device.type == "cuda" and not plan.vision and isinstance(network, MllamaForConditionalGeneration):
         network.model.vision_model.fuse_projections()

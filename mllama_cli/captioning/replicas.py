@@ -117,7 +117,7 @@ class ReplicaAsker:
     def __init__(self, replicas: Sequence[Replica]) -> None:
         """Start the replicas' processes. Raise EngineError or what one of them raises."""
         self._crew = Crew()
-        self._crew.start(1 + len(replicas))
+        self._crew.start([replica.device for replica in replicas])
         for _ in replicas:
             self._reply()  # it runs
         for member, replica in zip(self._crew.members, replicas, strict=True):

@@ -23,7 +23,7 @@ import typer
 
 from mllama_cli.cli import complete
 from mllama_cli.cli.common import DEBUG_KEY
-from mllama_cli.cli.ranks import devices_of, end_with_ranks, launched, meeting
+from mllama_cli.cli.ranks import begin_ranks, devices_of, end_with_ranks, launched, meeting
 from mllama_cli.core.duration import is_duration, parse_duration
 from mllama_cli.core.errors import UsageError
 from mllama_cli.core.sampling import SETTABLE, Sampling
@@ -146,25 +146,36 @@ class ComputeOptions:
             dtype=self.dtype or settings.dtype,
         )
 
-    def open_engine(self, folder: Path, name: str) -> "Engine":
-        """Return an engine for the model in a folder, its weights not yet loaded. Imports torch."""
+    def open_engine(self, folder: Path, name: str, *, load_soon: bool = True) -> "Engine":
+        """Return an engine for the model in a folder, its weights not yet loaded. Imports torch.
+
+        With ``load_soon``, what takes a while starts at once, such as processes for other devices.
+        """
+        from mllama_cli.processing.prompt_text import read_ahead
+        from mllama_cli.system.collection import paused_collection
         from mllama_cli.system.cuda_context import create_context
 
         device = self.device or "auto"
         create_context(device)
-        from mllama_cli.engine.engine import Engine
+        with paused_collection():
+            crew = begin_ranks(device) if load_soon else None
+            text = read_ahead(folder) if load_soon else None
+            from mllama_cli.engine.engine import Engine
 
-        engine = Engine(
-            folder,
-            name,
-            device=device,
-            dtype=self.dtype or "auto",
-            quantize=self.quantize,
-            exact=self.exact,
-            image_kv=self.image_kv,
-            adapters=adapter_folders(self.adapter),
-            meeting=meeting(),
-        )
+            engine = Engine(
+                folder,
+                name,
+                device=device,
+                dtype=self.dtype or "auto",
+                quantize=self.quantize,
+                exact=self.exact,
+                image_kv=self.image_kv,
+                adapters=adapter_folders(self.adapter),
+                meeting=meeting(),
+                crew=crew,
+                load_soon=load_soon,
+                text=text,
+            )
         end_with_ranks(engine)
         return engine
 

@@ -66,6 +66,18 @@ def devices_of(given: str | None) -> str | None:
     return given
 
 
+def begin_ranks(device: str) -> "Crew | None":
+    """Start the processes of the other devices in a list, which import torch while this one does.
+
+    Return None if there are none, if torchrun has started them, or where this system cannot.
+    """
+    if "," not in device or launched() is not None:
+        return None
+    from mllama_cli.engine.parallel.crew import begin
+
+    return begin(device)
+
+
 def end_with_ranks(engine: "Engine") -> None:
     """End this process when another rank of the engine ends, at the latest some seconds after it."""
     if engine.model.team is not None:

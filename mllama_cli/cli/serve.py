@@ -148,7 +148,7 @@ def _serve(
             engine,
             settings if own is None else replace(settings, private_server=own.server, private_key=own.token),
             log=terminal.note if verbose else None,
-            reopen=lambda: compute.open_engine(folder, name),
+            reopen=lambda: compute.open_engine(folder, name, load_soon=False),
             address="" if uds else server_url(settings.host, bound.getsockname()[1]),
         )
         del engine  # which ``keep_alive`` drops

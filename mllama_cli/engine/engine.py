@@ -9,7 +9,9 @@ from mllama_cli.core.events import Event
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch.run import Reply, answer_batch
 from mllama_cli.engine.model import LoadedModel
+from mllama_cli.engine.parallel.crew import Crew
 from mllama_cli.engine.session import Session
+from mllama_cli.processing.prompt_text import PromptText
 from mllama_cli.system.files import expanded
 
 
@@ -58,6 +60,7 @@ def load(
         exact=exact,
         image_kv=image_kv,
         adapters=[expanded(path) for path in paths],
+        load_soon=True,
     )
     for event in engine.load_weights(vision=vision):
         if progress is not None:
@@ -80,19 +83,30 @@ class Engine:
         image_kv: str | None = None,
         adapters: Sequence[Path] = (),
         meeting: Path | None = None,
+        crew: Crew | None = None,
+        load_soon: bool = False,
+        text: PromptText | None = None,
     ) -> None:
         self.path = folder
         self.name = name
-        self.model = LoadedModel.from_folder(
-            folder,
-            device=device,
-            dtype=dtype,
-            quantize=quantize,
-            exact=exact,
-            image_kv=image_kv,
-            adapters=adapters,
-            meeting=meeting,
-        )
+        try:
+            self.model = LoadedModel.from_folder(
+                folder,
+                device=device,
+                dtype=dtype,
+                quantize=quantize,
+                exact=exact,
+                image_kv=image_kv,
+                adapters=adapters,
+                meeting=meeting,
+                crew=crew,
+                load_soon=load_soon,
+                text=text,
+            )
+        except BaseException:
+            if crew is not None:
+                crew.close()
+            raise
         self.config, self.generation_config = self.model.config, self.model.generation_config
         self.network, self.processor = self.model.network, self.model.processor
         self.device, self.dtype = self.model.device, self.model.dtype

@@ -24,7 +24,7 @@ from mllama_cli.engine.device import make_current
 from mllama_cli.engine.forward import DecodeInput
 from mllama_cli.engine.parallel.crew import JOIN_SECONDS
 from mllama_cli.engine.parallel.exchange import connect
-from mllama_cli.engine.parallel.group import Group
+from mllama_cli.engine.parallel.group import Meeting
 from mllama_cli.engine.parallel.messages import Name, Twins
 from mllama_cli.engine.parallel.team import Failure, JoinRequest
 from mllama_cli.engine.weights.opening import OpenedShare
@@ -53,9 +53,7 @@ class Follower:
         self._generators: dict[int, Generator[object, None, object]] = {}
         connection.send("open")
         connection.recv()
-        self._group = Group.meet(request.meeting, request.share, device)
-        if self._weights is None:
-            connect(self._network, self._group)
+        self._meeting = Meeting(request.meeting, request.share, device)
         self._decoder = CapturedDecoder(self._network, self._dtype, device)
 
     def finish(self) -> NoReturn:
@@ -67,15 +65,17 @@ class Follower:
     def call(self, operation: str, arguments: Sequence[Any]) -> None:
         getattr(self, operation)(*arguments)
 
+    def meet(self) -> None:
+        self._group = self._meeting.group()
+        connect(self._network, self._group)
+        self._connection.send("met")
+
     def load(self, parts: set[str]) -> None:
         try:
             assert self._weights is not None
-            is_first = not self._weights.loaded
             with torch.inference_mode(False):  # threads of the loader, without that mode, write to the tensors
                 for _ in self._weights.load(parts):
                     pass
-            if is_first:
-                connect(self._network, self._group)
         except MllamaError as error:
             self._connection.send(Failure(type(error), error.message, error.hint))
         else:
@@ -170,7 +170,6 @@ def follow(connection: Connection) -> None:
             connection.send(Failure(type(error), error.message, error.hint))
             connection.recv()
             return
-        connection.send("met")
         try:
             with torch.inference_mode(), suppress(EOFError, ConnectionError):
                 while True:
@@ -207,7 +206,3 @@ def _end_with(descriptor: int) -> None:
     poll.poll()
     time.sleep(FINISH_SECONDS)
     os._exit(0)
-
-
-if __name__ == "__main__":
-    follow(Connection(int(sys.argv[1])))

@@ -14,6 +14,7 @@ from mllama_cli.engine.cuda.backend import CapturedDecoder
 from mllama_cli.engine.cuda.leading import LeadingDecoder
 from mllama_cli.engine.device import choose_devices, free_bytes, make_current
 from mllama_cli.engine.forward import PREFILL_CHUNK, Decoder, Network
+from mllama_cli.engine.parallel.crew import Crew
 from mllama_cli.engine.parallel.leading import LeadingCache, share_out
 from mllama_cli.engine.parallel.plan import WHOLE, Share, fewest_ranks, require_divisible
 from mllama_cli.engine.parallel.team import Team
@@ -25,6 +26,7 @@ from mllama_cli.model.cache import KVCache
 from mllama_cli.model.layers import set_exact
 from mllama_cli.processing.grammar import Constraint, GrammarTokenizer
 from mllama_cli.processing.processor import MllamaProcessor
+from mllama_cli.processing.prompt_text import PromptText
 from mllama_cli.quantization.opening import open_network
 from mllama_cli.system.json_file import read_json
 
@@ -75,10 +77,15 @@ class LoadedModel:
         image_kv: str | None = None,
         adapters: Sequence[Path] = (),
         meeting: Path | None = None,
+        crew: Crew | None = None,
+        load_soon: bool = False,
+        text: PromptText | None = None,
     ) -> "LoadedModel":
         """Open a checkpoint, with LoRA adapters to merge; ``load`` then reads its weights.
 
-        ``meeting`` is the socket where processes join that were started for the other devices of a list.
+        Several devices need a process for each but the first. With ``load_soon`` they are started now rather than by
+        ``load``. ``crew`` has them if they run already; ``meeting`` is the socket where they join if something else has
+        started them. ``text`` is the folder's tokenizer and template, if they have been read.
 
         Raise CheckpointError, DeviceError or UsageError.
         """
@@ -87,19 +94,23 @@ class LoadedModel:
         generation = folder / "generation_config.json"
         generation_config = GenerationConfig.from_dict(read_json(generation) if generation.is_file() else {})
         opening = CheckpointOpening(folder, dtype, quantize, exact, tuple(adapters))
-        text = MllamaConfig.from_dict(raw).text_config
+        text_config = MllamaConfig.from_dict(raw).text_config
         chosen, *others = choose_devices(device)
         if device == "auto" and chosen.type == "cuda" and torch.cuda.device_count() > 1:
-            chosen, *others = _few_gpus(opening, text)
+            chosen, *others = _few_gpus(opening, text_config)
         make_current(chosen)
         team = None
         if others:
-            require_divisible(text, 1 + len(others))
-            team = Team([chosen, *others], opening, text, meeting)
+            require_divisible(text_config, 1 + len(others))
+            team = Team([chosen, *others], opening, text_config, meeting, crew)
+            if load_soon and meeting is None:
+                team.begin()
         opened = open_network(folder, raw)
         config = opened.config
         vision, context = config.vision_config is not None, config.text_config.max_position_embeddings
-        processor = MllamaProcessor.from_pretrained(folder, config.image_token_index, vision=vision, max_tokens=context)
+        processor = MllamaProcessor.from_pretrained(
+            folder, config.image_token_index, vision=vision, max_tokens=context, text=text
+        )
         processor.tokenizer.require_below(config.text_config.embeddings)
         share = team.share if team is not None else WHOLE
         weights = StoredWeights(opened, chosen, dtype, quantize, adapters, share)
@@ -183,6 +194,7 @@ class LoadedModel:
         if self.team is not None:
             self.team.wait()
             if not self.team.leads:  # not before: a layer runs alone while weights load, to warm up
+                self.team.meet()
                 share_out(self.network, self.team)
         free = free_bytes(self.device) if self.device.type == "cuda" else 0
         self.prefill_chunk = choose_prefill_chunk(self.config, self.dtype.itemsize, self.device.type, free)

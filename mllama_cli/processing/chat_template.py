@@ -42,7 +42,7 @@ class ChatTemplate:
     """One template, with ``variables`` for it (bos_token, ...).
 
     It is rendered in a process of its own under limits of time and memory (template_worker.py), which starts with the
-    first conversation and ends with this object.
+    first conversation, or ahead of it by ``start``, and ends with this object.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class ChatTemplate:
 
     def _ask(self, request: str) -> dict[str, str] | None:
         """Return the worker's answer; None if it was killed. No worker survives an interrupted request."""
-        worker = self._worker or self._start()
+        worker = self._worker or self._started()
         watch = threading.Timer(self._seconds + 1, worker.kill)  # after the worker's own limit
         watch.start()
         try:
@@ -130,7 +130,13 @@ class ChatTemplate:
             watch.cancel()
         return reply
 
-    def _start(self) -> "subprocess.Popen[bytes]":
+    def start(self) -> None:
+        """Start the process, which takes a moment until it can render. An error is the first conversation's."""
+        with self._lock, suppress(OSError):
+            if self._worker is None:
+                self._started()
+
+    def _started(self) -> "subprocess.Popen[bytes]":
         worker = start_worker("template_worker.py")
         self._worker = worker
         self._finalizer = weakref.finalize(self, end_worker, worker)

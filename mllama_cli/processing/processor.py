@@ -14,6 +14,7 @@ from mllama_cli.core.text import replace_surrogates
 from mllama_cli.processing.chat_template import ChatTemplate, RefusedError, fold_system, template_messages
 from mllama_cli.processing.decoding import decode_image
 from mllama_cli.processing.image_processor import ImageTiles, MllamaImageProcessor
+from mllama_cli.processing.prompt_text import PromptText
 from mllama_cli.processing.tokenizer import MllamaTokenizer
 
 IMAGE_TOKEN = "<|image|>"
@@ -62,13 +63,20 @@ class MllamaProcessor:
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path, image_token_id: int = 128256, *, vision: bool = True, max_tokens: int | None = None
+        cls,
+        folder: Path,
+        image_token_id: int = 128256,
+        *,
+        vision: bool = True,
+        max_tokens: int | None = None,
+        text: PromptText | None = None,
     ) -> "MllamaProcessor":
-        tokenizer = MllamaTokenizer.from_pretrained(folder)
+        """Read the files of a checkpoint folder but those of ``text``, if it is given. Raise CheckpointError."""
+        text = text or PromptText.from_pretrained(folder)
         return cls(
-            tokenizer,
+            text.tokenizer,
             MllamaImageProcessor.from_pretrained(folder) if vision else None,
-            ChatTemplate.from_pretrained(folder, tokenizer.special_names),
+            text.template,
             image_token_id,
             max_tokens,
         )

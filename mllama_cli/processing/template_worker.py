@@ -114,6 +114,7 @@ def main() -> None:
         return ""
 
     first = answer(parsed)
+    arm(0)
     if "error" in first and first["error"] == "failed":
         first["error"] = "parse"
     for line in sys.stdin:

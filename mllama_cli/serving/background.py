@@ -16,12 +16,15 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from mllama_cli.core.events import Event
+from mllama_cli.engine.parallel.crew import Crew, begin
+from mllama_cli.processing.prompt_text import PromptText, read_ahead
 from mllama_cli.remote.engines import EngineKey, Registration, lock_file
 from mllama_cli.remote.start import ANOTHER_RUNS, StartRequest, log_file, shorten_log
 from mllama_cli.serving.guard import KeyGuard
 from mllama_cli.serving.idle import IdleEnd
 from mllama_cli.serving.run import serve
 from mllama_cli.serving.settings import ServerSettings
+from mllama_cli.system.collection import paused_collection
 from mllama_cli.system.cuda_context import create_context
 from mllama_cli.system.locks import Lock
 
@@ -40,15 +43,18 @@ def main(text: str) -> None:
     request = StartRequest.read(text)
     key = request.key
     create_context(key.device)
-    from mllama_cli.serving.opening import Opening  # imports torch
-
     os.umask(0o077)
     os.chdir(request.folder)  # the command's own folder may be removed, or on a disk that is taken out
+    crew = begin(key.device)
+    with paused_collection():
+        ahead = read_ahead(Path(key.path))
+        from mllama_cli.serving.opening import Opening  # imports torch
+
     registration = _inherited(request) if request.socket >= 0 else _taken(request)
     idle = IdleEnd(request.keep_alive, _end)
 
     def open_app(report: Callable[[Event], None]) -> Starlette:
-        return _open(request, registration, idle, report)
+        return _open(request, registration, idle, crew, ahead, report)
 
     opening = Opening(request.name, open_app, idle, _end, GRACE_SECONDS)
     try:
@@ -80,7 +86,12 @@ def _taken(request: StartRequest) -> Registration:
 
 
 def _open(
-    request: StartRequest, registration: Registration, idle: IdleEnd, report: Callable[[Event], None]
+    request: StartRequest,
+    registration: Registration,
+    idle: IdleEnd,
+    crew: Crew | None,
+    ahead: PromptText | None,
+    report: Callable[[Event], None],
 ) -> Starlette:
     """Return the application of the model, its weights loaded, and register what "auto" turned out to mean."""
     from mllama_cli.engine.engine import Engine
@@ -97,6 +108,9 @@ def _open(
         exact=key.exact,
         image_kv=key.image_kv or None,
         adapters=[Path(path) for path, _ in key.adapters],
+        crew=crew,
+        load_soon=True,
+        text=ahead,
     )
     if engine.model.team is not None:
         engine.model.team.crew.on_lost = lambda error: _end()

@@ -14,6 +14,7 @@ import httpx
 import psutil
 import pytest
 
+from mllama_cli.engine.parallel.crew import MODULE
 from tests.console import SCRIPT, Result, run_here, run_script
 from tests.serving.running import wait_until
 
@@ -31,7 +32,7 @@ def followers(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
     found = []
     for child in psutil.Process(process.pid).children():
         with suppress(psutil.Error):  # it ends now
-            if "mllama_cli.engine.follower" in child.cmdline():
+            if MODULE in child.cmdline():
                 found.append(child)
     return found
 

@@ -23,6 +23,7 @@ from mllama_cli.core.events import Token
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.engine import Engine, load
 from mllama_cli.engine.model import LoadedModel
+from mllama_cli.engine.parallel.crew import begin
 from mllama_cli.model.visibility import image_spans
 from tests.checkpoints import config_dict, make_checkpoint
 from tests.engine.conftest import picture
@@ -254,3 +255,33 @@ def test_a_process_that_closes_nothing_ends_its_ranks(wide: Path, end: str) -> N
     assert "EngineError" not in done.stderr
     with pytest.raises(ProcessLookupError):
         os.kill(int(done.stdout), 0)
+
+
+def test_processes_that_were_started_for_devices_that_cannot_be_used_are_ended(wide: Path) -> None:
+    crew = begin("cpu,cpu,cpu")
+    assert crew is not None
+    with pytest.raises(UsageError, match="cannot be cut over 3 devices"):
+        Engine(wide, "wide", device="cpu,cpu,cpu", crew=crew, load_soon=True)
+    assert all(member.process is not None and member.process.poll() is not None for member in crew.members)
+
+
+def test_an_engine_takes_processes_that_were_started_before_it(wide: Path, alone: Engine) -> None:
+    crew = begin("cpu,cpu")
+    assert crew is not None
+    engine = Engine(wide, "wide", device="cpu,cpu", crew=crew, load_soon=True)
+    assert list(engine.load_weights(vision=True))
+    assert engine.model.team is not None
+    assert engine.model.team.crew is crew
+    sampling = Sampling(max_tokens=4)
+    assert texts(engine, sampling) == texts(alone, sampling)
+
+
+def test_no_process_is_started_for_one_device_or_an_unknown_number() -> None:
+    assert begin("cpu") is None
+    assert begin("cuda:all") is None
+
+
+def test_an_engine_whose_weights_are_not_wanted_yet_starts_no_process(wide: Path) -> None:
+    engine = Engine(wide, "wide", device="cpu,cpu")
+    assert engine.model.team is not None
+    assert not engine.model.team.crew.members

@@ -8,9 +8,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from mllama_cli.core.errors import DeviceError, EngineError
 from mllama_cli.core.text import shown
 from mllama_cli.system.private_sockets import bind_private
 
-MODULE = "mllama_cli.engine.follower"
+MODULE = "mllama_cli.engine.rank"
 JOIN_SECONDS = 120.0
 """How long ranks that something else has started may take until they join."""
 
@@ -35,6 +35,8 @@ class Member:
     connection: Connection
     process: "subprocess.Popen[bytes] | None" = None
     output: int | None = None
+    joined: threading.Event = field(default_factory=threading.Event)
+    """Set when it has said anything."""
 
 
 class Crew:
@@ -56,17 +58,17 @@ class Crew:
         self._closing = False
         self._lock = threading.Lock()
 
-    def start(self, count: int) -> None:
-        """Start the processes of ranks 1 to ``count`` - 1. Raise DeviceError where this system cannot."""
+    def start(self, devices: Sequence[str]) -> None:
+        """Start the processes of ranks 1 and up, one for each device. Raise DeviceError where this system cannot."""
         if os.name != "posix":
             raise DeviceError("Several devices need a Unix system, such as Linux or WSL", "Name one device.")
-        for rank in range(1, count):
+        for rank, device in enumerate(devices, 1):
             ours, theirs = socket.socketpair()
             output, name = tempfile.mkstemp(prefix="mllama-rank-")
             Path(name).unlink()
             with theirs:
                 process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", MODULE, str(theirs.fileno())],
+                    [sys.executable, "-P", "-m", MODULE, str(theirs.fileno()), device],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
@@ -134,13 +136,17 @@ class Crew:
         self._lose(reason)
 
     def close(self) -> None:
-        """End all processes and wait until they have."""
+        """End all processes and wait until they have; those that are still importing torch are killed."""
         with self._lock:
+            if self._closing:
+                return
             self._closing = True
         self._hang_up()
         self.stop()
         for member in self.members:
             if member.process is not None:
+                if not member.joined.is_set():
+                    member.process.kill()
                 try:
                     member.process.wait(END_SECONDS)
                 except subprocess.TimeoutExpired:
@@ -154,9 +160,11 @@ class Crew:
     def _listen(self, member: Member) -> None:
         while True:
             try:
-                self.replies.put((member.rank, member.connection.recv()))
+                reply = member.connection.recv()
             except (EOFError, OSError):
                 break
+            member.joined.set()
+            self.replies.put((member.rank, reply))
         if not self._closing and not self.lost.is_set():
             self._lose(_how_it_ended(member))
 
@@ -177,6 +185,19 @@ class Crew:
         for member in self.members:
             with suppress(OSError), socket.socket(fileno=os.dup(member.connection.fileno())) as line:
                 line.shutdown(socket.SHUT_RDWR)
+
+
+def begin(device: str) -> Crew | None:
+    """Start the processes of all but the first device in a list, which import torch while this one does.
+
+    Return None if there are no others, if only torch knows how many, or where this system cannot.
+    """
+    _, *others = device.split(",")
+    if not others or os.name != "posix":
+        return None
+    crew = Crew()
+    crew.start(others)
+    return crew
 
 
 def _how_it_ended(member: Member) -> str:

@@ -1,7 +1,9 @@
 """Collective operations of the ranks that share a network: gloo between CPUs, NCCL between GPUs."""
 
+import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,15 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mllama_cli.engine.device import make_current
 from mllama_cli.engine.parallel.nccl import NcclEnd, dist, nccl_backend
 from mllama_cli.engine.parallel.one_shot import OneShot, one_shot
 from mllama_cli.engine.parallel.plan import Share
+from mllama_cli.system.interrupts import defer_interrupts
 
 MEETING_SECONDS = 120
 """How long the ranks wait for each other when they meet."""
 
 COLLECTIVE_TIME = timedelta(hours=1)
 """How long an operation may take: other ranks' deaths are noticed by other means, and at once."""
+
+POLL_SECONDS = 0.05
 
 END_SECONDS = 1.0
 """How long to wait until NCCL has ended; where graphs that hold its operations live on, it ends after them."""
@@ -107,6 +113,55 @@ class Group:
             operation(*arguments).wait()
         except RuntimeError as error:
             raise self._explain(error) from error
+
+
+class Meeting:
+    """All ranks meet on a thread of their own while they load their weights: NCCL takes more than a second."""
+
+    def __init__(
+        self,
+        file: Path,
+        share: Share,
+        device: torch.device,
+        explain: Callable[[RuntimeError], Exception] = lambda error: error,
+    ) -> None:
+        """Begin; the arguments are those of ``Group.meet``."""
+        self._group: Group | None = None
+        self._error: Exception | None = None
+        self._ended = threading.Event()
+
+        def meet() -> None:
+            try:
+                make_current(device)
+                with side_stream(device):
+                    self._group = Group.meet(file, share, device, explain)
+            except Exception as error:
+                self._error = error
+            self._ended.set()
+
+        with defer_interrupts():
+            threading.Thread(target=meet, name="meeting of ranks", daemon=True).start()
+
+    def group(self, check: Callable[[], None] = lambda: None) -> Group:
+        """Wait for the group; meanwhile ``check`` may raise an error. Raise that of the meeting."""
+        while not self._ended.wait(POLL_SECONDS):
+            check()
+        if self._error is not None:
+            raise self._error
+        assert self._group is not None
+        return self._group
+
+
+@contextmanager
+def side_stream(device: torch.device) -> Iterator[None]:
+    """Let the GPU do what the block gives it beside other work, and wait for it."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
 
 
 def _gloo(store: Any, share: Share) -> Any:

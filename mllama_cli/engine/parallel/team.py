@@ -4,7 +4,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from mllama_cli.core.config import MllamaTextConfig
 from mllama_cli.core.errors import EngineError, MllamaError
 from mllama_cli.engine.parallel.crew import Crew
-from mllama_cli.engine.parallel.group import Group
+from mllama_cli.engine.parallel.group import Group, Meeting
 from mllama_cli.engine.parallel.messages import Names
 from mllama_cli.engine.parallel.plan import Share
 from mllama_cli.system.interrupts import defer_interrupts
@@ -54,7 +54,7 @@ class Team:
     """
 
     group: Group
-    """Since ``start``."""
+    """Since ``meet``."""
 
     def __init__(
         self,
@@ -62,31 +62,48 @@ class Team:
         opening: Callable[[Share, torch.device], Any],
         config: MllamaTextConfig,
         meeting: Path | None = None,
+        crew: Crew | None = None,
     ) -> None:
-        """Take note of how other ranks open their share. ``start`` starts them.
+        """Take note of how other ranks open their share. ``begin`` or ``start`` starts them.
 
-        With ``meeting``, something else has started their processes, which join at this socket.
+        Their processes are those of a ``crew``, if it is given, which has just been started. With ``meeting``,
+        something else starts them, and they join at this socket.
         """
         self.devices, self.config = tuple(devices), config.shared_by(len(devices))
         self.share = Share(0, len(devices))
         self.names = Names()
-        self.crew = Crew()
-        self._opening, self._meeting = opening, meeting
+        self.crew = crew or Crew()
+        self._opening, self._meeting, self._threads = opening, meeting, max(1, _cpu_threads() // len(devices))
         self._lock = threading.RLock()
         self.inside = False
         """Whether all ranks are running the same code, so that nothing need be told."""
         self.leads = False
         """Whether what runs the network on rank 0 runs it on all ranks."""
-        self._end = weakref.finalize(self, self.crew.close)
+        self._folder = tempfile.TemporaryDirectory(prefix="mllama-ranks-", ignore_cleanup_errors=True)
+        """Of the file at which the ranks meet."""
+        self.is_started = False
+        self._end = weakref.finalize(self, _end, self.crew, self._folder)
+        self._asked = False
 
-    @property
-    def is_started(self) -> bool:
-        return bool(self.crew.members)
+    def begin(self) -> None:
+        """Let the other ranks open their share in the background. Raise DeviceError where this system cannot."""
+        if self._asked:
+            return
+        if self._meeting is not None:
+            self.crew.accept(len(self.devices), self._meeting)
+        elif not self.crew.members:
+            self.crew.start([str(device) for device in self.devices[1:]])
+        for member in self.crew.members:
+            share, device = Share(member.rank, self.share.count), str(self.devices[member.rank])
+            self.crew.tell(member, JoinRequest(self._opening, device, share, self._file, self._threads))
+        self._asked = True
 
     def start(self) -> None:
-        """Let all ranks open their share of the network, and meet. Raise EngineError, or what keeps one from it."""
-        if self.crew.lost.is_set():
-            raise self.crew.error()
+        """Wait until all ranks have opened their share, and let them ``meet`` in the background.
+
+        Raise EngineError, or what keeps one from it.
+        """
+        self._require_all()
         try:
             self._start()
         except BaseException as error:
@@ -94,29 +111,32 @@ class Team:
             raise
 
     def _start(self) -> None:
-        if self._meeting is None:
-            self.crew.start(len(self.devices))
-        else:
-            self.crew.accept(len(self.devices), self._meeting)
-        self.wait()
-        with ExitStack() as stack:
-            folder = tempfile.TemporaryDirectory(prefix="mllama-ranks-", ignore_cleanup_errors=True)
-            if self.devices[0].type == "cuda":
-                self._folder = folder  # which goes with this object
-            else:
-                stack.enter_context(folder)
-            meeting, threads = Path(folder.name) / "meeting", max(1, _cpu_threads() // len(self.devices))
-            for member in self.crew.members:
-                share, device = Share(member.rank, self.share.count), str(self.devices[member.rank])
-                self.crew.tell(member, JoinRequest(self._opening, device, share, meeting, threads))
+        self.begin()
+        for _ in ("ready", "open"):
             self.wait()
-            if self.devices[0].type == "cpu":
-                torch.set_num_threads(threads)  # else the ranks would wait for each other's threads
-            for member in self.crew.members:
-                self.crew.tell(member, "meet")
-            self.group = Group.meet(meeting, self.share, self.devices[0], self.crew.explained)
+        if self.devices[0].type == "cpu":
+            torch.set_num_threads(self._threads)  # else the ranks would wait for each other's threads
+        for member in self.crew.members:
+            self.crew.tell(member, "meet")
+        self._begun = Meeting(self._file, self.share, self.devices[0], self.crew.explained)
+        self.is_started = True
+
+    def meet(self) -> None:
+        """Wait until all ranks have met. Raise EngineError, or what keeps them from it."""
+        with self.together("meet"):
+            self.group = self._begun.group(self._require_all)
             self.crew.stop, self.crew.release = self.group.stop, self.group.close
-            self.wait()
+        self.wait()
+        if self.devices[0].type != "cuda":  # which need the file as long as they are a group
+            self._folder.cleanup()
+
+    def _require_all(self) -> None:
+        if self.crew.lost.is_set():
+            raise self.crew.error()
+
+    @property
+    def _file(self) -> Path:
+        return Path(self._folder.name) / "meeting"
 
     def close(self) -> None:
         """End the other ranks. The end of the process does so, too."""
@@ -193,6 +213,11 @@ class Team:
                 failures.append(answer[1])
         for failure in failures:
             raise failure.kind(failure.message, failure.hint)
+
+
+def _end(crew: Crew, folder: "tempfile.TemporaryDirectory[str]") -> None:
+    crew.close()
+    folder.cleanup()
 
 
 @cache

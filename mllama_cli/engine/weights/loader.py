@@ -40,6 +40,9 @@ from mllama_cli.quantization.loading import (
 )
 from mllama_cli.quantization.opening import OpenedNetwork
 
+GROUP_BYTES = 2**30
+"""Left free on each of several GPUs for NCCL, which connects them while weights load."""
+
 
 class StoredWeights:
     """Load a checkpoint's weights into a network on the meta device.
@@ -80,6 +83,8 @@ class StoredWeights:
         """Whether ``weights_dtype`` is what "auto" means here."""
         self._narrowed = dtype == "auto" and stored == torch.bfloat16 and self.weights_dtype == torch.float16
         self.dtype = compute_dtype(self.weights_dtype, device)
+        self._keeps_stored = quantize is None and not adapters and self.weights_dtype == stored
+        """Whether plain tensors are kept as they are stored."""
         self.share = share
         self.loaded: set[str] = set()
         """Parts that are in memory: "text", "vision"."""
@@ -149,6 +154,8 @@ class StoredWeights:
         text = {name: size for name, size in sizes.items() if part(name, self.config.text_config) == "text"}
         alone = {} if "vision" in wanted else text
         free, itemsize = free_bytes(self.device), self.dtype.itemsize
+        if self.share.count > 1:
+            free = max(0, free - GROUP_BYTES)
         plan = plan_for(self.config, sizes, alone, free, itemsize, self._can_offload_embeddings)
         if plan is None:
             is_packed = any(isinstance(module, QuantizedLinear) for module in self.network.modules())
@@ -216,7 +223,17 @@ class StoredWeights:
         done, total = 0, sum(tensors[name].nbytes for name in names)
         yield LoadProgress(0, total)
         with self._warmed_up():
-            for name, tensor in read_tensors(self.reader, names, plan, self.device, self._repacked, self._pieces):
+            read = read_tensors(
+                self.reader,
+                names,
+                plan,
+                self.device,
+                self._repacked,
+                self._pieces,
+                kept=self._keeps_stored,
+                ranks=self.share.count,
+            )
+            for name, tensor in read:
                 placement.put(name, tensor, tensors[name].file.name)
                 if not (plan.vision and is_vision_layer(name)):  # offloaded layers are only mapped so far
                     done += tensors[name].nbytes

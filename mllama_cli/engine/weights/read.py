@@ -21,11 +21,15 @@ def read_tensors(
     device: torch.device,
     repacked: set[str],
     pieces: Mapping[str, Kept],
+    *,
+    kept: bool = False,
+    ranks: int = 1,
 ) -> Iterator[tuple[str, Tensor | PackedWeight]]:
     """Yield (name, tensor), on a GPU if the device is one; tensors that stay on the host are views of mapped files.
 
     Only the rows and columns in ``pieces`` are read of the tensors there. Matrices in other forms come whole, dense and
-    last, those of the modules ``repacked`` in our packed layout.
+    last, those of the modules ``repacked`` in our packed layout. ``kept`` says that the caller keeps all others as they
+    come; so many ``ranks`` read at the same time.
     """
     plain = [name for name in names if not isinstance(reader.tensors[name], StoredMatrix)]
     others = {name: stored for name in names if isinstance(stored := reader.tensors[name], StoredMatrix)}
@@ -34,15 +38,14 @@ def read_tensors(
             yield name, tensor[pieces[name]] if name in pieces else tensor
         on_gpu: set[str] = set()
     else:
-        from mllama_cli.checkpoint.gpu_reader import read_to_gpu
+        from mllama_cli.checkpoint.device_reader import read_to_device
 
         yield from reader.read(name for name in plain if plan.covers(name))
-        yield from read_to_gpu(
-            [(name, reader.tensors[name]) for name in plain if not plan.covers(name)], device, pieces
-        )
+        uncovered = [(name, reader.tensors[name]) for name in plain if not plan.covers(name)]
+        yield from read_to_device(uncovered, device, pieces, kept=kept, ranks=ranks)
         on_gpu = {name for name in others if not plan.covers(name)}
         flat = [((name, end), part) for name in others if name in on_gpu for end, part in others[name].parts.items()]
-        arriving = read_to_gpu([(str(index), part) for index, (_, part) in enumerate(flat)], device)
+        arriving = read_to_device([(str(index), part) for index, (_, part) in enumerate(flat)], device, ranks=ranks)
         parts: dict[str, Tensor] = {}
         for ((name, end), _), (_, tensor) in zip(flat, arriving, strict=True):
             parts[end] = tensor
