@@ -96,6 +96,7 @@ def _open(
         quantize=key.quantize or None,
         exact=key.exact,
         image_kv=key.image_kv or None,
+        fast=key.fast,
         adapters=[Path(path) for path, _ in key.adapters],
     )
     if engine.model.team is not None:
