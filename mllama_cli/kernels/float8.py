@@ -53,12 +53,8 @@ def add_layer_norm(
 ) -> tuple[Tensor, Rounded]:
     """Return x + gate * branch, and the rounded rows of its LayerNorm."""
     if has_float8(x.device, x.dtype) and not torch.is_grad_enabled():
-        from mllama_cli.kernels.cuda import elementwise
-
-        total, values, scales = elementwise.add_layer_norm_float8(x, branch, gate, weight, bias, eps)
-        return total, Rounded(values, scales)
-    total = x + (branch if gate is None else gate * branch)
-    return total, Rounded.rows(F.layer_norm(total.float(), weight.shape, weight.float(), bias.float(), eps))
+        return _add_layer_norm(x, branch, gate, weight, bias, eps)
+    return _add_layer_norm_reference(x, branch, gate, weight, bias, eps)
 
 
 def linear(x: Rounded, weight: Rounded, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -68,9 +64,9 @@ def linear(x: Rounded, weight: Rounded, bias: Tensor | None, dtype: torch.dtype)
     return _reference(x, weight, bias).to(dtype)
 
 
-def linear_gelu(x: Rounded, weight: Rounded, bias: Tensor) -> Rounded:
-    """Return gelu(linear(x)), with erf, rounded without scales."""
-    if has_float8(x.values.device, bias.dtype) and not torch.is_grad_enabled():
+def linear_gelu(x: Rounded, weight: Rounded, bias: Tensor | None, dtype: torch.dtype) -> Rounded:
+    """Return gelu(linear(x)), with erf, rounded without scales; ``dtype`` is that of the network."""
+    if has_float8(x.values.device, dtype) and not torch.is_grad_enabled():
         return Rounded(_product(x, weight, bias, torch.float8_e4m3fn, gelu=True))
     return Rounded.unscaled(F.gelu(_reference(x, weight, bias)))
 
@@ -97,18 +93,47 @@ def has_float8(device: torch.device, dtype: torch.dtype) -> bool:
 
     def error() -> float:
         generator = torch.Generator().manual_seed(0)
-        # Tiles for all multiprocessors, so that what is compiled here is what images use.
-        x, first, bias, second = (
-            torch.randn(shape, generator=generator).to(device)
-            for shape in ((8500, 256), (512, 256), (512,), (256, 512))
+        # Each form of the product that a layer of the tower has.
+        shapes = ((1000, 256), (256,), (256,), (512, 256), (512,), (256, 512))
+        x, scale, shift, first, inner_bias, second = (
+            torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes
         )
-        rows, matrices = Rounded.rows(x), (Rounded.rows(first), Rounded.rows(second))
-        inner = Rounded(_product(rows, matrices[0], bias.to(dtype), torch.float8_e4m3fn, gelu=True))
-        ours = _product(inner, matrices[1], None, dtype).float()
-        exact = _reference(Rounded.unscaled(F.gelu(_reference(rows, matrices[0], bias.to(dtype)))), matrices[1], None)
-        return float((ours - exact).norm() / exact.norm())
+        wide, narrow = Rounded.rows(first), Rounded.rows(second)
+        norm = (x, x, None, scale, shift, 1e-5)
+        _, rows = _add_layer_norm(*norm)
+        inner = _product(rows, wide, inner_bias, torch.float8_e4m3fn, gelu=True)
+        ours = (
+            rows.dequantized(),
+            _product(rows, wide, None, dtype),
+            inner,
+            _product(Rounded(inner), narrow, shift, dtype),
+        )
+        exact = (
+            _add_layer_norm_reference(*norm)[1].dequantized(),
+            _reference(rows, wide, None),
+            Rounded.unscaled(F.gelu(_reference(rows, wide, inner_bias))).values,
+            _reference(Rounded(inner), narrow, shift),
+        )
+        pairs = ((one.float(), other.float()) for one, other in zip(ours, exact, strict=True))
+        return max(float((one - other).norm() / other.norm()) for one, other in pairs)
 
     return runs_right(error)
+
+
+def _add_layer_norm(
+    x: Tensor, branch: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Rounded]:
+    from mllama_cli.kernels.cuda import elementwise
+
+    total, values, scales = elementwise.add_layer_norm_float8(x, branch, gate, weight, bias, eps)
+    return total, Rounded(values, scales)
+
+
+def _add_layer_norm_reference(
+    x: Tensor, branch: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Rounded]:
+    total = x + (branch if gate is None else gate * branch)
+    return total, Rounded.rows(F.layer_norm(total.float(), weight.shape, weight.float(), bias.float(), eps))
 
 
 def _product(x: Rounded, weight: Rounded, bias: Tensor | None, dtype: torch.dtype, *, gelu: bool = False) -> Tensor:

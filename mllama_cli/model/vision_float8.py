@@ -60,7 +60,7 @@ class Float8VisionLayer(nn.Module):
             x = x[:, :real].contiguous()
         norm, gate = self.post_attention_layernorm, self.gate_attn.tanh() if self.gated else None
         x, rounded = float8.add_layer_norm(x, attention, gate, norm.weight, norm.bias, norm.eps)
-        inner = float8.linear_gelu(rounded, self.fc1.rounded, self.fc1.bias)
+        inner = float8.linear_gelu(rounded, self.fc1.rounded, self.fc1.bias, x.dtype)
         mlp = float8.linear(inner, self.fc2.rounded, self.fc2.bias, x.dtype)
         return x, Branch(mlp, self.gate_ffn.tanh() if self.gated else None)
 

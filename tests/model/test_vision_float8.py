@@ -8,6 +8,7 @@ from mllama_cli.model.layers import Linear
 from mllama_cli.model.mllama import MllamaForConditionalGeneration
 from mllama_cli.model.vision import MllamaVisionModel
 from mllama_cli.model.vision_float8 import can_round, round_tower
+from mllama_cli.model.vision_layers import MllamaVisionEncoderLayer
 from tests.checkpoints import config_dict, random_network
 
 
@@ -86,6 +87,7 @@ def test_a_tower_of_other_layers_is_left_as_it_is() -> None:
 
     made = tower()
     assert can_round(made)
-    mlp = made.global_transformer.layers[1].mlp
-    mlp.fc2 = Packed(mlp.fc2.in_features, mlp.fc2.out_features)
+    layer = made.global_transformer.layers[1]
+    assert isinstance(layer, MllamaVisionEncoderLayer)
+    layer.mlp.fc2 = Packed(128, 64)
     assert not can_round(made)
