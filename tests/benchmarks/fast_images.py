@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     given = parser.parse_args()
     samples = [sample for task in TASKS for sample in held_out(task, given.samples)]
-    engine = load(built_in_model(), device="cpu", vision=True)
+    engine = load(built_in_model(), device="cpu", dtype="float32", vision=True, exact=True)
     exact = right_answers(engine, samples, given.batch)
     assert isinstance(engine.network, MllamaForConditionalGeneration)
     round_tower(engine.network.model.vision_model)
