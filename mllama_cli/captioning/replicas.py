@@ -44,6 +44,7 @@ class Replica:
     quantize: str | None
     exact: bool
     image_kv: str | None
+    fast: bool
     adapters: tuple[Path, ...]
     threads: int
 
@@ -70,6 +71,7 @@ class Replica:
             quantize=self.quantize,
             exact=self.exact,
             image_kv=self.image_kv,
+            fast=self.fast,
             adapters=self.adapters,
         )
         connection.send(engine.about)

@@ -159,6 +159,7 @@ class Answerers:
                 compute.exact,
                 adapter_folders(compute.adapter),
                 compute.image_kv,
+                compute.fast,
             )
         except OSError:
             return None
@@ -178,7 +179,7 @@ class Answerers:
 
 def _require_none_of(compute: ComputeOptions, host: str) -> None:
     """Raise UsageError for options that say how to load a model, which the server on ``host`` has done."""
-    for name in ("device", "dtype", "quantize", "exact", "adapter", "image_kv"):
+    for name in ("device", "dtype", "quantize", "exact", "fast", "adapter", "image_kv"):
         if getattr(compute, name):
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(

@@ -7,7 +7,17 @@ import typer
 
 from mllama_cli.cli import complete
 from mllama_cli.cli.common import load_settings, print_json, resolve_model
-from mllama_cli.cli.options import Adapter, AsJson, BatchComputeOptions, ComputeOptions, Debug, Device, Dtype, ImageKV
+from mllama_cli.cli.options import (
+    Adapter,
+    AsJson,
+    BatchComputeOptions,
+    ComputeOptions,
+    Debug,
+    Device,
+    Dtype,
+    Fast,
+    ImageKV,
+)
 
 if TYPE_CHECKING:
     from mllama_cli.benchmark.decode import Figure
@@ -48,6 +58,7 @@ def bench(
     dtype: Dtype = None,
     adapter: Adapter = None,
     image_kv: ImageKV = None,
+    fast: Fast = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -62,7 +73,7 @@ def bench(
         raise UsageError("--quantize needs --random: other models are measured as they are stored")
     if adapter and random:
         raise UsageError("--adapter and --random are mutually exclusive")
-    given = BatchComputeOptions(model, device, dtype, quantize, adapter=adapter, image_kv=image_kv)
+    given = BatchComputeOptions(model, device, dtype, quantize, fast=fast, adapter=adapter, image_kv=image_kv)
     compute = given.with_defaults(load_settings())
     terminal = Terminal()
     with StatusLine(terminal) as status:
@@ -81,7 +92,8 @@ def bench(
             label = f"captions of {CAPTION_TOKENS} tokens, {tiles} tiles, {count} at once"
             label += f", {image_kv} images" if image_kv is not None else ""
             figures.append(Figure(label, rate, "images/s"))
-    record = {"model": name, **_machine(subject), "quantize": quantize, "adapters": adapter or [], "image_kv": image_kv}
+    form = {"quantize": quantize, "adapters": adapter or [], "image_kv": image_kv, "fast": fast}
+    record = {"model": name, **_machine(subject), **form}
     if as_json:
         rows = [
             {
@@ -116,7 +128,9 @@ def _random(shape: str, compute: ComputeOptions, status: "StatusLine") -> "tuple
 
     from mllama_cli.benchmark.random_network import random_model
     from mllama_cli.core.errors import UsageError
+    from mllama_cli.core.events import Notice
     from mllama_cli.engine.device import choose_devices, choose_dtype, make_current
+    from mllama_cli.engine.weights.float8_vision import use_float8
     from mllama_cli.engine.weights.shapes import SHAPES
 
     if shape not in SHAPES:
@@ -127,6 +141,8 @@ def _random(shape: str, compute: ComputeOptions, status: "StatusLine") -> "tuple
     model, plan = random_model(
         SHAPES[shape], dtype=dtype, device=device, others=others, quantize=quantize, image_kv=compute.image_kv
     )
+    if compute.fast and (note := use_float8(model.network, model.dtype, device)):
+        status.event(Notice(note))
     name = f"random {shape}" + (f", {quantize}" if quantize else "") + (f", {plan}" if str(plan) else "")
     return name, model, []
 

@@ -97,7 +97,8 @@ def run_captions(request: CaptionRequest) -> None:
 def loading_key(compute: ComputeOptions) -> str:
     """Return how the model is loaded as a part of a run's key; empty without options, as in older runs."""
     adapters = "".join(f" {resolved(folder)}" for folder in adapter_folders(compute.adapter))
-    return adapters + (f" {compute.image_kv} images" if compute.image_kv is not None else "")
+    kept = f" {compute.image_kv} images" if compute.image_kv is not None else ""
+    return adapters + kept + (" fast" if compute.fast else "")
 
 
 def _events(

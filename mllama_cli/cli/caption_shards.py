@@ -157,6 +157,7 @@ def _captioned_on_ray(run: _Run, address: str) -> Generator[CaptionEvent | Shard
             "quantize": compute.quantize,
             "exact": compute.exact,
             "image_kv": compute.image_kv,
+            "fast": compute.fast,
             "adapters": compute.adapter or (),
         },
     )

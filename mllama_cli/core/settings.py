@@ -71,6 +71,12 @@ def require_image_kv(name: str | None) -> None:
         raise UsageError(f"Unknown format of image keys and values {name!r}", f"Use {' or '.join(IMAGE_KV_FORMATS)}.")
 
 
+def require_one_precision(*, exact: bool, fast: bool) -> None:
+    """Raise UsageError if activations are to be kept in their precision and rounded too."""
+    if exact and fast:
+        raise UsageError("--exact and --fast are mutually exclusive", "Leave one of them out.")
+
+
 def parse_settings(data: Mapping[str, Any], where: str) -> Settings:
     """Return the settings of a config file's table.
 

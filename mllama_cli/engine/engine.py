@@ -24,6 +24,7 @@ def load(
     quantize: str | None = None,
     exact: bool = False,
     image_kv: str | None = None,
+    fast: bool = False,
     adapters: str | Path | Sequence[str | Path] = (),
     progress: Callable[[Event], None] | None = None,
 ) -> "Engine":
@@ -40,6 +41,7 @@ def load(
         exact: do not round activations to 8 bits on a CPU for products with packed matrices.
         image_kv: "fp8" keeps the keys and values of images in 8 bits wherever several conversations are answered
             together (captions, a server); a session keeps them as they are.
+        fast: encode images with float8 products where the GPU has them, which is faster and less accurate.
         adapters: folders of LoRA adapters that PEFT saved, merged into the weights one after the other.
         progress: called with each event of loading.
     """
@@ -59,6 +61,7 @@ def load(
         quantize=quantize,
         exact=exact,
         image_kv=image_kv,
+        fast=fast,
         adapters=[expanded(path) for path in paths],
         load_soon=True,
     )
@@ -81,6 +84,7 @@ class Engine:
         quantize: str | None = None,
         exact: bool = False,
         image_kv: str | None = None,
+        fast: bool = False,
         adapters: Sequence[Path] = (),
         meeting: Path | None = None,
         crew: Crew | None = None,
@@ -97,6 +101,7 @@ class Engine:
                 quantize=quantize,
                 exact=exact,
                 image_kv=image_kv,
+                fast=fast,
                 adapters=adapters,
                 meeting=meeting,
                 crew=crew,

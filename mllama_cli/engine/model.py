@@ -9,7 +9,7 @@ import torch
 from mllama_cli.core.config import GenerationConfig, MllamaConfig, MllamaTextConfig
 from mllama_cli.core.events import Event, Notice
 from mllama_cli.core.sampling import Sampling
-from mllama_cli.core.settings import require_image_kv
+from mllama_cli.core.settings import require_image_kv, require_one_precision
 from mllama_cli.engine.cuda.backend import CapturedDecoder
 from mllama_cli.engine.cuda.leading import LeadingDecoder
 from mllama_cli.engine.device import choose_devices, free_bytes, make_current
@@ -19,6 +19,7 @@ from mllama_cli.engine.parallel.leading import LeadingCache, share_out
 from mllama_cli.engine.parallel.plan import WHOLE, Share, fewest_ranks, require_divisible
 from mllama_cli.engine.parallel.team import Team
 from mllama_cli.engine.vision import VisionEncoder
+from mllama_cli.engine.weights.float8_vision import use_float8
 from mllama_cli.engine.weights.loader import StoredWeights
 from mllama_cli.engine.weights.memory import choose_prefill_chunk
 from mllama_cli.engine.weights.opening import CheckpointOpening
@@ -36,7 +37,7 @@ class LoadedModel:
 
     ``weights`` loads the parts that are missing; None if the network is complete. With a ``team``, the network is rank
     0's share, and ``config`` describes that. ``notice`` is a line for the user. ``image_kv`` is "fp8" if batches keep
-    the images' keys and values in 8 bits.
+    the images' keys and values in 8 bits. ``fast`` encodes images with float8 products where the device has them.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class LoadedModel:
         team: Team | None = None,
         notice: str = "",
         image_kv: str | None = None,
+        fast: bool = False,
     ) -> None:
         self.network, self.config, self.processor = network, config, processor
         self.device, self.dtype = device, dtype
@@ -61,7 +63,7 @@ class LoadedModel:
         self.eos = frozenset(self.generation_config.eos_token_id or config.text_config.eos_token_id)
         self.prefill_chunk = prefill_chunk
         """Prompt tokens for each forward pass, as the memory that is left allows."""
-        self.team, self._notice, self.image_kv = team, notice, image_kv
+        self.team, self._notice, self.image_kv, self.fast = team, notice, image_kv, fast
         self.vision = VisionEncoder(network, processor, device, team)
         self.decoder = _decoder(network, dtype, device, team)
 
@@ -75,6 +77,7 @@ class LoadedModel:
         quantize: str | None = None,
         exact: bool = False,
         image_kv: str | None = None,
+        fast: bool = False,
         adapters: Sequence[Path] = (),
         meeting: Path | None = None,
         crew: Crew | None = None,
@@ -90,6 +93,7 @@ class LoadedModel:
         Raise CheckpointError, DeviceError or UsageError.
         """
         require_image_kv(image_kv)
+        require_one_precision(exact=exact, fast=fast)
         raw = read_json(folder / "config.json")
         generation = folder / "generation_config.json"
         generation_config = GenerationConfig.from_dict(read_json(generation) if generation.is_file() else {})
@@ -126,6 +130,7 @@ class LoadedModel:
             team=team,
             notice=_sharing_note(team) if team is not None and device == "auto" else "",
             image_kv=image_kv,
+            fast=fast,
         )
 
     @property
@@ -191,6 +196,8 @@ class LoadedModel:
                 self.team.start()
             self.team.load(missing)
         yield from self.weights.load(missing)
+        if self.fast and "vision" in missing and (note := use_float8(self.network, self.dtype, self.device)):
+            yield Notice(note)
         if self.team is not None:
             self.team.wait()
             if not self.team.leads:  # not before: a layer runs alone while weights load, to warm up

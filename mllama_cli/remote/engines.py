@@ -45,7 +45,7 @@ class EngineKey:
 
     ``state`` changes with the files of the model, ``adapters`` are folders and states in the order in which they are
     merged, ``visible`` are the GPUs that "auto" and "cuda" choose from, ``image_kv`` is the format of the keys and
-    values of images.
+    values of images, ``fast`` whether they are encoded in float8 where that is faster.
     """
 
     path: str
@@ -57,6 +57,7 @@ class EngineKey:
     visible: str
     adapters: tuple[tuple[str, str], ...] = ()
     image_kv: str = ""
+    fast: bool = False
     version: str = __version__
     protocol: int = PROTOCOL
 
@@ -70,11 +71,12 @@ class EngineKey:
         exact: bool = False,
         adapters: Sequence[Path] = (),
         image_kv: str | None = None,
+        fast: bool = False,
     ) -> "EngineKey":
         """Return the key of a model's folder and its adapters'. Raise OSError if one of them cannot be read."""
         path = resolved(folder)
         merged = tuple((str(each), _state(each)) for each in map(resolved, adapters))
-        rest = (quantize or "", exact, _visible(device), merged, image_kv or "")
+        rest = (quantize or "", exact, _visible(device), merged, image_kv or "", fast)
         return cls(str(path), _state(path), device, dtype, *rest)
 
     def for_device(self, device: str, dtype: str) -> "EngineKey":

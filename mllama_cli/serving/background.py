@@ -107,6 +107,7 @@ def _open(
         quantize=key.quantize or None,
         exact=key.exact,
         image_kv=key.image_kv or None,
+        fast=key.fast,
         adapters=[Path(path) for path, _ in key.adapters],
         crew=crew,
         load_soon=True,

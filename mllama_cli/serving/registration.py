@@ -36,8 +36,8 @@ def registered(
     """Let clients of this user find an engine that was asked for so; None where another has all its names, or fails."""
     registration = None
     with suppress(EngineError, OSError):  # the server is of use all the same
-        image_kv = engine.model.image_kv
-        asked = EngineKey.of(engine.path, device or "auto", dtype or "auto", quantize, exact, adapters, image_kv)
+        given = (device or "auto", dtype or "auto", quantize, exact, adapters)
+        asked = EngineKey.of(engine.path, *given, engine.model.image_kv, engine.model.fast)
         registration = Registration.create(keys_of(engine, asked))
     del engine  # which the server drops when nobody uses it
     try:

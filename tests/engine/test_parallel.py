@@ -24,6 +24,7 @@ from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.engine import Engine, load
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.parallel.crew import begin
+from mllama_cli.engine.weights import float8_vision
 from mllama_cli.model.visibility import image_spans
 from tests.checkpoints import config_dict, make_checkpoint
 from tests.engine.conftest import picture
@@ -104,6 +105,13 @@ def test_answers_are_those_of_one_process(alone: Engine, team: Engine, sampling:
 
 def test_rounded_images_are_those_of_one_process(wide: Path) -> None:
     one, two = load(wide, device="cpu", vision=True, image_kv="fp8"), over(wide, 2, image_kv="fp8")
+    assert texts(two, Sampling(max_tokens=12)) == texts(one, Sampling(max_tokens=12))
+
+
+def test_images_in_float8_are_those_of_one_process(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first rank encodes them for all."""
+    monkeypatch.setattr(float8_vision, "has_float8", lambda device, dtype: True)
+    one, two = load(wide, device="cpu", vision=True, fast=True), over(wide, 2, fast=True)
     assert texts(two, Sampling(max_tokens=12)) == texts(one, Sampling(max_tokens=12))
 
 

@@ -32,6 +32,7 @@ def test_a_key_tells_apart_what_answers_differently(tmp_path: Path, monkeypatch:
         EngineKey.of(folder, quantize="int4"),
         EngineKey.of(folder, exact=True),
         EngineKey.of(folder, image_kv="fp8"),
+        EngineKey.of(folder, fast=True),
         EngineKey.of(folder, adapters=[painter]),
         EngineKey.of(folder, adapters=[painter, poet]),
         EngineKey.of(folder, adapters=[poet, painter]),

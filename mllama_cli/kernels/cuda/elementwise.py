@@ -20,14 +20,14 @@ def rms_norm_kernel(x, weight, out, eps, SIZE: tl.constexpr, BLOCK: tl.constexpr
 
 @triton.jit
 def add_layer_norm_kernel(
-    x, branch, gate, weight, bias, total, out, eps,
-    SIZE: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr,
+    x, branch, gate, weight, bias, total, out, scales, eps,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr, SCALED: tl.constexpr,
 ):  # fmt: skip
-    """Compute one row of x + gate * branch and its LayerNorm in each program."""
+    """Compute one row of x + gate * branch and its LayerNorm in each program, SCALED to fit a float8 ``out``."""
     row = tl.program_id(0).to(tl.int64) * SIZE
     index = tl.arange(0, BLOCK)
     inside = index < SIZE
-    element = out.dtype.element_ty
+    element = total.dtype.element_ty
     values = tl.load(branch + row + index, mask=inside, other=0.0).to(tl.float32)
     if GATED:
         values = (values * tl.load(gate).to(tl.float32)).to(element).to(tl.float32)
@@ -38,7 +38,11 @@ def add_layer_norm_kernel(
     values = tl.where(inside, values - tl.sum(values, axis=0) / SIZE, 0.0)
     values *= tl.rsqrt(tl.sum(values * values, axis=0) / SIZE + eps)
     values = values * factor + tl.load(bias + index, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row + index, values.to(element), mask=inside)
+    if SCALED:
+        largest = tl.maximum(tl.max(tl.abs(values), axis=0), 1e-12)
+        values *= 448.0 / largest
+        tl.store(scales + tl.program_id(0), largest / 448.0)
+    tl.store(out + row + index, values.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -126,14 +130,37 @@ def add_layer_norm(
     x: Tensor, branch: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Return x + gate * branch and its LayerNorm; gate is one number of x's dtype."""
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return _add_layer_norm(x, branch, gate, weight, bias, eps, out, None), out
+
+
+def add_layer_norm_float8(
+    x: Tensor, branch: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x + gate * branch and its LayerNorm as float8_e4m3fn, with the float32 scale [...] of each row."""
+    out = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
+    scales = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
+    return _add_layer_norm(x, branch, gate, weight, bias, eps, out, scales), out, scales
+
+
+def _add_layer_norm(
+    x: Tensor,
+    branch: Tensor,
+    gate: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    out: Tensor,
+    scales: Tensor | None,
+) -> Tensor:
     x, branch = x.contiguous(), branch.contiguous()
-    total, out, size = torch.empty_like(x), torch.empty_like(x), x.shape[-1]
+    total, size = torch.empty_like(x), x.shape[-1]
     block = triton.next_power_of_2(size)
     add_layer_norm_kernel[(x.numel() // size,)](
-        x, branch, branch if gate is None else gate, weight, bias, total, out, eps,
-        size, block, gate is not None, num_warps=min(max(block // 512, 1), 16),
+        x, branch, branch if gate is None else gate, weight, bias, total, out, total if scales is None else scales, eps,
+        size, block, gate is not None, scales is not None, num_warps=min(max(block // 512, 1), 16),
     )  # fmt: skip
-    return total, out
+    return total
 
 
 def silu_and_mul(gate: Tensor, up: Tensor) -> Tensor:

@@ -28,6 +28,9 @@ TILE = Tile(rows=2 * GROUP_ROWS, keys=128, warps=4, stages=2, resident=1)
 REGISTERS, LOADING_REGISTERS = 240, 24
 """Registers of each thread that multiplies, and of each that loads."""
 
+LOWEST = gl.constexpr(-1e20)
+"""Above the scores of hidden keys and below all others."""
+
 
 fields_of = gluon.jit(fields_of_triton.fn)
 
@@ -115,7 +118,8 @@ def multiply_partition(
     else:
         if block_of(begin, plain, skip) * KEYS >= counted:
             added = bias
-    best = gl.max(scores, 1) * scale + added
+    # A row may see no key of this part. Its hidden keys weigh nothing then, where their rounded scores would overflow.
+    best = gl.maximum(gl.max(scores, 1) * scale + added, LOWEST)
     weights = gl.exp2(scores * scale - gl.expand_dims(best - added, 1))
     total = gl.sum(weights, 1)
     weights = weights.to(element)

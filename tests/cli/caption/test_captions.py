@@ -65,6 +65,16 @@ def test_keys_and_values_of_pictures_in_8_bits(folder: Path) -> None:
     assert refused.error_lines == ["mllama: Unknown format of image keys and values 'int8'", "Use fp8."]
 
 
+def test_float8_where_there_is_none_changes_nothing(folder: Path) -> None:
+    picture = str(folder / "drawing.png")
+    fast = run_here("caption", picture, "--fast", "--device", "cpu")
+    assert (fast.code, fast.out) == (0, run_here("caption", picture, "--device", "cpu").out)
+    assert sum("--fast changes nothing here" in line for line in fast.err.splitlines()) == 1
+    refused = run_here("caption", picture, "--fast", "--exact")
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.error_lines == ["mllama: --exact and --fast are mutually exclusive", "Leave one of them out."]
+
+
 @pytest.mark.parametrize("name", ["captions.jsonl", "captions.csv"])
 def test_all_captions_in_one_file(name: str, folder: Path, tmp_path: Path) -> None:
     output, errors = tmp_path / name, tmp_path / "errors.tsv"

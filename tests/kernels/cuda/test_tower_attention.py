@@ -24,6 +24,7 @@ SHAPES = {  # images, tokens, real, first counted, its repeats, rows
     "counted from a block on": (1, 256, 120, 128, 2, 256),
     "blocks of each kind": (1, 384, 300, 330, 3, 384),
     "no unused tile": (1, 256, 250, 256, 0, 256),
+    "parts of which some rows see no key": (1, 416, 101, 104, 1, 416),
 }
 
 
