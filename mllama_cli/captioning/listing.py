@@ -16,7 +16,7 @@ from mllama_cli.system.files import expanded, is_folder
 from mllama_cli.system.patterns import has_image_name, matches
 
 _TEXT_SUFFIXES = (".txt", ".caption", ".tags", ".json", ".jsonl", ".csv", ".tsv", ".md", ".xml", ".yaml", ".yml")
-"""What stands beside pictures by the thousand: not opened to see whether it is one."""
+"""Files that lie next to images by the thousand, which are not opened to see whether they are images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class ImageEntry:
         return self.path.removesuffix(f"#{self.page}") if self.page else self.path
 
     def read(self) -> ImagePart | None:
-        """Return the image if it is no file of its own. Raise MllamaError."""
+        """Return the image if it is not a file of its own. Raise MllamaError."""
         return None
 
     def variable(self, name: str) -> str:

@@ -29,7 +29,7 @@ class PageCounter:
         self._decoder.close()
 
     def pages(self, path: str, selection: str) -> Iterator[int]:
-        """Yield the numbers of a document's pages that ``selection`` names; 0 for a file that is no PDF document.
+        """Yield the numbers of a document's pages that ``selection`` names; 0 for a file that is not a PDF document.
 
         A document that cannot be opened has a first page, which fails later with the reason. Raise UsageError for a
         selection that does not fit the file.

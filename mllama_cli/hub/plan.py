@@ -82,10 +82,10 @@ def _plan(repo: str, revision: str) -> DownloadPlan:
             f"{repo} is not a Llama 3.2 Vision (mllama) model: {what}", "Name one that transformers loads as mllama."
         )
     weights = _weights(repo, commit, set(listing))
-    beside = [name for name in listing if is_companion_file(name)]
+    companions = [name for name in listing if is_companion_file(name)]
     folder = repo_folder(repo)
     files = []
-    for name in [*sorted(beside), *sorted(weights)]:
+    for name in [*sorted(companions), *sorted(weights)]:
         size, etag = listing[name]
         here = _bytes_here(folder, commit, name, etag, size)
         files.append(HubFile(name, size, etag, here))

@@ -16,7 +16,7 @@ from mllama_cli.processing.limits import (
 
 REDUCTIONS = (1, 2, 4, 8)
 _DECODER_BYTES = {"WEBP": 13, "AVIF": 13, "HEIF": 13, "GIF": 2}
-"""Bytes for each pixel that a decoder takes beside the decoded image; 0 for those that go row by row."""
+"""Bytes for each pixel that a decoder takes in addition to the decoded image; 0 for those that go row by row."""
 _SIDE_BYTES = 48
 """Bytes for each pixel of the longer side: rows of 16-bit samples, and the weights with which it is resized."""
 _FIXED_BYTES = 64_000_000

@@ -29,7 +29,7 @@ class QuantizeDestination:
 
     def __init__(self, folder: Path) -> None:
         if folder.name.strip(". ") == "":
-            raise UsageError(f"{folder} is no name for a model", "Name a new folder.")
+            raise UsageError(f"{folder} cannot be the name of a model", "Name a new folder.")
         self.folder = folder
         self.partial = folder.with_name(neighbor_name(folder.name, ".partial"))
 

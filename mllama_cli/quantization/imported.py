@@ -1,4 +1,4 @@
-"""What every import of a model from another format has in common: how layers are packed, and the files beside them."""
+"""What every import of a model from another format has in common: how layers are packed, and the files next to them."""
 
 import json
 from collections.abc import Mapping

@@ -65,7 +65,7 @@ def meta_plan(files: MetaFiles, bits: int, vision: MllamaVisionConfig | None = N
     companions = imported_companions(
         config, _tokenizer(tokens, files.tokenizer, config), ids, template=not is_base_model(meta_model_name(files))
     )
-    beside = [path for path in files.folder.iterdir() if path.name.startswith(("LICENSE", "USE_POLICY"))]
+    notices = [path for path in files.folder.iterdir() if path.name.startswith(("LICENSE", "USE_POLICY"))]
     return QuantizePlan(
         sources=(files.folder,),
         method=method,
@@ -74,7 +74,7 @@ def meta_plan(files: MetaFiles, bits: int, vision: MllamaVisionConfig | None = N
         config=raw,
         companions={
             **companions,
-            **{path.name: path for path in beside if is_file(path) and is_companion_file(path.name)},
+            **{path.name: path for path in notices if is_file(path) and is_companion_file(path.name)},
         },
     )
 

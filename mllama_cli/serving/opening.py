@@ -24,7 +24,7 @@ from mllama_cli.serving.native.heartbeat import with_heartbeats
 from mllama_cli.serving.service import Service
 
 UNUSED_PATHS = ("/mllama/engine", "/health", "/metrics")
-"""What asks how an engine is, which is no use of it."""
+"""Paths that ask how an engine is, which does not count as using it."""
 FAILED_SECONDS = 2.0
 """How long an engine that failed to load tells clients why."""
 

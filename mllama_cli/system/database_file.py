@@ -20,7 +20,7 @@ def create_private(path: Path) -> None:
 
 
 def require_safe(path: Path) -> None:
-    """Raise UnsafeFileError for what is no regular file, and for a journal that another user or a link has put there.
+    """Raise UnsafeFileError for what is not a regular file, and for a journal put there by another user or as a link.
 
     Raise OSError for what cannot be looked at.
     """

@@ -93,7 +93,7 @@ def read_list(
     """Yield the paths of a list as they are read, without blank lines: one a line, or each ended by NUL.
 
     Bytes that are not text become surrogates, as in the names of files. Raise ``error``, as ``read_stream`` does, also
-    for what is no list of paths.
+    for what is not a list of paths.
     """
     end, rest, left = "\0" if nul else "\n", "", limit
     decoder: codecs.IncrementalDecoder | None = None

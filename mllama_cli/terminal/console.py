@@ -89,7 +89,7 @@ class Terminal:
             self.err.print(hint, style="dim")
 
     def _line(self, *texts: str) -> None:
-        """Write lines to stderr as ``err`` does where it is no terminal."""
+        """Write lines to stderr as ``err`` does where it is not a terminal."""
         self.stderr.write("".join(f"{one_line(text)}\n" for text in texts))
         self.stderr.flush()
 

@@ -37,7 +37,7 @@ class ChatPrompt:
         history_file: where typed messages are saved; None keeps them only in memory.
         commands: the slash commands that Tab completes.
         complete_models, complete_chats: return the names that Tab completes after a command that takes them.
-        type_ahead: keeps what is typed while no prompt stands.
+        type_ahead: keeps what is typed while there is no prompt.
         source, sink: replace the terminal in tests.
 
     Attributes:

@@ -44,7 +44,7 @@ def print_table(
 
 
 def print_facts(terminal: Terminal, rows: Iterable[tuple[str, str | Path]]) -> None:
-    """Print labels in bold and what they stand for. A path that is too long stands on a line of its own, unbroken."""
+    """Print labels in bold and what they stand for. A path that is too long gets a line of its own, unbroken."""
     facts = list(rows)
     width = max(cell_len(label) for label, _ in facts)
     for label, value in facts:

@@ -1,4 +1,4 @@
-"""What is typed while no prompt stands, in a real pseudo terminal."""
+"""What is typed while there is no prompt, in a real pseudo terminal."""
 
 import os
 import sys

@@ -1,7 +1,7 @@
 """The vision tower's attention in Gluon, Triton's lower level: a warp that loads, two groups of warps that multiply.
 
 Each group of four warps has 64 rows. Its products run while it computes the softmax of the block before, and the groups
-take turns in issuing products, so that one's softmax runs beside the other's products: 0.48 ms for four tiles on an
+take turns in issuing products, so that one's softmax runs during the other's products: 0.48 ms for four tiles on an
 H200, where the kernel of tower_attention.py takes 0.52. Plans, parts and numbers are as there.
 """
 
