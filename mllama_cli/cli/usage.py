@@ -26,6 +26,25 @@ OTHER_NAMES = {
 }
 """What other tools call our commands."""
 
+OTHER_OPTIONS = {
+    "--max-model-len": "--max-context",
+    "--max-num-seqs": "--slots",
+    "--tensor-parallel-size": "--device cuda:all",
+    "--kv-cache-dtype": "--image-kv fp8",
+    "--enable-lora": "--adapter DIR",
+    "--lora-modules": "--adapter DIR",
+    "--allowed-origins": "--cors",
+    "--allowed-media-domains": "--allow-image-urls",
+    "--num-predict": "--max-tokens",
+    "--n-predict": "--max-tokens",
+    "--max-new-tokens": "--max-tokens",
+    "--load-in-4bit": "--quantize int4",
+    "--load-in-8bit": "--quantize int8",
+    "--format": "--schema",
+    "--no-color": "the environment variable NO_COLOR=1",
+}
+"""What options of vLLM, ollama, llama.cpp and transformers are called here."""
+
 _REWORDED = (
     (r"^Value error, ", ""),
     (r"^Input should be ", "must be "),
@@ -74,9 +93,7 @@ def reworded(error: Any) -> UsageError:
     path = error.ctx.command_path if getattr(error, "ctx", None) is not None else "mllama"
     hint = f"`{path} --help` shows how it is used."
     if (name := getattr(error, "option_name", None)) and hasattr(error, "possibilities"):
-        return UsageError(
-            f"There is no option {one_line(name, 60)}", f"{suggest(name, error.possibilities or ())}{hint}"
-        )
+        return UsageError(f"There is no option {one_line(name, 60)}", f"{_meant_option(name, error)}{hint}")
     parameter = getattr(error, "param", None)
     if parameter is None:
         message = _sentence(error.format_message())
@@ -97,6 +114,14 @@ def reworded(error: Any) -> UsageError:
         message += f", not {given!r}"
     message = one_line(message, 300)
     return UsageError(f"{label} {message}" if message.startswith("must ") else f"{label}: {message}", hint)
+
+
+def _meant_option(name: str, error: Any) -> str:
+    meant = OTHER_OPTIONS.get(name, "")
+    ours = {option for parameter in error.ctx.command.params for option in parameter.opts} if error.ctx else set()
+    if meant and (not meant.startswith("-") or meant.split()[0] in ours):
+        return f"Did you mean {meant}? "
+    return suggest(name, error.possibilities or ())
 
 
 def _given(error: Any) -> Any:

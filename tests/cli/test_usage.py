@@ -75,6 +75,28 @@ def test_usage_errors_are_two_lines_and_point_on(home: Path, line: str, says: st
 
 
 @pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("serve --max-model-len 4096", "--max-context"),
+        ("serve --tensor-parallel-size=2", "--device cuda:all"),
+        ("chat --num-predict 5 hi", "--max-tokens"),
+        ("caption --load-in-4bit photos", "--quantize int4"),
+        ("list --no-color", "the environment variable NO_COLOR=1"),
+    ],
+)
+def test_options_of_other_tools_are_known(words: str, meant: str) -> None:
+    result = run_here(*words.split())
+    assert result.code == 2
+    assert f"Did you mean {meant}? " in result.error_lines[1]
+
+
+def test_an_option_of_another_tool_is_not_suggested_where_we_have_none() -> None:
+    result = run_here("list", "--max-model-len", "4096")
+    assert result.code == 2
+    assert "--max-context" not in result.err
+
+
+@pytest.mark.parametrize(
     "word", ["\x1b[31mred", "a\nb", "x" * 10_000, "\udc80", "~nobody-there/x.png", "", "a" * 300 + ".png"]
 )
 def test_odd_first_words_and_options_stay_two_lines(word: str) -> None:
