@@ -13,7 +13,7 @@ from mllama_cli.processing.public_hosts import PublicTransport, is_public
 from tests.processing.pictures import file_of, noise
 from tests.processing.server import serving
 
-QUICK = Limits(1 << 20, 2.0, 5.0)
+PATIENT = Limits(1 << 20, 60.0, 60.0)
 PRIVATE = [
     "127.0.0.1", "127.8.8.8", "0.0.0.0", "10.1.2.3", "172.16.0.1", "172.31.255.255", "192.168.1.1", "169.254.169.254",
     "100.64.0.1", "100.100.100.200", "192.0.2.1", "198.18.0.1", "198.51.100.1", "203.0.113.1", "224.0.0.1",
@@ -106,7 +106,7 @@ def test_a_relative_redirect_keeps_the_name() -> None:
 def test_this_machine_is_never_asked_under_any_of_its_names(host: str) -> None:
     with serving(file_of(noise())) as server:
         with pytest.raises((UsageError, DownloadError)):
-            fetch_image(f"http://{host}:{server.server_port}/picture.png", QUICK, public_only=True)
+            fetch_image(f"http://{host}:{server.server_port}/picture.png", PATIENT, public_only=True)
         assert server.requests == []
 
 
@@ -115,5 +115,5 @@ def test_a_proxy_is_not_used_as_it_would_resolve_the_name(monkeypatch: pytest.Mo
         monkeypatch.setenv("HTTP_PROXY", server.url)
         monkeypatch.setenv("NO_PROXY", "")
         with pytest.raises((UsageError, DownloadError)):
-            fetch_image("http://10.0.0.1/picture.png", QUICK, public_only=True)
+            fetch_image("http://10.0.0.1/picture.png", PATIENT, public_only=True)
         assert server.requests == []

@@ -165,7 +165,7 @@ def test_killed_while_an_old_model_is_replaced(source: Path, tmp_path: Path, mon
 @pytest.mark.parametrize("name", ["/", ".", "..", " "])
 def test_names_that_are_none(name: str, source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="no name for a model"):
+    with pytest.raises(UsageError, match="cannot be the name of a model"):
         run(make_plan(source, FOUR), Path(name))
 
 
