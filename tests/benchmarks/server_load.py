@@ -1,6 +1,6 @@
 """Load a server with clients that each ask again as soon as they have their answer.
 
-    python -m tests.benchmarks.server_load --random 11b --json    # on a GPU, random weights
+    python -m tests.benchmarks.server_load --random 11b --pause 20    # on a GPU, random weights
     python -m tests.benchmarks.server_load --random tiny --clients 2 4 --long 500 --alone-tokens 16
     python -m tests.benchmarks.server_load --url http://127.0.0.1:11434
     python -m tests.benchmarks.random_checkpoint FOLDER --device cuda
@@ -125,6 +125,7 @@ async def measure(client: Client, given: argparse.Namespace) -> dict[str, Row]:
         rows[name] = row
         print(line(name, row), file=sys.stderr, flush=True)
 
+    await asyncio.sleep(given.pause)
     for warm_up in (fresh(1, 2), [[None] * 2]):  # builds kernels and captures graphs
         await crowd(client, warm_up, given.tokens)
     if "alone" in given.scenarios:
@@ -172,6 +173,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="length of answers")
     parser.add_argument("--alone-tokens", type=int, default=256, help="length of answers alone and beside long prompts")
     parser.add_argument("--long", type=int, default=8000, help="tokens of a long prompt")
+    parser.add_argument("--pause", type=float, default=0, help="seconds in which a new server captures its graphs")
     parser.add_argument("--slots", type=int)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--scenarios", choices=SCENARIOS, nargs="+", default=SCENARIOS)
