@@ -1,16 +1,10 @@
 """The bytes of tensors, or of some of their rows and columns, in files, and how they are read piece by piece."""
 
-import ctypes
-import mmap
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from mllama_cli.checkpoint.reader import torch_dtype
@@ -20,9 +14,11 @@ from mllama_cli.core.errors import COPY_AGAIN, CheckpointError
 PIECE_BYTES = 8 * 2**20
 """Bytes of one piece."""
 
-MADV_POPULATE_READ = 22
+MAX_SKIPPED_BYTES = 2**17
+"""Bytes between two runs up to which they are read and dropped: a call for each run would take longer."""
 
-Bytes = npt.NDArray[np.uint8]
+MAX_VECTORS = 1024
+"""Parts of memory that one call fills: the limit of Linux."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +67,9 @@ class PieceBuffer:
 
     def __init__(self, memory: torch.Tensor) -> None:
         """Take flat bytes, which stay the caller's: PIECE_BYTES."""
-        self._bytes: Bytes = memory.numpy()
-        self._can_map = sys.platform == "linux"
+        self._view: memoryview = memory.numpy().data
+        self._skipped = memoryview(bytearray(MAX_SKIPPED_BYTES))
+        self._scattered: dict[tuple[int, int], list[memoryview]] = {}
 
     def read(self, file: int, extent: Extent, offset: int, count: int) -> None:
         """Read ``count`` bytes of an extent, of which ``file`` is open, from ``offset`` on.
@@ -82,52 +79,45 @@ class PieceBuffer:
         run, inside = divmod(offset, extent.run)
         position = extent.start + run * extent.stride + inside
         if count <= extent.run:
-            _fill(file, extent, position, self._bytes[:count])
+            _fill(file, extent, position, [self._view[:count]])
             return
-        runs = self._bytes[:count].reshape(-1, extent.run)
-        self._can_map = self._can_map and _copy_mapped(file, position, extent.stride, runs)
-        if not self._can_map:
-            for index, target in enumerate(runs):
-                _fill(file, extent, position + index * extent.stride, target)
+        rows, skipped = count // extent.run, extent.stride - extent.run
+        if skipped > MAX_SKIPPED_BYTES:
+            for row in range(rows):
+                target = self._view[row * extent.run : (row + 1) * extent.run]
+                _fill(file, extent, position + row * extent.stride, [target])
+            return
+        vectors = self._vectors(extent.run, skipped)
+        for row in range(0, rows, MAX_VECTORS // 2):
+            end = min(row + MAX_VECTORS // 2, rows)
+            _fill(file, extent, position + row * extent.stride, vectors[2 * row : 2 * end - 1])
+
+    def _vectors(self, run: int, skipped: int) -> list[memoryview]:
+        """Return the memory of each run, and after each what takes the bytes up to the next."""
+        if (run, skipped) not in self._scattered:
+            between = self._skipped[:skipped]
+            runs = [self._view[start : start + run] for start in range(0, len(self._view) - run + 1, run)]
+            self._scattered[run, skipped] = [vector for each in runs for vector in (each, between)]
+        return self._scattered[run, skipped]
 
 
-def _fill(file: int, extent: Extent, position: int, target: Bytes) -> None:
-    done = 0
-    while done < len(target):
+def _fill(file: int, extent: Extent, position: int, vectors: list[memoryview]) -> None:
+    """Read from a position on until all of ``vectors`` are full."""
+    while vectors:
         try:
-            count = os.preadv(file, [target[done:].data], position + done)
+            count = os.preadv(file, vectors, position)
         except OSError as error:
             raise CheckpointError(f"{extent.file} cannot be read: {error.strerror}", COPY_AGAIN) from error
         if count == 0:
             raise CheckpointError(f"{extent.file} ends early", COPY_AGAIN)
-        done += count
+        position += count
+        vectors = _behind(vectors, count)
 
 
-def _copy_mapped(file: int, position: int, stride: int, runs: Bytes) -> bool:
-    """Fill ``runs`` [runs, bytes], which begin ``stride`` bytes apart in a file, from its pages.
-
-    Two calls read what would take one for each run, and nothing between the runs is copied. Return False where pages
-    cannot be mapped, as before Linux 5.14, or not read: then reads say why.
-    """
-    start = position // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-    count, run = runs.shape
-    try:
-        with mmap.mmap(file, position - start + (count - 1) * stride + run, prot=mmap.PROT_READ, offset=start) as pages:
-            return _copy_runs(pages, position - start, stride, runs)
-    except (OSError, ValueError):  # the latter if the file ends early
-        return False
-
-
-def _copy_runs(pages: mmap.mmap, first: int, stride: int, runs: Bytes) -> bool:
-    """Let the system map all pages, which fails where touching them would end this process, and copy the runs."""
-    whole = np.frombuffer(pages, np.uint8)
-    if _madvise()(ctypes.c_void_p(whole.ctypes.data), ctypes.c_size_t(len(whole)), MADV_POPULATE_READ):
-        return False
-    np.copyto(runs, np.ndarray(runs.shape, np.uint8, whole, first, (stride, 1)))
-    return True
-
-
-@cache
-def _madvise() -> Callable[..., int]:
-    """Return the system's function, which is called without Python's lock, unlike that of ``mmap``."""
-    return ctypes.CDLL(None).madvise
+def _behind(vectors: list[memoryview], count: int) -> list[memoryview]:
+    """Return what follows the first ``count`` bytes of ``vectors``."""
+    for index, vector in enumerate(vectors):
+        if count < len(vector):
+            return [vector[count:], *vectors[index + 1 :]]
+        count -= len(vector)
+    return []

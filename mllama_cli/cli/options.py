@@ -159,7 +159,6 @@ class ComputeOptions:
 
         With ``load_soon``, what takes a while starts at once, such as processes for other devices.
         """
-        from mllama_cli.processing.prompt_text import read_ahead
         from mllama_cli.system.collection import paused_collection
         from mllama_cli.system.cuda_context import create_context
 
@@ -167,7 +166,6 @@ class ComputeOptions:
         create_context(device)
         with paused_collection():
             crew = begin_ranks(device) if load_soon else None
-            text = read_ahead(folder) if load_soon else None
             from mllama_cli.engine.engine import Engine
 
             engine = Engine(
@@ -183,7 +181,6 @@ class ComputeOptions:
                 meeting=meeting(),
                 crew=crew,
                 load_soon=load_soon,
-                text=text,
             )
         end_with_ranks(engine)
         return engine

@@ -11,7 +11,6 @@ from mllama_cli.engine.batch.run import Reply, answer_batch
 from mllama_cli.engine.model import LoadedModel
 from mllama_cli.engine.parallel.crew import Crew
 from mllama_cli.engine.session import Session
-from mllama_cli.processing.prompt_text import PromptText
 from mllama_cli.system.files import expanded
 
 
@@ -89,7 +88,6 @@ class Engine:
         meeting: Path | None = None,
         crew: Crew | None = None,
         load_soon: bool = False,
-        text: PromptText | None = None,
     ) -> None:
         self.path = folder
         self.name = name
@@ -106,7 +104,6 @@ class Engine:
                 meeting=meeting,
                 crew=crew,
                 load_soon=load_soon,
-                text=text,
             )
         except BaseException:
             if crew is not None:

@@ -27,7 +27,6 @@ from mllama_cli.model.cache import KVCache
 from mllama_cli.model.layers import set_exact
 from mllama_cli.processing.grammar import Constraint, GrammarTokenizer
 from mllama_cli.processing.processor import MllamaProcessor
-from mllama_cli.processing.prompt_text import PromptText
 from mllama_cli.quantization.opening import open_network
 from mllama_cli.system.json_file import read_json
 
@@ -82,13 +81,12 @@ class LoadedModel:
         meeting: Path | None = None,
         crew: Crew | None = None,
         load_soon: bool = False,
-        text: PromptText | None = None,
     ) -> "LoadedModel":
         """Open a checkpoint, with LoRA adapters to merge; ``load`` then reads its weights.
 
         Several devices need a process for each but the first. With ``load_soon`` they are started now rather than by
         ``load``. ``crew`` has them if they run already; ``meeting`` is the socket where they join if something else has
-        started them. ``text`` is the folder's tokenizer and template, if they have been read.
+        started them.
 
         Raise CheckpointError, DeviceError or UsageError.
         """
@@ -98,23 +96,23 @@ class LoadedModel:
         generation = folder / "generation_config.json"
         generation_config = GenerationConfig.from_dict(read_json(generation) if generation.is_file() else {})
         opening = CheckpointOpening(folder, dtype, quantize, exact, tuple(adapters))
-        text_config = MllamaConfig.from_dict(raw).text_config
+        text = MllamaConfig.from_dict(raw).text_config
         chosen, *others = choose_devices(device)
         if device == "auto" and chosen.type == "cuda" and torch.cuda.device_count() > 1:
-            chosen, *others = _few_gpus(opening, text_config)
+            chosen, *others = _few_gpus(opening, text)
         make_current(chosen)
         team = None
         if others:
-            require_divisible(text_config, 1 + len(others))
-            team = Team([chosen, *others], opening, text_config, meeting, crew)
+            require_divisible(text, 1 + len(others))
+            team = Team([chosen, *others], opening, text, meeting, crew)
             if load_soon and meeting is None:
                 team.begin()
         opened = open_network(folder, raw)
         config = opened.config
         vision, context = config.vision_config is not None, config.text_config.max_position_embeddings
-        processor = MllamaProcessor.from_pretrained(
-            folder, config.image_token_index, vision=vision, max_tokens=context, text=text
-        )
+        processor = MllamaProcessor.from_pretrained(folder, config.image_token_index, vision=vision, max_tokens=context)
+        if load_soon and processor.chat_template is not None:
+            processor.chat_template.start()
         processor.tokenizer.require_below(config.text_config.embeddings)
         share = team.share if team is not None else WHOLE
         weights = StoredWeights(opened, chosen, dtype, quantize, adapters, share)

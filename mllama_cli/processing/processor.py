@@ -14,7 +14,6 @@ from mllama_cli.core.text import replace_surrogates
 from mllama_cli.processing.chat_template import ChatTemplate, RefusedError, fold_system, template_messages
 from mllama_cli.processing.decoding import decode_image
 from mllama_cli.processing.image_processor import ImageTiles, MllamaImageProcessor
-from mllama_cli.processing.prompt_text import PromptText
 from mllama_cli.processing.tokenizer import MllamaTokenizer
 
 IMAGE_TOKEN = "<|image|>"
@@ -63,20 +62,13 @@ class MllamaProcessor:
 
     @classmethod
     def from_pretrained(
-        cls,
-        folder: Path,
-        image_token_id: int = 128256,
-        *,
-        vision: bool = True,
-        max_tokens: int | None = None,
-        text: PromptText | None = None,
+        cls, folder: Path, image_token_id: int = 128256, *, vision: bool = True, max_tokens: int | None = None
     ) -> "MllamaProcessor":
-        """Read the files of a checkpoint folder but those of ``text``, if it is given. Raise CheckpointError."""
-        text = text or PromptText.from_pretrained(folder)
+        tokenizer = MllamaTokenizer.from_pretrained(folder)
         return cls(
-            text.tokenizer,
+            tokenizer,
             MllamaImageProcessor.from_pretrained(folder) if vision else None,
-            text.template,
+            ChatTemplate.from_pretrained(folder, tokenizer.special_names),
             image_token_id,
             max_tokens,
         )

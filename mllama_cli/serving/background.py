@@ -17,7 +17,6 @@ from starlette.applications import Starlette
 
 from mllama_cli.core.events import Event
 from mllama_cli.engine.parallel.crew import Crew, begin
-from mllama_cli.processing.prompt_text import PromptText, read_ahead
 from mllama_cli.remote.engines import EngineKey, Registration, lock_file
 from mllama_cli.remote.start import ANOTHER_RUNS, StartRequest, log_file, shorten_log
 from mllama_cli.serving.guard import KeyGuard
@@ -47,14 +46,13 @@ def main(text: str) -> None:
     os.chdir(request.folder)  # the command's own folder may be removed, or on a disk that is taken out
     crew = begin(key.device)
     with paused_collection():
-        ahead = read_ahead(Path(key.path))
         from mllama_cli.serving.opening import Opening  # imports torch
 
     registration = _inherited(request) if request.socket >= 0 else _taken(request)
     idle = IdleEnd(request.keep_alive, _end)
 
     def open_app(report: Callable[[Event], None]) -> Starlette:
-        return _open(request, registration, idle, crew, ahead, report)
+        return _open(request, registration, idle, crew, report)
 
     opening = Opening(request.name, open_app, idle, _end, GRACE_SECONDS)
     try:
@@ -90,7 +88,6 @@ def _open(
     registration: Registration,
     idle: IdleEnd,
     crew: Crew | None,
-    ahead: PromptText | None,
     report: Callable[[Event], None],
 ) -> Starlette:
     """Return the application of the model, its weights loaded, and register what "auto" turned out to mean."""
@@ -111,7 +108,6 @@ def _open(
         adapters=[Path(path) for path, _ in key.adapters],
         crew=crew,
         load_soon=True,
-        text=ahead,
     )
     if engine.model.team is not None:
         engine.model.team.crew.on_lost = lambda error: _end()

@@ -1,8 +1,6 @@
 """Conversations to token ids, held to transformers with the released tokenizer and template."""
 
 import json
-import subprocess
-import sys
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
@@ -19,7 +17,6 @@ from mllama_cli.core.errors import CheckpointError, ContextLengthError, Template
 from mllama_cli.core.tool_calls import ToolCall
 from mllama_cli.processing.chat_template import ChatTemplate, fold_system, template_messages
 from mllama_cli.processing.processor import MllamaProcessor
-from mllama_cli.processing.prompt_text import PromptText, read_ahead
 from mllama_cli.processing.tokenizer import MllamaTokenizer
 from mllama_cli.system.paths import built_in_model
 from tests.checkpoints import BOS, VOCABULARY, byte_tokenizer, write_preprocessor, write_tokenizer
@@ -305,28 +302,3 @@ def test_a_worker_that_is_started_early_waits_for_as_long_as_it_takes() -> None:
     template.start()
     sleep(1)
     assert template.render([{"role": "user", "content": "x"}]) == "x"
-
-
-def test_what_is_read_ahead_of_torch_is_what_a_processor_reads() -> None:
-    code = (
-        "import sys\n"
-        "from mllama_cli.processing.prompt_text import read_ahead\n"
-        "from mllama_cli.system.paths import built_in_model\n"
-        "text = read_ahead(built_in_model())\n"
-        "assert 'torch' not in sys.modules\n"
-        "from mllama_cli.core.conversation import Conversation\n"
-        "from mllama_cli.processing.processor import MllamaProcessor\n"
-        "asked = Conversation.ask('Hello')\n"
-        "ahead, usual = (MllamaProcessor.from_pretrained(built_in_model(), text=given) for given in (text, None))\n"
-        "assert ahead.tokenizer is text.tokenizer\n"
-        "print(ahead(asked).ids == usual(asked).ids)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "True\n"
-
-
-def test_a_damaged_tokenizer_is_reported_where_it_is_needed(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text("{")
-    assert read_ahead(tmp_path) is None
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        PromptText.from_pretrained(tmp_path)
