@@ -58,7 +58,8 @@ def shared_bytes(device: torch.device) -> int:
     """Return how much shared memory a block may have on the device; 0 without a GPU, for Triton's interpreter."""
     if device.type != "cuda":
         return 0
-    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+    properties: Any = torch.cuda.get_device_properties(device)  # whose stub lacks it
+    return int(properties.shared_memory_per_block_optin)
 
 
 _compiling = threading.local()
