@@ -80,10 +80,12 @@ def attention_kernel(
         begin = 0
         position = tl.load(limits + batch)
         end = position + 1
-    blocks = tl.maximum((end - begin + SPLITS * BLOCK - 1) // (SPLITS * BLOCK), 1)
-    start = begin + split * blocks * BLOCK
-    stop = tl.minimum(start + blocks * BLOCK, end)
-    active = (end - begin + blocks * BLOCK - 1) // (blocks * BLOCK)
+    # Self-attention's splits are whole blocks, mostly one; cross-attention has many keys, which are split evenly.
+    GRAIN: tl.constexpr = 16 if CROSS else BLOCK
+    split_keys = tl.maximum((end - begin + SPLITS * GRAIN - 1) // (SPLITS * GRAIN), 1) * GRAIN
+    start = begin + split * split_keys
+    stop = tl.minimum(start + split_keys, end)
+    active = (end - begin + split_keys - 1) // split_keys
     if split >= active:
         return
     if not (CROSS or STORED):  # mostly the only block; the new row is not in it yet and is inserted below

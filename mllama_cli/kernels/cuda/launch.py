@@ -53,6 +53,15 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
+@cache
+def shared_bytes(device: torch.device) -> int:
+    """Return how much shared memory a block may have on the device; 0 without a GPU, for Triton's interpreter."""
+    if device.type != "cuda":
+        return 0
+    properties: Any = torch.cuda.get_device_properties(device)  # whose stub lacks it
+    return int(properties.shared_memory_per_block_optin)
+
+
 _compiling = threading.local()
 """``only`` is true inside ``compile_only``, in its thread alone: other threads may launch meanwhile."""
 

@@ -64,9 +64,13 @@ def test_self_attention_over_old_keys_and_the_new_one(heads: int, kv_heads: int,
         assert torch.equal(keys[1][row, :, position + 1 :], before[0][row, :, position + 1 :])
 
 
-@pytest.mark.parametrize("ranges", [[(0, 700)], [(5, 300), (1, 2)]])
-def test_cross_attention_over_a_range_of_vision_tokens(ranges: list[tuple[int, int]]) -> None:
+@pytest.mark.parametrize(("ranges", "programs"), [([(0, 700)], 2), ([(3, 697)], 7), ([(5, 300), (1, 2)], 4)])
+def test_cross_attention_over_a_range_of_vision_tokens(
+    ranges: list[tuple[int, int]], programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(1)
+    monkeypatch.setattr("mllama_cli.kernels.cuda.attention_api.DEEP_BYTES", 0)
+    monkeypatch.setattr("mllama_cli.kernels.cuda.attention_api.DEEP_PROGRAMS", programs)
     heads, kv_heads, batch = 8, 2, len(ranges)
     addresses = Addresses(batch, 2, torch.float32, DEVICE)
     keys, values = caches(batch, kv_heads, addresses)
