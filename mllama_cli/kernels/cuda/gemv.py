@@ -51,12 +51,21 @@ def matrix_index(block, N0: tl.constexpr, N1: tl.constexpr, BLOCK_N: tl.constexp
 
 
 @triton.jit
-def load_activations(x, norm, INDEX: tl.constexpr, WORDS: tl.constexpr, within, here, HAS_NORM: tl.constexpr):
-    """Load the activations [Q, 1, 4] of the number at INDEX of each word; return them normed, and their squares."""
+def load_norm(norm, INDEX: tl.constexpr, WORDS: tl.constexpr, within, here, HAS_NORM: tl.constexpr):
+    """Load the norm's weights [Q, 1, 4] for the number at INDEX of each word, if there is a norm."""
+    if HAS_NORM:
+        return tl.load(norm + INDEX * WORDS + within, mask=here, other=0.0)
+    else:
+        return within
+
+
+@triton.jit
+def load_activations(x, weight, INDEX: tl.constexpr, WORDS: tl.constexpr, within, here, HAS_NORM: tl.constexpr):
+    """Load the activations [Q, 1, 4] of the number at INDEX of each word; return them times weight, and squares."""
     row = tl.load(x + INDEX * WORDS + within, mask=here, other=0.0).to(tl.float32)
     squares = row * row
     if HAS_NORM:
-        row *= tl.load(norm + INDEX * WORDS + within, mask=here, other=0.0).to(tl.float32)
+        row *= weight.to(tl.float32)
     return row, squares
 
 

@@ -36,8 +36,6 @@ class GemvTile:
     """The most that a thread may use, where more would let fewer programs run at once."""
     pairs: bool = False
     """Whether 16-bit activations look up two codes of a table at a time, in shared memory."""
-    ahead: bool = False
-    """Whether persistent programs load the next rows before they multiply, which takes more registers."""
 
 
 def supports(weight: Tensor | PackedWeight) -> bool:
@@ -117,7 +115,7 @@ def gemv(
             launch(
                 persistent_gemv_kernel, (programs, x.shape[0]), *operands, programs, *form,
                 device=x.device, warps=tile.warps, registers=tile.registers, CAPABILITY=capability(x.device),
-                PAIRS=pairs, AHEAD=tile.ahead, **flags,
+                PAIRS=pairs, **flags,
             )  # fmt: skip
         else:
             launch(

@@ -9,6 +9,7 @@ from mllama_cli.kernels.cuda.gemv import (
     epilogue,
     load_activations,
     load_epilogue,
+    load_norm,
     matrix_index,
     select_matrix,
 )
@@ -91,22 +92,30 @@ def packed_gemv_kernel(
         if CODE == "int":
             source = x + begin * 4
             weights = norm + begin * 4
-            x0, squares_here = load_activations(source, weights, 0, WORDS, within, here, HAS_NORM)
-            x1, more = load_activations(source, weights, 1, WORDS, within, here, HAS_NORM)
+            n0 = load_norm(weights, 0, WORDS, within, here, HAS_NORM)
+            x0, squares_here = load_activations(source, n0, 0, WORDS, within, here, HAS_NORM)
+            n1 = load_norm(weights, 1, WORDS, within, here, HAS_NORM)
+            x1, more = load_activations(source, n1, 1, WORDS, within, here, HAS_NORM)
             squares_here += more
-            x2, more = load_activations(source, weights, 2, WORDS, within, here, HAS_NORM)
+            n2 = load_norm(weights, 2, WORDS, within, here, HAS_NORM)
+            x2, more = load_activations(source, n2, 2, WORDS, within, here, HAS_NORM)
             squares_here += more
-            x3, more = load_activations(source, weights, 3, WORDS, within, here, HAS_NORM)
+            n3 = load_norm(weights, 3, WORDS, within, here, HAS_NORM)
+            x3, more = load_activations(source, n3, 3, WORDS, within, here, HAS_NORM)
             squares_here += more
             x4, x5, x6, x7 = x0, x0, x0, x0
             if BITS == 4:
-                x4, more = load_activations(source, weights, 4, WORDS, within, here, HAS_NORM)
+                n4 = load_norm(weights, 4, WORDS, within, here, HAS_NORM)
+                x4, more = load_activations(source, n4, 4, WORDS, within, here, HAS_NORM)
                 squares_here += more
-                x5, more = load_activations(source, weights, 5, WORDS, within, here, HAS_NORM)
+                n5 = load_norm(weights, 5, WORDS, within, here, HAS_NORM)
+                x5, more = load_activations(source, n5, 5, WORDS, within, here, HAS_NORM)
                 squares_here += more
-                x6, more = load_activations(source, weights, 6, WORDS, within, here, HAS_NORM)
+                n6 = load_norm(weights, 6, WORDS, within, here, HAS_NORM)
+                x6, more = load_activations(source, n6, 6, WORDS, within, here, HAS_NORM)
                 squares_here += more
-                x7, more = load_activations(source, weights, 7, WORDS, within, here, HAS_NORM)
+                n7 = load_norm(weights, 7, WORDS, within, here, HAS_NORM)
+                x7, more = load_activations(source, n7, 7, WORDS, within, here, HAS_NORM)
                 squares_here += more
             low_even, high_even, low_odd, high_odd, offset, step = fix_activations(
                 x0, x1, x2, x3, x4, x5, x6, x7, BITS, CAPABILITY

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from mllama_cli.kernels.cuda.fixed_point import fix_activations, fixed_product
-from mllama_cli.kernels.cuda.gemv import blocks_of, load_activations, load_epilogue, select_matrix
+from mllama_cli.kernels.cuda.gemv import blocks_of, load_activations, load_epilogue, load_norm, select_matrix
 from mllama_cli.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
 from mllama_cli.kernels.cuda.layout import offset_of
 from mllama_cli.kernels.cuda.lookup import PAIR_BIAS, write_pair_table
@@ -85,7 +85,7 @@ def persistent_gemv_kernel(
     OUT_INTERLEAVE: tl.constexpr, RESIDUAL_INTERLEAVE: tl.constexpr,
     SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
     RANKS: tl.constexpr, NEXT_RANKS: tl.constexpr, CAPABILITY: tl.constexpr, PAIRS: tl.constexpr,
-    AHEAD: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
+    EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Multiply as packed_gemv_kernel does, in ``programs`` programs that loop over BLOCK_N rows at a time.
 
@@ -117,28 +117,38 @@ def persistent_gemv_kernel(
         next_parts = tl.zeros([BLOCK_Q, BLOCK_N], tl.float32)
     within = quads[:, None, None] * 4 + tl.arange(0, 4)[None, None, :]
     here = (quads < QUADS)[:, None, None] & (within >= 0)
+    n0 = load_norm(norm, 0, WORDS, within, here, HAS_NORM)
+    n1 = load_norm(norm, 1, WORDS, within, here, HAS_NORM)
+    n2 = load_norm(norm, 2, WORDS, within, here, HAS_NORM)
+    n3 = load_norm(norm, 3, WORDS, within, here, HAS_NORM)
+    n4, n5, n6, n7 = n0, n0, n0, n0
+    if BITS == 4:
+        n4 = load_norm(norm, 4, WORDS, within, here, HAS_NORM)
+        n5 = load_norm(norm, 5, WORDS, within, here, HAS_NORM)
+        n6 = load_norm(norm, 6, WORDS, within, here, HAS_NORM)
+        n7 = load_norm(norm, 7, WORDS, within, here, HAS_NORM)
     table = write_pair_table(CODE, PAIRS, CAPABILITY)
     gdc_wait(PDL)
     x += batch * K
-    x0, squares = load_activations(x, norm, 0, WORDS, within, here, HAS_NORM)
-    x1, more = load_activations(x, norm, 1, WORDS, within, here, HAS_NORM)
+    x0, squares = load_activations(x, n0, 0, WORDS, within, here, HAS_NORM)
+    x1, more = load_activations(x, n1, 1, WORDS, within, here, HAS_NORM)
     squares += more
-    x2, more = load_activations(x, norm, 2, WORDS, within, here, HAS_NORM)
+    x2, more = load_activations(x, n2, 2, WORDS, within, here, HAS_NORM)
     squares += more
-    x3, more = load_activations(x, norm, 3, WORDS, within, here, HAS_NORM)
+    x3, more = load_activations(x, n3, 3, WORDS, within, here, HAS_NORM)
     squares += more
     x4 = x0
     x5 = x0
     x6 = x0
     x7 = x0
     if BITS == 4:
-        x4, more = load_activations(x, norm, 4, WORDS, within, here, HAS_NORM)
+        x4, more = load_activations(x, n4, 4, WORDS, within, here, HAS_NORM)
         squares += more
-        x5, more = load_activations(x, norm, 5, WORDS, within, here, HAS_NORM)
+        x5, more = load_activations(x, n5, 5, WORDS, within, here, HAS_NORM)
         squares += more
-        x6, more = load_activations(x, norm, 6, WORDS, within, here, HAS_NORM)
+        x6, more = load_activations(x, n6, 6, WORDS, within, here, HAS_NORM)
         squares += more
-        x7, more = load_activations(x, norm, 7, WORDS, within, here, HAS_NORM)
+        x7, more = load_activations(x, n7, 7, WORDS, within, here, HAS_NORM)
         squares += more
     if RANKS > 0:
         copies += batch * SUM_COPIES * TOTAL
@@ -162,7 +172,7 @@ def persistent_gemv_kernel(
     if HAS_NORM:
         length = tl.rsqrt(tl.sum(tl.sum(tl.sum(squares, axis=2), axis=1), axis=0) / K + eps)
     for block in range(program, BLOCKS, programs):
-        if PAIRS or AHEAD:
+        if PAIRS:
             following = load_block(
                 block + programs, p0, p1, p2, s0, s1, s2, quads,
                 N0, N1, N2, BLOCK_N, WORDS, GROUPS, QUADS, QUADS_A_GROUP, SWIGLU,
@@ -190,7 +200,7 @@ def persistent_gemv_kernel(
             sums += b_rows.to(tl.float32) * ax
         target_rows = first + rows
         kept = rows < count
-        if not (PAIRS or AHEAD):
+        if not PAIRS:
             following = load_block(
                 block + programs, p0, p1, p2, s0, s1, s2, quads,
                 N0, N1, N2, BLOCK_N, WORDS, GROUPS, QUADS, QUADS_A_GROUP, SWIGLU,

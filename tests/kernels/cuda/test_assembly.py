@@ -183,7 +183,7 @@ GEMV = (
 )
 KERNELS = {
     "packed_gemv": GEMV,
-    "persistent_gemv": (GEMV[0] + ", AHEAD=True", GEMV[1]),
+    "persistent_gemv": GEMV,
     "packed_matmul": (
         "BITS=bits, CODE=code, ONE_GROUP=True, EVEN=True, BLOCK_M=16, BLOCK_N=64, BLOCK_W=16, CAPABILITY={capability}",
         "x='*bf16', packed='*i32', scale='*bf16', out='*bf16', count='i32', n='i32', words_a_row='i32', "
