@@ -181,8 +181,10 @@ def _integer_tile(quads: int, rows: int, swiglu: bool) -> GemvTile:
         return GemvTile(2, quads, 8, programs=3, registers=80)
     if quads == 256:
         return GemvTile(4, quads, 4, programs=4, registers=128)
-    if quads <= 1024 and not swiglu:
-        return GemvTile(4, quads, quads // 32, programs=1, registers=65536 // quads)
+    if quads == 512 and not swiglu:
+        return GemvTile(4, quads, 8, programs=2, registers=128)
+    if quads == 1024 and not swiglu:
+        return GemvTile(4, quads, 32, programs=1, registers=64)
     return GemvTile(4, 128, 4)
 
 
