@@ -15,9 +15,6 @@ from mllama_cli.kernels.cuda.low_rank import Change, Following, Sums, add_produc
 from mllama_cli.kernels.packed import PackedWeight
 from mllama_cli.quantization.linear import AdaptedLinear
 
-SPILLED_REGISTERS = 8
-"""What gate and up lack with an adapter; where a limit without one lets more programs run, fewer are faster here."""
-
 
 class Product:
     """The matrices of layers that ``gemv`` reads together, for ``batch`` rows, after an RMSNorm with weight ``norm``.
@@ -59,8 +56,6 @@ class Product:
             self._a, self._ranks = interleave(a, self.form), a.shape[0]
             if b.shape[1] > self._tile.columns:  # too many for a persistent program's registers
                 self._tile = replace(self._tile, programs=0, registers=None)
-            elif swiglu and self._tile.registers:
-                self._tile = replace(self._tile, registers=self._tile.registers + SPILLED_REGISTERS)
             self._b = torch.cat(
                 [by_blocks(rows, self._tile.rows) for rows in b.split([weight.shape[0] for weight in self.weights])]
             )

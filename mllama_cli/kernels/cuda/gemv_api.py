@@ -180,16 +180,16 @@ def _integer_tile(quads: int, rows: int, swiglu: bool) -> GemvTile:
     if quads == 256 and swiglu:
         return GemvTile(2, quads, 8, programs=3, registers=80)
     if quads == 256:
-        return GemvTile(4, quads, 4, programs=4, registers=128)
-    if quads <= 1024 and not swiglu:
-        return GemvTile(4, quads, quads // 32, programs=1, registers=65536 // quads)
+        return GemvTile(8, quads, 8, programs=3, registers=80)
+    if quads == 512 and not swiglu:
+        return GemvTile(4, quads, 8, programs=2, registers=128)
+    if quads == 1024 and not swiglu:
+        return GemvTile(4, quads, 32, programs=1, registers=64)
     return GemvTile(4, 128, 4)
 
 
 def _narrowed(tile: GemvTile, quads: int) -> GemvTile:
     """Return the tile with at most so many columns."""
-    return (
-        tile
-        if quads >= tile.columns
-        else replace(tile, columns=quads, warps=max(1, tile.warps * quads // tile.columns))
-    )
+    if quads >= tile.columns:
+        return tile
+    return replace(tile, columns=quads, warps=max(1, tile.warps * quads // tile.columns))
