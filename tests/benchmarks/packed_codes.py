@@ -29,7 +29,7 @@ from mllama_cli.quantization.linear import AdaptedLinear, QuantizedLinear, repla
 from mllama_cli.quantization.schemes import scheme_named
 
 DEVICE = torch.device("cuda")
-TILES: dict[str, dict[str, tuple[tuple[int, ...], ...]]] = {
+TILES: dict[str, dict[str, tuple[tuple[int | None, ...], ...]]] = {
     "nf4": {
         "qkv": ((4, 128, 4, 6), (4, 128, 4, 4, None, True), (4, 128, 8, 2, None, True), (16, 128, 16, 1, None, True)),
         "o": ((4, 64, 2), (4, 128, 4, 4, None, True), (4, 128, 8, 2, None, True), (8, 128, 4, 0, None, True)),
