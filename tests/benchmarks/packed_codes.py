@@ -29,7 +29,7 @@ from mllama_cli.quantization.linear import AdaptedLinear, QuantizedLinear, repla
 from mllama_cli.quantization.schemes import scheme_named
 
 DEVICE = torch.device("cuda")
-TILES: dict[str, dict[str, tuple[tuple[int, ...], ...]]] = {
+TILES: dict[str, dict[str, tuple[tuple[int | None, ...], ...]]] = {
     "nf4": {
         "qkv": ((4, 128, 4, 6), (4, 128, 4, 4, None, True), (4, 128, 8, 2, None, True), (16, 128, 16, 1, None, True)),
         "o": ((4, 64, 2), (4, 128, 4, 4, None, True), (4, 128, 8, 2, None, True), (8, 128, 4, 0, None, True)),
@@ -51,10 +51,10 @@ TILES: dict[str, dict[str, tuple[tuple[int, ...], ...]]] = {
         "qkv": ((4, 128, 2, 6, 168), (8, 128, 4), (8, 128, 4, 3, 168), (4, 128, 4, 6, 80)),
         "o": ((8, 128, 4), (4, 128, 2, 6, 168), (4, 128, 4, 6, 80)),
         "gate and up": ((4, 128, 4, 4, 128), (2, 128, 4, 5, 96), (2, 128, 4, 6, 80)),
-        "down": ((4, 512, 16, 1, 128), (2, 512, 16, 2, 64), (4, 128, 4)),
+        "down": ((4, 512, 8, 2, 128), (8, 512, 16, 1, 128), (4, 512, 16, 1, 128), (2, 512, 16, 2, 64), (4, 128, 4)),
     },
     "int8": {
-        "qkv": ((4, 256, 4, 4, 128), (4, 128, 4), (4, 256, 8, 3, 80)),
+        "qkv": ((8, 256, 8, 3, 80), (4, 256, 4, 4, 128), (4, 128, 4)),
         "o": ((8, 128, 4), (4, 256, 4, 4, 128), (2, 256, 4, 6, 80)),
         "gate and up": ((2, 256, 8, 3, 80), (2, 256, 8, 4, 64), (2, 256, 4, 4, 128)),
         "down": ((4, 1024, 32, 1, 64), (2, 1024, 16, 2, 64), (4, 256, 4)),

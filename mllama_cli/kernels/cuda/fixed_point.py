@@ -56,6 +56,7 @@ def as_fixed(values, per_unit):
 
 @triton.jit
 def low_bytes(a, b, c, d):
+    """Return the lowest bytes of four int32 as one, the first lowest."""
     return (a & 0xFF) | ((b & 0xFF) << 8) | ((c & 0xFF) << 16) | ((d & 0xFF) << 24)
 
 
@@ -69,8 +70,8 @@ def pack(a, b, c, d, CAPABILITY: tl.constexpr):
 
 
 @triton.jit
-def sum_of(fixed):
-    """Return the integers in the lower 16 bits."""
+def lower_half(fixed):
+    """Return the signed integers in the lower 16 bits."""
     return (fixed << 16) >> 16
 
 
@@ -90,13 +91,13 @@ def fix_activations(x0, x1, x2, x3, x4, x5, x6, x7, BITS: tl.constexpr, CAPABILI
     f1 = as_fixed(x1, per_unit)
     f2 = as_fixed(x2, per_unit)
     f3 = as_fixed(x3, per_unit)
-    total = sum_of(f0) + sum_of(f1) + sum_of(f2) + sum_of(f3)
+    total = lower_half(f0) + lower_half(f1) + lower_half(f2) + lower_half(f3)
     if BITS == 4:
         f4 = as_fixed(x4, per_unit)
         f5 = as_fixed(x5, per_unit)
         f6 = as_fixed(x6, per_unit)
         f7 = as_fixed(x7, per_unit)
-        total += sum_of(f4) + sum_of(f5) + sum_of(f6) + sum_of(f7)
+        total += lower_half(f4) + lower_half(f5) + lower_half(f6) + lower_half(f7)
         low_even, high_even = pack(f0, f2, f4, f6, CAPABILITY)
         low_odd, high_odd = pack(f1, f3, f5, f7, CAPABILITY)
     else:

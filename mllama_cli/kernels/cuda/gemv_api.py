@@ -190,8 +190,6 @@ def _integer_tile(quads: int, rows: int, swiglu: bool) -> GemvTile:
 
 def _narrowed(tile: GemvTile, quads: int) -> GemvTile:
     """Return the tile with at most so many columns."""
-    return (
-        tile
-        if quads >= tile.columns
-        else replace(tile, columns=quads, warps=max(1, tile.warps * quads // tile.columns))
-    )
+    if quads >= tile.columns:
+        return tile
+    return replace(tile, columns=quads, warps=max(1, tile.warps * quads // tile.columns))
