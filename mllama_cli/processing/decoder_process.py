@@ -5,7 +5,6 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from io import BufferedReader
 from typing import Any
 
@@ -52,13 +51,6 @@ class DecoderProcess:
 
     def kill(self) -> None:
         self._end()
-
-    def wake(self) -> None:
-        """Let the process decode something small, without an answer: after a pause it takes longer. Call it idle."""
-        assert self._requests is not None
-        with suppress(OSError, ValueError):  # it has died, which the next image finds out
-            self._requests.write(b'{"wake": true}\n')
-            self._requests.flush()
 
     def ask(
         self, head: Mapping[str, Any], data: bytes, seconds: float, buffer: Callable[[int], memoryview]

@@ -94,12 +94,6 @@ class Decoder:
             if not self._idle and not self._busy and not self._closed.is_set():
                 self._idle.append(DecoderProcess())
 
-    def wake(self) -> None:
-        """Tell the worker that would decode the next image that one will come in a moment."""
-        with self._lock:
-            if self._idle and self._process == os.getpid():
-                self._idle[-1].wake()
-
     def close(self) -> None:
         """Kill the workers. Images that are being decoded fail."""
         with self._lock:

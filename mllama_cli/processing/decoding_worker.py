@@ -4,22 +4,18 @@ Run as a script. A request on stdin is a line of JSON, and the bytes of the file
 stdout is a line of JSON, and what was asked for unless it is an error: the canvas's pixels (and the file's bytes, if it
 was read here), or the pictures of a document. What fits is in shared memory instead, if its descriptor is given as an
 argument, and then the answer is "shared". An image that takes much memory is announced first, and decoded once a
-line on stdin admits it, unless the request is "admitted". A request to "wake" has no answer.
+line on stdin admits it, unless the request is "admitted".
 """
 
-import functools
 import json
 import os
 import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from io import BytesIO
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, BinaryIO
-
-from PIL import Image
 
 from mllama_cli.core.config import ImageProcessorConfig
 from mllama_cli.core.conversation import ImagePart
@@ -31,9 +27,6 @@ from mllama_cli.processing.prepared import PreparedImage, prepare_image
 from mllama_cli.processing.shared_memory import attach
 from mllama_cli.processing.sources import read_image
 from mllama_cli.processing.worker_process import limit_memory
-
-_SMALL_SIDE = 224
-"""Pixels of a picture whose decoding takes a millisecond, and lets the next take two less after a pause."""
 
 Request = tuple[dict[str, Any], bytes]
 
@@ -61,9 +54,6 @@ def _receive(stdin: BinaryIO, requests: "SimpleQueue[Request]") -> None:
 
 def _answer(requests: "SimpleQueue[Request]", answers: BinaryIO, memory: memoryview) -> None:
     request, data = requests.get()
-    if "wake" in request:
-        prepare_image(_small_picture(), ImageProcessorConfig(_SMALL_SIDE))
-        return
     admitted = request.get("admitted", False)
     is_document = "page" in request or "config" not in request
     limit_memory((DOCUMENT_BYTES if admitted else SMALL_DOCUMENT_BYTES) if is_document else WORKER_BYTES)
@@ -145,13 +135,6 @@ def _work(request: Mapping[str, Any], data: bytes, admit: Admit, memory: memoryv
         return _described(image), b"", file
     size = image.canvas.pixels.nbytes
     return _described(image), memory[:size] if size <= len(memory) else image.canvas.pixels.data.cast("B"), file
-
-
-@functools.cache
-def _small_picture() -> ImagePart:
-    file = BytesIO()
-    Image.effect_noise((_SMALL_SIDE, _SMALL_SIDE), 64).convert("RGB").save(file, "JPEG")
-    return ImagePart(file.getvalue(), "small")
 
 
 def _described(image: PreparedImage) -> Mapping[str, Any]:

@@ -74,8 +74,6 @@ class Preparation:
 
         Raise UsageError if the body is not a JSON object, and what ``parse`` raises.
         """
-        if request.headers.get("content-length", "")[5:]:  # from 100,000 bytes on, mostly with an image
-            self._images.decoder.wake()
         body = await read_body(request)
 
         def parsed(slow: bool) -> T:

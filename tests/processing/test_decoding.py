@@ -74,23 +74,6 @@ def test_what_does_not_fit_into_shared_memory_comes_through_the_pipe(tmp_path: P
     decoder.close()
 
 
-def test_a_worker_that_is_woken_decodes_the_next_image() -> None:
-    before = psutil.Process().children()
-    decoder, part = Decoder(1), ImagePart(file_of(noise(150, 90)), "photo")
-    decoder.wake()  # there is none yet
-    for _ in range(3):
-        assert decoder.decode(part, CONFIG).width == 150
-        decoder.wake()
-        decoder.wake()
-    new = [each for each in psutil.Process().children() if each not in before]
-    (worker,) = (each for each in new if "decoding_worker.py" in " ".join(each.cmdline()))
-    worker.kill()
-    worker.wait()
-    decoder.wake()
-    assert decoder.decode(part, CONFIG).width == 150, "by another"
-    decoder.close()
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux has memory that can be sealed")
 def test_a_worker_cannot_take_shared_memory_away() -> None:
     shared = share()
