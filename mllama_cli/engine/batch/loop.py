@@ -1,7 +1,9 @@
 """Answer requests from any thread: a thread owns the model, and events come to each request's listener."""
 
 import logging
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -22,6 +24,9 @@ T = TypeVar("T")
 
 MAX_QUEUE = 256
 """Requests that wait for a slot; more are refused."""
+
+PREPARE_AFTER_SECONDS = 0.5
+"""Time without a request before the loop prepares for more: who asks again at once need not wait for it."""
 
 Listener = Callable[[Event | MllamaError], None]
 """Called on the loop's thread with each event; GenerationStats or an error is the last. Must return at once.
@@ -76,7 +81,7 @@ class EngineLoop:
         max_context: tokens of a prompt and its answer together.
         max_queue: requests without a slot; more are refused.
         on_prepared: called on the loop's thread when nothing is left to prepare ahead of requests, which the loop does
-            while it has none. Must return at once.
+            before the first, and when it has had none for PREPARE_AFTER_SECONDS. Must return at once.
     """
 
     def __init__(
@@ -183,12 +188,15 @@ class EngineLoop:
 
     def _answer(self, scheduler: Scheduler) -> bool:
         """Answer requests until the loop is closed; return False if a fault has made the scheduler unreliable."""
-        preparing = not self._prepared
+        prepare_at = math.inf if self._prepared else -math.inf
         self._count(scheduler)
         while True:
             with self._changed:
-                while scheduler.idle and not (self._new or self._cancelled or self._work or self._closing or preparing):
-                    self._changed.wait()
+                while scheduler.idle and not (self._new or self._cancelled or self._work or self._closing):
+                    pause = prepare_at - time.monotonic()
+                    if pause <= 0:
+                        break
+                    self._changed.wait(min(pause, threading.TIMEOUT_MAX))
                 for handle in self._new:
                     scheduler.add(handle)
                 self._new.clear()
@@ -207,13 +215,13 @@ class EngineLoop:
                 if scheduler.idle:
                     return True
             try:
-                if scheduler.idle:
-                    preparing = scheduler.prepare()
-                    if not preparing and not self._prepared:
-                        self._prepared = True
-                        self._on_prepared()
-                else:
+                if not scheduler.idle:
                     scheduler.advance()
+                    if not self._prepared:
+                        prepare_at = time.monotonic() + PREPARE_AFTER_SECONDS
+                elif time.monotonic() >= prepare_at and not scheduler.prepare():
+                    self._prepared, prepare_at = True, math.inf
+                    self._on_prepared()
             except Exception as error:
                 if scheduler.idle:
                     self._prepared = True  # it would fail again; what is not prepared is made when it is needed

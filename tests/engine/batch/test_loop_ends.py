@@ -8,7 +8,6 @@ import pytest
 from mllama_cli.core.errors import EngineError, MllamaError, ShuttingDownError
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch.loop import EngineLoop
-from mllama_cli.engine.batch.scheduler import Scheduler
 from mllama_cli.engine.batch.slots import Slots
 from mllama_cli.engine.engine import Engine
 from mllama_cli.engine.sampling import PendingTokens
@@ -155,20 +154,3 @@ def test_a_device_that_does_nothing_more_fails_every_request(engine: Engine, mon
     with pytest.raises(EngineError):
         loop.run(int)
     loop.close()
-
-
-def test_what_cannot_be_prepared_is_tried_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    tried = []
-
-    def prepare(self: Scheduler) -> bool:
-        tried.append(self)
-        raise RuntimeError("no compiler")
-
-    monkeypatch.setattr(Scheduler, "prepare", prepare)
-    with running(engine, slots=2) as loop:
-        end = time.monotonic() + 30
-        while not tried and time.monotonic() < end:
-            time.sleep(0.005)
-        caller = Caller(engine, loop, CONVERSATIONS[2], Sampling(max_tokens=6)).submit()
-        assert caller.answer() == tokens_alone(engine, caller.inputs, caller.sampling)
-    assert 1 <= len(tried) <= 3
