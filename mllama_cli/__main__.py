@@ -39,10 +39,7 @@ def main() -> None:
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it was ignored, as by nohup
     if ours:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from mllama_cli.system.collection import paused_collection
-
-    with paused_collection():
-        from mllama_cli.cli.app import app
+    from mllama_cli.cli.app import app
 
     if ours:
         signal.signal(signal.SIGINT, signal.default_int_handler)

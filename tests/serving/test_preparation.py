@@ -136,7 +136,7 @@ def test_an_image_is_decoded_while_the_rest_of_its_request_is_read(sketch: Engin
     async def receive() -> Message:
         return {"type": "http.request", "body": body, "more_body": False}
 
-    found = asyncio.run(preparation.read(Request({"type": "http"}, receive), parse))
+    found = asyncio.run(preparation.read(Request({"type": "http", "headers": []}, receive), parse))
     assert found == [ImagePart(image.data, DATA_URL_NAME)]
 
 
