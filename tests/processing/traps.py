@@ -1,4 +1,4 @@
-"""An image that kills whoever reads it, as a file does that makes a decoder crash."""
+"""An image that kills the process that reads it, as a file does that makes a decoder crash."""
 
 import os
 import threading

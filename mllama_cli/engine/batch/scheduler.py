@@ -1,6 +1,5 @@
 """Continuous batching: admit requests, read their prompts, step them, and report their tokens as they come."""
 
-import math
 import time
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +16,7 @@ from mllama_cli.engine.batch.prefix_cache import CachedText
 from mllama_cli.engine.batch.reading import Reading
 from mllama_cli.engine.batch.request import Request
 from mllama_cli.engine.batch.slots import Slots
+from mllama_cli.engine.batch.watched import tiles_between_steps
 from mllama_cli.engine.device import batch_stream, is_out_of_memory, make_current
 from mllama_cli.engine.forward import MAX_PREFILL_BATCH
 from mllama_cli.engine.model import LoadedModel
@@ -25,14 +25,6 @@ from mllama_cli.kernels.sdpa import has_decode_attention
 
 MAX_PARTS = 10
 """More than the parts in which a GPU encodes an image."""
-
-FULL_TILES, WATCHED_PARTS, PROMPT_PARTS = 4, 9, 2
-"""Between two steps of answers that somebody watches, a GPU encodes at most nine parts of an image of four tiles.
-
-If it has read prompts since the last step, which takes as long as two or three parts, it encodes two fewer. In all that
-is up to about 40 ms on an H200; smaller images have more parts in that time. With more parts, more images a second
-would be answered where many wait, but each answer would stop for longer.
-"""
 
 CLAIMED_BYTES = 16 * 2**30
 """Bytes of keys and values for which a server takes memory when it starts."""
@@ -322,22 +314,6 @@ class Scheduler:
             self._stream = batch_stream(self._model.device, "step")
             self._stream.wait_stream(torch.cuda.current_stream(self._model.device))
         return torch.cuda.stream(self._stream)
-
-
-def tiles_between_steps(device: str, lacking: int, *, watched: bool, has_read: bool) -> float:
-    """Return how many tiles may be in the parts of images that are encoded between two steps.
-
-    ``lacking`` requests wait for an image, ``watched`` says that somebody watches the answers that are stepped, and
-    ``has_read`` that prompts have been read since the last step.
-
-    >>> [tiles_between_steps("cuda", lacking, watched=True, has_read=False) for lacking in (1, 64)]
-    [4, 36]
-    >>> tiles_between_steps("cuda", 64, watched=True, has_read=True)
-    28
-    """
-    if device == "cpu":
-        return 1
-    return FULL_TILES * min(lacking, WATCHED_PARTS - PROMPT_PARTS * has_read) if watched else math.inf
 
 
 def make_slots(model: LoadedModel, memory: Memory) -> tuple[Slots, PromptReader]:

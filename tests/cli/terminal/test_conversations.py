@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,11 @@ def test_a_killed_chat_is_resumed_with_its_picture(pictures: Path, env: dict[str
         assert "3 circles" in chat.ask("How many circles are there?")
 
 
+def asks_again(chat: TerminalChat, after: int) -> bool:
+    """Return whether there are more than ``after`` lines, the last of which asks for something."""
+    return len(chat.lines) > after and (chat.row().startswith(">>> Ask") or "[o]ldest" in chat.row())
+
+
 def test_a_context_that_is_full_asks_what_to_do_and_loses_nothing(
     pictures: Path, env: dict[str, str], chat: TerminalChat
 ) -> None:
@@ -90,7 +96,7 @@ def test_a_context_that_is_full_asks_what_to_do_and_loses_nothing(
         chat.at_prompt()
         before = len(chat.lines)
         chat.type("hello" + ENTER)
-        chat.wait(lambda c, n=before: len(c.lines) > n and (c.row().startswith(">>> Ask") or "[o]ldest" in c.row()))  # type: ignore[misc]
+        chat.wait(partial(asks_again, after=before))
     assert "[o]ldest" in chat.row()
     chat.type("o" + ENTER)
     chat.wait(lambda c: c.row().startswith(">>> Ask"))

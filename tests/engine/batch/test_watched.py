@@ -10,8 +10,9 @@ from mllama_cli.core.conversation import Conversation, ImagePart
 from mllama_cli.core.errors import MemoryShortageError
 from mllama_cli.core.sampling import Sampling
 from mllama_cli.engine.batch.admission import Admission
-from mllama_cli.engine.batch.scheduler import FULL_TILES, Scheduler, tiles_between_steps
+from mllama_cli.engine.batch.scheduler import Scheduler
 from mllama_cli.engine.batch.slots import Slots
+from mllama_cli.engine.batch.watched import FULL_TILES, tiles_between_steps
 from mllama_cli.engine.engine import Engine
 from mllama_cli.engine.sampling import PendingTokens, Sampler
 from mllama_cli.engine.vision import ImageCache
