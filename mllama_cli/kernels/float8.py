@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mllama_cli.kernels.available import runs_right, triton_available
+from mllama_cli.kernels.available import image_kernels_available, runs_right
 
 MAX_FLOAT8 = 448.0
 """The largest number of float8_e4m3fn."""
@@ -82,13 +82,8 @@ def takes(weight: Tensor) -> bool:
 
 @cache
 def has_float8(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether our kernels run here and compute what torch's operations do, by trying them.
-
-    They were measured to be faster on GPUs of compute capability 9.0 alone, whose instructions they are made for.
-    """
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
-        return False
-    if torch.cuda.get_device_capability(device) != (9, 0) or not triton_available(device):
+    """Return whether our kernels run here and compute what torch's operations do, by trying them."""
+    if not image_kernels_available(device, dtype):
         return False
 
     def error() -> float:

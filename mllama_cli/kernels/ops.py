@@ -13,7 +13,14 @@ from torch import Tensor
 
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.kernels import packed as reference
-from mllama_cli.kernels.available import native_for_small_batch, needs_grad, runs_right, triton_available, use_triton
+from mllama_cli.kernels.available import (
+    image_kernels_available,
+    native_for_small_batch,
+    needs_grad,
+    runs_right,
+    triton_available,
+    use_triton,
+)
 from mllama_cli.kernels.codes import Code
 from mllama_cli.kernels.packed import PackedWeight
 
@@ -100,9 +107,7 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None, *, exact: bool =
 @cache
 def has_product_gelu(device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether the kernel of product and GELU runs here and computes what torch does, by trying it."""
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
-        return False
-    if torch.cuda.get_device_capability(device) != (9, 0) or not triton_available(device):
+    if not image_kernels_available(device, dtype):
         return False
 
     def error() -> float:

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mllama_cli.kernels.available import runs_right, triton_available
+from mllama_cli.kernels.available import image_kernels_available, runs_right
 from mllama_cli.kernels.ops import pad_heads
 from mllama_cli.kernels.sdpa import encoder_attention
 
@@ -38,13 +38,8 @@ class TowerKernel(Protocol):
 
 @cache
 def tower_kernel(device: torch.device, dtype: torch.dtype, dim: int) -> TowerKernel | None:
-    """Return the fastest of our kernels that runs here and computes what torch does, by trying it; None without one.
-
-    They were measured to be faster on GPUs of compute capability 9.0 alone, whose instructions they are made for.
-    """
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or dim != 80:
-        return None
-    if torch.cuda.get_device_capability(device) != (9, 0) or not triton_available(device):
+    """Return the fastest of our kernels that runs here and computes what torch does, by trying it; None without one."""
+    if dim != 80 or not image_kernels_available(device, dtype):
         return None
     import triton
 
