@@ -29,23 +29,18 @@ from mllama_cli.quantization.linear import AdaptedLinear, QuantizedLinear, repla
 from mllama_cli.quantization.schemes import scheme_named
 
 DEVICE = torch.device("cuda")
-TILES: dict[str, dict[str, tuple[tuple[int | None, ...], ...]]] = {
+TILES: dict[str, dict[str, tuple[tuple[int, ...], ...]]] = {
     "nf4": {
-        "qkv": ((4, 128, 4, 6), (4, 128, 4, 4, None, True), (4, 128, 8, 2, None, True), (16, 128, 16, 1, None, True)),
-        "o": ((4, 64, 2), (4, 128, 4, 4, None, True), (4, 128, 8, 2, None, True), (8, 128, 4, 0, None, True)),
-        "gate and up": (
-            (2, 128, 4, 5),
-            (2, 128, 2, 6, None, True),
-            (2, 128, 4, 4, None, True),
-            (8, 128, 16, 1, None, True),
-        ),
-        "down": ((4, 128, 4), (8, 128, 4), (4, 128, 4, 0, None, True), (4, 512, 16, 1), (4, 512, 16, 1, None, True)),
+        "qkv": ((8, 128, 4, 4), (8, 128, 8, 2, 128), (4, 128, 4, 5, 96), (4, 128, 4, 6, 80)),
+        "o": ((8, 128, 4, 4), (8, 128, 8, 2, 128), (4, 128, 4, 5, 96)),
+        "gate and up": ((4, 128, 4, 4, 128), (4, 128, 8, 3, 80), (2, 128, 4, 4)),
+        "down": ((4, 512, 8, 2, 128), (8, 512, 16, 1, 128), (2, 512, 16, 2, 64)),
     },
     "fp8": {
-        "qkv": ((8, 128, 4), (4, 128, 4), (2, 256, 4, 5), (4, 256, 4, 3), (4, 256, 4)),
-        "o": ((4, 256, 4), (4, 128, 4), (8, 128, 4), (2, 128, 4), (4, 64, 2)),
-        "gate and up": ((2, 256, 4, 4), (2, 256, 4, 8), (4, 256, 4), (4, 128, 4), (4, 256, 8, 3), (2, 256, 8, 4)),
-        "down": ((4, 128, 4), (4, 64, 2), (4, 256, 4), (8, 128, 4), (2, 1024, 16, 1)),
+        "qkv": ((4, 256, 4, 5, 96), (4, 256, 4, 4, 128), (8, 256, 8, 2, 128)),
+        "o": ((4, 128, 4), (8, 128, 4), (4, 256, 8, 3, 80)),
+        "gate and up": ((4, 256, 4, 3), (4, 256, 8, 3, 80), (2, 256, 8, 3, 80)),
+        "down": ((4, 1024, 16, 1, 128), (4, 1024, 32, 1, 64)),
     },
     "int4": {
         "qkv": ((4, 128, 2, 6, 168), (8, 128, 4), (8, 128, 4, 3, 168), (4, 128, 4, 6, 80)),
@@ -137,9 +132,7 @@ def time_tiles(config: MllamaConfig, form: str) -> None:
         print(f"  {form}, {name}:")
         for milliseconds, tile in found:
             mark = " (chosen)" if tile == timing.chosen else ""
-            shape = (
-                f"{tile.rows}, {tile.columns}, {tile.warps}, {tile.programs}, {tile.registers}{', pairs' * tile.pairs}"
-            )
+            shape = f"{tile.rows}, {tile.columns}, {tile.warps}, {tile.programs}, {tile.registers}"
             print(f"    {1000 * milliseconds:.1f} us ({timing.nbytes / milliseconds / 1e9:.2f} TB/s) {shape}{mark}")
 
 

@@ -7,7 +7,7 @@ has finished, so memory never idles between kernels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mllama_cli.kernels.codes import TABLES
 from mllama_cli.kernels.cuda.gemv import gemv_kernel
+from mllama_cli.kernels.cuda.halves import pair_table
 from mllama_cli.kernels.cuda.launch import capability, launch, multiprocessors
 from mllama_cli.kernels.cuda.layout import interleave_factor
 from mllama_cli.kernels.cuda.low_rank import Change, Following
@@ -34,8 +35,6 @@ class GemvTile:
     """Persistent programs for each multiprocessor; 0: one program for each tile."""
     registers: int | None = None
     """The most that a thread may use, where more would let fewer programs run at once."""
-    pairs: bool = False
-    """Whether 16-bit activations look up two codes of a table at a time, in shared memory."""
 
 
 def supports(weight: Tensor | PackedWeight) -> bool:
@@ -99,29 +98,29 @@ def gemv(
     if isinstance(first, PackedWeight):
         words = [w.packed for w in packed] + [first.packed] * (3 - len(packed))
         scales = [w.scale for w in packed] + [first.scale] * (3 - len(packed))
-        pairs = tile.pairs and first.code in TABLES and x.dtype != torch.float32
         adapters = (
             *((x, x, 1.0) if change is None else (change.b, change.sums.copies, change.sums.unit)),
             *((x, x, 1.0) if following is None else (following.a, following.sums.copies, 1 / following.sums.unit)),
         )  # fmt: skip
+        halves = first.code != "int" and x.dtype != torch.float32
         flags |= {
+            "HALVES": halves,
             "RANKS": 0 if change is None else change.sums.ranks // len(weights),
             "NEXT_RANKS": 0 if following is None else following.sums.ranks,
         }
-        operands = (*around, *words, *scales, out, *adapters, eps)
+        pairs = pair_table(first.code, x.device) if halves and first.code in TABLES else x
+        operands = (*around, *words, *scales, out, *adapters, pairs, eps)
         form = (*shape, first.bits, first.code, first.group_size, tile.rows, tile.columns)
         if tile.programs:
             programs = min(blocks, tile.programs * multiprocessors(x.device))
             launch(
                 persistent_gemv_kernel, (programs, x.shape[0]), *operands, programs, *form,
-                device=x.device, warps=tile.warps, registers=tile.registers, CAPABILITY=capability(x.device),
-                PAIRS=pairs, **flags,
+                device=x.device, warps=tile.warps, registers=tile.registers, CAPABILITY=capability(x.device), **flags,
             )  # fmt: skip
         else:
             launch(
                 packed_gemv_kernel, grid, *operands, *form,
-                device=x.device, warps=tile.warps, registers=tile.registers, CAPABILITY=capability(x.device),
-                PAIRS=pairs, **flags,
+                device=x.device, warps=tile.warps, registers=tile.registers, CAPABILITY=capability(x.device), **flags,
             )  # fmt: skip
     else:
         plain = [*weights, *[first] * (3 - len(weights))]
@@ -137,59 +136,53 @@ def gemv_tile(weights: Sequence[Tensor | PackedWeight], swiglu: bool) -> GemvTil
 
 
 def choose_gemv_tile(weight: Tensor | PackedWeight, shapes: Sequence[tuple[int, int]], swiglu: bool) -> GemvTile:
-    """Return the tile that measured best for the 11B's matrices on an H200.
+    """Return the tile with which whole steps of the 11B were fastest on an H200.
 
-    Those of other codes than integers have the fewest instructions a number, with all programs running at once or in
-    full waves. Pairs take 32 KiB of shared memory a program: of two, three and four programs on a multiprocessor, four
-    made whole steps fastest.
+    By themselves others are faster: those that use all registers keep the next kernel from loading its first weights.
     """
     rows, size_in = sum(shape[0] for shape in shapes), shapes[0][1]
     if not isinstance(weight, PackedWeight):
         columns = min(triton.next_power_of_2(size_in), 4096 if size_in <= 4096 else 2048)
         return GemvTile(4, columns, min(max(columns // 512, 1), 8))
     quads = triton.next_power_of_2(size_in * weight.bits // 128)
-    if weight.code == "int":
-        return _integer_tile(quads, rows, swiglu)
-    long, small = size_in > 4096, rows <= 4096
-    if quads <= 256 and weight.bits == 4 and rows <= 65536:
-        tile_rows, warps = (256 if swiglu else 512) // max(quads, 128), max(1, quads // 32)
-        return GemvTile(tile_rows, quads, warps, programs=4, pairs=True)
-    if quads <= 256 and weight.bits == 8 and swiglu:
-        return GemvTile(2, quads, max(1, quads // 64), programs=1024 // quads)
-    if quads <= 256 and 4096 < rows <= 65536:
-        return GemvTile(4, quads, max(1, quads // 64), programs=768 // quads)
-    if quads <= 256 and weight.bits == 8 and rows > 65536:
-        return GemvTile(4, quads, max(1, quads // 64), programs=8)
-    if weight.bits == 4:
-        tile = GemvTile(4, 64, 2)
-    else:
-        tile = GemvTile(4, 256, 4) if small and not long else GemvTile(4, 128, 4)
-    return _narrowed(tile, quads)
-
-
-def _integer_tile(quads: int, rows: int, swiglu: bool) -> GemvTile:
-    """Return the tile for integers, whose rows have so many quads of words, rounded up to a power of two."""
+    if weight.code in TABLES:
+        return _table_tile(quads, swiglu)
+    if weight.code == "fp8" and quads == 256 and rows <= 65536:
+        if swiglu:
+            return GemvTile(2, quads, 4, programs=5, registers=96)
+        if rows <= 4096:
+            return GemvTile(4, quads, 4, programs=4, registers=128)
+        return GemvTile(8, quads, 8, programs=3, registers=80)
+    if weight.code == "fp8" and quads == 1024 and not swiglu:
+        return GemvTile(2, quads, 16, programs=2, registers=64)
     if rows > 65536 and quads <= 256:
-        return GemvTile(4, quads, max(1, quads // 64), programs=8)
+        return GemvTile(4, quads, _warps(quads, 64), programs=8)
     if rows <= 4096 and quads <= 256:
-        return _narrowed(GemvTile(8, 128, 4), quads)
+        return GemvTile(8, 128, 4) if quads > 128 else GemvTile(4, quads, _warps(quads, 32), programs=4, registers=128)
     if quads <= 128 and swiglu:
-        return GemvTile(4, quads, max(1, quads // 32), programs=4, registers=128)
+        return GemvTile(2, quads, _warps(quads, 32), programs=5, registers=96)
     if quads <= 128:
-        return GemvTile(4, quads, max(1, quads // 64), programs=6, registers=168)
+        return GemvTile(4, quads, _warps(quads, 64), programs=6, registers=168)
     if quads == 256 and swiglu:
         return GemvTile(2, quads, 8, programs=3, registers=80)
     if quads == 256:
         return GemvTile(4, quads, 4, programs=4, registers=128)
     if quads == 512 and not swiglu:
-        return GemvTile(4, quads, 8, programs=2, registers=128)
+        return GemvTile(2 if weight.bits == 4 else 4, quads, 8, programs=2, registers=128)
     if quads == 1024 and not swiglu:
         return GemvTile(4, quads, 32, programs=1, registers=64)
     return GemvTile(4, 128, 4)
 
 
-def _narrowed(tile: GemvTile, quads: int) -> GemvTile:
-    """Return the tile with at most so many columns."""
-    if quads >= tile.columns:
-        return tile
-    return replace(tile, columns=quads, warps=max(1, tile.warps * quads // tile.columns))
+def _table_tile(quads: int, swiglu: bool) -> GemvTile:
+    """Return the tile for codes of a table, which each program copies to 32 KiB of shared memory."""
+    if quads > 256:
+        return GemvTile(2, quads, _warps(quads, 64), programs=max(1, 1024 // quads), registers=128)
+    if swiglu:
+        return GemvTile(2, quads, _warps(quads, 32), programs=5 if quads <= 128 else 2, registers=96)
+    return GemvTile(4, quads, _warps(quads, 32), programs=4 if quads <= 128 else 2)
+
+
+def _warps(quads: int, each: int) -> int:
+    """Return the warps of a program, of which each has so many quads."""
+    return max(1, quads // each)

@@ -13,21 +13,22 @@ from mllama_cli.kernels.cuda.gemv import (
     matrix_index,
     select_matrix,
 )
+from mllama_cli.kernels.cuda.halves import half_product, halve_activations, scale_unit, share_table
 from mllama_cli.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
 from mllama_cli.kernels.cuda.layout import offset_of
-from mllama_cli.kernels.cuda.lookup import PAIR_BIAS, write_pair_table
 from mllama_cli.kernels.cuda.low_rank import SUM_COPIES, add_to_sums, load_ranks, load_sums
-from mllama_cli.kernels.cuda.unpack import as_biased_float, unit_of
+from mllama_cli.kernels.cuda.unpack import as_biased_float
 
 
 @triton.jit
 def packed_gemv_kernel(
-    x, norm, residual, factor, p0, p1, p2, s0, s1, s2, out, b, copies, unit, next_a, next_copies, next_scale, eps,
+    x, norm, residual, factor, p0, p1, p2, s0, s1, s2, out, b, copies, unit, next_a, next_copies, next_scale, pairs,
+    eps,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr,
     GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
     OUT_INTERLEAVE: tl.constexpr, RESIDUAL_INTERLEAVE: tl.constexpr,
     SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
-    RANKS: tl.constexpr, NEXT_RANKS: tl.constexpr, CAPABILITY: tl.constexpr, PAIRS: tl.constexpr,
+    RANKS: tl.constexpr, NEXT_RANKS: tl.constexpr, CAPABILITY: tl.constexpr, HALVES: tl.constexpr,
     EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Multiply as gemv_kernel does, by packed weights, BLOCK_Q quads of words at a time; x and norm are interleaved.
@@ -67,11 +68,12 @@ def packed_gemv_kernel(
             words_up = tl.load(p1 + tile + begin * 4, mask=inside, other=other, eviction_policy="evict_first")
         which = scale_tile + ((begin + quads) // QUADS_A_GROUP)[:, None]
         live = kept[None, :] & (quads < QUADS - begin)[:, None]
-        scale = tl.load(scales + which, mask=live, other=0.0).to(tl.float32) * unit_of(CODE, CAPABILITY)
+        scale = tl.load(scales + which, mask=live, other=0.0).to(tl.float32) * scale_unit(CODE, HALVES, CAPABILITY)
         if SWIGLU:
-            scale_up = tl.load(s1 + which, mask=live, other=0.0).to(tl.float32) * unit_of(CODE, CAPABILITY)
+            scale_up = tl.load(s1 + which, mask=live, other=0.0).to(tl.float32) * scale_unit(CODE, HALVES, CAPABILITY)
         if begin == 0:
-            table = write_pair_table(CODE, PAIRS, CAPABILITY)
+            if HALVES:
+                table = share_table(pairs, CODE, CAPABILITY)
             if RANKS > 0:
                 b_rows = load_ranks(b, block, quads, RANKS, BLOCK_N)
                 if SWIGLU:
@@ -89,7 +91,7 @@ def packed_gemv_kernel(
                 if SWIGLU:
                     ax_up = load_sums(copies + RANKS, quads, unit, RANKS, TOTAL)
         here = (quads < QUADS - begin)[:, None, None] & (within >= 0)
-        if CODE == "int":
+        if CODE == "int" or HALVES:
             source = x + begin * 4
             weights = norm + begin * 4
             n0 = load_norm(weights, 0, WORDS, within, here, HAS_NORM)
@@ -117,22 +119,32 @@ def packed_gemv_kernel(
                 n7 = load_norm(weights, 7, WORDS, within, here, HAS_NORM)
                 x7, more = load_activations(source, n7, 7, WORDS, within, here, HAS_NORM)
                 squares_here += more
-            low_even, high_even, low_odd, high_odd, offset, step = fix_activations(
-                x0, x1, x2, x3, x4, x5, x6, x7, BITS, CAPABILITY
-            )
-            sums += fixed_product(words, low_even, high_even, low_odd, high_odd, offset, step, BITS, CAPABILITY) * scale
-            if SWIGLU:
-                ups += (
-                    fixed_product(words_up, low_even, high_even, low_odd, high_odd, offset, step, BITS, CAPABILITY)
-                    * scale_up
+            if HALVES:
+                pairs0, pairs1, pairs2, pairs3, step = halve_activations(
+                    x0, x1, x2, x3, x4, x5, x6, x7, BITS, CAPABILITY
                 )
+                part = half_product(words, pairs0, pairs1, pairs2, pairs3, table, pairs, BITS, CODE, CAPABILITY)
+                sums += part * step * scale
+                if SWIGLU:
+                    part = half_product(words_up, pairs0, pairs1, pairs2, pairs3, table, pairs, BITS, CODE, CAPABILITY)
+                    ups += part * step * scale_up
+            else:
+                low_even, high_even, low_odd, high_odd, offset, step = fix_activations(
+                    x0, x1, x2, x3, x4, x5, x6, x7, BITS, CAPABILITY
+                )
+                part = fixed_product(words, low_even, high_even, low_odd, high_odd, offset, step, BITS, CAPABILITY)
+                sums += part * scale
+                if SWIGLU:
+                    part = fixed_product(
+                        words_up, low_even, high_even, low_odd, high_odd, offset, step, BITS, CAPABILITY
+                    )
+                    ups += part * scale_up
             if HAS_NORM:
                 square_sums += tl.sum(squares_here, axis=2)
         else:
             products = tl.zeros([BLOCK_Q, BLOCK_N, 4], tl.float32)
             if SWIGLU:
                 products_up = tl.zeros([BLOCK_Q, BLOCK_N, 4], tl.float32)
-            bias = tl.zeros([BLOCK_Q, 1, 4], tl.float32)
             squares_here = tl.zeros([BLOCK_Q, 1, 4], tl.float32)
             for number in tl.static_range(32 // BITS):
                 source = number * WORDS + begin * 4 + within
@@ -140,15 +152,12 @@ def packed_gemv_kernel(
                 if HAS_NORM:
                     squares_here += row * row
                     row *= tl.load(norm + source, mask=here, other=0.0).to(tl.float32)
-                if PAIRS:
-                    bias += row * PAIR_BIAS
-                products += as_biased_float(words, table, number, BITS, CODE, PAIRS, CAPABILITY) * row
+                products += as_biased_float(words, number, BITS, CODE, CAPABILITY) * row
                 if SWIGLU:
-                    products_up += as_biased_float(words_up, table, number, BITS, CODE, PAIRS, CAPABILITY) * row
-            bias_sum = tl.sum(bias, axis=2)
-            sums += (tl.sum(products, axis=2) - bias_sum) * scale
+                    products_up += as_biased_float(words_up, number, BITS, CODE, CAPABILITY) * row
+            sums += tl.sum(products, axis=2) * scale
             if SWIGLU:
-                ups += (tl.sum(products_up, axis=2) - bias_sum) * scale_up
+                ups += tl.sum(products_up, axis=2) * scale_up
             if HAS_NORM:
                 square_sums += tl.sum(squares_here, axis=2)
     if RANKS > 0:

@@ -9,11 +9,11 @@ import triton.language as tl
 
 from mllama_cli.kernels.cuda.fixed_point import fix_activations, fixed_product
 from mllama_cli.kernels.cuda.gemv import blocks_of, load_activations, load_epilogue, load_norm, select_matrix
+from mllama_cli.kernels.cuda.halves import half_product, halve_activations, scale_unit, share_table
 from mllama_cli.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
 from mllama_cli.kernels.cuda.layout import offset_of
-from mllama_cli.kernels.cuda.lookup import PAIR_BIAS, write_pair_table
 from mllama_cli.kernels.cuda.low_rank import SUM_COPIES, add_to_sums, load_ranks, load_sums
-from mllama_cli.kernels.cuda.unpack import as_biased_float, unit_of
+from mllama_cli.kernels.cuda.unpack import as_biased_float
 
 
 @triton.jit
@@ -60,31 +60,30 @@ def order_loads(CAPABILITY: tl.constexpr):
 
 @triton.jit
 def product(
-    words, table, x0, x1, x2, x3, x4, x5, x6, x7,
-    BITS: tl.constexpr, CODE: tl.constexpr, PAIRS: tl.constexpr, CAPABILITY: tl.constexpr,
+    words, x0, x1, x2, x3, x4, x5, x6, x7, BITS: tl.constexpr, CODE: tl.constexpr, CAPABILITY: tl.constexpr
 ):  # fmt: skip
-    """Multiply the numbers of words [Q, N, 4], as biased floats, by activations -> [Q, N]."""
-    total = as_biased_float(words, table, 0, BITS, CODE, PAIRS, CAPABILITY) * x0
-    total += as_biased_float(words, table, 1, BITS, CODE, PAIRS, CAPABILITY) * x1
-    total += as_biased_float(words, table, 2, BITS, CODE, PAIRS, CAPABILITY) * x2
-    total += as_biased_float(words, table, 3, BITS, CODE, PAIRS, CAPABILITY) * x3
+    """Multiply the numbers of words [Q, N, 4], which are no integers, by activations -> [Q, N]."""
+    total = as_biased_float(words, 0, BITS, CODE, CAPABILITY) * x0
+    total += as_biased_float(words, 1, BITS, CODE, CAPABILITY) * x1
+    total += as_biased_float(words, 2, BITS, CODE, CAPABILITY) * x2
+    total += as_biased_float(words, 3, BITS, CODE, CAPABILITY) * x3
     if BITS == 4:
-        total += as_biased_float(words, table, 4, BITS, CODE, PAIRS, CAPABILITY) * x4
-        total += as_biased_float(words, table, 5, BITS, CODE, PAIRS, CAPABILITY) * x5
-        total += as_biased_float(words, table, 6, BITS, CODE, PAIRS, CAPABILITY) * x6
-        total += as_biased_float(words, table, 7, BITS, CODE, PAIRS, CAPABILITY) * x7
+        total += as_biased_float(words, 4, BITS, CODE, CAPABILITY) * x4
+        total += as_biased_float(words, 5, BITS, CODE, CAPABILITY) * x5
+        total += as_biased_float(words, 6, BITS, CODE, CAPABILITY) * x6
+        total += as_biased_float(words, 7, BITS, CODE, CAPABILITY) * x7
     return tl.sum(total, axis=2)
 
 
 @triton.jit
 def persistent_gemv_kernel(
-    x, norm, residual, factor, p0, p1, p2, s0, s1, s2, out, b, copies, unit, next_a, next_copies, next_scale, eps,
-    programs,
+    x, norm, residual, factor, p0, p1, p2, s0, s1, s2, out, b, copies, unit, next_a, next_copies, next_scale, pairs,
+    eps, programs,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr,
     GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr,
     OUT_INTERLEAVE: tl.constexpr, RESIDUAL_INTERLEAVE: tl.constexpr,
     SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
-    RANKS: tl.constexpr, NEXT_RANKS: tl.constexpr, CAPABILITY: tl.constexpr, PAIRS: tl.constexpr,
+    RANKS: tl.constexpr, NEXT_RANKS: tl.constexpr, CAPABILITY: tl.constexpr, HALVES: tl.constexpr,
     EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Multiply as packed_gemv_kernel does, in ``programs`` programs that loop over BLOCK_N rows at a time.
@@ -127,7 +126,9 @@ def persistent_gemv_kernel(
         n5 = load_norm(norm, 5, WORDS, within, here, HAS_NORM)
         n6 = load_norm(norm, 6, WORDS, within, here, HAS_NORM)
         n7 = load_norm(norm, 7, WORDS, within, here, HAS_NORM)
-    table = write_pair_table(CODE, PAIRS, CAPABILITY)
+    table = tl.full([1, 1], 0, tl.int32)
+    if HALVES:
+        table = share_table(pairs, CODE, CAPABILITY)
     gdc_wait(PDL)
     x += batch * K
     x0, squares = load_activations(x, n0, 0, WORDS, within, here, HAS_NORM)
@@ -163,16 +164,13 @@ def persistent_gemv_kernel(
         low_even, high_even, low_odd, high_odd, offset, step = fix_activations(
             x0, x1, x2, x3, x4, x5, x6, x7, BITS, CAPABILITY
         )
-    else:
-        bias = x0 + x1 + x2 + x3
-        if BITS == 4:
-            bias += x4 + x5 + x6 + x7
-        bias_sum = tl.sum(bias, axis=2) * (PAIR_BIAS if PAIRS else 0.0)
+    elif HALVES:
+        pairs0, pairs1, pairs2, pairs3, step = halve_activations(x0, x1, x2, x3, x4, x5, x6, x7, BITS, CAPABILITY)
     length = 1.0
     if HAS_NORM:
         length = tl.rsqrt(tl.sum(tl.sum(tl.sum(squares, axis=2), axis=1), axis=0) / K + eps)
     for block in range(program, BLOCKS, programs):
-        if PAIRS:
+        if HALVES:
             following = load_block(
                 block + programs, p0, p1, p2, s0, s1, s2, quads,
                 N0, N1, N2, BLOCK_N, WORDS, GROUPS, QUADS, QUADS_A_GROUP, SWIGLU,
@@ -180,17 +178,21 @@ def persistent_gemv_kernel(
             order_loads(CAPABILITY)
         if CODE == "int":
             sums = fixed_product(words, low_even, high_even, low_odd, high_odd, offset, step, BITS, CAPABILITY)
+        elif HALVES:
+            sums = half_product(words, pairs0, pairs1, pairs2, pairs3, table, pairs, BITS, CODE, CAPABILITY) * step
         else:
-            sums = product(words, table, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, PAIRS, CAPABILITY)
-            sums -= bias_sum
-        sums *= scale.to(tl.float32) * unit_of(CODE, CAPABILITY)
+            sums = product(words, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, CAPABILITY)
+        sums *= scale.to(tl.float32) * scale_unit(CODE, HALVES, CAPABILITY)
         if SWIGLU:
             if CODE == "int":
                 ups = fixed_product(words_up, low_even, high_even, low_odd, high_odd, offset, step, BITS, CAPABILITY)
+            elif HALVES:
+                ups = (
+                    half_product(words_up, pairs0, pairs1, pairs2, pairs3, table, pairs, BITS, CODE, CAPABILITY) * step
+                )
             else:
-                ups = product(words_up, table, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, PAIRS, CAPABILITY)
-                ups -= bias_sum
-            ups *= scale_up.to(tl.float32) * unit_of(CODE, CAPABILITY)
+                ups = product(words_up, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, CAPABILITY)
+            ups *= scale_up.to(tl.float32) * scale_unit(CODE, HALVES, CAPABILITY)
         if RANKS > 0:
             ax = ax0
             if SWIGLU:
@@ -200,7 +202,7 @@ def persistent_gemv_kernel(
             sums += b_rows.to(tl.float32) * ax
         target_rows = first + rows
         kept = rows < count
-        if not PAIRS:
+        if not HALVES:
             following = load_block(
                 block + programs, p0, p1, p2, s0, s1, s2, quads,
                 N0, N1, N2, BLOCK_N, WORDS, GROUPS, QUADS, QUADS_A_GROUP, SWIGLU,

@@ -12,11 +12,9 @@ from mllama_cli.kernels.cuda.lookup import (
     NATIVE_FP8,
     fp8_value,
     look_up,
-    pair_value,
     pick,
     table_value,
     word_of_fp8,
-    word_of_pairs,
 )
 
 
@@ -30,14 +28,10 @@ def bit_of(index, bits):
 
 
 @triton.jit
-def as_biased_float(
-    words, table, INDEX: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr, PAIRS: tl.constexpr,
-    CAPABILITY: tl.constexpr,
-):  # fmt: skip
-    """Return the number at INDEX of each int32 word, as float32, plus a bias. CAPABILITY is the GPU's or 0.
+def as_biased_float(words, INDEX: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr, CAPABILITY: tl.constexpr):
+    """Return the number at INDEX of each int32 word, as float32, with integers plus ``integer_bias``.
 
-    The bias is ``integer_bias`` for integers and PAIR_BIAS with PAIRS, which look codes up in the ``table`` that
-    ``write_pair_table`` returned. The unit is ``unit_of`` the code. Calls for the indices of one word share what they
+    CAPABILITY is the GPU's or 0. The unit is ``unit_of`` the code. Calls for the indices of one word share what they
     compute.
     """
     if CODE == "int":
@@ -47,11 +41,6 @@ def as_biased_float(
             return pick(word_of_fp8(words, CAPABILITY), INDEX)
         else:
             return fp8_value((words >> (8 * INDEX)) & 0xFF)
-    elif PAIRS:
-        if CAPABILITY > 0:
-            return pick(word_of_pairs(words, table), INDEX)
-        else:
-            return pair_value((words >> (4 * INDEX)) & 0xF, CODE)
     else:
         if CAPABILITY > 0:
             return look_up(words, INDEX, CODE)
@@ -97,7 +86,7 @@ def dequantize_number(
     words, scale, INDEX: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr, CAPABILITY: tl.constexpr
 ):
     """Return the number at INDEX of each word times its scale, in float32."""
-    value = as_biased_float(words, 0, INDEX, BITS, CODE, False, CAPABILITY) * scale
+    value = as_biased_float(words, INDEX, BITS, CODE, CAPABILITY) * scale
     if CODE == "int":
         value -= integer_bias(INDEX, BITS) * scale
     return value

@@ -12,9 +12,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tests.triton_here import DEVICE, triton  # isort: skip  (first: it prepares Triton)
+from tests.triton_here import DEVICE  # isort: skip  (first: it prepares Triton)
+import triton.language as tl  # isort: skip
 from mllama_cli.kernels.codes import TABLES, Code
-from mllama_cli.kernels.cuda import fixed_point, float8, lookup
+from mllama_cli.kernels.cuda import fixed_point, float8, halves, lookup
 
 
 def evaluate(
@@ -24,6 +25,7 @@ def evaluate(
 
     ``memory`` returns the word at an address of shared memory. Each output is one number, or several by ``form``.
     """
+    floats: dict[str, float] = {}
     registers: dict[str, int] = {f"${outputs + index}": word for index, word in enumerate(inputs)}
     results = [float("nan")] * outputs
 
@@ -33,9 +35,12 @@ def evaluate(
     def value(operand: str) -> int:
         return registers[operand] if operand in registers else int(operand, 0)
 
+    def halves_of(operand: str) -> tuple[float, ...]:
+        return struct.unpack("<2e", struct.pack("<I", value(operand)))
+
     for line in re.split(r";", assembly.strip().strip("{}")):
         name, _, rest = line.strip().partition(" ")
-        halves = re.fullmatch(r"\{(\w+), (\w+)\}, (\w+)", rest)
+        halves = re.fullmatch(r"\{(\w+), (\w+)\}, ([\w$]+)", rest)
         parts = [part.strip() for part in rest.split(",")]
         if not name or name == ".reg":
             continue
@@ -61,10 +66,25 @@ def evaluate(
             given, selector = bytes_of(parts[1]) + bytes_of(parts[2]), value(parts[3])
             chosen = bytes(given[selector >> 4 * index & 7] for index in range(4))
             registers[parts[0]] = int.from_bytes(chosen, "little")
+        elif name in ("mul.rn.f16x2", "fma.rn.f16x2"):
+            added = halves_of(parts[3]) if name.startswith("fma") else (0.0, 0.0)
+            products = map(operator.mul, halves_of(parts[1]), halves_of(parts[2]))
+            sums_of_two = struct.pack("<2e", *map(operator.add, products, added))
+            registers[parts[0]] = int.from_bytes(sums_of_two, "little")
+        elif name == "cvt.rn.f16x2.e4m3x2":
+            codes = torch.tensor([value(parts[1]) & 0xFF, value(parts[1]) >> 8], dtype=torch.uint8)
+            numbers = codes.view(torch.float8_e4m3fn).float().tolist()
+            registers[parts[0]] = int.from_bytes(struct.pack("<2e", *numbers), "little")
         elif name == "cvt.f32.f16":
-            (results[int(parts[0][1:])],) = struct.unpack("<e", struct.pack("<H", value(parts[1])))
+            (floats[parts[0]],) = struct.unpack("<e", struct.pack("<H", value(parts[1])))
+        elif name == "add.f32":
+            floats[parts[0]] = floats[parts[1]] + floats[parts[2]]
+        elif name == "mov.f32":
+            floats[parts[0]] = floats[parts[1]]
         else:
             raise AssertionError(f"unknown instruction {line}")
+    for index in range(outputs):
+        results[index] = floats.get(f"${index}", results[index])
     words = [registers[f"${index}"] for index in range(outputs) if f"${index}" in registers]
     return [number for word in words for number in struct.unpack(form, struct.pack("<I", word))] or results
 
@@ -89,38 +109,48 @@ def test_every_lane_reads_the_entry_that_a_code_names_whatever_is_above_the_code
                 assert shuffled(lane, above | code) // 16 == lane // 16
 
 
-@pytest.mark.parametrize("code", ["nf4", "fp4"])
-def test_every_lane_reads_the_values_of_all_codes_of_a_word(code: Code) -> None:
-    entries = torch.empty(2, 256, dtype=torch.int32, device=DEVICE)
-    write_entries[(1,)](entries, code)
-    table = [int(entry) & 0xFFFFFFFF for entry in (entries[0] | entries[1]).tolist()]
-    start = 0x480
-    for lane in (0, 9, 31):
-        for first in range(256):
-            word = int.from_bytes(bytes((first + 67 * index) % 256 for index in range(4)), "little")
-
-            def memory(address: int, lane: int = lane) -> int:
-                offset = address - start
-                assert 0 <= offset < 32768
-                assert offset % 128 == 4 * lane, "a bank of another lane"
-                return table[offset // 128]
-
-            values = evaluate(lookup.PAIRS_ASSEMBLY.value, 8, word, start + 4 * lane, memory=memory)
-            exact = [TABLES[code][word >> 4 * index & 15] for index in range(8)]
-            assert [value - lookup.PAIR_BIAS.value for value in values] == pytest.approx(exact, abs=2**-15)
+def float16_of(number: float) -> float:
+    (rounded,) = struct.unpack("<e", struct.pack("<e", number))
+    return float(rounded)
 
 
-with pytest.MonkeyPatch.context() as patches:
-    if DEVICE.type == "cpu":
-        patches.setenv("TRITON_INTERPRET", "1")
-    import triton.language as tl
+@pytest.mark.parametrize(("code", "capability"), [("nf4", 90), ("fp4", 90), ("fp8", 90), ("fp8", 80)])
+def test_products_in_float16_are_those_of_every_code_with_the_activation_at_its_place(
+    code: Code, capability: int
+) -> None:
+    generator = random.Random(0)
+    bits = 8 if code == "fp8" else 4
+    unit, start, lane = halves.half_unit(code, capability), 0x480, 9
+    table = [] if code == "fp8" else halves.pair_table(code, torch.device("cpu")).tolist()
+    floats = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().tolist()
 
-    @triton.jit  # type: ignore[untyped-decorator]
-    def write_entries(out, code: tl.constexpr):  # type: ignore[no-untyped-def]
-        codes = tl.arange(0, 256)
-        first, second = lookup.pair_bits(codes, code)
-        tl.store(out + codes, first)
-        tl.store(out + 256 + codes, second)
+    def memory(address: int) -> int:
+        offset = address - start
+        assert 0 <= offset < 32768
+        assert offset % 128 == 4 * lane, "a bank of another lane"
+        return int(table[offset // 128]) & 0xFFFFFFFF
+
+    for first in range(256):
+        codes = [(first + 67 * index) % 256 for index in range(16)]
+        codes = [0 if code == "fp8" and byte & 127 == 127 else byte for byte in codes]  # no numbers
+        words = [int.from_bytes(bytes(codes[index : index + 4]), "little") for index in range(0, 16, 4)]
+        x = [float16_of(generator.uniform(-2, 2)) for _ in range(512 // bits // 4)]
+        pairs = [int.from_bytes(struct.pack("<2e", *x[index : index + 2]), "little") for index in range(0, len(x), 2)]
+        assembly = halves.product_assembly(code, capability)
+        (product,) = evaluate(assembly, 1, *words, start + 4 * lane, *pairs, memory=memory)
+        numbers = [words[index * bits // 32] >> index * bits % 32 & (1 << bits) - 1 for index in range(len(x))]
+        exact = [floats[number] if code == "fp8" else TABLES[code][number] for number in numbers]
+        size = sum(abs(number * factor) for number, factor in zip(exact, x, strict=True))
+        assert product * unit == pytest.approx(sum(map(operator.mul, exact, x)), abs=size / 500)
+
+
+def test_values_of_tables_lose_next_to_nothing_in_float16() -> None:
+    for code, bound in (("nf4", 7e-5), ("fp4", 1e-7)):
+        words = halves.pair_table(code, torch.device("cpu"))
+        for index in range(2):
+            values = (words >> 16 * index & 0xFFFF).short().view(torch.float16).float() * halves.half_unit(code, 90)
+            exact = torch.tensor(TABLES[code])[torch.arange(256) >> 4 * index & 15]
+            assert float((values - exact).abs().max()) < bound
 
 
 @pytest.mark.parametrize(
@@ -128,7 +158,7 @@ with pytest.MonkeyPatch.context() as patches:
     [(lookup.SHIFTED_FP8_ASSEMBLY, 4), (float8.SHIFTED_ASSEMBLY, 2)],
     ids=["float32", "float16"],
 )
-def test_float8_becomes_the_same_number_for_every_byte_at_every_index(assembly: "tl.constexpr", outputs: int) -> None:
+def test_float8_becomes_the_same_number_for_every_byte_at_every_index(assembly: tl.constexpr, outputs: int) -> None:
     numbers = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
     for first in range(256):
         found = [(first + 67 * index) % 256 for index in range(4)]
@@ -139,7 +169,7 @@ def test_float8_becomes_the_same_number_for_every_byte_at_every_index(assembly: 
 
 
 @pytest.mark.parametrize(("bits", "assembly"), [(4, fixed_point.DOT4_ASSEMBLY), (8, fixed_point.DOT8_ASSEMBLY)])
-def test_fixed_point_products_of_a_word_are_exact(bits: int, assembly: "tl.constexpr") -> None:
+def test_fixed_point_products_of_a_word_are_exact(bits: int, assembly: tl.constexpr) -> None:
     generator = random.Random(0)
     for trial in range(300):
         bound = 32767 if trial % 2 else 3
@@ -159,7 +189,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from mllama_cli.kernels.cuda.{module} import {kernel} as kernel
 target = GPUTarget("cuda", {capability}, 32)
-for code, bits, pairs in {formats}:
+for code, bits, halves in {formats}:
     constants = dict({constants})
     types = dict({types})
     signature = {{name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}}
@@ -168,7 +198,10 @@ for code, bits, pairs in {formats}:
     assert made.asm["cubin"]
     floats = "f16x2.e4m3x2" if {capability} >= 89 else "{shifted}"
     integers = "lop3.b32" if "{module}" == "packed_matmul" else "dp4a.u32.s32"
-    codes = "dp4a.u32.u32" if constants.get("PAIRS", False) else "shfl.sync.idx" if bits == 4 else floats
+    if constants.get("HALVES", False):
+        codes = "fma.rn.f16x2"
+    else:
+        codes = "shfl.sync.idx" if bits == 4 else floats
     used = integers if code == "int" else codes
     assert not {assembly} or used in made.asm["ptx"]
 """
@@ -176,10 +209,10 @@ for code, bits, pairs in {formats}:
 GEMV = (
     "N0=64, N1=64, N2=0, K=4096, BITS=bits, CODE=code, GROUP=64, BLOCK_N=4, BLOCK_Q=64, OUT_INTERLEAVE=1, "
     "RESIDUAL_INTERLEAVE=1, SWIGLU=True, HAS_NORM=True, HAS_RESIDUAL=False, HAS_FACTOR=False, CAPABILITY={capability}, "
-    "RANKS=16, NEXT_RANKS=48, PAIRS=pairs, EARLY=True, PDL={pdl}",
+    "RANKS=16, NEXT_RANKS=48, HALVES=halves, EARLY=True, PDL={pdl}",
     "x='*bf16', norm='*bf16', residual='*bf16', factor='*fp32', p0='*i32', p1='*i32', p2='*i32', s0='*fp32', "
     "s1='*fp32', s2='*fp32', out='*bf16', b='*bf16', copies='*i64', unit='fp32', next_a='*bf16', next_copies='*i64', "
-    "next_scale='fp32', eps='fp32', programs='i32'",
+    "next_scale='fp32', pairs='*i32', eps='fp32', programs='i32'",
 )
 KERNELS = {
     "packed_gemv": GEMV,
@@ -210,9 +243,10 @@ FORMATS = (
     ("nf4", 4, False),
     ("nf4", 4, True),
     ("fp4", 4, True),
+    ("fp8", 8, True),
     ("fp8", 8, False),
 )
-"""Codes, their bits, and whether pairs of codes are looked up."""
+"""Codes, their bits, and whether they are multiplied in float16."""
 
 
 COMPILE_ALL = """

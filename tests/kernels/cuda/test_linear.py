@@ -190,32 +190,51 @@ def test_tables_and_floats_of_8_bits(code: Code, tile: GemvTile | None) -> None:
     assert apart(out, F.silu(F.linear(h, reference_dequantize(gate))) * F.linear(h, reference_dequantize(up))) < 4e-4
 
 
-@pytest.mark.parametrize("code", ["nf4", "fp4"])
-@pytest.mark.parametrize(
-    "tile",
-    [
-        GemvTile(4, 16, 1, pairs=True),
-        GemvTile(8, 64, 2, programs=2, pairs=True),
-    ],
-    ids=["tiles", "persistent"],
-)
-@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float16, 4e-4), (torch.bfloat16, 6e-3)])
-def test_pairs_of_codes_cost_little_more_than_rounding_the_product(
+@pytest.mark.parametrize("code", ["nf4", "fp4", "fp8"])
+@TILES
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float16, 8e-4), (torch.bfloat16, 6e-3)])
+def test_products_in_float16_cost_little_more_than_rounding_the_result(
     code: Code, tile: GemvTile, dtype: torch.dtype, rounding: float
 ) -> None:
     torch.manual_seed(8)
+    form = 8 if code != "fp8" else 4
     x, norm = drawn(2, 384, dtype=dtype), drawn(384, dtype=dtype)
+    x[0, ::50] *= 1000  # as in the residual stream of real models
     weights = [coded(n, 384, code, 64) for n in (32, 16)]
     out = torch.full((2, 48), torch.nan, device=DEVICE, dtype=dtype)
-    gemv(interleave(x, 8), weights, out, norm=interleave(norm, 8), eps=EPS, in_interleave=8, tile=tile)
+    gemv(interleave(x, form), weights, out, norm=interleave(norm, form), eps=EPS, in_interleave=form, tile=tile)
     h = rms_norm(x.float(), norm.float(), EPS)
     assert apart(out, F.linear(h, torch.cat([reference_dequantize(w) for w in weights]))) < rounding
 
-    gate, up = coded(32, 384, code, 64), coded(32, 384, code, 64)
+    gate, up, x = coded(32, 384, code, 64), coded(32, 384, code, 64), drawn(2, 384, dtype=dtype)
     gated = torch.full((2, 32), torch.nan, device=DEVICE, dtype=dtype)
-    gemv(interleave(x, 8), [gate, up], gated, swiglu=True, in_interleave=8, tile=tile)
+    gemv(interleave(x, form), [gate, up], gated, swiglu=True, in_interleave=form, tile=tile)
     exact = F.silu(F.linear(x.float(), reference_dequantize(gate))) * F.linear(x.float(), reference_dequantize(up))
     assert apart(gated, exact) < 2 * rounding
+
+
+@pytest.mark.parametrize("code", ["nf4", "fp8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_an_activation_that_is_not_finite_is_not_lost_in_other_codes(
+    code: Code, dtype: torch.dtype, bad: float
+) -> None:
+    torch.manual_seed(8)
+    x, weight, form = drawn(1, 1024, dtype=dtype), coded(24, 1024, code, 128), 4 if code == "fp8" else 8
+    x[0, 700] = bad
+    out = torch.zeros(1, 24, device=DEVICE, dtype=dtype)
+    gemv(interleave(x, form), [weight], out, in_interleave=form)
+    assert not out.isfinite().any()
+
+
+@pytest.mark.parametrize("code", ["nf4", "fp8"])
+@pytest.mark.parametrize("size", [1e-30, 1e-6, 1e6, 1e30])
+def test_activations_of_any_size_are_multiplied_in_float16(code: Code, size: float) -> None:
+    torch.manual_seed(9)
+    x, weight, form = (drawn(1, 256) * size).bfloat16(), coded(16, 256, code, 128), 4 if code == "fp8" else 8
+    out = torch.full((1, 16), torch.nan, device=DEVICE, dtype=torch.bfloat16)
+    gemv(interleave(x, form), [weight], out, in_interleave=form)
+    assert apart(out.double() / size, F.linear(x.double() / size, reference_dequantize(weight).double())) < 6e-3
 
 
 @pytest.mark.parametrize("code", ["nf4", "fp4", "fp8"])
