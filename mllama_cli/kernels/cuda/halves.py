@@ -108,14 +108,14 @@ def pair_table(code: Code, device: torch.device) -> Tensor:
 
 
 @triton.jit
-def share_table(pairs, CODE: tl.constexpr, CAPABILITY: tl.constexpr):
+def share_table(pairs, CODE: tl.constexpr, HALVES: tl.constexpr, CAPABILITY: tl.constexpr):
     """Copy what ``pair_table`` returned to 32 KiB of shared memory; return each lane's address [1, 1] of it.
 
     Each lane of a warp reads a copy in a bank of its own, so that lanes never wait for each other. All threads wait
-    here; nothing is done, and zeros returned, without a table or a GPU.
+    here; nothing is done, and zeros returned, without HALVES, a table or a GPU.
     """
     nothing = tl.full([1, 1], 0, tl.int32)
-    if is_table(CODE) and CAPABILITY > 0:
+    if HALVES and is_table(CODE) and CAPABILITY > 0:
         base = tl.inline_asm_elementwise(TABLE_ASSEMBLY, "=r", [], tl.int32, False, 1)
         quads = tl.arange(0, 2048)
         words = tl.load(pairs + quads // 8)

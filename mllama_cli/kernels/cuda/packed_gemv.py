@@ -3,21 +3,18 @@
 import triton
 import triton.language as tl
 
-from mllama_cli.kernels.cuda.fixed_point import fix_activations, fixed_product
 from mllama_cli.kernels.cuda.gemv import (
     blocks_of,
     epilogue,
-    load_activations,
     load_epilogue,
-    load_norm,
     matrix_index,
     select_matrix,
 )
-from mllama_cli.kernels.cuda.halves import half_product, halve_activations, scale_unit, share_table
+from mllama_cli.kernels.cuda.halves import scale_unit, share_table
 from mllama_cli.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
 from mllama_cli.kernels.cuda.layout import offset_of
 from mllama_cli.kernels.cuda.low_rank import SUM_COPIES, add_to_sums, load_ranks, load_sums
-from mllama_cli.kernels.cuda.unpack import as_biased_float
+from mllama_cli.kernels.cuda.words import load_norms, load_numbers, multiply, operands_of
 
 
 @triton.jit
@@ -72,8 +69,7 @@ def packed_gemv_kernel(
         if SWIGLU:
             scale_up = tl.load(s1 + which, mask=live, other=0.0).to(tl.float32) * scale_unit(CODE, HALVES, CAPABILITY)
         if begin == 0:
-            if HALVES:
-                table = share_table(pairs, CODE, CAPABILITY)
+            table = share_table(pairs, CODE, HALVES, CAPABILITY)
             if RANKS > 0:
                 b_rows = load_ranks(b, block, quads, RANKS, BLOCK_N)
                 if SWIGLU:
@@ -91,75 +87,14 @@ def packed_gemv_kernel(
                 if SWIGLU:
                     ax_up = load_sums(copies + RANKS, quads, unit, RANKS, TOTAL)
         here = (quads < QUADS - begin)[:, None, None] & (within >= 0)
-        if CODE == "int" or HALVES:
-            source = x + begin * 4
-            weights = norm + begin * 4
-            n0 = load_norm(weights, 0, WORDS, within, here, HAS_NORM)
-            x0, squares_here = load_activations(source, n0, 0, WORDS, within, here, HAS_NORM)
-            n1 = load_norm(weights, 1, WORDS, within, here, HAS_NORM)
-            x1, more = load_activations(source, n1, 1, WORDS, within, here, HAS_NORM)
-            squares_here += more
-            n2 = load_norm(weights, 2, WORDS, within, here, HAS_NORM)
-            x2, more = load_activations(source, n2, 2, WORDS, within, here, HAS_NORM)
-            squares_here += more
-            n3 = load_norm(weights, 3, WORDS, within, here, HAS_NORM)
-            x3, more = load_activations(source, n3, 3, WORDS, within, here, HAS_NORM)
-            squares_here += more
-            x4, x5, x6, x7 = x0, x0, x0, x0
-            if BITS == 4:
-                n4 = load_norm(weights, 4, WORDS, within, here, HAS_NORM)
-                x4, more = load_activations(source, n4, 4, WORDS, within, here, HAS_NORM)
-                squares_here += more
-                n5 = load_norm(weights, 5, WORDS, within, here, HAS_NORM)
-                x5, more = load_activations(source, n5, 5, WORDS, within, here, HAS_NORM)
-                squares_here += more
-                n6 = load_norm(weights, 6, WORDS, within, here, HAS_NORM)
-                x6, more = load_activations(source, n6, 6, WORDS, within, here, HAS_NORM)
-                squares_here += more
-                n7 = load_norm(weights, 7, WORDS, within, here, HAS_NORM)
-                x7, more = load_activations(source, n7, 7, WORDS, within, here, HAS_NORM)
-                squares_here += more
-            if HALVES:
-                pairs0, pairs1, pairs2, pairs3, step = halve_activations(
-                    x0, x1, x2, x3, x4, x5, x6, x7, BITS, CAPABILITY
-                )
-                part = half_product(words, pairs0, pairs1, pairs2, pairs3, table, pairs, BITS, CODE, CAPABILITY)
-                sums += part * step * scale
-                if SWIGLU:
-                    part = half_product(words_up, pairs0, pairs1, pairs2, pairs3, table, pairs, BITS, CODE, CAPABILITY)
-                    ups += part * step * scale_up
-            else:
-                low_even, high_even, low_odd, high_odd, offset, step = fix_activations(
-                    x0, x1, x2, x3, x4, x5, x6, x7, BITS, CAPABILITY
-                )
-                part = fixed_product(words, low_even, high_even, low_odd, high_odd, offset, step, BITS, CAPABILITY)
-                sums += part * scale
-                if SWIGLU:
-                    part = fixed_product(
-                        words_up, low_even, high_even, low_odd, high_odd, offset, step, BITS, CAPABILITY
-                    )
-                    ups += part * scale_up
-            if HAS_NORM:
-                square_sums += tl.sum(squares_here, axis=2)
-        else:
-            products = tl.zeros([BLOCK_Q, BLOCK_N, 4], tl.float32)
-            if SWIGLU:
-                products_up = tl.zeros([BLOCK_Q, BLOCK_N, 4], tl.float32)
-            squares_here = tl.zeros([BLOCK_Q, 1, 4], tl.float32)
-            for number in tl.static_range(32 // BITS):
-                source = number * WORDS + begin * 4 + within
-                row = tl.load(x + source, mask=here, other=0.0).to(tl.float32)
-                if HAS_NORM:
-                    squares_here += row * row
-                    row *= tl.load(norm + source, mask=here, other=0.0).to(tl.float32)
-                products += as_biased_float(words, number, BITS, CODE, CAPABILITY) * row
-                if SWIGLU:
-                    products_up += as_biased_float(words_up, number, BITS, CODE, CAPABILITY) * row
-            sums += tl.sum(products, axis=2) * scale
-            if SWIGLU:
-                ups += tl.sum(products_up, axis=2) * scale_up
-            if HAS_NORM:
-                square_sums += tl.sum(squares_here, axis=2)
+        norms = load_norms(norm + begin * 4, WORDS, within, here, BITS, HAS_NORM)
+        numbers = load_numbers(x + begin * 4, norms, WORDS, within, here, BITS, HAS_NORM)
+        operands = operands_of(numbers, BITS, CODE, HALVES, CAPABILITY)
+        sums += multiply(words, operands, table, pairs, BITS, CODE, HALVES, CAPABILITY) * scale
+        if SWIGLU:
+            ups += multiply(words_up, operands, table, pairs, BITS, CODE, HALVES, CAPABILITY) * scale_up
+        if HAS_NORM:
+            square_sums += tl.sum(numbers[8], axis=2)
     if RANKS > 0:
         sums += b_rows.to(tl.float32) * ax[:, None]
         if SWIGLU:

@@ -7,13 +7,12 @@ loads the next rows while it computes.
 import triton
 import triton.language as tl
 
-from mllama_cli.kernels.cuda.fixed_point import fix_activations, fixed_product
-from mllama_cli.kernels.cuda.gemv import blocks_of, load_activations, load_epilogue, load_norm, select_matrix
-from mllama_cli.kernels.cuda.halves import half_product, halve_activations, scale_unit, share_table
+from mllama_cli.kernels.cuda.gemv import blocks_of, load_epilogue, select_matrix
+from mllama_cli.kernels.cuda.halves import scale_unit, share_table
 from mllama_cli.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
 from mllama_cli.kernels.cuda.layout import offset_of
 from mllama_cli.kernels.cuda.low_rank import SUM_COPIES, add_to_sums, load_ranks, load_sums
-from mllama_cli.kernels.cuda.unpack import as_biased_float
+from mllama_cli.kernels.cuda.words import load_norms, load_numbers, multiply, operands_of
 
 
 @triton.jit
@@ -59,23 +58,6 @@ def order_loads(CAPABILITY: tl.constexpr):
 
 
 @triton.jit
-def product(
-    words, x0, x1, x2, x3, x4, x5, x6, x7, BITS: tl.constexpr, CODE: tl.constexpr, CAPABILITY: tl.constexpr
-):  # fmt: skip
-    """Multiply the numbers of words [Q, N, 4], which are no integers, by activations -> [Q, N]."""
-    total = as_biased_float(words, 0, BITS, CODE, CAPABILITY) * x0
-    total += as_biased_float(words, 1, BITS, CODE, CAPABILITY) * x1
-    total += as_biased_float(words, 2, BITS, CODE, CAPABILITY) * x2
-    total += as_biased_float(words, 3, BITS, CODE, CAPABILITY) * x3
-    if BITS == 4:
-        total += as_biased_float(words, 4, BITS, CODE, CAPABILITY) * x4
-        total += as_biased_float(words, 5, BITS, CODE, CAPABILITY) * x5
-        total += as_biased_float(words, 6, BITS, CODE, CAPABILITY) * x6
-        total += as_biased_float(words, 7, BITS, CODE, CAPABILITY) * x7
-    return tl.sum(total, axis=2)
-
-
-@triton.jit
 def persistent_gemv_kernel(
     x, norm, residual, factor, p0, p1, p2, s0, s1, s2, out, b, copies, unit, next_a, next_copies, next_scale, pairs,
     eps, programs,
@@ -116,41 +98,12 @@ def persistent_gemv_kernel(
         next_parts = tl.zeros([BLOCK_Q, BLOCK_N], tl.float32)
     within = quads[:, None, None] * 4 + tl.arange(0, 4)[None, None, :]
     here = (quads < QUADS)[:, None, None] & (within >= 0)
-    n0 = load_norm(norm, 0, WORDS, within, here, HAS_NORM)
-    n1 = load_norm(norm, 1, WORDS, within, here, HAS_NORM)
-    n2 = load_norm(norm, 2, WORDS, within, here, HAS_NORM)
-    n3 = load_norm(norm, 3, WORDS, within, here, HAS_NORM)
-    n4, n5, n6, n7 = n0, n0, n0, n0
-    if BITS == 4:
-        n4 = load_norm(norm, 4, WORDS, within, here, HAS_NORM)
-        n5 = load_norm(norm, 5, WORDS, within, here, HAS_NORM)
-        n6 = load_norm(norm, 6, WORDS, within, here, HAS_NORM)
-        n7 = load_norm(norm, 7, WORDS, within, here, HAS_NORM)
-    table = tl.full([1, 1], 0, tl.int32)
-    if HALVES:
-        table = share_table(pairs, CODE, CAPABILITY)
+    norms = load_norms(norm, WORDS, within, here, BITS, HAS_NORM)
+    table = share_table(pairs, CODE, HALVES, CAPABILITY)
     gdc_wait(PDL)
     x += batch * K
-    x0, squares = load_activations(x, n0, 0, WORDS, within, here, HAS_NORM)
-    x1, more = load_activations(x, n1, 1, WORDS, within, here, HAS_NORM)
-    squares += more
-    x2, more = load_activations(x, n2, 2, WORDS, within, here, HAS_NORM)
-    squares += more
-    x3, more = load_activations(x, n3, 3, WORDS, within, here, HAS_NORM)
-    squares += more
-    x4 = x0
-    x5 = x0
-    x6 = x0
-    x7 = x0
-    if BITS == 4:
-        x4, more = load_activations(x, n4, 4, WORDS, within, here, HAS_NORM)
-        squares += more
-        x5, more = load_activations(x, n5, 5, WORDS, within, here, HAS_NORM)
-        squares += more
-        x6, more = load_activations(x, n6, 6, WORDS, within, here, HAS_NORM)
-        squares += more
-        x7, more = load_activations(x, n7, 7, WORDS, within, here, HAS_NORM)
-        squares += more
+    numbers = load_numbers(x, norms, WORDS, within, here, BITS, HAS_NORM)
+    operands = operands_of(numbers, BITS, CODE, HALVES, CAPABILITY)
     if RANKS > 0:
         copies += batch * SUM_COPIES * TOTAL
         ax0 = load_sums(copies, quads, unit, RANKS, TOTAL)[:, None]
@@ -160,15 +113,9 @@ def persistent_gemv_kernel(
             ax1 = load_sums(copies + RANKS, quads, unit, RANKS, TOTAL)[:, None]
         if N2 > 0:
             ax2 = load_sums(copies + 2 * RANKS, quads, unit, RANKS, TOTAL)[:, None]
-    if CODE == "int":
-        low_even, high_even, low_odd, high_odd, offset, step = fix_activations(
-            x0, x1, x2, x3, x4, x5, x6, x7, BITS, CAPABILITY
-        )
-    elif HALVES:
-        pairs0, pairs1, pairs2, pairs3, step = halve_activations(x0, x1, x2, x3, x4, x5, x6, x7, BITS, CAPABILITY)
     length = 1.0
     if HAS_NORM:
-        length = tl.rsqrt(tl.sum(tl.sum(tl.sum(squares, axis=2), axis=1), axis=0) / K + eps)
+        length = tl.rsqrt(tl.sum(tl.sum(tl.sum(numbers[8], axis=2), axis=1), axis=0) / K + eps)
     for block in range(program, BLOCKS, programs):
         if HALVES:
             following = load_block(
@@ -176,22 +123,10 @@ def persistent_gemv_kernel(
                 N0, N1, N2, BLOCK_N, WORDS, GROUPS, QUADS, QUADS_A_GROUP, SWIGLU,
             )  # fmt: skip
             order_loads(CAPABILITY)
-        if CODE == "int":
-            sums = fixed_product(words, low_even, high_even, low_odd, high_odd, offset, step, BITS, CAPABILITY)
-        elif HALVES:
-            sums = half_product(words, pairs0, pairs1, pairs2, pairs3, table, pairs, BITS, CODE, CAPABILITY) * step
-        else:
-            sums = product(words, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, CAPABILITY)
+        sums = multiply(words, operands, table, pairs, BITS, CODE, HALVES, CAPABILITY)
         sums *= scale.to(tl.float32) * scale_unit(CODE, HALVES, CAPABILITY)
         if SWIGLU:
-            if CODE == "int":
-                ups = fixed_product(words_up, low_even, high_even, low_odd, high_odd, offset, step, BITS, CAPABILITY)
-            elif HALVES:
-                ups = (
-                    half_product(words_up, pairs0, pairs1, pairs2, pairs3, table, pairs, BITS, CODE, CAPABILITY) * step
-                )
-            else:
-                ups = product(words_up, x0, x1, x2, x3, x4, x5, x6, x7, BITS, CODE, CAPABILITY)
+            ups = multiply(words_up, operands, table, pairs, BITS, CODE, HALVES, CAPABILITY)
             ups *= scale_up.to(tl.float32) * scale_unit(CODE, HALVES, CAPABILITY)
         if RANKS > 0:
             ax = ax0
