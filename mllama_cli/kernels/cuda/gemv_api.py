@@ -136,10 +136,7 @@ def gemv_tile(weights: Sequence[Tensor | PackedWeight], swiglu: bool) -> GemvTil
 
 
 def choose_gemv_tile(weight: Tensor | PackedWeight, shapes: Sequence[tuple[int, int]], swiglu: bool) -> GemvTile:
-    """Return the tile with which whole steps of the 11B were fastest on an H200.
-
-    By themselves others are faster: those that use all registers keep the next kernel from loading its first weights.
-    """
+    """Return the tile with which whole steps of the 11B were fastest on an H200; products alone may prefer others."""
     rows, size_in = sum(shape[0] for shape in shapes), shapes[0][1]
     if not isinstance(weight, PackedWeight):
         columns = min(triton.next_power_of_2(size_in), 4096 if size_in <= 4096 else 2048)
