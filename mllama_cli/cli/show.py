@@ -191,10 +191,10 @@ def _quantization(found: "Inspection") -> list[tuple[str, str | Path]]:
     packings = [(form.label, form.packing) for form in found.forms.values() if not form.ours]
     if exact := {f"int{packing.bits}" for _, packing in packings if packing and packing.code == "int"}:
         ways.append(f"repacked exactly ({', '.join(sorted(exact))})")
-    if on_gpu := {label for label, packing in packings if packing and packing.code != "int"}:
-        ways.append(f"on a GPU as they are ({', '.join(sorted(on_gpu))}), {human_size(sum(found.bytes_of.values()))}")
+    if codes := {label for label, packing in packings if packing and packing.code != "int"}:
+        ways.append(f"as they are ({', '.join(sorted(codes))}), {human_size(sum(found.bytes_of.values()))}")
     if any(packing is None or packing.code != "int" for _, packing in packings):
-        where = "on a CPU " if on_gpu and all(packing for _, packing in packings) else ""
+        where = "on a CPU without a C++ compiler " if codes and all(packing for _, packing in packings) else ""
         ways.append(f"{where}as 16 bit where that fits, else as int8; choose with --quantize int8 or int4")
         rows.append(("memory", memory))
     rows.append(("read", "; ".join(ways)))

@@ -131,7 +131,7 @@ def quantized_linear(x: Tensor, weight: PackedWeight, *, exact: bool = False) ->
     """
     check(weight)
     _check_columns(x, weight.shape[1])
-    if x.device.type == "cpu" and weight.code == "int" and not needs_grad(x):
+    if x.device.type == "cpu" and not needs_grad(x):
         from mllama_cli.kernels.cpu.linear import quantized
 
         return quantized(x, weight, exact=exact)
@@ -143,8 +143,12 @@ def quantized_linear(x: Tensor, weight: PackedWeight, *, exact: bool = False) ->
 
 
 def multiplies_packed(code: Code, device: torch.device) -> bool:
-    """Return whether matrices of this code should stay packed on a device: on a CPU, kernels know integers alone."""
-    return code == "int" or device.type != "cpu"
+    """Return whether matrices of this code should stay packed on a device: on a CPU, torch alone has only integers."""
+    if code == "int" or device.type != "cpu":
+        return True
+    from mllama_cli.kernels.cpu.native import native
+
+    return native() is not None
 
 
 def check(weight: PackedWeight) -> None:

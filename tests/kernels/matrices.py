@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from mllama_cli.kernels.codes import Code
 from mllama_cli.kernels.packed import PackedWeight, dequantize, pack
 
 
@@ -14,6 +15,19 @@ def packed_matrix(
     q = torch.randint(-(1 << bits - 1), 1 << bits - 1, (n, k), generator=generator)
     scales = torch.rand(n, groups, generator=generator) * 0.01 + 0.005
     return PackedWeight(pack(q, bits), scales.to(scale), (n, k), bits)
+
+
+def coded_matrix(
+    n: int, k: int, code: Code, groups: int = 1, scale: torch.dtype = torch.float32, seed: int = 0
+) -> PackedWeight:
+    """Return a random matrix of numbers that are not integers, with every code; scales differ by a factor of three."""
+    generator = torch.Generator().manual_seed(seed)
+    bits = 8 if code == "fp8" else 4
+    numbers = torch.randint(0, 256, (n, -(-k * bits // 32) * 4), generator=generator, dtype=torch.uint8)
+    if code == "fp8":
+        numbers[numbers & 127 == 127] = 0  # no numbers
+    scales = torch.rand(n, groups, generator=generator) * 0.01 + 0.005
+    return PackedWeight(numbers.view(torch.int32), scales.to(scale), (n, k), bits, code)
 
 
 def rows(m: int, k: int, seed: int = 1) -> Tensor:

@@ -2,15 +2,17 @@
 
 import ctypes
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 
+from mllama_cli.kernels.codes import Code
 from mllama_cli.kernels.cpu.build import build_library
 from mllama_cli.kernels.cpu.compiler import find_compiler
 from mllama_cli.kernels.cpu.native import Native
 from mllama_cli.kernels.packed import PackedWeight, dequantize
-from tests.kernels.matrices import error, exact, packed_matrix, rounded_to_int8, rows
+from tests.kernels.matrices import coded_matrix, error, exact, packed_matrix, rounded_to_int8, rows
 
 FLOAT32 = 1e-6
 SHAPES = {  # (out, in, groups)
@@ -59,6 +61,28 @@ def test_products_with_packed_matrices(kernels: Native, bits: int, shape: str) -
         assert error(kernels.int8(x, weight), seen) < 2e-3 if k < 100 else 3e-4, f"{m} rows in 8 bits"
 
 
+@pytest.mark.parametrize("code", ["nf4", "fp4", "fp8"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products_with_codes(kernels: Native, code: Code, shape: str) -> None:
+    n, k, groups = SHAPES[shape]
+    scale = (torch.float32, torch.bfloat16, torch.float16)[list(SHAPES).index(shape) % 3]
+    weight = coded_matrix(n, k, code, groups, scale)
+    for m in range(1, 10):
+        x = rows(m, k, seed=m)
+        assert error(kernels.packed(x, weight), exact(x, weight)) < FLOAT32, f"{m} rows"
+
+
+@pytest.mark.parametrize("code", ["nf4", "fp4", "fp8"])
+def test_every_code_is_read_as_the_reference_reads_it(kernels: Native, code: Code) -> None:
+    count = 16 if code != "fp8" else 256
+    numbers = torch.arange(count, dtype=torch.uint8)
+    numbers[numbers & 127 == 127] = 0  # no numbers of E4M3
+    words = torch.zeros(count, 4, dtype=torch.uint8)
+    words[:, 0] = numbers
+    weight = PackedWeight(words.view(torch.int32), torch.ones(count, 1), (count, 1), 8 if code == "fp8" else 4, code)
+    assert torch.equal(kernels.packed(torch.ones(1, 1), weight)[0], dequantize(weight)[:, 0])
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("scale", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_scales_of_every_format(kernels: Native, bits: int, scale: torch.dtype) -> None:
@@ -93,24 +117,24 @@ def test_every_number_of_16_bits_is_read_as_torch_reads_it(kernels: Native, dtyp
     assert torch.equal(ours.nan_to_num(12345.0), numbers[:, 0].float().nan_to_num(12345.0))
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("form", [4, 8, "nf4", "fp4", "fp8"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_decoding_is_dequantizing(kernels: Native, bits: int, shape: str) -> None:
+def test_decoding_is_dequantizing(kernels: Native, form: int | Code, shape: str) -> None:
     n, k, groups = SHAPES[shape]
-    weight = packed_matrix(n, k, bits, groups)
+    weight = packed_matrix(n, k, form, groups) if isinstance(form, int) else coded_matrix(n, k, form, groups)
     out = torch.empty(n - n // 3, k)
     kernels.decode(weight, n // 3, n, out)
     assert torch.equal(out, dequantize(weight)[n // 3 :])
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_nothing_is_read_past_the_end(kernels: Native, bits: int) -> None:
+@pytest.mark.parametrize("form", [4, 8, "nf4", "fp8"])
+def test_nothing_is_read_past_the_end(kernels: Native, form: int | Code) -> None:
     """Place data at the end of a mapped file, past which a read crashes the process."""
     mmap = pytest.importorskip("mmap")
     libc = ctypes.CDLL(None)
     page = mmap.PAGESIZE
     for n, k, groups in ((3, 77, 1), (5, 96, 3), (8, 128, 1), (9, 1000, 1)):
-        weight = packed_matrix(n, k, bits, groups)
+        weight = packed_matrix(n, k, form, groups) if isinstance(form, int) else coded_matrix(n, k, form, groups)
         moved = []
         areas = []
         for tensor in (weight.packed, weight.scale):
@@ -122,11 +146,15 @@ def test_nothing_is_read_past_the_end(kernels: Native, bits: int) -> None:
             whole = torch.frombuffer(area, dtype=torch.uint8, offset=size - tensor.nbytes, count=tensor.nbytes)
             moved.append(whole.view(tensor.dtype).view(tensor.shape))
             areas.append((area, start, size))
-        at_the_end = PackedWeight(moved[0], moved[1], weight.shape, bits)
+        at_the_end = replace(weight, packed=moved[0], scale=moved[1])
         for m in (1, 2, 3, 9):
             x = rows(m, k)
             assert torch.equal(kernels.packed(x, at_the_end), kernels.packed(x, weight))
-            assert torch.equal(kernels.int8(x, at_the_end), kernels.int8(x, weight))
+            if weight.code == "int":
+                assert torch.equal(kernels.int8(x, at_the_end), kernels.int8(x, weight))
+        decoded = torch.empty(n, k)
+        kernels.decode(at_the_end, 0, n, decoded)
+        assert torch.equal(decoded, dequantize(weight))
         for _, start, size in areas:
             libc.mprotect(ctypes.c_void_p(start + size), ctypes.c_size_t(page), 3)
 

@@ -89,6 +89,13 @@ def test_the_answer_is_the_dense_twin_s(name: str, tmp_path: Path) -> None:
     assert text_of(engine) == text_of(twin)
 
 
+@pytest.fixture
+def _integers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be a CPU without a compiler."""
+    monkeypatch.setattr(ops, "multiplies_packed", lambda code, device: code == "int")
+
+
+@pytest.mark.usefixtures("_integers_alone")
 def test_a_line_says_what_16_bits_cost(tmp_path: Path) -> None:
     made, _ = stored_as("nf4 double", tmp_path)
     _, notices = opened(made, dtype="bfloat16")
@@ -97,6 +104,7 @@ def test_a_line_says_what_16_bits_cost(tmp_path: Path) -> None:
     assert "--quantize int8" in notice
 
 
+@pytest.mark.usefixtures("_integers_alone")
 def test_what_does_not_fit_in_16_bits_becomes_8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, plain = stored_as("nf4 double", tmp_path)
     matrices = sum(t.nbytes for key, t in weights(plain).items() if ".layers." in key and t.dim() == 2)
@@ -154,6 +162,7 @@ def test_fewer_bits_than_asked_for_stay_packed(tmp_path: Path, monkeypatch: pyte
     assert layer.scheme.code == "int"
 
 
+@pytest.mark.usefixtures("_integers_alone")
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("name", ["nf4 double", "FP8_DYNAMIC", "W4A16_ASYM"])
 def test_quantizing_gives_what_it_gives_of_the_dense_twin(name: str, bits: int, tmp_path: Path) -> None:
@@ -206,8 +215,8 @@ def test_an_unknown_tool_is_refused_by_the_name_that_config_json_gives(tmp_path:
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("nf4 double", "on a GPU as they are (bitsandbytes nf4 (double))"),
-     ("FP8_DYNAMIC", "on a GPU as they are (FP8 per channel)"), ("NVFP4A16", "as 16 bit where that fits"),
+    [("nf4 double", "read as they are (bitsandbytes nf4 (double))"),
+     ("FP8_DYNAMIC", "read as they are (FP8 per channel)"), ("NVFP4A16", "as 16 bit where that fits"),
      ("W8A8", "repacked exactly (int8)"),
      ("GPTQ", "repacked exactly (int4)"), ("W4A16", "packed as they are")],
 )  # fmt: skip

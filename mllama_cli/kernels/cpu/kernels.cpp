@@ -1,6 +1,7 @@
 // Products of float32 rows with matrices in their stored format: 4- and 8-bit packed, bfloat16, float16.
 //
-// A packed row holds q + 2^(bits - 1), unsigned; byte j of a 4-bit row is elements 2j (low) and 2j + 1 (high). The inner
+// A packed row holds q + 2^(bits - 1), unsigned, or codes: of a table of 16 values, or E4M3 in 8 bits. Byte j of a 4-bit
+// row is elements 2j (low) and 2j + 1 (high). The inner
 // loops are written once, over 8 lanes (GCC's and clang's vector types); only the 8-bit dot product and the transpose
 // use intrinsics: AVX2, AVX-VNNI or AVX-512 VNNI, NEON dot products, or plain loops (MLLAMA_PORTABLE).
 //
@@ -74,6 +75,33 @@ static inline f8 from_float16(halves8 h) {
     f8 magnitude = (f8)((wide & 0x7fff) << 13) * all(0x1p112f);
     u8x special = (u8x)((wide & 0x7c00) == 0x7c00) & 0x7f800000;
     return (f8)((u8x)magnitude | special | ((wide & 0x8000) << 16));
+#endif
+}
+
+// E4M3, divided by 256: shifted by a bit, they are float16, which has one bit more of exponent.
+static inline f8 from_float8(const uint8_t *from) {
+    typedef int16_t shorts8 __attribute__((vector_size(16)));
+    shorts8 h;
+#if defined(X86)
+    h = (shorts8)_mm_unpacklo_epi8(_mm_setzero_si128(), _mm_loadl_epi64((const __m128i *)from));
+#else
+    for (int i = 0; i < 8; i++) h[i] = (int16_t)(from[i] << 8);
+#endif
+    return from_float16((halves8)((h >> 1) & (int16_t)0xBFFF));  // the sign's copy is the new bit
+}
+
+// The values of codes 0 to 15.
+static inline f8 look_up(i8x codes, const f8 *table) {
+#if defined(X86) && defined(__AVX512VL__)
+    return (f8)_mm256_permutex2var_ps((__m256)table[0], (__m256i)codes, (__m256)table[1]);
+#elif defined(X86)
+    const __m256 low = _mm256_permutevar8x32_ps((__m256)table[0], (__m256i)codes);
+    const __m256 high = _mm256_permutevar8x32_ps((__m256)table[1], (__m256i)codes);
+    return (f8)_mm256_blendv_ps(low, high, (__m256)(codes << 28));
+#else
+    f8 values;
+    for (int i = 0; i < 8; i++) values[i] = ((const float *)table)[codes[i]];
+    return values;
 #endif
 }
 
@@ -201,6 +229,7 @@ struct Matrix {
     const void *scale;
     int64_t n, k, row_bytes, groups;
     int bits, scale_kind;
+    const float *table = nullptr;  // the values of all codes; none if numbers are integers
 
     int64_t blocks32() const { return (k + 63) / 64 * 2; }
     int64_t group() const { return groups == 1 ? blocks32() * 32 : k / groups; }
@@ -483,22 +512,25 @@ template <int M> static void few_int8_wide(void *, int64_t) {}
 
 // ---- few rows in float32 ----
 
-enum Form { FOUR_BITS, EIGHT_BITS, BRAIN, HALF };
+enum Form { FOUR_BITS, EIGHT_BITS, BRAIN, HALF, FLOAT8, TABLE };
 
-static int64_t form_bytes(Form form) { return form == FOUR_BITS ? 16 : form == EIGHT_BITS ? 32 : 64; }  // of 32 elements
+static constexpr bool four_bits(int form) { return form == FOUR_BITS || form == TABLE; }
+static constexpr bool has_scales(int form) { return form != BRAIN && form != HALF; }
+static constexpr int64_t form_bytes(int form) { return four_bits(form) ? 16 : has_scales(form) ? 32 : 64; }  // of 32 elements
 
-// 32 elements as float32; 4-bit ones as 8 even and 8 odd ones, twice.
-template <Form F> static inline void decode(const uint8_t *from, f8 *to) {
+// 32 elements as float32, E4M3 divided by 256; 4-bit ones as 8 even and 8 odd ones, twice.
+template <Form F> static inline void decode(const uint8_t *from, f8 *to, const f8 *table) {
     for (int i = 0; i < 4; i += 2) {
-        if (F == FOUR_BITS) {
+        if (four_bits(F)) {
             i8x v = (i8x)widen(load<bytes8>(from + i * 4));
-            to[i] = floats((v & 15) - 8);
-            to[i + 1] = floats((v >> 4) - 8);
+            to[i] = F == TABLE ? look_up(v & 15, table) : floats((v & 15) - 8);
+            to[i + 1] = F == TABLE ? look_up(v >> 4, table) : floats((v >> 4) - 8);
         } else {
             for (int o = i; o < i + 2; o++) {
                 if (F == EIGHT_BITS) to[o] = floats((i8x)widen(load<bytes8>(from + o * 8)) - 128);
                 if (F == BRAIN) to[o] = from_bfloat16(load<halves8>(from + o * 16));
                 if (F == HALF) to[o] = from_float16(load<halves8>(from + o * 16));
+                if (F == FLOAT8) to[o] = from_float8(from + o * 8);
             }
         }
     }
@@ -513,9 +545,11 @@ template <int M, Form F> static void few_float(void *job, int64_t index) {
     constexpr int CHAINS = M <= 2 ? 4 : M <= 4 ? 2 : 1;  // independent additions
     static thread_local Buffer buffer;
     float *scale = (float *)buffer.get(eights(w.groups) * sizeof(float));
+    f8 table[2] = {};
+    if (F == TABLE) memcpy(table, w.table, sizeof(table));
     for (int64_t n = index * j.piece; n < end; n++) {
         const uint8_t *row = w.row(n);
-        if (F == FOUR_BITS || F == EIGHT_BITS) w.scales(n, scale);
+        if (has_scales(F)) w.scales(n, scale);
         f8 sums[M] = {};
         for (int64_t g = 0, b = 0; g < w.groups; g++) {
             f8 part[M][CHAINS] = {};
@@ -523,11 +557,11 @@ template <int M, Form F> static void few_float(void *job, int64_t index) {
                 f8 values[4];
                 if (b < whole) {
                     __builtin_prefetch(row + b * unit + PREFETCH_BYTES);
-                    decode<F>(row + b * unit, values);
+                    decode<F>(row + b * unit, values, table);
                 } else {
                     uint8_t last[64] = {};
                     memcpy(last, row + b * unit, w.row_bytes - b * unit < unit ? w.row_bytes - b * unit : unit);
-                    decode<F>(last, values);
+                    decode<F>(last, values, table);
                 }
                 for (int i = 0; i < 4; i++)
                     for (int m = 0; m < M; m++)
@@ -536,7 +570,7 @@ template <int M, Form F> static void few_float(void *job, int64_t index) {
             for (int m = 0; m < M; m++) {
                 f8 whole_part = part[m][0];
                 for (int c = 1; c < CHAINS; c++) whole_part += part[m][c];
-                sums[m] += F == FOUR_BITS || F == EIGHT_BITS ? whole_part * scale[g] : whole_part;
+                sums[m] += has_scales(F) ? whole_part * (F == FLOAT8 ? 256 * scale[g] : scale[g]) : whole_part;
             }
         }
         for (int m = 0; m < M && m < j.rows - j.first; m++) j.out[(j.first + m) * w.n + n] = sum(sums[m]);
@@ -657,6 +691,33 @@ template <int BITS> static void many_int8(void *job, int64_t index) {
 
 // ---- dequantization to float32, for torch's products ----
 
+// Numbers of a row from an element on, by their codes, times a scale. The element is the first of a byte, or nothing is
+// done 8 or 16 at a time.
+static void decode_codes(const Matrix &w, const uint8_t *row, int64_t element, int64_t count, float by, float *to) {
+    int64_t i = 0;
+    if (w.bits == 8) {
+        for (; i + 8 <= count; i += 8) {
+            const f8 values = from_float8(row + element + i) * (256 * by);
+            memcpy(to + i, &values, sizeof(values));
+        }
+    } else if (element % 2 == 0) {
+        f8 table[2];
+        memcpy(table, w.table, sizeof(table));
+        for (; i + 16 <= count; i += 16) {
+            const i8x v = (i8x)widen(load<bytes8>(row + (element + i) / 2));
+            const f8 even = look_up(v & 15, table) * by, odd = look_up(v >> 4, table) * by;
+            for (int lane = 0; lane < 8; lane++) {
+                to[i + 2 * lane] = even[lane];
+                to[i + 2 * lane + 1] = odd[lane];
+            }
+        }
+    }
+    for (; i < count; i++) {
+        const int64_t e = element + i;
+        to[i] = w.table[w.bits == 8 ? row[e] : row[e / 2] >> e % 2 * 4 & 15] * by;
+    }
+}
+
 static void decode_rows(void *job, int64_t index) {
     const Job &j = *(Job *)job;
     const Matrix &w = *j.w;
@@ -669,7 +730,9 @@ static void decode_rows(void *job, int64_t index) {
         w.scales(n, scale);
         for (int64_t g = 0; g < w.groups; g++, to += size) {
             const float by = scale[g];
-            if (w.bits == 8) {
+            if (w.table) {
+                decode_codes(w, row, g * size, size, by, to);
+            } else if (w.bits == 8) {
                 for (int64_t i = 0; i < size; i++) to[i] = (float)((int)row[g * size + i] - 128) * by;
             } else if (size % 2 == 0) {
                 const uint8_t *from = row + g * size / 2;
@@ -843,25 +906,30 @@ int mllama_packed_int8(const float *x, int64_t m, const uint8_t *packed, const v
     return 0;
 }
 
-// The same in float32, for few rows. ``form``: 0 and 1 packed in 4 and 8 bits, 2 bfloat16, 3 float16 (no scales).
+// The same in float32, for few rows. ``form``: 0 and 1 packed in 4 and 8 bits, 2 bfloat16, 3 float16 (no scales), 4 E4M3,
+// 5 codes of ``table``.
 int mllama_gemv_float(const float *x, int64_t m, const uint8_t *matrix, const void *scale, int scale_kind, int64_t n,
-                     int64_t k, int64_t row_bytes, int64_t groups, int form, float *out, int threads) {
-    const Matrix w{matrix, scale, n, k, row_bytes, groups, form == FOUR_BITS ? 4 : 8, scale_kind};
+                     int64_t k, int64_t row_bytes, int64_t groups, int form, const float *table, float *out, int threads) {
+    const Matrix w{matrix, scale, n, k, row_bytes, groups, four_bits(form) ? 4 : 8, scale_kind, table};
     const int64_t length = w.blocks32() * 32, at_once = few_at_once(m), rows = pieces(m, at_once) * at_once;
     float *arranged = (float *)kept.get(rows * length * sizeof(float));
     if (!arranged) return 1;
     memset(arranged, 0, rows * length * sizeof(float));
     for (int64_t i = 0; i < m; i++) {
         float *to = arranged + i * length;
-        if (form == FOUR_BITS)
+        if (four_bits(form))
             for (int64_t e = 0; e < k; e++) to[e / 16 * 16 + e % 2 * 8 + e % 16 / 2] = x[i * k + e];
         else memcpy(to, x + i * k, k * sizeof(float));
     }
-    static const Piece kernels[4][4] = {
-        {few_float<1, FOUR_BITS>, few_float<1, EIGHT_BITS>, few_float<1, BRAIN>, few_float<1, HALF>},
-        {few_float<2, FOUR_BITS>, few_float<2, EIGHT_BITS>, few_float<2, BRAIN>, few_float<2, HALF>},
-        {few_float<4, FOUR_BITS>, few_float<4, EIGHT_BITS>, few_float<4, BRAIN>, few_float<4, HALF>},
-        {few_float<8, FOUR_BITS>, few_float<8, EIGHT_BITS>, few_float<8, BRAIN>, few_float<8, HALF>},
+    static const Piece kernels[4][6] = {
+        {few_float<1, FOUR_BITS>, few_float<1, EIGHT_BITS>, few_float<1, BRAIN>, few_float<1, HALF>,
+         few_float<1, FLOAT8>, few_float<1, TABLE>},
+        {few_float<2, FOUR_BITS>, few_float<2, EIGHT_BITS>, few_float<2, BRAIN>, few_float<2, HALF>,
+         few_float<2, FLOAT8>, few_float<2, TABLE>},
+        {few_float<4, FOUR_BITS>, few_float<4, EIGHT_BITS>, few_float<4, BRAIN>, few_float<4, HALF>,
+         few_float<4, FLOAT8>, few_float<4, TABLE>},
+        {few_float<8, FOUR_BITS>, few_float<8, EIGHT_BITS>, few_float<8, BRAIN>, few_float<8, HALF>,
+         few_float<8, FLOAT8>, few_float<8, TABLE>},
     };
     const int size = at_once == 1 ? 0 : at_once == 2 ? 1 : at_once == 4 ? 2 : 3;
     for (int64_t first = 0; first < m; first += at_once) {
@@ -871,10 +939,10 @@ int mllama_gemv_float(const float *x, int64_t m, const uint8_t *matrix, const vo
     return 0;
 }
 
-// The matrix [n, k] in float32.
+// The matrix [n, k] in float32, of integers or, with a ``table``, of codes.
 int mllama_decode(const uint8_t *packed, const void *scale, int scale_kind, int64_t n, int64_t k, int64_t row_bytes,
-                  int64_t groups, int bits, float *out, int threads) {
-    const Matrix w{packed, scale, n, k, row_bytes, groups, bits, scale_kind};
+                  int64_t groups, int bits, const float *table, float *out, int threads) {
+    const Matrix w{packed, scale, n, k, row_bytes, groups, bits, scale_kind, table};
     Job job{&w, nullptr, nullptr, 0, 16, k, out, 0, 0};
     parallel(threads, pieces(n, job.piece), decode_rows, &job);
     return 0;

@@ -5,11 +5,14 @@
 | few  | 16 bits  | float32                    | float32    | the matrix's format  | parts     |
 | few  | 4 bits   | 8-bit activations          | float32    | torch's operator     | parts     |
 | few  | 8 bits   | float32                    | float32    | torch's operator     | parts     |
+| few  | codes    | float32                    | float32    | parts                | parts     |
 | many | 16 bits  | parts, or bfloat16 (below) | parts      | as with our kernels  | parts     |
 | many | 4, 8     | 8-bit activations          | parts      | parts                | parts     |
+| many | codes    | parts, or in bfloat16      | parts      | parts                | parts     |
 
-float32: our kernel reads the matrix in place. bfloat16: where the processor has instructions for such products.
-Parts: a few rows of the matrix at a time are converted to float32 in a small buffer.
+4 and 8 bits are integers; codes are those of a table, or E4M3. float32: our kernel reads the matrix in place. bfloat16:
+where the processor has instructions for such products. Parts: a few rows of the matrix at a time are converted to
+float32 in a small buffer.
 """
 
 from collections.abc import Callable
@@ -53,14 +56,16 @@ def quantized(x: Tensor, weight: PackedWeight, *, exact: bool) -> Tensor:
     rows = _rows(x)
     kernels = native()
     few = rows.shape[0] <= MAX_GEMV_ROWS
+    integers = weight.code == "int"
     if kernels is not None and kernels.supports(weight):
-        if few and (exact or weight.bits == 8):
+        if few and (exact or weight.bits == 8 or not integers):
             out = kernels.packed(rows, weight)
-        elif exact:
-            out = _by_parts(rows, weight.shape, partial(kernels.decode, weight))
+        elif exact or not integers:
+            narrow = not exact and multiplies_bfloat16()
+            out = _by_parts(rows, weight.shape, partial(kernels.decode, weight), narrow=narrow)
         else:
             out = kernels.int8(rows, weight)
-    elif few and not exact and torch_ops.supports(weight):
+    elif few and not exact and integers and torch_ops.supports(weight):
         out = torch_ops.packed(rows, weight)
     else:
         out = _by_parts(rows, weight.shape, partial(torch_ops.decode, weight))
@@ -76,9 +81,15 @@ def multiplies_bfloat16() -> bool:
     return any(bool(getattr(torch.cpu, f"_is_{feature}_supported", bool)()) for feature in ("amx_tile", "avx512_bf16"))
 
 
-def _by_parts(x: Tensor, shape: tuple[int, int] | torch.Size, fill: Callable[[int, int, Tensor], object]) -> Tensor:
-    """Multiply x [rows, k] by a transposed matrix [n, k], whose rows start to stop ``fill`` writes into a buffer."""
+def _by_parts(
+    x: Tensor, shape: tuple[int, int] | torch.Size, fill: Callable[[int, int, Tensor], object], *, narrow: bool = False
+) -> Tensor:
+    """Multiply x [rows, k] by a transposed matrix [n, k], whose rows start to stop ``fill`` writes into a buffer.
+
+    ``narrow``: both are rounded to bfloat16.
+    """
     n, k = shape
+    rounded = x.bfloat16() if narrow else x
     step = min(n, max(16, PART_BYTES // (4 * max(k, 1))))
     buffer = x.new_empty(step, k)
     out = x.new_empty(x.shape[0], n)
@@ -86,7 +97,10 @@ def _by_parts(x: Tensor, shape: tuple[int, int] | torch.Size, fill: Callable[[in
         stop = min(start + step, n)
         part = buffer[: stop - start]
         fill(start, stop, part)
-        torch.mm(x, part.T, out=out[:, start:stop])
+        if narrow:
+            out[:, start:stop] = rounded @ part.bfloat16().T
+        else:
+            torch.mm(x, part.T, out=out[:, start:stop])
     return out
 
 

@@ -2,11 +2,12 @@
 
 import ctypes
 import os
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
 
+from mllama_cli.kernels.codes import TABLES, Code
 from mllama_cli.kernels.cpu.build import build_library
 from mllama_cli.kernels.packed import PackedWeight
 
@@ -29,9 +30,9 @@ class Native:
         self._int8 = loaded.mllama_packed_int8
         self._int8.argtypes = (_POINTER, _LONG, *matrix, _POINTER, _INT, _INT)
         self._gemv = loaded.mllama_gemv_float
-        self._gemv.argtypes = (_POINTER, _LONG, *matrix, _POINTER, _INT)
+        self._gemv.argtypes = (_POINTER, _LONG, *matrix, _POINTER, _POINTER, _INT)
         self._decode = loaded.mllama_decode
-        self._decode.argtypes = (*matrix, _POINTER, _INT)
+        self._decode.argtypes = (*matrix, _POINTER, _POINTER, _INT)
         self._rms_norm = loaded.mllama_rms_norm
         self._rms_norm.argtypes = (_POINTER, _POINTER, _LONG, _LONG, ctypes.c_float, _POINTER)
         self._apply_rope = loaded.mllama_apply_rope
@@ -66,8 +67,9 @@ class Native:
     def packed(self, x: Tensor, weight: PackedWeight) -> Tensor:
         """Multiply x by a packed matrix in float32, for few rows."""
         out = x.new_empty(x.shape[0], weight.shape[0])
-        form = 0 if weight.bits == 4 else 1
-        _check(self._gemv(x.data_ptr(), x.shape[0], *_packed(weight), form, out.data_ptr(), torch.get_num_threads()))
+        form = {"int": 0 if weight.bits == 4 else 1, "fp8": 4}.get(weight.code, 5)
+        given = x.data_ptr(), x.shape[0], *_packed(weight), form, _table(weight.code)
+        _check(self._gemv(*given, out.data_ptr(), torch.get_num_threads()))
         return out
 
     def half(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -75,7 +77,7 @@ class Native:
         out = x.new_empty(x.shape[0], weight.shape[0])
         n, k = weight.shape
         matrix = (weight.data_ptr(), None, 0, n, k, 2 * k, 1, _FORMS[weight.dtype])
-        _check(self._gemv(x.data_ptr(), x.shape[0], *matrix, out.data_ptr(), torch.get_num_threads()))
+        _check(self._gemv(x.data_ptr(), x.shape[0], *matrix, None, out.data_ptr(), torch.get_num_threads()))
         return out
 
     @staticmethod
@@ -126,16 +128,26 @@ class Native:
 
     def decode(self, weight: PackedWeight, start: int, stop: int, out: Tensor) -> None:
         """Dequantize rows ``start`` to ``stop`` of a packed matrix into ``out``, float32 [stop - start, in]."""
-        part = PackedWeight(
-            weight.packed[start:stop], weight.scale[start:stop], (stop - start, weight.shape[1]), weight.bits
-        )
-        _check(self._decode(*_packed(part), weight.bits, out.data_ptr(), torch.get_num_threads()))
+        part, threads = weight.rows(start, stop), torch.get_num_threads()
+        _check(self._decode(*_packed(part), weight.bits, _table(weight.code), out.data_ptr(), threads))
 
 
 def _packed(weight: PackedWeight) -> tuple[int, int, int, int, int, int, int]:
     packed, scale = weight.packed, weight.scale
     kind = _KINDS[scale.dtype]
     return packed.data_ptr(), scale.data_ptr(), kind, *weight.shape, packed.shape[1] * 4, scale.shape[1]
+
+
+def _table(code: Code) -> int | None:
+    """Return the address of the values of all codes, float32; None for integers."""
+    return None if code == "int" else _values(code).data_ptr()
+
+
+@cache
+def _values(code: Code) -> Tensor:
+    if code == "fp8":
+        return torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    return torch.tensor(TABLES[code])
 
 
 def _check(code: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from mllama_cli.kernels.packed import PackedWeight
+from mllama_cli.kernels.packed import PackedWeight, dequantize
 
 _INT4PACK_GROUPS = (32, 64, 128, 256)  # the group sizes of torch's 4-bit operator
 _prepared = WeakIdKeyDictionary()  # packed tensor -> the operator's weight and scales
@@ -37,6 +37,9 @@ def packed(x: Tensor, weight: PackedWeight) -> Tensor:
 
 def decode(weight: PackedWeight, start: int, stop: int, out: Tensor) -> None:
     """Dequantize rows ``start`` to ``stop`` of a packed matrix into ``out``, float32 [stop - start, in]."""
+    if weight.code != "int":
+        out.copy_(dequantize(weight.rows(start, stop)))
+        return
     groups = weight.scale.shape[1]
     whole = _unsigned(weight.packed[start:stop], weight.bits)[:, : weight.shape[1]]
     grouped = out.view(stop - start, groups, -1)
