@@ -12,9 +12,10 @@ from torch import Tensor
 from mllama_cli.core.errors import CheckpointError
 from mllama_cli.kernels import available, cuda, ops
 from mllama_cli.kernels import packed as reference
+from mllama_cli.kernels.codes import Code
 from mllama_cli.kernels.cpu import compiler, linear, native, torch_ops
 from mllama_cli.kernels.packed import PackedWeight
-from tests.kernels.matrices import error, exact, packed_matrix, rows
+from tests.kernels.matrices import coded_matrix, error, exact, packed_matrix, rows
 
 FLOAT32 = 1e-6
 BFLOAT16 = 6e-3
@@ -46,6 +47,21 @@ def test_packed_products(way: str, bits: int, n: int, k: int, groups: int) -> No
         truth = exact(x, weight)
         assert error(ops.quantized_linear(x, weight, exact=True), truth) < FLOAT32
         assert error(ops.quantized_linear(x, weight), truth) < max(INT8, BFLOAT16) * (3 if k < 100 else 1)
+
+
+@pytest.mark.parametrize("code", ["nf4", "fp4", "fp8"])
+def test_products_with_codes(way: str, code: Code, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "PART_BYTES", 64 * 1024)  # several parts
+    for n, k, groups in ((64, 256, 4), (200, 192, 1), (7, 30, 5)):
+        weight = coded_matrix(n, k, code, groups)
+        for m in (1, 8, 9, 40):
+            x = rows(m, k)
+            truth = exact(x, weight)
+            assert error(ops.quantized_linear(x, weight, exact=True), truth) < FLOAT32
+            for narrow in (False, True):
+                monkeypatch.setattr(linear, "multiplies_bfloat16", lambda narrow=narrow: narrow)
+                assert error(ops.quantized_linear(x, weight), truth) < (BFLOAT16 if narrow else FLOAT32)
+    assert ops.multiplies_packed(code, torch.device("cpu")) == (way == "ours")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mllama_cli.kernels.cpu import torch_ops
-from mllama_cli.kernels.cpu.native import MAX_GEMV_ROWS, native
+from mllama_cli.kernels.cpu.native import MAX_CODE_ROWS, MAX_GEMV_ROWS, native
 from mllama_cli.kernels.packed import PackedWeight
 
 PART_BYTES = 28 * 2**20
@@ -55,8 +55,8 @@ def quantized(x: Tensor, weight: PackedWeight, *, exact: bool) -> Tensor:
     """Multiply x [..., in] by the transposed packed matrix [out, in]; return x's dtype."""
     rows = _rows(x)
     kernels = native()
-    few = rows.shape[0] <= MAX_GEMV_ROWS
     integers = weight.code == "int"
+    few = rows.shape[0] <= (MAX_GEMV_ROWS if integers else MAX_CODE_ROWS)
     if kernels is not None and kernels.supports(weight):
         if few and (exact or weight.bits == 8 or not integers):
             out = kernels.packed(rows, weight)

@@ -14,6 +14,9 @@ from mllama_cli.kernels.packed import PackedWeight
 MAX_GEMV_ROWS = 8
 """Rows up to which the float32 kernels read a matrix in place; for more, it is converted part by part."""
 
+MAX_CODE_ROWS = 32
+"""The same for numbers that are not integers, whose conversion takes longer: at 64 rows it is worth it."""
+
 MAX_INT8_GEMV_ROWS = 2
 """Rows up to which the 8-bit kernel reads the matrix row by row; for more, it transposes eight rows at a time."""
 
