@@ -1,9 +1,9 @@
 // Products of float32 rows with matrices in their stored format: 4- and 8-bit packed, bfloat16, float16.
 //
 // A packed row holds q + 2^(bits - 1), unsigned, or codes: of a table of 16 values, or E4M3 in 8 bits. Byte j of a 4-bit
-// row is elements 2j (low) and 2j + 1 (high). The inner
-// loops are written once, over 8 lanes (GCC's and clang's vector types); only the 8-bit dot product and the transpose
-// use intrinsics: AVX2, AVX-VNNI or AVX-512 VNNI, NEON dot products, or plain loops (MLLAMA_PORTABLE).
+// row is elements 2j (low) and 2j + 1 (high). The inner loops are written once, over 8 lanes (GCC's and clang's vector
+// types); only the 8-bit dot product, the transpose and decoding use intrinsics: AVX2, AVX-VNNI or AVX-512 VNNI, NEON dot
+// products, or plain loops (MLLAMA_PORTABLE).
 //
 // Activations of the 8-bit kernels are integers in -127..127 with a scale for every 32. Weights are multiplied unsigned,
 // and the contribution of the offset is subtracted at the end: sum (u - o) a = sum u a - o sum a.
