@@ -333,8 +333,7 @@ def test_probabilities_of_choices_are_those_of_their_tokens_and_the_end(engine: 
     chances = torch.tensor(expected, dtype=torch.float64).softmax(0).tolist()
     assert list(found.values()) == pytest.approx(chances, rel=1e-3)
     assert sum(found.values()) == pytest.approx(1)
-    again = session.probabilities_after(inputs, texts)
-    assert again == pytest.approx(found, rel=1e-4), "the caches serve again"
+    assert session.probabilities_after(inputs, texts) == pytest.approx(found, rel=1e-4), "the caches serve again"
 
 
 def logits_after(engine: Engine, inputs: ModelInputs, ids: list[int]) -> torch.Tensor:
