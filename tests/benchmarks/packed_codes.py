@@ -21,7 +21,8 @@ from mllama_cli.benchmark.decode import benchmark
 from mllama_cli.benchmark.random_network import random_matrix, random_model
 from mllama_cli.core.config import MllamaConfig
 from mllama_cli.engine.weights.shapes import FILE_SCHEMES, SHAPES
-from mllama_cli.kernels.cuda.gemv_api import GemvTile, choose_gemv_tile, gemv
+from mllama_cli.kernels.cuda.gemv_api import gemv
+from mllama_cli.kernels.cuda.gemv_tiles import GemvTile, choose_gemv_tile
 from mllama_cli.kernels.cuda.launch import compile_only
 from mllama_cli.kernels.cuda.layout import interleave_factor
 from mllama_cli.kernels.packed import PackedWeight

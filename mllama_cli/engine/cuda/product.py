@@ -54,7 +54,7 @@ class Product:
         if self._tile is not None and any(isinstance(module, AdaptedLinear) for module in modules):
             a, b = _changes(modules, norm)
             self._a, self._ranks = interleave(a, self.form), a.shape[0]
-            if b.shape[1] > self._tile.columns:  # too many for a persistent program's registers
+            if not self._tile.takes(b.shape[1]):  # too many for a persistent program's registers
                 self._tile = replace(self._tile, programs=0, registers=None)
             self._b = torch.cat(
                 [by_blocks(rows, self._tile.rows) for rows in b.split([weight.shape[0] for weight in self.weights])]
@@ -83,7 +83,7 @@ class Product:
         tile = self._tile
         if tile is None or not isinstance(self.weights[0], PackedWeight):
             return
-        if following.ranks and not (tile.programs and following.ranks > tile.columns):
+        if following.ranks and tile.takes(following.ranks):
             a, sums = following.handed_over()
             self._following = Following(by_blocks(a.T, tile.rows), sums)
 

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from mllama_cli.kernels.cuda.float8 import float8_unit, float8_value
-from mllama_cli.kernels.cuda.launch import gdc_wait
+from mllama_cli.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
 from mllama_cli.kernels.cuda.layout import offset_of
 from mllama_cli.kernels.cuda.low_rank import SUM_COPIES, add_to_sums
 
@@ -40,8 +40,8 @@ def attention_kernel(
 ):  # fmt: skip
     """Attend from the query heads of one key head, of TOKENS tokens, to one split of the keys in each program.
 
-    ROWS is GROUP * TOKENS padded to 16, QUERIES to a power of two. The next kernel may not start early: its prefetching
-    would delay the keys and values here.
+    ROWS is GROUP * TOKENS padded to 16, QUERIES to a power of two. The next kernel may not start before keys and values
+    are here: its prefetching would delay them.
 
     Head vectors are handled in halves because the rotation pairs element i with element i + HALF.
 
@@ -151,6 +151,7 @@ def attention_kernel(
         largest = higher
         if not (CROSS or STORED):
             key_first, key_second, block_values = load_block(keys, values, block + BLOCK, stop, HALF, DIM, BLOCK)
+    gdc_launch_dependents(PDL and not CROSS)  # while splits are combined; it would delay the many blocks of an image
     if FLOAT8:
         sums *= tl.load(head_scales + KV_HEADS) * float8_unit(CAPABILITY)
     HEADS: tl.constexpr = KV_HEADS * GROUP

@@ -22,24 +22,68 @@ prmt.b32 second, $4, $5, 0x0051;
 prmt.b32 $1, first, second, 0x5410;
 }""")
 
-DOT4_ASSEMBLY = tl.constexpr("""{
-.reg .b32 even, odd, sum;
-and.b32 even, $1, 0x0F0F0F0F;
-shr.b32 odd, $1, 4;
-and.b32 odd, odd, 0x0F0F0F0F;
-dp4a.u32.s32 sum, even, $3, 0;
-dp4a.u32.s32 sum, odd, $5, sum;
-shl.b32 sum, sum, 8;
-dp4a.u32.u32 sum, even, $2, sum;
-dp4a.u32.u32 $0, odd, $4, sum;
-}""")
 
-DOT8_ASSEMBLY = tl.constexpr("""{
-.reg .b32 sum;
-dp4a.u32.s32 sum, $1, $3, 0;
-shl.b32 sum, sum, 8;
-dp4a.u32.u32 $0, $1, $2, sum;
-}""")
+@triton.constexpr_function
+def offset_assembly(bits):
+    """Return PTX for the sum of activations, of which $1 to $4 have the bytes, times what is added to integers.
+
+    That is 8 in units of 1/16, or 128, which makes no difference here.
+    """
+    lines = "{\n.reg .b32 low, high;\n"
+    lines += "dp4a.u32.u32 low, 0x80808080, $1, 0;\ndp4a.u32.s32 high, 0x80808080, $2, 0;\n"
+    if bits == 4:
+        lines += "dp4a.u32.u32 low, 0x80808080, $3, low;\ndp4a.u32.s32 high, 0x80808080, $4, high;\n"
+    return lines + "mad.lo.s32 $0, high, 256, low;\n}"
+
+
+@triton.constexpr_function
+def dot_assembly(bits):
+    """Return PTX for the dot product of four words, $1 to $4, with activations from $6 on, plus $5.
+
+    With 4 bits, the words' odd integers times 16, their even ones, and $5 are in units of 1/16.
+    """
+    lines = "{\n.reg .b32 part, even_low, even_high, low, high;\n"
+    for word in range(4):
+        first = word == 0
+        if bits == 4:
+            x = 6 + 4 * word
+            even_high, even_low, high, low = (
+                ("0", "0", "0", "$5") if first else ("even_high", "even_low", "high", "low")
+            )
+            lines += f"and.b32 part, ${1 + word}, 0x0F0F0F0F;\n"
+            lines += f"dp4a.u32.s32 even_high, part, ${x + 1}, {even_high};\n"
+            lines += f"dp4a.u32.u32 even_low, part, ${x}, {even_low};\n"
+            lines += f"and.b32 part, ${1 + word}, 0xF0F0F0F0;\n"
+            lines += f"dp4a.u32.s32 high, part, ${x + 3}, {high};\n"
+            lines += f"dp4a.u32.u32 low, part, ${x + 2}, {low};\n"
+        else:
+            x = 6 + 2 * word
+            lines += f"dp4a.u32.s32 high, ${1 + word}, ${x + 1}, {'0' if first else 'high'};\n"
+            lines += f"dp4a.u32.u32 low, ${1 + word}, ${x}, {'$5' if first else 'low'};\n"
+    if bits == 4:
+        lines += "mad.lo.s32 high, even_high, 16, high;\nmad.lo.s32 low, even_low, 16, low;\n"
+    return lines + "mad.lo.s32 $0, high, 256, low;\n}"
+
+
+@triton.constexpr_function
+def parts_of(bits):
+    """Return into how many parts the unit of a product is divided."""
+    return 16 if bits == 4 else 1
+
+
+@triton.constexpr_function
+def quarters(shape):
+    """Return a shape whose last dimension, 4, is two."""
+    return [*shape[:-1], 2, 2]
+
+
+@triton.jit
+def four(numbers):
+    """Return [..., 4] as four tensors [...]."""
+    even, odd = tl.split(tl.reshape(numbers, quarters(numbers.shape)))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
 
 
 @triton.jit
@@ -80,7 +124,7 @@ def fix_activations(x0, x1, x2, x3, x4, x5, x6, x7, BITS: tl.constexpr, CAPABILI
     """Return activations [Q, 1, 4], one for each number of a word, in fixed point.
 
     These are the lower and upper bytes of those of even numbers, and of odd ones (with 8 bits, of all numbers, twice),
-    the sum of all times the numbers' offset, int32 [Q, 1], and the unit, float32 [Q, 1].
+    minus the sum of all times the numbers' offset, int32 [Q, 1], and the unit, float32 [Q, 1].
     """
     most = larger(larger(tl.abs(x0), tl.abs(x1)), larger(tl.abs(x2), tl.abs(x3)))
     if BITS == 4:
@@ -91,21 +135,28 @@ def fix_activations(x0, x1, x2, x3, x4, x5, x6, x7, BITS: tl.constexpr, CAPABILI
     f1 = as_fixed(x1, per_unit)
     f2 = as_fixed(x2, per_unit)
     f3 = as_fixed(x3, per_unit)
-    total = lower_half(f0) + lower_half(f1) + lower_half(f2) + lower_half(f3)
     if BITS == 4:
         f4 = as_fixed(x4, per_unit)
         f5 = as_fixed(x5, per_unit)
         f6 = as_fixed(x6, per_unit)
         f7 = as_fixed(x7, per_unit)
-        total += lower_half(f4) + lower_half(f5) + lower_half(f6) + lower_half(f7)
         low_even, high_even = pack(f0, f2, f4, f6, CAPABILITY)
         low_odd, high_odd = pack(f1, f3, f5, f7, CAPABILITY)
     else:
         low_even, high_even = pack(f0, f1, f2, f3, CAPABILITY)
         low_odd, high_odd = low_even, high_even
-    OFFSET: tl.constexpr = 1 << (BITS - 1)
-    unit = tl.sum(most, axis=2) * (1.0 / LARGEST)
-    return low_even, high_even, low_odd, high_odd, tl.sum(total, axis=2) * OFFSET, unit
+    PARTS: tl.constexpr = parts_of(BITS)
+    if CAPABILITY > 0:
+        offset = tl.inline_asm_elementwise(
+            offset_assembly(BITS), "=&r,r,r,r,r", [low_even, high_even, low_odd, high_odd], tl.int32, True, 1
+        )
+    else:
+        offset = lower_half(f0) + lower_half(f1) + lower_half(f2) + lower_half(f3)
+        if BITS == 4:
+            offset += lower_half(f4) + lower_half(f5) + lower_half(f6) + lower_half(f7)
+        offset *= (1 << (BITS - 1)) * PARTS
+    unit = tl.sum(most, axis=2) * (1.0 / (LARGEST * PARTS))
+    return low_even, high_even, low_odd, high_odd, 0 - tl.sum(offset, axis=2), unit
 
 
 @triton.jit
@@ -124,14 +175,25 @@ def dot_bytes(first, second, SIGNED: tl.constexpr):
 def fixed_product(
     words, low_even, high_even, low_odd, high_odd, offset, unit, BITS: tl.constexpr, CAPABILITY: tl.constexpr
 ):
-    """Multiply the integers of words [Q, N, 4] by what ``fix_activations`` returned -> float32 [Q, N]."""
+    """Multiply the integers of words [Q, N, C, 4] by what ``fix_activations`` returned -> float32 [Q, N, C]."""
     if CAPABILITY > 0:
+        w0, w1, w2, w3 = four(words)
+        a0, a1, a2, a3 = four(low_even)
+        b0, b1, b2, b3 = four(high_even)
         if BITS == 4:
+            c0, c1, c2, c3 = four(low_odd)
+            d0, d1, d2, d3 = four(high_odd)
             dots = tl.inline_asm_elementwise(
-                DOT4_ASSEMBLY, "=r,r,r,r,r,r", [words, low_even, high_even, low_odd, high_odd], tl.int32, True, 1
-            )
+                dot_assembly(BITS), "=&r" + ",r" * 21,
+                [w0, w1, w2, w3, offset, a0, b0, c0, d0, a1, b1, c1, d1, a2, b2, c2, d2, a3, b3, c3, d3],
+                tl.int32, True, 1,
+            )  # fmt: skip
         else:
-            dots = tl.inline_asm_elementwise(DOT8_ASSEMBLY, "=r,r,r,r", [words, low_even, high_even], tl.int32, True, 1)
+            dots = tl.inline_asm_elementwise(
+                dot_assembly(BITS), "=&r" + ",r" * 13,
+                [w0, w1, w2, w3, offset, a0, b0, a1, b1, a2, b2, a3, b3], tl.int32, True, 1,
+            )  # fmt: skip
+        return dots.to(tl.float32) * unit
     else:
         low_even, words = tl.broadcast(low_even, words)
         if BITS == 4:
@@ -140,4 +202,4 @@ def fixed_product(
             dots += dot_bytes(even, low_even, False) + dot_bytes(odd, low_odd, False)
         else:
             dots = dot_bytes(words, high_even, True) * 256 + dot_bytes(words, low_even, False)
-    return (tl.sum(dots, axis=2) - offset).to(tl.float32) * unit
+        return (tl.sum(dots, axis=len(dots.shape) - 1) * parts_of(BITS) + offset).to(tl.float32) * unit

@@ -7,7 +7,6 @@ has finished, so memory never idles between kernels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import triton
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from mllama_cli.kernels.codes import TABLES
 from mllama_cli.kernels.cuda.gemv import gemv_kernel
+from mllama_cli.kernels.cuda.gemv_tiles import GemvTile, choose_gemv_tile
 from mllama_cli.kernels.cuda.halves import pair_table
 from mllama_cli.kernels.cuda.launch import capability, launch, multiprocessors
 from mllama_cli.kernels.cuda.layout import interleave_factor
@@ -22,19 +22,6 @@ from mllama_cli.kernels.cuda.low_rank import Change, Following
 from mllama_cli.kernels.cuda.packed_gemv import packed_gemv_kernel
 from mllama_cli.kernels.cuda.persistent_gemv import persistent_gemv_kernel
 from mllama_cli.kernels.packed import PackedWeight
-
-
-@dataclass(frozen=True)
-class GemvTile:
-    """Rows and columns (quads of words in packed weights) that a program reads at a time, and its warps."""
-
-    rows: int
-    columns: int
-    warps: int
-    programs: int = 0
-    """Persistent programs for each multiprocessor; 0: one program for each tile."""
-    registers: int | None = None
-    """The most that a thread may use, where more would let fewer programs run at once."""
 
 
 def supports(weight: Tensor | PackedWeight) -> bool:
@@ -114,7 +101,7 @@ def gemv(
         if tile.programs:
             programs = min(blocks, tile.programs * multiprocessors(x.device))
             launch(
-                persistent_gemv_kernel, (programs, x.shape[0]), *operands, programs, *form,
+                persistent_gemv_kernel, (programs, x.shape[0]), *operands, programs, *form, tile.chunks, tile.staged,
                 device=x.device, warps=tile.warps, registers=tile.registers, CAPABILITY=capability(x.device), **flags,
             )  # fmt: skip
         else:
@@ -133,53 +120,3 @@ def gemv(
 def gemv_tile(weights: Sequence[Tensor | PackedWeight], swiglu: bool) -> GemvTile:
     """Return the tile that ``gemv`` chooses for these weights."""
     return choose_gemv_tile(weights[0], [(weight.shape[0], weight.shape[1]) for weight in weights], swiglu)
-
-
-def choose_gemv_tile(weight: Tensor | PackedWeight, shapes: Sequence[tuple[int, int]], swiglu: bool) -> GemvTile:
-    """Return the tile with which whole steps of the 11B were fastest on an H200; products alone may prefer others."""
-    rows, size_in = sum(shape[0] for shape in shapes), shapes[0][1]
-    if not isinstance(weight, PackedWeight):
-        columns = min(triton.next_power_of_2(size_in), 4096 if size_in <= 4096 else 2048)
-        return GemvTile(4, columns, min(max(columns // 512, 1), 8))
-    quads = triton.next_power_of_2(size_in * weight.bits // 128)
-    if weight.code in TABLES:
-        return _table_tile(quads, swiglu)
-    if weight.code == "fp8" and quads == 256 and rows <= 65536:
-        if swiglu:
-            return GemvTile(2, quads, 4, programs=5, registers=96)
-        if rows <= 4096:
-            return GemvTile(4, quads, 4, programs=4, registers=128)
-        return GemvTile(8, quads, 8, programs=3, registers=80)
-    if weight.code == "fp8" and quads == 1024 and not swiglu:
-        return GemvTile(2, quads, 16, programs=2, registers=64)
-    if rows > 65536 and quads <= 256:
-        return GemvTile(4, quads, _warps(quads, 64), programs=8)
-    if rows <= 4096 and quads <= 256:
-        return GemvTile(8, 128, 4) if quads > 128 else GemvTile(4, quads, _warps(quads, 32), programs=4, registers=128)
-    if quads <= 128 and swiglu:
-        return GemvTile(2, quads, _warps(quads, 32), programs=5, registers=96)
-    if quads <= 128:
-        return GemvTile(4, quads, _warps(quads, 64), programs=6, registers=168)
-    if quads == 256 and swiglu:
-        return GemvTile(2, quads, 8, programs=3, registers=80)
-    if quads == 256:
-        return GemvTile(4, quads, 4, programs=4, registers=128)
-    if quads == 512 and not swiglu:
-        return GemvTile(2 if weight.bits == 4 else 4, quads, 8, programs=2, registers=128)
-    if quads == 1024 and not swiglu:
-        return GemvTile(4, quads, 32, programs=1, registers=64)
-    return GemvTile(4, 128, 4)
-
-
-def _table_tile(quads: int, swiglu: bool) -> GemvTile:
-    """Return the tile for codes of a table, which each program copies to 32 KiB of shared memory."""
-    if quads > 256:
-        return GemvTile(2, quads, _warps(quads, 64), programs=max(1, 1024 // quads), registers=128)
-    if swiglu:
-        return GemvTile(2, quads, _warps(quads, 32), programs=5 if quads <= 128 else 2, registers=96)
-    return GemvTile(4, quads, _warps(quads, 32), programs=4 if quads <= 128 else 2)
-
-
-def _warps(quads: int, each: int) -> int:
-    """Return the warps of a program, of which each has so many quads."""
-    return max(1, quads // each)

@@ -13,9 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mllama_cli.kernels.codes import TABLES, Code
-from mllama_cli.kernels.cuda.fixed_point import larger
+from mllama_cli.kernels.cuda.fixed_point import four, larger
 from mllama_cli.kernels.cuda.lookup import NATIVE_FP8, fp8_value, is_table
-from mllama_cli.kernels.cuda.unpack import unit_of
 
 NF4_FACTOR = tl.constexpr(1.67769)
 """By what values are multiplied so that rounding to float16 costs least: 0.003% of the largest."""
@@ -92,12 +91,6 @@ def half_unit(code, capability):
     return 1 / (NF4_FACTOR.value if code == "nf4" else FP4_FACTOR.value)
 
 
-@triton.constexpr_function
-def scale_unit(code, halves, capability):
-    """Return the unit of a matrix's numbers as its kernel multiplies them, in float16 with ``halves``."""
-    return half_unit(code, capability) if halves else unit_of(code, capability)
-
-
 @cache
 def pair_table(code: Code, device: torch.device) -> Tensor:
     """Return the values of all pairs of codes, in units of ``half_unit``, as words [256]: the first is lower."""
@@ -137,8 +130,10 @@ def pair(first, second, CAPABILITY: tl.constexpr):
 
 
 @triton.jit
-def halve_activations(x0, x1, x2, x3, x4, x5, x6, x7, BITS: tl.constexpr, CAPABILITY: tl.constexpr):
+def halve_activations(x0, x1, x2, x3, x4, x5, x6, x7, BITS: tl.constexpr, CODE: tl.constexpr, CAPABILITY: tl.constexpr):
     """Return activations [Q, 1, 4], one for each number of a word, in pairs (with 8 bits two, twice), and unit [Q, 1].
+
+    The unit is that of products with the code's numbers.
 
     x4 to x7 are used with 4 bits alone.
     """
@@ -155,16 +150,8 @@ def halve_activations(x0, x1, x2, x3, x4, x5, x6, x7, BITS: tl.constexpr, CAPABI
     if BITS == 4:
         third = pair(x4 * inverse, x5 * inverse, CAPABILITY)
         fourth = pair(x6 * inverse, x7 * inverse, CAPABILITY)
-    return first, second, third, fourth, tl.sum(exponent.to(tl.float32, bitcast=True), axis=2)
-
-
-@triton.jit
-def four(numbers):
-    """Return [Q, N, 4] as four tensors [Q, N]."""
-    even, odd = tl.split(tl.reshape(numbers, [numbers.shape[0], numbers.shape[1], 2, 2]))
-    first, third = tl.split(even)
-    second, fourth = tl.split(odd)
-    return first, second, third, fourth
+    unit = tl.sum(exponent.to(tl.float32, bitcast=True), axis=2) * half_unit(CODE, CAPABILITY)
+    return first, second, third, fourth, unit
 
 
 @triton.jit
@@ -187,9 +174,9 @@ def number_of(words, pairs, INDEX: tl.constexpr, CODE: tl.constexpr):
 def half_product(
     words, first, second, third, fourth, table, pairs, BITS: tl.constexpr, CODE: tl.constexpr, CAPABILITY: tl.constexpr
 ):
-    """Multiply the numbers of words [Q, N, 4] by what ``halve_activations`` returned -> float32 [Q, N].
+    """Multiply the numbers of words [Q, N, C, 4] by what ``halve_activations`` returned -> float32 [Q, N, C].
 
-    ``table`` is what ``share_table`` returned for ``pairs``. The unit is that of the activations times ``half_unit``.
+    ``table`` is what ``share_table`` returned for ``pairs``.
     """
     if CAPABILITY > 0:
         w0, w1, w2, w3 = four(words)
@@ -218,4 +205,4 @@ def half_product(
             total += number_of(words, pairs, 5, CODE) * half_of(third, True)
             total += number_of(words, pairs, 6, CODE) * half_of(fourth, False)
             total += number_of(words, pairs, 7, CODE) * half_of(fourth, True)
-        return tl.sum(total, axis=2)
+        return tl.sum(total, axis=len(total.shape) - 1)

@@ -77,11 +77,43 @@ def by_blocks(matrix: Tensor, rows: int) -> Tensor:
     return blocks.transpose(1, 2).contiguous()
 
 
+@triton.constexpr_function
+def passes_of(ranks, lanes):
+    """Return how many ranks a lane has, rounded up to a power of two."""
+    return triton.next_power_of_2(-(-ranks // lanes))
+
+
 @triton.jit
-def load_ranks(matrix, block, ranks, RANKS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Load the numbers [Q, N] of a block's rows at ``ranks`` [Q]; zeros beyond RANKS."""
-    offset = (block * RANKS + ranks[:, None]) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    return tl.load(matrix + offset, mask=(ranks < RANKS)[:, None], other=0.0)
+def ranks_of(lanes, RANKS: tl.constexpr):
+    """Return ranks [Q, 1, R] for Q lanes."""
+    return (lanes[:, None] + tl.arange(0, passes_of(RANKS, lanes.shape[0]))[None, :] * lanes.shape[0])[:, None, :]
+
+
+@triton.constexpr_function
+def load_assembly(bits):
+    """Return PTX that loads a number of so many bits from $1 where $2 is not zero; otherwise it is zero."""
+    lines = "{\n.reg .pred there;\nsetp.ne.b32 there, $2, 0;\n"
+    return f"{lines}mov.b{bits} $0, 0;\n@there ld.global.nc.b{bits} $0, [$1];\n}}"
+
+
+@triton.jit
+def load_ranks(matrix, block, ranks, RANKS: tl.constexpr, BLOCK_N: tl.constexpr, CAPABILITY: tl.constexpr):
+    """Load the numbers [Q, N, R] of a block's rows at ``ranks`` [Q, 1, R]; zeros beyond RANKS.
+
+    Each thread loads what it multiplies: Triton would load several numbers at once and move them, with two barriers.
+    """
+    offset = (block * RANKS + ranks) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :, None]
+    there = ranks < RANKS
+    if CAPABILITY > 0:
+        here = tl.broadcast_to(there, offset.shape).to(tl.int32)
+        element: tl.constexpr = matrix.dtype.element_ty
+        if element.primitive_bitwidth == 16:
+            bits = tl.inline_asm_elementwise(load_assembly(16), "=&h,l,r", [matrix + offset, here], tl.int16, True, 1)
+        else:
+            bits = tl.inline_asm_elementwise(load_assembly(32), "=&r,l,r", [matrix + offset, here], tl.int32, True, 1)
+        return bits.to(element, bitcast=True)
+    else:
+        return tl.load(matrix + offset, mask=there, other=0.0)
 
 
 @triton.jit

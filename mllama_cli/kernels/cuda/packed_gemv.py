@@ -10,10 +10,10 @@ from mllama_cli.kernels.cuda.gemv import (
     matrix_index,
     select_matrix,
 )
-from mllama_cli.kernels.cuda.halves import scale_unit, share_table
+from mllama_cli.kernels.cuda.halves import share_table
 from mllama_cli.kernels.cuda.launch import gdc_launch_dependents, gdc_wait
 from mllama_cli.kernels.cuda.layout import offset_of
-from mllama_cli.kernels.cuda.low_rank import SUM_COPIES, add_to_sums, load_ranks, load_sums
+from mllama_cli.kernels.cuda.low_rank import SUM_COPIES, add_to_sums, load_ranks, load_sums, ranks_of
 from mllama_cli.kernels.cuda.words import load_norms, load_numbers, multiply, operands_of
 
 
@@ -65,17 +65,19 @@ def packed_gemv_kernel(
             words_up = tl.load(p1 + tile + begin * 4, mask=inside, other=other, eviction_policy="evict_first")
         which = scale_tile + ((begin + quads) // QUADS_A_GROUP)[:, None]
         live = kept[None, :] & (quads < QUADS - begin)[:, None]
-        scale = tl.load(scales + which, mask=live, other=0.0).to(tl.float32) * scale_unit(CODE, HALVES, CAPABILITY)
+        scale = tl.load(scales + which, mask=live, other=0.0).to(tl.float32)
         if SWIGLU:
-            scale_up = tl.load(s1 + which, mask=live, other=0.0).to(tl.float32) * scale_unit(CODE, HALVES, CAPABILITY)
+            scale_up = tl.load(s1 + which, mask=live, other=0.0).to(tl.float32)
         if begin == 0:
             table = share_table(pairs, CODE, HALVES, CAPABILITY)
             if RANKS > 0:
-                b_rows = load_ranks(b, block, quads, RANKS, BLOCK_N)
+                ranks = ranks_of(quads, RANKS)
+                b_rows = load_ranks(b, block, ranks, RANKS, BLOCK_N, CAPABILITY)
                 if SWIGLU:
-                    b_rows_up = load_ranks(b, BLOCKS + block, quads, RANKS, BLOCK_N)
+                    b_rows_up = load_ranks(b, BLOCKS + block, ranks, RANKS, BLOCK_N, CAPABILITY)
             if NEXT_RANKS > 0:
-                a_rows = load_ranks(next_a, block, quads, NEXT_RANKS, BLOCK_N)
+                next_ranks = ranks_of(quads, NEXT_RANKS)
+                a_rows = load_ranks(next_a, block, next_ranks, NEXT_RANKS, BLOCK_N, CAPABILITY)
             gdc_wait(PDL)
             before, times = load_epilogue(
                 first + rows, kept, residual + batch * SIZE, factor, SIZE, RESIDUAL_INTERLEAVE, HAS_RESIDUAL, HAS_FACTOR
@@ -83,9 +85,9 @@ def packed_gemv_kernel(
             if RANKS > 0:
                 copies += batch * SUM_COPIES * TOTAL
                 copies += matrix_index(block, N0, N1, BLOCK_N, SWIGLU) * RANKS
-                ax = load_sums(copies, quads, unit, RANKS, TOTAL)
+                ax = load_sums(copies, ranks, unit, RANKS, TOTAL)
                 if SWIGLU:
-                    ax_up = load_sums(copies + RANKS, quads, unit, RANKS, TOTAL)
+                    ax_up = load_sums(copies + RANKS, ranks, unit, RANKS, TOTAL)
         here = (quads < QUADS - begin)[:, None, None] & (within >= 0)
         norms = load_norms(norm + begin * 4, WORDS, within, here, BITS, HAS_NORM)
         numbers = load_numbers(x + begin * 4, norms, WORDS, within, here, BITS, HAS_NORM)
@@ -96,17 +98,9 @@ def packed_gemv_kernel(
         if HAS_NORM:
             square_sums += tl.sum(numbers[8], axis=2)
     if RANKS > 0:
-        sums += b_rows.to(tl.float32) * ax[:, None]
+        sums += tl.sum(b_rows.to(tl.float32) * ax, axis=2)
         if SWIGLU:
-            ups += b_rows_up.to(tl.float32) * ax_up[:, None]
-        for begin in tl.static_range(BLOCK_Q, RANKS, BLOCK_Q):
-            ranks = begin + quads
-            ax = load_sums(copies, ranks, unit, RANKS, TOTAL)
-            sums += load_ranks(b, block, ranks, RANKS, BLOCK_N).to(tl.float32) * ax[:, None]
-            if SWIGLU:
-                ax_up = load_sums(copies + RANKS, ranks, unit, RANKS, TOTAL)
-                b_more = load_ranks(b, BLOCKS + block, ranks, RANKS, BLOCK_N)
-                ups += b_more.to(tl.float32) * ax_up[:, None]
+            ups += tl.sum(b_rows_up.to(tl.float32) * ax_up, axis=2)
     squares = tl.sum(square_sums)
     total = tl.sum(sums, axis=0)
     if SWIGLU:
@@ -118,9 +112,6 @@ def packed_gemv_kernel(
     tl.store(target, result, mask=kept)
     if NEXT_RANKS > 0:
         next_copies += batch * SUM_COPIES * NEXT_RANKS
-        written = (result if EVEN else tl.where(kept, result, 0.0)).to(tl.float32)[None, :]
-        for begin in tl.static_range(0, NEXT_RANKS, BLOCK_Q):
-            if begin > 0:
-                a_rows = load_ranks(next_a, block, begin + quads, NEXT_RANKS, BLOCK_N)
-            parts = tl.sum(a_rows.to(tl.float32) * written, axis=1)
-            add_to_sums(next_copies, block, begin + quads, parts, next_scale, NEXT_RANKS)
+        written = (result if EVEN else tl.where(kept, result, 0.0)).to(tl.float32)[None, :, None]
+        parts = tl.sum(a_rows.to(tl.float32) * written, axis=1, keep_dims=True)
+        add_to_sums(next_copies, block, next_ranks, parts, next_scale, NEXT_RANKS)

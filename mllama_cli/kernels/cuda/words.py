@@ -6,7 +6,7 @@ import triton.language as tl
 from mllama_cli.kernels.cuda.fixed_point import fix_activations, fixed_product
 from mllama_cli.kernels.cuda.gemv import load_activations, load_norm
 from mllama_cli.kernels.cuda.halves import half_product, halve_activations
-from mllama_cli.kernels.cuda.unpack import as_biased_float
+from mllama_cli.kernels.cuda.unpack import as_biased_float, unit_of
 
 
 @triton.jit
@@ -54,7 +54,7 @@ def operands_of(x, BITS: tl.constexpr, CODE: tl.constexpr, HALVES: tl.constexpr,
     if CODE == "int":
         return fix_activations(x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7], BITS, CAPABILITY)
     elif HALVES:
-        return halve_activations(x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7], BITS, CAPABILITY)
+        return halve_activations(x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7], BITS, CODE, CAPABILITY)
     else:
         return x
 
@@ -63,9 +63,9 @@ def operands_of(x, BITS: tl.constexpr, CODE: tl.constexpr, HALVES: tl.constexpr,
 def multiply(
     words, x, table, pairs, BITS: tl.constexpr, CODE: tl.constexpr, HALVES: tl.constexpr, CAPABILITY: tl.constexpr
 ):
-    """Multiply the numbers of words [Q, N, 4] by what ``operands_of`` returned -> float32 [Q, N].
+    """Multiply the numbers of words [Q, N, C, 4] by what ``operands_of`` returned -> float32 [Q, N, C].
 
-    The unit is ``scale_unit``. ``table`` is what ``share_table`` returned for ``pairs``.
+    ``table`` is what ``share_table`` returned for ``pairs``.
     """
     if CODE == "int":
         return fixed_product(words, x[0], x[1], x[2], x[3], x[4], x[5], BITS, CAPABILITY)
@@ -81,4 +81,4 @@ def multiply(
             total += as_biased_float(words, 5, BITS, CODE, CAPABILITY) * x[5]
             total += as_biased_float(words, 6, BITS, CODE, CAPABILITY) * x[6]
             total += as_biased_float(words, 7, BITS, CODE, CAPABILITY) * x[7]
-        return tl.sum(total, axis=2)
+        return tl.sum(total, axis=len(total.shape) - 1) * unit_of(CODE, CAPABILITY)

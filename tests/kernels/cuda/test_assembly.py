@@ -60,6 +60,8 @@ def evaluate(
             signed = struct.unpack("4b", second) if name.endswith("s32") else second
             sums = map(operator.mul, bytes_of(parts[1]), signed)
             registers[parts[0]] = (sum(sums) + value(parts[3])) & 0xFFFFFFFF
+        elif name == "mad.lo.s32":
+            registers[parts[0]] = (value(parts[1]) * value(parts[2]) + value(parts[3])) & 0xFFFFFFFF
         elif name == "ld.shared.b32":
             registers[parts[0]] = memory(value(parts[1].strip("[]")))
         elif name == "prmt.b32":
@@ -168,19 +170,25 @@ def test_float8_becomes_the_same_number_for_every_byte_at_every_index(assembly: 
         assert [256 * result for result in results] == [float(numbers[byte]) for byte in found]
 
 
-@pytest.mark.parametrize(("bits", "assembly"), [(4, fixed_point.DOT4_ASSEMBLY), (8, fixed_point.DOT8_ASSEMBLY)])
-def test_fixed_point_products_of_a_word_are_exact(bits: int, assembly: tl.constexpr) -> None:
+@pytest.mark.parametrize("bits", [4, 8])
+def test_fixed_point_products_of_a_quad_are_exact(bits: int) -> None:
     generator = random.Random(0)
+    numbers = 32 // bits
     for trial in range(300):
         bound = 32767 if trial % 2 else 3
-        activations = [generator.choice((-bound, bound, generator.randint(-bound, bound))) for _ in range(32 // bits)]
-        word = generator.getrandbits(32)
+        x = [generator.choice((-bound, bound, generator.randint(-bound, bound))) for _ in range(4 * numbers)]
+        words = [generator.getrandbits(32) if trial % 3 else 0xFFFFFFFF for _ in range(4)]
         packed: list[int] = []
-        for first in range(2 if bits == 4 else 1):  # even numbers and odd ones
-            given = [number & 0xFFFFFFFF for number in (activations[first::2] if bits == 4 else activations)]
-            packed += map(int, evaluate(fixed_point.PACK_ASSEMBLY.value, 2, *given, form="<I"))
-        (product,) = evaluate(assembly.value, 1, word, *packed, form="<i")
-        assert product == sum((word >> bits * index & (1 << bits) - 1) * x for index, x in enumerate(activations))
+        for word in range(4):
+            of_word = [number & 0xFFFFFFFF for number in x[word * numbers : (word + 1) * numbers]]
+            for first in range(2 if bits == 4 else 1):  # even numbers and odd ones
+                given = of_word[first::2] if bits == 4 else of_word
+                packed += map(int, evaluate(fixed_point.PACK_ASSEMBLY.value, 2, *given, form="<I"))
+        fields = [word >> bits * index & (1 << bits) - 1 for word in words for index in range(numbers)]
+        parts, offset = fixed_point.parts_of(bits), 1 << bits - 1
+        start = -sum(x) * offset * parts & 0xFFFFFFFF
+        (product,) = evaluate(fixed_point.dot_assembly(bits), 1, *words, start, *packed, form="<i")
+        assert product == parts * sum((field - offset) * number for field, number in zip(fields, x, strict=True))
 
 
 COMPILE = """
@@ -216,7 +224,7 @@ GEMV = (
 )
 KERNELS = {
     "packed_gemv": GEMV,
-    "persistent_gemv": GEMV,
+    "persistent_gemv": (GEMV[0] + ", CHUNKS=bits // 2, STAGED=True", GEMV[1]),
     "packed_matmul": (
         "BITS=bits, CODE=code, ONE_GROUP=True, EVEN=True, BLOCK_M=16, BLOCK_N=64, BLOCK_W=16, CAPABILITY={capability}",
         "x='*bf16', packed='*i32', scale='*bf16', out='*bf16', count='i32', n='i32', words_a_row='i32', "

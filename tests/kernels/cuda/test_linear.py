@@ -8,7 +8,8 @@ from torch import Tensor
 from tests.triton_here import DEVICE, apart  # isort: skip  (first: it prepares Triton)
 from mllama_cli.kernels.codes import Code
 from mllama_cli.kernels.cuda.dequantize import dequantize
-from mllama_cli.kernels.cuda.gemv_api import GemvTile, gemv
+from mllama_cli.kernels.cuda.gemv_api import gemv
+from mllama_cli.kernels.cuda.gemv_tiles import FORMATS, GemvTile
 from mllama_cli.kernels.cuda.layout import interleave
 from mllama_cli.kernels.ops import rms_norm
 from mllama_cli.kernels.packed import PackedWeight, pack
@@ -78,7 +79,11 @@ def test_packed_matrices_equal_the_unpacked_ones(bits: int, inputs: int, group: 
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("tile", [GemvTile(16, 32, 1), GemvTile(16, 64, 2, programs=2)], ids=["tiles", "persistent"])
+@pytest.mark.parametrize(
+    "tile",
+    [GemvTile(16, 32, 1), GemvTile(16, 64, 2, programs=2), GemvTile(16, 32, 2, programs=2, chunks=2)],
+    ids=["tiles", "persistent", "in chunks"],
+)
 @pytest.mark.parametrize(("dtype", "rounding"), [(torch.float16, 4e-4), (torch.bfloat16, 6e-3)])
 def test_16_bit_activations_cost_little_more_than_rounding_the_product(
     bits: int, tile: GemvTile, dtype: torch.dtype, rounding: float
@@ -92,7 +97,9 @@ def test_16_bit_activations_cost_little_more_than_rounding_the_product(
 
 
 TILES = pytest.mark.parametrize(
-    "tile", [GemvTile(4, 16, 1), GemvTile(4, 64, 2, programs=2)], ids=["tiles", "persistent"]
+    "tile",
+    [GemvTile(4, 16, 1), GemvTile(4, 64, 2, programs=2), GemvTile(4, 16, 2, programs=2, chunks=4)],
+    ids=["tiles", "persistent", "in chunks"],
 )
 
 
@@ -137,6 +144,9 @@ def test_packed_gated_product_interleaves_for_the_next_matrix(bits: int) -> None
         (4, 256, 32, (32, 16, 16), GemvTile(4, 8, 1, programs=2)),
         (4, 896, 128, (37,), GemvTile(8, 32, 1, programs=1)),
         (8, 384, 128, (9, 20), GemvTile(8, 32, 1, programs=2)),
+        (4, 512, 64, (32, 16, 16), GemvTile(4, 4, 1, programs=2, chunks=4)),
+        (4, 896, 128, (37,), GemvTile(8, 16, 2, programs=1, chunks=2)),
+        (8, 384, 384, (9, 20), GemvTile(8, 16, 1, programs=2, chunks=2)),
     ],
 )
 def test_persistent_programs(bits: int, inputs: int, group: int, rows: tuple[int, ...], tile: GemvTile) -> None:
@@ -253,3 +263,36 @@ def test_unpacking_for_many_rows_equals_the_reference(bits: int, inputs: int, gr
     torch.manual_seed(4)
     weight = packed(11, inputs, bits, group)
     assert torch.equal(dequantize(weight, torch.float32), reference_dequantize(weight))
+
+
+def test_tiles_of_persistent_programs_have_room_for_whole_rows() -> None:
+    for tiles in FORMATS.values():
+        for by_quads in tiles.values():
+            for quads, tile in by_quads.items():
+                assert not tile.programs or tile.columns * tile.chunks == quads
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="rows of this length take the interpreter too long")
+@pytest.mark.parametrize(("code", "bits", "group"), [
+    ("int", 4, 128), ("int", 8, 128), ("nf4", 4, 64), ("fp4", 4, 64), ("fp8", 8, 0)
+])  # fmt: skip
+@pytest.mark.parametrize("inputs", [4096, 7168, 8192, 14336, 28672])
+def test_tiles_of_released_models(code: Code, bits: int, group: int, inputs: int) -> None:
+    torch.manual_seed(9)
+    form = 32 // bits
+
+    def weight(rows: int) -> PackedWeight:
+        return packed(rows, inputs, bits, group) if code == "int" else coded(rows, inputs, code, group or inputs)
+
+    x, norm = drawn(1, inputs, dtype=torch.bfloat16), drawn(inputs, dtype=torch.bfloat16)
+    h = rms_norm(x.float(), norm.float(), EPS)
+    for rows in ((300, 70, 70), (300,)):
+        weights, out = [weight(n) for n in rows], torch.full((1, sum(rows)), torch.nan, device=DEVICE).bfloat16()
+        gemv(interleave(x, form), weights, out, norm=interleave(norm, form), eps=EPS, in_interleave=form)
+        assert apart(out, F.linear(h, torch.cat([reference_dequantize(w) for w in weights]))) < 6e-3
+    gate, up, out = weight(301), weight(301), torch.full((1, 301), torch.nan, device=DEVICE).bfloat16()
+    gemv(
+        interleave(x, form), [gate, up], out, norm=interleave(norm, form), eps=EPS, swiglu=True, in_interleave=form
+    )  # fmt: skip
+    exact = F.silu(F.linear(h, reference_dequantize(gate))) * F.linear(h, reference_dequantize(up))
+    assert apart(out, exact) < 1.2e-2
