@@ -1,8 +1,8 @@
 """Multiply numbers that are no integers by activations of 16 bits in float16, two in an instruction.
 
 A thread's activations for a quad of words share a unit, a power of two that brings the largest to between 1 and 2, so
-that bfloat16 keeps its digits. Four products, of a table's values eight, are added up in float16, and these sums in
-float32. E4M3 is exact in float16. Values of a table are rounded to it: shared memory holds those of all pairs of codes.
+that bfloat16 keeps its digits. Four products, of a table's values eight, are added up in float16 one after the other,
+two such sums once, and what that gives in float32. E4M3 is exact in float16. Values of a table are rounded to it: shared memory holds those of all pairs of codes.
 """
 
 from functools import cache
@@ -67,20 +67,17 @@ def product_assembly(code, capability):
     """Return PTX for the product of four words, $1 to $4, with activations from $6 on; $5 is the table."""
     found = LOOKED_UP_PAIRS if is_table(code) else NATIVE_PAIRS if capability >= NATIVE_FP8.value else SHIFTED_PAIRS
     pairs = 4 if is_table(code) else 2
-    lines = "{\n.reg .b32 address<4>, pair<4>, sum, shifted;\n.reg .b16 low, high;\n.reg .f32 one, other;\n"
+    lines = "{\n.reg .b32 address<4>, pair<4>, sum<2>, shifted;\n.reg .b16 low, high;\n.reg .f32 other;\n"
     for word in range(4):
         lines += found.value.format(word=f"${1 + word}")
         for index in range(pairs):
-            x = f"${6 + pairs * word + index}"
+            x, total = f"${6 + pairs * word + index}", f"sum{word // 2}"
             if index or word % 2:
-                lines += f"fma.rn.f16x2 sum, pair{index}, {x}, sum;\n"
+                lines += f"fma.rn.f16x2 {total}, pair{index}, {x}, {total};\n"
             else:
-                lines += f"mul.rn.f16x2 sum, pair{index}, {x};\n"
-        if word % 2:
-            lines += "mov.b32 {low, high}, sum;\ncvt.f32.f16 one, low;\ncvt.f32.f16 other, high;\n"
-            lines += "add.f32 one, one, other;\n"
-            lines += "mov.f32 $0, one;\n" if word == 1 else "add.f32 $0, $0, one;\n"
-    return lines + "}"
+                lines += f"mul.rn.f16x2 {total}, pair{index}, {x};\n"
+    lines += "add.rn.f16x2 sum0, sum0, sum1;\nmov.b32 {low, high}, sum0;\n"
+    return lines + "cvt.f32.f16 $0, low;\ncvt.f32.f16 other, high;\nadd.f32 $0, $0, other;\n}"
 
 
 @triton.constexpr_function

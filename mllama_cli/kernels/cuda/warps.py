@@ -122,6 +122,7 @@ def store_rows(target, result, kept, LANES: tl.constexpr, CAPABILITY: tl.constex
             bits = result.to(tl.int16, bitcast=True)
             tl.inline_asm_elementwise(store_assembly(16), "=r,l,h,r", [target, bits, here], tl.int32, False, 1)
         else:
-            tl.inline_asm_elementwise(store_assembly(32), "=r,l,r,r", [target, result, here], tl.int32, False, 1)
+            bits = result.to(tl.int32, bitcast=True)
+            tl.inline_asm_elementwise(store_assembly(32), "=r,l,r,r", [target, bits, here], tl.int32, False, 1)
     else:
         tl.store(target, result, mask=kept)

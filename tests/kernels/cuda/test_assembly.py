@@ -73,6 +73,9 @@ def evaluate(
             products = map(operator.mul, halves_of(parts[1]), halves_of(parts[2]))
             sums_of_two = struct.pack("<2e", *map(operator.add, products, added))
             registers[parts[0]] = int.from_bytes(sums_of_two, "little")
+        elif name == "add.rn.f16x2":
+            sums_of_two = struct.pack("<2e", *map(operator.add, halves_of(parts[1]), halves_of(parts[2])))
+            registers[parts[0]] = int.from_bytes(sums_of_two, "little")
         elif name == "cvt.rn.f16x2.e4m3x2":
             codes = torch.tensor([value(parts[1]) & 0xFF, value(parts[1]) >> 8], dtype=torch.uint8)
             numbers = codes.view(torch.float8_e4m3fn).float().tolist()
@@ -197,9 +200,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from mllama_cli.kernels.cuda.{module} import {kernel} as kernel
 target = GPUTarget("cuda", {capability}, 32)
-for code, bits, halves in {formats}:
+for code, bits, halves, element in {formats}:
     constants = dict({constants})
-    types = dict({types})
+    types = {{name: kind.replace("bf16", element) for name, kind in dict({types}).items()}}
     signature = {{name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}}
     source = triton.compiler.ASTSource(kernel, signature, constants)
     made = triton.compile(source, target, {{"num_warps": {warps}}})
@@ -246,15 +249,17 @@ KERNELS = {
 """Constants and types of the arguments."""
 CAPABILITIES = 80, 90
 FORMATS = (
-    ("int", 4, False),
-    ("int", 8, False),
-    ("nf4", 4, False),
-    ("nf4", 4, True),
-    ("fp4", 4, True),
-    ("fp8", 8, True),
-    ("fp8", 8, False),
+    ("int", 4, False, "bf16"),
+    ("int", 8, False, "bf16"),
+    ("int", 8, False, "fp32"),
+    ("nf4", 4, False, "fp32"),
+    ("nf4", 4, True, "bf16"),
+    ("fp4", 4, True, "bf16"),
+    ("fp8", 8, True, "bf16"),
+    ("fp8", 8, False, "fp32"),
+    ("fp8", 8, False, "bf16"),
 )
-"""Codes, their bits, and whether they are multiplied in float16."""
+"""Codes, their bits, whether they are multiplied in float16, and the activations."""
 
 
 COMPILE_ALL = """
