@@ -4,17 +4,18 @@
 
 Prints, for each format with random weights, the tokens per second of whole decode steps with and without an image, the
 share of the memory bandwidth, and the memory that the weights take. ``--rank`` puts a LoRA adapter over all packed
-layers of the language model. ``--tiles`` also times the products of one row at
-the model's shapes with several tiles, to choose those of ``choose_gemv_tile``; each reads more weights in turn than
-the GPU's cache holds.
+layers of the language model. ``--tiles`` also times the products of one row at the model's shapes with many tiles,
+for kernels/cuda/gemv_tiles.py; each reads more weights in turn than the GPU's cache holds. It takes minutes.
 """
 
 import argparse
 import gc
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import starmap
+from itertools import product
 
 import torch
+import triton
 from triton.testing import do_bench_cudagraph
 
 from mllama_cli.benchmark.decode import benchmark
@@ -30,34 +31,6 @@ from mllama_cli.quantization.linear import AdaptedLinear, QuantizedLinear, repla
 from mllama_cli.quantization.schemes import scheme_named
 
 DEVICE = torch.device("cuda")
-TILES: dict[str, dict[str, tuple[tuple[int, ...], ...]]] = {
-    "nf4": {
-        "qkv": ((8, 128, 4, 4), (8, 128, 8, 2, 128), (4, 128, 4, 5, 96), (4, 128, 4, 6, 80)),
-        "o": ((8, 128, 4, 4), (8, 128, 8, 2, 128), (4, 128, 4, 5, 96)),
-        "gate and up": ((4, 128, 4, 4, 128), (4, 128, 8, 3, 80), (2, 128, 4, 4)),
-        "down": ((4, 512, 8, 2, 128), (8, 512, 16, 1, 128), (2, 512, 16, 2, 64)),
-    },
-    "fp8": {
-        "qkv": ((4, 256, 4, 5, 96), (4, 256, 4, 4, 128), (8, 256, 8, 2, 128)),
-        "o": ((4, 128, 4), (8, 128, 4), (4, 256, 8, 3, 80)),
-        "gate and up": ((4, 256, 4, 3), (4, 256, 8, 3, 80), (2, 256, 8, 3, 80)),
-        "down": ((4, 1024, 16, 1, 128), (4, 1024, 32, 1, 64)),
-    },
-    "int4": {
-        "qkv": ((4, 128, 2, 6, 168), (8, 128, 4), (8, 128, 4, 3, 168), (4, 128, 4, 6, 80)),
-        "o": ((8, 128, 4), (4, 128, 2, 6, 168), (4, 128, 4, 6, 80)),
-        "gate and up": ((4, 128, 4, 4, 128), (2, 128, 4, 5, 96), (2, 128, 4, 6, 80)),
-        "down": ((4, 512, 8, 2, 128), (8, 512, 16, 1, 128), (4, 512, 16, 1, 128), (2, 512, 16, 2, 64), (4, 128, 4)),
-    },
-    "int8": {
-        "qkv": ((8, 256, 8, 3, 80), (4, 256, 4, 4, 128), (4, 128, 4)),
-        "o": ((8, 128, 4), (4, 256, 4, 4, 128), (2, 256, 4, 6, 80)),
-        "gate and up": ((2, 256, 8, 3, 80), (2, 256, 8, 4, 64), (2, 256, 4, 4, 128)),
-        "down": ((4, 1024, 32, 1, 64), (2, 1024, 16, 2, 64), (4, 256, 4)),
-    },
-}
-"""Those with the fewest instructions a number: the fields of ``GemvTile``."""
-
 READ_BYTES = 300 * 10**6
 """Bytes of weights that a timing reads in turn: several times the cache."""
 
@@ -85,6 +58,16 @@ def matrices(config: MllamaConfig, form: str) -> dict[str, list[list[PackedWeigh
     }
 
 
+def candidates(quads: int, *, gated: bool) -> Iterator[GemvTile]:
+    """Yield tiles of persistent programs with which a thread holds 4 to 16 quads of weights at a time."""
+    for chunks, warps, held in product((1, 2, 4), (4, 8, 16), (4, 8, 16)):
+        rows = 32 * warps * held // quads // (2 if gated else 1)
+        for registers in (96, 128, 168):
+            programs = 65536 // (32 * warps * registers)
+            if rows and programs and quads // chunks >= 32:
+                yield GemvTile(rows, quads // chunks, warps, programs, registers, chunks)
+
+
 class Timing:
     """One row times copies of matrices, in turn, as the decode step multiplies them."""
 
@@ -96,7 +79,7 @@ class Timing:
         self.x, self.out = (torch.randn(1, n, dtype=torch.bfloat16, device=DEVICE) for n in (inputs, outputs))
         self.norm = torch.ones(inputs, dtype=torch.bfloat16, device=DEVICE) if name in ("qkv", "gate and up") else None
         self.chosen = choose_gemv_tile(first, shapes, self.swiglu)
-        self.quads = inputs * first.bits // 128
+        self.quads = triton.next_power_of_2(inputs * first.bits // 128)
 
     def multiply(self, weights: list[PackedWeight], tile: GemvTile) -> None:
         form = interleave_factor(weights[0])
@@ -119,11 +102,9 @@ class Timing:
 def time_tiles(config: MllamaConfig, form: str) -> None:
     timings = {name: Timing(name, copies) for name, copies in matrices(config, form).items()}
     tiles = {
-        name: [timing.chosen, *(tile for tile in starmap(GemvTile, TILES[form][name]) if tile != timing.chosen)]
+        name: [timing.chosen, *(set(candidates(timing.quads, gated=timing.swiglu)) - {timing.chosen})]
         for name, timing in timings.items()
     }
-    for name, timing in timings.items():  # rows must fit into a persistent program's registers
-        tiles[name] = [tile for tile in tiles[name] if not tile.programs or timing.quads <= tile.columns]
     with compile_only():
         for name, timing in timings.items():
             for tile in tiles[name]:
@@ -133,8 +114,7 @@ def time_tiles(config: MllamaConfig, form: str) -> None:
         print(f"  {form}, {name}:")
         for milliseconds, tile in found:
             mark = " (chosen)" if tile == timing.chosen else ""
-            shape = f"{tile.rows}, {tile.columns}, {tile.warps}, {tile.programs}, {tile.registers}"
-            print(f"    {1000 * milliseconds:.1f} us ({timing.nbytes / milliseconds / 1e9:.2f} TB/s) {shape}{mark}")
+            print(f"    {1000 * milliseconds:.1f} us ({timing.nbytes / milliseconds / 1e9:.2f} TB/s) {tile}{mark}")
 
 
 def adapt(network: torch.nn.Module, rank: int) -> None:

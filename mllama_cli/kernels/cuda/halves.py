@@ -2,7 +2,8 @@
 
 A thread's activations for a quad of words share a unit, a power of two that brings the largest to between 1 and 2, so
 that bfloat16 keeps its digits. Four products, of a table's values eight, are added up in float16 one after the other,
-two such sums once, and what that gives in float32. E4M3 is exact in float16. Values of a table are rounded to it: shared memory holds those of all pairs of codes.
+then two such sums, and the rest in float32. E4M3 is exact in float16. Values of a table are rounded to it: shared
+memory holds those of all pairs of codes.
 """
 
 from functools import cache

@@ -70,7 +70,7 @@ def load_block(
 
 @triton.jit
 def order_loads(CAPABILITY: tl.constexpr):
-    """Have what was loaded before this on its way before shared memory is read: the compiler would load later."""
+    """Have what was loaded before this on its way: the compiler would load later."""
     if CAPABILITY > 0:
         tl.inline_asm_elementwise("bar.warp.sync 0xFFFFFFFF; // dummy $0", "=r", [], tl.int32, False, 1)
 
@@ -81,16 +81,15 @@ def persistent_gemv_kernel(
     eps, programs,
     N0: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr, CODE: tl.constexpr,
     GROUP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_Q: tl.constexpr, CHUNKS: tl.constexpr,
-    STAGED: tl.constexpr,
-    OUT_INTERLEAVE: tl.constexpr, RESIDUAL_INTERLEAVE: tl.constexpr,
+    STAGED: tl.constexpr, OUT_INTERLEAVE: tl.constexpr, RESIDUAL_INTERLEAVE: tl.constexpr,
     SWIGLU: tl.constexpr, HAS_NORM: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
     RANKS: tl.constexpr, NEXT_RANKS: tl.constexpr, CAPABILITY: tl.constexpr, HALVES: tl.constexpr,
     EARLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Multiply as packed_gemv_kernel does, in ``programs`` programs that loop over BLOCK_N rows at a time.
 
-    A program's rows have CHUNKS of BLOCK_Q quads. RANKS and NEXT_RANKS are at most as many. With STAGED, each warp has
-    rows of its own, or few warps do.
+    Rows have up to CHUNKS of BLOCK_Q quads. RANKS and NEXT_RANKS are at most as many. STAGED says that a program has
+    more threads than BLOCK_Q, so that its warps multiply different rows.
     """
     gdc_launch_dependents(PDL and EARLY)
     program = tl.program_id(0)
