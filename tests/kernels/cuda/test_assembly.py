@@ -182,15 +182,18 @@ def test_fixed_point_products_of_a_quad_are_exact(bits: int) -> None:
         x = [generator.choice((-bound, bound, generator.randint(-bound, bound))) for _ in range(4 * numbers)]
         words = [generator.getrandbits(32) if trial % 3 else 0xFFFFFFFF for _ in range(4)]
         packed: list[int] = []
+        start = 0
         for word in range(4):
             of_word = [number & 0xFFFFFFFF for number in x[word * numbers : (word + 1) * numbers]]
             for first in range(2 if bits == 4 else 1):  # even numbers and odd ones
                 given = of_word[first::2] if bits == 4 else of_word
                 packed += map(int, evaluate(fixed_point.PACK_ASSEMBLY.value, 2, *given, form="<I"))
+            both = packed[-4:] if bits == 4 else 2 * packed[-2:]
+            start -= int(*evaluate(fixed_point.offset_assembly(bits), 1, *both, form="<i"))
         fields = [word >> bits * index & (1 << bits) - 1 for word in words for index in range(numbers)]
         parts, offset = fixed_point.parts_of(bits), 1 << bits - 1
-        start = -sum(x) * offset * parts & 0xFFFFFFFF
-        (product,) = evaluate(fixed_point.dot_assembly(bits), 1, *words, start, *packed, form="<i")
+        assert start == -sum(x) * offset * parts
+        (product,) = evaluate(fixed_point.dot_assembly(bits), 1, *words, start & 0xFFFFFFFF, *packed, form="<i")
         assert product == parts * sum((field - offset) * number for field, number in zip(fields, x, strict=True))
 
 
