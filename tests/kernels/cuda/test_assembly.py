@@ -253,14 +253,11 @@ KERNELS = {
 CAPABILITIES = 80, 90
 FORMATS = (
     ("int", 4, False, "bf16"),
-    ("int", 8, False, "bf16"),
     ("int", 8, False, "fp32"),
     ("nf4", 4, False, "fp32"),
     ("nf4", 4, True, "bf16"),
-    ("fp4", 4, True, "bf16"),
     ("fp8", 8, True, "bf16"),
     ("fp8", 8, False, "fp32"),
-    ("fp8", 8, False, "bf16"),
 )
 """Codes, their bits, whether they are multiplied in float16, and the activations."""
 
