@@ -40,6 +40,7 @@ class GemvTile:
 SINGLE, STACKED, GATED = "single", "stacked", "gated"
 """Products with one matrix, with several that one kernel reads, and with two of which the first gates the second."""
 
+# Tiles by the quads of a row, rounded up to a power of two. STACKED is like SINGLE if left out.
 INT4 = {
     SINGLE: {
         128: GemvTile(8, 64, 8, programs=2, registers=128, chunks=2),
@@ -83,8 +84,6 @@ FP8 = {
         512: GemvTile(2, 256, 8, programs=2, registers=128, chunks=2),
     },
 }
-"""Tiles for rows of up to so many quads, and more than half as many. STACKED is like SINGLE if left out."""
-
 FORMATS = {("int", 4): INT4, ("int", 8): INT8, ("fp8", 8): FP8, **dict.fromkeys([(code, 4) for code in TABLES], TABLE)}
 """By code and bits."""
 

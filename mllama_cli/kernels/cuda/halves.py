@@ -23,10 +23,13 @@ NF4_FACTOR = tl.constexpr(1.67769)
 FP4_FACTOR = tl.constexpr(3.0)
 """By what values are multiplied so that rounding to float16 costs nothing."""
 
-TABLE_ASSEMBLY = tl.constexpr("""{
-.shared .align 128 .b8 pairs_of_codes[32768];
+TABLE_BYTES = tl.constexpr(32 * 1024)
+"""What the pairs of codes take of shared memory, with a copy for each lane of a warp."""
+
+TABLE_ASSEMBLY = tl.constexpr(f"""{{
+.shared .align 128 .b8 pairs_of_codes[{TABLE_BYTES.value}];
 mov.u32 $0, pairs_of_codes;
-}""")
+}}""")
 STORE_ASSEMBLY = tl.constexpr("""{
 st.shared.v4.b32 [$1], {$2, $2, $2, $2};
 mov.b32 $0, 0;

@@ -7,13 +7,11 @@ shared memory. Triton would convert one tensor after the other, with two barrier
 import triton
 import triton.language as tl
 
+from mllama_cli.kernels.cuda.halves import TABLE_BYTES
 from mllama_cli.kernels.cuda.lookup import is_table
 
 STATIC_BYTES = tl.constexpr(48 * 1024)
-"""What a kernel may declare of shared memory."""
-
-TABLE_BYTES = tl.constexpr(32 * 1024)
-"""What ``halves.share_table`` takes of it."""
+"""What a kernel may declare of shared memory, the table of ``halves.share_table`` included."""
 
 QUAD_BYTES = tl.constexpr(4 * 16 + 8)
 """What the operands of a quad of words take: 16 bytes for each word, and their offset and unit."""
